@@ -30,7 +30,7 @@ class Args:
     """Those whose checkout is not given are left out."""
     rows: Path = Path(__file__).with_suffix(".parquet")
     table: bool = False
-    """Measure nothing: print the table of the stored rows, which is the README's."""
+    """Measure nothing: print the table of the stored rows, which is in `condkd_ray/docs/performance.md`."""
 
 
 def main(args: Args) -> int:

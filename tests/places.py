@@ -11,6 +11,7 @@ CHECKOUT = TESTS.parent
 EXPERIMENTS = CHECKOUT / "experiments"
 SPACES = CHECKOUT / "search_spaces"
 README = CHECKOUT / "README.md"
+DOCS = CHECKOUT / "condkd_ray" / "docs"
 
 
 @contextmanager

@@ -247,7 +247,7 @@ METHODS = [
     ("guidance: {name: moments, covariance_weight: -1}", "covariance_weight is -1.0; accepted: >= 0"),
     (
         "guidance: {name: moments, stages: 4}",
-        "guidance stages is 4; accepted: 0 to 2; beside its features this teacher",
+        "guidance stages is 4; accepted: 0 to 2; in addition to its features this teacher",
     ),
     (
         "guidance: {name: mmd, stages: 1, layer: stages.1}",
@@ -258,7 +258,7 @@ METHODS = [
         "under alignment marginal is 'projection'; accepted: none",
     ),
     ("inversion: {name: fast, lr_latent: -1}", "inversion lr_latent is -1.0; accepted: >= 0, and finite"),
-    ("guidance: {name: gaussian, mixup: 0.5}", "gaussian mixup is 0.5; accepted: 0: it looks at no condensed images"),
+    ("guidance: {name: gaussian, mixup: 0.5}", "gaussian mixup is 0.5; accepted: 0: it reads no condensed images"),
     ("guidance: {name: gaussian, shrinkage: some}", "shrinkage is 'some'; accepted: 'ledoit_wolf', 'oas' or 'none'"),
     ("guidance: {name: mmd, schedule: {start: -1}}", "schedule start or end is -1.0; accepted: a factor >= 0"),
     ("inversion: {name: cmi, layers: stage3}", "inversion: layers is 'stage3'; accepted: 'stages' or 'all'"),
@@ -300,8 +300,8 @@ SETS = [
     ("classes.pt", 2, "labels in {folder}/classes.pt is [0, 1, 2, 3, 4, 5, 6]; accepted: 10 classes, each of 0 to 9"),
     ("shape.pt", 2, "shape of the images in {folder}/shape.pt is (1, 16, 16); accepted: (1, 8, 8)"),
     ("nan.pt", 2, "pixels in {folder}/nan.pt is 'not all finite'; accepted: finite values"),
-    ("twice.pt", 2, "space of condensed set twice.pt, 2 a class is 'normalised twice, as its pixels tell'; accepted: "),
-    ("noise.pt", 3, "condensation.ipc of {folder}/noise.pt is 3; accepted: 1 to 2, what the file has"),
+    ("twice.pt", 2, "space of condensed set twice.pt, 2 a class is 'normalised twice, by its pixels'; accepted: "),
+    ("noise.pt", 3, "condensation.ipc of {folder}/noise.pt is 3; accepted: 1 to 2, as many as the file has"),
     ("noise.pt", 0, "condensation.ipc is 0; accepted: 1 or more"),
 ]
 

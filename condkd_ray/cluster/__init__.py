@@ -1,1 +1,1 @@
-"""Trials on Ray: the connection, the pool of synthetic samples, one trial, a sweep. The only folder that imports it."""
+"""Trials on Ray: connection, pool of synthetic samples, workers, sweep and search. Only this folder imports Ray."""

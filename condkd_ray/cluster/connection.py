@@ -1,4 +1,4 @@
-"""The cluster that was named, or a private local one. Nothing is discovered; nobody but this machine can reach it."""
+"""Connection to a given cluster, or a private local one that only this machine can reach. Nothing is discovered."""
 
 import importlib
 import json
@@ -27,44 +27,46 @@ log = logging.getLogger(__name__)
 
 ADDRESS = '"host:port" of a running head node (its token in RAY_AUTH_TOKEN), or "local"'
 PROBE_SECONDS = 2.0
+"""Time limit of a test connection."""
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""Where a program that `ray job submit` has started finds what it was submitted with, as JSON."""
+"""Variable in which Ray passes a job submitted by `ray job submit` its configuration, as JSON."""
 LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
-"""Named after systems where Ray, unless told otherwise, stays on loopback; with "0" it does so anywhere."""
+"""Named after systems on which Ray stays on loopback by default; with "0" it does so on any system."""
 STORE_BYTES = 2 * 2**30
-"""Most shared memory a private cluster takes for its object store; beyond it objects go to disk."""
+"""Largest object store of a private cluster, in bytes of shared memory; further objects go to disk."""
 _TOKEN = secrets.token_hex(32)
-"""One a process: workers of a cluster just ended may still be about."""
+"""One per process: workers of a cluster that has just ended may still run."""
 PORT_WAIT = "RAY_gcs_server_port_wait_time_s"
+"""Seconds in which Ray's first process has to report its port."""
 FAILURE_THRESHOLD = "RAY_health_check_failure_threshold"
-"""How many questions in a row, one every three seconds, a node may leave without answer before it is taken as lost."""
+"""Number of successive health checks, one every three seconds, that a node may miss before Ray takes it as lost."""
 LONGEST_TEMP = 36
-"""Characters: Ray puts 68 more behind the folder of temporary files, and a socket's path may have 107."""
+"""Characters of the path of the temporary folder: Ray appends 68, and a socket's path may have 107."""
 
 QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_TQDM_MAGIC": "0",
-    # Ray announces a change that does not concern us: without a GPU of its own a trial computes on the CPU anyway.
+    # Ray announces a change that does not matter here: a trial without a GPU of its own computes on the CPU anyway.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    # A paragraph for each process and node lost, and each call made again; what becomes of trials we tell ourselves.
+    # Ray logs a paragraph for each lost process or node and each repeated call; trials are logged by this package.
     "RAY_DEDUP_LOGS_SKIP_REGEX": "A worker died or was killed|has been marked dead|infinite retries remaining",
-    # Tune's own snapshots are never read back (records are the truth), so it shall not spend time on them.
+    # Tune's own snapshots are never read back (records are the source of truth), so it need not write them.
     "TUNE_GLOBAL_CHECKPOINT_S": "86400",
 }
-"""Environment of every connection."""
+"""Environment variables of every connection."""
 
 
 def checked(given: str | None) -> str | None:
-    """The address to connect to, `given` or in `RAY_ADDRESS`; None for a private cluster.
+    """Return the address to connect to, `given` or in `RAY_ADDRESS`; None for a private cluster.
 
-    Raises `InputError` where it is of a form that is not accepted, or no Ray answers there.
+    Raises `InputError` if its form is not accepted, or no Ray answers there.
     """
     address = given or os.environ.get("RAY_ADDRESS") or "local"
     if address == "local":
         return None
-    # Through the client the driver, and with it all results, would live on the other machine.
+    # Through the Ray client the driver, and with it all results, would live on the other machine.
     require("://" not in address, "Ray address", address, f"{ADDRESS}; not the Ray client")
     require(address != "auto", "Ray address", address, f"{ADDRESS}; nothing is discovered")
     host, _, port = address.rpartition(":")
@@ -73,14 +75,14 @@ def checked(given: str | None) -> str | None:
         answers = _speaks_grpc(host.strip("[]"), int(port))
     except OSError as error:
         raise InputError(f"Ray address is {address!r}, where nothing answers ({error}); accepted: {ADDRESS}") from None
-    require(answers, "Ray address", address, f"{ADDRESS}; what answers there is no Ray")
+    require(answers, "Ray address", address, f"{ADDRESS}; the server there is not Ray")
     return address
 
 
 def _speaks_grpc(host: str, port: int) -> bool:
-    """Whether a server is there that greets as gRPC does: with HTTP/2 settings. Raises `OSError` where none is.
+    """Return whether a server there answers with HTTP/2 settings, as gRPC does. Raises `OSError` if none is there.
 
-    Ray itself would go on trying for minutes, and then end the process.
+    Without this check Ray would retry for minutes and then end the process.
     """
     hello = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
     with socket.create_connection((host, port), timeout=PROBE_SECONDS) as connection:
@@ -95,7 +97,7 @@ def _speaks_grpc(host: str, port: int) -> bool:
 
 
 def on_loopback_alone(address: str) -> bool:
-    """Whether a head on this machine can be reached at 127.0.0.1 only; Ray would look for it at its other address."""
+    """Return whether a head on this machine is reachable at 127.0.0.1 only; Ray would look at its other address."""
     import ray
 
     host, _, port = address.rpartition(":")
@@ -109,10 +111,10 @@ def on_loopback_alone(address: str) -> bool:
 
 
 def check_versions(address: str) -> None:
-    """Raise `InputError` where the cluster runs another Ray, or another Python, than we do.
+    """Raise `InputError` if the cluster runs another version of Ray or Python than this process.
 
-    Ray refuses that too, but late: a driver has connected by then, and a worker only logs it. By its rule Pythons of
-    different patch releases do not match, unless `RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL` is `minor`.
+    Ray refuses that too, but late: the driver has connected by then, and a worker only logs it. By Ray's rule, Pythons
+    of different patch releases do not match unless `RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL` is `minor`.
     """
     import ray
     from ray._common.usage.usage_lib import get_cluster_metadata
@@ -123,12 +125,12 @@ def check_versions(address: str) -> None:
     theirs, ours = (there["ray_version"], there["python_version"]), (ray.__version__, platform.python_version())
     if theirs[0] != ours[0] or theirs[1].split(".")[:parts] != ours[1].split(".")[:parts]:
         found, here = ("Ray {} on Python {}".format(*versions) for versions in (theirs, ours))
-        raise InputError(f"Ray address is {address!r}, a cluster of {found}; accepted: one of {here}, as this program")
+        raise InputError(f"Ray address is {address!r}, a cluster of {found}; accepted: {here}, as in this program")
 
 
 @contextmanager
 def handling(number: signal.Signals, handler: Any) -> Iterator[None]:
-    """`handler` in charge of a signal, and afterwards whoever was before. Only the main thread can; others pass."""
+    """Install a signal handler for the block, and then restore the earlier one. No effect outside the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -140,8 +142,8 @@ def handling(number: signal.Signals, handler: Any) -> Iterator[None]:
 
 
 def as_ctrl_c(number: int, frame: Any) -> None:
-    """A handler of SIGTERM: the process is ended as by Ctrl-C."""
-    # Who starts us in the background, as shells do, may have had Ctrl-C ignored; SIGTERM is meant for us all the same.
+    """Handle SIGTERM by ending the process as Ctrl-C would."""
+    # A process started in the background may have Ctrl-C ignored, as shells arrange; SIGTERM must end it all the same.
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         raise KeyboardInterrupt
     os.kill(os.getpid(), signal.SIGINT)
@@ -149,21 +151,21 @@ def as_ctrl_c(number: int, frame: Any) -> None:
 
 @contextmanager
 def interrupts_kept() -> Iterator[list[int]]:
-    """Ctrl-C takes effect at the end of the block, and a second one at once: Ray, while it comes up, forgets it.
+    """Delay Ctrl-C to the end of the block; a second one takes effect at once. Ray loses it while it starts.
 
-    What came is in the list that the block gets. `KeyboardInterrupt` is raised then whatever the block raises.
+    Yields the list of received signals. After one, `KeyboardInterrupt` is raised whatever the block raises.
     """
-    came: list[int] = []
+    received: list[int] = []
 
     def keep(number: int, frame: Any) -> None:
-        came.append(number)
+        received.append(number)
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     try:
         with handling(signal.SIGINT, keep):
-            yield came
+            yield received
     finally:
-        if came:
+        if received:
             raise KeyboardInterrupt
 
 
@@ -171,27 +173,27 @@ def interrupts_kept() -> Iterator[list[int]]:
 def connect(
     address: str | None = None, *, cpus: int | None = None, gpus: int | None = None, view: View = SILENT
 ) -> Iterator[None]:
-    """A connection for the length of a `with` block, in which SIGTERM acts as Ctrl-C.
+    """Connect for the length of a `with` block, in which SIGTERM acts as Ctrl-C.
 
     The cluster is the one at `address` (or `RAY_ADDRESS`), "host:port". Without either it is a new one on this
-    machine: all sockets on loopback, a random token asked of every client, nothing reported to anyone, nothing
-    written to the home folder; it ends with the block. A process that is connected already stays so. Workers of a
-    cluster that is not private get this package as it lies here, see `runtime_env`.
+    machine, which ends with the block: all sockets are on loopback, every client needs a random token, no usage data
+    is sent, and nothing is written to the home folder. A process that is already connected stays connected. Workers of
+    a cluster that is not private receive this package from here, see `runtime_env`.
 
     Args:
         address: "host:port" of a running cluster's head, or "local" for a private one whatever `RAY_ADDRESS` says.
-        cpus: of a private cluster; all that this process may use by default.
-        gpus: likewise.
+        cpus: CPUs of a private cluster; by default all that this process may use.
+        gpus: GPUs of a private cluster; by default all that Ray finds.
         view: shows that Ray is starting.
 
     Raises:
-        InputError: Nothing answers at `address`, it is of a form that is not accepted, or the Ray or Python there is
-            another than ours. Within seconds.
-        ClusterError: Ray does not come up, twice; each time that may take it a minute or two.
+        InputError: Nothing answers at `address`, its form is not accepted, or Ray or Python there has another version.
+            Raised within seconds.
+        ClusterError: Ray has failed to start twice; each attempt may take a minute or two.
     """
     found = checked(address)
     environment = QUIET | ({} if found else _one_nodes_environment())
-    # A terminal that is closed shall not end what runs, nor Ray's processes, which inherit this.
+    # Closing the terminal must not end the run, nor Ray's processes, which inherit this.
     with _environment(environment), handling(signal.SIGHUP, signal.SIG_IGN):
         import ray
 
@@ -199,31 +201,31 @@ def connect(
             yield
             return
         try:
-            with view.bar("starting Ray" if found is None else "connecting to Ray"), interrupts_kept() as came:
-                _init(found, cpus, gpus, came)
-            # Ray's core would end the process on SIGTERM at once, with a stack dump.
+            with view.bar("starting Ray" if found is None else "connecting to Ray"), interrupts_kept() as received:
+                _init(found, cpus, gpus, received)
+            # On SIGTERM Ray's core would end the process at once, with a stack dump.
             with handling(signal.SIGTERM, as_ctrl_c):
                 yield
         finally:
-            # A second Ctrl-C shall not leave half a cluster behind; this takes a second or two.
+            # A second Ctrl-C must not leave half a cluster behind; this takes a second or two.
             with handling(signal.SIGINT, signal.SIG_IGN):
                 _kill_helpers()
                 ray.shutdown()
 
 
 def _kill_helpers() -> None:
-    """Kill what Ray has started for this driver beside raylet and GCS: it keeps nothing.
+    """Kill the processes that Ray has started for this driver beside raylet and GCS; none holds data.
 
-    Ray asks one after another to end, and waits up to two seconds for each: on a busy machine, where Python takes that
-    long to hear it, a second Ctrl-C was seen to take ten seconds. Measured with ten busy processes on two cores: 2.1
-    and 2.6 s for its whole shutdown, and 0.8 and 1.0 s with these killed first.
+    Ray stops them one by one and waits up to two seconds for each. On a busy machine, where Python takes that long to
+    react, the shutdown took ten seconds after a second Ctrl-C. Measured with ten busy processes on two cores: 2.1 and
+    2.6 s for Ray's own shutdown, 0.8 and 1.0 s with these processes killed first.
     """
     from ray._private import ray_constants, worker
 
     node: Any = worker._global_node
     if node is None:
         return
-    # Where workers' words are shown, the log monitor brings the last of them.
+    # At debug level the log monitor stays: it prints the workers' last lines.
     kinds = {ray_constants.PROCESS_TYPE_MONITOR, ray_constants.PROCESS_TYPE_DASHBOARD}
     kinds |= set() if log.isEnabledFor(logging.DEBUG) else {ray_constants.PROCESS_TYPE_LOG_MONITOR}
     for kind in kinds & node.all_processes.keys():
@@ -232,9 +234,9 @@ def _kill_helpers() -> None:
 
 
 def runtime_env() -> dict[str, Any] | None:
-    """What to give to Ray when connecting to a cluster: the package as it lies here, without caches.
+    """Return the runtime environment for connecting to a cluster: this package without caches.
 
-    None in a job that was submitted with code of its own: workers then have what we have.
+    None in a job that was submitted with code of its own: its workers already have the same code.
     """
     if _job_env().keys() & {"working_dir", "py_modules"}:
         return None
@@ -242,7 +244,7 @@ def runtime_env() -> dict[str, Any] | None:
 
 
 def in_job_folder(path: Path) -> bool:
-    """Whether `path` lies in the copy of a working directory that Ray made for a job, and deletes after it."""
+    """Return whether `path` lies in the copy of a working directory that Ray makes for a job and deletes after it."""
     return "working_dir" in _job_env() and path.resolve().is_relative_to(Path.cwd())
 
 
@@ -252,7 +254,7 @@ def _job_env() -> dict[str, Any]:
 
 @contextmanager
 def private() -> Iterator[None]:
-    """The environment of a private cluster; nodes started in it know one another, and this machine alone them."""
+    """Set the environment of a private cluster; nodes started in the block reach each other on this machine only."""
     with _environment(QUIET | _private_environment()):
         _read_environment(several_nodes=True)
         yield
@@ -264,10 +266,10 @@ def _private_environment() -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": _TOKEN,
-        # On a busy machine Ray's first process is slow to say where it listens.
+        # On a busy machine Ray's first process takes long to report its port.
         PORT_WAIT: os.environ.get(PORT_WAIT, "120"),
-        # Ray runs each trial of a process in a thread of its own, and each thread may get another of the allocator's
-        # arenas. These keep what trials have freed: after ten trials a process held twice what it needs.
+        # Ray runs each trial of a process in a thread of its own, and each thread may get a further arena of the
+        # allocator. Arenas keep what trials have freed: after ten trials a process held twice what it needs.
         "MALLOC_ARENA_MAX": os.environ.get("MALLOC_ARENA_MAX", "1"),
     }
     temp = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
@@ -275,16 +277,16 @@ def _private_environment() -> dict[str, str]:
 
 
 def _one_nodes_environment() -> dict[str, str]:
-    """Of a private cluster of one node: it may be slow to answer whether it lives, and is never lost by itself.
+    """Return the environment of a private cluster of one node, which may be slow to answer and is never lost alone.
 
-    Among several this would delay by as much what is done about a node that is lost.
+    On several nodes the high threshold would delay the reaction to a lost node.
     """
     return _private_environment() | {FAILURE_THRESHOLD: os.environ.get(FAILURE_THRESHOLD, "20")}
 
 
 @contextmanager
 def _environment(values: dict[str, str]) -> Iterator[None]:
-    """`values` in the environment, for this process and all it starts, and afterwards what was there before."""
+    """Set `values` in the environment of this process and its children for the block, and then restore the earlier."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -296,13 +298,13 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _init(address: str | None, cpus: int | None, gpus: int | None, came: Sequence[int]) -> None:
-    """Connect; `came`: whether Ctrl-C was pressed, as `interrupts_kept` tells it."""
+def _init(address: str | None, cpus: int | None, gpus: int | None, received: Sequence[int]) -> None:
+    """Connect. `received`: the signals received by `interrupts_kept` so far."""
     import ray
     from ray.exceptions import RayError
 
-    told = log.isEnabledFor(logging.DEBUG)
-    common: Any = {"namespace": "condkd", "logging_level": "INFO" if told else "ERROR", "log_to_driver": told}
+    debug = log.isEnabledFor(logging.DEBUG)
+    common: Any = {"namespace": "condkd", "logging_level": "INFO" if debug else "ERROR", "log_to_driver": debug}
     _read_environment(several_nodes=True)
     _read_environment(several_nodes=address is not None and not on_loopback_alone(address))
     if address is not None:
@@ -310,23 +312,22 @@ def _init(address: str | None, cpus: int | None, gpus: int | None, came: Sequenc
             check_versions(address)
             ray.init(address=address, runtime_env=runtime_env(), **common)
         except (ConnectionError, TimeoutError, RuntimeError, RayError) as error:
-            silent = f"where no Ray answers ({first_line(error)})"
-            raise InputError(f"Ray address is {address!r}, {silent}; accepted: {ADDRESS}") from None
+            reason = f"where no Ray answers ({first_line(error)})"
+            raise InputError(f"Ray address is {address!r}, {reason}; accepted: {ADDRESS}") from None
     else:
         require(cpus is None or cpus >= 1, "CPUs of the private cluster", cpus, "1 or more")
-        # Ray counts those of the machine, and none where a container has half of one.
+        # Ray counts the CPUs of the machine, and none in a container that has half of one.
         sizes = {"num_cpus": cpus or usable_cpus(), "num_gpus": gpus, **_memory()}
-        _come_up(lambda: ray.init(address="local", include_dashboard=False, **sizes, **common), came)
-    # Tune logs each failed trial with its trace, and that trials are missing after Ctrl-C; we report both ourselves.
+        _start_ray(lambda: ray.init(address="local", include_dashboard=False, **sizes, **common), received)
+    # Tune logs each failed trial with its trace, and missing trials after Ctrl-C; this package reports both itself.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
 
 
-def _come_up(start: Callable[[], object], came: Sequence[int]) -> None:
-    """Start Ray, once more where it fails, as on a machine that was too busy. Raises `ClusterError` then.
+def _start_ray(start: Callable[[], object], received: Sequence[int]) -> None:
+    """Start Ray, and once more if that fails, as on a busy machine. Raises `ClusterError` after the second failure.
 
-    Not once more where Ctrl-C was pressed, of which there is something in `came` then.
-
-    Ray has a dozen ways to fail in, most of them a bare `Exception`, and leaves behind what it has started by then.
+    Raises `KeyboardInterrupt` instead of trying again if `received` shows that Ctrl-C was pressed. Ray fails in a dozen
+    ways, most of them a bare `Exception`, and leaves the processes it has started by then; they are killed here.
     """
     import ray
 
@@ -337,17 +338,17 @@ def _come_up(start: Callable[[], object], came: Sequence[int]) -> None:
             return
         except Exception as error:
             ray.shutdown()
-            _end_rays(set(psutil.Process().children(recursive=True)) - before)
-            if came:
+            _kill_rays(set(psutil.Process().children(recursive=True)) - before)
+            if received:
                 raise KeyboardInterrupt from error
-            told = first_line(error)
+            reason = first_line(error).rstrip(".")
             if not again:
-                raise ClusterError(f"Ray does not come up on this machine, tried twice ({told.rstrip('.')})") from error
-            log.info(f"Ray has not come up ({told.rstrip('.')}): once more")
+                raise ClusterError(f"Ray failed to start on this machine, tried twice ({reason})") from error
+            log.info(f"Ray failed to start ({reason}); trying once more")
 
 
-def _end_rays(processes: Iterable[psutil.Process]) -> None:
-    """End those of these that are Ray's; another thread may have started others."""
+def _kill_rays(processes: Iterable[psutil.Process]) -> None:
+    """Kill those of the processes that are Ray's; another thread may have started others."""
     place, ended = str(Path(importlib.import_module("ray").__file__ or "").parent), []
     for process in processes:
         with suppress(psutil.NoSuchProcess):
@@ -358,11 +359,11 @@ def _end_rays(processes: Iterable[psutil.Process]) -> None:
 
 
 def _read_environment(*, several_nodes: bool) -> None:
-    """Ray read the environment when it was imported, which may have been before we came: so again, core and all."""
+    """Have Ray and its core read the environment again: it may have been imported before these variables were set."""
     from ray._private import ray_constants, ray_logging
 
-    for words in (ray_logging.stdout_deduplicator, ray_logging.stderr_deduplicator):
-        words.skip_re = re.compile(QUIET["RAY_DEDUP_LOGS_SKIP_REGEX"])
+    for deduplicator in (ray_logging.stdout_deduplicator, ray_logging.stderr_deduplicator):
+        deduplicator.skip_re = re.compile(QUIET["RAY_DEDUP_LOGS_SKIP_REGEX"])
     core: Any = importlib.import_module("ray._raylet")
     core.Config.initialize("")
     core.AuthenticationTokenLoader.instance().reset_cache()
@@ -370,13 +371,14 @@ def _read_environment(*, several_nodes: bool) -> None:
 
 
 def _memory() -> dict[str, int]:
-    """Bytes of the object store of a private cluster, and those that tasks could ask Ray for, which none of ours does.
+    """Return the sizes of a private cluster's memory: its object store, and the memory that tasks can request.
 
-    Left to itself Ray takes what is free for the latter, and does not come up where that is little, or less than none.
+    No task here requests memory. By default Ray offers what is free, and fails to start where that is little or
+    negative.
     """
     from ray._common.utils import get_system_memory
 
-    memory = get_system_memory()  # of the container, where there is one
+    memory = get_system_memory()  # of the container, if there is one
     shared = os.statvfs("/dev/shm") if os.path.isdir("/dev/shm") else None
     free = shared.f_bavail * shared.f_frsize * 9 // 10 if shared else STORE_BYTES
     # Ray refuses less than 75 MiB.

@@ -1,4 +1,4 @@
-"""The files that the trials of a sweep leave, their exceptions among them, and their removal."""
+"""Files that the trials of a sweep leave, the logs of their exceptions among them, and their removal."""
 
 import json
 import traceback
@@ -9,33 +9,33 @@ from condkd_ray.core.storage import Location, get_text, put_text, remove
 from condkd_ray.trial.plan import PlannedTrial
 
 STATUS = "pool.json"
-"""What the pool holds, as it has last written it down, beside its chunks."""
+"""Name of the file beside the chunks in which the pool records its contents."""
 ATTEMPTS = 3
-"""Exceptions after which a trial is given up (our choice); each attempt goes on from its checkpoint."""
+"""Exceptions after which a trial is given up (our choice); each attempt resumes from the checkpoint."""
 
 
 def trial_folder(folder: Location, key: str) -> Location:
-    """Where the trial `key` keeps its checkpoint, and leaves its outcome."""
+    """Return the folder of the trial `key`, which holds its checkpoint and its outcome."""
     return folder / "trials" / key
 
 
 def trial_file(folder: Location, key: str, what: Literal["state", "outcome", "untested"]) -> Location:
-    """The checkpoint of the trial `key`; its outcome, left for the driver; or that of a blind one without the test."""
+    """Return the path of a trial's checkpoint, of its outcome, or of a blind trial's outcome before its test."""
     return trial_folder(folder, key) / f"{what}.safetensors"
 
 
 def halt_path(folder: Location) -> Location:
-    """The sign that all trials shall stop after their round."""
+    """Return the path of the file whose presence stops all trials after their current round."""
     return folder / "trials" / "halt"
 
 
 def chunks_folder(folder: Location) -> Location:
-    """Where the pool keeps its files."""
+    """Return the folder of the pool's files."""
     return folder / "chunks"
 
 
 def clear(storage: Location, done: Sequence[PlannedTrial], others: Sequence[PlannedTrial]) -> None:
-    """Delete what recorded trials have left in `storage`: a driver may have died just before it did.
+    """Delete the files that trials with a record have left in `storage`, where a driver died before it deleted them.
 
     Samples that one of `others` shares stay.
     """
@@ -46,26 +46,26 @@ def clear(storage: Location, done: Sequence[PlannedTrial], others: Sequence[Plan
             remove(chunks_folder(storage) / trial.place[1])
 
 
-def bury(storage: Location, keys: Sequence[str]) -> None:
-    """Delete what stopped trials have left in `storage`, and their own samples."""
+def delete_trials(storage: Location, keys: Sequence[str]) -> None:
+    """Delete the files of stopped trials from `storage`, with their own samples."""
     for key in keys:
         remove(trial_folder(storage, key))
         remove(chunks_folder(storage) / key)
 
 
 def empty(storage: Location) -> None:
-    """Delete all that trials have left in `storage`, so that none goes on from there."""
+    """Delete everything that trials have left in `storage`, so that none resumes from it."""
     for name in ("trials", "chunks"):
         remove(storage / name)
 
 
 def attempts_path(trial: Location) -> Location:
-    """The file in the folder of a trial. It holds the traces of its exceptions, first to last."""
+    """Return the path of a trial's list of exceptions with their traces, first to last."""
     return trial / "attempts.json"
 
 
 def note(trial: Location, error: Exception) -> int:
-    """Add `error` to the file; how many there are now."""
+    """Append `error` to the trial's list of exceptions; return their number."""
     path = attempts_path(trial)
     errors = [*_errors(path), {"reason": one_line(error), "trace": "".join(traceback.format_exception(error))}]
     put_text(path, json.dumps({"errors": errors}, indent=1))
@@ -73,19 +73,19 @@ def note(trial: Location, error: Exception) -> int:
 
 
 def last_reason(trial: Location) -> str:
-    """The last exception in one line; empty where there was none."""
+    """Return the last exception in one line; empty if there was none."""
     errors = _errors(attempts_path(trial))
     return errors[-1]["reason"] if errors else ""
 
 
-def start_anew(trial: Location) -> None:
-    """Forget all exceptions: a new sweep tries again."""
+def clear_attempts(trial: Location) -> None:
+    """Delete the list of exceptions: a new sweep tries again."""
     attempts_path(trial).unlink(missing_ok=True)
 
 
 def one_line(error: BaseException) -> str:
-    """What a trace of `error` ends with, its first line."""
-    # What an actor raised comes wrapped in the whole trace from there.
+    """Return the first line of the message that ends a trace of `error`."""
+    # An exception from an actor comes wrapped together with its whole remote trace.
     inner = getattr(error, "cause", None) or error
     return "".join(traceback.format_exception_only(inner)).strip().splitlines()[0]
 
@@ -96,4 +96,4 @@ def _errors(path: Location) -> list[dict[str, str]]:
     try:
         return json.loads(get_text(path))["errors"]
     except (ValueError, KeyError, TypeError):
-        return []  # damaged: counted from here
+        return []  # a damaged file: the count restarts

@@ -1,4 +1,4 @@
-"""Whether trials that share a GPU fit into its memory, which Ray does not look at: found out before they begin."""
+"""Check, before trials start, that those that share a GPU fit into its memory, which Ray does not check."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import fields, replace
@@ -24,43 +24,43 @@ from condkd_ray.trial.run import at_hand, local_store
 from condkd_ray.trial.synthesis import Producer, codec, settle
 
 Role = Literal["trial", "learner", "producer"]
-"""Of a process: a trial that makes its images itself, or the parts of one with a pipeline."""
+"""Role of a process: a trial that makes its images itself, or one of the parts of a trial with a pipeline."""
 
 
 class Need(NamedTuple):
-    """Bytes of a GPU's memory."""
+    """GPU memory in bytes: what a process needs, and what the GPU has."""
 
     peak: int
-    """What a process of a trial took at most, its context included."""
+    """Peak memory of the process, its CUDA context included."""
     total: int
-    """What the GPU has."""
+    """Memory of the GPU."""
     beside: int = 0
-    """What others than trials hold of it, such as the driver."""
+    """Memory of the GPU held by other programs than trials, such as the driver."""
     samples: int = 0
-    """Of the peak, what its samples may come to in all its rounds."""
+    """Part of the peak that the trial's samples may reach over all its rounds."""
 
     @property
     def room(self) -> int:
-        """What is there for all trials."""
+        """Memory left for all trials."""
         return self.total - self.beside
 
 
 TOO_LARGE = Need(0, 0)
-"""Of one that does not even fit alone."""
+"""Result for a process that does not fit even alone."""
 
 
 def check_packing(
     jobs: Iterable[Job], gpus: float, per_producer: float = 0, device_pool_limit: int | None = None
 ) -> None:
-    """Raise `InputError` where a trial, or one of its producers, takes more of a GPU's memory than its part of it.
+    """Raise `InputError` if a trial, or one of its producers, needs more of a GPU's memory than its share.
 
-    A round of two steps is run for each kind of trial, on a whole GPU: it waits for one, so none of them may run yet.
-    Nothing is done for whole GPUs, nor where those that Ray counts are on paper only.
+    One round of two steps is run for each kind of trial. It waits for a whole GPU, so no trial may run yet. The check
+    is skipped for whole GPUs, and where the GPUs that Ray counts are not real.
 
-    `device_pool_limit`: of `ClusterOptions`.
+    `device_pool_limit`: as in `ClusterOptions`.
 
-    It is an estimate, which spares most users a failed sweep. Whoever takes more than its part in later rounds fails by
-    name, see `core.environment.set_up_gpu`.
+    The check is an estimate, which spares most users a failed sweep. A trial that exceeds its share in a later round
+    fails with a message, see `core.environment.set_up_gpu`.
     """
     if not any(0 < part < 1 for part in (gpus, per_producer)):
         return
@@ -81,14 +81,14 @@ def check_packing(
 
 
 def check_need(label: str, need: Need, gpus: float, flag: str = "--gpus-per-trial") -> None:
-    """Raise `InputError` where so many with this need would not fit side by side."""
+    """Raise `InputError` if trials with this need would not fit when each gets `gpus` of a GPU."""
     part = gpus * need.room
-    there = f"at most the {need.room / 1e9:.1f} GB that others leave: smaller batches or networks"
+    there = f"at most the {need.room / 1e9:.1f} GB that other programs leave: smaller batches or networks"
     require(need.peak <= need.room, f"GPU memory of {label}", f"{need.peak / 1e9:.1f} GB", there)
     if need.peak > part:
         least = need.peak / need.room
-        # A lower limit helps only where the samples are what does not fit.
-        spared = f", or a lower --device-pool-limit: its samples may come to {need.samples / 1e9:.1f} GB of these"
+        # A lower limit helps only if the trial fits without its samples.
+        spared = f", or a lower --device-pool-limit: its samples may reach {need.samples / 1e9:.1f} GB of these"
         raise InputError(
             f"{flag} is {gpus:g}, {part / 1e9:.1f} GB of a GPU; accepted: {least:.2f} or more, as {label} takes "
             f"{need.peak / 1e9:.1f} GB{spared if need.peak - need.samples <= part else ''}"
@@ -96,9 +96,9 @@ def check_need(label: str, need: Need, gpus: float, flag: str = "--gpus-per-tria
 
 
 def with_samples(need: Need, job: Job, part: float, limit: int | None) -> Need:
-    """The need of a trial with this part of a GPU, and what its samples may take there if none is let go of before.
+    """Return the need of a trial with `part` of a GPU, plus what its samples may take there if none is dropped.
 
-    Those of a trial that draws from all trials of a sweep may take all that the limit allows.
+    Samples of a trial that draws from all trials of a sweep may take all that the limit allows.
     """
     config, teacher = job.config, job.prepared.teacher
     shape, classes = teacher["image_shape"], teacher["num_classes"]
@@ -113,7 +113,7 @@ def _roles(job: Job) -> tuple[Role, ...]:
 
 
 def _kinds(jobs: Iterable[Job]) -> list[Job]:
-    """One trial of each kind: those that differ in seed alone take the same memory."""
+    """Return one trial of each kind: trials that differ only in their seed need the same memory."""
     found: dict[str, Job] = {}
     for job in jobs:
         found.setdefault(content_hash(short(job.config)), job)
@@ -121,9 +121,9 @@ def _kinds(jobs: Iterable[Job]) -> list[Job]:
 
 
 def short(config: TrialConfig) -> TrialConfig:
-    """The config with one round, and in it two steps of whatever takes steps.
+    """Return the config with one round, and with at most two steps in each of its parts.
 
-    In the first the optimisers do not have their momenta yet, which stay from then on.
+    Two steps, as optimisers allocate their momenta at the end of the first and keep them.
     """
     parts: dict[str, Any] = {}
     for name in ("inversion", "guidance", "memory", "distiller"):
@@ -132,7 +132,7 @@ def short(config: TrialConfig) -> TrialConfig:
             parts[name] = replace(part, steps=min(2, part.steps))
     parts["distiller"] = parts["distiller"].within(1)
     if config.inversion.warm_up:
-        # Its rounds have no step of the student.
+        # A warm-up round has no step of the student.
         parts["inversion"] = replace(parts["inversion"], warm_up=0)
     return replace(config, seed=0, rounds=1, evaluate_every=1, **parts)
 
@@ -146,11 +146,11 @@ def _need(job: Job, role: Role) -> Need | None:
 
 
 def measured(run: Callable[[], None]) -> Need:
-    """What `run` needs of the GPU; to be asked in a process that has done nothing there yet.
+    """Return the GPU memory that `run` needs. Call it in a process that has not used the GPU yet.
 
-    `TOO_LARGE` where it is out of memory. Of what lies beside PyTorch's own memory the GPU tells only how much all
-    processes have. So our own is taken to be a context, which the worker's part of memory leaves room for too, and what
-    has come since; and the rest to be there for good.
+    Returns `TOO_LARGE` if the GPU is out of memory. For memory outside PyTorch the GPU reports only the sum over all
+    processes. So this process is taken to hold one context, which the worker's share of memory also leaves room for,
+    and all memory added during `run`; the rest is taken to belong to other programs and to stay.
     """
     torch.cuda.init()
     torch.cuda.reset_peak_memory_stats()
@@ -162,19 +162,19 @@ def measured(run: Callable[[], None]) -> Need:
             raise
         return TOO_LARGE
     own = CONTEXT_BYTES + max(0, _outside() - before)
-    # Reserved, not allocated: what lies idle between tensors is lost to others too.
+    # Reserved, not allocated: memory idle between tensors is not available to others either.
     peak = torch.cuda.max_memory_reserved() + own
     return Need(peak, torch.cuda.mem_get_info()[1], max(0, before - CONTEXT_BYTES))
 
 
 def _outside() -> int:
-    """Bytes of the GPU that are taken, but not by this process's PyTorch."""
+    """Return the used bytes of the GPU outside this process's PyTorch."""
     free, total = torch.cuda.mem_get_info()
     return max(0, total - free - torch.cuda.memory_reserved())
 
 
 def work(config: TrialConfig, prepared: Prepared, role: Role) -> None:
-    """A round of what a process with this role does, and what it does at a trial's end."""
+    """Run one round of a process with this role, and what it computes at a trial's end."""
     prepared = at_hand(prepared)
     state, store = start(config, prepared), local_store(config, prepared, None)
     if role == "producer":
@@ -188,8 +188,8 @@ def work(config: TrialConfig, prepared: Prepared, role: Role) -> None:
 
 
 def _grey(config: TrialConfig, prepared: Prepared, state: TrialState, store: Store) -> tuple[Samples, Metrics]:
-    """As many images as a round brings, that another process has made."""
+    """Return grey images, as many as another process would deliver for a round."""
     teacher, count = prepared.teacher, config.inversion.images_per_round
     labels = torch.arange(count, device=teacher.device) % teacher.num_classes
     images = torch.zeros(count, *teacher.image_shape, device=teacher.device)
-    return settle(unseen(images, labels), codec(config, teacher), teacher, ask=config.keeps_logits), {}
+    return settle(unseen(images, labels), codec(config, teacher), teacher, logits=config.keeps_logits), {}

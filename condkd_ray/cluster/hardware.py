@@ -1,4 +1,4 @@
-"""What the trials of the connected cluster compute on: asked of its nodes, as the driver's need not have a GPU."""
+"""The hardware that trials on the connected cluster compute on, read on its nodes: the driver's may have no GPU."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,32 +13,33 @@ from condkd_ray.core.method import ClusterError
 from condkd_ray.trial.hardware import CPU, Hardware, hardware_of
 
 PATIENCE_SECONDS = 60.0
-"""In which nodes have to answer once one of them has; those whose GPUs are all taken do not until some are free."""
+"""Time limit for further nodes once one has answered; a node whose GPUs are all taken answers when some are free."""
 
 
 def trial_hardware(gpus_per_trial: float) -> Hardware:
-    """What trials with so many GPUs compute on: the CPU without any, or where Ray's GPUs are on paper only.
+    """Return what trials with `gpus_per_trial` GPUs compute on: the CPU for 0, or if Ray's GPUs are not real.
 
-    Blocks until a node has answered, which holds a GPU, or the part of one that a trial takes, for a moment. Nodes
-    that join later are not asked. Raises `InputError` for a part of a GPU that leaves a trial no memory.
+    Blocks until a node has answered; each node needs a GPU, or a trial's share of one, for a moment. Nodes that join
+    later are not included. Raises `InputError` for a share of a GPU that leaves a trial no memory, and `ClusterError`
+    if no node answers.
     """
     if not gpus_per_trial:
         return CPU
     nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU", 0) > 0]
-    # Ray hides the GPUs of a node from a driver that has asked for none, as a job's.
+    # Ray hides a node's GPUs from a driver that has requested none, such as a job's.
     here = nodes == [ray.get_runtime_context().get_node_id()] and default_device() != "cpu"
-    found = _own() if here else merged(_answers([_ask(node, min(1.0, gpus_per_trial)) for node in nodes]))
+    found = _own() if here else merged(_answers([_request(node, min(1.0, gpus_per_trial)) for node in nodes]))
     if found.gpu:
         check_part(gpus_per_trial, found.memory, "--gpus-per-trial")
     return found
 
 
-def _answers(asked: list[Any]) -> list[Hardware]:
-    """What nodes answer in time. Whoever has not by then is asked no more, else it would take trials' GPUs later.
+def _answers(pending: list[Any]) -> list[Hardware]:
+    """Return the answers that arrive in time. Late calls are cancelled, else they would take GPUs from trials.
 
-    Nodes that are lost meanwhile have no answer. Raises `ClusterError` where there is none at all.
+    Nodes that are lost meanwhile are left out. Raises `ClusterError` if there is no answer at all.
     """
-    first, rest = ray.wait(asked)
+    first, rest = ray.wait(pending)
     others, late = ray.wait(rest, num_returns=len(rest), timeout=PATIENCE_SECONDS) if rest else ([], [])
     for one in late:
         ray.cancel(one)
@@ -47,17 +48,17 @@ def _answers(asked: list[Any]) -> list[Hardware]:
         try:
             found.append(ray.get(one))
         except RayError as error:
-            # No trial will run on a node that has just gone.
+            # No trial will run on a node that was just lost.
             if not is_lost(error):
                 raise
             lost = in_words(error)
     if not found:
-        raise ClusterError(f"no node with a GPU says what it has ({lost})")
+        raise ClusterError(f"no node with a GPU has answered ({lost})")
     return found
 
 
 def merged(found: Sequence[Hardware]) -> Hardware:
-    """What nodes have in common: all trials compute in one precision, on whichever of them they run."""
+    """Return what all nodes support: every trial computes in the same precision, on whichever node it runs."""
     real = [one for one in found if one.gpu]
     if not real:
         return CPU
@@ -66,12 +67,12 @@ def merged(found: Sequence[Hardware]) -> Hardware:
 
 
 def _own() -> Hardware:
-    """Of the process that asks."""
+    """Return the hardware of the calling process."""
     return hardware_of(default_device())
 
 
-def _ask(node: str, gpus: float) -> Any:
+def _request(node: str, gpus: float) -> Any:
     place = NodeAffinitySchedulingStrategy(node, soft=False)
-    # Its process holds memory of the GPU, so it serves no other task.
+    # The process keeps GPU memory, so it must serve no other task.
     options: dict[str, Any] = {"num_gpus": gpus, "num_cpus": 0, "max_calls": 1, "scheduling_strategy": place}
     return ray.remote(**options)(_own).remote()

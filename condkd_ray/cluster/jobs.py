@@ -1,4 +1,4 @@
-"""Trials, and what they are prepared with, on their way to the workers that run them."""
+"""Packing of trials and their inputs, to send them to the workers that run them."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from condkd_ray.cluster.lost import patient
 from condkd_ray.cluster.pool import lasting_actor
-from condkd_ray.cluster.stores import ask
+from condkd_ray.cluster.stores import call_actor
 from condkd_ray.models.own_module import copied, own_code
 from condkd_ray.trial.config import Prepared, TrialConfig
 from condkd_ray.trial.packing import (
@@ -30,17 +30,17 @@ from condkd_ray.trial.packing import (
 from condkd_ray.trial.plan import PlannedTrial
 
 _unpacked: dict[tuple[str, ...], Any] = {}
-"""By name and device: what the last trial of this process used."""
+"""Contents used by the last trial of this process, by name, device and teacher."""
 
 
 class Packer:
-    """Packs for one sweep, on the driver, which owns the objects."""
+    """Packs the trials of one sweep, in the driver, which owns the objects."""
 
     def __init__(self) -> None:
         self._stored: dict[str, ContentRef] = {}
 
     def pack(self, prepared: Prepared) -> PreparedRefs:
-        """What stands for `prepared` in a message; a content that was stored before is not stored again."""
+        """Return the references to send in place of `prepared`. Each content is stored only once."""
         contents = {kind: self._store(*content) for kind, content in named_contents(prepared).items()}
         if prepared.own_module is not None:
             contents[MODULE] = self._store_module(prepared, prepared.own_module)
@@ -48,11 +48,11 @@ class Packer:
         return PreparedRefs(contents, teacher, prepared.hashes)
 
     def job(self, trial: PlannedTrial[Prepared]) -> PlannedTrial[PreparedRefs]:
-        """The trial as a worker gets it."""
+        """Return the trial as it is sent to a worker."""
         return PlannedTrial(trial.key, trial.plan, self.pack(trial.prepared), trial.lineage)
 
     def _store_module(self, prepared: Prepared, function: str) -> ContentRef:
-        """The network that a user's function made, with its code, which the nodes of a cluster may not have."""
+        """Store a network made by a user's function, with its code, which the nodes of a cluster may lack."""
         name = f"{MODULE}/{prepared.hashes['teacher']}"
         if name not in self._stored:
             pickled = np.frombuffer(by_value(copied(prepared.teacher.network), function), np.uint8)
@@ -66,13 +66,13 @@ class Packer:
 
 
 def _put(content: Any) -> Any:
-    return patient(lambda: ray.put(content), "handing out what trials are prepared with")
+    return patient(lambda: ray.put(content), "sending the trials' inputs to the cluster")
 
 
 def unpack(config: TrialConfig, refs: PreparedRefs, device: str) -> Prepared:
-    """What was packed, with all but real images on `device`.
+    """Return the packed `Prepared`, with everything but the real images on `device`.
 
-    On the CPU all sets but the teacher's weights are views of shared memory: nobody may write to them.
+    On the CPU all tensors but the teacher's weights are views of shared memory, which must not be written to.
     """
     whole = {kind: content for kind, content in refs.contents.items() if kind != MODULE}
     keys = {kind: (content.name, device, config.teacher.label) for kind, content in whole.items()}
@@ -90,7 +90,7 @@ def unpack(config: TrialConfig, refs: PreparedRefs, device: str) -> Prepared:
 
 
 def by_value(network: nn.Module, function: str) -> bytes:
-    """A pickle of a network that has the code of the user's own classes in it, not only their names."""
+    """Pickle a network together with the code of the user's own classes, instead of only their names."""
     with ExitStack() as after:
         for module in own_code(function):
             register_pickle_by_value(module)
@@ -99,18 +99,18 @@ def by_value(network: nn.Module, function: str) -> bytes:
 
 
 def own_device() -> str:
-    """The GPU Ray gave this process, if it is a real one."""
+    """Return "cuda" if Ray has assigned a GPU to this process and PyTorch can use it, else "cpu"."""
     return "cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu"
 
 
 Job = PlannedTrial[PreparedRefs]
-"""A trial as a worker gets it."""
+"""A trial as it is sent to a worker."""
 
 
 class SweepJobs(Mapping[str, Job]):
-    """Jobs by key, each pickled by itself into one array, which Ray hands on without a copy.
+    """Jobs by key, each pickled separately into one array, which Ray passes on without a copy.
 
-    As a dictionary all of them would be built anew by every trial: thousands of trials, thousands of times.
+    In a dictionary every trial would unpickle all jobs: thousands of jobs, thousands of times.
     """
 
     def __init__(self, jobs: Iterable[Job]) -> None:
@@ -118,8 +118,8 @@ class SweepJobs(Mapping[str, Job]):
         whole, numbers = bytearray(), {}
         for job in jobs:
             begin = len(whole)
-            # References to objects lie beside, once each: Ray keeps an object only for those in its own messages. Its
-            # pickler sends a method that a script or a notebook defines by value.
+            # Object references are kept in a list beside the array, each once: Ray keeps an object alive only for
+            # references in its own messages. Its pickler stores by value a method defined in a script or a notebook.
             whole += dumps(_with_refs(job, lambda ref: numbers.setdefault(ref, len(numbers))))
             self._places[job.key] = begin, len(whole)
         self._refs = list(numbers)
@@ -137,7 +137,7 @@ class SweepJobs(Mapping[str, Job]):
 
 
 def _with_refs(job: Job, stand_in: Callable[[Any], Any]) -> Job:
-    """The job with what stands for each of its references."""
+    """Return the job with each object reference replaced by `stand_in` of it."""
     contents = {kind: ContentRef(one.name, stand_in(one.ref)) for kind, one in job.prepared.contents.items()}
     return replace(job, prepared=replace(job.prepared, contents=contents))
 
@@ -149,36 +149,36 @@ class JobTable:
         self._jobs: dict[str, Job] = {}
 
     def put(self, job: Job) -> None:
-        """Keep a job, in place of one of its key."""
+        """Store a job; it replaces one with the same key."""
         self._jobs[job.key] = job
 
     def take(self, key: str) -> Job:
-        """The job `key`. Raises `KeyError` where there is none: the actor may have been started again, empty."""
+        """Return the job `key`. Raises `KeyError` if there is none, as after a restart of the actor, which is empty."""
         return self._jobs[key]
 
     def remove(self, key: str) -> None:
-        """Nobody will ask for it again."""
+        """Delete the job `key`, which no trial needs any more."""
         self._jobs.pop(key, None)
 
 
 class SearchJobs:
-    """Jobs by key, as far as they have been put there. To be made and ended by the driver, and sent to workers.
+    """Jobs by key, put there one by one. The driver creates and closes it, and sends it to workers.
 
-    Should its actor die, the trial that asks in vain is started again, before which the driver puts its job there anew.
+    If its actor dies, the trial that does not find its job is retried, and the driver puts the job again before that.
     """
 
     def __init__(self) -> None:
         self._actor = lasting_actor(JobTable)
 
     def __getitem__(self, key: str) -> Job:
-        return ask(self._actor.take, key)
+        return call_actor(self._actor.take, key)
 
     def put(self, job: Job) -> None:
-        """Keep a job; it is there when this returns."""
-        ask(self._actor.put, job)
+        """Store a job; returns once it is there."""
+        call_actor(self._actor.put, job)
 
     def remove(self, key: str) -> None:
-        """The trial is over."""
+        """Delete the job of a trial that is over."""
         self._actor.remove.remote(key)
 
     def close(self) -> None:

@@ -1,13 +1,13 @@
-"""The many ways in which Ray reports that a process, a node or an object is gone, taken as one: it is made again.
+"""Classification of Ray's errors: those that report a lost process, node or object are handled alike, by a retry.
 
-Checked against all that `ray.exceptions` of Ray 2.60 has: whatever is a `RayError`, and not what our code raised over
-there or while an object was unpickled, is such a report. Of these Tune knows `RayActorError` alone, which
-`OutOfMemoryError`, `NodeDiedError`, `WorkerCrashedError` and the family of `ObjectLostError` are not.
+Checked against everything in `ray.exceptions` of Ray 2.60: every `RayError` is such a report, unless our code raised it
+remotely or it was raised while an object was unpickled. Of these reports Tune handles `RayActorError` alone, of which
+`OutOfMemoryError`, `NodeDiedError`, `WorkerCrashedError` and the family of `ObjectLostError` are no subclasses.
 
-What our code raised comes as a `RayTaskError` that holds it; an exception that cannot be pickled there as a bare
-`RayError` in it; one that cannot be unpickled here, as of a class whose `__init__` wants two arguments, as an
-`UnserializableException` with its trace as text. An object that cannot be unpickled, as where a module is missing, is a
-`RaySystemError` with the exception that this raised as `client_exc`. Made again, all of these would come again.
+An exception of our code arrives as a `RayTaskError` that holds it. One that cannot be pickled there arrives inside a
+bare `RayError`. One that cannot be unpickled here, because its class needs two arguments for example, arrives as an
+`UnserializableException` with its trace as text. An object that cannot be unpickled, because a module is missing for
+example, arrives as a `RaySystemError` with the exception as `client_exc`. A retry would raise all of these again.
 """
 
 import re
@@ -49,37 +49,37 @@ from condkd_ray.core.method import ClusterError
 from condkd_ray.core.storage import StorageFullError
 
 SHORT = "too little memory"
-"""What the words on a process have that was ended because the memory of its machine ran short."""
+"""Part of every message about a process that was ended because its machine ran short of memory."""
 TRIES = 3
-"""Times that a call of the driver is made whose process, or node, is lost in it (our choice)."""
+"""Attempts at a call of the driver during which a process or node is lost (our choice)."""
 FINAL = (
     *(RayActorError, GetTimeoutError, TaskCancelledError, RuntimeEnvSetupError, LocalRayletDiedError),
     *(ActorUnschedulableError, TaskUnschedulableError, ActorPlacementGroupRemoved, TaskPlacementGroupRemoved),
     *(ActorAlreadyExistsError, ActorHandleNotFoundError, AuthenticationError, CrossLanguageError),
     *(OufOfBandObjectRefSerializationException, ReferenceCountingAssertionError, ObjectFreedError),
 )
-"""Reports after which the same call would fail again: what it needs is gone for good, or is not to be had."""
+"""Reports after which the same call would fail again: what it needs is gone for good, or not available."""
 ROOM = (ObjectStoreFullError, OutOfDiskError)
 OF_CODE = (UnserializableException, UserCodeException)
-"""What stands for an exception of our code, beside a bare `RayError`."""
+"""Types, beside a bare `RayError`, in which Ray wraps an exception of our code."""
 T = TypeVar("T")
 
 
 def is_lost(error: BaseException) -> bool:
-    """Whether something of Ray's was missing: a process, node or object. Not what code raised, here or over there."""
+    """Return whether Ray lost a process, node or object; False for an exception of our code, here or remote."""
     inner = _raised(error)
     return isinstance(inner, RayError) and not _of_code(inner) and not isinstance(inner, ROOM)
 
 
-def passes(error: BaseException) -> bool:
-    """Whether the same call may succeed once what it missed was made again; an actor that has died for good is not."""
+def is_transient(error: BaseException) -> bool:
+    """Return whether the same call may succeed once Ray has recreated what it lost; not if an actor died for good."""
     inner = _raised(error)
     final = isinstance(inner, FINAL) and not isinstance(inner, ActorUnavailableError)
     return is_lost(inner) and not final
 
 
 def in_words(error: BaseException) -> str:
-    """What is gone, and why, in one line."""
+    """Return in one line what is gone, and why."""
     inner = _raised(error)
     if isinstance(inner, UnserializableException):
         lines = re.findall(r"^[A-Za-z_][\w.<>]*(?:: .*)?$", str(inner), re.MULTILINE)
@@ -94,23 +94,23 @@ def in_words(error: BaseException) -> str:
     return f"its machine had {SHORT}{there}, so Ray ended it{ended}"
 
 
-def gigabytes(words: str) -> float:
-    """What a process took that was ended, as `in_words` tells it; 0 where it does not."""
-    found = re.search(r"when it took ([\d.]+) GB", words)
+def gigabytes(text: str) -> float:
+    """Return the memory of an ended process in GB, as stated in a text of `in_words`; 0 if it states none."""
+    found = re.search(r"when it took ([\d.]+) GB", text)
     return float(found[1]) if found else 0.0
 
 
 def full(error: BaseException) -> str | None:
-    """Why Ray has no room for an object, in one line, if `error` is about that."""
+    """Return in one line why Ray has no room for an object; None if `error` is about something else."""
     inner = _raised(error)
     return in_words(inner) if isinstance(inner, ROOM) else None
 
 
 def patient(call: Callable[[], T], what: str) -> T:
-    """What a call of the driver returns, made anew where a process or node is lost in it, `TRIES` times in all.
+    """Return the result of a call of the driver, repeated if a process or node is lost, up to `TRIES` times in all.
 
-    Raises `StorageFullError` where Ray has no room for its objects, and `ClusterError` in the end, which comes at once
-    where the call would fail again. What code has raised over there is raised.
+    Raises `StorageFullError` if Ray has no room for its objects, and `ClusterError` after the last attempt, or at once
+    if the call would fail again. An exception that code raised remotely is raised here.
     """
     for left in reversed(range(TRIES)):
         try:
@@ -120,7 +120,7 @@ def patient(call: Callable[[], T], what: str) -> T:
                 raise StorageFullError(f"Ray's objects: {reason}") from error
             if not is_lost(error):
                 raise
-            if not passes(error):
+            if not is_transient(error):
                 raise ClusterError(f"{what}: {in_words(error)}") from error
             if not left:
                 raise ClusterError(f"{what}: {in_words(error)}, {TRIES} times in a row") from error
@@ -128,10 +128,10 @@ def patient(call: Callable[[], T], what: str) -> T:
 
 
 def take_as_lost(manager: RayActorManager) -> None:
-    """Have a manager of Tune's take each report of Ray as that of a lost actor; it would end the sweep on most.
+    """Patch Tune's actor manager to take every report of Ray as a lost actor; Tune would end the sweep on most.
 
-    A process that may still be there is ended: else two would run one trial. What our code raised, and cannot be
-    unpickled, it takes as any exception of our code: the process lives.
+    A process that may still run is killed, as otherwise two would run one trial. An exception of our code that cannot
+    be unpickled is passed on as an ordinary one; its process continues.
     """
     if "_actor_task_failed" in vars(manager):
         return
@@ -147,23 +147,23 @@ def take_as_lost(manager: RayActorManager) -> None:
         if not isinstance(exception, RayError) or isinstance(exception, RayTaskError):
             return exception
         if _of_code(exception):
-            # It begins as Ray wants it to: else it is not taken for one.
+            # The text must begin as Ray's traces do; otherwise Tune does not recognise it as one.
             trace = getattr(exception, "traceback_str", None) or f"Traceback (most recent call last):\n{exception}"
-            words = f"{type(exception).__name__}: {in_words(exception)}"
-            return RayTaskError("trial", f"{trace}\n{words}", exception, proctitle="ray::trial")
+            last_line = f"{type(exception).__name__}: {in_words(exception)}"
+            return RayTaskError("trial", f"{trace}\n{last_line}", exception, proctitle="ray::trial")
         actor, _ = manager._live_actors_to_ray_actors_resources.get(tracked_actor, (None, None))
         if actor is not None:
             ray.kill(actor)
         return exception if isinstance(exception, RayActorError) else RayActorError(error_msg=in_words(exception))
 
-    # Of this manager alone: Tune may be at work for others in this process.
+    # Patch this manager only: Tune may run for other callers in this process.
     manager._actor_task_failed, manager._actor_start_failed = task_failed, start_failed  # pyright: ignore
 
 
 def _of_code(error: BaseException) -> bool:
-    """Whether it is what Ray makes of an exception that our code raised, or that was raised as an object was unpickled.
+    """Return whether Ray made `error` of an exception that our code raised, or that unpickling an object raised.
 
-    Unpickling may ask for another object, which is gone.
+    False if unpickling failed because it needed another object that is lost.
     """
     cause = getattr(error, "client_exc", None)
     unpickled = isinstance(error, RaySystemError) and isinstance(cause, Exception) and not is_lost(cause)
@@ -171,7 +171,7 @@ def _of_code(error: BaseException) -> bool:
 
 
 def _raised(error: BaseException) -> BaseException:
-    """What was raised first: `error`, or what it wraps."""
+    """Return the innermost error: `error`, or the one it wraps."""
     while isinstance(error, RayTaskError) and isinstance(error.cause, BaseException):
         error = error.cause
     return error

@@ -1,7 +1,7 @@
-"""What becomes of trials, and what is said, where machines have too little memory and Ray ends processes for it.
+"""Handling of trials whose processes Ray ends because a machine runs short of memory.
 
-Ray's monitor ends the processes that began last once 95 % of a machine's memory are used, whoever uses it. So who began
-first goes on, and the others are ended as often as they are started, until memory is free or one of them runs alone.
+Once 95 % of a machine's memory is used, by any program, Ray's monitor ends the processes that started last. So the
+oldest trials continue, and newer ones are ended as often as they start, until memory is free or one runs alone.
 """
 
 import logging
@@ -13,13 +13,13 @@ from condkd_ray.cluster.lost import SHORT, gigabytes
 log = logging.getLogger(__name__)
 
 ASIDE = 3
-"""Ends in a row for want of memory, without one more round, after which a trial waits for all others (our choice)."""
+"""Ends in a row for lack of memory, without a new round, after which a trial waits for all others (our choice)."""
 PAUSES = (5.0, 30.0, 120.0)
-"""Seconds before trials that were set aside are tried again, the first, second and each later time (our choice)."""
+"""Seconds before trials set aside are tried again: the first time, the second, and each later time (our choice)."""
 
 
 class MemoryShortage:
-    """Counts ends for want of memory, says once what would help, and keeps trials waiting."""
+    """Counts ends for lack of memory, logs advice once, and makes trials wait."""
 
     def __init__(self) -> None:
         self._ends = 0
@@ -27,21 +27,21 @@ class MemoryShortage:
         self._aside = set[str]()
         self._until = 0.0
         self._pauses = list(PAUSES)
-        self._told = False
+        self._advised = False
 
     def took(self, gigabytes: float) -> None:
-        """The process of a trial has held so many GB."""
+        """Record the memory that the process of a trial has held, in GB."""
         self._largest = max(self._largest, gigabytes)
 
     def ended(self, reason: str) -> None:
-        """An attempt has ended for this reason; counted if it was for want of memory."""
+        """Count an ended attempt if its `reason` is a lack of memory."""
         if SHORT in reason:
             self._ends += 1
             self.took(gigabytes(reason))
 
     @property
     def advice(self) -> str:
-        """How much trials take, and what leaves more room."""
+        """The memory that trials take, and what leaves more room."""
         size = f"the process of a trial takes up to {self._largest:.2g} GB; " if self._largest else ""
         return (
             f"{size}fewer trials at once (--max-concurrent, or more --cpus-per-trial), a lower --pool-limit, or fewer "
@@ -49,19 +49,19 @@ class MemoryShortage:
         )
 
     def set_aside(self, key: str, label: str) -> None:
-        """The trial shall run when it is alone, after a while."""
+        """Have the trial wait until it can run alone; log this, and at the first time the advice."""
         self._aside.add(key)
-        if not self._told:
-            self._told = True
+        if not self._advised:
+            self._advised = True
             log.info(f"memory is short: processes of trials were ended {self._ends} times; {self.advice}")
         log.info(f"{label} waits until the others have ended, and then runs alone, from its checkpoint")
 
     def is_aside(self, key: str) -> bool:
-        """Whether the trial was set aside, and has not been let go since."""
+        """Return whether the trial is set aside and has not been released yet."""
         return key in self._aside
 
     def waits(self, key: str, *, alone: bool) -> bool:
-        """Whether a trial is to wait, until it is `alone` and for a pause from then on; asked again and again."""
+        """Return whether a trial must still wait: until it is `alone`, and then for a pause. Polled by the driver."""
         if key not in self._aside:
             return False
         if not alone:
@@ -75,7 +75,7 @@ class MemoryShortage:
         return False
 
     def wait_with(self, keys: Sequence[str]) -> bool:
-        """Whether one of these was set aside; if so, after the pause."""
+        """Return whether one of these trials was set aside; if so, only after the pause, and release it."""
         mine = self._aside & set(keys)
         if mine:
             time.sleep(self._pause())

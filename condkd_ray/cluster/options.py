@@ -1,4 +1,4 @@
-"""How trials run: where their files lie, what each takes of the cluster, and whether its machines hold that."""
+"""How trials run: their folders, the resources each takes, and checks that the cluster's machines have these."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,98 +15,100 @@ from condkd_ray.trial.run import CHECKPOINT_SECONDS
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterOptions:
-    """What all trials of a sweep or a search have in common beside their work."""
+    """Options that all trials of a sweep or a search have in common."""
 
     folder: Path
-    """Of this process alone, for what Tune writes meanwhile."""
+    """Folder of this process alone, for Tune's temporary files."""
     storage: Location | None = None
-    """What all nodes see, see `condkd_ray.cluster.storage_check`; `folder` if not given."""
+    """Storage that all nodes see, see `condkd_ray.cluster.storage_check`; `folder` if not given."""
     cpus_per_trial: float = 1
     """CPUs held by a trial; also its number of threads, rounded down."""
     gpus_per_trial: float = 0
-    """GPUs, or a part of one."""
+    """GPUs held by a trial, or a fraction of one."""
     resources: Mapping[str, float] = field(default_factory=dict)
-    """Amounts of custom resources that a trial needs too."""
+    """Amounts of custom resources held by a trial, by name."""
     per_producer: Allowance = Allowance()
-    """What each producer of a trial with a pipeline gets, beside what the trial itself does."""
+    """Resources of each producer of a trial with a pipeline, in addition to the trial's own."""
     max_concurrent: int | None = None
-    """Trials at once, at most; by default as many as fit, also into a cluster that grows."""
+    """Largest number of trials at once; by default as many as fit, also on a cluster that grows."""
     deadline: float | None = None
-    """A `time.time()` from which no trial starts; each that runs stops after its round, with a checkpoint."""
+    """A `time.time()` from which no trial starts; each running one stops after its round, with a checkpoint."""
     checkpoint_seconds: float = CHECKPOINT_SECONDS
-    """Between two checkpoints of a trial, at least."""
+    """Shortest time between two checkpoints of a trial."""
     pool_limit: int | None = None
     """Bytes of samples in shared memory, `pool.default_limit` if not given; the rest is read from disk."""
     device_pool_limit: int | None = None
-    """Bytes of samples of each trial on its GPU; a quarter of the trial's part of it if not given. None on a CPU."""
+    """Bytes of samples of each trial on its GPU; a quarter of the trial's share of it by default. For GPUs alone."""
     attempts: int = ATTEMPTS
-    """Exceptions after which a trial is given up."""
+    """Number of exceptions after which a trial is given up."""
 
     @property
     def place(self) -> Location:
-        """Where the trials keep checkpoints and chunks; to be asked in the driver, as it depends on its directory."""
+        """Folder of checkpoints and chunks. Read it in the driver: a relative path depends on the working directory."""
         if self.storage is None:
             return self.folder.resolve()
         return self.storage.absolute() if isinstance(self.storage, Path) else self.storage
 
     def check(self, configs: Sequence[TrialConfig]) -> None:
-        """Raise `InputError` where the connected cluster could never run one of these with its producers."""
+        """Raise `InputError` if the connected cluster could never run one of these trials with its producers."""
         cpus, gpus, each = self.cpus_per_trial, self.gpus_per_trial, self.per_producer
         crew = max(map(crew_size, configs))
         check_resources(cpus, gpus, self.resources)
         _check_amounts("per producer", each.cpus, each.gpus)
-        asked = f"{_told(cpus, gpus)} and {crew} producers of {_told(each.cpus, each.gpus)}"
-        held = " + ".join(_told(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in _nodes())
-        require(self._teams(crew) > 0, "resources per trial", asked, f"at most what the machines have, {held}")
+        requested = f"{_amount(cpus, gpus)} and {crew} producers of {_amount(each.cpus, each.gpus)}"
+        held = " + ".join(_amount(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in _nodes())
+        require(self._teams(crew) > 0, "resources per trial", requested, f"at most what the machines have, {held}")
 
     def at_once(self, configs: Sequence[TrialConfig]) -> int:
-        """How many of these with their producers run at once on the connected cluster, `max_concurrent` at most."""
+        """Return how many of these trials run at once with their producers, at most `max_concurrent`."""
         fitting = slots(self.cpus_per_trial, self.gpus_per_trial, self.resources)
         fitting = min(fitting, self._teams(max(map(crew_size, configs))))
         return min(fitting, self.max_concurrent or fitting)
 
     def _teams(self, crew: int) -> int:
-        """How many trials with so many producers have room, bundle by bundle, on what the nodes have."""
+        """Return how many trials with `crew` producers fit on the nodes, placed bundle by bundle."""
         each = self.per_producer.cpus, self.per_producer.gpus
         wanted = [(self.cpus_per_trial, self.gpus_per_trial), *[each] * crew]
-        free, seated = [(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in _nodes()], 0
+        free, placed = [(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in _nodes()], 0
         while True:
             for cpus, gpus in wanted:
                 found = next((node for node in free if node[0] >= cpus and node[1] >= gpus), None)
                 if found is None:
-                    return seated
+                    return placed
                 free[free.index(found)] = found[0] - cpus, found[1] - gpus
-            seated += 1
+            placed += 1
 
 
 def check_resources(cpus_per_trial: float, gpus_per_trial: float, more: Mapping[str, float] | None = None) -> None:
-    """Raise `InputError` where no node of the connected cluster could ever run such a trial.
+    """Raise `InputError` if no node of the connected cluster could ever run such a trial.
 
     `more`: amounts of custom resources by name.
     """
     _check_amounts("per trial", cpus_per_trial, gpus_per_trial)
-    asked = {"CPU": cpus_per_trial, "GPU": gpus_per_trial, **(more or {})}
+    requested = {"CPU": cpus_per_trial, "GPU": gpus_per_trial, **(more or {})}
     offers = sorted(map(_countable, _nodes()), key=lambda offer: (-offer["GPU"], -offer["CPU"]))
-    there = "; ".join(dict.fromkeys(map(_all_told, offers)))
-    fits = any(all(offer.get(name, 0) >= amount for name, amount in asked.items()) for offer in _nodes())
-    require(fits, "resources per trial", _all_told(asked), f"at most what one machine has, of {there or 'none'}")
+    there = "; ".join(dict.fromkeys(map(_amounts, offers)))
+    fits = any(all(offer.get(name, 0) >= amount for name, amount in requested.items()) for offer in _nodes())
+    require(fits, "resources per trial", _amounts(requested), f"at most what one machine has, of {there or 'none'}")
 
 
 def slots(cpus_per_trial: float, gpus_per_trial: float, more: Mapping[str, float] | None = None) -> int:
-    """How many such trials run at once on the connected cluster."""
-    asked = {"CPU": cpus_per_trial, "GPU": gpus_per_trial, **(more or {})}
-    return sum(int(min(offer.get(name, 0) / amount for name, amount in asked.items() if amount)) for offer in _nodes())
+    """Return how many such trials run at once on the connected cluster."""
+    requested = {"CPU": cpus_per_trial, "GPU": gpus_per_trial, **(more or {})}
+    return sum(
+        int(min(offer.get(name, 0) / amount for name, amount in requested.items() if amount)) for offer in _nodes()
+    )
 
 
 def crew_size(config: TrialConfig) -> int:
-    """How many processes a trial has beside its own."""
+    """Return the number of processes that a trial has beside its own."""
     return 0 if config.pipeline is None else config.pipeline.producers
 
 
-def _check_amounts(whose: str, cpus: float, gpus: float) -> None:
-    require(0 < cpus < math.inf, f"CPUs {whose}", cpus, "more than 0")
+def _check_amounts(unit: str, cpus: float, gpus: float) -> None:
+    require(0 < cpus < math.inf, f"CPUs {unit}", cpus, "more than 0")
     whole = gpus > 1 and float(gpus).is_integer()
-    require(0 <= gpus <= 1 or whole, f"GPUs {whose}", gpus, "0 to 1, or a whole number")
+    require(0 <= gpus <= 1 or whole, f"GPUs {unit}", gpus, "0 to 1, or a whole number")
 
 
 def _nodes() -> list[dict[str, float]]:
@@ -116,15 +118,15 @@ def _nodes() -> list[dict[str, float]]:
 
 
 def _countable(resources: Mapping[str, float]) -> dict[str, float]:
-    """What of a node's resources a user counts: not memory, and not the names by which Ray itself finds it."""
+    """Return a node's resources without memory and without the names by which Ray identifies the node."""
     own = {name: amount for name, amount in resources.items() if not name.startswith(("node:", "accelerator_type:"))}
     return {"CPU": 0.0, "GPU": 0.0} | {k: v for k, v in own.items() if k not in ("memory", "object_store_memory")}
 
 
-def _all_told(amounts: Mapping[str, float]) -> str:
+def _amounts(amounts: Mapping[str, float]) -> str:
     custom = [f"{amount:g} {name}" for name, amount in amounts.items() if name not in ("CPU", "GPU")]
     return ", ".join([f"{amounts['CPU']:g} CPUs", f"{amounts['GPU']:g} GPUs", *custom])
 
 
-def _told(cpus: float, gpus: float) -> str:
+def _amount(cpus: float, gpus: float) -> str:
     return f"{cpus:g} CPUs and {gpus:g} GPUs" if gpus else f"{cpus:g} CPUs"

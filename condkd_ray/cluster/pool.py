@@ -1,7 +1,11 @@
-"""The shared pool: one actor that owns all chunks of a sweep.
+"""The shared pool: one Ray actor that owns all chunks of synthetic samples of a sweep.
 
-Arrays come by value; each chunk is a file first and then a copy that others map. Trials own nothing, so nothing is lost
-with them; a pool that was restarted maps its files again.
+The pool receives arrays by value. It writes each chunk to a file first and then puts a copy into the object store,
+which trials map. Trials own no chunk, so the death of a trial loses none. A restarted pool loads its chunks from the
+files.
+
+A chunk holds samples with consecutive ids; it is named by its first id. A key names the chunks that belong together:
+those of one trial, or those that several trials share.
 """
 
 import json
@@ -40,16 +44,17 @@ from condkd_ray.trial.plan import Scope
 
 log = logging.getLogger(__name__)
 STATS_SECONDS = 10.0
-"""How long the pool, and then the nodes, are waited for when a sweep is over; some may just have been lost."""
+"""Longest wait, in seconds, for the pool's and then the nodes' statistics after a sweep; a node may just be lost."""
 STATUS_SECONDS = 1.0
+"""Shortest time between two writes of the pool's status file."""
 SILENCE_SECONDS = 15.0
-"""Without a sign of life, after which another may make a key's rounds (our choice; one comes every two seconds)."""
+"""Seconds without a heartbeat after which another trial may make a key's rounds (our choice; one comes every 2 s)."""
 
 
 class Placed(NamedTuple):
-    """Where a chunk can be mapped, and its numbers of samples and bytes.
+    """Location of a chunk, with its number of samples and its bytes.
 
-    `source`: the reference of its copy in the object store; or its file, where that is all there is.
+    `source`: object reference of the copy in the object store, or the path of the file where there is no copy.
     """
 
     source: Any
@@ -58,28 +63,28 @@ class Placed(NamedTuple):
 
 
 class ChunkCache:
-    """Chunks by key and first id, under `folder`. To be used within an actor, which then owns the objects.
+    """Chunks by key and first id, with their files under `folder`. Use it inside an actor, which then owns the objects.
 
-    `limit`: bytes of copies in the object store. Beyond it the oldest copies go, and their files are mapped instead:
-    so nothing is lost and nothing waits, but draws then come from disk or the system's cache of it.
+    `limit`: bytes of copies in the object store. Beyond it the oldest copies are freed and trials map their files
+    instead: no sample is lost and no trial waits, but draws then read from disk or from the system's file cache.
     """
 
     def __init__(self, folder: Location, limit: int) -> None:
         self.folder, self.limit = folder, limit
         self.keys: dict[str, dict[int, Placed]] = {}
-        """Those in use, with their chunks."""
+        """Chunks of the keys in use, by key and first id."""
         self._copies: dict[tuple[str, int], int] = {}
         self.changes = Counter[str]()
-        """How often the chunks of a key have changed."""
+        """Number of changes to the chunks of each key."""
         self.shed = 0
-        """Bytes of copies given up so far for the limit."""
+        """Bytes of copies freed so far because of the limit."""
 
     def open(self, key: str) -> dict[int, Placed]:
-        """The chunks of `key` by first id, in order; at first use those whose files are there."""
+        """Return the chunks of `key` by first id, in order. The first call for a key loads its files."""
         if key not in self.keys:
             self.changes[key] += 1
             paths = stored_chunks(self.folder / key)
-            # What a crash has left: parts of a joined chunk, files half written.
+            # A crash can leave parts of a joined chunk and half-written files.
             for leftover in files(self.folder / key):
                 if fnmatch(leftover.name, "*.arrow*") and leftover not in paths:
                     leftover.unlink()
@@ -90,7 +95,7 @@ class ChunkCache:
         return self.keys[key]
 
     def place(self, key: str, start: int, arrays: Arrays) -> None:
-        """Keep the chunk whose first id is `start`, in place of the one there."""
+        """Store the chunk whose first id is `start`; it replaces a chunk already there."""
         old, size = self.open(key).get(start), len(arrays[1])
         write_chunk(chunk_path(self.folder / key, start, start + size), arrays)
         self._cache(key, start, arrays, size)
@@ -117,21 +122,21 @@ class ChunkCache:
                 self.place(key, start, (images, labels, logits))
 
     def join(self, key: str, sealed: int) -> None:
-        """Join small neighbours whose ids are all below `sealed`."""
+        """Join small neighbouring chunks whose ids are all below `sealed`."""
         spans = [(start, placed.size) for start, placed in self.open(key).items() if start + placed.size <= sealed]
         for run in joinable(spans):
             parts = [self.read(key, start) for start in run]
-            # Where only some have logits, a trial went on that reads none, after a version that stored them always.
+            # Only some parts have logits if the trial reads none and was begun by an older version, which stored them.
             width = min(logits.shape[1] for _, _, logits in parts)
             parts = [(images, labels, logits[:, :width]) for images, labels, logits in parts]
             images, labels, logits = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-            # The joined file comes first: after a crash in between, it counts and its parts do not.
+            # Write the joined file first: after a crash in between it is used and its parts are ignored.
             self.place(key, run[0], (images, labels, logits))
             for start in run[1:]:
                 self.remove(key, start)
 
     def copy(self, key: str, source: str) -> None:
-        """Give `key` the chunks of `source`, in place of any it has."""
+        """Give `key` the chunks of `source`, in place of its own."""
         self.forget(key)
         for path in stored_chunks(self.folder / source):
             duplicate(path, self.folder / key / path.name)
@@ -144,12 +149,12 @@ class ChunkCache:
         remove(self.folder / key)
 
     def read(self, key: str, start: int) -> Arrays:
-        """A chunk's arrays, from its file."""
+        """Return a chunk's arrays, read from its file."""
         placed = self.keys[key][start]
         return read_chunk(chunk_path(self.folder / key, start, start + placed.size))
 
     def sizes(self, key: str) -> dict[str, int]:
-        """Chunks, samples and bytes of `key`, and the bytes that lie on disk alone."""
+        """Return chunks, samples and bytes of `key`, and its `spilled_bytes`, which are on disk alone."""
         chunks = self.keys.get(key, {}).values()
         return {
             "chunks": len(chunks),
@@ -161,12 +166,12 @@ class ChunkCache:
     def _cache(self, key: str, start: int, arrays: Arrays, size: int) -> None:
         num_bytes = sum(array.nbytes for array in arrays)
         self.keys[key][start] = Placed(ray.put(arrays), size, num_bytes)
-        # The newest at the end.
+        # Keep the newest copy at the end.
         self._copies.pop((key, start), None)
         self._copies[key, start] = num_bytes
 
     def _shed(self) -> None:
-        """Give up the oldest copies until the rest is within the limit."""
+        """Free the oldest copies until the rest is within the limit."""
         total = sum(self._copies.values())
         while total > self.limit:
             key, start = next(iter(self._copies))
@@ -179,23 +184,26 @@ class ChunkCache:
 
 
 Table = tuple[str, dict[int, Placed] | None]
-"""A version, and all chunks of a key by first id; None where the asker has that version."""
+"""A version, and all chunks of a key by first id; None in place of the chunks where the caller has that version."""
 
 
 class Taken(NamedTuple):
-    """What the pool says to one who wants a round. Where it is made, `metrics` are those of its making."""
+    """The pool's answer to a request for a round. `metrics`: of its synthesis; None while the round does not exist."""
 
     table: Table
     metrics: Metrics | None
     turn: bool
-    """Whether it is not made, and the asker's to make."""
+    """True if the round does not exist yet and the caller is to make it."""
 
 
 class SyntheticPool:
-    """Chunks by key and first id. Runs as an actor, see `make_pool`; every method may be called twice without harm.
+    """Chunks by key and first id. Runs as an actor, see `make_pool`; every method is idempotent.
 
-    A key belongs to one trial (`append`; `fill` and `tend` where producers make its images), or is shared: then its
-    images come in rounds, each made once (`take`, `deliver`), or from all its trials as they come (`contribute`).
+    A key belongs to one trial (`append`; `fill` and `tend` where producers make its images), or several trials share
+    it: then each round of images is made once (`take`, `deliver`), or every trial adds its own (`contribute`).
+
+    Arguments in common: `trial` is the key of the calling trial; `have` is the version of the chunk table that the
+    caller has, so that an unchanged table is not sent again.
     """
 
     def __init__(self, folder: Location, limit: int) -> None:
@@ -203,43 +211,43 @@ class SyntheticPool:
         self._rounds: dict[str, dict[str, Any]] = {}
         self._makers: dict[str, tuple[str, float]] = {}
         self._readers: dict[str, Counter[str]] = defaultdict(Counter)
-        # A restarted pool counts anew and has put every object anew: its versions must equal none of before.
+        # A restarted pool counts from 0 and puts every object anew; the epoch tells its versions from earlier ones.
         self._epoch = secrets.token_hex(8)
-        self._told = 0.0
+        self._last_status = 0.0
 
     def append(
         self, key: str, start: int, arrays: Arrays, *, have: str = "", drop: Sequence[int] = (), sealed: int = 0
     ) -> Table:
-        """Keep the chunk whose first id is `start`, in place of the one there.
+        """Store the chunk whose first id is `start`; it replaces a chunk already there.
 
-        `drop`: first ids of chunks that may go. `sealed`: ids below it are in a checkpoint; only chunks of such are
-        joined, as others may have to go again.
+        `drop`: first ids of chunks to remove. `sealed`: ids below it are covered by a checkpoint. Only chunks of such
+        ids are joined, as a resumed trial removes the others.
         """
         self._chunks.place(key, start, arrays)
         return self.tend(key, have, drop=drop, sealed=sealed)
 
     def fill(self, key: str, start: int, arrays: Arrays) -> None:
-        """Keep the chunk whose first id is `start`, in whatever order they come. One that is there already stays."""
+        """Store the chunk whose first id is `start`. Chunks may come in any order; one already there stays."""
         if start not in self._chunks.open(key):
             self._chunks.place(key, start, arrays)
 
     def tend(self, key: str, have: str = "", *, drop: Sequence[int] = (), sealed: int = 0) -> Table:
-        """Drop and join chunks, as in `append`, without a new one."""
+        """Drop and join chunks as `append` does, without adding one."""
         self.drop_chunks(key, drop)
         self._chunks.join(key, sealed)
         return self.table(key, have, key)
 
-    def table(self, key: str, have: str = "", who: str = "") -> Table:
-        """Where the chunks of `key` are."""
+    def table(self, key: str, have: str = "", trial: str = "") -> Table:
+        """Return the version and, unless it equals `have`, the locations of the chunks of `key`."""
         chunks = self._chunks.open(key)
-        if who:
-            self._readers[key][who] += 0
-        self._tell()
+        if trial:
+            self._readers[key][trial] += 0
+        self._write_status()
         version = f"{self._epoch}/{self._chunks.changes[key]}"
         return version, None if version == have else chunks
 
     def drop_chunks(self, key: str, starts: Sequence[int]) -> None:
-        """Remove chunks by first id; those already gone are passed over."""
+        """Remove chunks by first id; unknown ids are ignored."""
         for start in set(starts) & set(self._chunks.open(key)):
             self._chunks.remove(key, start)
 
@@ -248,34 +256,34 @@ class SyntheticPool:
         self._chunks.truncate(key, num_ids)
         return self.table(key, have)
 
-    def take(self, key: str, round: int, who: str, have: str = "") -> Taken:
-        """Round `round` of the shared `key`, the first being 0; or whether `who` is to make it."""
-        made = self._made(key)["rounds"]
+    def take(self, key: str, round: int, trial: str, have: str = "") -> Taken:
+        """Return round `round`, from 0, of the shared `key`; without metrics if the round does not exist yet."""
+        made = self._round_log(key)["rounds"]
         if round < len(made):
-            self._readers[key][who] += made[round]["who"] != who
-            return Taken(self.table(key, have, who), made[round]["metrics"], False)
-        return Taken(self.table(key, have, who), None, self.claim(key, who))
+            self._readers[key][trial] += made[round]["who"] != trial
+            return Taken(self.table(key, have, trial), made[round]["metrics"], False)
+        return Taken(self.table(key, have, trial), None, self.claim(key, trial))
 
-    def deliver(self, key: str, round: int, who: str, arrays: Arrays, metrics: Metrics, have: str = "") -> Taken:
-        """Keep a round that was missing. One that is there already stays: its maker was given up too early."""
-        log = self._made(key)
+    def deliver(self, key: str, round: int, trial: str, arrays: Arrays, metrics: Metrics, have: str = "") -> Taken:
+        """Store a missing round. A round already there stays: its maker's lease had expired before it delivered."""
+        log = self._round_log(key)
         made = log["rounds"]
         if round == len(made):
             start = made[-1]["stop"] if made else 0
             self._chunks.place(key, start, arrays)
-            made.append({"who": who, "stop": start + len(arrays[1]), "metrics": metrics})
+            made.append({"who": trial, "stop": start + len(arrays[1]), "metrics": metrics})
             self._write_log(key)
             self._chunks.join(key, made[-1]["stop"])
-        return self.take(key, round, who, have)
+        return self.take(key, round, trial, have)
 
-    def contribute(self, key: str, who: str, round: int, arrays: Arrays, have: str = "") -> tuple[Table, list[int]]:
-        """Add a trial's round to what all trials of `key` draw from, and see what others have added since its last.
+    def contribute(self, key: str, trial: str, round: int, arrays: Arrays, have: str = "") -> tuple[Table, list[int]]:
+        """Add a trial's round to the samples that all trials of `key` draw from.
 
-        Returns first ids of chunks, its own at the end. What it has seen in a round it sees again, should it ask again;
-        a round it has given already is not taken a second time.
+        Returns the first ids of the chunks that are new to the trial since its last call, its own chunk last. A
+        repeated call for the same round returns the same ids and adds nothing.
         """
-        log = self._made(key)
-        views, given = log["views"].setdefault(who, []), log["given"].setdefault(who, [])
+        log = self._round_log(key)
+        views, given = log["views"].setdefault(trial, []), log["given"].setdefault(trial, [])
         if round == len(given):
             chunks = self._chunks.open(key)
             start = max((first + placed.size for first, placed in chunks.items()), default=0)
@@ -285,53 +293,54 @@ class SyntheticPool:
             seen = {start for view in views for start in view}
             others = [start for start in self._chunks.open(key) if start not in seen and start != given[round]]
             views.append([*others, given[round]])
-            self._readers[key][who] += len(others)
+            self._readers[key][trial] += len(others)
         self._write_log(key)
-        return self.table(key, have, who), views[round]
+        return self.table(key, have, trial), views[round]
 
-    def seen(self, key: str, who: str, rounds: int) -> list[int]:
-        """First ids of the chunks `who` had seen after `rounds` rounds, in that order."""
-        return [start for view in self._made(key)["views"].get(who, [])[:rounds] for start in view]
+    def seen(self, key: str, trial: str, rounds: int) -> list[int]:
+        """Return the first ids of the chunks that trial `trial` had received after `rounds` rounds, in that order."""
+        return [start for view in self._round_log(key)["views"].get(trial, [])[:rounds] for start in view]
 
-    def claim(self, key: str, who: str) -> bool:
-        """A sign of life of one who makes the rounds of `key`, or would; whether these are its to make.
+    def claim(self, key: str, trial: str) -> bool:
+        """Record a heartbeat of trial `trial`; return whether it is the one to make the rounds of `key`.
 
-        They are where it made them before, nobody does, or who did has been silent for `SILENCE_SECONDS`.
+        True if the trial makes them already, if no trial does, or if the last heartbeat of the trial that does is older
+        than `SILENCE_SECONDS`.
         """
-        maker, heard = self._makers.get(key, (who, 0.0))
-        if maker != who and time.monotonic() - heard <= SILENCE_SECONDS:
+        maker, heartbeat = self._makers.get(key, (trial, 0.0))
+        if maker != trial and time.monotonic() - heartbeat <= SILENCE_SECONDS:
             return False
-        self._makers[key] = who, time.monotonic()
+        self._makers[key] = trial, time.monotonic()
         return True
 
-    def release(self, key: str, who: str) -> None:
-        """`who` makes no more rounds of `key`."""
-        if self.maker(key) == who:
+    def release(self, key: str, trial: str) -> None:
+        """End the lease of trial `trial` on making rounds of `key`."""
+        if self.maker(key) == trial:
             del self._makers[key]
 
     def maker(self, key: str) -> str:
-        """Who makes the rounds of `key`, or made them last; empty where nobody does."""
+        """Return the trial that makes the rounds of `key`, or made them last; empty if there is none."""
         return self._makers.get(key, ("", 0.0))[0]
 
     def inherit(self, key: str, source: str) -> None:
-        """Give `key` what `source` holds, in place of any it has."""
+        """Give `key` the chunks of `source`, in place of its own."""
         self._chunks.copy(key, source)
 
     def forget(self, key: str) -> None:
         """Free all objects of `key` and delete its files."""
         self._chunks.forget(key)
         self._rounds.pop(key, None)
-        self._tell()
+        self._write_status()
 
     def stats(self) -> dict[str, int]:
-        """Keys in use, their chunks, samples and bytes, how many bytes of them lie on disk alone, or ever came to."""
+        """Return the numbers of keys, chunks and samples; all bytes, those on disk alone, and those ever shed."""
         found = [self._chunks.sizes(key) for key in self._chunks.keys]
         names = ("chunks", "samples", "bytes", "spilled_bytes")
         sums = {name: sum(sizes[name] for sizes in found) for name in names}
         return {"keys": len(found), "shed": self._chunks.shed} | sums
 
     def describe(self) -> list[dict[str, Any]]:
-        """For each key: sizes, rounds made, who reads it, who makes it, and how often a trial was spared a round."""
+        """Return for each key its sizes, rounds, readers, maker, and `hits`: the rounds that a reader did not make."""
         return [
             {
                 "key": key,
@@ -344,8 +353,8 @@ class SyntheticPool:
             for key in self._chunks.keys
         ]
 
-    def _made(self, key: str) -> dict[str, Any]:
-        """What is written down of a shared key's rounds; at first use, from its file."""
+    def _round_log(self, key: str) -> dict[str, Any]:
+        """Return the log of a shared key's rounds; the first call reads it from its file."""
         if key not in self._rounds:
             path = self._chunks.folder / key / "rounds.json"
             empty: dict[str, Any] = {"rounds": [], "views": {}, "given": {}}
@@ -354,7 +363,7 @@ class SyntheticPool:
         return self._rounds[key]
 
     def _drop_unknown(self, key: str, log: dict[str, Any]) -> None:
-        """Remove chunks that are not written down: whoever made them has not heard that they are kept."""
+        """Remove chunks missing from the log: their maker has no answer yet and delivers them again."""
         if log["rounds"]:
             self._chunks.truncate(key, log["rounds"][-1]["stop"])
             return
@@ -364,49 +373,49 @@ class SyntheticPool:
     def _write_log(self, key: str) -> None:
         put_text(self._chunks.folder / key / "rounds.json", json.dumps(self._rounds[key]))
 
-    def _tell(self) -> None:
-        """Write down what is held, now and then."""
-        if time.monotonic() - self._told > STATUS_SECONDS:
-            self._told = time.monotonic()
+    def _write_status(self) -> None:
+        """Write the status file, at most once in `STATUS_SECONDS`."""
+        if time.monotonic() - self._last_status > STATUS_SECONDS:
+            self._last_status = time.monotonic()
             status = {"limit": self._chunks.limit, "keys": self.describe(), "time": time.time()}
             put_text(self._chunks.folder / STATUS, json.dumps(status))
 
 
 @contextmanager
 def pool_of(options: ClusterOptions, chunks: Sequence[int]) -> Iterator[Any]:
-    """The pool of a sweep, whose chunks have so many bytes; it ends with the block."""
+    """Yield the pool of a sweep and end it after the block. `chunks`: bytes of a round's images, of each trial."""
     limit = default_limit() if options.pool_limit is None else options.pool_limit
     check_limit(limit, chunks)
     pool = make_pool(chunks_folder(options.place), limit)
     try:
         yield pool
     finally:
-        tell_of_spilling(pool, limit)
+        log_spilling(pool, limit)
         ray.kill(pool)
 
 
-def tell_of_spilling(pool: Any, limit: int) -> None:
-    """Samples that had to be read from disk slow a sweep down, which nobody could tell from outside."""
+def log_spilling(pool: Any, limit: int) -> None:
+    """Log the bytes that had to be read from disk, by the pool's limit or by Ray: they slow a sweep down."""
     try:
-        # It also is waited for to have cleared up what it was told to.
+        # The answer also means that the pool has finished all earlier calls, deletions among them.
         stats: Any = ray.get(pool.stats.remote(), timeout=STATS_SECONDS)
-    except RayError:  # it is lost, which has been told of
+    except RayError:  # the pool is lost, which is logged elsewhere
         stats = {"shed": 0}
     if stats["shed"]:
-        told = f"{stats['shed'] / 1e6:.0f} MB of samples were beyond the pool's limit of {limit / 1e6:.0f} MB"
-        log.info(f"{told}: read from disk")
+        message = f"{stats['shed'] / 1e6:.0f} MB of samples exceeded the pool's limit of {limit / 1e6:.0f} MB"
+        log.info(f"{message} and were read from disk")
     spilled = spilled_by_ray()
     if spilled is None:
-        log.info("a node has just been lost: whether Ray moved objects to disk is not known")
+        log.info("a node was lost just now: bytes that Ray moved to disk are unknown")
     elif spilled:
-        room = "a lower --pool-limit leaves it more room"
+        room = "a lower --pool-limit leaves room for it"
         log.info(f"Ray moved {spilled / 1e6:.0f} MB of its object store to disk: {room}")
 
 
 def spilled_by_ray() -> int | None:
-    """Bytes that the connected cluster has moved from its object stores to disk so far; None where it does not say."""
+    """Return the bytes that the cluster has moved from its object stores to disk so far; None if it does not answer."""
     here = ray.get_runtime_context().get_node_id()
-    # Any node would do, but this one is alive as long as we are.
+    # Any node would do; this one is alive as long as the driver is.
     own = next(node for node in ray.nodes() if node["NodeID"] == here)
     place = own["NodeManagerAddress"], own["NodeManagerPort"]
     try:
@@ -417,35 +426,35 @@ def spilled_by_ray() -> int | None:
 
 
 def make_pool(folder: Location, limit: int) -> Any:
-    """The pool actor of a sweep, with its files under `folder`, which all nodes must see. End it with `ray.kill`.
+    """Start the pool actor of a sweep, with its files under `folder`, which all nodes must see. End it with `ray.kill`.
 
-    `limit`: bytes of its copies in shared memory. To be called by the driver: made inside a trial it would die with
-    that trial's resources.
+    `limit`: bytes of its copies in shared memory. Call it in the driver: made inside a trial, the actor would die with
+    the trial's resources.
     """
     return lasting_actor(SyntheticPool, folder, limit)
 
 
 def lasting_actor(kind: type, *args: Any) -> Any:
-    """An actor that holds no resources, and is started again where it dies. End it with `ray.kill`."""
+    """Start an actor that holds no resources and that Ray restarts when it dies. End it with `ray.kill`."""
     options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": "DEFAULT"}
     return ray.remote(**options)(kind).remote(*args)
 
 
 def default_limit() -> int:
-    """Bytes of samples that the nodes' shared memory bears: 60 % of the smallest object store, as others use it too."""
+    """Return the default `limit`: 60 % of the smallest object store in bytes, as Ray puts other objects there too."""
     stores = [node["Resources"].get("object_store_memory", 0.0) for node in ray.nodes() if node["Alive"]]
     return int(0.6 * min(stores))
 
 
 def chunk_bytes(config: TrialConfig, prepared: Prepared, scope: Scope = "trial") -> int:
-    """Bytes of a round's images as the pool keeps them: with labels, and logits where the trial or a sharer reads them.
+    """Return the bytes of a round's images in the pool: with labels, and with logits where a trial reads them.
 
-    `scope`: the one the trial really has.
+    `scope`: the trial's actual scope, see `pool_key`. Samples that trials share always have logits.
     """
     teacher, kept = prepared.teacher, config.keeps_logits or scope != "trial"
     return round_bytes(config, teacher.image_shape, teacher.num_classes, logits=kept)
 
 
 def check_limit(limit: int, chunks: Sequence[int]) -> None:
-    """Raise `InputError` where not even one round's images, of so many bytes, would fit."""
+    """Raise `InputError` if one round's images, of `chunks` bytes each, exceed `limit`."""
     require(limit >= max(chunks), "pool limit", f"{limit} bytes", f"at least the {max(chunks)} bytes of a round")

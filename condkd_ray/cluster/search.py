@@ -1,11 +1,11 @@
-"""A search: trials that are proposed one by one, run by Tune on the connected cluster, and stopped where poor."""
+"""A search: Tune runs trials on the connected cluster as they are proposed, and stops poor ones early."""
 
 import math
 import time
 from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
-from condkd_ray.cluster.files import halt_path, last_reason, start_anew, trial_file, trial_folder
+from condkd_ray.cluster.files import clear_attempts, halt_path, last_reason, trial_file, trial_folder
 from condkd_ray.cluster.gpu_memory import check_packing
 from condkd_ray.cluster.jobs import Job, Packer, SearchJobs
 from condkd_ray.cluster.options import ClusterOptions, crew_size
@@ -20,14 +20,14 @@ from condkd_ray.trial.plan import PlannedTrial
 from condkd_ray.trial.run import passed
 
 KEPT_EVERY = 5.0
-"""Seconds between two times that it is written down; as much is forgotten where the driver is killed."""
+"""Seconds between two writes of the used budget; the use since the last one is lost if the driver is killed."""
 
 
 class GpuBudget:
-    """GPUs times seconds for which trials hold them, used or not.
+    """A budget in GPU seconds: the GPUs that trials hold, times the seconds for which they hold them, used or idle.
 
-    `seconds`: how much there is in all; `before`: of it used by earlier runs. `keep` hears now and then, and at the
-    end, how much has been used.
+    `seconds`: the whole budget; `before`: its part used by earlier runs. `keep` is called with the used seconds every
+    few seconds and at the end.
     """
 
     def __init__(self, seconds: float, before: float = 0.0, keep: Callable[[float], None] = lambda used: None) -> None:
@@ -36,24 +36,24 @@ class GpuBudget:
         self._kept = time.monotonic()
 
     def hold(self, key: str, gpus: float) -> None:
-        """Trial `key` has so many GPUs from now on."""
+        """Count `gpus` GPUs as held by trial `key` from now on."""
         self.release(key)
         self._held[key] = gpus, time.monotonic()
 
     def release(self, key: str) -> None:
-        """It has them no more; nothing where it had none."""
+        """Count the GPUs of trial `key` as free; no effect if it holds none."""
         gpus, since = self._held.pop(key, (0.0, 0.0))
         self._used += gpus * (time.monotonic() - since)
 
     @property
     def used(self) -> float:
-        """GPU seconds so far."""
+        """GPU seconds used so far."""
         now = time.monotonic()
         return self._used + sum(gpus * (now - since) for gpus, since in self._held.values())
 
     @property
     def spent(self) -> bool:
-        """Whether nothing is left."""
+        """True when the budget is used up."""
         used = self.used
         if time.monotonic() - self._kept >= KEPT_EVERY:
             self._kept = time.monotonic()
@@ -61,46 +61,46 @@ class GpuBudget:
         return used >= self._seconds
 
     def close(self) -> None:
-        """Nobody holds any more."""
+        """Release all trials and pass the final sum to `keep`."""
         for key in list(self._held):
             self.release(key)
         self._keep(self._used)
 
 
 class Proposer(TrialObserver, Protocol):
-    """Who decides in a search. Nothing it is told before a trial has `ended` has to do with a test image."""
+    """Decides what runs in a search. Until a trial has `ended`, nothing passed to it depends on a test image."""
 
     def propose(self) -> PlannedTrial[Prepared] | Literal["later"] | None:
-        """The next trial, to be run from its checkpoint where it has one; None: there is no other.
+        """Return the next trial, which resumes from its checkpoint if it has one; None if there is no other.
 
-        `later`: that depends on what comes of those that run, of which there must be some.
+        "later": the next trial depends on the results of running ones, of which there must be some.
         """
         ...
 
     def goes_on(self, trial: PlannedTrial) -> bool:
-        """Whether a trial shall go on after the round that was heard of last."""
+        """Return whether a trial is to continue after the round that was reported last."""
         ...
 
     def untested(self, trial: PlannedTrial, outcome: Outcome) -> None:
-        """A trial has ended all its rounds."""
+        """Handle the outcome of a trial that has finished all rounds, before it is tested."""
         ...
 
     def rested(self, trial: PlannedTrial) -> None:
-        """A trial has come to the round after which it rests."""
+        """Handle a trial that pauses after its round `lineage.pause_after`."""
         ...
 
 
 def search(driver: Proposer, options: ClusterOptions, gpu_budget: GpuBudget | None = None) -> bool:
-    """Run what `driver` proposes until it proposes nothing more; what becomes of a trial's files: as in a sweep.
+    """Run what `driver` proposes until it proposes nothing more. Trials' files are handled as in a sweep.
 
-    Each trial is blind: it looks at test images once all else that came of it has been heard of. Once `gpu_budget` is
-    spent no trial starts, and each that runs stops after its round, as at the deadline. False after Ctrl-C, or when the
-    deadline came first, or the budget was spent; raises as `condkd_ray.cluster.sweep.sweep`.
+    Every trial is blind: it reads test images only after the driver has received all its other results. Once
+    `gpu_budget` is spent no trial starts, and each running one stops after its round, as at the deadline. Returns False
+    after Ctrl-C, or if the deadline came first or the budget was spent. Raises as `condkd_ray.cluster.sweep.sweep`.
     """
     jobs, budget = SearchJobs(), gpu_budget or GpuBudget(math.inf)
     halt_path(options.place).unlink(missing_ok=True)
     try:
-        # How large chunks will be nobody knows yet; a limit below one is refused as soon as there is a trial.
+        # Chunk sizes are unknown until a trial is proposed; a `pool_limit` below one is refused then.
         with pool_of(options, [0]) as pool:
             budgeted = gpu_budget is not None
             context = WorkerContext(options.place, pool, jobs, options, blind=True, budgeted=budgeted)
@@ -117,7 +117,7 @@ def search(driver: Proposer, options: ClusterOptions, gpu_budget: GpuBudget | No
 
 
 class SearchMonitor:
-    """The `Listener` of a search: a `Monitor` of the trials proposed so far, with what a search does beside that."""
+    """The `Listener` of a search: a `Monitor` of the trials proposed so far, with a search's further duties."""
 
     def __init__(self, driver: Proposer, context: WorkerContext, jobs: SearchJobs, budget: GpuBudget) -> None:
         self._driver, self._context, self._jobs, self._budget = driver, context, jobs, budget
@@ -125,20 +125,20 @@ class SearchMonitor:
         self._sent: dict[str, Job] = {}
         self._resting = set[str]()
         self._handed = set[str]()
-        """Proposed, and not heard of since: Tune has them, and starts them when it can."""
+        """Trials proposed but not started yet: Tune has them and starts them when it can."""
         self._alone: str | None = None
-        """Who was set aside and now has the memory for itself."""
+        """The trial that was set aside for lack of memory and now runs alone."""
         self._halting = self._exhausted = False
         self.memory = self._monitor.memory
         self.error: Exception | None = None
 
     @property
     def complete(self) -> bool:
-        """Whether there is no other trial, and all have ended."""
+        """True when no trial is left to propose and all have ended."""
         return self._exhausted and not self._monitor.open
 
     def propose(self) -> dict[str, Any] | str | None:
-        """The setup of the next trial, whose job has been sent; or the driver's answer."""
+        """Return the setup of the next trial, whose job has been sent, or the driver's answer."""
         if self._late:
             return None
         if self._alone is not None or self._monitor.dropped:
@@ -150,21 +150,21 @@ class SearchMonitor:
             self._exhausted = True
         if trial is None or isinstance(trial, str):
             return trial
-        for key in trial.lineage.buries:
+        for key in trial.lineage.deletes:
             self._context.pool.forget.remote(key)
             remove(trial_folder(self._context.folder, key))
         job, options = self._packer.job(trial), self._context.options
         options.check([trial.config])
         if not self._sent:
-            # Later ones may hold the GPUs that it waits for, and could not end before this has heard of them.
+            # Check the first trial only: the check waits for a whole GPU, and trials on it could not end meanwhile.
             check_packing([job], options.gpus_per_trial, options.per_producer.gpus, options.device_pool_limit)
-        start_anew(trial_folder(self._context.folder, trial.key))
+        clear_attempts(trial_folder(self._context.folder, trial.key))
         self._sent[trial.key] = job
         self._monitor.add(trial)
         return self._setup(job)
 
     def _again(self) -> dict[str, Any] | str:
-        """The setup of the first trial that was dropped; `later` while it waits for memory, or one runs alone."""
+        """Return the setup of the first dropped trial; "later" while it waits for memory, or another runs alone."""
         if self._alone is not None:
             return "later"
         key = self._monitor.dropped[0]
@@ -175,13 +175,13 @@ class SearchMonitor:
         return self._setup(self._sent[self._monitor.dropped.pop(0)])
 
     def _setup(self, job: Job) -> dict[str, Any]:
-        """Of a trial, as Tune is given it; its job has been sent."""
+        """Send a trial's job and return the setup for Tune."""
         self._jobs.put(job)
         self._handed.add(job.key)
         return {"key": job.key, "crew": crew_size(job.config)}
 
     def _left(self, key: str) -> None:
-        """Tune has the trial no more: it holds no GPU, and others may run."""
+        """Note that Tune no longer has the trial: it holds no GPU, and others may run."""
         self._budget.release(key)
         self._handed.discard(key)
         if key == self._alone:
@@ -189,28 +189,28 @@ class SearchMonitor:
 
     @property
     def _late(self) -> bool:
-        """Whether no trial shall start any more."""
+        """True when no further trial is to start."""
         return passed(self._context.options.deadline) or self._budget.spent
 
     @property
     def over(self) -> bool:
-        """Whether the deadline has come or the GPU budget is spent, and every trial that ran has stopped."""
+        """True once the deadline has passed or the GPU budget is spent, and every running trial has stopped."""
         if self._budget.spent and not self._halting:
             self._halting = True
             put_text(halt_path(self._context.folder), "the GPU budget is spent")
         return self._monitor.over or (self._halting and not self._monitor.running)
 
     def started(self, key: str) -> None:
-        """It holds GPUs from now on, its own and its producers'."""
+        """Count the GPUs that the trial and its producers hold from now on."""
         self._handed.discard(key)
         self._monitor.started(key)
         options = self._context.options
         producers = crew_size(self._sent[key].config)
         self._budget.hold(key, options.gpus_per_trial + producers * options.per_producer.gpus)
 
-    def heard(self, key: str, result: dict[str, Any]) -> None:
-        """A round, or all of them."""
-        self._monitor.heard(key, result)
+    def reported(self, key: str, result: dict[str, Any]) -> None:
+        """Handle a report: a round, a pause, or the outcome before the test."""
+        self._monitor.reported(key, result)
         if RESTS in result:
             self._resting.add(key)
         if UNTESTED in result:
@@ -218,36 +218,36 @@ class SearchMonitor:
             self._driver.untested(self._monitor.trials[key], outcome)
 
     def goes_on(self, key: str) -> bool:
-        """Whether the trial shall go on."""
+        """Return whether the trial is to continue."""
         return self._driver.goes_on(self._monitor.trials[key])
 
     def retried(self, key: str, reason: str) -> None:
-        """Its job is sent again: it may have been lost with a node."""
+        """Send the job again, as it may have been lost with a node."""
         self._budget.release(key)
         self._monitor.retried(key, reason)
         self._jobs.put(self._sent[key])
 
     def drop(self, key: str) -> None:
-        """Tune has given up a trial that shall be tried again; it is the next to be proposed."""
+        """Note that Tune has given up a trial that is to be tried again; it is proposed next."""
         self._left(key)
         self._monitor.drop(key)
 
     def starve(self, key: str, reason: str) -> None:
-        """Likewise, as memory was short; it is proposed once no other runs."""
+        """Note that a trial was repeatedly ended for lack of memory; it is proposed once no other runs."""
         self._left(key)
         self._monitor.starve(key, reason)
 
     def take_dropped(self) -> list[str]:
-        """Those that are still to be proposed, if any trial shall start."""
+        """Return the trials that are still to be proposed; none if no further trial is to start."""
         return [] if self._late else list(self._monitor.dropped)
 
     def failed(self, key: str, reason: str) -> None:
-        """It was given up."""
+        """Handle a trial that was given up."""
         self._left(key)
         self._monitor.failed(key, reason)
 
     def completed(self, key: str) -> None:
-        """It has left its outcome, was given up, rests, or was stopped early."""
+        """Handle a trial that has left its outcome, was given up, pauses, or was stopped early."""
         self._left(key)
         monitor, folder = self._monitor, self._context.folder
         if key in self._resting:

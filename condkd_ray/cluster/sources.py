@@ -1,4 +1,4 @@
-"""Where images come from that a trial does not make alone: its producers, or trials that share them."""
+"""Sources of images that other processes make for a trial: its producers, or trials that share rounds with it."""
 
 import threading
 import time
@@ -12,7 +12,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from condkd_ray.cluster.jobs import own_device, unpack
 from condkd_ray.cluster.lost import is_lost
 from condkd_ray.cluster.pool import Taken
-from condkd_ray.cluster.stores import FilledStore, SharedStore, SweepStore, ask
+from condkd_ray.cluster.stores import FilledStore, SharedStore, SweepStore, call_actor
 from condkd_ray.core import checkpoint as states
 from condkd_ray.core.environment import set_up_process
 from condkd_ray.core.method import Metrics
@@ -27,11 +27,11 @@ from condkd_ray.trial.packing import PreparedRefs, to_plain, to_tensor
 from condkd_ray.trial.synthesis import Pipelined, Producer, Production, begin, codec, produce
 
 RESTARTS = 3
-"""Of producers that die while the trial waits for one round (our choice); then the trial itself is to begin again."""
+"""Restarts of dead producers while the trial waits for one round (our choice); then the trial itself is retried."""
 HEARTBEAT_SECONDS = 2.0
-"""Between two heartbeats of a trial that makes rounds for others."""
+"""Time between two heartbeats of a trial that makes rounds for others."""
 LONGEST_NAP = 0.2
-"""Seconds between two questions of a trial that waits."""
+"""Longest time between two requests of a waiting trial, in seconds."""
 
 
 class ProducerProcess:
@@ -43,9 +43,10 @@ class ProducerProcess:
         self._producer: Producer | None = None
 
     def make(self, number: int, round: int, look: Any, state: Any) -> tuple[Metrics, Any]:
-        """Put a round into the pool. What is to be logged of it, and the state after it, to be sent.
+        """Make a round and put it into the pool. Return its metrics and the producer's state after it, as arrays.
 
-        `state`: to go on from, where this is its first round here and there is one.
+        `look`: snapshot of the student and class counts to synthesise with. `state`: producer state to resume from; it
+        is used only for the first round made by this process.
         """
         wall, cpu = time.perf_counter(), time.process_time()
         if self._producer is None:
@@ -54,22 +55,22 @@ class ProducerProcess:
             self._producer = Producer(self._config, prepared, number, to_tensor(state))
         samples, terms = self._producer.make(to_tensor(look))
         arrays, start = to_arrays(self._codec.encode(samples)), round * len(samples)
-        ask(self._pool.fill, self._key, start, arrays)
+        call_actor(self._pool.fill, self._key, start, arrays)
         terms["time/production_seconds"] = time.perf_counter() - wall
         terms["time/production_cpu_seconds"] = time.process_time() - cpu
         return terms, to_plain(self._producer.state())
 
 
 class Crew(AbstractContextManager):
-    """The producers of one trial; a source of its images. Use as a context: they end with it.
+    """The producers of one trial; a source of its images. Use it as a context: the producers end with the block.
 
-    At most `staleness` + 1 rounds are in the making: the one that the trial wants, and those that it is ahead of.
+    At most `staleness` + 1 rounds are being made: the one that the trial needs next and those ahead of it.
     """
 
     def __init__(self, refs: PreparedRefs, pool: Any, key: str, per_producer: Allowance) -> None:
         self._refs, self._pool, self._key, self._each = refs, pool, key, per_producer
         self._actors: dict[int, Any] = {}
-        self._asked: dict[int, tuple[Any, Any]] = {}
+        self._pending: dict[int, tuple[Any, Any]] = {}
 
     def __exit__(self, *_: object) -> None:
         self._dismiss()
@@ -77,30 +78,30 @@ class Crew(AbstractContextManager):
     def __call__(
         self, config: TrialConfig, prepared: Prepared, state: TrialState, store: Store
     ) -> tuple[Samples, Metrics]:
-        """The next round; blocks until it is there, which `time/waiting_seconds` tells."""
+        """Return the next round; blocks until it is there and records that time as `time/waiting_seconds`."""
         assert isinstance(store, FilledStore)
         assert isinstance(state.production, Pipelined)
         assert config.pipeline is not None
         pipeline, production, round = config.pipeline, state.production, state.round
-        production.see(config, round, state.distiller.student, store.class_counts)
+        production.record(config, round, state.distiller.student, store.class_counts)
         begun = time.perf_counter()
         terms = self._await(config, production, round, store)
         terms["time/waiting_seconds"] = time.perf_counter() - begun
         store.refresh()
-        _, reached = self._asked.pop(round)
+        _, reached = self._pending.pop(round)
         production.states[pipeline.producer(round)] = lambda: to_tensor(ray.get(reached))
         production.forget(pipeline.shown(round + 1))
         return store.look(config.inversion.images_per_round), terms
 
     def _await(self, config: TrialConfig, production: Pipelined, round: int, store: FilledStore) -> Metrics:
-        """What is to be logged of `round`, once it is in the pool. Producers that died meanwhile are replaced."""
+        """Return the metrics of `round` once it is in the pool. Producers that die meanwhile are replaced."""
         for left in reversed(range(RESTARTS + 1)):
-            self._ask_ahead(config, production, round)
+            self._request_ahead(config, production, round)
             try:
-                return ray.get(self._asked[round][0])
+                return ray.get(self._pending[round][0])
             except RayError as error:
                 if isinstance(error, RayTaskError) and not is_lost(error):
-                    # What a producer raised, as if it had been raised here.
+                    # Raise the producer's exception as if it had been raised here.
                     raise error.cause from None
                 if not (left and is_lost(error)):
                     raise
@@ -108,23 +109,23 @@ class Crew(AbstractContextManager):
                 store.clear_ahead()
         raise AssertionError
 
-    def _ask_ahead(self, config: TrialConfig, production: Pipelined, round: int) -> None:
-        """Have made, beside `round`, as many rounds after it as may be ahead."""
+    def _request_ahead(self, config: TrialConfig, production: Pipelined, round: int) -> None:
+        """Request `round` and as many rounds after it as may be made ahead."""
         pipeline = config.pipeline
         assert pipeline is not None
         for ahead in range(round, min(round + pipeline.staleness + 1, config.total_rounds)):
-            if ahead in self._asked:
+            if ahead in self._pending:
                 continue
             number, state = pipeline.producer(ahead), None
             if number not in self._actors:
-                self._actors[number] = self._hire(config, number)
+                self._actors[number] = self._start(config, number)
                 state = production.states.get(number)
             look = to_plain(production.past[pipeline.shown(ahead)])
             make = self._actors[number].make.options(num_returns=2)
-            self._asked[ahead] = make.remote(number, ahead, look, to_plain(state()) if state else None)
+            self._pending[ahead] = make.remote(number, ahead, look, to_plain(state()) if state else None)
 
-    def _hire(self, config: TrialConfig, number: int) -> Any:
-        # The first bundle is the learner's own.
+    def _start(self, config: TrialConfig, number: int) -> Any:
+        # The first bundle belongs to the learner.
         group = ray.util.get_current_placement_group()
         assert group is not None, "trials run in placement groups"
         place = PlacementGroupSchedulingStrategy(group, number + 1)
@@ -135,18 +136,19 @@ class Crew(AbstractContextManager):
     def _dismiss(self) -> None:
         for actor in self._actors.values():
             ray.kill(actor)
-        self._actors, self._asked = {}, {}
+        self._actors, self._pending = {}, {}
 
 
 class SharedSource(AbstractContextManager):
-    """Rounds that all trials of one production share: made by one of them, taken by the rest.
+    """Rounds that all trials of one production share: one trial makes them, the others read them.
 
-    Use as a context, so that another can follow at once when the maker is done. `path`: of the production's state,
-    which is saved every `save_seconds` and at the end; a successor makes again what is made but not yet in it.
+    Use it as a context, so that another trial can take over at once when the maker ends. `path`: file of the
+    production's state, saved every `save_seconds` and at the end; a successor repeats the rounds made since the last
+    save.
     """
 
-    def __init__(self, pool: Any, key: str, who: str, path: Location, save_seconds: float) -> None:
-        self._pool, self._key, self._who = pool, key, who
+    def __init__(self, pool: Any, key: str, trial: str, path: Location, save_seconds: float) -> None:
+        self._pool, self._key, self._trial = pool, key, trial
         self._path, self._save_seconds = path, save_seconds
         self._production: Production | None = None
         self._saved = time.monotonic()
@@ -158,19 +160,19 @@ class SharedSource(AbstractContextManager):
         if self._thread is not None:
             self._save()
             self._thread.join()
-            self._pool.release.remote(self._key, self._who)
+            self._pool.release.remote(self._key, self._trial)
 
     def __call__(
         self, config: TrialConfig, prepared: Prepared, state: TrialState, store: Store
     ) -> tuple[Samples, Metrics]:
-        """The next round, as everybody gets it; blocks until it is there."""
+        """Return the next round, equal for all trials that share it; blocks until it is there."""
         assert isinstance(store, SharedStore)
         begun, taken, made = time.monotonic(), store.take(state.round), False
         while taken.metrics is None:
             if taken.turn:
                 taken, made = self._make(config, prepared, state, store), True
             else:
-                # Longer naps the longer it takes: they cost a tenth of the waiting at most.
+                # Sleep longer the longer the wait: this delays the trial by a tenth of its waiting time at most.
                 time.sleep(min(LONGEST_NAP, 0.005 + (time.monotonic() - begun) / 10))
                 taken = store.take(state.round)
         return store.look(config.inversion.images_per_round), taken.metrics | {"pool/made": float(made)}
@@ -182,7 +184,7 @@ class SharedSource(AbstractContextManager):
         production = self._production or self._load(config, prepared)
         if production.round > state.round:
             production = begin(config, prepared)
-        # In pieces while it is at work: should that fail, there is nothing to be saved.
+        # The production is unusable while a round is being made: if that fails, there is no state to save.
         self._production, samples, terms = None, None, {}
         while production.round <= state.round:
             parts = (config, prepared, production, state.distiller.student, store.class_counts)
@@ -207,17 +209,17 @@ class SharedSource(AbstractContextManager):
     def _heartbeat(self) -> None:
         while not self._stop.wait(HEARTBEAT_SECONDS):
             try:
-                ours = ray.get(self._pool.claim.remote(self._key, self._who))
+                ours = ray.get(self._pool.claim.remote(self._key, self._trial))
             except RayError:  # the pool is being restarted
                 continue
             if not ours:
-                # We were given up while this process was held: who makes the rounds now has a later state.
+                # Another trial took over while this process was suspended, and has a later state.
                 self._production = None
                 return
 
 
 def sweep_source(config: TrialConfig, prepared: Prepared, state: TrialState, store: Store) -> tuple[Samples, Metrics]:
-    """The trial's own images, after it has remembered what the other trials of the sweep have made meanwhile."""
+    """Return the trial's own images, after its memory has stored what other trials of the sweep have made meanwhile."""
     assert isinstance(store, SweepStore)
     assert isinstance(state.production, Production), "trials with a pipeline share nothing"
     parts = (config, prepared, state.production, state.distiller.student, store.class_counts)

@@ -1,4 +1,4 @@
-"""Whether all nodes of the cluster see one storage: asked before any work, as a trial could run on any of them."""
+"""Check, before any work, that all nodes of the cluster can use the storage, as a trial may run on any of them."""
 
 import secrets
 import time
@@ -13,15 +13,15 @@ from condkd_ray.core.method import InputError
 from condkd_ray.core.storage import Location, Remote, probe, put_text, reason
 
 PATIENCE_SECONDS = 60.0
-"""In which a node has to answer; starting a process there takes seconds."""
+"""Time limit for a node's answer; starting a process there takes seconds."""
 SHARED = "a folder that all nodes share, such as one on NFS, or a URI like s3://bucket/prefix with keys on each node"
 
 
 def check_reach(storage: Location, what: str = "--storage") -> None:
-    """Raise `InputError`, naming the node, where a node does not see `storage` as this process does, or cannot write.
+    """Raise `InputError`, naming the node, if a node cannot write to `storage` or sees another one than this process.
 
-    A folder is seen by the one node of a cluster of one, and not asked for; an object store takes keys that a node may
-    lack. Nodes that join later are not asked.
+    A folder is not checked on a cluster of one node. An object store is, as the node may lack keys for it. Nodes that
+    join later are not checked.
     """
     nodes = [node for node in ray.nodes() if node["Alive"]]
     if len(nodes) == 1 and not isinstance(storage, Remote):
@@ -29,10 +29,10 @@ def check_reach(storage: Location, what: str = "--storage") -> None:
     marker = f".marker-{secrets.token_hex(8)}"
     put_text(storage / marker, "")
     try:
-        answers = [_asked(node["NodeID"], storage, marker) for node in nodes]
-        # Of all, before anything is refused: a node that is cut off while it tries would leave its file there.
-        told = [_answered(node["NodeID"], storage, marker, one) for node, one in zip(nodes, answers, strict=True)]
-        for node, wrong in zip(nodes, told, strict=True):
+        answers = [_start(node["NodeID"], storage, marker) for node in nodes]
+        # Collect all answers before refusing: a node that is cut off during its check would leave its file behind.
+        results = [_answer(node["NodeID"], storage, marker, one) for node, one in zip(nodes, answers, strict=True)]
+        for node, wrong in zip(nodes, results, strict=True):
             if wrong:
                 where = f"{what} is {str(storage)!r}, which node {node['NodeManagerAddress']} cannot use ({wrong})"
                 raise InputError(f"{where}; accepted: {SHARED}")
@@ -41,26 +41,26 @@ def check_reach(storage: Location, what: str = "--storage") -> None:
 
 
 def look(storage: Location, marker: str) -> str:
-    """What keeps this machine from using `storage`, where the driver has put `marker`; empty if nothing does."""
+    """Return why this machine cannot use `storage`, where the driver has written `marker`; empty if it can."""
     try:
         if not (storage / marker).is_file():
-            return "it does not find there what was written here"
+            return "it does not find a file that was written here"
         probe(storage)
     except (OSError, ValueError) as error:
         return reason(error)
     return ""
 
 
-def _asked(node: str, storage: Location, marker: str) -> Any:
+def _start(node: str, storage: Location, marker: str) -> Any:
     place = NodeAffinitySchedulingStrategy(node, soft=False)
     options: dict[str, Any] = {"num_cpus": 0, "max_retries": 0, "scheduling_strategy": place}
     return ray.remote(**options)(look).remote(storage, marker)
 
 
-def _answered(node: str, storage: Location, marker: str, answer: Any) -> str:
-    """What the node says, asked again should it not have come to it.
+def _answer(node: str, storage: Location, marker: str, answer: Any) -> str:
+    """Return a node's answer; repeat the check while it fails for a reason of Ray's.
 
-    One that is lost meanwhile has nothing to say: no trial will run on it. That takes Ray some seconds to notice.
+    Returns an empty string for a node lost meanwhile, as no trial will run on it. Ray takes some seconds to notice.
     """
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
@@ -72,4 +72,4 @@ def _answered(node: str, storage: Location, marker: str, answer: Any) -> str:
             if isinstance(error, RayTaskError) or time.monotonic() > deadline:
                 return f"it does not answer: {first_line(error)}"
         time.sleep(1)
-        answer = _asked(node, storage, marker)
+        answer = _start(node, storage, marker)

@@ -1,4 +1,4 @@
-"""Stores whose chunks lie in the pool: mapped read-only, drawn from here. A draw makes no remote call."""
+"""Stores whose chunks lie in the pool: mapped read-only and drawn from in this process, without a remote call."""
 
 import time
 from abc import abstractmethod
@@ -11,7 +11,7 @@ import ray
 import torch
 from ray.exceptions import RayError
 
-from condkd_ray.cluster.lost import passes
+from condkd_ray.cluster.lost import is_transient
 from condkd_ray.cluster.pool import Placed, Table, Taken
 from condkd_ray.core.method import Metrics
 from condkd_ray.core.samples import Codec, Encoded, Samples
@@ -21,14 +21,14 @@ from condkd_ray.methods.memory.store import MissingSamplesError, Store, from_arr
 
 
 class Stopwatch:
-    """Seconds that a trial has waited for Ray: its pool, its driver, the time since the last trial of this process.
+    """Seconds that a trial has waited for Ray: for its pool, for its driver, and since this process's last trial.
 
-    A process runs one trial at a time, so one watch is enough.
+    A process runs one trial at a time, so it needs one stopwatch.
     """
 
     def __init__(self) -> None:
         self.seconds = 0.0
-        """Counted for this trial so far."""
+        """Seconds counted for the current trial so far."""
         self._idle_since: float | None = None
 
     @contextmanager
@@ -42,9 +42,9 @@ class Stopwatch:
 
     @contextmanager
     def trial(self) -> Iterator[None]:
-        """A trial: what was counted before is forgotten, and the time since the last trial of this process is counted.
+        """Start a trial: reset the count to the time since the last trial of this process ended.
 
-        Nothing for the first one: its process was just started.
+        The count starts at 0 for the first trial, as its process has just started.
         """
         now = time.perf_counter()
         self.seconds = 0.0 if self._idle_since is None else now - self._idle_since
@@ -55,35 +55,35 @@ class Stopwatch:
 
 
 WATCH = Stopwatch()
-"""That of this process."""
+"""The stopwatch of this process."""
 T = TypeVar("T")
 PATIENCE_SECONDS = 120.0
-"""How long a trial goes on asking for a pool that is being restarted."""
+"""How long a trial retries calls to a pool that is being restarted."""
 
 
-def patiently(ask: Callable[[], T]) -> T:
-    """What `ask` returns, which calls the pool; again and again for a while, should that just be restarted."""
+def patiently(call: Callable[[], T]) -> T:
+    """Return the result of `call`, which calls the pool; repeat it for `PATIENCE_SECONDS` while the pool restarts."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
         try:
             with WATCH.running():
-                return ask()
+                return call()
         except (RayError, FileNotFoundError) as error:
-            # A file may just have been given up for another one.
-            if time.monotonic() > deadline or not (passes(error) or isinstance(error, FileNotFoundError)):
+            # The file may just have been replaced by another one.
+            if time.monotonic() > deadline or not (is_transient(error) or isinstance(error, FileNotFoundError)):
                 raise
             time.sleep(0.1)
 
 
-def ask(method: Any, *args: Any) -> Any:
-    """What a method of the pool, or of another actor that is started again, returns; see `patiently`."""
+def call_actor(method: Any, *args: Any) -> Any:
+    """Return the result of a method of the pool, or of another actor that Ray restarts; see `patiently`."""
     return patiently(lambda: ray.get(method.remote(*args)))
 
 
 class PooledStore(Store):
-    """A store whose chunks lie in the pool under one key, mapped into this process as the pool last said where.
+    """A store whose chunks lie in the pool under one key, mapped into this process from where the pool placed them.
 
-    `who` reads them: the key of a trial, where that is another than the key of the chunks.
+    `reader`: key of the trial that reads them, if it differs from the key of the chunks.
     """
 
     def __init__(
@@ -94,34 +94,34 @@ class PooledStore(Store):
         key: str,
         device: str | torch.device = "cpu",
         *,
-        who: str = "",
+        reader: str = "",
         device_limit: int | None = None,
     ) -> None:
         super().__init__(codec, num_classes, device, device_limit=device_limit)
-        self._pool, self._key, self._who = pool, key, who or key
+        self._pool, self._key, self._reader = pool, key, reader or key
         self._placed: dict[int, Placed] = {}
         self._version = ""
         self._drop: list[int] = []
         self._sealed = 0
-        self._ask("table", who=self._who)
+        self._call("table", trial=self._reader)
 
     @abstractmethod
     def _mapped(self, start: int, chunk: Encoded) -> None:
-        """The chunk whose first id is `start` in the pool is new or has changed."""
+        """Handle a new or changed chunk, whose first id in the pool is `start`."""
 
     @abstractmethod
     def _unmapped(self, start: int) -> None:
-        """The chunk whose first id is `start` in the pool is gone."""
+        """Handle the removal of the chunk whose first id in the pool is `start`."""
 
-    def _ask(
+    def _call(
         self, method: str, *args: Any, table: Callable[[Any], Table] = lambda answer: answer, **options: Any
     ) -> Any:
-        """Call a method of the pool on the key, map what has changed by the `table` in its answer, and return that.
+        """Call a method of the pool on the key, map the changes that the `table` of its answer shows, and return it.
 
-        A pool that died in between comes back with other objects over the same files: it is asked anew.
+        A pool restarted in the meantime has put the files into new objects; the call is then repeated.
         """
 
-        def ask() -> Any:
+        def call() -> Any:
             have, self._version = self._version, ""
             answer = ray.get(getattr(self._pool, method).remote(self._key, *args, have=have, **options))
             version, chunks = table(answer)
@@ -130,21 +130,21 @@ class PooledStore(Store):
             self._version = version
             return answer
 
-        return patiently(ask)
+        return patiently(call)
 
-    def _tidy(self, starts: Iterable[int], sealed: int) -> None:
-        """Of a key that belongs to this trial, let go of chunks by first id; ids below `sealed` are in a checkpoint.
+    def _mark_dropped(self, starts: Iterable[int], sealed: int) -> None:
+        """Unmap chunks by first id, and note that ids below `sealed` are covered by a checkpoint.
 
-        The pool hears of both by `_ask_tidily`: it may remove these chunks.
+        For a key that belongs to this trial alone. `_call_and_drop` passes both to the pool, which may remove them.
         """
         for start in starts:
             self._forget(start)
             self._drop.append(start)
         self._sealed = sealed
 
-    def _ask_tidily(self, method: str, *args: Any) -> None:
-        """As `_ask`, of a key that belongs to this trial."""
-        self._ask(method, *args, drop=self._drop, sealed=self._sealed)
+    def _call_and_drop(self, method: str, *args: Any) -> None:
+        """Call the pool as `_call` does, and pass on what `_mark_dropped` has noted."""
+        self._call(method, *args, drop=self._drop, sealed=self._sealed)
         self._drop = []
 
     def _forget(self, start: int) -> None:
@@ -165,31 +165,31 @@ class PooledStore(Store):
 
 
 class PoolStore(PooledStore):
-    """The store of one trial, which alone writes to its key. See `Store` for the verbs.
+    """The store of one trial, the only writer of its key. See `Store` for the methods.
 
-    A round costs one remote call, that of `append`, whose answer also shows what has changed in the pool.
+    A round costs one remote call, that of `append`; its answer also shows what has changed in the pool.
     """
 
     def __init__(self, *place: Any, **options: Any) -> None:
-        # By first id, a round while it is on its way to the pool: on a GPU it need not be sent back there.
+        # The round on its way to the pool, by first id: on a GPU it need not be copied back from the pool.
         self._own: dict[int, Encoded] = {}
         super().__init__(*place, **options)
 
     def commit(self) -> None:
-        """Unmap chunks of which nothing lives. The pool hears of it with the next call of a round."""
-        self._tidy([start for start, _ in self._dead()], self.num_ids)
+        """Unmap chunks without live samples. The pool removes them with the next call of a round."""
+        self._mark_dropped([start for start, _ in self._dead()], self.num_ids)
 
     def _append(self, start: int, samples: Samples) -> None:
         encoded = self.codec.encode(samples)
         self._own = {start: self._returned(encoded)}
         try:
-            self._ask_tidily("append", start, to_arrays(encoded))
+            self._call_and_drop("append", start, to_arrays(encoded))
         finally:
             self._own = {}
 
     def _truncate(self, num_ids: int) -> None:
         if any(start + count > num_ids for start, count in self._table.spans()):
-            self._ask("truncate", num_ids)
+            self._call("truncate", num_ids)
         self._sealed = num_ids
 
     def _mapped(self, start: int, chunk: Encoded) -> None:
@@ -201,24 +201,24 @@ class PoolStore(PooledStore):
 
 
 class AdoptingStore(PooledStore):
-    """A trial's view of rounds that others put into the pool. Ids are the pool's; they live once the trial has them."""
+    """A trial's view of rounds made by other processes. Ids are the pool's; they live once the trial has taken them."""
 
     def look(self, count: int) -> Samples:
-        """The `count` samples behind the last id given out; `append` takes them over, and sends nothing."""
+        """Return the `count` samples after the last id given out; `append` then takes them over and sends nothing."""
         return self.gather(torch.arange(self.num_ids, self.num_ids + count))
 
     def _append(self, start: int, samples: Samples) -> None:
         self._ids.cover(start, samples.classes)
 
     def _adopt(self, num_ids: int) -> None:
-        """Take over all ids below `num_ids`, as a checkpoint says."""
+        """Take over all ids below `num_ids`, the number given by a checkpoint."""
         for start, count in self._table.spans():
             if start < num_ids:
                 ids = torch.arange(start, min(start + count, num_ids))
                 self._ids.cover(start, self._table.gather(ids).classes)
 
     def _dead_starts(self) -> list[int]:
-        """First ids of chunks of which nothing lives, and nothing will."""
+        """Return the first ids of chunks without live samples that lie wholly below `num_ids`."""
         return [start for start, count in self._dead() if start + count <= self.num_ids]
 
     def _mapped(self, start: int, chunk: Encoded) -> None:
@@ -231,57 +231,57 @@ class AdoptingStore(PooledStore):
 
 
 class FilledStore(AdoptingStore):
-    """The store of a trial whose producers fill its key, some rounds ahead of it. What it drops goes."""
+    """The store of a trial whose producers fill its key some rounds ahead. Chunks that it drops are deleted."""
 
     def refresh(self) -> None:
-        """See what has come. The one remote call of a round."""
-        self._ask_tidily("tend")
+        """Map the chunks that have arrived. This is the only remote call of a round."""
+        self._call_and_drop("tend")
 
     def clear_ahead(self) -> None:
-        """Remove what the trial has not taken yet: it will be made again."""
+        """Remove samples that the trial has not taken yet; they will be made again."""
         self._truncate(self.num_ids)
 
     def commit(self) -> None:
-        """As of a `PoolStore`."""
-        self._tidy(self._dead_starts(), self.num_ids)
+        """Unmap chunks without live samples, as `PoolStore.commit` does."""
+        self._mark_dropped(self._dead_starts(), self.num_ids)
 
     def _truncate(self, num_ids: int) -> None:
         self._adopt(num_ids)
-        self._ask("truncate", num_ids)
+        self._call("truncate", num_ids)
         self._sealed = min(self._sealed, num_ids)
 
 
 class SharedStore(AdoptingStore):
-    """One trial's view of rounds that several trials share: what it drops stays in the pool for the others.
+    """A trial's view of rounds that several trials share: chunks that it drops stay in the pool for the others.
 
-    The pool has the teacher's logits of them all; the view gives them back, and counts their bytes, where its own trial
-    reads them: so its numbers are those of a trial that shares nothing.
+    The pool stores every shared round with the teacher's logits. The view returns them, and counts their bytes, only
+    where its own trial reads them: its numbers are those of a trial that shares nothing.
     """
 
     def take(self, round: int) -> Taken:
-        """Ask for a round; what the pool says of it. Where it is made, its chunk is mapped then."""
-        return self._ask("take", round, self._who, table=attrgetter("table"))
+        """Request a round and return the pool's answer. If the round exists, its chunk is mapped afterwards."""
+        return self._call("take", round, self._reader, table=attrgetter("table"))
 
     def deliver(self, round: int, samples: Samples, metrics: Metrics) -> Taken:
-        """Give a round to all, with its logits, as others may read them; as `take` then."""
-        assert samples.asked, "shared samples come with logits"
+        """Add a round, with logits, to the shared ones; return the pool's answer as `take` does."""
+        assert samples.has_logits, "shared samples come with logits"
         arrays = to_arrays(self.codec.encode(samples))
-        return self._ask("deliver", round, self._who, arrays, metrics, table=attrgetter("table"))
+        return self._call("deliver", round, self._reader, arrays, metrics, table=attrgetter("table"))
 
     def commit(self) -> None:
-        """Unmap chunks of which nothing lives any more."""
+        """Unmap chunks without live samples."""
         for start in self._dead_starts():
             self._table.remove(start)
 
     def _truncate(self, num_ids: int) -> None:
-        """Rounds that are made stay made."""
+        """Take over the ids below `num_ids`; the pool keeps later rounds, as they are shared."""
         self._adopt(num_ids)
 
 
 class SweepStore(PooledStore):
-    """One trial's view of what all trials of a sweep have made, its own and, as they come, the others'.
+    """A trial's view of the samples that all trials of a sweep have made, its own and the others' as they arrive.
 
-    Ids are the trial's own, in the order in which it has seen the chunks. Logits as in `SharedStore`.
+    Ids are the trial's own, in the order in which it received the chunks. Logits are handled as in `SharedStore`.
     """
 
     def __init__(self, *place: Any, **options: Any) -> None:
@@ -291,18 +291,18 @@ class SweepStore(PooledStore):
         super().__init__(*place, **options)
 
     def contribute(self, round: int, samples: Samples) -> int:
-        """Give a round to all, with its logits. The number of chunks to be taken over now, its own at the end."""
-        assert samples.asked, "shared samples come with logits"
+        """Add a round, with logits, for all trials; return the number of chunks to take over now, its own last."""
+        assert samples.has_logits, "shared samples come with logits"
         arrays = to_arrays(self.codec.encode(samples))
-        self._queue = list(self._ask("contribute", self._who, round, arrays, table=itemgetter(0))[1])
+        self._queue = list(self._call("contribute", self._reader, round, arrays, table=itemgetter(0))[1])
         return len(self._queue)
 
     def look(self) -> Samples:
-        """The chunk that is the next to be taken over; `append` does so, and sends nothing."""
+        """Return the next chunk to take over; `append` then does so and sends nothing."""
         return self.codec.decode(moved(self._chunks[self._queue[0]], self.device))
 
     def commit(self) -> None:
-        """Unmap chunks of which nothing lives any more."""
+        """Unmap chunks without live samples."""
         for start, _ in self._dead():
             self._table.remove(start)
 
@@ -310,11 +310,11 @@ class SweepStore(PooledStore):
         self._enter(self._queue.pop(0))
 
     def _truncate(self, num_ids: int) -> None:
-        """Take over what the trial had seen at a checkpoint after `num_ids` samples; later chunks stay in the pool.
+        """Take over what the trial had received by a checkpoint after `num_ids` samples; later chunks stay in the pool.
 
-        Raises `MissingSamplesError` where the pool has lost some of it.
+        Raises `MissingSamplesError` if the pool has lost some of it.
         """
-        for start in ask(self._pool.seen, self._key, self._who, 2**31) if num_ids else []:
+        for start in call_actor(self._pool.seen, self._key, self._reader, 2**31) if num_ids else []:
             if self.num_ids >= num_ids:
                 break
             if start not in self._chunks:

@@ -1,6 +1,6 @@
-"""A sweep: given trials, run by Tune on the connected cluster. Tune schedules and retries; its files are never read.
+"""A sweep: Tune runs given trials on the connected cluster. Tune schedules and retries; its files are never read.
 
-Tune pickles all that it is given: its hooks here hold a word for who listens, not the listener.
+Tune pickles everything that it gets. So its hooks hold a token that identifies a listener, not the listener itself.
 """
 
 import logging
@@ -19,7 +19,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from condkd_ray.cluster.connection import handling
-from condkd_ray.cluster.files import last_reason, start_anew, trial_file, trial_folder
+from condkd_ray.cluster.files import clear_attempts, last_reason, trial_file, trial_folder
 from condkd_ray.cluster.gpu_memory import check_packing
 from condkd_ray.cluster.jobs import Packer, SweepJobs
 from condkd_ray.cluster.lost import SHORT, take_as_lost
@@ -38,31 +38,31 @@ from condkd_ray.trial.run import passed
 log = logging.getLogger(__name__)
 
 UNLIMITED = -1
-IN_VAIN = 10
-"""Attempts in a row, without one more round than ever before, after which a trial is given up (our choice).
+MAX_STALLED = 10
+"""Attempts in a row without a new round after which a trial is given up (our choice).
 
-However they end. Otherwise a process that always dies at the same place, before our code even begins, would be started
-again for ever, as killed processes do not count.
+All attempts count, however they end. Tune does not count a killed process as a failure: without this limit a process
+that always dies at the same place, before our code begins, would be restarted forever.
 """
 
 
 class TrialObserver(Protocol):
-    """Is told of trials, in the driver."""
+    """Receives the rounds and outcomes of trials, in the driver."""
 
     def round(self, trial: PlannedTrial, metrics: Metrics) -> None:
-        """A trial has ended a round. Each is told once, in order."""
+        """Handle the metrics of a finished round. Called once for each round, in order."""
         ...
 
     def ended(self, trial: PlannedTrial, outcome: Outcome) -> None:
-        """A trial is over: finished, stopped early (`pruned`), or failed. Told once, before its files are deleted."""
+        """Handle a trial's outcome: finished, `pruned` (stopped early) or failed. Called once, before its files go."""
         ...
 
 
 class Monitor:
-    """Follows a sweep; a `Listener`.
+    """Follows the trials of a sweep and reports to an observer; a `Listener`.
 
-    `error`: what its methods raised, put there by the hooks, as Tune would take it for a failure of the trial. The
-    sweep is then stopped, and nothing more is heard.
+    `error`: an exception raised by one of its methods. The hooks store it here, as Tune would take it for a failure of
+    the trial. The sweep then stops, and the hooks call no further method.
     """
 
     def __init__(self, context: WorkerContext, observer: TrialObserver) -> None:
@@ -79,22 +79,22 @@ class Monitor:
         self.error: Exception | None = None
 
     def add(self, trial: PlannedTrial) -> None:
-        """One more trial."""
+        """Add a trial."""
         self.trials[trial.key], self._history[trial.key] = trial, []
         self._sharers[trial.place[1]].add(trial.key)
         self.open.add(trial.key)
 
     @property
     def over(self) -> bool:
-        """Whether the deadline has come, and every trial that ran has stopped at it."""
+        """True once the deadline has passed and every running trial has stopped."""
         return passed(self._context.options.deadline) and not self.running
 
     def started(self, key: str) -> None:
-        """The trial has a process of its own: at the deadline it must be waited for."""
+        """Note that the trial has a process: at the deadline the sweep waits for it."""
         self.running.add(key)
 
-    def heard(self, key: str, result: dict[str, Any]) -> None:
-        """A round was reported; a trial that was killed tells its first rounds again."""
+    def reported(self, key: str, result: dict[str, Any]) -> None:
+        """Handle a report of a trial. A restarted trial reports its first rounds again; those are ignored."""
         self.memory.took(result.get(MEMORY, 0) / 1e9)
         if FULL in result:
             raise StorageFullError(result[FULL])
@@ -110,31 +110,31 @@ class Monitor:
             self._observer.round(self.trials[key], metrics)
 
     def retried(self, key: str, reason: str) -> None:
-        """The trial was interrupted, and will go on."""
+        """Log that the trial was interrupted and will be resumed."""
         self.memory.ended(reason)
-        log.info(f"{self.trials[key].label}: {reason}; it goes on from its checkpoint")
+        log.info(f"{self.trials[key].label}: {reason}; it resumes from its checkpoint")
 
     def drop(self, key: str) -> None:
-        """Tune has given up a trial that shall be tried again."""
+        """Note that Tune has given up a trial that is to be tried again."""
         self.running.discard(key)
         self.dropped.append(key)
 
     def starve(self, key: str, reason: str) -> None:
-        """Likewise, after it was ended again and again as memory was short: it shall run alone."""
+        """Note that Tune has given up a trial repeatedly ended for lack of memory: it is to run alone."""
         self.memory.ended(reason)
         self.memory.set_aside(key, self.trials[key].label)
         self.drop(key)
 
     def take_dropped(self) -> list[str]:
-        """Those dropped trials, each once."""
+        """Return the keys of the dropped trials and clear the list."""
         taken, self.dropped = self.dropped, []
         return taken
 
     def completed(self, key: str) -> None:
-        """The trial has ended by itself: it has left its outcome, or raised its last exception."""
+        """Handle a trial that ended by itself: it has left its outcome, or raised its last exception."""
         started, path = key in self.running, trial_file(self._context.folder, key, "outcome")
         self.running.discard(key)
-        # Those that never started are ended by Tune when the sweep is over.
+        # Tune also completes trials that never started, when the sweep is over.
         if not started or key in self.stopped:
             return
         if path.is_file():
@@ -143,19 +143,19 @@ class Monitor:
             self.failed(key, last_reason(trial_folder(self._context.folder, key)))
 
     def failed(self, key: str, reason: str) -> None:
-        """The trial was given up. Checkpoint and chunks stay, so that a later sweep can go on from them."""
+        """End a trial that was given up. Its checkpoint and chunks stay, so that a later sweep can resume it."""
         self.running.discard(key)
         self.memory.ended(reason)
         advice = f"; {self.memory.advice}" if SHORT in reason else ""
         self._end(key, self._outcome_so_far(key, "failed", f"{reason}{advice}"))
 
     def pruned(self, key: str) -> None:
-        """The trial was stopped early."""
+        """End a trial that was stopped early."""
         self.running.discard(key)
         self._finish(key, self._outcome_so_far(key, "pruned"))
 
     def rested(self, key: str) -> None:
-        """The trial has stopped for its heirs: its files stay."""
+        """Close a trial that pauses so that later trials can take over its state: its files stay."""
         self.running.discard(key)
         self.open.discard(key)
 
@@ -164,7 +164,7 @@ class Monitor:
         return Outcome(status=status, reason=reason, history=history, node=node)
 
     def _finish(self, key: str, outcome: Outcome) -> None:
-        """Report the outcome, then delete the trial's files, and its samples once nobody shares them any more."""
+        """Report the outcome; then delete the trial's files, and its samples once no open trial shares them."""
         self._end(key, outcome)
         pool_key = self.trials[key].place[1]
         self._sharers[pool_key].discard(key)
@@ -178,7 +178,7 @@ class Monitor:
 
 
 class Listener(Protocol):
-    """Hears of trials by their keys, in the driver's main thread: a `Monitor`, or a `SearchMonitor` in a search."""
+    """Receives events of trials, by key, in the driver's main thread: a `Monitor`, or a `SearchMonitor` in a search."""
 
     error: Exception | None
 
@@ -186,11 +186,11 @@ class Listener(Protocol):
 
     @property
     def over(self) -> bool:
-        """Whether no more trials shall start, and none runs."""
+        """True when no further trial is to start and none runs."""
         ...
 
     def take_dropped(self) -> list[str]:
-        """The keys of trials for which Tune is to be run once more."""
+        """Return the keys of trials for which Tune is to be run once more."""
         ...
 
 
@@ -198,15 +198,15 @@ _listeners: dict[str, Listener] = {}
 
 
 class _Hook:
-    """Of Tune, with the `word` of a listener."""
+    """Base of the hooks given to Tune; `token` identifies their listener."""
 
-    def __init__(self, word: str) -> None:
+    def __init__(self, token: str) -> None:
         super().__init__()
-        self.word = word
+        self.token = token
 
-    def ask(self, what: str, *rest: Any) -> Any:
-        """What the listener answers; None where it raises an error, or has raised one before."""
-        listener = _listeners[self.word]
+    def call(self, what: str, *rest: Any) -> Any:
+        """Call method `what` of the listener; return None if it raises, or has raised before."""
+        listener = _listeners[self.token]
         if listener.error is None:
             try:
                 return getattr(listener, what)(*rest)
@@ -216,88 +216,89 @@ class _Hook:
 
 
 class _Events(_Hook, Callback):
-    """Passes on to the listener, and sees to it that no trial is tried for ever."""
+    """Passes Tune's events on to the listener, and limits the attempts of each trial."""
 
-    def __init__(self, word: str) -> None:
-        super().__init__(word)
+    def __init__(self, token: str) -> None:
+        super().__init__(token)
         self._rounds: Counter[str] = Counter()
-        self._in_vain: Counter[str] = Counter()
+        self._stalled: Counter[str] = Counter()
         self._starved: Counter[str] = Counter()
-        """How often in a row a trial was ended as memory was short, since it began, made a round, or was set aside."""
+        """By trial: ends in a row for lack of memory, since it began, made a new round, or was set aside."""
         self._counted: dict[str, int] = {}
-        """In which of Tune's steps a trial was put back last: that failure is counted."""
+        """By trial: the Tune iteration in which it was last put back, so that the same failure is not counted twice."""
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any):
-        """Also once more after each failure."""
-        self.ask("started", trial.config["key"])
+        """Report a start, also after each failure."""
+        self.call("started", trial.config["key"])
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any):
-        """A round; not a new one where a trial tells what it had told before its process died."""
+        """Report a round; a restarted trial reports again the rounds it had reported before its process died."""
         key, number = trial.config["key"], result.get("round", 0)
         if number > self._rounds[key]:
-            self._rounds[key], self._in_vain[key], self._starved[key] = number, 0, 0
+            self._rounds[key], self._stalled[key], self._starved[key] = number, 0, 0
             trial.max_failures = UNLIMITED
-        self.ask("heard", key, result)
+        self.call("reported", key, result)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any):
-        """Its process died, or it raised an exception; Tune will try again."""
+        """Report that the process died, or raised an exception, and that Tune will try again."""
         key = trial.config["key"]
-        self._in_vain[key] += 1
+        self._stalled[key] += 1
         self._counted[key] = iteration
         reason = _reason(trial)
         self._starved[key] = self._starved[key] + 1 if SHORT in reason else 0
-        if self._in_vain[key] >= IN_VAIN - 1 or self._starved[key] >= ASIDE - 1:
+        if self._stalled[key] >= MAX_STALLED - 1 or self._starved[key] >= ASIDE - 1:
             trial.max_failures = 0
-        self.ask("retried", key, reason)
+        self.call("retried", key, reason)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any):
-        self.ask("completed", trial.config["key"])
+        self.call("completed", trial.config["key"])
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any):
-        """No retry is left; or a process died while it was handed from one trial to the next.
+        """Report that no retry is left, or that a process died while Tune handed it from one trial to the next.
 
-        Tune (2.60) hears of such a death twice: first it puts the trial back, then it gives it up, whatever is allowed.
+        Tune (2.60) reports such a death twice: it first puts the trial back and then gives it up, whatever
+        `max_failures` allows.
         """
         key = trial.config["key"]
-        self._in_vain[key] += self._counted.pop(key, None) != iteration
+        self._stalled[key] += self._counted.pop(key, None) != iteration
         reason = _reason(trial)
-        if self._in_vain[key] >= IN_VAIN:
-            self.ask("failed", key, f"{IN_VAIN} attempts in a row without one more round; the last: {reason}")
+        if self._stalled[key] >= MAX_STALLED:
+            self.call("failed", key, f"{MAX_STALLED} attempts in a row without one more round; the last: {reason}")
         elif SHORT in reason:
             self._starved[key] = 0
-            self.ask("starve", key, reason)
+            self.call("starve", key, reason)
         else:
-            self.ask("drop", key)
+            self.call("drop", key)
 
 
 class _StopOnError(_Hook, Stopper):
-    """Stops the whole sweep once the listener has raised an error, or says that it is over; no single trial."""
+    """Stops the whole sweep once the listener has raised an error or is over; never a single trial."""
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False
 
     def stop_all(self) -> bool:
-        listener = _listeners[self.word]
+        listener = _listeners[self.token]
         return listener.error is not None or listener.over
 
 
 class _Proposing(_Hook, Searcher):
-    """Asks the listener, that of a search, for trials until it has none left.
+    """A Tune `Searcher` that takes trials from the listener of a search until none is left.
 
-    Not Ray's `OptunaSearch`: with a study in a storage it cannot go on after its driver has died, counts trials that
-    were stopped early as complete, and leaves those that end with a NaN running for ever: see
-    `tests/cluster/test_optuna_search.py`. What is known is in the study: nothing is saved or restored here.
+    It replaces Ray's `OptunaSearch`, which cannot resume a study in a storage after its driver has died, counts trials
+    stopped early as complete, and leaves trials that end with a NaN running forever; see
+    `tests/cluster/test_optuna_search.py`. The study holds all state: nothing is saved or restored here.
     """
 
     def suggest(self, trial_id: str) -> Any:
-        """The setup of the next trial; None where it depends on those that run."""
-        setup = self.ask("propose")
+        """Return the setup of the next trial; None if it depends on trials that still run."""
+        setup = self.call("propose")
         if setup == "later":
             return None
         return Searcher.FINISHED if setup is None else setup
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """The listener hears it from `_Events`."""
+        """Do nothing: `_Events` reports the end to the listener."""
 
     def save(self, checkpoint_path: str) -> None: ...
 
@@ -305,34 +306,34 @@ class _Proposing(_Hook, Searcher):
 
 
 class _InOrder(FIFOScheduler):
-    """Trials run in their order, and whatever way a process of theirs is lost in, they are tried again."""
+    """Runs trials in their order, and retries a trial after any loss of its process."""
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        """Before the trial has a process."""
+        """Patch Tune's actor manager before the trial gets a process."""
         take_as_lost(tune_controller._tune_controller._actor_manager)
 
 
 class _Pruning(_Hook, _InOrder):
-    """Moreover the listener says after each round whether a trial goes on."""
+    """An `_InOrder` that stops a trial after a round where the listener decides so."""
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Asked before the callbacks hear of the round, so that it is told first."""
-        # Here, and here alone, it comes with the trial's setup spread out in it.
-        self.ask("heard", trial.config["key"], {k: v for k, v in result.items() if not k.startswith("config/")})
-        on = self.ask("goes_on", trial.config["key"])
+        """Report the round and decide; Tune calls this before the callbacks, so the round is reported here first."""
+        # Only here the result also contains the trial's setup, as "config/" entries.
+        self.call("reported", trial.config["key"], {k: v for k, v in result.items() if not k.startswith("config/")})
+        on = self.call("goes_on", trial.config["key"])
         return TrialScheduler.STOP if on is False else TrialScheduler.CONTINUE
 
 
 def _reason(trial: Any) -> str:
-    """One line on why a Tune trial failed."""
-    # The text of the error, never the pickle beside it. Our own process has just written it there.
+    """Return in one line why a Tune trial failed."""
+    # Read the error's text, never the pickle beside it. This process has just written the file.
     file = trial.error_file
     return reason_in(Path(file).read_text(encoding="utf-8", errors="replace") if file else "")
 
 
 def reason_in(text: str) -> str:
-    """The last failure of Tune's error file in one line: the exception a trace ends with, or how the process died."""
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", text)  # Ray colours it
+    """Return the last failure in Tune's error file, as one line: the exception of a trace, or how the process died."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", text)  # strip Ray's colours
     lines = plain.rpartition("Failure # ")[2].splitlines()[1:]
     raised = [line for line in lines if re.match(r"[A-Za-z_][\w.]*: ?", line)]
     if any("Traceback" in line or line.startswith("ray::") for line in lines) and raised:
@@ -341,29 +342,29 @@ def reason_in(text: str) -> str:
 
 
 def sweep(trials: Sequence[PlannedTrial[Prepared]], options: ClusterOptions, observer: TrialObserver) -> bool:
-    """Run `trials` in their order, as many at once as fit; of those that share samples, one of each group first.
+    """Run `trials` in their order, as many at once as fit; of trials that share samples, one of each group first.
 
-    Their checkpoints and chunks lie where `options` say, and a later sweep over the same place goes on from there with
-    what it is given. What a trial that came to its end leaves there is deleted once `observer.ended` has returned, so
-    that has to store all that shall stay; samples that others share, once these have ended too.
+    Checkpoints and chunks lie in `options.place`, and a later sweep over the same place resumes from them. The files of
+    a trial that finished or was pruned are deleted once `observer.ended` has returned, so the observer must store all
+    that is to stay. Shared samples are deleted once all trials that share them have ended.
 
-    A trial whose process was killed goes on from its checkpoint as often as it takes, on another node if its own is
-    lost; only after `IN_VAIN` attempts without one more round it is given up. One that Ray has ended `ASIDE` times in a
-    row because memory was short is set aside until all others have ended, and then runs alone.
+    A trial whose process was killed resumes from its checkpoint any number of times, on another node if its own is
+    lost; after `MAX_STALLED` attempts in a row without a new round it is given up. A trial that Ray has ended `ASIDE`
+    times in a row for lack of memory is set aside until all others have ended, and then runs alone.
 
     Args:
         trials: with different keys.
-        options: where, on what, how long.
-        observer: hears of each trial's rounds, and of its end as soon as it is over: finished, or failed with a reason
-            of one line. A trial fails by a NaN, or is given up; it can then go on later.
+        options: folders, resources and limits.
+        observer: receives each trial's rounds, and its outcome as soon as it is over: finished, or failed with a reason
+            of one line. A trial fails by a NaN, or when it is given up; a later sweep can resume it.
 
     Returns:
-        Whether all trials were heard of; False after Ctrl-C, or when the deadline came first.
+        True if all trials have ended; False after Ctrl-C, or if the deadline came first.
 
     Raises:
-        InputError: No node has such resources, or a trial needs more of a GPU's memory than its part.
-        StorageFullError: There was no room for the files of a trial; the sweep has been stopped.
-        Exception: What `observer` raised, after the sweep has been stopped.
+        InputError: No node has the required resources, or a trial needs more of a GPU's memory than its share.
+        StorageFullError: There was no room for the files of a trial; the sweep was stopped.
+        Exception: What `observer` raised, after the sweep was stopped.
     """
     if not trials:
         return True
@@ -374,7 +375,7 @@ def sweep(trials: Sequence[PlannedTrial[Prepared]], options: ClusterOptions, obs
         with pool_of(options, [chunk_bytes(trial.config, trial.prepared, trial.place[0]) for trial in trials]) as pool:
             jobs = SweepJobs(map(packer.job, trials))
             for key in jobs:
-                start_anew(trial_folder(options.place, key))
+                clear_attempts(trial_folder(options.place, key))
             check_packing(jobs.values(), options.gpus_per_trial, options.per_producer.gpus, options.device_pool_limit)
             context = WorkerContext(options.place, pool, jobs, options)
             monitor = Monitor(context, observer)
@@ -387,7 +388,7 @@ def sweep(trials: Sequence[PlannedTrial[Prepared]], options: ClusterOptions, obs
 
 
 def producers_first(trials: Sequence[PlannedTrial]) -> list[PlannedTrial]:
-    """One trial of each pool key, then the next of each, and so on: those of a group wait less for one another."""
+    """Order trials so that one of each pool key comes first, then the second of each: sharers wait less."""
     seen: Counter[str] = Counter()
     turns: dict[str, int] = {}
     for trial in trials:
@@ -397,30 +398,30 @@ def producers_first(trials: Sequence[PlannedTrial]) -> list[PlannedTrial]:
 
 
 def fit(listener: Listener, context: WorkerContext, crews: Mapping[str, int] | None = None) -> None:
-    """Let Tune run trials: those with these `crews` of producers, by key, or without any, what `listener` proposes.
+    """Let Tune run the trials in `crews`, or, if that is None, those that `listener` proposes.
 
-    Raises what `listener` raised.
+    `crews`: the number of producers of each trial, by key. Raises what `listener` raised.
     """
     options = context.options
     amounts = {"CPU": options.cpus_per_trial, "GPU": options.gpus_per_trial, **options.resources}
     own = {name: amount for name, amount in amounts.items() if amount}
 
     def resources(setup: dict[str, Any]) -> tune.PlacementGroupFactory:
-        """The bundle of the trial itself, then one for each of its producers."""
+        """Return the bundle of the trial itself, followed by one for each of its producers."""
         crew = setup["crew"] if crews is None else crews[setup["key"]]
         return tune.PlacementGroupFactory([own, *[options.per_producer.bundle] * crew])
 
-    # Its workers never look there, as nothing is reported with a checkpoint: no node but this one needs to see it.
+    # Workers never read this folder, as no report carries a checkpoint: it need not be visible to other nodes.
     scratch = options.folder.resolve() / "tune"
-    word = secrets.token_hex(8)
-    _listeners[word], events = listener, _Events(word)
+    token = secrets.token_hex(8)
+    _listeners[token], events = listener, _Events(token)
 
     def run_tune(keys: Sequence[str]) -> bool:
-        """The trials `keys`, or those that are proposed; whether a Ctrl-C has ended it."""
+        """Run the trials `keys`, or the proposed ones; return whether Ctrl-C ended the run."""
         space, search = {"key": tune.grid_search(list(keys))}, dict[str, Any](scheduler=_InOrder())
         if crews is None:
-            space, search = {}, {"search_alg": _Proposing(word), "scheduler": _Pruning(word), "num_samples": -1}
-        # Whoever was set aside runs alone.
+            space, search = {}, {"search_alg": _Proposing(token), "scheduler": _Pruning(token), "num_samples": -1}
+        # Trials that were set aside run alone.
         at_once = 1 if crews is not None and listener.memory.wait_with(keys) else options.max_concurrent
         remove(scratch)
         tuner = tune.Tuner(
@@ -431,15 +432,15 @@ def fit(listener: Listener, context: WorkerContext, crews: Mapping[str, int] | N
                 name="sweep",
                 storage_path=str(scratch),
                 verbose=0,
-                stop=_StopOnError(word),
+                stop=_StopOnError(token),
                 failure_config=tune.FailureConfig(max_failures=UNLIMITED),
                 callbacks=[events],
             ),
         )
-        # Tune would leave its own handler in charge, which hears a Ctrl-C after the sweep and does nothing.
+        # Tune would leave its own handler in place, which swallows a Ctrl-C that comes after the sweep.
         with handling(signal.SIGINT, before := signal.getsignal(signal.SIGINT)):
             tuner.fit()
-            # In the main thread, where it hears one, it has given the signal back only when it has heard one.
+            # In the main thread, Tune restores the earlier handler itself only if it has received a Ctrl-C.
             in_main = threading.current_thread() is threading.main_thread()
             return in_main and signal.getsignal(signal.SIGINT) == before
 
@@ -448,7 +449,7 @@ def fit(listener: Listener, context: WorkerContext, crews: Mapping[str, int] | N
         while not interrupted and listener.error is None and (dropped := listener.take_dropped()):
             interrupted = run_tune(dropped)
     finally:
-        del _listeners[word]
+        del _listeners[token]
         remove(scratch)
     if listener.error is not None:
         raise listener.error

@@ -1,4 +1,4 @@
-"""One trial under Tune: what `run_trial` does, with its samples in the pool and its rounds reported."""
+"""One trial under Tune: runs `run_trial` with its samples in the pool, and reports its rounds."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -13,7 +13,7 @@ from condkd_ray.cluster.jobs import Job, SearchJobs, SweepJobs, own_device, unpa
 from condkd_ray.cluster.lost import full, in_words, is_lost
 from condkd_ray.cluster.options import ClusterOptions
 from condkd_ray.cluster.sources import Crew, SharedSource, sweep_source
-from condkd_ray.cluster.stores import WATCH, FilledStore, PoolStore, SharedStore, SweepStore, ask
+from condkd_ray.cluster.stores import WATCH, FilledStore, PoolStore, SharedStore, SweepStore, call_actor
 from condkd_ray.core.checkpoint import DamagedError
 from condkd_ray.core.environment import clean_process, is_out_of_memory, keep_imports, private_bytes
 from condkd_ray.core.method import ClusterError, InputError
@@ -23,53 +23,53 @@ from condkd_ray.methods.memory.device_rows import default_limit
 from condkd_ray.methods.memory.store import MissingSamplesError
 from condkd_ray.trial.config import Prepared
 from condkd_ray.trial.outcome import broken, left_outcome, product_path, save_outcome
-from condkd_ray.trial.run import OutOfTimeError, RestsError, inherit, passed, run_trial
+from condkd_ray.trial.run import OutOfTimeError, PausedError, inherit, passed, run_trial
 from condkd_ray.trial.synthesis import codec
 
 FULL = "storage_full"
-"""What a trial reports, with the reason, when there is no room for its files."""
+"""Reported, with the reason, by a trial whose files find no room."""
 UNTESTED = "untested"
-"""What a blind trial reports when its outcome is there but for the test images."""
+"""Reported by a blind trial whose outcome is complete except for the test images."""
 OUT_OF_TIME = "out_of_time"
-"""What a trial reports that stopped, or did not start: the deadline of the sweep had passed, or it was halted."""
+"""Reported by a trial that stopped, or did not start, as the sweep's deadline had passed or it was halted."""
 RESTS = "rests"
-"""What a trial reports that has come to the round after which it rests."""
+"""Reported by a trial that pauses after its round `lineage.pause_after`."""
 MEMORY = "private_memory"
-"""What each report has: bytes that the process of the trial has for itself."""
+"""In each report: bytes of memory private to the trial's process."""
 UNWIND_SECONDS = 600
-"""In which a trial that Tune has stopped may write down its state before its process takes the next (our choice)."""
+"""Time in which a trial that Tune has stopped may save its state before its process takes the next (our choice)."""
 Report = Callable[[Mapping[str, Any]], None]
 
 
 @dataclass(frozen=True)
 class WorkerContext:
-    """All that the trials of a sweep or a search have in common, sent to every worker."""
+    """Data that all trials of a sweep or a search have in common; sent to every worker."""
 
     folder: Location
-    """Seen by all nodes."""
+    """Folder of checkpoints and chunks, seen by all nodes."""
     pool: Any
     jobs: SweepJobs | SearchJobs
     options: ClusterOptions
     blind: bool = False
-    """Whether no test image is looked at before the driver has heard of all else that came of a trial."""
+    """True if a trial may read test images only after the driver has received all its other results."""
     budgeted: bool = False
-    """Whether the driver may put up a sign, `halt_path`, that all trials shall stop after their round."""
+    """True if the driver may write the file `halt_path`, which stops all trials after their round."""
 
     @property
     def halted(self) -> bool:
-        """Whether it has."""
+        """True if the driver has written it."""
         return self.budgeted and halt_path(self.folder).is_file()
 
 
 def run(setup: dict[str, Any], *, context: WorkerContext) -> None:
-    """Run the trial `setup["key"]` to its outcome, from its checkpoint where there is one.
+    """Run the trial `setup["key"]` to its outcome, from its checkpoint if there is one.
 
-    A trial that cannot succeed has a failed outcome, also one whose part of a GPU has too little memory: whoever is
-    beside it has a part too, so that a second try would find no more. After any other exception Tune tries again, but
-    `ClusterOptions.attempts` times in all; one that is then given up has no outcome. Full storage is reported: it
-    concerns all trials.
+    A trial that cannot succeed has a failed outcome. That includes one whose share of a GPU has too little memory:
+    trials beside it hold the rest, so a second try would find no more. After any other exception Tune tries again, up
+    to `ClusterOptions.attempts` exceptions; a trial given up then has no outcome. Full storage is reported to the
+    driver, as it concerns all trials.
     """
-    # Tune (2.60) reads it here, in two seconds, its default, drops the next trial on a busy machine, and tells nobody.
+    # Tune (2.60) reads this here. After its default of 2 s it drops the next trial on a busy machine without a message.
     os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = str(UNWIND_SECONDS)
     job = context.jobs[setup["key"]]
     path = trial_file(context.folder, job.key, "outcome")
@@ -79,13 +79,13 @@ def run(setup: dict[str, Any], *, context: WorkerContext) -> None:
             tune.report({**metrics, "key": job.key, MEMORY: private_bytes()})
 
     if (outcome := left_outcome(path)) is not None and outcome.status == "finished":
-        # An earlier driver died before it had made a record of it.
+        # An earlier driver died before it wrote the trial's record.
         for metrics in outcome.history:
             report(metrics)
         return
     if passed(context.options.deadline) or context.halted:
         return report({OUT_OF_TIME: 1})
-    # Nothing of a trial is there yet where this is the process's first.
+    # If this trial is the first of its process, nothing of a trial is loaded yet.
     keep_imports()
     clean_process(max(1, int(context.options.cpus_per_trial)), context.options.gpus_per_trial)
     last = _last_report(job, context, report)
@@ -94,7 +94,7 @@ def run(setup: dict[str, Any], *, context: WorkerContext) -> None:
 
 
 def _last_report(job: Job, context: WorkerContext, report: Report) -> dict[str, Any] | None:
-    """Run the trial as far as it goes; what is to be reported at its end beside its rounds, if anything."""
+    """Run the trial as far as it goes; return its last report beside those of its rounds, or None."""
     folder = trial_folder(context.folder, job.key)
     try:
         with WATCH.trial():
@@ -104,7 +104,7 @@ def _last_report(job: Job, context: WorkerContext, report: Report) -> dict[str, 
             save_outcome(outcome, trial_file(context.folder, job.key, "outcome"))
     except OutOfTimeError:
         return {OUT_OF_TIME: 1}
-    except RestsError:
+    except PausedError:
         return {RESTS: 1}
     except Exception as error:
         if (reason := no_room(error) or full(error)) is not None:
@@ -114,12 +114,12 @@ def _last_report(job: Job, context: WorkerContext, report: Report) -> dict[str, 
         if note(folder, error) < context.options.attempts:
             raise
         return {}
-    # Tune prints a line on trials without any report.
+    # Without any report, Tune would print a line about the trial.
     return None if outcome.history else {}
 
 
 def _outcome(job: Job, context: WorkerContext, report: Report) -> Outcome:
-    """What comes of the trial; failed also where the GPU cannot even hold what it is prepared with."""
+    """Return the trial's outcome; a failed one also if the GPU cannot even hold the trial's inputs."""
     try:
         return _attempt(job, context, report)
     except RuntimeError as error:
@@ -131,13 +131,13 @@ def _outcome(job: Job, context: WorkerContext, report: Report) -> Outcome:
 def _attempt(job: Job, context: WorkerContext, report: Report) -> Outcome:
     checkpoint = trial_file(context.folder, job.key, "state")
     prepared = unpack(job.config, job.prepared, own_device())
-    if (parent := job.lineage.heir_of) and not checkpoint.is_file():
-        # Samples first: with its checkpoint there, a trial has all.
-        ask(context.pool.inherit, job.place[1], parent)
+    if (parent := job.lineage.parent) and not checkpoint.is_file():
+        # Samples first: a trial whose checkpoint exists is assumed to have all of them.
+        call_actor(context.pool.inherit, job.place[1], parent)
         inherit(job.config, prepared, trial_file(context.folder, parent, "state"), checkpoint)
 
     def show(outcome: Outcome) -> None:
-        """Blocks until the driver has heard of it."""
+        """Report the outcome before the test; blocks until the driver has handled it."""
         save_outcome(outcome, trial_file(context.folder, job.key, "untested"))
         report({"round": len(outcome.history), UNTESTED: 1})
 
@@ -148,7 +148,7 @@ def _attempt(job: Job, context: WorkerContext, report: Report) -> Outcome:
         "checkpoint_seconds": context.options.checkpoint_seconds,
         "deadline": context.options.deadline,
         "halted": lambda: context.halted,
-        "rests": job.lineage.rests,
+        "pause_after": job.lineage.pause_after,
         "before_test": show if context.blind else None,
     }
     try:
@@ -156,10 +156,10 @@ def _attempt(job: Job, context: WorkerContext, report: Report) -> Outcome:
     except (MissingSamplesError, DamagedError):
         checkpoint.unlink(missing_ok=True)
         if parent:
-            # Tried again, it takes over its parent's state once more.
+            # The next attempt copies its parent's state once more.
             raise
-        # Somebody has deleted chunks, or they or the checkpoint are damaged. From its start the trial comes to the
-        # same numbers, only later.
+        # Chunks were deleted, or they or the checkpoint are damaged. Started over, the trial reaches the same numbers,
+        # only later.
         return _run(job, prepared, context, rest)
     except InputError as error:
         return Outcome(status="failed", reason=str(error))
@@ -176,16 +176,16 @@ def _run(job: Job, prepared: Prepared, context: WorkerContext, rest: dict[str, A
     if scope == "trial":
         return run_trial(config, prepared, PoolStore(*place, device_limit=limit), **rest)
     if scope == "sweep":
-        store = SweepStore(*place, who=job.key, device_limit=limit)
+        store = SweepStore(*place, reader=job.key, device_limit=limit)
         return run_trial(config, prepared, store, source=sweep_source, **rest)
     path, saved = chunks_folder(context.folder) / pool_key / "production.safetensors", context.options
-    store = SharedStore(*place, who=job.key, device_limit=limit)
+    store = SharedStore(*place, reader=job.key, device_limit=limit)
     with SharedSource(context.pool, pool_key, job.key, path, saved.checkpoint_seconds) as source:
         return run_trial(config, prepared, store, source=source, produces=False, **rest)
 
 
 def _device_limit(device: torch.device, options: ClusterOptions) -> int | None:
-    """Bytes of samples that a trial may have on its GPU; on a CPU what was asked for, which a store then refuses."""
+    """Return the bytes of samples that a trial may hold on its GPU; on a CPU the given limit, which a store refuses."""
     if options.device_pool_limit is not None or device.type == "cpu":
         return options.device_pool_limit
     return default_limit(device, options.gpus_per_trial)

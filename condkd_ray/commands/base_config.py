@@ -71,7 +71,7 @@ def _own_parts(flags: Flags) -> dict[str, Any]:
     parts: dict[str, Any] = {"inversion": {"name": name}, "distiller": {}, "rounds": rounds}
     if hasattr(inversion, "width"):
         parts["inversion"]["width"] = inversion.width
-    return parts | ({"memory": {"name": "latest"}} if inversion.fresh else {})
+    return parts | ({"memory": {"name": "latest"}} if inversion.fresh_each_round else {})
 
 
 def _host_parts(flags: Flags, host: str) -> dict[str, Any]:

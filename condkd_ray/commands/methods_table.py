@@ -76,9 +76,9 @@ def list_methods(command: Methods) -> int:
 
 def checked_guidance() -> str:
     """A Markdown table, a row a form of guidance: where it leads the features of the bundled digits."""
-    from condkd_ray.runs.guidance_check import digits, told
+    from condkd_ray.runs.guidance_check import digits, report
 
-    return told(*digits())
+    return report(*digits())
 
 
 def methods(family: Any) -> tuple[type[Method], ...]:

@@ -1,1 +1,1 @@
-"""Values and files that every other folder builds on; imports none of them."""
+"""Basic values and file formats that every other folder uses; imports no other folder of the package."""

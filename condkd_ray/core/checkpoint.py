@@ -1,12 +1,13 @@
-"""Save and load any state tree: one safetensors file, tensors as tensors and the rest as JSON in its header.
+"""Saves and loads state trees as one safetensors file, with the tensors as tensors and all else as JSON in the header.
 
-A state is a dataclass of tensors, plain values, containers of both, nested states, and objects with `state_dict` /
-`load_state_dict` (modules, optimisers, schedulers, streams). It is loaded *into* a freshly made state, which supplies
-all structure; nothing is ever unpickled. Fields marked `transient()` are left out.
+A state is a dataclass of tensors, plain values, containers of both, nested states, and objects with `state_dict` and
+`load_state_dict` (modules, optimisers, schedulers, streams). It is loaded *into* a newly made state, which supplies the
+structure; nothing is ever unpickled. Fields marked `transient()` are left out.
 
-Devices: a tensor that replaces one of the fresh state lies where that lay. All others (in lists, in optimisers, where
-there was None) go to the device that `load` is given, but for those that lay on the CPU beside others on an
-accelerator: they, such as a memory's ids, stay on the CPU. A state wholly on the CPU says nothing of the kind.
+Devices: a loaded tensor that replaces a tensor of the new state is moved to the device of that tensor. All others (in
+lists, in optimisers, or in place of None) are moved to the device passed to `load`, except tensors that were on the CPU
+while others of the state were on an accelerator, such as a memory's ids: they stay on the CPU. If the whole state was
+on the CPU, there is no such exception.
 """
 
 import dataclasses
@@ -25,20 +26,20 @@ log = logging.getLogger(__name__)
 
 FORMAT = "condkd-state-1"
 Packed = dict[str, Any]
-"""A state as plain values and copies of its tensors on the CPU: can be sent, or be part of another state."""
+"""A state as plain values and CPU copies of its tensors. It can be sent to other processes or be part of a state."""
 
 
 class DamagedError(ValueError):
-    """A file holds no whole state: it is empty, torn, or of another format; the message names it."""
+    """A file does not contain a complete state: it is empty, truncated or of another format. The message names it."""
 
 
 def transient(**kwargs: Any) -> Any:
-    """A dataclass field that is not part of a checkpoint (it is made again by `start`)."""
+    """Declare a dataclass field that is not part of a checkpoint and is made again by `start`."""
     return dataclasses.field(metadata={"transient": True}, **kwargs)
 
 
 def save(state: Any, path: Location) -> None:
-    """Write `state` to `path`, atomically: a reader sees the old file or the new one, whole."""
+    """Write `state` to `path` atomically: a reader finds either the complete old file or the complete new one."""
     packed = pack(state)
     metadata = {"format": FORMAT, "tree": packed["tree"], "host": json.dumps(packed["host"])}
     with writing(path, durable=True) as partial:
@@ -46,21 +47,21 @@ def save(state: Any, path: Location) -> None:
 
 
 def load(state: Any, path: Location, device: torch.device | str = "cpu") -> Any:
-    """Load the file at `path` into `state`, whose accelerator is `device`.
+    """Load the file at `path` into `state`, whose accelerator is `device`, and return `state`.
 
-    Raises `DamagedError`, with the state as it was, for a file that is not whole, or of another format.
+    Raises `DamagedError`, before `state` is changed, if the file is incomplete or of another format.
     """
     return unpack(state, _read(path), device)
 
 
 def load_whole(state: Any, path: Location, device: torch.device | str = "cpu") -> Any | None:
-    """As `load`; None where there is no file, or a damaged one, which is deleted and told of: it is made anew."""
+    """Like `load`, but return None if there is no file, or a damaged one, which is logged and deleted."""
     if not path.is_file():
         return None
     try:
         return load(state, path, device)
     except DamagedError as error:
-        log.info(f"{error}; it is deleted and made anew")
+        log.info(f"{error}; it is deleted and will be made again")
         path.unlink(missing_ok=True)
         return None
 
@@ -71,33 +72,33 @@ def _read(path: Location) -> Packed:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
                 raise DamagedError(f"{path} has format {metadata.get('format')!r}; accepted: {FORMAT!r}")
-            # Copied when unpacked: these lie in the file's map.
+            # These tensors are views of the mapped file; `unpack` copies them.
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             return {"tree": metadata["tree"], "host": json.loads(metadata.get("host", "[]")), "tensors": tensors}
     except (SafetensorError, KeyError, json.JSONDecodeError) as error:
-        raise DamagedError(f"{path} is damaged or of no known format ({error}); accepted: {FORMAT!r}") from None
+        raise DamagedError(f"{path} is damaged or of an unknown format ({error}); accepted: {FORMAT!r}") from None
 
 
 def pack(state: Any) -> Packed:
-    """A copy of `state`, which may go on changing."""
+    """Return a copy of `state`, which later changes of `state` do not affect."""
     tensors: dict[str, Tensor] = {}
     tree = json.dumps(_pack(state, tensors))
     host = _host_keys(tensors)
-    # Each a copy of its own: the file's format allows no two tensors that share memory.
+    # Each tensor is copied, because safetensors does not accept tensors that share memory.
     copies = {key: tensor.to("cpu", copy=True).contiguous() for key, tensor in tensors.items()}
     return {"tree": tree, "host": host, "tensors": copies}
 
 
 def unpack(state: Any, packed: Packed, device: torch.device | str = "cpu") -> Any:
-    """Load what was packed into `state`, whose accelerator is `device`, and return it."""
+    """Load a packed state into `state`, whose accelerator is `device`, and return `state`."""
     host = set(packed["host"])
-    # Copied: a loaded tensor must never share memory with another or with the file's map.
+    # Copied, so that no loaded tensor shares memory with another one or with the mapped file.
     tensors = {key: tensor.to("cpu" if key in host else device, copy=True) for key, tensor in packed["tensors"].items()}
     return _into(state, json.loads(packed["tree"]), tensors)
 
 
 def _host_keys(tensors: dict[str, Tensor]) -> list[str]:
-    """Keys of those on the CPU where others are not."""
+    """Return the keys of the tensors on the CPU; empty if all tensors are there."""
     keys = [key for key, tensor in tensors.items() if tensor.device.type == "cpu"]
     return keys if len(keys) < len(tensors) else []
 
@@ -124,7 +125,7 @@ def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def _pack_item(value: Any, tensors: dict[str, Tensor]) -> Any:
-    # A container is made anew on loading, so that nothing in it could say what to load an object into.
+    # A container is rebuilt on loading, so it cannot supply an object to load a nested state into.
     if hasattr(value, "state_dict") or dataclasses.is_dataclass(value):
         raise TypeError(f"cannot save a {type(value).__name__} inside a container; accepted: as a field of a state")
     return _pack(value, tensors)

@@ -1,8 +1,8 @@
-"""Functions that a compiler can take whole, and whether it does: said once, around a trial's rounds.
+"""Compilation of step functions by `torch.compile`, switched on once around the rounds of a trial.
 
-A method marks what it does in a step with `whole`; whether that is compiled is its trial's to say, not the method's.
-Shapes within a trial stay as they are, but for what is said to be `growing`; so each such function is compiled once,
-and once more where a round differs in kind from the first, such as the end of a warm-up.
+A method marks a step function with `whole`. Whether it is compiled is decided by the trial, not by the method. Shapes
+do not change within a trial, except for tensors marked `growing`. Each function is therefore compiled once, and once
+more if a later round differs in kind, for example after a warm-up.
 """
 
 import functools
@@ -20,11 +20,11 @@ from condkd_ray.core.method import require
 P = ParamSpec("P")
 R = TypeVar("R")
 Compile = Literal["off", "default", "max-autotune"]
-"""`default` fuses operations; `max-autotune` also tries kernels out, and takes minutes to begin with."""
+"""`default` fuses operations; `max-autotune` also measures kernels, which takes minutes at the start."""
 
 
 class _Mode(NamedTuple):
-    """How functions are compiled: arguments of `torch.compile`."""
+    """Arguments of `torch.compile`."""
 
     backend: str = "inductor"
     mode: str | None = None
@@ -42,7 +42,7 @@ _MODES = {
 
 @contextmanager
 def compiling(compile: Compile, graphs: bool) -> Iterator[None]:
-    """Within it, `whole` functions are compiled so, and, with `graphs`, replayed as CUDA graphs."""
+    """Compile `whole` functions in the context as given; with `graphs`, replay them as CUDA graphs."""
     with _in_mode(_MODES.get((compile, graphs))):
         yield
 
@@ -52,7 +52,7 @@ def _in_mode(mode: _Mode | None) -> Iterator[None]:
     before = _MODE.set(mode)
     try:
         with warnings.catch_warnings():
-            # PyTorch's own, of its own doing as it follows a function: no user can do anything about it.
+            # PyTorch causes this warning itself while it traces a function; a user cannot avoid it.
             warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
             yield
     finally:
@@ -60,24 +60,23 @@ def _in_mode(mode: _Mode | None) -> Iterator[None]:
 
 
 class Whole(Generic[P, R]):
-    """A function that is compiled where the trial says so; `uncompiled` is the function as it was written."""
+    """A function that is compiled if the trial's config selects it; `uncompiled` is the original function."""
 
     def __init__(self, function: Callable[P, R]) -> None:
         self.uncompiled = function
         functools.update_wrapper(self, function)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        """What the function returns."""
+        """Call the function, compiled or not."""
         mode = _MODE.get()
         call = self.uncompiled if mode is None else _compiled(self.uncompiled, mode)
         return call(*args, **kwargs)
 
 
 def whole(function: Callable[P, R]) -> Whole[P, R]:
-    """Mark a function that is compiled whole where its trial says so: it draws nothing, and reads no tensor's value.
+    """Mark a function that can be compiled as one graph: it draws no random numbers and reads no tensor's value.
 
-    What it returns may be overwritten once the next step has begun (`begin_step`), where graphs are replayed: whoever
-    keeps it longer keeps a copy.
+    With CUDA graphs its results may be overwritten after the next `begin_step`; copy what must be kept longer.
     """
     return Whole(function)
 
@@ -88,27 +87,27 @@ def _compiled(function: Callable[..., Any], mode: _Mode) -> Callable[..., Any]:
 
 
 def growing(tensor: Tensor) -> Tensor:
-    """Itself; a `whole` function is compiled once for all its lengths, and not anew for each."""
+    """Return `tensor`, marked so that `whole` functions are compiled once for all lengths of its first dimension."""
     if _MODE.get() is not None:
         torch._dynamo.maybe_mark_dynamic(tensor, 0)
     return tensor
 
 
 def begin_step() -> None:
-    """Say that another step begins: graphs may write over what the last one has returned."""
+    """Announce the next step: CUDA graphs may then overwrite the results of the last one."""
     if _MODE.get() is not None:
         torch.compiler.cudagraph_mark_step_begin()
 
 
 def forget() -> None:
-    """Let go of all that was compiled: another trial may have other networks and shapes, and there is a limit."""
+    """Delete all compiled code: another trial may have other networks and shapes, and PyTorch limits recompilations."""
     if _compiled.cache_info().currsize:
         _compiled.cache_clear()
         torch.compiler.reset()
 
 
 def check(compile: Compile, graphs: bool, device: torch.device | str) -> None:
-    """Raise `InputError` where `device`, or this machine, cannot do that."""
+    """Raise `InputError` if `device` or this machine does not support the settings."""
     cuda = torch.device(device).type == "cuda"
     require(cuda or not graphs, "graphs on a CPU", graphs, "false, or a trial on a GPU")
     if compile != "off":
@@ -118,9 +117,9 @@ def check(compile: Compile, graphs: bool, device: torch.device | str) -> None:
 
 @functools.cache
 def _fault(device: str) -> str | None:
-    """Why nothing can be compiled for `device`; found out by compiling something, for a compiler needs many things."""
+    """Return why nothing can be compiled for `device`, or None; tested by compilation, which has many requirements."""
     try:
         torch.compile(lambda x: x.cos() + x.sin(), fullgraph=True)(torch.ones(8, device=device))
-    except Exception as error:  # the compiler's own, and those of the programs it calls
+    except Exception as error:  # errors of the compiler and of the programs it calls
         return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return None

@@ -1,4 +1,4 @@
-"""From the CPU to the device that computes, without waiting for it."""
+"""Copies from the CPU to the computing device that do not make the host wait."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,10 +8,10 @@ from torch import Tensor
 
 
 def sent(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """`tensor` on `device`; itself where it lies there already.
+    """Return `tensor` on `device`; the same tensor if it is there already.
 
-    From the CPU to a GPU it goes by way of pinned memory, so that the host goes on at once; work that the GPU is given
-    later sees it whole. Never used the other way round, where a value that is read has to be waited for.
+    A copy from the CPU to a GPU uses pinned memory, so that the host continues at once; later work on the GPU finds it
+    complete. Do not use it for copies to the CPU, which must be complete before the host reads them.
     """
     there = torch.device(device)
     if tensor.device.type != "cpu" or there.type == "cpu":
@@ -22,9 +22,9 @@ def sent(tensor: Tensor, device: torch.device | str) -> Tensor:
 
 
 class CopyStream:
-    """Copies to a device beside what it computes. Where there are no streams, as on a CPU, each is done at once.
+    """Copies to a device in parallel with its computation. On a CPU, which has no streams, copies are immediate.
 
-    What it is told of the caller's work holds for the stream that is PyTorch's current one at the call.
+    Ordering relative to the caller's work refers to PyTorch's current stream at the time of the call.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -33,10 +33,10 @@ class CopyStream:
 
     @contextmanager
     def copying(self, *, after_all: bool) -> Iterator[None]:
-        """Have the copies within the block made beside the caller's work.
+        """Make the copies in the block run in parallel with the caller's work.
 
-        `after_all`: once all is done that the caller has asked of the device so far; needed where they read what that
-        writes, or overwrite what that reads.
+        `after_all`: start them only after all work that is queued on the device so far. This is needed if they read the
+        results of that work or overwrite its inputs.
         """
         if self._beside is None:
             yield
@@ -49,16 +49,16 @@ class CopyStream:
             done.record(stream)
 
     def awaited(self) -> None:
-        """Let what the caller asks of the device from now on begin after the copies so far. The host does not wait."""
+        """Make later work of the caller on the device start after the copies so far; the host does not wait."""
         if self._beside is not None:
             torch.cuda.current_stream(self._device).wait_event(self._beside[1])
 
     def lend(self, tensor: Tensor) -> None:
-        """Say that copies use `tensor`, the caller's: its memory goes to nobody else before they are done with it."""
+        """Declare that copies use the caller's `tensor`: its memory is not reused before they are complete."""
         if self._beside is not None and tensor.is_cuda:
             tensor.record_stream(self._beside[0])
 
     def hand_over(self, tensor: Tensor) -> None:
-        """Say that the caller uses `tensor`, which was made among the copies; as `lend`, the other way round."""
+        """Declare that the caller uses a copied `tensor`: its memory is not reused before that use is complete."""
         if self._beside is not None:
             tensor.record_stream(torch.cuda.current_stream(self._device))

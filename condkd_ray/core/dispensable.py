@@ -1,4 +1,4 @@
-"""What a run can do without, since the records can make it anew: where it fails that is told, and the run goes on."""
+"""Outputs that a run can do without, because they can be rebuilt from the records: a failure is logged, not raised."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -9,16 +9,16 @@ from condkd_ray.core.storage import no_room, reason
 
 log = logging.getLogger(__name__)
 
-LATER = "the run goes on without it, and makes it anew from the records at its end"
-AGAIN = "the same command makes it anew from the records"
+LATER = "the run continues without it and rebuilds it from the records at its end"
+AGAIN = "the same command rebuilds it from the records"
 T = TypeVar("T")
 
 
 @contextmanager
 def dispensable(what: str, remedy: str, *but: type[Exception]) -> Iterator[list[Exception]]:
-    """A block that writes `what`: its failure is told in one line with the `remedy`, and goes no further.
+    """Run a block that writes `what`; log a failure in one line, with the `remedy`, instead of raising it.
 
-    Unless it is one of the kinds in `but`. What was raised is added to the list that the block gets.
+    Exceptions of the kinds in `but` are raised. The block receives a list to which the logged exception is added.
     """
     failed: list[Exception] = []
     try:
@@ -27,15 +27,15 @@ def dispensable(what: str, remedy: str, *but: type[Exception]) -> Iterator[list[
         raise
     except Exception as error:
         failed.append(error)
-        told = no_room(error) or (reason(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}")
-        log.info(f"{what} cannot be written ({told.splitlines()[0]}); {remedy}")
-        log.debug("the failure in full", exc_info=error)
+        fault = no_room(error) or (reason(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}")
+        log.info(f"{what} cannot be written ({fault.splitlines()[0]}); {remedy}")
+        log.debug("full traceback", exc_info=error)
 
 
 class Dispensable(Generic[T]):
-    """A writer that a run can do without: from its first failure on, which is told, it is asked for nothing more.
+    """A writer that a run can do without: its first failure is logged, and from then on it is not called.
 
-    `make` opens it, now, and once more in `renew`.
+    `make` opens the writer: at once, and after a failure again in `renew`.
     """
 
     def __init__(self, what: str, make: Callable[[], T]) -> None:
@@ -44,7 +44,7 @@ class Dispensable(Generic[T]):
         self._open(LATER)
 
     def do(self, act: Callable[[T], object]) -> None:
-        """Have the writer write something."""
+        """Call `act` with the writer, unless it has failed."""
         if self._writer is None:
             return
         with dispensable(self._what, LATER) as failed:
@@ -53,7 +53,7 @@ class Dispensable(Generic[T]):
             self._writer = None
 
     def renew(self, clear: Callable[[], object]) -> None:
-        """Where it has failed: take away what it has left by `clear`, and open it once more, which makes it anew."""
+        """After a failure, remove the incomplete output with `clear` and open the writer again."""
         if self._writer is None:
             with dispensable(self._what, AGAIN) as failed:
                 clear()

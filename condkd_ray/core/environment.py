@@ -1,4 +1,4 @@
-"""The process that computes: reset before a trial, its peak and free memory, and the versions of its code."""
+"""The process that computes: its settings before a trial, its free and peak memory, and the versions of its code."""
 
 import atexit
 import ctypes
@@ -24,51 +24,52 @@ from condkd_ray.core.method import require
 
 @cache
 def keep_imports() -> None:
-    """Leave what this process has loaded so far out of all later collections of garbage."""
-    # These are half a million objects; to look through them once takes a quarter of a second.
+    """Exclude all objects that this process has created so far from later garbage collections."""
+    # Imports create half a million objects; one collection of them takes a quarter of a second.
     gc.collect()
     gc.freeze()
-    # Else libraries that count their objects at the end say that these are leaked.
+    # Otherwise libraries that count their objects at exit report these as leaked.
     atexit.register(gc.unfreeze)
 
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""Options of the GNU allocator's `mallopt`: freed bytes that it keeps, and from how many on a block is mapped."""
+"""Options of glibc's `mallopt`: how many freed bytes it keeps, and the block size from which it uses `mmap`."""
 KEPT_BYTES, MAPPED_BYTES = 2**31 - 1, (2**30, 2**25)
-"""The most that `mallopt` can be told, and what it is asked for in turn: older ones refuse more than 32 MiB."""
+"""Largest value of `mallopt`, and the block sizes to try in turn: older versions refuse more than 32 MiB."""
 
 
 CONTEXT_BYTES = 600_000_000
-"""Of a GPU's memory that a process takes beside its tensors: its context, and the kernels it has loaded (our choice;
-about 500 MB are reported of an H100)."""
+"""GPU memory of a process besides its tensors: the CUDA context and loaded kernels (our choice; about 500 MB are
+reported for an H100)."""
 
 
 def check_part(part: float, total: int, what: str) -> None:
-    """Raise `InputError` on `what` where this `part` of a GPU of `total` bytes leaves no memory beside a context."""
+    """Raise `InputError` for `what` if this `part` of a GPU of `total` bytes leaves no memory besides the context."""
     least = CONTEXT_BYTES / total
     accepted = (
-        f"more than {least:.2g}: this much of a GPU of {total / 1e9:.1f} GB leaves nothing for tensors beside a "
+        f"more than {least:.2g}: this part of a GPU of {total / 1e9:.1f} GB leaves no memory for tensors besides the "
         f"context of {CONTEXT_BYTES / 1e9:.1f} GB"
     )
     require(not 0 < part < 1 or part > least, what, part, accepted)
 
 
 def set_up_gpu(part: float = 1.0, *, by_time: bool = False) -> None:
-    """Settings of a process that may compute on a GPU, of whose memory its tensors may take `part`, less a context.
+    """Set the numerics of a process that may use a GPU, and limit its tensors to `part` of the memory minus a context.
 
-    Ray gives a trial a part of a GPU but does not see to it. So whoever takes more is told so, not its neighbour.
+    Ray assigns a part of a GPU to a trial but does not enforce it. With the limit, the trial that exceeds its part
+    fails instead of its neighbour.
 
-    `by_time`: cuDNN tries its algorithms out and takes the fastest. Without it a run repeats on one device.
-    Raises `InputError` for a part that leaves no memory beside the context.
+    `by_time`: cuDNN measures its algorithms and uses the fastest. Without it, a run is repeatable on the same device.
+    Raises `InputError` if `part` leaves no memory besides the context.
     """
-    # Convolutions alone. Matrix products in float32 are those of losses, whose differences TF32 would drown as bfloat16
-    # would; of the work of a convolutional network they are a hundredth. And no loss can switch it off for itself: a
-    # compiled step, whole in one graph, cannot hold such a switch.
+    # TF32 for convolutions only. Float32 matrix products occur in losses, whose small differences TF32 would lose like
+    # bfloat16; they are a hundredth of the work of a convolutional network. A loss cannot switch TF32 off for itself,
+    # because a step that is compiled into one graph cannot contain such a switch.
     torch.backends.cudnn.conv.fp32_precision = "tf32"  # type: ignore[attr-defined]
-    # Not by `cuda.matmul.fp32_precision`: where somebody has used the older switches too, PyTorch then refuses to tell.
+    # Not `cuda.matmul.fp32_precision`: PyTorch raises an error on reading it if the older switches were used as well.
     torch.set_float32_matmul_precision("highest")
-    # What is fastest differs between two runs where several are almost so, and with it the last bits, although each of
-    # them is deterministic. So it takes both: none that adds up in any order, and the choice by rule.
+    # Which algorithm is fastest can differ between runs, and with it the last bits, even if each one is deterministic.
+    # Repeatable runs therefore need both: deterministic algorithms, and their choice by rule instead of by time.
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = by_time
     if 0 < part < 1 and torch.cuda.is_available():
@@ -76,34 +77,34 @@ def set_up_gpu(part: float = 1.0, *, by_time: bool = False) -> None:
         check_part(part, total, "part of a GPU for a process")
         torch.cuda.set_per_process_memory_fraction(part - CONTEXT_BYTES / total)
     elif part >= 1 and torch.cuda.is_initialized():
-        # The process may have had a part before; one that has not begun with the GPU had none.
+        # Reset a limit set earlier in this process. Without a CUDA context there is none.
         torch.cuda.set_per_process_memory_fraction(1.0)
 
 
 def set_up_process(threads: int, gpus: float = 1.0) -> None:
-    """Give PyTorch `threads` threads, and have the C allocator keep the memory of freed tensors for the next ones.
+    """Set the number of PyTorch threads, and make the C allocator keep freed memory for the next tensors.
 
-    On a GPU, of which the process has `gpus`: see `set_up_gpu`.
+    `gpus`: the part of a GPU that the process has; see `set_up_gpu`.
     """
     torch.set_num_threads(threads)
     set_up_gpu(gpus)
     if sys.platform == "linux":
-        # Else every tensor of 32 MiB or more is asked of the system and zeroed page by page, which takes 4 to 7 % of a
-        # round at 3x32x32. Other allocators than the GNU one have no such call.
+        # Otherwise each tensor of 32 MiB or more is mapped and zeroed page by page, which takes 4 to 7 % of a round at
+        # 3x32x32. Only the GNU C library has `mallopt`.
         set_option = getattr(ctypes.CDLL(None), "mallopt", lambda option, value: 0)
-        # The second alone would make it worse: the first then stays where it happens to be.
+        # The trim threshold alone would make it worse, because the mmap threshold then stays at its present value.
         if any(set_option(M_MMAP_THRESHOLD, size) for size in MAPPED_BYTES):
             set_option(M_TRIM_THRESHOLD, KEPT_BYTES)
 
 
 def clean_process(threads: int, gpus: float = 1.0) -> None:
-    """Make a process that has run other trials like a fresh one, to the trial and to its record.
+    """Reset a process that has run other trials, so that neither the next trial nor its record depends on them.
 
-    It has `threads` threads and `gpus` GPUs, or a part of one.
+    `threads`: PyTorch threads; `gpus`: number of GPUs, or the part of one.
     """
     gc.collect()
     if sys.platform == "linux":
-        # What earlier trials have freed the allocator still holds; where it is not the GNU one there is no such call.
+        # Return freed memory of earlier trials to the system. Only the GNU C library has `malloc_trim`.
         getattr(ctypes.CDLL(None), "malloc_trim", int)(0)
     set_up_process(threads, gpus)
     if torch.cuda.is_initialized():
@@ -111,17 +112,17 @@ def clean_process(threads: int, gpus: float = 1.0) -> None:
         torch.cuda.reset_peak_memory_stats()
     peak = Path("/proc/self/clear_refs")
     if peak.exists():
-        # "5" sets the peak of resident memory back to what it is now (Linux).
+        # Writing "5" resets the peak of resident memory to its current value (Linux).
         peak.write_text("5", encoding="ascii")
 
 
 def peak_bytes(device: torch.device) -> int:
-    """Most GPU memory allocated, or most resident memory of the process, since it was made clean."""
+    """Return the peak of allocated GPU memory, or of resident memory for a CPU, since `clean_process`, in bytes."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")
     if status.exists():
-        # Not what `getrusage` says: there a process inherits the peak of the one that started it.
+        # `getrusage` would include the peak of the parent process.
         return 1024 * next(
             int(line.split()[1])
             for line in status.read_text(encoding="utf-8").splitlines()
@@ -135,22 +136,22 @@ OWN_GROUPS = Path("/proc/self/cgroup")
 
 
 def usable_cpus() -> int:
-    """CPUs that this process may use, at least 1: those it may run on, or fewer by the quota of a control group.
+    """Return the number of CPUs that this process may use, at least 1: its affinity, limited by control group quotas.
 
-    Whole ones: of a quota of 2.5 they are 2. Of groups within groups the least quota counts, of cgroup v1 and v2.
+    A quota is rounded down: 2.5 CPUs count as 2. Of nested groups the smallest quota counts, in cgroup v1 and v2.
     """
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min([allowed, *map(int, _quotas())]))
 
 
 def _quotas() -> Iterator[float]:
-    """CPUs by the quota of each control group that this process is in."""
+    """Yield the quota, in CPUs, of each control group of this process."""
     with suppress(OSError):
         for line in OWN_GROUPS.read_text(encoding="utf-8").splitlines():
             _, controllers, own = line.split(":", 2)
             if controllers and "cpu" not in controllers.split(","):
                 continue
-            # In a container what lies at the root may be its own group, whatever its path outside is.
+            # In a container the root may be the process's own group, whatever path the host reports.
             for group in (path := Path(own), *path.parents):
                 for root in (GROUPS / controllers, GROUPS / "cpu") if controllers else (GROUPS, GROUPS / "unified"):
                     if quota := _quota(root / group.relative_to("/")):
@@ -158,7 +159,7 @@ def _quotas() -> Iterator[float]:
 
 
 def _quota(group: Path) -> float | None:
-    """CPUs by the quota of this group; None where it has none."""
+    """Return the quota of a control group in CPUs; None if it has none."""
     with suppress(OSError, ValueError):
         if (whole := group / "cpu.max").is_file():
             quota, period = whole.read_text(encoding="utf-8").split()
@@ -169,7 +170,7 @@ def _quota(group: Path) -> float | None:
 
 
 def private_bytes() -> int:
-    """Memory of this process that is no file's and no other's; all that it has in main memory where Linux is not."""
+    """Return this process's memory that belongs to no file and no other process; outside Linux, all resident memory."""
     try:
         status = Path("/proc/self/status").read_text(encoding="utf-8")
     except OSError:
@@ -178,12 +179,12 @@ def private_bytes() -> int:
 
 
 def default_device() -> str:
-    """The GPU where there is one, else the CPU, as PyTorch names them."""
+    """Return "cuda" if there is a GPU, otherwise "cpu"."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory of the device that is free, in bytes; of a GPU also what PyTorch holds and does not use."""
+    """Return the free memory of a device in bytes, including GPU memory that PyTorch has reserved but not used."""
     if device.type != "cuda":
         return psutil.virtual_memory().available
     idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -195,32 +196,37 @@ SMALLER = (
     "as --gpus-per-trial 1"
 )
 _SIZE = r"(\d[\d.]* [A-Za-z]+)"
-_SAID = (f"Of the allocated memory {_SIZE}", f"{_SIZE} allowed", f"total capacity of {_SIZE}", f"to allocate {_SIZE}")
-"""By PyTorch: what was taken, the part given, the GPU's memory, what was asked for."""
+_PATTERNS = (
+    f"Of the allocated memory {_SIZE}",
+    f"{_SIZE} allowed",
+    f"total capacity of {_SIZE}",
+    f"to allocate {_SIZE}",
+)
+"""Sizes in PyTorch's message: memory in use, the process's limit, the GPU's memory, the failed request."""
 
 
-_LIBRARIES_SAY = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
+_LIBRARY_ERRORS = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a GPU had too little memory: for PyTorch's allocator, or for a library that allocates by itself."""
-    # What CUDA, cuBLAS and cuDNN refuse comes as a RuntimeError, which only its words tell from any other.
-    said = isinstance(error, RuntimeError) and any(words in str(error) for words in _LIBRARIES_SAY)
-    return said or isinstance(error, torch.cuda.OutOfMemoryError)
+    """Return whether a GPU had too little memory for PyTorch's allocator, or for a library that allocates by itself."""
+    # CUDA, cuBLAS and cuDNN failures are RuntimeErrors that differ from others only in their text.
+    by_library = isinstance(error, RuntimeError) and any(text in str(error) for text in _LIBRARY_ERRORS)
+    return by_library or isinstance(error, torch.cuda.OutOfMemoryError)
 
 
 def out_of_memory(error: BaseException) -> str:
-    """What a user is told of a GPU that had too little memory: what was taken, of how much, and what helps."""
-    said = " ".join(str(error).split())
-    taken, allowed, total, more = (match and match[1] for match in (re.search(pattern, said) for pattern in _SAID))
-    numbers = f"{taken} were taken of {allowed or total}, and {more} more asked for"
-    return f"out of GPU memory: {numbers if taken and more else said}; accepted: {SMALLER}"
+    """Return the message for a GPU with too little memory: memory in use, the limit, the request, and what helps."""
+    text = " ".join(str(error).split())
+    used, allowed, total, more = (match and match[1] for match in (re.search(pattern, text) for pattern in _PATTERNS))
+    numbers = f"{used} of {allowed or total} were in use, and {more} more were requested"
+    return f"out of GPU memory: {numbers if used and more else text}; accepted: {SMALLER}"
 
 
 @cache
 def versions() -> dict[str, str]:
-    """Of what shapes numbers; without Ray, which one trial alone does not need, where it is not installed."""
-    # Of our own not that which is installed: shipped to a cluster, or in a checkout, it need not be.
+    """Return the versions of the software that shapes numbers; packages that are not installed (Ray) are left out."""
+    # Our own version comes from the code in use: in a checkout or on a cluster it may differ from the installed one.
     found = {"condkd-ray": condkd_ray.__version__, "python": platform.python_version()}
     for name in ("torch", "torchvision", "ray", "numpy"):
         with suppress(PackageNotFoundError):
@@ -230,7 +236,7 @@ def versions() -> dict[str, str]:
 
 @cache
 def git_state() -> str:
-    """Commit of the checkout this package runs from, with `+` if it was changed; empty outside one."""
+    """Return the commit of this package's checkout, with `+` if it has changes; empty outside a checkout."""
     here = Path(condkd_ray.__file__).parent
     try:
         commit = subprocess.run(["git", "-C", here, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True)
@@ -241,20 +247,20 @@ def git_state() -> str:
 
 
 class CpuClock:
-    """CPU seconds of this process and all it starts on this machine, Ray's processes included.
+    """Sums the CPU time of this process and of all its descendants on this machine, including Ray's processes.
 
-    A process that Ray ends takes its times with it, so whoever runs a sweep has to `look` now and then; what a process
-    spends between the last look and its end is missed.
+    The times of a process that Ray ends are lost with it. Therefore a sweep must call `look` regularly; only the time
+    between the last call and the end of a process is missed.
     """
 
     def __init__(self) -> None:
         self._spent: dict[psutil.Process, float] = {}
 
     def look(self) -> float:
-        """The seconds so far."""
+        """Measure all processes, and return the total CPU seconds so far."""
         own = psutil.Process()
         for process in [own, *own.children(recursive=True)]:
-            with suppress(psutil.Error):  # it ended between two lines
+            with suppress(psutil.Error):  # the process has just ended
                 times = process.cpu_times()
                 self._spent[process] = max(self._spent.get(process, 0.0), times.user + times.system)
         return sum(self._spent.values())

@@ -1,9 +1,9 @@
-"""Folders that a process has for itself until it ends, and those that reports share.
+"""Locks on folders: exclusive for the process that runs in a folder, shared for reports on it.
 
-Who runs in a folder locks it exclusively. A report shares its lock with other reports: it keeps runs away for a while.
+A shared lock keeps runs out of the folder while a report is made; several reports can hold it at once.
 
-What is locked is the folder itself, so that nothing is written for it. NFS locks exclusively only what is open for
-writing (`flock(2)`), which a folder cannot be: there it is a file in it, `FILE`, and wherever there is one.
+The lock is on the folder itself, so no file is written. On NFS an exclusive lock requires a file opened for writing
+(`flock(2)`), and a folder cannot be opened so: there, and wherever it already exists, the file `FILE` in it is locked.
 """
 
 import errno
@@ -20,22 +20,22 @@ from condkd_ray.core.method import InputError
 log = logging.getLogger(__name__)
 
 PATIENCE_SECONDS = 60.0
-"""In which reports have to end that are in the way of a run: seconds, on a busy machine many (our choice)."""
-TOLD_SECONDS = 2.0
-"""Of waiting for them, after which it is told of."""
+"""Seconds that a run waits for reports in its folder to end; long enough for a busy machine (our choice)."""
+NOTICE_SECONDS = 2.0
+"""Seconds of waiting after which a log line says so."""
 FILE = ".lock"
 Claim = tuple[int, int]
-"""A folder by device and inode, which moving it does not change."""
+"""Device and inode of a folder, which do not change when it is moved."""
 
 _claimed: dict[Claim, int] = {}
-"""Descriptors of folders that this process has locked. The system lets go of them at its end."""
+"""File descriptors of the folders that this process has locked. The system closes them when the process ends."""
 
 
 def claim(folder: Path, what: str) -> Claim | None:
-    """Lock `folder`, the value of `what`: the lock that this call has taken; None where this process had it already.
+    """Lock `folder` exclusively, and return the lock; None if this process had it already.
 
-    None too on a file system without locks. Raises `InputError` where another process runs there, at once, or where
-    reports do not end within `PATIENCE_SECONDS`.
+    `what` names the flag in error messages. Returns None also on a file system without locks. Raises `InputError` at
+    once if another process runs in the folder, or after `PATIENCE_SECONDS` if a report on it has not ended.
     """
     status = folder.stat()
     key = status.st_dev, status.st_ino
@@ -59,17 +59,17 @@ def claim(folder: Path, what: str) -> Claim | None:
 
 
 def claim_early(folder: Path, what: str) -> None:
-    """Claim a folder, the value of `what`, before anything heavy is imported. Raises `InputError` as `claim` does.
+    """Lock a folder before anything slow is imported. Raises `InputError` as `claim` does.
 
-    Whether it is there, and can be written, is told by who opens it.
+    A missing or unwritable folder is no error here; it is reported by the code that opens it.
     """
-    if os.path.isdir(folder):  # which raises nothing, whatever the name
+    if os.path.isdir(folder):  # raises nothing for any name
         with suppress(OSError):
             claim(folder, what)
 
 
 def _exclusively(folder: Path, held: ExitStack, lock: Callable[[int], object]) -> int:
-    """The descriptor of what is locked of a folder by `lock`, for as long as it is `held`."""
+    """Lock the folder, or the file in it, by `lock`; return the descriptor, which is closed when `held` ends."""
     if not (folder / FILE).exists():
         descriptor = _opened(folder, held)
         try:
@@ -84,11 +84,11 @@ def _exclusively(folder: Path, held: ExitStack, lock: Callable[[int], object]) -
 
 
 def _lock(descriptor: int) -> None:
-    """Lock a folder once reports have ended.
+    """Lock a folder exclusively, after waiting for reports on it.
 
-    Raises `BlockingIOError` where a process runs in it, `TimeoutError` where a report stays.
+    Raises `BlockingIOError` if another process runs in it, `TimeoutError` if a report does not end.
     """
-    began, told = time.monotonic(), False
+    began, noticed = time.monotonic(), False
     while True:
         waited = time.monotonic() - began
         try:
@@ -97,27 +97,27 @@ def _lock(descriptor: int) -> None:
         except BlockingIOError:
             if waited > PATIENCE_SECONDS:
                 raise TimeoutError from None
-        if waited > TOLD_SECONDS and not told:
+        if waited > NOTICE_SECONDS and not noticed:
             log.info("waiting for a report on this folder to end")
-            told = True
-        # Only a report shares it; who runs does not, and will be there for long.
+            noticed = True
+        # Raises if a run holds the lock: only the end of a report is worth waiting for.
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         fcntl.flock(descriptor, fcntl.LOCK_UN)
         time.sleep(0.05)
 
 
-def let_go(taken: Claim | None) -> None:
-    """Give back what a `claim` has taken."""
+def release(taken: Claim | None) -> None:
+    """Release a lock that `claim` returned; None is ignored."""
     if taken is not None:
         os.close(_claimed.pop(taken))
 
 
 @contextmanager
 def kept(folder: Path) -> Iterator[bool]:
-    """Keep runs of other processes from `folder` for the block, which several processes can do at once.
+    """Hold a shared lock on `folder` during the block, which keeps runs of other processes out.
 
-    False where one runs there already, which is left alone. Where no process can lock, as where there is no such
-    folder, nobody is taken to run.
+    Yields False, without a lock, if another process runs there. If the folder does not exist or cannot be locked, it
+    yields True.
     """
     with ExitStack() as held:
         try:
@@ -136,7 +136,7 @@ def kept(folder: Path) -> Iterator[bool]:
 
 @contextmanager
 def in_turn(folder: Path) -> Iterator[None]:
-    """A block that no two processes are in at once, for one and the same `folder`; as many as come without locks."""
+    """Let one process at a time into the block for the same `folder`; without file system locks there is no limit."""
     with ExitStack() as held:
         with suppress(OSError):
             _exclusively(folder, held, lambda descriptor: fcntl.flock(descriptor, fcntl.LOCK_EX))
@@ -144,13 +144,13 @@ def in_turn(folder: Path) -> Iterator[None]:
 
 
 def busy(folder: Path) -> bool:
-    """Whether another process runs in `folder`."""
+    """Return whether another process runs in `folder`."""
     with kept(folder) as alone:
         return not alone
 
 
 def _opened(path: Path, held: ExitStack, flags: int = os.O_RDONLY) -> int:
-    """A descriptor for as long as it is `held`."""
+    """Open `path`; the descriptor is closed when `held` ends."""
     descriptor = os.open(path, flags, 0o666)
     held.callback(os.close, descriptor)
     return descriptor

@@ -1,10 +1,10 @@
-"""What a trial leaves behind: one atomic JSON file a trial, a manifest an experiment, and Parquet built from both.
+"""Results of an experiment: one JSON file per trial, one manifest per experiment. Parquet files are built from both.
 
-The JSON files are the truth; whatever else lies in the folder can be rebuilt from them.
+Every JSON file is written atomically. Everything else in the folder can be rebuilt from these files.
 
     OUT/experiment.json        the manifest, written before the first trial
     OUT/records/<hash>.json    one finished, failed or pruned trial
-    OUT/grids/<hash>.png       its synthetic images, a row a class; `condensed-<hash>.png` the sets that guide
+    OUT/grids/<hash>.png       its synthetic images, one row per class; `condensed-<hash>.png`: a condensed set
 """
 
 import dataclasses
@@ -25,9 +25,9 @@ from condkd_ray.core.storage import atomic_write
 FORMAT = 1
 MANIFEST = "experiment.json"
 ARM_ORDER = ("none", "condensed_only", "mixed", "mixed_prior", "guided", "guided_only", "real")
-"""The order of arms in every table and figure; arms not named here follow in alphabetical order."""
+"""Order of the arms in every table and figure. Arms that are not listed follow in alphabetical order."""
 ALL_REAL = "all_real"
-"""`Record.condensation` of a trial whose condensed set is all real images."""
+"""`Record.condensation` of a trial whose condensed set consists of all real images."""
 
 Status = Literal["finished", "failed", "pruned", "running"]
 _T = TypeVar("_T")
@@ -35,46 +35,46 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What came of a trial, or of one that runs, so far. Accuracies are fractions, times seconds."""
+    """Result of a trial, or the state of a running one. Accuracies are fractions, times are seconds."""
 
     status: Status
     reason: str = ""
-    """Why it failed or was pruned; empty otherwise."""
+    """Why the trial failed or was pruned; empty otherwise."""
     metrics: Metrics = field(default_factory=dict)
-    """`family/term` to the value at the trial's end."""
+    """Values at the end of the trial, keyed by `family/term`."""
     history: list[Metrics] = field(default_factory=list)
-    """One dict of per-round metrics a round, each with its number under `round`."""
+    """Metrics of each round, with the number of the round under `round`."""
     predictions: list[int] = field(default_factory=list)
-    """The student's class for each test image, in the order of the test set."""
+    """The student's predicted class for each test image, in the order of the test set."""
     images: Tensor | None = None
-    """(n, C, H, W) uint8 examples, class-major. No part of a stored record."""
+    """(n, C, H, W) uint8 example images, sorted by class. Not stored in the record."""
     images_per_class: int = 0
     held: dict[str, list[int]] = field(default_factory=dict)
-    """The memory's samples at the end, counted by the teacher's `class` and in equal bins of its `confidence`."""
+    """Numbers of samples in the memory at the end: per predicted `class` of the teacher, and per `confidence` bin."""
     peak_bytes: int = 0
     threads: int = 1
     node: str = field(default_factory=platform.node)
-    """Where it ran."""
+    """Host name of the machine that ran the trial."""
 
     @property
     def wall_seconds(self) -> float:
-        """Wall time of all rounds; NaN where it is not known, as of a trial that failed."""
+        """Wall time of all rounds; NaN if unknown, for example for a failed trial."""
         return self.metrics.get("time/wall_seconds", math.nan)
 
     @property
     def cpu_seconds(self) -> float:
-        """CPU time, alike."""
+        """CPU time of all rounds; NaN if unknown."""
         return self.metrics.get("time/cpu_seconds", math.nan)
 
     @property
     def rounds(self) -> int:
-        """How many have ended."""
+        """Number of finished rounds."""
         return len(self.history)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """One trial: what was asked and what came of it."""
+    """One trial: its configuration, its provenance and its outcome."""
 
     experiment: str
     arm: str
@@ -89,7 +89,7 @@ class Record:
     guidance: str
     memory: str
     config: dict[str, Any]
-    """The resolved configuration tree, of plain JSON values."""
+    """The resolved configuration as a tree of plain JSON values."""
     config_hash: str
     teacher_hash: str = ""
     data_hash: str = ""
@@ -97,28 +97,29 @@ class Record:
     proxy_hash: str = ""
     pool_key: str = ""
     scope: str = "trial"
-    """Which trials it shared its synthetic images with; see `condkd_ray.trial.plan.Scope`."""
+    """The trials that shared its synthetic images; see `condkd_ray.trial.plan.Scope`."""
     versions: dict[str, str] = field(default_factory=dict)
     git: str = ""
     numbers: int = 1
-    """Version of the numbers: those of different versions are never compared. Records without one are of version 1."""
+    """`trial.plan.NUMBERS` at the time of the trial. Records of different versions are never compared. Records without
+    this field are of version 1."""
     study: str = ""
-    """Name of the study by which a search has proposed it, `arm` having its number there; empty for planned trials."""
+    """Name of the study of a search, whose trial number is part of `arm`; empty for planned trials."""
     outcome: Outcome
 
     @property
     def status(self) -> Status:
-        """That of the outcome."""
+        """Status of the outcome."""
         return self.outcome.status
 
     @property
     def metrics(self) -> Metrics:
-        """Those of the outcome, at the trial's end."""
+        """Metrics of the outcome, at the end of the trial."""
         return self.outcome.metrics
 
     @property
     def history(self) -> list[Metrics]:
-        """That of the outcome: metrics round by round."""
+        """Metrics of the outcome for each round."""
         return self.outcome.history
 
 
@@ -128,88 +129,87 @@ _STORED = (
     *("proxy_hash", "pool_key", "scope", "versions", "git", "node", "threads", "wall_seconds", "cpu_seconds"),
     *("peak_bytes", "rounds", "metrics", "history", "predictions", "held", "numbers"),
 )
-"""Keys of a record's file, in their order: those of the record and of its outcome side by side; in a search's its
-`study` follows."""
+"""Keys in a record's file, in their order: fields of the record and of its outcome. A search adds `study`."""
 _DERIVED = ("wall_seconds", "cpu_seconds", "rounds")
-"""Of these, what the others tell."""
+"""Stored keys that are computed from the other fields and ignored on reading."""
 _OF_OUTCOME = {one.name for one in dataclasses.fields(Outcome)} & set(_STORED)
 
 
 def flat(record: Record) -> dict[str, Any]:
-    """A record as it is stored: one level, without images."""
+    """Convert a record to its stored form: one level, without images."""
     derived = {key: getattr(record.outcome, key) for key in _DERIVED}
     tree = {**vars(record), **vars(record.outcome), **derived}
     return {key: tree[key] for key in _STORED} | ({"study": record.study} if record.study else {})
 
 
 def unflat(tree: Mapping[str, Any]) -> Record:
-    """The record that is stored so. Raises `TypeError` where a key is missing or unknown, as a dataclass does."""
-    told = {"node": "", **{key: value for key, value in tree.items() if key in _OF_OUTCOME}}
-    told["metrics"] = _numbers(told.get("metrics", {}))
-    told["history"] = [_numbers(row) for row in told.get("history", ())]
+    """Build the record from its stored form. Raises `TypeError` for a missing or unknown key."""
+    outcome = {"node": "", **{key: value for key, value in tree.items() if key in _OF_OUTCOME}}
+    outcome["metrics"] = _numbers(outcome.get("metrics", {}))
+    outcome["history"] = [_numbers(row) for row in outcome.get("history", ())]
     own = {key: value for key, value in tree.items() if key not in _OF_OUTCOME and key not in _DERIVED}
-    return Record(**own, outcome=Outcome(**told))
+    return Record(**own, outcome=Outcome(**outcome))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What an experiment set out to do. `test_accuracy` and the like are fractions."""
+    """Description of an experiment: question, planned trials, data and teacher. Accuracies are fractions."""
 
     experiment: str
     question: str
     command: str
     format: int = FORMAT
     created: str
-    """ISO 8601."""
+    """Time of creation, ISO 8601."""
     baseline: str | dict[str, str] = "none"
-    """The arm that every other is compared with; or for each arm its own."""
+    """The arm with which all others are compared, or a dict that names the baseline of each arm."""
     planned: list[dict[str, Any]] = field(default_factory=list)
-    """`arm`, `ipc`, `seed` and `config_hash` of every trial; of one that a search has proposed its `study` too."""
+    """`arm`, `ipc`, `seed` and `config_hash` of each trial, and `study` of trials that a search proposed."""
     teacher: dict[str, Any] = field(default_factory=dict)
-    """`label`, `hash`, `test_accuracy`, `val_accuracy`."""
+    """`label`, `hash`, `test_accuracy`, `val_accuracy` of the teacher."""
     dataset: dict[str, Any] = field(default_factory=dict)
-    """`name`, `hash`, `num_classes`, `image_shape`, `test_size`, `notes`."""
+    """`name`, `hash`, `num_classes`, `image_shape`, `test_size`, `notes` of the data set."""
     test_labels: list[int] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    """What a reader of the tables has to know, one sentence each."""
+    """Sentences that a reader of the tables must know."""
     search: dict[str, Any] = field(default_factory=dict)
-    """Of a search: `objective`, `directions`, its `constraints`, and the paths of its open leaves as `parameters`."""
+    """For a search: `objective`, `directions`, `constraints`, and the paths of the open leaves as `parameters`."""
     cpu_seconds: float | None = None
-    """Of the last run as a whole, driver and trials; None until it has ended."""
+    """CPU time of the last complete run, driver and trials; None until it has ended."""
     teachers: list[dict[str, Any]] = field(default_factory=list)
-    """Where trials have several: one dict like `teacher` for each."""
+    """If trials use several teachers: one dict like `teacher` for each."""
 
 
 def arm_rank(arm: str) -> tuple[int, str]:
-    """Sort key of an arm: the place of its first word in `ARM_ORDER`, unknown arms last by name."""
+    """Return the sort key of an arm: the position of its first word in `ARM_ORDER`; unknown arms follow by name."""
     first = arm.partition(" ")[0]
     return (ARM_ORDER.index(first) if first in ARM_ORDER else len(ARM_ORDER), arm)
 
 
 def record_path(out: Path, config_hash: str) -> Path:
-    """Where the record of the trial with this configuration lies."""
+    """Return the path of the record of the trial with this configuration."""
     return Path(out) / "records" / f"{config_hash}.json"
 
 
 def grid_path(out: Path, config_hash: str) -> Path:
-    """Where the image grid of that trial lies, if it made one."""
+    """Return the path of that trial's image grid, which may not exist."""
     return Path(out) / "grids" / f"{config_hash}.png"
 
 
 def condensed_path(out: Path, condensed_hash: str) -> Path:
-    """Where the image grid of the condensed set with this digest lies, of which several trials may be given some."""
+    """Return the path of the image grid of the condensed set with this hash, which several trials may use."""
     return Path(out) / "grids" / f"condensed-{condensed_hash}.png"
 
 
 def write_record(out: Path, record: Record) -> None:
-    """Store one trial, replacing an earlier record of the same configuration."""
+    """Write the record of a trial; an earlier record of the same configuration is replaced."""
     atomic_write(record_path(out, record.config_hash), _to_json(flat(record)))
 
 
 def write_end(out: Path, record: Record) -> bool:
-    """Store a trial that has just ended, unless it has a finished record and came to less now; whether it was stored.
+    """Write the record of an ended trial, and return whether it was written.
 
-    A record of older `numbers` is replaced in any case.
+    A trial that did not finish does not replace a finished record, unless that has older `numbers`.
     """
     path = record_path(out, record.config_hash)
     if record.status != "finished" and path.is_file():
@@ -221,36 +221,36 @@ def write_end(out: Path, record: Record) -> bool:
 
 
 def read_records(out: Path) -> list[Record]:
-    """The stored trials that may be compared, those of the newest `numbers`, by arm, IPC and seed.
+    """Read the comparable records of a folder, those of the newest `numbers`, sorted by arm, IPC and seed.
 
-    Raises `InputError` naming the first file that cannot be read.
+    Raises `InputError` for the first file that cannot be read.
     """
     return newest(read_all_records(out))[0]
 
 
 def read_all_records(out: Path) -> list[Record]:
-    """All stored trials, of whatever `numbers`, in the same order. Not to be compared as they are."""
+    """Read all records, of any `numbers`, in the same order. Records of different `numbers` must not be compared."""
     records = [_read(path) for path in sorted((Path(out) / "records").glob("*.json"))]
     return sorted(records, key=lambda r: (arm_rank(r.arm), r.ipc, r.seed, r.config_hash))
 
 
 def newest(records: Sequence[Record]) -> tuple[list[Record], list[Record]]:
-    """The records of the newest `numbers` among them, and those of older ones."""
+    """Split records into those of their newest `numbers` and those of older ones."""
     last = max((record.numbers for record in records), default=0)
     return [one for one in records if one.numbers == last], [one for one in records if one.numbers < last]
 
 
 def check_same_numbers(folders: Mapping[Path, Sequence[Record]]) -> None:
-    """Raise `InputError` where the records of one folder were made by another version of the numbers than another's."""
+    """Raise `InputError` if the records of the given folders have different `numbers`."""
     found = {folder: records[0].numbers for folder, records in folders.items() if records}
     for folder, numbers in found.items():
         first = next(iter(found))
-        accepted = f"{found[first]}, that of {first}: run the older of them again with this program"
+        accepted = f"{found[first]}, as in {first}: run the older one again with this version"
         require(numbers == found[first], f"version of the numbers of {folder}", numbers, accepted)
 
 
 def find_record(out: Path, beginning: str) -> Record:
-    """The one trial whose hash begins so, finished or failed. Raises `InputError` where there is none, or several."""
+    """Return the ended trial whose hash starts with `beginning`. Raises `InputError` unless there is exactly one."""
     records = [record for record in read_all_records(out) if record.status in ("finished", "failed")]
     found = [record for record in records if record.config_hash.startswith(beginning)]
     there = ", ".join(f"{r.config_hash[:8]} ({r.arm} ipc {r.ipc} seed {r.seed})" for r in records[:20])
@@ -260,17 +260,17 @@ def find_record(out: Path, beginning: str) -> Record:
 
 
 def finished(out: Path) -> set[str]:
-    """Configuration hashes of the trials that need not run again."""
+    """Return the configuration hashes of the finished trials, which need not run again."""
     return {record.config_hash for record in read_records(out) if record.status == "finished"}
 
 
 def write_manifest(out: Path, manifest: Manifest) -> None:
-    """Store the manifest."""
+    """Write the manifest."""
     atomic_write(Path(out) / MANIFEST, _to_json(vars(manifest)))
 
 
 def read_manifest(out: Path) -> Manifest:
-    """The manifest of a result folder. Raises `InputError` where there is none, or one of another format."""
+    """Read the manifest of a result folder. Raises `InputError` if it is missing or of another format."""
     path = Path(out) / MANIFEST
     if not os.path.isfile(path):
         raise InputError(f"{out} holds no {MANIFEST}; accepted: a folder that an experiment has written with --out")
@@ -283,7 +283,7 @@ def read_manifest(out: Path) -> Manifest:
 
 
 def check_same_experiment(out: Path, name: str) -> None:
-    """Raise `InputError` if `out` already holds results of another experiment or format; an unused `out` passes."""
+    """Raise `InputError` if `out` is a file, or holds results of another experiment or format."""
     if os.path.exists(out) and not os.path.isdir(out):
         raise InputError(f"--out {out} is a file; accepted: a new folder, or one of experiment {name!r}")
     if not os.path.exists(Path(out) / MANIFEST):
@@ -298,7 +298,7 @@ def _to_json(tree: Mapping[str, Any]) -> bytes:
 
 
 def _finite(tree: Any) -> Any:
-    """The tree with non-finite numbers as None (JSON knows none) and numpy scalars as plain numbers."""
+    """Replace non-finite numbers by None, because JSON has none, and numpy scalars by plain numbers."""
     if isinstance(tree, Mapping):
         return {str(key): _finite(value) for key, value in tree.items()}
     if isinstance(tree, list | tuple):

@@ -1,4 +1,4 @@
-"""Named random streams, one per use, so that switching one part off leaves every other draw unchanged."""
+"""Named random streams, one per use. Switching one part of a trial off leaves all other draws unchanged."""
 
 import hashlib
 from collections.abc import Iterator
@@ -9,17 +9,17 @@ from torch import Tensor
 
 
 def derive_seed(seed: int, name: str) -> int:
-    """A 63-bit seed from `(seed, name)`, the same on every machine and Python version."""
+    """Return a 63-bit seed for `(seed, name)`, equal on every machine and Python version."""
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
 
 
 class Streams:
-    """Generators by name: `streams["latents"]` is made at first use, seeded by hash(seed, name).
+    """Generators by name: `streams["latents"]` is created at its first use, seeded by hash(seed, name).
 
     Names in use: init/student, init/generator, init/generator/<round>, init/embeddings, init/head, init/guide,
     init/replay, targets, latents, negatives, start, augment/inversion, augment/guide, draw, reservoir, replay,
-    condensed, augment/student, augment/condensed. There is no global generator anywhere in the package.
+    condensed, augment/student, augment/condensed. The package uses no global generator.
     """
 
     def __init__(self, seed: int, device: torch.device | str = "cpu") -> None:
@@ -28,11 +28,11 @@ class Streams:
         self._opened: dict[str, dict[str, torch.Generator]] = {"device": {}, "host": {}}
 
     def __getitem__(self, name: str) -> torch.Generator:
-        """The stream `name` on the device, where images are made."""
+        """Return the stream `name` on the device, for images."""
         return self._open("device", name, self.device)
 
     def host(self, name: str) -> torch.Generator:
-        """The stream `name` on the CPU, for what the host decides, or is equal on all devices: no device sync."""
+        """Return the stream `name` on the CPU, for draws that the host needs or that must be equal on all devices."""
         return self._open("host", name, torch.device("cpu"))
 
     def _open(self, place: str, name: str, device: torch.device) -> torch.Generator:
@@ -43,21 +43,21 @@ class Streams:
 
     @contextmanager
     def forked(self, name: str) -> Iterator[None]:
-        """Run a block whose *global* draws (PyTorch's default initialisers) come from `(seed, name)`.
+        """Make PyTorch's default initialisers in the block draw from `(seed, name)` instead of the global generator.
 
-        The global generator is put back afterwards. For building networks on the CPU only.
+        The state of the global generator is restored afterwards. Only for building networks on the CPU.
         """
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(derive_seed(self.seed, name))
             yield
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
-        """Each opened stream's state."""
+        """Return the state of each stream that has been used."""
         places = self._opened.items()
         return {place: {name: one.get_state() for name, one in opened.items()} for place, opened in places}
 
     def load_state_dict(self, states: dict[str, dict[str, Tensor]]) -> None:
-        """Set exactly the saved streams; those not yet opened then start fresh, as they would have."""
+        """Restore the saved streams; streams that are not among them start from their seeds, as they would have."""
         self._opened = {"device": {}, "host": {}}
         for name, state in states["device"].items():
             self[name].set_state(state.cpu())

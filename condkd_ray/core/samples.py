@@ -1,6 +1,6 @@
-"""`Samples`: the one currency between the families. Condensed, synthetic, replayed and real images are all this type.
+"""`Samples`, the type of all images that methods exchange: condensed, synthetic, replayed and real ones.
 
-Letters, here and in all shapes: B or N images, C channels, H W height and width, K classes.
+Letters, here and in all shapes: B or N images, C channels, H and W height and width, K classes.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 UNLABELLED = -1
-"""In the place of a class that only the teacher can tell, and has not been asked for."""
+"""Label of an image whose class only the teacher determines, before its logits are computed."""
 PixelSpace = Literal["unit", "model"]
-"""`unit`: pixels lie in [0, 1] before normalisation, kept as uint8. `model`: free values, kept as float16."""
+"""`unit`: pixels in [0, 1] before normalisation, stored as uint8. `model`: any values, stored as float16."""
 
 
 @dataclass(frozen=True)
 class _Labelled:
-    """Images, labels and logits, row by row."""
+    """Images, labels and logits, with one row per image."""
 
     images: Tensor
     labels: Tensor
@@ -34,63 +34,63 @@ class _Labelled:
         return type(self)(self.images[index], self.labels[index], self.logits[index])
 
     @property
-    def asked(self) -> bool:
-        """Whether the teacher's logits are there."""
+    def has_logits(self) -> bool:
+        """Whether the teacher's logits are present."""
         return self.logits.shape[1] > 0
 
     @property
     def classes(self) -> Tensor:
-        """(B,) int64: the teacher's class of each, `UNLABELLED` where it has not been asked."""
-        return self.logits.argmax(1) if self.asked else torch.full_like(self.labels, UNLABELLED)
+        """(B,) int64: the class that the teacher predicts, or `UNLABELLED` without logits."""
+        return self.logits.argmax(1) if self.has_logits else torch.full_like(self.labels, UNLABELLED)
 
 
 class Samples(_Labelled):
-    """Labelled images with the teacher's answer.
+    """Labelled images with the teacher's logits.
 
-    `images` (B, C, H, W) float32 in the teacher's normalised space; `labels` (B,) int64, `UNLABELLED` between an
-    unconditional inversion and `synthesis.settle`; `logits` (B, K) float32 of the teacher on just these images, or
-    (B, 0) where it has not been asked yet.
+    `images` (B, C, H, W): float32 in the teacher's normalised space. `labels` (B,): int64; between an unconditional
+    inversion and `synthesis.settle` they are `UNLABELLED`. `logits` (B, K): float32, the teacher's for exactly these
+    images, or (B, 0) if they are not computed yet.
     """
 
     def to(self, device: torch.device | str) -> Samples:
-        """The same samples on `device`."""
+        """Return the samples on `device`."""
         return Samples(self.images.to(device), self.labels.to(device), self.logits.to(device))
 
 
 def unseen(images: Tensor, labels: Tensor) -> Samples:
-    """Samples the teacher has not been asked about: `logits` is (B, 0)."""
+    """Make samples without teacher logits: `logits` is (B, 0)."""
     return Samples(images, labels, images.new_zeros(len(images), 0))
 
 
 def cat(parts: Sequence[Samples]) -> Samples:
-    """Samples one after the other, of one image shape. They have logits only where all parts do."""
+    """Concatenate samples of one image shape. The result has logits only if all parts have."""
     if len(parts) == 1:
         return parts[0]
     images, labels = torch.cat([part.images for part in parts]), torch.cat([part.labels for part in parts])
-    if not all(part.asked for part in parts):
+    if not all(part.has_logits for part in parts):
         return unseen(images, labels)
     return Samples(images, labels, torch.cat([part.logits for part in parts]))
 
 
 class Encoded(_Labelled):
-    """Samples as every store keeps them: `images` uint8 or float16, `labels` int64, `logits` float16 or (B, 0)."""
+    """Samples in the form that stores keep: `images` uint8 or float16, `labels` int64, `logits` float16 or (B, 0)."""
 
     def without_logits(self) -> Encoded:
-        """The same images and labels, with (B, 0) logits."""
+        """Return the same images and labels with (B, 0) logits."""
         return Encoded(self.images, self.labels, self.logits.new_empty(len(self), 0))
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the three tensors."""
+        """Size of the three tensors in bytes."""
         return sum(t.numel() * t.element_size() for t in (self.images, self.labels, self.logits))
 
 
 @dataclass(frozen=True)
 class Codec:
-    """How samples become `Encoded` and back. `decode(encode(x))` is reached after one pass: encoding is idempotent.
+    """Converts samples to `Encoded` and back. The conversion is idempotent: a second pass changes nothing.
 
-    `mean`, `std`: the teacher's normalisation, one value a channel, in units of [0, 1] pixels. `logits`: whether the
-    trial's store gives logits back with its samples; where it does not, who needs them asks the teacher.
+    `mean`, `std`: the teacher's normalisation, one value per channel, in units of [0, 1] pixels. `logits`: whether the
+    trial's store keeps logits; if not, they are computed again where they are needed.
     """
 
     space: PixelSpace
@@ -99,7 +99,7 @@ class Codec:
     logits: bool = True
 
     def encode(self, samples: Samples) -> Encoded:
-        """To uint8 (values outside [0, 1] are clipped) or float16 images; logits to float16."""
+        """Convert images to uint8 (values outside [0, 1] are clipped) or float16, and logits to float16."""
         if self.space == "unit":
             images = to_pixels(samples.images, self.mean, self.std)
         else:
@@ -107,26 +107,26 @@ class Codec:
         return Encoded(images.contiguous(), samples.labels, samples.logits.to(torch.float16))
 
     def decode(self, encoded: Encoded) -> Samples:
-        """Back to float32 in the teacher's space."""
+        """Convert back to float32 in the teacher's normalised space."""
         images = encoded.images.float()
         if self.space == "unit":
-            # In place: twice as fast as four new tensors, and equal to the last bit.
+            # In-place operations are twice as fast as four new tensors and give equal bits.
             images = images.div_(255).sub_(_per_channel(self.mean, images)).div_(_per_channel(self.std, images))
         return Samples(images, encoded.labels, encoded.logits.float())
 
 
 def to_model(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """[0, 1] pixels (B, C, H, W) to the teacher's normalised space."""
+    """Convert [0, 1] pixels (B, C, H, W) to the teacher's normalised space."""
     return (pixels - _per_channel(mean, pixels)) / _per_channel(std, pixels)
 
 
 def to_unit(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """The inverse of `to_model`; not clipped."""
+    """Invert `to_model`, without clipping."""
     return images * _per_channel(std, images) + _per_channel(mean, images)
 
 
 def to_pixels(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """The uint8 pixels of images in the teacher's space; what lies outside of [0, 1] is clipped."""
+    """Convert images from the teacher's normalised space to uint8 pixels; values outside [0, 1] are clipped."""
     return to_unit(images, mean, std).mul(255).round().clamp(0, 255).to(torch.uint8)
 
 
@@ -136,5 +136,5 @@ def _per_channel(values: Sequence[float], like: Tensor) -> Tensor:
 
 @cache
 def _made_once(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    # To another device each would be a copy that is waited for. Nobody writes to them.
+    # Cached, because each copy to another device would synchronise. The result must not be written to.
     return torch.tensor(values, dtype=dtype, device=device).view(1, -1, 1, 1)

@@ -1,9 +1,9 @@
-"""Files written whole or not at all, in a folder or behind a URI of an object store such as `s3://bucket/prefix`.
+"""Atomic files in a local folder or in an object store such as `s3://bucket/prefix`.
 
-A `Location` is a `Path` or a `Remote`, which has the few verbs of `Path` that are needed; the functions here serve
-both alike. In a folder a file is replaced whole by renaming, in an object store by putting it: readers never see half
-of one. What is read from there or written goes through a temporary file of this machine, never whole through memory.
-Storage that is full gives an error that names the file, told from all others.
+A `Location` is a `Path` or a `Remote`, which has the few methods of `Path` that are needed; the functions here accept
+both. A local file is replaced by renaming, an object by a single put, so a reader never finds half a file. Remote
+content passes through a temporary local file and is never held in memory as a whole. Errors of full storage name the
+file and can be told from all other errors: see `no_room`.
 """
 
 from __future__ import annotations
@@ -32,26 +32,26 @@ if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
 
 OBJECT_STORES = ("s3", "gs", "gcs", "abfs", "abfss")
-"""Schemes of `pyarrow.fs` under which an object is put whole or not at all. We have run S3 alone."""
+"""URI schemes of `pyarrow.fs` with atomic puts. Only S3 is covered by tests."""
 PIECE = 16 * 2**20
-"""Bytes fetched by one request."""
+"""Bytes read by one request."""
 ACCEPTED = "a folder, or the URI of one in an object store: s3://bucket/prefix, gs://bucket/prefix, abfs://..."
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-"""A full device, a used-up quota, a limit on the size of files."""
+"""Error numbers of a full device, an exhausted quota, and a limit on file size."""
 
 
 class StorageFullError(Exception):
-    """Nothing more can be written; the message says where, and what the system said."""
+    """Storage is full; the message names the place and the system's reason."""
 
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """What the system refuses while `path` is written is an `OSError` that names it."""
+    """Raise system errors of the block, in which `path` is written, as an `OSError` that names `path`."""
     try:
         yield
     except SafetensorError as error:
-        # It gives the system's error in words only.
+        # It carries the system's error only in its text.
         number = re.search(r"os error (\d+)", str(error))
         if number is None:
             raise
@@ -63,7 +63,7 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def no_room(error: BaseException) -> str | None:
-    """Path and reason in one line, if `error` or what it was raised from came of full storage; else None."""
+    """Return path and reason in one line if full storage caused `error`, directly or through its causes; else None."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, StorageFullError):
@@ -71,19 +71,19 @@ def no_room(error: BaseException) -> str | None:
         if isinstance(cause, OSError) and cause.errno in NO_ROOM:
             where = f"{cause.filename}: " if cause.filename else ""
             return f"{where}{os.strerror(cause.errno)}"
-        # An actor's error has what was raised there as an attribute.
+        # Ray keeps an actor's original exception in an attribute.
         cause = getattr(cause, "cause", None) or cause.__cause__ or cause.__context__
     return None
 
 
 @dataclass(frozen=True)
 class Remote:
-    """A file or folder of an object store. It can be pickled: each process opens the store for itself, when needed."""
+    """A file or folder of an object store. It can be pickled: each process opens the store when it first needs it."""
 
     root: str
-    """URI of a folder, with all that `pyarrow.fs.FileSystem.from_uri` accepts behind a question mark."""
+    """URI of a folder, with any options that `pyarrow.fs.FileSystem.from_uri` accepts after a question mark."""
     below: str = ""
-    """Path from there, without a slash at its ends."""
+    """Path relative to `root`, without leading or trailing slash."""
 
     def __truediv__(self, name: str) -> Remote:
         return Remote(self.root, f"{self.below}/{name}".strip("/"))
@@ -93,36 +93,36 @@ class Remote:
 
     @property
     def name(self) -> str:
-        """The last part of its path."""
+        """Last component of the path."""
         return PurePosixPath(self.below).name
 
     @property
     def stem(self) -> str:
-        """Its name without the suffix."""
+        """Last component of the path without its suffix."""
         return PurePosixPath(self.below).stem
 
     def is_file(self) -> bool:
-        """Whether there is such a file. Raises `OSError` where the store cannot be asked."""
+        """Return True if the file exists. Raises `OSError` if the store cannot be reached."""
         return self.filesystem.get_file_info(self.path).is_file
 
     def unlink(self, missing_ok: bool = False) -> None:
-        """Delete the file. Raises `FileNotFoundError` where there is none, unless that is `missing_ok`."""
+        """Delete the file. Raises `FileNotFoundError` if it does not exist, unless `missing_ok`."""
         with contextlib.suppress(*[FileNotFoundError] * missing_ok):
             self.filesystem.delete_file(self.path)
 
     @property
     def filesystem(self) -> FileSystem:
-        """The store, as pyarrow opens it."""
+        """The store as a pyarrow file system, opened once per process."""
         return _opened(self.root)[0]
 
     @property
     def path(self) -> str:
-        """Its path in the store: begins with the bucket."""
+        """Path within the store, beginning with the bucket."""
         return f"{_opened(self.root)[1]}/{self.below}".rstrip("/")
 
 
 Location = Path | Remote
-"""A file or folder, here or in an object store."""
+"""A local or remote file or folder."""
 
 
 @cache
@@ -137,18 +137,18 @@ def _opened(root: str) -> tuple[FileSystem, str]:
 
 
 def locate(text: str, what: str = "--storage") -> Location:
-    """What `text` names: a path, `file://` too, or the URI of a folder in an object store. No store is asked yet.
+    """Return the location that `text` names: a path, a `file://` URI, or the URI of a folder in an object store.
 
-    Raises `InputError` for an unknown scheme, no bucket, or secrets in the URI.
+    No store is contacted. Raises `InputError` for an unknown scheme, a missing bucket, or secrets in the URI.
     """
     if "://" not in text:
-        # Not resolved: where a link leads is each node's own affair.
+        # Not resolved: a symbolic link may lead elsewhere on each node.
         return Path(text).absolute()
     parts = urlsplit(text)
     if parts.scheme == "file" and not parts.netloc:
         return Path(_opened(text)[1])
     require(parts.scheme in OBJECT_STORES, what, text, ACCEPTED)
-    # A URI is shown, and written into records.
+    # URIs are printed and written into records.
     secret = parts.password is not None or (parts.scheme == "s3" and "@" in parts.netloc)
     require(not secret, what, f"{parts.scheme}://...", "a URI without secrets; keys of S3 come from AWS_ACCESS_KEY_ID")
     require(bool(parts.netloc), what, text, ACCEPTED)
@@ -156,16 +156,16 @@ def locate(text: str, what: str = "--storage") -> Location:
 
 
 def check_writable(folder: Location, what: str = "--storage") -> None:
-    """Raise `InputError` where `folder` is not to be had, such as a bucket that is not there, or not to be written."""
+    """Raise `InputError` if `folder` cannot be reached, such as a missing bucket, or cannot be written."""
     try:
         probe(folder)
     except (OSError, ValueError) as error:
-        accepted = f"{ACCEPTED}, that can be written ({reason(error)})"
+        accepted = f"{ACCEPTED}; it must be writable ({reason(error)})"
         raise InputError(f"{what} is {str(folder)!r}; accepted: {accepted}") from None
 
 
 def probe(folder: Location) -> None:
-    """Write a file to `folder`, read it and delete it. Raises what goes wrong: `OSError`, `ValueError`."""
+    """Write, read and delete a small file in `folder`. Raises the `OSError` or `ValueError` of whatever fails."""
     file, word = folder / f".probe-{secrets.token_hex(8)}", secrets.token_hex(8)
     put_text(file, word)
     try:
@@ -173,40 +173,40 @@ def probe(folder: Location) -> None:
     finally:
         file.unlink()
     if found != word:
-        raise OSError("it gives back another file than was written")
+        raise OSError("a file read back differs from what was written")
 
 
 def reason(error: Exception) -> str:
-    """What went wrong, in one line."""
+    """Return the cause of a storage error in one line, without S3's request id."""
     text = getattr(error, "strerror", None) or str(error)
     return first_line(error, text.partition(" (Request ID")[0])
 
 
 def atomic_write(path: Path, content: bytes) -> None:
-    """Write `content` so that a reader, also one after a crash, sees the old file or the new one, never a part."""
+    """Write a local file durably: a reader finds the old content or the new one, even after a crash."""
     with writing(path, durable=True) as partial:
         partial.write_bytes(content)
-        # Results are meant to be shared, whatever the user's mask.
+        # Results are shared, so the user's umask does not apply.
         partial.chmod(0o644)
 
 
 def put_text(file: Location, text: str) -> None:
-    """Write a small file, atomically; it is on the disk then."""
+    """Write a small file atomically and durably."""
     with writing(file, durable=True) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
 def get_text(file: Location) -> str:
-    """The content of a small file."""
+    """Return the content of a small file. Raises `FileNotFoundError` if it does not exist."""
     with reading(file) as local:
         return local.read_text(encoding="utf-8")
 
 
 @contextmanager
 def writing(file: Location, *, durable: bool = False) -> Iterator[Path]:
-    """A path on this machine to be written to; as the block ends it becomes `file`, atomically and in place of any.
+    """Yield a local path to write to; at the end of the block its content atomically replaces `file`.
 
-    With `durable` it is on the disk by then. Where the block raises, `file` stays as it was.
+    `durable`: sync file and folder to disk first. If the block raises, `file` stays unchanged.
     """
     if isinstance(file, Remote):
         with TemporaryDirectory(prefix="condkd-") as folder:
@@ -232,7 +232,7 @@ def writing(file: Location, *, durable: bool = False) -> Iterator[Path]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Have the names in it on the disk; nothing on file systems that do not know how."""
+    """Sync a folder's entries to disk; does nothing on file systems that do not support it."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -243,7 +243,7 @@ def _sync_folder(folder: Path) -> None:
 
 @contextmanager
 def reading(file: Location) -> Iterator[Path]:
-    """A path on this machine with the content of `file`, for the length of the block; a map of it may live longer."""
+    """Yield a local path with the content of `file`, valid during the block; a memory map of it stays valid."""
     if isinstance(file, Remote):
         with TemporaryDirectory(prefix="condkd-") as folder:
             local = Path(folder) / file.name
@@ -255,7 +255,7 @@ def reading(file: Location) -> Iterator[Path]:
 
 
 def files(folder: Location) -> list[Location]:
-    """The files right in `folder`; none where there is no such folder."""
+    """Return the files directly in `folder`; an empty list if it does not exist."""
     if isinstance(folder, Path):
         return [path for path in folder.glob("*") if path.is_file()]
     from pyarrow.fs import FileSelector
@@ -265,7 +265,7 @@ def files(folder: Location) -> list[Location]:
 
 
 def remove(folder: Location) -> None:
-    """Delete `folder` with all that is in it, as far as that can be done: what stays does no harm."""
+    """Delete `folder` and its content. Errors are ignored: leftover files do no harm."""
     if isinstance(folder, Path):
         shutil.rmtree(folder, ignore_errors=True)
     else:
@@ -274,7 +274,7 @@ def remove(folder: Location) -> None:
 
 
 def take(source: Location, target: Path) -> None:
-    """Move a file to a path of this machine, atomically; copied first where the two lie apart."""
+    """Move a file to a local path atomically; across file systems, and from a store, it is copied first."""
     if isinstance(source, Path):
         target.parent.mkdir(parents=True, exist_ok=True)
         if source.stat().st_dev == target.parent.stat().st_dev:
@@ -290,8 +290,8 @@ def _put(source: Path, target: Remote) -> None:
 
     with memory_map(str(source)) as mapped:
         whole = mapped.read_buffer()
-    # A stream left after half of the content would be closed, and so put as a whole: it gets all of it in one call.
-    # Not `copy_files`: that passes over what goes wrong as it closes the file, which is when an object comes to be.
+    # All content goes in one call: a stream that fails halfway is closed, and closing puts what was written so far.
+    # `copy_files` is no alternative: it ignores errors on close, and S3 creates the object on close.
     stream = target.filesystem.open_output_stream(target.path)
     stream.write(whole)
     stream.close()

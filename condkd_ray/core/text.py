@@ -1,4 +1,4 @@
-"""Text files as people save them: UTF-8 with or without a byte order mark, or UTF-16 with one, whatever the locale."""
+"""Reads users' text files: UTF-8 with or without a byte order mark, or UTF-16 with one, independent of the locale."""
 
 import codecs
 from pathlib import Path
@@ -10,7 +10,7 @@ _MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BO
 
 
 def read_text(path: Path, what: str, accepted: str) -> str:
-    """The text of the file that a user gave as `what`. Raises `InputError` where it cannot be read as text."""
+    """Return the text of the file given as `what`. Raises `InputError` if it cannot be read as text."""
     try:
         return decoded(path.read_bytes())
     except OSError as error:
@@ -22,13 +22,13 @@ def read_text(path: Path, what: str, accepted: str) -> str:
 
 
 def decoded(data: bytes) -> str:
-    """The text in the bytes of a file.
+    """Decode the bytes of a text file.
 
-    Raises `UnicodeDecodeError` where it is in none of `ENCODINGS`; no code page is guessed.
+    Raises `UnicodeDecodeError` if they are in none of `ENCODINGS`; no code page is guessed.
     """
     encoding = next((name for mark, name in _MARKS.items() if data.startswith(mark)), "utf-8")
     text = data.decode(encoding)
     if "\0" in text:
-        # In ASCII letters UTF-16 without its mark is valid UTF-8, full of zeros.
+        # ASCII text in UTF-16 without a mark is valid UTF-8 with zeros.
         raise UnicodeDecodeError(encoding, data, data.index(0), data.index(0) + 1, "a zero: UTF-16 without its mark?")
     return text

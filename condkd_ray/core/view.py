@@ -1,6 +1,6 @@
-"""What is shown of work while it goes on. Words go through `logging`; what moves or is asked for goes through a `View`.
+"""`View`, the interface for progress displays. Plain messages go through `logging` instead.
 
-A command hands down a view of the terminal, a notebook may hand down one of its own, and the API hands down `SILENT`.
+A command passes a view of the terminal, a notebook may pass its own, and the API passes `SILENT`.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,27 +10,27 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 OnStep = Callable[[int, int], None]
-"""Called with how much is done and how much there is to do, as often as either changes."""
+"""Callback with the number of finished steps and the total, called whenever either changes."""
 NONE: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
 class Goal:
-    """The metric of a round by which a trial is judged while it runs, and whether more of it is better."""
+    """The per-round metric by which running trials are compared, and its direction."""
 
     metric: str = "proxy/agreement"
     larger: bool = True
     decides: bool = False
-    """Whether a search decides by it: then it alone is shown of a trial, and test accuracy is not."""
+    """Whether a search optimises this metric; then it is the only one shown, and test accuracy is hidden."""
 
     def better(self, value: float, other: float | None) -> bool:
-        """Whether `value` is better than `other`; anything is better than None."""
+        """Return whether `value` is better than `other`; every value is better than None."""
         return other is None or (value > other if self.larger else value < other)
 
 
 @dataclass(frozen=True)
 class Best:
-    """The best finished trial: its label, its value of the goal's metric, and the values of its open leaves."""
+    """The best finished trial: its label, its value of the goal's metric, and its values of the open leaves."""
 
     label: str
     value: float
@@ -41,10 +41,10 @@ AGREEMENT = Goal()
 
 
 class TrialsView(Protocol):
-    """The progress of many trials."""
+    """Shows the progress of many trials."""
 
     def round(self, key: str, label: str, metrics: Mapping[str, float], rounds: int) -> None:
-        """Trial `key` has ended one of its `rounds`; its number is `metrics["round"]`."""
+        """Show that trial `key` has finished one of its `rounds`; the number is `metrics["round"]`."""
 
     def finished(
         self,
@@ -56,38 +56,38 @@ class TrialsView(Protocol):
         group: str = "",
         leaves: Mapping[str, Any] = NONE,
     ) -> None:
-        """Trial `key` of arm `group` has ended, with a test accuracy (a fraction; None or NaN if unknown)."""
+        """Show the end of trial `key` of arm `group`, with its test accuracy (a fraction; None or NaN if unknown)."""
 
     def close(self) -> None:
-        """All trials have ended, or the run is stopped."""
+        """End the display: all trials have ended, or the run is stopped."""
 
 
 class View(Protocol):
-    """What a program shows its user beside its log."""
+    """Shows the progress of a program, in addition to its log."""
 
     def bar(self, name: str) -> AbstractContextManager[OnStep]:
-        """A progress bar around one long step; what it gives is called as the step proceeds."""
+        """Show a progress bar for one long task; the context yields the callback for its progress."""
         ...
 
     def trials(self, total: int, goal: Goal = AGREEMENT, best: Best | None = None) -> TrialsView:
-        """The progress of `total` trials, the best earlier one among them."""
+        """Show the progress of `total` trials; `best` is the best trial so far."""
         ...
 
 
 class Silent(View, TrialsView):
-    """Shows nothing of work and of trials."""
+    """A `View` and `TrialsView` that shows nothing."""
 
     def bar(self, name: str) -> AbstractContextManager[OnStep]:
-        """Nothing."""
-        return nullcontext(unheard)
+        """Return a context whose callback does nothing."""
+        return nullcontext(no_bar)
 
     def trials(self, total: int, goal: Goal = AGREEMENT, best: Best | None = None) -> TrialsView:
-        """Itself."""
+        """Return itself."""
         return self
 
 
-def unheard(done: int, total: int) -> None:
-    """An `OnStep` that shows nothing."""
+def no_bar(done: int, total: int) -> None:
+    """Do nothing; an `OnStep` for callers without a display."""
 
 
 SILENT: View = Silent()

@@ -1,7 +1,7 @@
-"""YAML as anybody may write it: whatever is wrong with a text is an error of YAML's, and none is larger than it looks.
+"""Safe loading of untrusted YAML: every fault of a text raises `yaml.YAMLError`, and expansion by aliases is limited.
 
-PyYAML raises errors of many kinds for values that are none (`2001-02-30`, `!!bool x`, a number of 5000 digits), takes
-the last of equal keys, and builds what contains itself, or by aliases of aliases more than any memory holds.
+PyYAML alone raises various other errors for invalid values (`2001-02-30`, `!!bool x`, a number of 5000 digits), keeps
+the last of duplicate keys, and builds values that contain themselves or that nested aliases expand beyond any memory.
 """
 
 from collections.abc import Callable
@@ -12,15 +12,15 @@ import yaml
 from condkd_ray.core.method import InputError
 
 DEEPEST = 50
-"""Mappings and lists within one another, at most."""
+"""Maximum nesting depth of mappings and lists."""
 LARGEST = 1_000_000
-"""Characters and values that aliases may make of a text that is not itself long."""
+"""Maximum number of characters and values after expansion of aliases, for texts of up to a tenth of it."""
 
 
 def load_yaml(text: str, kind: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any:
-    """What the one document of a text says; None for an empty one.
+    """Return the value of the single document in a text; None if it is empty.
 
-    Raises `yaml.YAMLError` for all that is wrong with it, and an `InputError` that a constructor of `kind` raises.
+    Raises `yaml.YAMLError` for any fault of the text. An `InputError` raised by a constructor of `kind` is passed on.
     """
     try:
         loader = kind(text)
@@ -33,21 +33,21 @@ def load_yaml(text: str, kind: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any:
         raise
     except RecursionError:
         raise yaml.YAMLError(_TOO_DEEP) from None
-    except Exception as error:  # whatever a stranger's text makes PyYAML raise is the text's fault
-        raise yaml.YAMLError(f"a value is none of its kind ({error})") from None
+    except Exception as error:  # any other error of PyYAML is caused by the text
+        raise yaml.YAMLError(f"a value is not valid for its type ({error})") from None
 
 
-_TOO_DEEP = f"its mappings and lists lie more than {DEEPEST} deep in one another"
+_TOO_DEEP = f"its mappings and lists are nested more than {DEEPEST} deep"
 
 
 def _check_size(root: yaml.Node, most: int, made: Callable[[yaml.Node], Any]) -> None:
-    """Raise `yaml.YAMLError` for nodes too deep in one another, as within themselves, too many, or of equal keys."""
+    """Raise `yaml.YAMLError` if nodes are nested too deeply or contain themselves, are too many, or have equal keys."""
     known: dict[yaml.Node, tuple[int, int]] = {}
 
     def measured(node: yaml.Node, around: int) -> tuple[int, int]:
-        """Size and height."""
+        """Return the size and the height of a node; `around` is the number of nodes around it."""
         if node not in known:
-            # What contains itself has not been measured when it is met again.
+            # A node that contains itself is not in `known` yet when it is reached again.
             if around > DEEPEST:
                 raise yaml.YAMLError(_TOO_DEEP)
             below = [measured(one, around + 1) for one in _inside(node, made)]
@@ -57,23 +57,23 @@ def _check_size(root: yaml.Node, most: int, made: Callable[[yaml.Node], Any]) ->
         if around + height > DEEPEST + 1:
             raise yaml.YAMLError(_TOO_DEEP)
         if size > most:
-            raise yaml.YAMLError(f"its aliases make {size} values and characters of it, more than {most}")
+            raise yaml.YAMLError(f"its aliases expand to {size} values and characters, more than {most}")
         return size, height
 
     measured(root, 0)
 
 
 def _inside(node: yaml.Node, made: Callable[[yaml.Node], Any]) -> list[yaml.Node]:
-    """What a node holds: items, or keys and values. Raises `yaml.YAMLError` where two keys are `made` the same."""
+    """Return the child nodes: items, or keys and values. Raises `yaml.YAMLError` if two keys have equal values."""
     if isinstance(node, yaml.SequenceNode):
         return node.value
     if not isinstance(node, yaml.MappingNode):
         return []
     lines: dict[Any, int] = {}
-    # Several merges are usual.
+    # The merge key may occur several times.
     for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"):
         line, name = key.start_mark.line + 1, made(key)
         if name in lines:
-            raise yaml.YAMLError(f"the key {key.value!r} stands twice, in lines {lines[name]} and {line}")
+            raise yaml.YAMLError(f"the key {key.value!r} occurs twice, in lines {lines[name]} and {line}")
         lines[name] = line
     return [one for pair in node.value for one in pair]

@@ -1,4 +1,4 @@
-"""Data sets: read from files, written to files, augmented."""
+"""Data sets: reading, writing and augmentation of images."""
 
 from condkd_ray.data.datasets import DataConfig as DataConfig
 from condkd_ray.data.datasets import Dataset as Dataset

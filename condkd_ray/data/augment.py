@@ -1,8 +1,10 @@
-"""Differentiable augmentation of image batches, drawn from a stream: shift, roll, flip, resized crop, the DSA family.
+"""Differentiable augmentation of image batches from a random stream: shift, roll, flip, resized crop, cutout, DSA.
 
-All draws are vectorised, and per image except in `roll_flip`. What a shift moves in is black in every space: 0 in
-[0, 1] pixels, `Teacher.black` in the teacher's. Only the DSA family moves in zeros, as its released code does.
-Parameters of the DSA family: `peers.md` B.5 (Zhao & Bilen's DSA).
+All draws are vectorised, and per image except in `roll_flip`. A shift fills with black in every space: 0 in [0, 1]
+pixels, `Teacher.black` in the teacher's. Only the DSA family fills with zeros, like its released code.
+
+Source of the DSA family and its parameters: Zhao & Bilen, "Dataset Condensation with Differentiable Siamese
+Augmentation", ICML 2021, and the authors' released code (github.com/VICO-UoE/DatasetCondensation).
 """
 
 import math
@@ -19,22 +21,21 @@ CROP_SHARE, CUTOUT_SHARE, SCALE, DEGREES = 0.125, 0.5, 1.2, 15.0
 
 
 def pixels(share: float, side: int) -> int:
-    """The largest move in pixels along `side` for a `share` of it: 0 for 0, otherwise rounded and at least 1."""
+    """Return the largest shift in pixels for a `share` of `side`: 0 for 0, otherwise rounded and at least 1."""
     return max(1, round(share * side)) if share else 0
 
 
 def require_shift(share: float, what: str) -> None:
-    """Raise `InputError` unless `share` is a share of the side."""
+    """Raise `InputError` unless `share` is between 0 and 1."""
     require(0 <= share <= 1, what, share, "0 to 1, a share of the side")
 
 
 def shift_flip(images: Tensor, *, rng: torch.Generator, share: float, flip: bool, black: Tensor | float) -> Tensor:
-    """Move each image by up to `share` of its sides both ways and mirror it with p 1/2 if `flip`.
+    """Shift each image (B, C, H, W) by up to `share` of its sides and mirror it with probability 1/2 if `flip`.
 
-    The usual "pad, crop, flip" of the field, (B, C, H, W) to (B, C, H, W). `black` is what moves in: a number, or a
-    tensor that broadcasts to the images, such as `Teacher.black` (1, C, 1, 1). A share above 0 moves by up to `pixels`,
-    at least 1, of the height up and down and of the width left and right. Draws the same numbers whether or not `flip`
-    is set.
+    This is the usual "pad, crop, flip" augmentation. `black` is the fill value: a number, or a tensor that broadcasts
+    to the images, such as `Teacher.black` (1, C, 1, 1). A share above 0 shifts by up to `pixels`, at least 1, of the
+    height up and down and of the width left and right. The number of draws does not depend on `flip`.
     """
     count, _, height, width = images.shape
     moves = [_whole(pixels(share, side), count, rng, images.device)[:, None] for side in (height, width)]
@@ -47,10 +48,10 @@ def shift_flip(images: Tensor, *, rng: torch.Generator, share: float, flip: bool
 
 
 def roll_flip(images: Tensor, *, rng: torch.Generator, share: float, flip: bool) -> Tensor:
-    """Roll the whole batch by one offset of up to `share` of its sides both ways, and mirror it with p 1/2 if `flip`.
+    """Roll the batch (B, C, H, W) by one offset of up to `share` of its sides, and mirror it with p 1/2 if `flip`.
 
-    (B, C, H, W) to (B, C, H, W). What leaves at one edge comes in at the other, so no value is invented. One pair of
-    offsets and one coin for all images, drawn without a host sync. The offsets' reach and the draws: as `shift_flip`.
+    Pixels that leave at one edge enter at the opposite one, so no value is invented. All images share one pair of
+    offsets and one coin toss, drawn without a host sync. Range of the offsets and number of draws: as in `shift_flip`.
     """
     height, width = images.shape[2:]
     down, right = (_whole(pixels(share, side), 1, rng, images.device) for side in (height, width))
@@ -59,32 +60,32 @@ def roll_flip(images: Tensor, *, rng: torch.Generator, share: float, flip: bool)
     columns = (torch.arange(width, device=images.device) - right) % width
     if flip:
         columns = torch.where(mirrored, columns.flip(0), columns)
-    # Not `torch.roll`, which wants its offsets on the host. Channels last: whole pixels are copied.
+    # Not `torch.roll`, which needs offsets on the host. In channels-last order whole pixels are copied.
     return images.permute(0, 2, 3, 1).index_select(1, rows).index_select(2, columns).permute(0, 3, 1, 2)
 
 
 def cutout(images: Tensor, *, rng: torch.Generator, share: float) -> Tensor:
-    """Zeros in one square of `share` of the sides of each image, at a random place and cut at the image's edges.
+    """Set a square of `share` of the sides to zero at a random place of each image (B, C, H, W), clipped at the edges.
 
-    (B, C, H, W) to (B, C, H, W). In normalised images a zero is the mean (DeVries and Taylor, arXiv 1708.04552).
+    In normalised images a zero is the mean (DeVries and Taylor, arXiv 1708.04552).
     """
     uniform = torch.rand(2, len(images), generator=rng, device=images.device)
     return images * ~_square(images, uniform, share)
 
 
 def _whole(reach: int, count: int, rng: torch.Generator, device: torch.device) -> Tensor:
-    """(count,) integers -reach..reach, uniform."""
+    """Return (count,) integers, uniform in -reach..reach."""
     return torch.randint(-reach, reach + 1, (count,), generator=rng, device=device)
 
 
 def resized_crop(
     images: Tensor, *, rng: torch.Generator, scale: tuple[float, float] = (0.25, 1.0), flip: bool
 ) -> Tensor:
-    """A part of each image, blown up to its size (bilinear) and mirrored with p 1/2 if `flip`.
+    """Crop a part of each image (B, C, H, W), resize it to H x W (bilinear), and mirror it with p 1/2 if `flip`.
 
-    The part has a share of the area uniform in `scale` and width over height log-uniform in (3/4, 4/3), both before
-    a side that would be longer than the image's is cut to it (torchvision draws again). (B, C, H, W) to (B, C, H, W).
-    Draws the same numbers whether or not `flip` is set.
+    The area of the part is uniform in `scale`, as a fraction of the image, and its width over height log-uniform in
+    (3/4, 4/3), before sides longer than the image are clipped (torchvision draws again instead). The number of draws
+    does not depend on `flip`.
     """
     uniform = torch.rand(5, len(images), generator=rng, device=images.device)
     area = scale[0] + (scale[1] - scale[0]) * uniform[0]
@@ -96,28 +97,28 @@ def resized_crop(
     matrices[:, :, 2] = centres.T
     if flip:
         matrices[:, 0, 0] *= torch.where(uniform[4] < 0.5, -1.0, 1.0)
-    # "border": the outermost half pixel of a crop at the edge must not fade to black.
+    # Padding "border": otherwise the outermost half pixel of a crop at the edge would fade to black.
     return _warp(images, matrices, padding="border")
 
 
 def _gather(images: Tensor, rows: Tensor, columns: Tensor, black: Tensor | float) -> Tensor:
-    """Pixels at `rows` (B, H) x `columns` (B, W); `black` where either lies outside."""
+    """Return the pixels at `rows` (B, H) x `columns` (B, W), and `black` where either is outside the image."""
     count, channels, height, width = images.shape
     inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None, :]
     first = torch.arange(0, count * height * width, height * width, device=images.device)[:, None]
     places = (first + rows.clamp(0, height - 1) * width)[:, :, None] + columns.clamp(0, width - 1)[:, None, :]
-    # Channels last: whole pixels are moved. By one index, which is cheaper than three.
+    # In channels-last order whole pixels are copied. One combined index is cheaper than three.
     taken = images.permute(0, 2, 3, 1).reshape(-1, channels).index_select(0, places.flatten())
     return torch.where(inside[:, None], taken.view(count, height, width, channels).permute(0, 3, 1, 2), black)
 
 
 def dsa(images: Tensor, *, rng: torch.Generator, choice: torch.Generator, flip: bool, siamese: bool = False) -> Tensor:
-    """One randomly chosen group of the DSA family (color, crop, cutout, flip, scale, rotate) on the whole batch.
+    """Apply one randomly chosen group of the DSA family (color, crop, cutout, flip, scale, rotate) to the whole batch.
 
-    `choice` draws the group, on the CPU; `rng` the parameters, on the images' device. `siamese`: every image gets the
-    parameters of the first, as condensation wants it; otherwise each its own.
-    `flip` False leaves the mirror out (digits). Differentiable in `images`. Zeros come in from outside and under the
-    cutout, whatever the normalisation: the released code pads its normalised images with zeros (`peers.md` B.5).
+    `choice` draws the group, on the CPU; `rng` draws the parameters, on the images' device. `siamese`: all images get
+    the parameters of the first, as condensation requires; otherwise each has its own. `flip` False excludes the flip
+    (for digits). Differentiable in `images` (B, C, H, W). Padding and cutout are zeros in any normalisation, because
+    the released code pads its normalised images with zeros.
     """
     groups: list[Callable[[Tensor, Tensor], Tensor]] = [_color, _crop, _cutout, _scale, _rotate]
     if flip:
@@ -138,12 +139,12 @@ def _color(images: Tensor, u: Tensor) -> Tensor:
 
 
 def _offsets(u: Tensor, reach: int) -> Tensor:
-    """Integers -reach..reach, uniform."""
+    """Return integers in -reach..reach for uniform `u` in [0, 1)."""
     return (u * (2 * reach + 1)).floor().long().clamp(max=2 * reach) - reach
 
 
 def _crop(images: Tensor, u: Tensor) -> Tensor:
-    """Moved as in the released DSA code: zeros of the normalised space come in, not black."""
+    """Shift as in the released DSA code, with zeros of the normalised space as padding instead of black."""
     height, width = images.shape[2:]
     down, right = int(height * CROP_SHARE + 0.5), int(width * CROP_SHARE + 0.5)
     rows = torch.arange(height, device=images.device) + _offsets(u[0], down)[:, None]
@@ -156,11 +157,11 @@ def _cutout(images: Tensor, u: Tensor) -> Tensor:
 
 
 def _square(images: Tensor, u: Tensor, share: float) -> Tensor:
-    """(B, 1, H, W) bool: a square of `share` of the sides round a place that `u` draws, cut at the image's edges."""
+    """Return a mask (B, 1, H, W): a square of `share` of the sides with a centre drawn by `u`, clipped at the edges."""
 
     def hidden(size: int, centre: Tensor) -> Tensor:
         side = int(size * share + 0.5)
-        # An even side has one place more, so that both edges are hidden equally often.
+        # An even side has one more position, so that both edges are covered equally often.
         places = size + 1 - side % 2
         start = (centre * places).floor().clamp(max=places - 1)[:, None] - side // 2
         place = torch.arange(size, device=images.device)

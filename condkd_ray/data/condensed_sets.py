@@ -1,6 +1,7 @@
-"""How other people's condensed sets lie on disk (`peers.md` B.1): where the images are, and which labels are theirs.
+"""Reader of condensed sets that other programs wrote: the location of images and labels in each known file layout.
 
-Letters: N images, C channels, H W height and width, K classes.
+The layouts are those of the released code of DC, DSA, DM, MTT and IDC, of KIP's files, and of DC-BENCH.
+Letters: N images, C channels, H and W height and width, K classes.
 """
 
 import os
@@ -24,50 +25,52 @@ ALLOWED_GLOBALS = [
     *(SCALAR, (SCALAR, "numpy.core.multiarray.scalar"), np.dtype),
     *(type(np.dtype(number)) for number in NUMBERS),
 ]
-"""What DC's files hold beside tensors: accuracies and labels as numpy numbers. The second is how numpy 1 spelled the
-first."""
+"""Types in DC's files besides tensors: accuracies and labels as numpy numbers. `SCALAR` occurs twice because numpy 1
+had another name for it."""
 
 TORCH, NUMPY = (".pt", ".pth"), (".npy", ".npz")
 ACCEPTED = (
     ".pt or .pth (a dictionary of DC, DSA or DM; a list [images, labels] of IDC; images_*.pt of MTT with labels_*.pt; "
     "*_images.pt of DC-BENCH with *_labels.pt), .npz of KIP, images.npy with labels.npy, .parquet, or a folder with "
-    "one sub-folder a class"
+    "one sub-folder per class"
 )
 IMAGE_KEYS = ("images", "image", "imgs", "train_images", "x", "x_train", "data")
 LABEL_KEYS = ("labels", "label", "targets", "train_labels", "y", "y_train")
-"""Names of images and of labels in a dictionary or an .npz; upper or lower case."""
+"""Keys of images and of labels in a dictionary or an .npz file, in upper or lower case."""
 
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 MTT_IMAGES = r"images_(?:zca_)?(best|\d+)\.pt"
-"""Images of MTT, the best or those of one step, or their un-whitened copies."""
+"""File names of MTT images, the best ones or those of a step, optionally their un-whitened copies."""
 
 
 @dataclass(frozen=True)
 class StoredSet:
-    """Images (N, C, H, W) as the file holds them, float or uint8, and their classes int64 (N,)."""
+    """Images (N, C, H, W), float or uint8 as in the file, and their classes, int64 (N,)."""
 
     pixels: Tensor
     labels: Tensor
     soft: bool = False
-    """Whether the labels were soft ones (N, K), of which only the largest is used."""
+    """Whether the labels were soft (N, K); only the largest entry of each row is used."""
     class_names: tuple[str, ...] = ()
-    """By label, where the file or folder calls them by more than numbers."""
+    """Class names by label, if the file or folder has names other than numbers."""
 
 
 def resolve(path: Path) -> Path:
-    """The file or folder that is read for `path`.
+    """Return the file or folder that is read for `path`.
 
-    Of MTT's folders that is `images_best.pt`, or the only `images_*.pt` there, and of its images the un-whitened copy
-    `images_zca_*.pt` where there is one: a teacher of images that were not whitened cannot read the others. Raises
-    `InputError` for a folder of several, as which of them is meant nothing tells.
+    In an MTT folder that is `images_best.pt`, or the only `images_*.pt`. Instead of MTT images their un-whitened copy
+    `images_zca_*.pt` is read if it exists, because a teacher trained without whitening cannot use the whitened ones.
+    Raises `InputError` for a folder with several candidates.
     """
     if os.path.isdir(path):
         matches = [match for name in os.listdir(path) if (match := re.fullmatch(MTT_IMAGES, name))]
         stages = {match[1] for match in matches}
         if stages:
             several = ", ".join(sorted((match[0] for match in matches), key=lambda name: (len(name), name)))
-            accepted = f"one of its files by name ({several}), or a folder that has images_best.pt or one alone"
+            accepted = (
+                f"the path of one of its files ({several}), or a folder with images_best.pt or only one images_*.pt"
+            )
             require("best" in stages or len(stages) == 1, "condensed set", str(path), accepted)
             path = path / f"images_{'best' if 'best' in stages else next(iter(stages))}.pt"
     match = re.fullmatch(r"images_(best|\d+)", path.stem)
@@ -76,23 +79,23 @@ def resolve(path: Path) -> Path:
 
 
 def is_copy(path: Path) -> bool:
-    """Whether it is the un-whitened copy of a whitened MTT set."""
+    """Return whether `path` is the un-whitened copy of a whitened MTT set."""
     return path.stem.startswith("images_zca_")
 
 
 def read_stored(path: Path, which: int = -1, image_shape: Sequence[int] | None = None) -> StoredSet:
-    """The whole set, in the file's order. `which`: see `Imported`.
+    """Read the whole set, in the order of the file. `which`: see `Imported`.
 
-    `image_shape` (C, H, W) of the teacher tells images (N, H, W, C), and grey ones (N, H, W), from others. Raises
-    `InputError` for what is none of the known layouts, for files that hold more than arrays and numbers, for labels
-    that are no classes, and for what is not finite.
+    The teacher's `image_shape` (C, H, W) is needed to recognise images (N, H, W, C), and grey images (N, H, W). Raises
+    `InputError` for unknown layouts, for files with other content than arrays and numbers, for labels that are no
+    classes, and for non-finite pixels.
     """
     require(os.path.exists(path), "condensed set", str(path), "an existing file or folder")
     path = resolve(path)
     if path.is_dir() or path.suffix == ".parquet":
         raw = read_folder(path) if path.is_dir() else read_parquet([path])
-        called = not all(name.isdecimal() for name in raw.class_names)
-        return StoredSet(raw.pixels, raw.labels, class_names=raw.class_names if called else ())
+        named = not all(name.isdecimal() for name in raw.class_names)
+        return StoredSet(raw.pixels, raw.labels, class_names=raw.class_names if named else ())
     require(path.suffix in TORCH + NUMPY, "condensed set", str(path), ACCEPTED)
     images, labels = _pair(_load(path), which, path)
     pixels = _images(images, path, image_shape)
@@ -100,9 +103,9 @@ def read_stored(path: Path, which: int = -1, image_shape: Sequence[int] | None =
 
 
 def unpack(images: Tensor, labels: Tensor, factor: int) -> tuple[Tensor, Tensor]:
-    """Cut each of IDC's images (N, C, H, W) into f x f and blow the parts up to its size: f^2 N images and labels.
+    """Split each of IDC's images (N, C, H, W) into f x f parts, resized to H x W: returns f^2 N images and labels.
 
-    The parts of an image follow one another, row by row. Raises `InputError` where f does not divide the sides.
+    The parts of an image are consecutive, row by row. Raises `InputError` if f does not divide the sides.
     """
     sides = tuple(images.shape[2:])
     require(all(side % factor == 0 for side in sides), "condensation.factor", factor, f"a divisor of both of {sides}")
@@ -115,15 +118,15 @@ def unpack(images: Tensor, labels: Tensor, factor: int) -> tuple[Tensor, Tensor]
 
 
 def _load(path: Path) -> Any:
-    """Tensors, numbers, lists and dictionaries of a file; nothing in it is run."""
+    """Load tensors, numbers, lists and dictionaries from a file without executing any of its content."""
     try:
         if path.suffix in NUMPY:
             return _numpy(path)
         with torch.serialization.safe_globals(ALLOWED_GLOBALS):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a stranger's file makes the loader raise is the file's fault
+    except Exception as error:  # any error that the loader raises is caused by the file
         forbidden = re.search(r"GLOBAL ([\w.]+)", str(error))
-        cause = f"it names {forbidden[1]}, which is not allowed" if forbidden else str(error).partition("\n")[0]
+        cause = f"it contains {forbidden[1]}, which is not allowed" if forbidden else str(error).partition("\n")[0]
         kind = "a numpy file of numbers" if path.suffix in NUMPY else "a torch file of tensors and numbers"
         raise InputError(f"cannot read {path}: {cause}; accepted: {kind}") from error
 
@@ -137,12 +140,12 @@ def _numpy(path: Path) -> Any:
 
 
 def _native(array: np.ndarray) -> Tensor:
-    """Its numbers in the byte order of this machine."""
+    """Convert an array to this machine's byte order and to a tensor."""
     return torch.from_numpy(np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="), copy=False)))
 
 
 def _pair(content: Any, which: int, path: Path) -> tuple[Any, Any]:
-    """Images and labels of a loaded file: of a repeat in its dictionary, of its list, or of the file beside it."""
+    """Return images and labels of a loaded dictionary (of one repeat) or list, or of a tensor and its second file."""
     if isinstance(content, Tensor):
         return content, _load(labels_beside(path))
     if isinstance(content, (list, tuple)):
@@ -163,14 +166,14 @@ def _pair(content: Any, which: int, path: Path) -> tuple[Any, Any]:
 
 
 def _named(content: dict[Any, Any]) -> tuple[Any, Any] | None:
-    """What a dictionary holds under names of images and labels; None where it has not one of each."""
+    """Return images and labels of a dictionary with known keys; None if one of the two is missing."""
     found = {str(key).lower(): value for key, value in content.items()}
     images, labels = ([found[key] for key in keys if key in found] for keys in (IMAGE_KEYS, LABEL_KEYS))
     return (images[0], labels[0]) if images and labels else None
 
 
 def labels_beside(path: Path) -> Path:
-    """The labels of a file of bare images. Raises `InputError` where there are none."""
+    """Return the path of the labels for a file with only images. Raises `InputError` if there is none."""
     stem = re.sub(r"^images_(zca_)?", "labels_", path.stem)
     stem = re.sub(r"_images$", "_labels", stem)
     beside = path.with_name(("labels" if stem == "images" else stem) + path.suffix)
@@ -190,7 +193,7 @@ def _two(pair: Any, what: str) -> tuple[Any, Any]:
 
 
 def _images(images: Any, path: Path, image_shape: Sequence[int] | None) -> Tensor:
-    """(N, C, H, W) of images that may be (N, H, W, C), or (N, H, W) of grey ones."""
+    """Return images as (N, C, H, W), from (N, H, W, C) or, if they are grey, (N, H, W)."""
     require(isinstance(images, Tensor), f"images in {path}", type(images).__name__, "a tensor")
     dense = images.layout == torch.strided and (images.dtype in FLOATS or not images.is_floating_point())
     require(dense, f"images in {path}", f"{_form(images)}, {images.layout}", "dense float32, or another usual float")
@@ -205,25 +208,25 @@ def _images(images: Any, path: Path, image_shape: Sequence[int] | None) -> Tenso
     require(holds, f"images in {path}", given, "(N, C, H, W) or (N, H, W, C), floating or uint8")
     broken = (~images.isfinite().flatten(1).all(1)).nonzero().flatten().tolist() if images.is_floating_point() else []
     named = f"images {', '.join(map(str, broken[:5]))}{' and others' if len(broken) > 5 else ''}"
-    require(not broken, f"pixels in {path}", "not all finite", f"finite values, and {named} have others")
+    require(not broken, f"pixels in {path}", "not all finite", f"finite values, but {named} contain others")
     return images.float() if images.dtype == torch.float64 else images
 
 
 def _labels(labels: Any, count: int, path: Path) -> tuple[Tensor, bool]:
-    """Classes int64 (N,), and whether they are the largest of soft labels."""
+    """Return the classes, int64 (N,), and whether they are the largest entries of soft labels."""
     what = f"labels in {path}"
     if isinstance(labels, (list, tuple)):
-        require(_plain(labels), what, "a list of something else", "a list of numbers, or a tensor")
+        require(_plain(labels), what, "a list of other values", "a list of numbers, or a tensor")
         try:
             labels = torch.as_tensor(np.array(labels))
         except (TypeError, ValueError, OverflowError) as error:
-            raise InputError(f"{what} are a list that is no array ({error}); accepted: numbers of classes") from None
+            raise InputError(f"{what} are a list that is not an array ({error}); accepted: class numbers") from None
     require(isinstance(labels, Tensor), f"labels of {path}", type(labels).__name__, "a tensor or a list")
     require(labels.layout == torch.strided, f"labels of {path}", str(labels.layout), "a dense tensor")
     labels = labels.detach()
     labels = labels.flatten() if labels.shape == (count, 1) else labels
     kinds = (
-        f"({count},), whole numbers, or ({count}, classes), one-hot or soft, with one largest value each and none NaN"
+        f"({count},), whole numbers, or ({count}, classes), one-hot or soft, with one largest value per row and no NaN"
     )
     fits = labels.ndim in (1, 2) and len(labels) == count and labels.numel() > 0 and not labels.is_complex()
     require(fits, what, _form(labels), kinds)
@@ -241,7 +244,7 @@ def _plain(labels: Sequence[Any]) -> bool:
 
 
 def _largest(rows: Tensor, what: str, kinds: str) -> tuple[Tensor, bool]:
-    """The largest of each row; soft are rows where not all others are equal, as those of one-hot less 0.1 are."""
+    """Return each row's argmax, and whether any row is soft: not one-hot, nor one-hot with an offset (such as -0.1)."""
     top = rows.max(1, keepdim=True).values
     tied = ((rows == top).sum(1) > 1).nonzero().flatten().tolist()
     require(not tied, what, f"several largest values in row {tied[0] if tied else 0}", kinds)

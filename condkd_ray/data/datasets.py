@@ -159,7 +159,7 @@ def _parquet(config: DataConfig, files: ParquetFiles) -> _Found:
     train = readers.read_parquet(files.train.files, config.size)
     if len(files.tests) == 1:
         return _Found(train, readers.read_parquet(files.tests[0].files, config.size, train.ground), notes=files.notes)
-    names = ", ".join(one.told for one in files.tests)
+    names = ", ".join(one.label for one in files.tests)
     why = f"several test files ({names}) and none named" if files.tests else "no test file"
     return _held_out(train, files.notes, why, "; name one with --test-file")
 

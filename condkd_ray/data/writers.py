@@ -1,4 +1,4 @@
-"""Image sets as other programs read them: Hugging Face's Parquet, and the dictionary of DC, DSA and DM."""
+"""Writers of image sets for other programs: Hugging Face's Parquet, and the dictionary of DC, DSA and DM."""
 
 import io
 import json
@@ -27,11 +27,11 @@ def write_images(
     about: Mapping[str, str] | None = None,
     webp: bool = False,
 ) -> None:
-    """Write `pixels` (N, C, H, W) uint8 of one or three channels as PNG, and `labels` (N,); atomically.
+    """Write `pixels` (N, C, H, W) uint8 with one or three channels as PNG, and `labels` (N,), to Parquet, atomically.
 
-    `logits` (N, K): a further column, lists of float32. `names` of the classes: their numbers if not given. `about`:
-    what the set is, for the file's metadata. `webp`: as lossless WebP, smaller, and slower to write; grey images then
-    come back with three equal channels.
+    `logits` (N, K): written as another column, lists of float32. `names`: class names, by default their numbers.
+    `about`: description of the set for the file's metadata. `webp`: use lossless WebP, which is smaller but slower to
+    write; grey images are then read back with three equal channels.
     """
     images = pixels.cpu().permute(0, 2, 3, 1).numpy()
     names = [str(k) for k in range(int(labels.max()) + 1)] if names is None else list(names)
@@ -50,10 +50,11 @@ def write_images(
 
 
 def write_dc(path: Path, images: Tensor, labels: Tensor, *, about: Mapping[str, str] | None = None) -> None:
-    """Write `images` (N, C, H, W), normalised, as float32, unclipped, and `labels` (N,); atomically.
+    """Write normalised `images` (N, C, H, W) as unclipped float32, and `labels` (N,), to a .pt file, atomically.
 
-    The dictionary of DC, DSA and DM (`peers.md` B.1): `data`, a list of one pair [images, labels], and
-    `accs_all_exps`, empty; and `about`, what the set is. `torch.load(path, weights_only=True)` reads it.
+    Format: the dictionary that the released code of DC, DSA and DM writes (github.com/VICO-UoE/DatasetCondensation),
+    with `data`, a list of one pair [images, labels], and an empty `accs_all_exps`; `about`, a description of the set,
+    is added. `torch.load(path, weights_only=True)` reads it.
     """
     pair = [part.detach().cpu().contiguous().clone() for part in (images.float(), labels)]
     with writing(path) as partial:

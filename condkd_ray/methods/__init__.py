@@ -1,1 +1,1 @@
-"""The science: one folder a family of methods."""
+"""The distillation methods: one folder per family."""

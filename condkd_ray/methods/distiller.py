@@ -1,4 +1,4 @@
-"""The student's step: a batch from the memory and the condensed set, and the distillation of the teacher on it.
+"""The student's step: a batch from the memory and the condensed set, and the distillation loss on it.
 
 Letters: B batch, K classes.
 """
@@ -20,7 +20,7 @@ from condkd_ray.core.method import Method, Schedule, require
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples, cat
 from condkd_ray.data.augment import dsa, require_shift, shift_flip
-from condkd_ray.methods.losses.kd import Answer, AnyKdLoss, Hinton, divergence
+from condkd_ray.methods.losses.kd import AnyKdLoss, Hinton, NetworkOutputs, divergence
 from condkd_ray.methods.memory import AnyMemory, Store
 from condkd_ray.models.hooks import tapped
 from condkd_ray.models.teacher import Teacher
@@ -36,7 +36,7 @@ class DistillerState:
 
 
 class Step(NamedTuple):
-    """What a step had to show, on the device: `terms` to be logged, and of each sample KL(teacher || student) (B,)."""
+    """Results of a step, on the device: `terms` to record, and KL(teacher || student) of each sample, (B,)."""
 
     terms: dict[str, Tensor]
     gap: Tensor
@@ -46,8 +46,9 @@ class Step(NamedTuple):
 class Distiller(Method):
     """SGD or Adam on the distillation loss, under a learning-rate schedule over the student's rounds.
 
-    The defaults are the recipe of CMI's and Fast's released code, with fewer steps and a warm-up. What each released
-    code does (`shift` and flip only where named; a round is one pass of its innermost loop of inversion, then student):
+    The defaults are the recipe of CMI's and Fast's released code, with fewer steps and a warm-up. The list gives the
+    recipe of each released code (batches are shifted and flipped only if "augmented" stands there; a round is one pass
+    of the innermost loop that contains inversion and student steps):
 
     - CMI: SGD, lr 0.1, momentum 0.9, weight decay 1e-4; cosine to 0 over 200 epochs, `lr_epoch` 1; batch 256, from
       scratch on WRN-40-2 128, 400 steps a round; augmented.
@@ -59,9 +60,9 @@ class Distiller(Method):
     - DFAD: SGD, lr 0.1, momentum 0.9, weight decay 5e-4; multi_step: times 0.1 after 99 and 199 of 500 epochs, each of
       50 rounds (its code steps the schedule before an epoch); batch 256, 5 steps a round.
     - ZSKT: Adam, lr 2e-3, no weight decay; cosine to 0, `lr_epoch` 1; `clip` 5; batch 128, 10 steps a round.
-    - ZSKD, from which soft targets come: Adam, lr 1e-3, constant; batch 64, under augmentations of its own.
+    - ZSKD, the origin of soft targets: Adam, lr 1e-3, constant; batch 64, with its own augmentations.
 
-    None has a warm-up of the rate or Nesterov momentum.
+    None has a warm-up of the learning rate or Nesterov momentum.
     """
 
     paper = "Fang et al., IJCAI 2021 (CMI); Fang et al., AAAI 2022 (Fast)"
@@ -70,54 +71,57 @@ class Distiller(Method):
     )
     loss: AnyKdLoss = Hinton()
     steps: int = 20
-    """Student steps a round."""
+    """Student steps per round."""
     batch: int = 128
-    """Images a student step, synthetic and condensed together; under `mix: concat` the synthetic ones alone."""
+    """Images per student step, synthetic and condensed together; under `mix: concat` the synthetic ones only."""
     condensed_share: float = 0.0
-    """Share of each batch that is condensed; it replaces as many synthetic images (a fair arm)."""
+    """Share of each batch that is condensed; it replaces as many synthetic images, so that all arms use equal
+    batches."""
     mix: Literal["share", "concat"] = "share"
-    """How a batch holds both. `concat`, the paper's sum of two expectations (`methods.md` 1.2, 1.5): to `batch`
-    synthetic images come as many condensed ones, at most all there are, none twice, and the loss is the mean over the
-    former plus that over the latter. No fair arm: a step sees more images. `condensed_share` then only says whether
-    there are condensed images alone (1), none (0), or both (anything between)."""
+    """Combination of synthetic and condensed images in a batch. `share`: condensed images replace synthetic ones.
+    `concat` is the sum of two expectations of Binici et al. (arXiv 2408.13850): condensed images are added to `batch`
+    synthetic ones, equally many or at most all there are, without repetition; the loss is the mean over the synthetic
+    plus the mean over the condensed images. The comparison with other arms is then not fair, because a step uses more
+    images. `condensed_share` then only selects condensed images alone (1), none (0), or both (any other value)."""
     share_schedule: Schedule = Schedule()
     """Factor of `condensed_share` over the rounds, as in PGDI's curriculum: many condensed images early, few late."""
     optimizer: Literal["sgd", "adam"] = "sgd"
-    """Of the student's weights, as `torch.optim` has them."""
+    """Optimiser of the student's weights, from `torch.optim`."""
     lr: float = 0.1
-    """The learning rate at its highest."""
+    """Largest learning rate."""
     momentum: float = 0.9
-    """Of SGD; for Adam its first beta, the second being 0.999."""
+    """Momentum of SGD, or Adam's first beta; its second is 0.999."""
     nesterov: bool = False
-    """Whether SGD's momentum is Nesterov's."""
+    """If true, SGD's momentum is Nesterov's."""
     weight_decay: float = 1e-4
     """Factor of the weights that is added to the gradient (L2 penalty), under Adam too."""
     lr_schedule: Literal["cosine", "multi_step", "constant"] = "cosine"
-    """How `lr` changes: half a cosine to `last_lr` at the end of the student's rounds; times `decay` at each of the
-    `milestones`; or not. The inversion's warm-up rounds, in which the student does not learn, do not count."""
+    """Schedule of `lr`: half a cosine to `last_lr` at the end of the student's rounds, the factor `decay` at each of
+    the `milestones`, or a constant. The inversion's warm-up rounds, in which the student takes no steps, do not
+    count."""
     lr_epoch: int = 0
-    """Rounds in an epoch, if a cosine changes the rate after each epoch only; 0: it does so after each step."""
+    """Rounds per epoch, if a cosine changes the rate only after each epoch; 0: after each step."""
     last_lr: float = 0.0
-    """The learning rate that a cosine reaches at the end of the student's rounds."""
+    """Learning rate of a cosine at the end of the student's rounds."""
     milestones: tuple[int, ...] = ()
-    """The student's rounds, counted from 1, after which the rate is multiplied by `decay`; multi_step alone has any."""
+    """The student's rounds, counted from 1, after which the rate is multiplied by `decay`; only with multi_step."""
     decay: float = 0.1
     """Factor of the learning rate at each milestone."""
     warm_up: float = 0.1
     """Share of all steps in which the learning rate rises linearly, before a cosine begins; under the other schedules
-    it multiplies what they give. Our choice: at a high temperature and without it, small students of few steps may blow
-    up (`experiments/LOG.md`)."""
+    it multiplies their rate. Our choice: at a high temperature, small students of few steps can diverge without it
+    (`experiments/LOG.md`)."""
     clip: float = 0.0
-    """Largest norm of the gradient of all weights together; a larger one is scaled down to it. 0: none is."""
+    """Largest norm of the gradient of all weights together; a larger gradient is scaled down to it. 0: no clipping."""
     augment: bool = True
-    """Shift and flip the batch; the teacher then looks at it again, otherwise its stored logits serve (a loss that
-    compares layers has it look in any case)."""
+    """Shift and flip the batch; the teacher's logits are then computed for the augmented images, otherwise the stored
+    logits are used (a loss that compares layers runs the teacher in any case)."""
     shift: float = 0.125
     """Largest shift as a share of the side; black moves in, as in the published crops of [0, 1] pixels."""
     condensed_augment: Literal["batch", "dsa"] = "batch"
-    """What is done to the condensed images of a batch. `batch`: what is done to all of it. `dsa`: one operation of the
-    DSA family a step instead, each image with a draw of its own, and the teacher looks again. Synthetic images are seen
-    as without it."""
+    """Augmentation of the condensed images of a batch. `batch`: the same as for the whole batch. `dsa`: instead, one
+    DSA operation per step, with separate random parameters for each image, and the teacher's logits are computed again.
+    Synthetic images are augmented as without it."""
 
     def __post_init__(self) -> None:
         require(self.steps >= 1, "student steps", self.steps, "an integer >= 1")
@@ -126,7 +130,7 @@ class Distiller(Method):
         most = self.condensed_share * self.share_schedule.largest
         require(most <= 1, "condensed_share times the largest factor of its share_schedule", most, "at most 1")
         fixed = self.mix == "share" or self.share_schedule == Schedule()
-        require(fixed, "share_schedule under mix concat", self.share_schedule, "none: all condensed images are there")
+        require(fixed, "share_schedule under mix concat", self.share_schedule, "none: all condensed images are used")
         require_shift(self.shift, "student shift")
         self._check_optimizer()
         self._check_schedule()
@@ -158,90 +162,97 @@ class Distiller(Method):
 
     @property
     def idle(self) -> tuple[str, ...]:
-        """What is set and does nothing, and why. A search opens such fields beside those they need."""
-        in_vain = self.condensed_augment == "dsa" and self.condensed_share == 0
-        return ("condensed_augment dsa with condensed_share 0",) if in_vain else ()
+        """Settings without effect, each with the reason.
+
+        A search opens such a field together with those it depends on.
+        """
+        without_effect = self.condensed_augment == "dsa" and self.condensed_share == 0
+        return ("condensed_augment dsa with condensed_share 0",) if without_effect else ()
 
     def check_rounds(self, rounds: int) -> None:
-        """Raise `InputError` where the learning-rate schedule goes beyond the student's `rounds`."""
+        """Raise `InputError` if the learning-rate schedule extends beyond the student's `rounds`."""
         last = max(self.milestones, default=0)
         require(last < rounds, "milestone", last, f"less than {rounds}, the student's rounds")
         require(self.lr_epoch <= rounds, "lr_epoch", self.lr_epoch, f"at most {rounds}, the student's rounds")
 
     def within(self, rounds: int) -> Self:
-        """The same for a trial cut to `rounds`, whose cost is measured: later milestones are left out."""
+        """Return the config for a trial cut to `rounds` to measure its cost: later milestones are removed."""
         kept = tuple(milestone for milestone in self.milestones if milestone < rounds)
         schedule = self.lr_schedule if kept or self.lr_schedule == "cosine" else "constant"
         return replace(self, milestones=kept, lr_schedule=schedule, lr_epoch=min(self.lr_epoch, rounds))
 
     @property
     def concatenates(self) -> bool:
-        """Whether condensed images come to a full batch of synthetic ones, rather than in their place."""
+        """True if condensed images are added to a full batch of synthetic ones rather than replacing some."""
         return self.mix == "concat" and 0 < self.condensed_share < 1
 
     @property
-    def asks_teacher(self) -> bool:
-        """Whether each step asks the teacher about its batch; otherwise stored logits serve."""
-        apart = self.condensed_augment == "dsa" and self.condensed_share > 0
-        return self.augment or apart or bool(self.loss.pairs)
+    def runs_teacher(self) -> bool:
+        """True if each step computes the teacher's logits of its batch; otherwise the stored logits are used."""
+        separate = self.condensed_augment == "dsa" and self.condensed_share > 0
+        return self.augment or separate or bool(self.loss.layer_pairs)
 
     def num_condensed(self, progress: float) -> int:
-        """Condensed images in the place of synthetic ones in a batch at `progress`: 0 first round, 1 last."""
+        """Return the number of condensed images that replace synthetic ones at `progress`: 0 first round, 1 last."""
         return 0 if self.concatenates else round(self.condensed_share * self.share_schedule.at(progress) * self.batch)
 
     def num_synthetic(self, progress: float) -> int:
-        """Synthetic images in a batch at `progress`; they come first."""
+        """Return the number of synthetic images in a batch at `progress`; they come first."""
         return self.batch - self.num_condensed(progress)
 
     @property
     def needs_synthetic(self) -> bool:
-        """Whether there is ever a synthetic image in a batch."""
+        """True if any batch contains a synthetic image."""
         least = round(self.condensed_share * self.share_schedule.smallest * self.batch)
         return self.concatenates or least < self.batch
 
     def condensed_rows(self, held: int, progress: float, rng: torch.Generator) -> Tensor:
-        """Which of `held` condensed images are in a batch: drawn with replacement, under `concat` without."""
+        """Return the rows of `held` condensed images for a batch: drawn with replacement, under `concat` without."""
         if self.concatenates:
             return torch.randperm(held, generator=rng)[: self.batch]
         return torch.randint(held, (self.num_condensed(progress),), generator=rng)
 
     def init(self, student: nn.Module, rounds: int) -> DistillerState:
-        """Optimiser and learning-rate schedule for the `rounds` rounds in which the student learns."""
+        """Return optimiser and learning-rate schedule for the `rounds` rounds in which the student learns."""
         kind = torch.optim.SGD if self.optimizer == "sgd" else torch.optim.Adam
         optimizer = kind(student.parameters(), self.lr, fused=True, **self._settings)
-        # A factor of the step alone, and not one of torch's recursive schedules: a state taken over by a trial of
-        # another recipe then follows that one at once.
+        # A function of the step only, not one of torch's recursive schedules: a state that another trial with a
+        # different recipe takes over then follows the new recipe at once.
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate(rounds * self.steps))
         return DistillerState(student, optimizer, schedule)
 
     @property
     def _settings(self) -> dict[str, Any]:
-        """What the optimiser is made with beside the rate."""
+        """Arguments of the optimiser other than the rate."""
         if self.optimizer == "sgd":
             return {"momentum": self.momentum, "weight_decay": self.weight_decay, "nesterov": self.nesterov}
         return {"betas": (self.momentum, 0.999), "weight_decay": self.weight_decay}
 
     def check_loaded(self, state: DistillerState, source: object) -> None:
-        """Raise `InputError` where the optimiser loaded from `source` has other settings than this config's.
+        """Raise `InputError` if the optimiser loaded from `source` has other settings than this config's.
 
-        Loading a state brings its optimiser's settings along, so a checkpoint of other code would change the recipe.
+        Loading a state also loads its optimiser's settings, so a checkpoint of other code would change the recipe.
         """
         for group, (name, own) in product(state.optimizer.param_groups, self._settings.items()):
             found = group.get(name)
             require(found == own, f"the student optimiser's {name} in {source}", found, f"{own}; or delete the file")
 
     def _rate(self, total: int) -> Callable[[int], float]:
-        """Factor of `lr` at each of `total` steps: linear up, and what the schedule says."""
-        rising = self.warm_up * total
-        falls = {"cosine": self._cosine(rising, total), "multi_step": self._multi_step, "constant": lambda step: 1.0}
-        fall = falls[self.lr_schedule]
-        return lambda step: min((step + 1) / (rising + 1), 1.0) * fall(step)
+        """Return the factor of `lr` at each of `total` steps: a linear warm-up times the schedule."""
+        warm_up_steps = self.warm_up * total
+        factors = {
+            "cosine": self._cosine(warm_up_steps, total),
+            "multi_step": self._multi_step,
+            "constant": lambda step: 1.0,
+        }
+        factor = factors[self.lr_schedule]
+        return lambda step: min((step + 1) / (warm_up_steps + 1), 1.0) * factor(step)
 
-    def _cosine(self, rising: float, total: int) -> Callable[[int], float]:
+    def _cosine(self, warm_up_steps: float, total: int) -> Callable[[int], float]:
         unit, end = max(self.lr_epoch * self.steps, 1), self.last_lr / self.lr
 
         def factor(step: int) -> float:
-            passed = max(step - step % unit - rising, 0) / max(total - rising, 1)
+            passed = max(step - step % unit - warm_up_steps, 0) / max(total - warm_up_steps, 1)
             return end + (1 - end) * 0.5 * (1 + math.cos(math.pi * passed))
 
         return factor
@@ -259,18 +270,24 @@ class Distiller(Method):
         rng: Streams,
         condensed: int = 0,
     ) -> Step:
-        """One step on `batch` with `weights` (B,) of its samples: the loss is the mean of weights times losses.
+        """Take one step on `batch`; the loss is the mean over samples of `weights` (B,) times the distillation losses.
 
-        `condensed`: how many of its samples are condensed images, the last ones.
+        `condensed`: number of condensed images in the batch, which come last.
         """
         begin_step()
-        images = self._shown(batch.images, condensed, teacher, rng)
-        asked = self.asks_teacher or not batch.asked
-        # Hooks that come and go, by which pairs of layers are read, are not for the compiler.
-        compare = comparison.uncompiled if self.loss.pairs else comparison
-        taught_by = teacher.network if self.loss.pairs else teacher.answering
+        images = self._student_images(batch.images, condensed, teacher, rng)
+        run_teacher = self.runs_teacher or not batch.has_logits
+        # The compiler cannot follow the temporary hooks that read pairs of layers.
+        compare = comparison.uncompiled if self.loss.layer_pairs else comparison
+        teacher_network = teacher.network if self.loss.layer_pairs else teacher.answering
         loss, agree, gap = compare(
-            self.loss, state.student, taught_by if asked else None, images, batch.logits, batch.labels, weights
+            self.loss,
+            state.student,
+            teacher_network if run_teacher else None,
+            images,
+            batch.logits,
+            batch.labels,
+            weights,
         )
         state.optimizer.zero_grad()
         loss.backward()
@@ -280,25 +297,25 @@ class Distiller(Method):
         state.schedule.step()
         return Step({"loss": loss, "agreement": agree}, gap)
 
-    def _shown(self, images: Tensor, condensed: int, teacher: Teacher, rng: Streams) -> Tensor:
-        """What the student sees of `images` (B, C, H, W), of which the last `condensed` are that."""
-        apart = condensed if self.condensed_augment == "dsa" else 0
-        synthetic = len(images) - apart
-        # Moves are drawn for a full batch, so that synthetic images move alike however many of it are condensed.
-        shown = images[: max(synthetic, self.batch)]
-        shown = self._augmented(shown, teacher, rng) if self.augment else shown
-        if not apart:
-            return shown
+    def _student_images(self, images: Tensor, condensed: int, teacher: Teacher, rng: Streams) -> Tensor:
+        """Return `images` (B, C, H, W) augmented for the student; the last `condensed` of them are condensed images."""
+        separate = condensed if self.condensed_augment == "dsa" else 0
+        synthetic = len(images) - separate
+        # Shifts are drawn for a full batch, so that those of synthetic images do not depend on the condensed share.
+        augmented = images[: max(synthetic, self.batch)]
+        augmented = self._augmented(augmented, teacher, rng) if self.augment else augmented
+        if not separate:
+            return augmented
         name = "augment/condensed"
         own = dsa(images[synthetic:], rng=rng[name], choice=rng.host(name), flip=teacher.flip_ok)
-        return torch.cat([shown[:synthetic], own])
+        return torch.cat([augmented[:synthetic], own])
 
     def _augmented(self, images: Tensor, teacher: Teacher, rng: Streams) -> Tensor:
-        move = partial(shift_flip, share=self.shift, flip=teacher.flip_ok, black=teacher.black.to(images))
-        parts = [move(images[: self.batch], rng=rng["augment/student"])]
+        shift_and_flip = partial(shift_flip, share=self.shift, flip=teacher.flip_ok, black=teacher.black.to(images))
+        parts = [shift_and_flip(images[: self.batch], rng=rng["augment/student"])]
         if len(images) > self.batch:
-            # From a stream of their own, so that synthetic images move alike with or without condensed ones behind.
-            parts.append(move(images[self.batch :], rng=rng["augment/condensed"]))
+            # From a separate stream, so that the shifts of synthetic images do not depend on condensed ones.
+            parts.append(shift_and_flip(images[self.batch :], rng=rng["augment/condensed"]))
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
@@ -312,40 +329,45 @@ def comparison(
     labels: Tensor,
     weights: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The mean of `weights` (B,) times the losses, the share named alike, and KL(teacher || student) (B,).
+    """Mean of `weights` (B,) times the losses, share of equal predictions, and KL(teacher || student) (B,).
 
-    The teacher's answers to `images` (B, C, H, W) are `logits` (B, K) where it is None, else it is asked.
+    `logits` (B, K) are the teacher's of `images` (B, C, H, W), and are used if `teacher` is None; otherwise it is run.
     """
-    taught = Answer(logits)
+    teacher_outputs = NetworkOutputs(logits)
     if teacher is not None:
         with torch.no_grad():
-            taught = answer(teacher, images, [theirs for _, theirs in kd.pairs])
-    given = answer(student, images.contiguous(memory_format=torch.channels_last), [ours for ours, _ in kd.pairs])
-    loss = (weights * kd(given, taught, labels)).mean()
-    agree = (given.logits.argmax(1) == taught.logits.argmax(1)).float().mean()
-    return loss, agree, divergence(given.logits.detach(), taught.logits)
+            teacher_outputs = network_outputs(teacher, images, [teacher_layer for _, teacher_layer in kd.layer_pairs])
+    student_outputs = network_outputs(
+        student,
+        images.contiguous(memory_format=torch.channels_last),
+        [student_layer for student_layer, _ in kd.layer_pairs],
+    )
+    loss = (weights * kd(student_outputs, teacher_outputs, labels)).mean()
+    agree = (student_outputs.logits.argmax(1) == teacher_outputs.logits.argmax(1)).float().mean()
+    return loss, agree, divergence(student_outputs.logits.detach(), teacher_outputs.logits)
 
 
-def answer(network: nn.Module, images: Tensor, layers: Sequence[str]) -> Answer:
-    """What a network says of images, and what its `layers` gave on the way; without any, no hook runs."""
+def network_outputs(network: nn.Module, images: Tensor, layers: Sequence[str]) -> NetworkOutputs:
+    """Return a network's logits of `images` and the outputs of its `layers`; without layers no hook is registered."""
     if not layers:
-        return Answer(network(images).float())
+        return NetworkOutputs(network(images).float())
     with tapped(network, layers) as taps:
         logits = network(images).float()
-    return Answer(logits, tuple(taps[name] for name in layers))
+    return NetworkOutputs(logits, tuple(taps[name] for name in layers))
 
 
 def as_two_means(weights: Tensor, added: int) -> Tensor:
-    """Weights (n + added,) under which the mean over all is the mean over n, weighted (n,), plus that over the added.
+    """Return weights (n + added,) for the mean over n samples, weighted (n,), plus the mean over the added ones.
 
-    One pass through the student then serves both, and its BN sees them together (our choice).
+    The weights are such that the mean over all samples equals that sum. One pass through the student then serves both,
+    and its BN statistics include both (our choice).
     """
     whole = len(weights) + added
     return torch.cat([weights * (whole / len(weights)), weights.new_full((added,), whole / added)])
 
 
 class Batch(NamedTuple):
-    """A batch of the student's: samples (B), their weights (B,), and the ids of the first, those from the memory."""
+    """A student's batch: samples (B), their weights (B,), and the ids of the first samples, those from the memory."""
 
     samples: Samples
     weights: Tensor
@@ -363,10 +385,10 @@ def next_batch(
     teacher: Teacher,
     rng: Streams,
 ) -> Batch:
-    """Synthetic then condensed samples: `batch` together, or, under `mix: concat`, condensed ones in addition.
+    """Return synthetic, then condensed samples: `batch` in all, or, under `mix: concat`, condensed ones in addition.
 
-    In every arm a full batch is drawn from the memory (its state: `remembered`) and the front of it used, so that all
-    arms see the same draws.
+    In every arm a full batch is drawn from the memory (whose state is `remembered`) and only the first part of it used,
+    so that all arms have the same random draws.
     """
     num_condensed = distiller.num_condensed(progress)
     num_synthetic = distiller.num_synthetic(progress)

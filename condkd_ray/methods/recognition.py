@@ -1,6 +1,6 @@
-"""How well a teacher's answers fit the labels of images, and whether another order of the classes would fit better.
+"""Agreement of a teacher's predictions with the labels of images, and whether another class order fits better.
 
-Every class counts the same, so that one with most of the images does not decide. All of it is our choice.
+All classes have the same weight, so that a class with most of the images does not decide. All of it is our choice.
 Letters: N images, K classes.
 """
 
@@ -18,33 +18,36 @@ Verdict = Literal["known", "doubtful", "unknown"]
 
 TIMES_CHANCE = 2.5
 FEW = 10
-"""Classes with fewer of which a teacher that is better than chance is never held for one that knows nothing."""
-NORMAL = 1.96
-"""Quantile of the 95 % interval."""
-SURE = 1e-3
-"""Largest one-sided p of a sign test with which another order is held for the true one."""
+"""Number of classes below which a teacher better than chance is never considered `unknown`."""
+QUANTILE = 1.96
+"""Normal quantile of the 95 % interval."""
+SIGNIFICANT = 1e-3
+"""Largest one-sided p of a sign test with which another order is considered the true one."""
 GAINED = 0.25
-"""Least gain of another order: mean share of the images of a class that changes places. A weak teacher that confuses
+"""Least gain of another order: mean share of a moved class's images that become correct. A weak teacher that confuses
 two classes gains less."""
-MOST_EACH, MOST = 100, 2000
-"""Images of a class, and of all, that a teacher is asked for at most: its accuracy is then known to 2 or 3 points."""
+MAX_PER_CLASS, MAX_TOTAL = 100, 2000
+"""Limits of the images per class, and in all, that a teacher classifies: its accuracy is then known to 2 or 3
+points."""
 BATCH = 500
-"""Images a network is shown at once."""
+"""Images per forward pass."""
 
 
 @dataclass(frozen=True)
 class Recognition:
-    """How a teacher's answers fit the labels of N images."""
+    """Agreement of a teacher's predictions with the labels of N images."""
 
     share: float
-    """Balanced accuracy: the share of its images named right, mean over the classes that have images."""
+    """Balanced accuracy: the share of correct predictions, averaged over the classes that have images."""
     low: float
     high: float
-    """Ends of its 95 % interval: Wilson's, for as many images as give that mean its binomial variance."""
+    """Ends of its 95 % interval: Wilson's, with the effective number of images that gives the mean its binomial
+    variance."""
     num_classes: int
-    """That have images."""
+    """Number of classes that have images."""
     order: tuple[int, ...] | None = None
-    """Another order of the K classes, where one fits better for certain: label of the images named k, at place k."""
+    """Another order of the K classes, if one certainly fits better: the label of the images predicted as k, at position
+    k."""
     ordered: float = 0.0
     """Balanced accuracy in that order."""
 
@@ -55,12 +58,12 @@ class Recognition:
 
     @property
     def verdict(self) -> Verdict:
-        """`unknown`: less than `least` for certain. `known`: more than it, and more than chance for certain.
+        """Verdict: `unknown` if `share` is certainly below `least`, `known` if above it and certainly above chance.
 
-        Of fewer than `FEW` classes `least` is so much that an honest weak teacher may not reach it: it is `unknown`
-        only where it is not better than chance for certain, too.
+        Otherwise it is `doubtful`. With fewer than `FEW` classes, `least` is so high that a valid weak teacher may not
+        reach it: the verdict is then `unknown` only if the accuracy is not certainly above chance either.
 
-        Ten images of ten classes are no evidence that a teacher who names two of them right does not know them.
+        For example, ten images of ten classes are too few to reject a teacher with two correct predictions.
         """
         if self.high < self.least and not (self.num_classes < FEW and self.beats_chance):
             return "unknown"
@@ -68,39 +71,42 @@ class Recognition:
 
     @property
     def beats_chance(self) -> bool:
-        """Whether it is better than chance for certain."""
+        """True if the accuracy is certainly above chance."""
         return self.low > 1 / self.num_classes
 
 
 def least_recognised(num_classes: int) -> float:
-    """With less a teacher hardly knows images: 2.5 times chance, or half way from chance to 1 if less (few classes)."""
+    """Return the accuracy below which images count as unknown: 2.5 times chance, or half way from chance to 1 if less.
+
+    The second value is the smaller one for few classes.
+    """
     chance = 1 / num_classes
     return min(TIMES_CHANCE * chance, (1 + chance) / 2)
 
 
-def asked_each(num_classes: int, most: int = MOST) -> int:
-    """How many images of each class a teacher is asked for, of all no more than `most`, but for one a class."""
-    return max(1, min(MOST_EACH, min(MOST, most) // num_classes))
+def max_images_per_class(num_classes: int, most: int = MAX_TOTAL) -> int:
+    """Return the number of images per class that a teacher classifies: at most `most` in all, but at least 1."""
+    return max(1, min(MAX_PER_CLASS, min(MAX_TOTAL, most) // num_classes))
 
 
 def choose(labels: Tensor, per_class: int, *, seed: int) -> Tensor:
-    """Rows of `per_class` random images of each class, or of all where it has fewer, by class; `labels` (N,)."""
+    """Return rows of `per_class` random images of each class, or of all if it has fewer, by class; `labels` (N,)."""
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     num_classes = int(labels.max()) + 1 if len(labels) else 1
     return torch.cat([rows[:per_class] for rows in by_class(order, labels[order], num_classes)])
 
 
 @torch.no_grad()
-def named(
+def predicted_classes(
     network: nn.Module,
     images: RealImages,
     mean: Sequence[float],
     std: Sequence[float],
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """(N,) classes that `network` names, on `device`, where the images go as uint8 if they are not there.
+    """Return (N,) classes predicted by `network` on `device`; the images are moved there as uint8.
 
-    `mean`, `std`: of its normalisation, a channel, in units of [0, 1] pixels. It is left in eval mode.
+    `mean`, `std`: of the normalisation, per channel, in units of [0, 1] pixels. The network is left in eval mode.
     """
     network.eval()
     parts = (images[slice(a, a + BATCH)].to(device) for a in range(0, len(images), BATCH))
@@ -108,7 +114,7 @@ def named(
 
 
 def recognition(answers: Tensor, labels: Tensor, num_classes: int) -> Recognition:
-    """Compare answers (N,) with labels (N,), int64 on the CPU, each of 0 to K - 1; one image or more."""
+    """Compare predictions `answers` (N,) with labels (N,), int64 on the CPU, each of 0 to K - 1; N >= 1."""
     counts = labels.bincount(minlength=num_classes).double()
     there = counts > 0
     rates = _rates(answers, labels, num_classes)
@@ -120,28 +126,28 @@ def recognition(answers: Tensor, labels: Tensor, num_classes: int) -> Recognitio
 
 
 def sign_test(won: int, lost: int, *, among: int = 1) -> bool:
-    """Whether one of two ways to name the same images is better for certain: an exact sign test.
+    """Return whether one of two classifiers of the same images is certainly better: an exact sign test.
 
-    `won` images are named right by it alone, `lost` by the other alone. `among`: ways that it is the best of, each of
-    which could have won by chance (Bonferroni).
+    `won` images are classified correctly by it only, `lost` by the other only. `among`: number of candidates of which
+    it is the best, each of which could have won by chance (Bonferroni).
     """
-    from scipy.stats import binom  # not at the top, as every command would wait for it
+    from scipy.stats import binom  # imported here, because every command would wait for it
 
-    return won > 0 and bool(binom.sf(won - 1, won + lost, 0.5) * among <= SURE)
+    return won > 0 and bool(binom.sf(won - 1, won + lost, 0.5) * among <= SIGNIFICANT)
 
 
-def taken_for(answers: Tensor, labels: Tensor, num_classes: int) -> list[list[int]]:
-    """Cycles of classes of which each has more images named as the next than as any other, the last as the first.
+def confusion_cycles(answers: Tensor, labels: Tensor, num_classes: int) -> list[list[int]]:
+    """Return cycles of classes whose most frequent prediction is the next class of the cycle (the last: the first).
 
-    Classes that have changed places look so; of few images, or with a teacher that confuses them, others may.
+    Swapped labels give such cycles; with few images, or a teacher that confuses classes, others can occur.
     """
     rates = _rates(answers, labels, num_classes)
-    most, named = rates.max(0)
-    named = torch.where(most > rates.diagonal(), named, torch.arange(num_classes)).tolist()
+    most, predicted = rates.max(0)
+    predicted = torch.where(most > rates.diagonal(), predicted, torch.arange(num_classes)).tolist()
     cycles, seen = [], set()
     for first in range(num_classes):
         walk = [first]
-        while (after := named[walk[-1]]) not in walk:
+        while (after := predicted[walk[-1]]) not in walk:
             walk.append(after)
         cycle = walk[walk.index(after) :]
         if len(cycle) > 1 and not seen & set(cycle):
@@ -151,24 +157,24 @@ def taken_for(answers: Tensor, labels: Tensor, num_classes: int) -> list[list[in
 
 
 def _rates(answers: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """(K, K) float64: of the images of a label, a column, the share that is named as each class, a row."""
+    """Return (K, K) float64: the share of a label's images (a column) that is predicted as each class (a row)."""
     pairs = (answers * num_classes + labels).bincount(minlength=num_classes**2).view(num_classes, num_classes)
     return pairs.double() / pairs.sum(0).clamp(min=1)
 
 
 def _wilson(share: float, images: float) -> tuple[float, float]:
-    """Wilson's interval of a share of so many images."""
-    spread = NORMAL**2 / images
+    """Return Wilson's interval of a share of this number of images."""
+    spread = QUANTILE**2 / images
     middle = (share + spread / 2) / (1 + spread)
-    half = NORMAL / (1 + spread) * (share * (1 - share) / images + spread / (4 * images)) ** 0.5
+    half = QUANTILE / (1 + spread) * (share * (1 - share) / images + spread / (4 * images)) ** 0.5
     return middle - half, middle + half
 
 
 def _other_order(answers: Tensor, labels: Tensor, num_classes: int) -> Tensor | None:
-    """(K,) the order that fits better for certain, whole or in those cycles that do; None where there is none.
+    """Return (K,) the order that certainly fits better, whole or in some of its cycles; None if there is none.
 
-    It is found on one half of the images and judged on the other, and the other way round: on the images that it was
-    found on, the best of all K! orders always fits.
+    It is found on one half of the images and tested on the other, and vice versa: on the images on which it was found,
+    the best of all K! orders always fits.
     """
     half = _halves(labels, num_classes)
     parts = [(answers[half == side], labels[half == side]) for side in (0, 1)]
@@ -176,17 +182,17 @@ def _other_order(answers: Tensor, labels: Tensor, num_classes: int) -> Tensor | 
         return None
     found = [_best(*part, num_classes) for part in parts]
     tried = [(order, *part) for order, part in zip(found, reversed(parts), strict=True)]
-    if _surely(tried, torch.ones(num_classes, dtype=torch.bool)):
+    if _certainly_better(tried, torch.ones(num_classes, dtype=torch.bool)):
         return _best(answers, labels, num_classes)
     order = torch.arange(num_classes)
     for cycle in _cycles(found[0]):
-        if torch.equal(found[0][cycle], found[1][cycle]) and _surely(tried, _mask(cycle, num_classes)):
+        if torch.equal(found[0][cycle], found[1][cycle]) and _certainly_better(tried, _mask(cycle, num_classes)):
             order[cycle] = found[0][cycle]
     return None if torch.equal(order, torch.arange(num_classes)) else order
 
 
 def _halves(labels: Tensor, num_classes: int) -> Tensor:
-    """(N,) 0 or 1: the images of each class in turn."""
+    """Return (N,) 0 or 1: the images of each class alternate."""
     order = labels.argsort(stable=True)
     counts = labels.bincount(minlength=num_classes)
     place = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels[order]]
@@ -194,8 +200,8 @@ def _halves(labels: Tensor, num_classes: int) -> Tensor:
 
 
 def _best(answers: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """(K,) the order with the highest balanced accuracy; of equals the one that moves the fewest classes."""
-    from scipy.optimize import linear_sum_assignment  # not at the top, as every command would wait for it
+    """Return (K,) the order with the highest balanced accuracy; among equals the one that moves the fewest classes."""
+    from scipy.optimize import linear_sum_assignment  # imported here, because every command would wait for it
 
     rates = _rates(answers, labels, num_classes)
     _, order = linear_sum_assignment((rates + 1e-6 * torch.eye(num_classes)).numpy(), maximize=True)
@@ -203,7 +209,7 @@ def _best(answers: Tensor, labels: Tensor, num_classes: int) -> Tensor:
 
 
 def _cycles(order: Tensor) -> list[Tensor]:
-    """The classes that change places, each list of them among themselves."""
+    """Return the classes that change places, one list per cycle."""
     cycles, left = [], {k for k, label in enumerate(order.tolist()) if label != k}
     while left:
         cycle = [left.pop()]
@@ -218,10 +224,11 @@ def _mask(rows: Tensor, count: int) -> Tensor:
     return torch.zeros(count, dtype=torch.bool).index_fill(0, rows, True)
 
 
-def _surely(tried: list[tuple[Tensor, Tensor, Tensor]], among: Tensor) -> bool:
-    """Whether orders, each with answers and labels of images it was not found on, fit better in the classes `among`.
+def _certainly_better(tried: list[tuple[Tensor, Tensor, Tensor]], among: Tensor) -> bool:
+    """Return whether orders fit better in the classes `among`, by an exact sign test and by `GAINED`.
 
-    By an exact sign test over the images that just one of the two orders names right, and by `GAINED`.
+    `tried`: each order with predictions and labels of images on which it was not found. The test counts the images that
+    exactly one of the two orders classifies correctly.
     """
     won, lost, gains = 0, 0, []
     for order, answers, labels in tried:

@@ -1,11 +1,11 @@
-"""What the images of a round are to show: a class each, or a whole answer of the teacher.
+"""Targets of a round's images: a class each, or a whole output distribution of the teacher.
 
 Soft targets from a layer of the teacher: Z. Wang, AAAI 2021, arXiv 2104.04868, "Data-free knowledge distillation with
-soft targeted transfer set synthesis"; the images are `inversion/soft_target.py`. Formulas, settings and traps:
-`methods.md` 5.2, 5.4, 5.6 (the paper's formulas by way of its discussions and of a re-implementation; it has no
-released code).
+soft targeted transfer set synthesis"; the images are made by `inversion/soft_target.py`. The authors released no code:
+the formulas follow published summaries of the paper and a public re-implementation, without its errors (it swaps the
+arguments of the KL and draws new targets in every step).
 
-Letters: B batch, K classes, d units of the layer, k weights that come in to each.
+Letters: B batch, K classes, d units of the layer, k incoming weights of each unit.
 """
 
 from abc import ABC, abstractmethod
@@ -24,10 +24,9 @@ from condkd_ray.models.teacher import Teacher
 
 @dataclass(frozen=True)
 class Targets:
-    """What is wanted of each image of a round: `labels` (B,) int64, and by soft targets more than a class.
+    """Targets of a round's images: `labels` (B,) int64, and optionally soft targets.
 
-    `soft` (B, K): the teacher's whole answer that is wanted, probabilities at `temperature`; `labels` are then their
-    largest.
+    `soft` (B, K): the target distributions, probabilities at `temperature`; `labels` are then their largest classes.
     """
 
     labels: Tensor
@@ -38,37 +37,38 @@ class Targets:
         return len(self.labels)
 
     @property
-    def answers(self) -> Tensor:
-        """What cross-entropy at `temperature` takes: the soft targets, else the labels."""
+    def cross_entropy_target(self) -> Tensor:
+        """Target of the cross-entropy at `temperature`: the soft targets if there are any, else the labels."""
         return self.labels if self.soft is None else self.soft
 
 
 @dataclass(frozen=True, kw_only=True)
 class TargetSource(Method, ABC):
-    """Contract of the family."""
+    """Contract of the target sources."""
 
     soft: ClassVar[bool] = False
-    """Whether it gives soft targets; then only inversions that hear answers can be asked."""
+    """True if the targets are soft; only inversions with `uses_targets` `soft` accept these."""
 
     def check(self, teacher: Teacher) -> None:
-        """Raise `InputError` where the teacher has not what the targets are made of."""
+        """Raise `InputError` if the teacher lacks what the targets are computed from."""
 
     @abstractmethod
     def sample(self, count: int, teacher: Teacher, *, rng: Streams) -> Targets:
-        """Targets of `count` images, on the teacher's device, from stream `targets`."""
+        """Return targets of `count` images, on the teacher's device, from stream `targets`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Balanced(TargetSource):
-    """Each class floor(n / K) or ceil(n / K) times, in random order; which classes get one more is drawn too.
+    """Each class floor(n / K) or ceil(n / K) times, in random order; which classes get one more is random too.
 
-    Our choice: the hosts draw labels independently (CMI, Fast) or balanced (NAYER); balanced has less variance.
+    Our choice: the published hosts draw labels independently (CMI, Fast) or balanced (NAYER); balanced labels have less
+    variance.
     """
 
     name: Literal["balanced"] = "balanced"
 
     def sample(self, count: int, teacher: Teacher, *, rng: Streams) -> Targets:
-        """`count` labels."""
+        """Return `count` labels."""
         return Targets(balanced_labels(count, teacher.num_classes, rng))
 
 
@@ -82,16 +82,16 @@ def balanced_labels(count: int, num_classes: int, rng: Streams) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Soft(TargetSource):
-    r"""What the teacher answers where a layer gives v ~ N(mean, sigma^2 R): softmax(rest(v) / temperature).
+    """The teacher's outputs for layer values v ~ N(mean, sigma^2 R): softmax(rest(v) / temperature).
 
-    R_ij is the cosine of the weights that come in to the units i and j. A unit without weights stays at `mean`. One
-    distribution for all classes: the labels, each target's largest class, are as unbalanced as the teacher is, and
-    the paper does not balance them. Of 10 000 targets for digits each class had 2 to 15 % (lenet5) and 4 to 14 %
-    (resnet-8-16), hardly changed by `sigma`.
+    `rest` is the part of the teacher after the layer. R_ij is the cosine between the incoming weights of units i and j.
+    A unit without incoming weights has the value `mean`. All classes share one distribution: the labels, which are each
+    target's largest class, are as unbalanced as the teacher's outputs, and the paper does not balance them. Of 10 000
+    targets for digits each class had 2 to 15 % (lenet5) and 4 to 14 % (resnet-8-16), almost independently of `sigma`.
 
-    A linear layer gives v before its activation; the network applies what follows. ResNets have none but the last:
-    their convolutions may be named whose channels are the features. Then k counts all of a kernel's weights, v is the
-    pooled vector, and a ReLU follows it.
+    For a linear layer, v are its values before the activation, and the network applies what follows. ResNets have no
+    linear layer but the last: a convolution whose channels are the features may be named instead. Then k counts all
+    weights of a kernel, v is the pooled vector, and a ReLU follows it.
     """
 
     paper = "Z. Wang, AAAI 2021"
@@ -99,15 +99,15 @@ class Soft(TargetSource):
     name: Literal["soft"] = "soft"
     soft = True
     layer: str | None = None
-    """A linear layer or convolution of the teacher. None: the last linear layer before the one that makes the logits
+    """A linear layer or convolution of the teacher. None: the last linear layer before the one that computes the logits
     ("FC-2" in the paper); without one, the last convolution larger than 1x1 whose channels are the features."""
     sigma: float = 2.0
     """Scale of the values (the paper: 1.5 for MNIST, 2.0 for CIFAR-10)."""
     sigma_is_variance: bool = True
-    """Whether the standard deviation is the square root of `sigma`, or `sigma`."""
+    """If true, the standard deviation is the square root of `sigma`, else `sigma` itself."""
     mean: float = 0.0
     activate: bool = True
-    """Whether v is of before the activation. Else it enters the last linear layer as it is."""
+    """If true, the activation is applied to v. Otherwise v enters the last linear layer directly."""
     temperature: float = 20.0
 
     def __post_init__(self) -> None:
@@ -115,8 +115,8 @@ class Soft(TargetSource):
         require(self.temperature > 0, "soft targets' temperature", self.temperature, "> 0")
 
     def check(self, teacher: Teacher) -> None:
-        """Raise `InputError`, with the layers that can be used, where `layer` cannot or there is none."""
-        name = self._chosen(teacher)
+        """Raise `InputError`, which lists the usable layers, if `layer` is unusable or there is none."""
+        name = self._layer_name(teacher)
         fault = self._fault(name, teacher)
         if fault:
             usable = [other for other in teacher.weighted if not self._fault(other, teacher)]
@@ -125,47 +125,48 @@ class Soft(TargetSource):
 
     @torch.no_grad()
     def sample(self, count: int, teacher: Teacher, *, rng: Streams) -> Targets:
-        """`count` soft targets; the labels are their largest classes."""
-        name = self._chosen(teacher)
+        """Return `count` soft targets; the labels are their largest classes."""
+        name = self._layer_name(teacher)
         assert name is not None
         layer = teacher.weighted[name]
         std = self.sigma**0.5 if self.sigma_is_variance else self.sigma
         values = self.mean + std * correlated(layer.weight, count, rng["targets"])
         rectify = self.activate and isinstance(layer, nn.Conv2d)
-        logits = teacher.answer_from(self._entry(name, teacher), F.relu(values) if rectify else values)
+        logits = teacher.answer_from(self._input_layer(name, teacher), F.relu(values) if rectify else values)
         soft = F.softmax(logits / self.temperature, dim=1)
         return Targets(soft.argmax(1), soft, self.temperature)
 
-    def _chosen(self, teacher: Teacher) -> str | None:
+    def _layer_name(self, teacher: Teacher) -> str | None:
         if self.layer is not None:
             return self.layer
         linear = [name for name, layer in teacher.weighted.items() if isinstance(layer, nn.Linear)]
         return (linear or _feature_convolutions(teacher) or [None])[-1]
 
-    def _entry(self, name: str, teacher: Teacher) -> str:
-        """Where v is put in."""
+    def _input_layer(self, name: str, teacher: Teacher) -> str:
+        """Return the name of the layer at which v enters the network."""
         own = self.activate and isinstance(teacher.weighted[name], nn.Linear)
         return name if own else PENULTIMATE
 
     def _fault(self, name: str | None, teacher: Teacher) -> str:
-        """Why a layer cannot be used; empty where it can."""
+        """Return why a layer cannot be used, or an empty string."""
         layer = teacher.weighted.get(name) if name else None
         if name is None or layer is None:
             return "no linear layer or convolution before the one that makes the logits"
         if isinstance(layer, nn.Conv2d) and layer.groups > 1:
             return "a grouped convolution: its units have no weights in common"
-        entry, units = self._entry(name, teacher), len(layer.weight)
+        entry, units = self._input_layer(name, teacher), len(layer.weight)
         if entry == PENULTIMATE and units != teacher.num_features:
-            return f"{units} units where {teacher.num_features} features are wanted"
+            return f"{units} units where {teacher.num_features} features are needed"
         if not teacher.decides(entry, units):
-            return "the answer does not depend on it, or not on it alone"
+            return "the logits do not depend on it, or not on it only"
         return ""
 
 
 def correlated(weight: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """(count, d) normal vectors of mean 0 whose covariance is the cosines of the rows of `weight` (d, ...).
+    """Return (count, d) normal vectors of mean 0 whose covariance is the cosines of the rows of `weight` (d, ...).
 
-    Normalised rows times standard normal vectors of length k: exact for a singular R too, without factorising it.
+    They are the normalised rows times standard normal vectors of length k: exact for a singular R too, without a
+    factorisation.
     """
     with torch.autocast(weight.device.type, enabled=False):
         rows = F.normalize(weight.flatten(1).float(), dim=1)
@@ -174,7 +175,10 @@ def correlated(weight: Tensor, count: int, generator: torch.Generator) -> Tensor
 
 
 def _feature_convolutions(teacher: Teacher) -> list[str]:
-    """Names of convolutions whose channels are the features; 1x1 ones, often shortcuts, only where there are none."""
+    """Return the names of convolutions whose channels are the features.
+
+    1x1 convolutions, which are often shortcuts, are returned only if there are no others.
+    """
     convolutions = {name: layer for name, layer in teacher.weighted.items() if isinstance(layer, nn.Conv2d)}
     fitting = [name for name, layer in convolutions.items() if layer.out_channels == teacher.num_features]
     return [name for name in fitting if max(convolutions[name].kernel_size) > 1] or fitting

@@ -1,9 +1,9 @@
-r"""Weighing: how much each image counts in the per-sample terms of the inversion that makes it.
+"""Weighing: the weight of each image in the per-sample terms of the inversion that makes it.
 
-SSD-KD's modulating function (CVPR 2024, arXiv 2406.07876): rare classes and hard images count more. Read (`methods.md`
-4.3): phi is a diversity term times a difficulty term; the first penalises how many samples the teacher puts into the
-same class, the second favours low confidence with the exponent gamma. No code is public and the formula below is
-recalled, not read: it is our choice, as are all fields but gamma.
+SSD-KD's modulating function (CVPR 2024, arXiv 2406.07876) gives rare classes and hard images more weight. According to
+published summaries, phi is a diversity term, which penalises the number of samples that the teacher assigns to the same
+class, times a difficulty term, which favours low confidence with an exponent gamma. There is no public code, so the
+formula below and all fields but gamma are our choice.
 
 Letters: B batch, K classes.
 """
@@ -20,95 +20,102 @@ from condkd_ray.models.observation import Observation
 
 
 class Weigh(Protocol):
-    """Weights of the samples in the per-sample terms of an inversion (SSD-KD's modulating function is one)."""
+    """Computes the weights of samples in the per-sample terms of an inversion; one is SSD-KD's modulating function."""
 
-    def __call__(self, seen: Observation, labels: Tensor) -> Tensor:
-        """(B,) weights >= 0, without gradient unless the weighing has been told to let one through."""
+    def __call__(self, observation: Observation, labels: Tensor) -> Tensor:
+        """Return (B,) weights >= 0, without gradient unless the weighing is set to pass one."""
         ...
 
 
-def equal_weights(seen: Observation, labels: Tensor) -> Tensor:
-    """Every sample counts the same: the `Weigh` of all methods but SSD-KD."""
+def equal_weights(observation: Observation, labels: Tensor) -> Tensor:
+    """Return ones: the `Weigh` of all methods but SSD-KD."""
     return torch.ones(len(labels), device=labels.device)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Weighing(Method, ABC):
-    """Contract of the family."""
+    """Contract of the weighings."""
 
     reads_memory: ClassVar[bool] = True
-    """Whether weights depend on what the memory holds."""
+    """True if the weights depend on the content of the memory."""
 
     @abstractmethod
     def bind(self, class_counts: Tensor) -> Weigh:
-        """The weights of one round, given how many samples of each class (K,) the memory holds at its start.
+        """Return the function that computes the weights during one round.
 
-        The class of what is held is the teacher's, on the device the weights are wanted on.
+        `class_counts` (K,) is the memory's number of samples of each class at the start of the round, by the teacher's
+        classes; it lies on the device of the weights.
         """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Equal(Weighing):
-    """Every image counts the same."""
+    """Every image has weight 1."""
 
     reads_memory = False
     name: Literal["equal"] = "equal"
 
     def bind(self, class_counts: Tensor) -> Weigh:
-        """Ones."""
+        """Return ones."""
         return equal_weights
 
 
 @dataclass(frozen=True, kw_only=True)
 class Modulating(Weighing):
-    """phi(x) = (1 - share of x's class among the counted) (1 - p(x))^gamma, where all classes are the teacher's.
+    """phi(x) = (1 - share of x's class among the counted samples) (1 - p(x))^gamma, with the teacher's classes.
 
-    p(x) is its largest probability, for the image as it saw it. Only per-sample terms are weighed; a match of BN
-    statistics is of the whole batch and stays as it is.
+    p(x) is the teacher's largest probability for the augmented image. Only per-sample terms are weighted; matching BN
+    statistics concerns the whole batch and is not.
     """
 
     paper = "Liu et al., CVPR 2024"
     ours = ("gamma", "counted", "share_of", "normalise", "through_confidence")
     name: Literal["modulating"] = "modulating"
     gamma: float = 2.0
-    """Exponent of the difficulty term, focal loss's default (the paper's value is not known); 0 leaves it out."""
+    """Exponent of the difficulty term, the default of focal loss (the paper's value is not known); 0 disables the
+    term."""
     counted: Literal["memory", "batch", "both"] = "both"
-    """Whose classes are counted: of all the memory holds when the round begins, of the batch in the making, or both."""
+    """Samples whose classes are counted: all in the memory when the round begins, the current batch, or both."""
     share_of: Literal["answer", "label"] = "answer"
-    """The class whose share it is: the one the teacher puts x into, or the one wanted of x. Unconditional inversions
-    want what the teacher says; for the others only the latter pushes harder at classes that are made too seldom."""
+    """The class whose share is used: the one that the teacher predicts for x (`answer`), or the target class of x
+    (`label`). For unconditional inversions both are the same; for the others only `label` increases the weight of
+    classes that are made too rarely."""
     normalise: bool = False
-    """Scale to mean 1 over the batch, so that the per-sample terms keep their size beside the others."""
+    """Scale the weights to mean 1 over the batch, so that the per-sample terms keep their size relative to the
+    others."""
     through_confidence: bool = False
-    """Let the gradient flow through p(x) as well; otherwise phi only weighs."""
+    """Let the gradient flow through p(x) too; otherwise phi is only a weight."""
 
     def __post_init__(self) -> None:
         require(self.gamma >= 0, "modulating gamma", self.gamma, ">= 0")
 
     def bind(self, class_counts: Tensor) -> Weigh:
-        """Phi."""
+        """Return phi."""
 
-        def weigh(seen: Observation, labels: Tensor) -> Tensor:
-            logits = seen.logits if self.through_confidence else seen.logits.detach()
-            answers = logits.argmax(1)
-            share = self._shares(answers, class_counts)[answers if self.share_of == "answer" else labels]
+        def weigh(observation: Observation, labels: Tensor) -> Tensor:
+            logits = observation.logits if self.through_confidence else observation.logits.detach()
+            predicted = logits.argmax(1)
+            share = self._shares(predicted, class_counts)[predicted if self.share_of == "answer" else labels]
             phi = (1 - share) * uncertainty(logits, self.gamma)
             return phi / phi.detach().mean().clamp_min(torch.finfo(phi.dtype).tiny) if self.normalise else phi
 
         return weigh
 
-    def _shares(self, answers: Tensor, class_counts: Tensor) -> Tensor:
-        """(K,) shares of the classes among the counted; `answers` (B,). All are 0 where nothing is counted."""
+    def _shares(self, predicted: Tensor, class_counts: Tensor) -> Tensor:
+        """Return (K,) shares of the classes among the counted samples, where `predicted` (B,) is the batch.
+
+        All shares are 0 if nothing is counted.
+        """
         counts = torch.zeros_like(class_counts)
         if self.counted != "batch":
             counts = counts + class_counts
         if self.counted != "memory":
-            counts = counts.index_add(0, answers, torch.ones_like(answers))
+            counts = counts.index_add(0, predicted, torch.ones_like(predicted))
         return counts / counts.sum().clamp_min(1)
 
 
 def uncertainty(logits: Tensor, gamma: float) -> Tensor:
-    """(1 - largest probability)^gamma of (B, K) logits, (B,); exact, and its gradient finite, however sure they are."""
+    """(1 - largest probability)^gamma of (B, K) logits, (B,): exact, with a finite gradient at any confidence."""
     others = logits.float().log_softmax(1).scatter(1, logits.argmax(1, keepdim=True), -torch.inf)
     return (gamma * others.logsumexp(1)).exp()
 

@@ -1,13 +1,13 @@
-"""What the numbers support: means with their n, and paired differences with two kinds of interval.
+"""Means with their n, and paired differences of arms with two kinds of 95 % interval.
 
-Arms are compared within a seed, since all arms of a seed share their random draws. The interval over seeds says what
-another seed would do to the difference; the interval over test images says what another test set would do. Neither
-is corrected for the number of comparisons, as p is, and neither says what another teacher would do unless the seeds
-have several: see `condkd_ray.report.tables.teachers`.
+Arms are compared within a seed, since all arms of a seed share their random draws. The interval over seeds estimates
+how the difference would vary with other seeds; the interval over test images, with another test set. Neither is
+corrected for the number of comparisons, as p is. Neither covers other teachers unless the seeds have several: see
+`condkd_ray.report.tables.teachers`.
 
 Over seeds: the paired t interval at every n. Its coverage at nominal 95 %, simulated with 200 000 samples each
-(standard error 0.0005); exact for normal differences, too low for skewed ones, as for a difference whose seeds
-sometimes fail badly:
+(standard error 0.0005), is exact for normal differences and too low for skewed ones, such as those of an arm whose
+seeds sometimes fail badly:
 
 | differences  | n = 3 | n = 5 | n = 10 | n = 20 |
 |--------------|-------|-------|--------|--------|
@@ -19,8 +19,8 @@ sometimes fail badly:
 A BCa bootstrap covers less: 0.89 at n = 10 and 0.91 at n = 20 for normal differences.
 
 Over test images: an adjusted Wald interval, see `image_interval`. Its simulated coverage is at least 0.94 for 20 to
-10 000 test images and 1 to 5 seeds. A percentile bootstrap over images that differ in one answer of 10 to 20 covers
-0.56 to 0.79 for 20 of them and 0.84 for 50; from 360 images on both agree.
+10 000 test images and 1 to 5 seeds. A percentile bootstrap over images, for arms that differ in one answer of 10 to 20,
+covers 0.56 to 0.79 at 20 images and 0.84 at 50; from 360 images on both agree.
 """
 
 import math
@@ -35,24 +35,24 @@ from condkd_ray.core.records import Record, arm_rank
 
 ACCURACY = "student/test_accuracy"
 Baseline = str | dict[str, str]
-"""The arm that all are compared with, or for each arm its own."""
+"""The arm that all others are compared with, or a baseline for each arm by name."""
 GUIDED, MIXED, PRIOR = "guided", "mixed", "mixed_prior"
 CONTROLS = ((GUIDED, MIXED), (GUIDED, PRIOR), (PRIOR, MIXED))
-"""What all of guidance gives, what of it needs the condensed images as guides, and what a class prior gives without."""
+"""Pairs that isolate effects: all of guidance, guidance by condensed images, and a class prior without guidance."""
 PAIRS = (("mixed", "condensed_only"), ("guided", "condensed_only"), ("guided_only", "guided"))
-"""Compared beside each arm minus the baseline and minus `none`, and beside the controls."""
+"""Pairs compared in addition to each arm minus its baseline, each arm minus `none`, and the controls."""
 UNGUIDED = " unguided"
-"""Ends the name of an arm that is another one without its guidance."""
+"""Suffix of the name of an arm that repeats another arm without guidance."""
 LEVEL = 0.95
 Interval = tuple[float, float]
-"""Ends of a 95 % interval."""
+"""Lower and upper end of a 95 % interval."""
 EQUAL = 1e-12
-"""Differences that lie no further apart than this share of the largest, or of 1, are equal: they differ by rounding."""
+"""Differences whose range is at most this share of the largest, or of 1, count as equal: they differ by rounding."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Spread:
-    """A mean with the sample standard deviation (n - 1), None below two values, of `n` finite values."""
+    """Mean and sample standard deviation (n - 1; None below two values) of `n` finite values."""
 
     mean: float
     std: float | None
@@ -61,10 +61,10 @@ class Spread:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference(Spread):
-    """Test accuracy, or another metric, of `left` minus `right` at one IPC, paired by seed; accuracies are fractions.
+    """Test accuracy (a fraction) or another metric of `left` minus `right` at one IPC, paired by seed.
 
-    `over_seeds`: by `method`, None where there is none. `over_images`: over test images, of the difference averaged
-    over the common seeds, of test accuracy alone. `p`: see `judged`.
+    `over_seeds`: interval by `method`; None if there is none. `over_images`: interval over test images of the
+    difference averaged over the common seeds; for test accuracy only. `p`: corrected, see `judged`.
     """
 
     left: str
@@ -78,7 +78,7 @@ class Difference(Spread):
 
 @dataclass(frozen=True, kw_only=True)
 class Ranking:
-    """Spearman's correlation of a proxy with test accuracy over the `n` trials that share one proxy set."""
+    """Spearman's rho of a proxy with test accuracy over the `n` trials that share one proxy set."""
 
     proxy: str
     ipcs: tuple[int, ...]
@@ -87,7 +87,7 @@ class Ranking:
 
 
 def spread(values: Iterable[float]) -> Spread | None:
-    """Mean, standard deviation and n of the finite values; None without any."""
+    """Return mean, standard deviation and n of the finite values; None if there are none."""
     finite = np.array([value for value in values if np.isfinite(value)], dtype=np.float64)
     return _spread(finite) if len(finite) else None
 
@@ -98,7 +98,7 @@ def _spread(values: np.ndarray) -> Spread:
 
 
 def groups(records: Iterable[Record]) -> dict[tuple[str, int], list[Record]]:
-    """Records by (arm, ipc), arms in their order."""
+    """Return records by (arm, ipc), in the order of arms."""
     found: dict[tuple[str, int], list[Record]] = defaultdict(list)
     for record in records:
         found[record.arm, record.ipc].append(record)
@@ -106,14 +106,14 @@ def groups(records: Iterable[Record]) -> dict[tuple[str, int], list[Record]]:
 
 
 def tested(records: Iterable[Record]) -> list[Record]:
-    """Finished trials whose test accuracy is known."""
+    """Return the finished trials with a finite test accuracy."""
     return [one for one in records if _value(one, ACCURACY) is not None]
 
 
 def teacher_names(records: Sequence[Record]) -> dict[str, str]:
-    """By hash, how each teacher is called: by the seed it was trained with where that tells all apart.
+    """Return a display name for each teacher hash: its training seed if these differ, else network and hash.
 
-    Records without a teacher's hash are passed over.
+    Records without a teacher hash are skipped.
     """
     first = {record.teacher_hash: record for record in reversed(records) if record.teacher_hash}
     seeds = {key: _teacher_seed(record) for key, record in first.items()}
@@ -125,7 +125,7 @@ def teacher_names(records: Sequence[Record]) -> dict[str, str]:
 
 
 def by_teacher(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """Tested trials by their teacher's name, where the seeds of some arm have several teachers; else empty."""
+    """Return tested trials by teacher name if the seeds of any arm have several teachers; else an empty dict."""
     known = [one for one in tested(records) if one.teacher_hash]
     if all(len({one.teacher_hash for one in members}) < 2 for members in groups(known).values()):
         return {}
@@ -133,7 +133,7 @@ def by_teacher(records: Sequence[Record]) -> dict[str, list[Record]]:
 
 
 def interval(differences: np.ndarray) -> tuple[Interval | None, str]:
-    """95 % interval of the mean of paired differences (n,), and the name of the method that gave it."""
+    """Return the 95 % interval of the mean of paired differences (n,) or None, and the name of the method or reason."""
     n = len(differences)
     if n < 2:
         return None, f"no interval, n = {n}"
@@ -144,7 +144,7 @@ def interval(differences: np.ndarray) -> tuple[Interval | None, str]:
 
 
 def t_interval(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Ends (...,) of the 95 % t interval of the mean of each sample of `differences` (..., n), n >= 2."""
+    """Return the ends (...,) of the 95 % t interval of the mean of each sample of `differences` (..., n), n >= 2."""
     n = differences.shape[-1]
     mean = differences.mean(-1)
     half = stats.t.ppf((1 + LEVEL) / 2, n - 1) * differences.std(-1, ddof=1) / np.sqrt(n)
@@ -152,11 +152,14 @@ def t_interval(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def image_interval(left: np.ndarray, right: np.ndarray) -> Interval | None:
-    """95 % interval over images. `left`, `right`: (seeds, images), whether each answer was right.
+    """Return the 95 % interval over images; None without seeds or images.
 
-    Source: Bonett & Price 2012, an adjusted Wald interval for paired proportions: one image that only `left` gets right
-    and one that only `right` does are added, so that a few images that seldom differ do not look certain. For several
-    seeds an image counts with its mean over the seeds (our choice; conservative where seeds disagree on few images).
+    `left`, `right`: bool (seeds, images), True where the answer of that arm is correct.
+
+    Source: Bonett & Price 2012, an adjusted Wald interval for paired proportions. It adds one image that only `left`
+    classifies correctly and one that only `right` does, so that few images with few differences do not look certain.
+    With several seeds each image counts with its mean over the seeds (our choice; conservative if seeds disagree on few
+    images).
     """
     seeds, images = left.shape
     if not seeds or not images:
@@ -171,7 +174,7 @@ def image_interval(left: np.ndarray, right: np.ndarray) -> Interval | None:
 def difference(
     records: Sequence[Record], left: str, right: str, ipc: int, labels: Sequence[int] = (), metric: str = ACCURACY
 ) -> Difference | None:
-    """`left` minus `right` at `ipc` over the seeds that both have finished; None without a common seed."""
+    """Return `left` minus `right` at `ipc` over the seeds that both have finished; None without a common seed."""
     ours, theirs = _by_seed(records, left, ipc, metric), _by_seed(records, right, ipc, metric)
     common = [(ours[seed], theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())]
     if not common:
@@ -188,9 +191,9 @@ def difference(
 def comparisons(
     records: Sequence[Record], labels: Sequence[int] = (), *, baseline: Baseline = "none", metric: str = ACCURACY
 ) -> list[Difference]:
-    """Each arm minus its baseline and minus `none`, `controlled`, and `PAIRS`; no two arms twice.
+    """Return the differences of each arm from its baseline and from `none`, of `controlled` pairs and of `PAIRS`.
 
-    At each IPC at which both arms have a finished trial of a common seed.
+    Each pair of arms appears once per IPC at which both have a finished trial of a common seed.
     """
     arms = sorted({record.arm for record in records}, key=arm_rank)
     own = {arm: baseline if isinstance(baseline, str) else baseline.get(arm, "none") for arm in arms}
@@ -208,10 +211,10 @@ def comparisons(
 
 
 def controlled(arms: Sequence[str], own: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Pairs of arms that tell what guides are worth, from how the arms are called; `own`: the baseline of each.
+    """Return the pairs of arms that isolate the effect of guides, found by their names.
 
-    `CONTROLS` of `guided` and of arms such as `guided fast`; an arm and itself unguided; and an arm that is
-    read against a mixed_prior, also against the mixed of the same name.
+    `own`: the baseline of each arm. The pairs are `CONTROLS` for `guided` and for arms such as `guided fast`; each arm
+    with its unguided repetition; and for an arm whose baseline is a mixed_prior, the mixed arm of the same suffix.
     """
     tails = [arm.removeprefix(first) for first in (GUIDED, PRIOR) for arm in arms if arm.startswith(first)]
     found = [(f"{left}{tail}", f"{right}{tail}") for tail in tails for left, right in CONTROLS]
@@ -221,7 +224,7 @@ def controlled(arms: Sequence[str], own: Mapping[str, str]) -> list[tuple[str, s
 
 
 def turned(one: Difference) -> Difference:
-    """The same difference the other way round: `right` minus `left`."""
+    """Return the same difference with `left` and `right` exchanged."""
 
     def ends(found: Interval | None) -> Interval | None:
         return None if found is None else (-found[1], -found[0])
@@ -231,9 +234,9 @@ def turned(one: Difference) -> Difference:
 
 
 def p_value(one: Difference) -> float | None:
-    """Two-sided p of the paired t test that the mean difference is 0; None where there is no interval over seeds.
+    """Return the two-sided p of the paired t test that the mean difference is 0; None without an interval over seeds.
 
-    It is below 0.05 just if the 95 % interval does not contain 0.
+    It is below 0.05 if and only if the 95 % interval does not contain 0.
     """
     if one.over_seeds is None or one.std is None:
         return None
@@ -241,10 +244,10 @@ def p_value(one: Difference) -> float | None:
 
 
 def holm(values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction (1979), in the order of `values`.
+    """Return p values with Holm's step-down correction (1979), in the order of `values`.
 
-    The smallest of m is multiplied by m, the next by m - 1 and so on, none is less than one before it or above 1.
-    Below a level, they bound the chance of even one false finding among the m by that level.
+    Of m values the smallest is multiplied by m, the next by m - 1 and so on; results never decrease in this order and
+    are at most 1. Rejecting those below a level bounds the probability of any false rejection by that level.
     """
     adjusted, largest = [0.0] * len(values), 0.0
     for rank, place in enumerate(sorted(range(len(values)), key=lambda i: values[i])):
@@ -254,7 +257,7 @@ def holm(values: Sequence[float]) -> list[float]:
 
 
 def judged(differences: Sequence[Difference]) -> list[Difference]:
-    """Each with its p, corrected for all arms compared with the same one at the same IPC: they are one question."""
+    """Return the differences with their p, corrected by Holm within those that share `right` and IPC."""
     found = [p_value(one) for one in differences]
     families: dict[tuple[str, int], list[int]] = defaultdict(list)
     for place, one in enumerate(differences):
@@ -267,7 +270,7 @@ def judged(differences: Sequence[Difference]) -> list[Difference]:
 
 
 def rankings(records: Sequence[Record], proxy: str = "proxy/agreement") -> list[Ranking]:
-    """How well the proxy ranked the trials: one correlation a proxy set, where at least four trials share it."""
+    """Return Spearman's rho of `proxy` with test accuracy for each proxy set that at least four trials share."""
     sets: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         if _value(record, ACCURACY) is not None and _value(record, proxy) is not None:
@@ -276,8 +279,7 @@ def rankings(records: Sequence[Record], proxy: str = "proxy/agreement") -> list[
     for members in sets.values():
         scores = [[record.metrics[name] for record in members] for name in (proxy, ACCURACY)]
         if len(members) >= 4 and all(len(set(row)) > 1 for row in scores):
-            # Spearman's is Pearson's of the ranks.
-            rho = float(np.corrcoef(stats.rankdata(scores, axis=1))[0, 1])
+            rho = float(stats.spearmanrho(*scores).statistic)  # type: ignore[attr-defined]
             ipcs = tuple(sorted({record.ipc for record in members}))
             found.append(Ranking(proxy=proxy, ipcs=ipcs, rho=rho, n=len(members)))
     return sorted(found, key=lambda one: one.ipcs)
@@ -298,7 +300,7 @@ def _ipcs(records: Iterable[Record], arm: str, metric: str) -> set[int]:
 
 
 def _common_ipcs(left: set[int], right: set[int]) -> list[int]:
-    """An arm that uses no condensed images is the same at every IPC, so it pairs with each of the other's."""
+    """Return the IPCs of a comparison; an arm without condensed images (IPC 0) pairs with each IPC of the other."""
     if not left or not right:
         return []
     if left == {0}:

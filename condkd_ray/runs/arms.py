@@ -1,7 +1,7 @@
-"""The standard arms of an experiment, and what they are called.
+"""The standard arms of an experiment, and their labels.
 
-Arms differ in who sees the condensed images: the student, the inversion, both or neither. One more, `mixed_prior`,
-differs from `mixed` in the inversion's class prior alone, which is that of the guided arms.
+Arms differ in where the condensed images are used: in the student's batches, in the inversion, in both or in neither.
+One more, `mixed_prior`, differs from `mixed` only in the inversion's class prior, which is that of the guided arms.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 
 Arm = Literal["none", "condensed_only", "mixed", "mixed_prior", "guided", "guided_only", "real"]
 ONCE = ("none", "real")
-"""Arms without condensed images: one trial a seed, whatever the IPCs."""
+"""Arms without condensed images: one trial per seed, whatever the IPCs."""
 TEMPERED: tuple[Arm, ...] = ("mixed_prior", "guided", "guided_only")
-"""Arms whose inversion has the tempered class prior in the place of its own."""
+"""Arms whose inversion has the tempered class prior in place of its own."""
 BOTH: tuple[Arm, ...] = ("mixed", "mixed_prior", "guided")
-"""Arms whose student sees condensed and synthetic images."""
+"""Arms whose student gets condensed and synthetic images."""
 
 
 @dataclass(frozen=True)
 class Prior:
-    """A tempered class prior, weight x CE(teacher's logits / temperature, class), in the place of an inversion's own.
+    """A tempered class prior, weight x CE(teacher's logits / temperature, class), in place of an inversion's own.
 
-    The weight and temperature are our choice. Weight 0: every arm keeps the inversion's own. Raises `InputError`.
+    Weight and temperature are our choice. With weight 0 every arm keeps the inversion's own. Raises `InputError`.
     """
 
     weight: float
@@ -43,23 +43,23 @@ class Prior:
 
 
 PRIOR = Prior(weight=100.0, temperature=4.0)
-"""Chosen on CIFAR-10's validation images with `fast` and no guide: the claim `choosing_prior`, `experiments/LOG.md`."""
+"""Chosen on CIFAR-10's validation images with `fast`, unguided: see `choosing_prior` in `experiments/LOG.md`."""
 
 
 def arm(base: TrialConfig, name: Arm, ipc: int, seed: int, label: str = "", *, prior: Prior = PRIOR) -> Plan:
-    """The trial of arm `name` at `ipc` images a class; all arms take the same student steps of the same size.
+    """Return the trial of arm `name` at `ipc` images per class. All arms have equally many student steps of equal size.
 
-    `none`: no condensed images. `condensed_only`: no synthetic ones. `mixed`: both, in the base's share. `mixed_prior`:
-    mixed, with the class prior `prior` in the place of the inversion's own; it uses no condensed image as a guide.
-    `guided`: mixed_prior, under the base's guidance. `guided_only`: guided, but the student sees synthetic images
-    alone. `real`: KD on all real data. So guided - mixed_prior is what the condensed images add as guides, and
-    mixed_prior - mixed what a class prior gives without any.
+    `none`: synthetic images, no condensed ones. `condensed_only`: condensed images, no synthetic ones. `mixed`: both,
+    in the base's share. `mixed_prior`: as `mixed`, with the class prior `prior` in place of the inversion's own; no
+    condensed image guides it. `guided`: as `mixed_prior`, under the base's guidance. `guided_only`: as `guided`, but
+    the student gets synthetic images alone. `real`: KD on all real data. So guided - mixed_prior is the gain from the
+    condensed images as guides, and mixed_prior - mixed the gain from a class prior alone.
 
-    `label`: another name for it in tables. Where the base has `mix: concat`, the steps of the arms that mix are larger
-    than those of the others. Raises `InputError` where the inversion cannot have that prior, or is told labels that
-    nothing ties to its images, in an arm without a guidance.
+    `label`: another name for the arm in tables. If the base has `mix: concat`, the steps of arms that mix are larger
+    than those of the others. Raises `InputError` if the inversion cannot have that prior, or if, in an arm without
+    guidance, the inversion is conditional and no loss ties its images to their labels.
     """
-    # Here, as scripts import this beside their flags, and these import PyTorch.
+    # Imported here, as scripts import this module for their flags, and these modules import PyTorch.
     from condkd_ray.methods.condensation import AllReal
     from condkd_ray.methods.guidance import NoGuidance
     from condkd_ray.methods.inversion import NoInversion
@@ -76,7 +76,7 @@ def arm(base: TrialConfig, name: Arm, ipc: int, seed: int, label: str = "", *, p
         base,
         seed=seed,
         condensation=AllReal() if name == "real" else None if name == "none" or few is None else replace(few, ipc=ipc),
-        # Soft targets are asked of the inversion, so where there is none they go with it.
+        # The inversion would need soft targets; without an inversion they are dropped.
         targets=Balanced() if alone else base.targets,
         inversion=inversion,
         guidance=base.guidance if guided else NoGuidance(),
@@ -87,7 +87,7 @@ def arm(base: TrialConfig, name: Arm, ipc: int, seed: int, label: str = "", *, p
             condensed_share=share,
             share_schedule=distiller.share_schedule if both else Schedule(),
             mix=distiller.mix if both else "share",
-            # Where the student sees none it says nothing, and real images are no condensed ones.
+            # It has no effect without condensed images, and real images are not condensed ones.
             condensed_augment=distiller.condensed_augment if both or name == "condensed_only" else "batch",
         ),
     )
@@ -95,30 +95,30 @@ def arm(base: TrialConfig, name: Arm, ipc: int, seed: int, label: str = "", *, p
 
 
 def _tempered(base: TrialConfig, name: Arm, prior: Prior) -> AnyInversion:
-    """The base's inversion with `prior`. Raises `InputError` where it has no such field, or `name` would be `mixed`."""
+    """Return the base's inversion with `prior`. Raises `InputError` if it has no such fields or equals `mixed`."""
     inversion, soft, own = base.inversion, base.targets.soft, "--prior-weight 0, with which no arm has the prior"
     named = {field.name for field in fields(inversion)}
     there = not prior.weight or {"oh_weight", "oh_temperature"} <= named
     accepted = f"one with the fields oh_weight and oh_temperature, such as fast; or {own}"
     require(there, f"inversion of the arm {name}", inversion.name, accepted)
-    # Soft targets are probabilities at a temperature of their own, and the prior's is then that.
+    # Soft targets are probabilities at a temperature of their own, which the prior then has too.
     theirs = getattr(base.targets, "temperature", PRIOR.temperature)
     fits = not (soft and prior.weight) or prior.temperature in (PRIOR.temperature, theirs)
-    accepted = f"{theirs:g}, their own, which is taken if it is not given; or {own}"
+    accepted = f"{theirs:g}, the targets' own, which is the default here; or {own}"
     require(fits, f"--prior-temperature beside targets {base.targets.name}", prior.temperature, accepted)
     given = {"oh_weight": prior.weight} | ({} if soft else {"oh_temperature": prior.temperature})
     found = replace(inversion, **given) if prior.weight else inversion
-    accepted = "another prior than the inversion's own; with that one mixed_prior is mixed, so leave the arm out"
-    told = f"weight {prior.weight:g}, temperature {prior.temperature:g}"
+    accepted = "another prior than the inversion's own, with which mixed_prior equals mixed; or no arm mixed_prior"
+    given_prior = f"weight {prior.weight:g}, temperature {prior.temperature:g}"
     differs = name != "mixed_prior" or found != inversion
-    require(differs, "prior of the arm mixed_prior (--prior-weight, --prior-temperature)", told, accepted)
+    require(differs, "prior of the arm mixed_prior (--prior-weight, --prior-temperature)", given_prior, accepted)
     return found
 
 
 def _check_tied(inversion: AnyInversion, name: Arm) -> None:
-    """Raise `InputError` where nothing but a guidance, which arm `name` has not, ties labels to a generator's images.
+    """Raise `InputError` if only a guidance, which arm `name` lacks, would tie labels to a generator's images.
 
-    Another generator in this arm alone would make it no control of the guided ones.
+    Another generator in this arm alone would make it no control for the guided arms.
     """
     weight, conditional = getattr(inversion, "oh_weight", 0.0), getattr(inversion, "conditional", False)
     accepted = "a number > 0: without a guidance the class prior alone ties labels to images; or conditional false"
@@ -127,11 +127,11 @@ def _check_tied(inversion: AnyInversion, name: Arm) -> None:
 
 
 def spread(plans: Iterable[Plan], seeds: Sequence[int], teachers: int) -> list[Plan]:
-    """The plans with their seeds spread over so many teachers: the i-th of `seeds` has teacher i mod `teachers`.
+    """Return the plans with their seeds distributed over teachers: the i-th of `seeds` has teacher i mod `teachers`.
 
-    Teacher k is trained with the seed k above that of the plan's own teacher config, 0 by default; the seed of the data
-    split is the same for all. Raises `InputError` where that cannot be: more teachers than seeds, a teacher that is
-    loaded and not trained, plans of other seeds.
+    Teacher k is trained with k plus the seed of the plan's own teacher config, 0 by default; the seed of the data split
+    is the same for all. Raises `InputError` for more teachers than seeds, for a teacher that is loaded instead of
+    trained, and for plans with other seeds.
     """
     found, different = list(plans), list(dict.fromkeys(seeds))
     accepted = f"1 to {len(different)}, the number of --seeds"
@@ -153,9 +153,9 @@ def spread(plans: Iterable[Plan], seeds: Sequence[int], teachers: int) -> list[P
 
 
 def network_pairs(pairs: Sequence[str], teacher: str, student: str) -> dict[str, dict[str, str]]:
-    """Teacher and student of each TEACHER/STUDENT of `pairs`, by what labels call it: nothing where there is one alone.
+    """Return teacher and student of each TEACHER/STUDENT in `pairs`, by label; the label of a single pair is empty.
 
-    Without any pair it is that of `teacher` and `student`. Raises `InputError`.
+    Without pairs the only one is `teacher` and `student`. Raises `InputError`.
     """
     found: dict[str, dict[str, str]] = {}
     for pair in pairs or [f"{teacher}/{student}"]:
@@ -166,5 +166,5 @@ def network_pairs(pairs: Sequence[str], teacher: str, student: str) -> dict[str,
 
 
 def arm_label(name: str, pair: str = "", *, timed: bool = False, who: str = "") -> str:
-    """The arm of a system in a comparison: who sees condensed images, the system, its networks, and `timed` ones."""
+    """Return an arm's label in a comparison: use of condensed images, system, networks, and a note if `timed`."""
     return " ".join(part for part in (who, name, pair, "in equal time" * timed) if part)

@@ -1,4 +1,4 @@
-"""What the published systems take: images, and multiply-adds counted from their networks; and a table of them."""
+"""Compute of the published systems: images, and multiply-adds counted from their networks; and a table of it."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +13,9 @@ from condkd_ray.runs.presets import NAMES, published
 from condkd_ray.trial.config import TrialConfig
 
 LEGEND = (
-    "Rounds: of the student, plus those of the warm-up, in which only images are made. Student images: each as often "
-    "as it is taught. Multiply-adds: of all networks, forwards and backwards, ResNet-34 -> ResNet-18 on 3x32x32 images."
+    "Rounds: of the student, plus warm-up rounds, in which only images are made. Student images: counted each time the "
+    "student is trained on them. Multiply-adds: of all networks, forwards and backwards, ResNet-34 -> ResNet-18 on "
+    "3x32x32 images."
 )
 HEADER = (
     "| system | published in | rounds | images made | student images | multiply-adds | recipe |\n"
@@ -24,36 +25,37 @@ HEADER = (
 
 @dataclass(frozen=True)
 class Compute:
-    """What a recipe takes on given networks."""
+    """Compute of a recipe on given networks."""
 
     images: int
-    """Synthetic images made, those of the warm-up included."""
+    """Synthetic images made, including the warm-up's."""
     student_images: int
-    """Images the student is taught with, each as often as it is."""
+    """Images that the student is trained on, each counted as often as it is used."""
     multiply_adds: float
-    """Of all networks, forwards and backwards; of convolutions and linear layers alone."""
+    """Multiply-adds of all networks, forwards and backwards; convolutions and linear layers only."""
 
 
 def compute(recipe: TrialConfig, image_shape: tuple[int, int, int] = (3, 32, 32), num_classes: int = 10) -> Compute:
-    """What `recipe` takes, counted from its networks.
+    """Return the compute of `recipe`, counted from its networks.
 
-    A gradient to a network's input costs as much as its forward pass, one to its weights as much again; frozen networks
-    have none of the latter.
+    The gradient with respect to a network's input costs as much as its forward pass, and that with respect to its
+    weights as much again; frozen networks need only the former.
     """
     teacher, student = (
         cost_of(network, image_shape, num_classes).multiply_adds for network in (recipe.teacher.network, recipe.student)
     )
-    inversion, taught = recipe.inversion, recipe.distiller
-    made, learnt = recipe.total_rounds * inversion.images_per_round, recipe.rounds * taught.steps * taught.batch
-    asked = (teacher if taught.asks_teacher else 0) + 3 * student
-    total = learnt * asked + _synthesis(recipe, image_shape, num_classes, teacher, student)
+    inversion, distiller = recipe.inversion, recipe.distiller
+    made = recipe.total_rounds * inversion.images_per_round
+    used = recipe.rounds * distiller.steps * distiller.batch
+    each = (teacher if distiller.runs_teacher else 0) + 3 * student
+    total = used * each + _synthesis(recipe, image_shape, num_classes, teacher, student)
     if isinstance(recipe.memory, Generative):
         total += _replay(recipe, recipe.memory, image_shape, teacher)
-    return Compute(made, learnt, total)
+    return Compute(made, used, total)
 
 
 def _synthesis(recipe: TrialConfig, shape: tuple[int, int, int], num_classes: int, teacher: int, student: int) -> float:
-    """Multiply-adds of all steps of the inversion, and of the one pass that labels or answers what it made."""
+    """Return the multiply-adds of all inversion steps, and of the final pass that computes the images' logits."""
     inversion = recipe.inversion
     if isinstance(inversion, NoInversion):
         return 0.0
@@ -65,16 +67,16 @@ def _synthesis(recipe: TrialConfig, shape: tuple[int, int, int], num_classes: in
     looks = 4 if isinstance(inversion, Cmi) else 2
     seen = inversion.steps * getattr(inversion, "loops", 1) * inversion.batch  # type: ignore[attr-defined]
     step = 3 * generator + looks * teacher
-    total = recipe.total_rounds * seen * step + recipe.rounds * seen * (2 * student if inversion.asks_student else 0)
+    total = recipe.total_rounds * seen * step + recipe.rounds * seen * (2 * student if inversion.uses_student else 0)
     if isinstance(inversion, Unconditional):
         total += recipe.rounds * inversion.images_per_round * (generator + teacher)
-    elif not recipe.distiller.asks_teacher:
+    elif not recipe.distiller.runs_teacher:
         total += recipe.total_rounds * inversion.images_per_round * teacher
     return total
 
 
 def _replay(recipe: TrialConfig, memory: Generative, shape: tuple[int, int, int], teacher: int) -> float:
-    """Multiply-adds of PRE-DFKD's memory: its own steps, and the recall of each image."""
+    """Return the multiply-adds of PRE-DFKD's memory: its own training steps and the decoding of recalled images."""
     encoder, decoder = (
         meta_cost(lambda part=part: vae(memory.latent, memory.width, shape)[part], size)
         for part, size in ((0, shape), (1, (memory.latent,)))
@@ -87,13 +89,13 @@ def _replay(recipe: TrialConfig, memory: Generative, shape: tuple[int, int, int]
 
 
 def table() -> str:
-    """A Markdown table of the recipes as published, with what each takes; the files say where each line was read."""
+    """Return a Markdown table of the recipes as published, with their compute; the files name each line's source."""
     rows = []
     for name in NAMES:
         recipe = published(name)
         taken, before = compute(recipe), recipe.inversion.warm_up
         rounds = f"{recipe.rounds}" + (f" + {before}" if before else "")
-        # A system named after its memory shares its inversion with another.
+        # A system named after its memory shares its inversion with another system.
         paper = recipe.memory.paper or recipe.inversion.paper
         counts = map(short, (taken.images, taken.student_images, taken.multiply_adds))
         rows.append(f"| {' | '.join([f'`{name}`', paper, rounds, *counts, f'`published/{name}.yaml`'])} |")

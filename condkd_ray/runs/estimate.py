@@ -1,7 +1,7 @@
-"""What is left of a run will take: time, memory, disk; and that as text. Nothing is trained for good, or written.
+"""Estimate of the time, memory and disk that the rest of a run needs, and its text. Nothing is trained in full.
 
-What finished trials took is in their records. Others are tried for a few rounds in this process, one of each arm, with
-a stand-in for a teacher or a condensed set that does not exist yet.
+Finished trials' costs are in their records. Of other trials one per arm is run for a few rounds in this process, with a
+stand-in for a teacher or a condensed set that does not exist yet.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from condkd_ray.core.method import InputError, Metrics, NonFiniteError
 from condkd_ray.core.records import Record, check_same_experiment, grid_path, read_records, record_path, write_record
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.units import byte_size, duration
-from condkd_ray.core.view import SILENT, OnStep, View, unheard
+from condkd_ray.core.view import SILENT, OnStep, View, no_bar
 from condkd_ray.methods.condensation import AnyCondensation
 from condkd_ray.methods.supervised import bf16_pays
 from condkd_ray.report.figures.image_grids import write_grid
@@ -44,15 +44,16 @@ from condkd_ray.trial.run import local_store, run_trial
 from condkd_ray.trial.synthesis import answers
 
 ROUNDS = 3
-"""Of a probe; the first, in which much happens for the first time, counts once, the others for all that follow."""
+"""Rounds of a probe. The first, which includes one-time work, counts once; the others stand for all later rounds."""
 STEPS = 20
-"""Of a teacher's training, in its probe."""
+"""Steps of a teacher's training in its probe."""
 IMAGES = 2048
-"""Real images, at most, that a condenser sees in its probe."""
+"""Largest number of real images that a condenser gets in its probe."""
 NOTHING = "Nothing is left to run.\n"
 UNITS = {"iterations": 2, "epochs": 1, "expert_epochs": 1}
-"""Fields of a condenser in proportion to which it works, and how much more of each is tried."""
+"""Fields of a condenser that its work is proportional to, and by how much a probe raises each above `LEAST`."""
 LEAST = {"iterations": 1, "epochs": 1, "expert_epochs": 1, "ahead": 1, "max_start": 0}
+"""Values of a condenser's fields in its cheapest probe."""
 
 
 @dataclass(frozen=True)
@@ -71,50 +72,50 @@ class Span:
 
 
 PROBED, RECORDED = Span(0.7, 1.7), Span(0.8, 1.4)
-"""What a measurement is multiplied by: a probe is short and alone on the machine, and trials differ by their seeds."""
+"""Factors on a measured cost: a probe is short and runs alone on the machine, and trials differ by their seeds."""
 PROBING_SECONDS = 90.0
-"""After which no further arm is tried; it is then taken to lie between the cheapest and the dearest."""
+"""Time after which no further arm is probed; its cost is then taken to lie between the cheapest and the dearest."""
 STARTED = Span(5, 30)
-"""Seconds until the first trial of a sweep computes: its processes import PyTorch."""
+"""Seconds until the first trial of a sweep computes, as its processes import PyTorch."""
 BETWEEN = Span(0.1, 1.5)
-"""Seconds from a trial's end to the next one's start, its final test included."""
+"""Seconds from a trial's end to the next one's start, final test included."""
 REPORTED = Span(3, 15)
-"""Seconds that tables and figures take at the end."""
+"""Seconds for tables and figures at the end."""
 WRITTEN = Span(0.5e6, 4e6)
-"""Bytes of tables, figures and event files, beside what each trial leaves."""
+"""Bytes of tables, figures and event files, without what each trial leaves."""
 DRIVER = Span(0.4e9, 1.5e9)
-"""Bytes of memory of the program itself and of Ray's own processes."""
+"""Bytes of memory of this program and of Ray's own processes."""
 
 
 def hull(values: Iterable[float | Span]) -> Span:
-    """The smallest span that holds all of them."""
+    """Return the smallest span that contains all of them."""
     spans = [value if isinstance(value, Span) else Span(value, value) for value in values]
     return Span(min(span.low for span in spans), max(span.high for span in spans))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Of one trial. Seconds and bytes."""
+    """Cost of one trial, in seconds and bytes."""
 
     wall: Span = Span()
     cpu: Span = Span()
     kept: Span = Span()
-    """Record and image grid."""
+    """Bytes of record and image grid."""
     product: Span = Span()
-    """Student and synthetic images, kept of the best trial of an arm and IPC."""
+    """Bytes of student and synthetic images, kept for the best trial of an arm and IPC."""
     working: Span = Span()
-    """Checkpoint and chunks, while it runs."""
+    """Bytes of checkpoint and chunks while the trial runs."""
     memory: Span = Span()
-    """Its processes, or the GPU's, at the peak."""
+    """Peak memory of its processes, or of the GPU."""
 
 
 def join(costs: Sequence[Cost]) -> Cost:
-    """What holds all of them."""
+    """Return the smallest cost that contains all of them."""
     return Cost(**{field.name: hull(getattr(cost, field.name) for cost in costs) for field in fields(Cost)})
 
 
 def probe_trial(plan: Plan, prepared: Prepared, folder: Path) -> Cost:
-    """Run the first rounds of a trial with its files under `folder`. Raises `NonFiniteError` where it diverges."""
+    """Run a trial's first rounds, with files under `folder`, for its cost. Raises `NonFiniteError` if it diverges."""
     config, whole = _short(plan.config), plan.config
     clean_process(torch.get_num_threads())
     wall, cpu = time.perf_counter(), time.process_time()
@@ -126,13 +127,13 @@ def probe_trial(plan: Plan, prepared: Prepared, folder: Path) -> Cost:
     first, *others = outcome.history
     rest = max(0.0, wall - sum(row["time/wall_seconds"] for row in outcome.history))
     rounds = hull(_seconds(row, whole) for row in others)
-    asking = 0.0
+    labelling = 0.0
     if not whole.keeps_logits:
-        # The teacher's answers are not made with the round but at the end, on all images that the memory still has.
+        # The teacher's logits are computed at the end instead of each round, for all images still in the memory.
         images = torch.zeros(whole.inversion.images_per_round, *prepared.teacher.image_shape)
         images = images.to(prepared.teacher.device)
-        asking = whole.total_rounds * _time(lambda: answers(prepared.teacher, images))
-    seconds = Span(rest + rounds.low, rest + first["time/wall_seconds"] + rounds.high + asking) * PROBED
+        labelling = whole.total_rounds * _time(lambda: answers(prepared.teacher, images))
+    seconds = Span(rest + rounds.low, rest + first["time/wall_seconds"] + rounds.high + labelling) * PROBED
     record = make_record("explain", plan, "probe", prepared, outcome)
     write_record(folder, record)
     if outcome.images is not None and outcome.images_per_class:
@@ -141,12 +142,12 @@ def probe_trial(plan: Plan, prepared: Prepared, folder: Path) -> Cost:
     row = _bytes(record_path(folder, "probe")) - len(str(outcome.predictions))
     kept = _bytes(folder / "records") + _bytes(folder / "grids")
     product, state = _bytes(place["product"]), _bytes(place["checkpoint"])
-    # A product has logits whether they are stored or not.
+    # A product has logits whether the trial stores them or not.
     logits = 0 if whole.keeps_logits else 2 * prepared.teacher.num_classes * whole.inversion.images_per_round
     peak = peak_bytes(prepared.teacher.device)
     crew, ahead = (0, 0) if whole.pipeline is None else (whole.pipeline.producers, whole.pipeline.staleness)
     return Cost(
-        # Here producers work in turn with the student, there beside it.
+        # In the probe producers and student take turns; in a sweep they run at the same time.
         wall=seconds * Span(1 / (1 + min(crew, ahead)), 1),
         cpu=seconds * min(1.0, cpu / wall),
         kept=Span(kept, kept + max(0, left) * row / ROUNDS),
@@ -157,24 +158,24 @@ def probe_trial(plan: Plan, prepared: Prepared, folder: Path) -> Cost:
 
 
 def round_seconds(plan: Plan, prepared: Prepared) -> float:
-    """Wall time of one round of a trial, measured on its first ones. Raises `NonFiniteError` where it diverges."""
+    """Return the wall time of one round, measured on a trial's first rounds. Raises `NonFiniteError` on divergence."""
     config = _short(plan.config)
     clean_process(torch.get_num_threads())
     outcome = run_trial(config, prepared, local_store(config, prepared, None))
     if outcome.status != "finished":
-        raise NonFiniteError(f"{plan.label}, tried for {ROUNDS} rounds: {outcome.reason}")
+        raise NonFiniteError(f"{plan.label}, run for {ROUNDS} rounds: {outcome.reason}")
     return max(row["time/wall_seconds"] for row in outcome.history[1:])
 
 
 def trial_cpu_seconds(config: TrialConfig, prepared: Prepared) -> float:
-    """CPU time of all rounds of a trial. Raises `NonFiniteError` where it diverges."""
+    """Return the CPU time of all rounds of a trial. Raises `NonFiniteError` if it diverges."""
     clean_process(torch.get_num_threads())
     state, store = start(config, prepared), local_store(config, prepared, None)
     return sum(run_round(config, prepared, state, store)["time/cpu_seconds"] for _ in range(config.total_rounds))
 
 
 def recorded(record: Record, out: Path) -> Cost:
-    """What a finished trial says of others like it."""
+    """Return the cost that a finished trial suggests for similar ones."""
     key, held = record.config_hash, record.metrics.get("memory/bytes", 0.0)
     kept, product = _bytes(record_path(out, key)) + _bytes(grid_path(out, key)), _bytes(kept_path(out, key))
     return Cost(
@@ -195,7 +196,7 @@ def _short(config: TrialConfig) -> TrialConfig:
 
 
 def _seconds(row: Metrics, config: TrialConfig) -> float:
-    """Of all rounds of a trial, if each part takes as long as in this one."""
+    """Return the seconds of all rounds of a trial, if each part takes as long as in the round `row`."""
     measured = sum(config.measures(number) for number in range(config.total_rounds))
     times = {"distillation": config.rounds, "evaluation": measured, "diagnosis": measured}
     parts = {name: row.get(f"time/{name}_seconds", 0.0) for name in times}
@@ -204,7 +205,7 @@ def _seconds(row: Metrics, config: TrialConfig) -> float:
 
 
 def probe_teacher(config: TrialConfig, workshop: Workshop) -> Span:
-    """Seconds of a teacher's training, from some of its steps."""
+    """Return the seconds of a teacher's training, extrapolated from a few steps."""
     dataset, recipe = workshop.data(config), replace(config.teacher.training, epochs=1)
     few = dataset.train[: STEPS * recipe.batch]
     rest: dict[str, Any] = {"mean": dataset.mean, "std": dataset.std, "flip_ok": dataset.flip_ok}
@@ -216,7 +217,7 @@ def probe_teacher(config: TrialConfig, workshop: Workshop) -> Span:
 
 
 def probe_set(config: TrialConfig, method: AnyCondensation, workshop: Workshop) -> Span:
-    """Seconds of the making of a condensed set, from what a little of each kind of its work takes."""
+    """Return the seconds to make a condensed set, extrapolated from a little of each kind of its work."""
     dataset, names = workshop.data(config), {field.name for field in fields(method)}
     order = torch.randperm(len(dataset.train), generator=torch.Generator().manual_seed(0))[:IMAGES]
     real = dataset.train[order].samples(dataset.mean, dataset.std).to(workshop.device)
@@ -240,57 +241,57 @@ def probe_set(config: TrialConfig, method: AnyCondensation, workshop: Workshop) 
 
 def _time(work: Callable[[], object]) -> float:
     begin = time.perf_counter()
-    # So little of a training may well diverge where the whole does not.
+    # Such a short training may diverge where the whole does not.
     with contextlib.suppress(NonFiniteError):
         work()
     return time.perf_counter() - begin
 
 
 def _bytes(path: Path) -> int:
-    """Of a file, or of all below a folder; 0 where there is nothing."""
+    """Return the bytes of a file, or of all files below a folder; 0 if there is nothing."""
     files = path.rglob("*") if path.is_dir() else [path]
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
 @dataclass
 class Workload:
-    """What is to be done, and what is known of its cost."""
+    """The trials of a run, and what is known of their cost."""
 
     planned: Sequence[Plan]
     done: dict[Plan, Record]
     costs: dict[str, Cost] = field(default_factory=dict)
-    """By arm."""
+    """Costs by arm."""
     based_on: list[str] = field(default_factory=list)
 
     @classmethod
     def of_corners(cls, tree: dict[str, Any]) -> Workload:
-        """A trial of each corner of a space, and of its default."""
+        """Return a workload of one trial for each corner of a space and for its default."""
         return cls([Plan(name, 0, config.seed, config) for name, config in corners(tree).items()], {})
 
     @classmethod
     def of_search(cls, tree: dict[str, Any], trials: int) -> Workload:
-        """So many trials of a space that nobody has chosen yet."""
+        """Return a workload of `trials` trials of a space, not chosen yet."""
         return cls([Plan("trial", 0, 0, default(tree))] * trials, {})
 
     @property
     def missing(self) -> list[Plan]:
-        """The trials that are left to run."""
+        """Trials left to run."""
         return [plan for plan in self.planned if plan not in self.done]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """Of a whole run from now. Seconds and bytes."""
+    """Estimate for the rest of a run, in seconds and bytes."""
 
     at_once: int
     before: Span
-    """Until the first trial can start: Ray, and what is not cached."""
+    """Seconds until the first trial can start: Ray, and whatever is not cached."""
     wall: Span
     cpu: Span
     kept: Span
-    """On disk when it is done."""
+    """Bytes on disk at the end."""
     working: Span
-    """On disk beside that, while it runs."""
+    """Further bytes on disk while it runs."""
     trial_memory: Span
     memory: Span
 
@@ -304,10 +305,10 @@ def estimate(
     whole: Workload | None = None,
     shortest: float = 1,
 ) -> Estimate:
-    """What is left of `work` will take, whose `costs` and `based_on` are filled in. Raises `InputError`.
+    """Return the estimate for the rest of `work`, and fill in its `costs` and `based_on`. Raises `InputError`.
 
-    Or what the `whole` of a search will take, whose trials lie somewhere between those of `work`, the corners of its
-    space. `shortest`: part of its rounds after which a trial may be stopped.
+    For a search, `work` holds the corners of its space, and the estimate is for `whole`, its trials, whose costs lie
+    between those of the corners. `shortest`: fraction of its rounds after which a trial may be stopped.
     """
     begin = time.perf_counter()
     with connect(options.address, view=view):
@@ -326,7 +327,7 @@ def estimate(
 
 
 def probe(work: Workload, options: Options, device: str, view: View = SILENT) -> Span:
-    """Fill in the costs, with stand-ins for what is not cached; the seconds that making it will take."""
+    """Fill in the costs, with stand-ins for what is not cached; return the seconds that making those will take."""
     set_up_process(max(1, int(options.cpus_per_trial)))
     stand_ins = StandIns()
     workshop = Workshop(options.cache, device, stand_ins=stand_ins)
@@ -344,7 +345,7 @@ def probe(work: Workload, options: Options, device: str, view: View = SILENT) ->
 
 
 def total(work: Workload, before: Span, at_once: int) -> Estimate:
-    """Of all that is left of `work`, whose costs are known, so many trials at once."""
+    """Return the estimate for the rest of `work`, whose costs are known, with `at_once` trials at a time."""
     costs = [work.costs[plan.arm] for plan in work.missing if plan.arm in work.costs]
     kinds = {(plan.arm, plan.ipc) for plan in work.missing}
     dearest = join(costs) if costs else Cost()
@@ -364,21 +365,27 @@ def total(work: Workload, before: Span, at_once: int) -> Estimate:
 
 
 def finished_before(planned: Sequence[Plan], out: Path) -> dict[Plan, Record]:
-    """By config: what a trial is prepared with, which its hash counts too, may not have been made."""
+    """Return the finished records of planned trials, matched by config: the inputs in their hash may not exist yet."""
     records = [record for record in read_records(out) if (record.status, record.numbers) == ("finished", NUMBERS)]
     found: dict[tuple[str, str], Record] = {}
     for record in records:
-        # A record of another version, that planned trials cannot be equal to.
+        # Skip a record of another version, which cannot equal a planned trial.
         with contextlib.suppress(InputError):
             found[content_hash(from_tree(record.config)), record.scope] = record
     return {plan: found[key] for plan in planned if (key := (content_hash(plan.config), plan.scope)) in found}
 
 
 def _measure(
-    work: Workload, workshop: Workshop, out: Path, folder: Path, on_step: OnStep = unheard, *, untrained: bool = False
+    work: Workload,
+    workshop: Workshop,
+    out: Path,
+    folder: Path,
+    on_step: OnStep = no_bar,
+    *,
+    untrained: bool = False,
 ) -> None:
-    """The cost of a trial of each arm that is not done. `untrained`: whether of a stand-in for the teacher."""
-    begin, tried, diverged = time.perf_counter(), 0, []
+    """Fill in the cost of a trial of each missing arm. `untrained`: True if a stand-in replaces the teacher."""
+    begin, probed, diverged = time.perf_counter(), 0, []
     arms = {plan.arm: plan for plan in sorted(work.missing, key=lambda plan: (plan.ipc, -plan.seed))}
     for number, (arm, plan) in enumerate(arms.items()):
         on_step(number, len(arms))
@@ -388,10 +395,10 @@ def _measure(
         elif time.perf_counter() - begin < PROBING_SECONDS:
             try:
                 work.costs[arm] = probe_trial(plan, workshop.prepare(plan.config), folder / str(len(work.costs)))
-                tried += 1
+                probed += 1
             except NonFiniteError:
                 diverged.append(arm)
-    by_record = len(work.costs) - tried
+    by_record = len(work.costs) - probed
     rest = [arm for arm in arms if arm not in work.costs]
     if rest and work.costs:
         work.costs |= dict.fromkeys(rest, join(list(work.costs.values())))
@@ -399,7 +406,7 @@ def _measure(
     stand_in = ", a stand-in for the teacher," if untrained else ""
     work.based_on = [
         *[f"records of {len(work.done)} finished trials for {by_record} arms"] * bool(by_record),
-        *[f"a few rounds{stand_in} of one trial for {tried} arms, on this machine"] * bool(tried),
+        *[f"a few rounds{stand_in} of one trial for {probed} arms, on this machine"] * bool(probed),
         *["each trial making its own images: those that share them take less"] * shares,
         *[f"the other arms for {', '.join(rest)} ({'a stand-in diverged' if diverged else 'time was short'})"]
         * bool(rest),
@@ -407,7 +414,7 @@ def _measure(
 
 
 def makespan(seconds: Sequence[float], at_once: int) -> float:
-    """How long trials take in their order, each starting as soon as a place is free."""
+    """Return how long trials take in their order, each starting as soon as a place is free."""
     places = [0.0] * at_once
     for each in seconds:
         heapq.heapreplace(places, places[0] + each)
@@ -415,42 +422,42 @@ def makespan(seconds: Sequence[float], at_once: int) -> float:
 
 
 def explain(experiment: str, planned: Sequence[Plan], options: Options, device: str, view: View = SILENT) -> str:
-    """The estimate of an experiment, as text for a terminal. Raises `InputError` as the run itself would."""
+    """Return the estimate of an experiment as text for a terminal. Raises `InputError` as the run itself would."""
     check_same_experiment(options.out, experiment)
     work = Workload(planned, {} if options.fresh else finished_before(planned, options.out))
     head = f"{len(planned)} trials, {len(work.done)} of them finished; results in {options.out}\n"
-    return head + (_told(work, estimate(work, options, device, view), options) if work.missing else NOTHING)
+    return head + (_text(work, estimate(work, options, device, view), options) if work.missing else NOTHING)
 
 
 def explain_search(
     tree: dict[str, Any], options: Options, device: str, view: View = SILENT, *, trials: int, shortest: float = 1
 ) -> str:
-    """The estimate of a search of `trials` more trials, from probes of the space's default and of its corners.
+    """Return the estimate of a search of `trials` more trials, from probes of the space's default and its corners.
 
-    `shortest`: part of its rounds after which a trial may be stopped. Raises `InputError` as the search itself would.
+    `shortest`: fraction of its rounds after which a trial may be stopped. Raises `InputError` as the search would.
     """
     if trials < 1:
         return NOTHING
     corners, whole = Workload.of_corners(tree), Workload.of_search(tree, trials)
     found = estimate(corners, options, device, view, whole=whole, shortest=shortest)
     head = f"{trials} trials to run; results in {options.out}\n"
-    return head + _told(whole, found, options, _arms(corners, "Corners of the space"))
+    return head + _text(whole, found, options, _arms(corners, "Corners of the space"))
 
 
-def _told(work: Workload, found: Estimate, options: Options, tried: Table | None = None) -> str:
+def _text(work: Workload, found: Estimate, options: Options, probed: Table | None = None) -> str:
     if not work.costs:
         return "No trial could be measured.\n"
-    whose = " of the GPU" if options.gpus_per_trial else ""
+    place = " of the GPU" if options.gpus_per_trial else ""
     own, memory = (_range(span, byte_size) for span in (found.trial_memory, found.memory))
     lines = [
         "",
-        (tried or _arms(work)).text(),
+        (probed or _arms(work)).text(),
         f"at once      {found.at_once}, with {options.cpus_per_trial:g} CPUs and {options.gpus_per_trial:g} GPUs each",
-        f"before them  {_range(found.before, duration)}: Ray, and what is not cached of teachers and condensed sets",
+        f"preparation  {_range(found.before, duration)}: Ray, and teachers and condensed sets not in the cache",
         f"wall time    {_range(found.wall, duration)}",
         f"CPU time     {_range(found.cpu, duration)}",
-        f"disk         {_range(found.kept, byte_size)} stay; while it runs up to {byte_size(found.working.high)} more",
-        f"memory       {own} a trial{whose}, {memory} in all",
+        f"disk         {_range(found.kept, byte_size)} kept; up to {byte_size(found.working.high)} more while it runs",
+        f"memory       {own} per trial{place}, {memory} in all",
         f"based on     {'; '.join(work.based_on)}",
     ]
     return "\n".join(lines) + "\n"
@@ -465,5 +472,5 @@ def _arms(work: Workload, title: str = "Trials") -> Table:
     return Table(title, ["arm", "trials", "finished", "CPU time of one"], rows, "", keys=1)
 
 
-def _range(span: Span, told: Callable[[float], str]) -> str:
-    return f"{told(span.low)} to {told(span.high)}"
+def _range(span: Span, text: Callable[[float], str]) -> str:
+    return f"{text(span.low)} to {text(span.high)}"

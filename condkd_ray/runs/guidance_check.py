@@ -1,10 +1,10 @@
-"""Where the optimum of each guidance lies: free features, moved by its penalty alone, against real features.
+"""Check of each guidance's optimum: free features, moved by its penalty alone, are compared with real features.
 
-A guidance that aligns with the data leaves features that are distributed as real ones where they are, and brings
-collapsed ones near. No image and no student has a part in it: what a host, a teacher's network and a budget add is left
-out. All of it is our choice.
+Features that start as real ones should stay distributed like the data, and collapsed features should come near it.
+Only then does a guidance align with the data. Neither images nor a student are involved, so that the effects of a host,
+of a teacher's network and of a step budget are left out. The whole check is our choice.
 
-Letters: N features of a part, D values of each.
+Letters: N features of one part (a tap of the teacher), D values of each.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,10 +30,10 @@ from condkd_ray.trial.config import from_tree
 
 @dataclass(frozen=True, kw_only=True)
 class Noise(Moments):
-    """Pulls at random: how far the optimiser drives features that nothing pulls."""
+    """A control without information: shows how far the optimiser's own noise moves features."""
 
     def penalty(self, state: Any, fake: Tensor, labels: Tensor, *, rng: torch.Generator) -> Tensor:
-        """A gradient whose mean is 0 everywhere."""
+        """Return a penalty whose gradient has mean 0 everywhere."""
         return (torch.randn(fake.shape, generator=rng, device=fake.device) * fake).mean()
 
 
@@ -49,24 +49,24 @@ CHECKED: Mapping[str, Guidance] = (
         "mmd, marginal": Mmd(alignment="marginal"),
     }
 )
-"""What `condkd methods --check guidance` measures: every form, and options that move its optimum."""
+"""Guidances measured by `condkd methods --check guidance`: every form, and options that move its optimum."""
 BEYOND = 1.5
-"""A form that ends further than this from the data, in units of the distance of two parts of them, does not align."""
+"""Largest distance from the data at which a form aligns, in units of the distance between two parts of the data."""
 SEEDS = 2
 STEPS, BATCH, RATE = 2000, 128, 0.003
-"""Adam steps, features in each, and the rate, in units of the guides' root mean square value. Adam makes steps of noise
-as large as those of a pull: at ten times the rate, in as many steps fewer, the form `NOISE` ends 2.9 from the data, and
-forms whose optimum is the data are driven from it too."""
+"""Adam steps, features in each, and learning rate in units of the guides' root mean square value. Adam's steps are as
+large for noise as for a pull: at ten times the rate and a tenth of the steps, the form `NOISE` ends 2.9 from the data,
+and forms whose optimum is the data are driven away from it too."""
 COLLAPSED = 0.05
-"""Standard deviation of collapsed features about their class's point, in units of the real ones' about their mean."""
+"""Standard deviation of collapsed features around their class mean, relative to the real features' around theirs."""
 
 
 @dataclass(frozen=True)
 class Ending:
-    """Frechet distances to real features that no guide showed, each in units of that between two parts of real ones.
+    """Frechet distances to unseen real features, relative to the distance between two parts of the real ones.
 
-    `start`: of the features before the first step; `end`: after the last; `spread`: mean distance of two of a class at
-    the end, in units of real ones'.
+    `start`: before the first step; `end`: after the last; `spread`: mean distance between two features of a class at
+    the end, relative to the real ones'.
     """
 
     start: float
@@ -76,7 +76,7 @@ class Ending:
 
 @dataclass(frozen=True)
 class Check:
-    """What became of features that began as real ones (`perfect`) and as one point a class (`collapsed`)."""
+    """Results for features that start as real ones (`perfect`) and as one point per class (`collapsed`)."""
 
     form: str
     perfect: Ending
@@ -84,7 +84,7 @@ class Check:
 
     @property
     def aligns(self) -> bool:
-        """Whether perfect features stay within `BEYOND` of the data."""
+        """True if perfect features stay within `BEYOND` of the data."""
         return self.perfect.end <= BEYOND
 
 
@@ -95,7 +95,7 @@ HEADER = (
 
 
 def digits(cache: Path | None = None) -> tuple[list[Check], str]:
-    """Every form, of features that a short trained teacher gives the bundled digits; and a sentence on those."""
+    """Check every form on the bundled digits, with a briefly trained teacher; return results and a name of the data."""
     workshop = Workshop(cache)
     config = from_tree({"data": {"name": "digits"}, "teacher": {"training": {"epochs": 40}}})
     teacher = workshop.teacher(config)
@@ -104,18 +104,18 @@ def digits(cache: Path | None = None) -> tuple[list[Check], str]:
     return found, f"{len(real)} images of digits, {label(config.teacher.network)}"
 
 
-def told(found: Sequence[Check], what: str) -> str:
-    """A Markdown table, a row a form, and what its columns are."""
+def report(found: Sequence[Check], what: str) -> str:
+    """Return a Markdown table, one row per form, and an explanation of its columns. `what`: description of the data."""
     rows = [_row(one) for one in found]
     started = mean(one.collapsed.start for one in found)
     return "\n".join(
         (
             *(HEADER, *rows, ""),
             f"Features of {what}, moved by the guidance alone in {STEPS} steps, means of {SEEDS} seeds. Distance: "
-            f"Frechet, to real features that no guide showed, in units of that of two parts of the real ones; features "
-            f"that begin as one point a class are {started:.1f} away. Spread: mean distance of two features of a "
-            f"class, 1 as of real ones. A form aligns where real features end within {BEYOND:g}; "
-            f"{NOISE} pulls at nothing, and tells how far the optimiser's own noise leads.\n",
+            f"Frechet, to real features that were no guides, in units of that between two parts of the real ones; "
+            f"features that start as one point per class are {started:.1f} away. Spread: mean distance between two "
+            f"features of a class; 1 for real ones. A form aligns if real features end within {BEYOND:g}. "
+            f"{NOISE} has no optimum and shows how far the optimiser's own noise moves features.\n",
         )
     )
 
@@ -126,9 +126,9 @@ def _row(one: Check) -> str:
 
 
 def check(form: str, guidance: Guidance, teacher: Teacher, real: Samples, seeds: Sequence[int] = range(SEEDS)) -> Check:
-    """Means over the seeds, each of which deals the real images into guides, a perfect start, and a part to compare."""
+    """Return means over `seeds`, each of which splits the real images: guides, perfect start, part to compare with."""
     with torch.no_grad():
-        parts = guidance.parts(teacher, real.images)
+        parts = guidance.layer_features(teacher, real.images)
     found = [_both(guidance, teacher, parts, real.labels, seed) for seed in seeds]
     perfect, collapsed = ([pair[place] for pair in found] for place in (0, 1))
     return Check(form, _mean(perfect), _mean(collapsed))
@@ -141,15 +141,15 @@ def _mean(found: Sequence[Ending]) -> Ending:
 def _both(
     guidance: Guidance, teacher: Teacher, parts: list[Tensor], labels: Tensor, seed: int
 ) -> tuple[Ending, Ending]:
-    """From real features, and from collapsed ones."""
+    """Return the results from real and from collapsed features."""
     deal = Streams(seed)
     guides, perfect, unseen = _thirds(labels, deal)
     classes = teacher.num_classes
 
     def begun(rng: Streams) -> Any:
-        return guidance.begin(teacher, [part[guides] for part in parts], labels[guides], rng, 1)
+        return guidance.init_from_features(teacher, [part[guides] for part in parts], labels[guides], rng, 1)
 
-    features = guidance.scaled(begun(Streams(seed)), parts)
+    features = guidance.scaled_features(begun(Streams(seed)), parts)
     real, names = features[unseen], labels[unseen]
     scale = (real - class_means(real, names, classes)).square().sum(1).mean().sqrt()
 
@@ -179,10 +179,10 @@ def moved(
     labels: Tensor,
     rng: Streams,
 ) -> Tensor:
-    """Features (N, D) of `labels` (N,) after `STEPS` steps by the guidance's penalty alone, from `start`.
+    """Return features (N, D) of `labels` (N,) after `STEPS` steps from `start` by the guidance's penalty alone.
 
-    In each step a batch of balanced classes is moved, and the guidance then learns from it beside as many of `guides`,
-    features and labels. `state` is the guidance's, made of these.
+    Each step moves a batch of balanced classes; then the guidance is updated with it and with as many of `guides`,
+    which are features and labels. `state` is the guidance's state, made from `guides`.
     """
     features = start.clone().requires_grad_()
     optimizer = torch.optim.Adam([features], RATE * guides[0].square().mean().sqrt().item())
@@ -196,25 +196,27 @@ def moved(
         optimizer.step()
         schedule.step()
         shown = guides[0][same_class_rows(guides[1], wanted, draws)]
-        shown = guidance.loosened(state, shown, wanted, draws) if guidance.looks else fake[:0].detach()
+        shown = (
+            guidance.perturbed(state, shown, wanted, draws) if guidance.uses_condensed_batches else fake[:0].detach()
+        )
         guidance.update(state, fake.detach(), shown, wanted, rng=draws)
     return features.detach()
 
 
 def class_means(features: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """Of each feature (N, D) the mean of its class, (N, D)."""
+    """Return for each feature (N, D) the mean of its class, (N, D)."""
     hot = torch.nn.functional.one_hot(labels, classes).to(features.dtype)
     return (hot.T @ features / hot.sum(0).clamp_min(1)[:, None])[labels]
 
 
 def _spread(features: Tensor, labels: Tensor, classes: int) -> float:
-    """Mean over classes of the mean distance of two features."""
+    """Return the mean distance between two features of a class, averaged over classes."""
     parts = [part for part in by_class(features, labels, classes) if len(part) > 1]
     return mean(torch.pdist(part).mean().item() for part in parts)
 
 
 def _thirds(labels: Tensor, rng: Streams) -> list[Tensor]:
-    """Rows of three parts with equally many of each class, in random order."""
+    """Return the rows of three parts in random order, each with equally many of every class."""
     order = torch.randperm(len(labels), generator=rng["deal"])
     sizes = labels.bincount()
     most = int(sizes[sizes > 0].min()) // 3

@@ -1,4 +1,4 @@
-"""What an inversion makes without a student, measured against held-out real images. For reports alone; our choice.
+"""Images of an inversion, made without a student and compared with held-out real images. For reports only; our choice.
 
 Letters: N images, K classes.
 """
@@ -21,17 +21,17 @@ from condkd_ray.trial.diagnosis import REAL_PER_CLASS, Landmarks, make_landmarks
 from condkd_ray.trial.synthesis import begin, compiled_apart, produce
 
 FIGURES = {"frechet_real": "Frechet", "mmd_real": "MMD", "bn": "BN"}
-"""What is measured, by the name of its column."""
+"""Titles of the measures, by metric name."""
 LEGEND = (
     "Mean ± standard deviation over n seeds, and the 95 % interval of new minus old (paired t); less is better. All "
-    "seeds share one teacher. Frechet, MMD: of all images made to real test images, class by class in the teacher's "
-    "features. BN: unweighted distance of a round's images to the teacher's statistics, in views of the host's own, "
-    "mean over rounds."
+    "seeds share one teacher. Frechet, MMD: distances of all images made to real test images, class by class in the "
+    "teacher's features. BN: unweighted distance of a round's images, under the host's augmentation, to the teacher's "
+    "statistics, mean over rounds."
 )
 
 
 def held_out(prepared: Prepared) -> Landmarks:
-    """Landmarks of test images, at most `diagnosis.REAL_PER_CLASS` a class: the same ones in every call."""
+    """Return landmarks of test images, at most `diagnosis.REAL_PER_CLASS` per class: the same ones in every call."""
     teacher, test = prepared.teacher, prepared.test
     assert test is not None
     rows = choose(test.labels, REAL_PER_CLASS, seed=0)
@@ -39,10 +39,10 @@ def held_out(prepared: Prepared) -> Landmarks:
 
 
 def measure(config: TrialConfig, prepared: Prepared, real: Landmarks) -> Metrics:
-    """`FIGURES` of the images that the config's inversion makes in all its rounds. It must not ask the student.
+    """Return `FIGURES` of the images from all rounds of the config's inversion, which must not use the student.
 
-    Raises `NonFiniteError` where a loss or a feature is not finite, and `InputError` where nothing can be compiled, or
-    replayed as graphs, as the config says.
+    Raises `NonFiniteError` if a loss or a feature is not finite, and `InputError` if the config's compilation, or its
+    replay as graphs, is not possible.
     """
     teacher, production, host = prepared.teacher, begin(config, prepared), config.inversion
     parts = (config, prepared, production, nn.Identity(), torch.zeros(0))
@@ -56,12 +56,12 @@ def measure(config: TrialConfig, prepared: Prepared, real: Landmarks) -> Metrics
 
 
 def side_by_side(title: str, found: Mapping[str, Sequence[Sequence[Metrics]]]) -> Table:
-    """A row for each host and figure. `found`: of each host the figures of (old, new), a list over seeds each."""
+    """Return a row per host and figure. `found`: for each host the figures of (old, new), each a list over seeds."""
     rows = []
     for (host, pair), name in ((one, name) for one in found.items() for name in FIGURES):
         old, new = (np.array([figures[name] for figures in side]) for side in pair)
         ends, method = interval(new - old)
-        told = between(ends, factor=1, digits=3, unknown=method)
+        difference = between(ends, factor=1, digits=3, unknown=method)
         sides = [shown(spread(side), len(side), digits=3) for side in (old, new)]
-        rows.append([host, FIGURES[name], str(len(old)), *sides, f"{(new - old).mean():+.3f}", told])
+        rows.append([host, FIGURES[name], str(len(old)), *sides, f"{(new - old).mean():+.3f}", difference])
     return Table(title, ["host", "figure", "n", "old", "new", "new - old", "95 %"], rows, LEGEND, keys=2)

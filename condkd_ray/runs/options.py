@@ -1,4 +1,4 @@
-"""Where trials run, what each takes of the cluster, and how much is run. No number in a table depends on these."""
+"""Options of a run: its folders, the resources of each trial, and its limits. They change no number in a table."""
 
 import math
 import re
@@ -22,64 +22,69 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Where the files of a run lie, what its trials take of a cluster, and how much of it is run.
+    """Folders of a run, resources of its trials on a cluster, and limits of the run.
 
     The commands have a flag for each field. Texts are parsed once, by `check` at the latest.
     """
 
     out: Path = Path("runs/experiment")
-    """The same folder again continues: what is finished stays."""
+    """Folder of the results. The same folder again continues the run: finished trials stay."""
     storage: str | None = None
-    """Where trials keep checkpoints and chunks until they end, this experiment's alone: a folder that all nodes see, or
-    `s3://bucket/prefix`; `--out` if not given."""
+    """Folder that all nodes see, or `s3://bucket/prefix`, for checkpoints and chunks of running trials; for this
+    experiment alone. `--out` if not given."""
     cache: Path | None = None
-    """Teachers and condensed sets; $CONDKD_CACHE or a folder in the user's cache home if not given."""
+    """Folder of teachers and condensed sets; $CONDKD_CACHE or a folder in the user's cache home if not given."""
     address: str | None = None
-    """Of a Ray cluster; RAY_ADDRESS if not given, else a private one on this machine."""
+    """Address of a Ray cluster; RAY_ADDRESS if not given, else a private cluster on this machine."""
     cpus_per_trial: float = 1.0
+    """CPUs held by each trial; also its number of threads, rounded down."""
     gpus_per_trial: float = 0.0
+    """GPUs held by each trial: 0 to 1, or a whole number."""
     cpus_per_producer: float = 1.0
+    """CPUs held by each producer of a trial with a pipeline, in addition to the trial's own."""
     gpus_per_producer: float = 0.0
+    """GPUs held by each producer of a trial with a pipeline, in addition to the trial's own."""
     resource: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """NAME=AMOUNT of a custom resource that a trial needs, so that it runs only on nodes that offer it; repeatable."""
+    """NAME=AMOUNT of a custom resource held by each trial, which then runs only on nodes that offer it."""
     max_concurrent: int | None = None
-    """Trials at once, at most; as many as fit if not given."""
+    """Largest number of trials at once; as many as fit if not given."""
     time_budget: str | None = None
-    """Such as 30m, 2h or 1h30m from the start of the command. When it is spent no trial starts, and each one that runs
-    stops after its round, with a checkpoint: the same command goes on from there."""
+    """Time from the start of the command, such as 30m, 2h or 1h30m. When it is spent no trial starts, and each
+    running one stops after its round, with a checkpoint: the same command continues from there."""
     share: Scope = "trial"
-    """Which trials share synthetic images: `trial`, none; `inversion`, those whose images are equal, which are then
-    made once, with equal numbers; `sweep`, all of one teacher draw from all, which makes arms of their own."""
+    """Trials that share synthetic images. `trial`: none; `inversion`: those with equal images, which are then
+    made once, with equal numbers; `sweep`: all trials of one teacher draw from all images, which makes separate
+    arms."""
     pool_limit: str | None = None
-    """Such as 500MB or 4GB of shared memory a node for synthetic images; what is beyond it is read from disk, and told
-    of. 60 % of the smallest node's object store if not given."""
+    """Shared memory of each node for synthetic images, such as 500MB or 4GB; images beyond it are read from disk, which
+    is logged. 60 % of the smallest node's object store if not given."""
     device_pool_limit: str | None = None
-    """Such as 500MB or 4GB of each trial's GPU for its synthetic images; what is beyond it is sent from the host's
-    memory when it is drawn. A quarter of the trial's part of the GPU if not given."""
+    """Memory of each trial's GPU for its synthetic images, such as 500MB or 4GB; images beyond it are sent from the
+    host's memory when drawn. A quarter of the trial's share of the GPU if not given."""
     verbose: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Also tell each round with its losses, where each trial runs, and what Ray and its processes print. In another
-    program the level of the logger `condkd_ray` decides."""
+    """Also print each round with its losses, the node of each trial, and the output of Ray and its processes. In
+    another program the level of the logger `condkd_ray` decides."""
     fresh: bool = False
-    """Move what `--out` holds aside, delete what trials have left in a `--storage` apart, and begin anew."""
+    """Move the content of `--out` aside, delete trials' files in a separate `--storage`, and start over."""
 
     @cached_property
     def place(self) -> Location:
-        """Where trials keep their files. Raises `InputError`."""
+        """Folder of trials' checkpoints and chunks. Raises `InputError`."""
         return locate(str(self.out) if self.storage is None else self.storage)
 
     @property
     def place_flag(self) -> str:
-        """The flag that names `place`."""
+        """Name of the flag that sets `place`."""
         return "--out" if self.storage is None else "--storage"
 
     @cached_property
     def budget_seconds(self) -> float:
-        """`time_budget` in seconds; infinite where there is none. Raises `InputError`."""
+        """`time_budget` in seconds; infinite if not given. Raises `InputError`."""
         return math.inf if self.time_budget is None else parse_duration(self.time_budget, "--time-budget")
 
     @property
     def per_producer(self) -> Allowance:
-        """What each producer of a trial gets."""
+        """Resources of each producer of a trial."""
         return Allowance(self.cpus_per_producer, self.gpus_per_producer)
 
     @cached_property
@@ -91,29 +96,29 @@ class Options:
 
     @cached_property
     def pool_bytes(self) -> int | None:
-        """`pool_limit` in bytes; None where there is none. Raises `InputError`."""
+        """`pool_limit` in bytes; None if not given. Raises `InputError`."""
         return None if self.pool_limit is None else parse_size(self.pool_limit, "--pool-limit")
 
     @cached_property
     def device_pool_bytes(self) -> int | None:
-        """`device_pool_limit` in bytes; None where there is none. Raises `InputError`."""
+        """`device_pool_limit` in bytes; None if not given. Raises `InputError`."""
         return None if self.device_pool_limit is None else parse_size(self.device_pool_limit, FLAG)
 
     @property
     def per_trial(self) -> Allowance:
-        """What each trial gets, beside its producers."""
+        """Resources of each trial, without its producers."""
         return Allowance(self.cpus_per_trial, self.gpus_per_trial)
 
     def check(self) -> None:
-        """Parse all texts. Raises `InputError` for options that cannot be."""
+        """Parse all texts. Raises `InputError` for invalid options."""
         most = self.max_concurrent
         require(most is None or most >= 1, "--max-concurrent", most, "an integer >= 1")
         _ = self.place, self.budget_seconds, self.resources, self.pool_bytes, self.device_pool_bytes
         check_on_gpu(self.device_pool_limit, self.gpus_per_trial > 0, "none, or --gpus-per-trial above 0")
 
     def of_cluster(self, deadline: float) -> "ClusterOptions":
-        """The options of a sweep or a search that ends at `deadline`. Raises `InputError`."""
-        # Here, as flags are made of these options, and it imports PyTorch.
+        """Return the options of a sweep or a search that ends at `deadline`. Raises `InputError`."""
+        # Imported here, as flags are made of this class, and that module imports PyTorch.
         from condkd_ray.cluster.options import ClusterOptions
 
         return ClusterOptions(
@@ -142,12 +147,12 @@ def _resource(text: str) -> tuple[str, float]:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What came of a run. Its records and tables lie in `out`."""
+    """Result of a run. Its records and tables lie in `out`."""
 
     out: Path
     complete: bool
-    """Whether all trials have come to an end: finished, failed or pruned."""
+    """True if all trials have ended: finished, failed or pruned."""
     failed: int
-    """Trials of this run that failed."""
+    """Number of trials of this run that failed."""
     spent: tuple[str, ...] = ()
-    """Names of the budgets that are spent: `time`, `GPU`."""
+    """Names of the spent budgets: `time`, `GPU`."""

@@ -1,4 +1,4 @@
-"""The folder an experiment writes its results to: one experiment's alone, and locked while a process runs in it."""
+"""The folder of one experiment's results, which is locked while a process runs in it."""
 
 import datetime
 import itertools
@@ -6,7 +6,7 @@ import logging
 import os
 from pathlib import Path
 
-from condkd_ray.core.locks import claim, let_go
+from condkd_ray.core.locks import claim, release
 from condkd_ray.core.method import InputError
 from condkd_ray.core.records import check_same_experiment
 
@@ -14,16 +14,17 @@ log = logging.getLogger(__name__)
 
 
 def open_folder(out: Path, experiment: str, *, fresh: bool) -> None:
-    """Make `out` ready, for this process alone until it ends.
+    """Create and lock `out` for this process until it ends; with `fresh`, first move an existing folder aside.
 
-    Raises `InputError` for a file, a folder that cannot be written, another experiment's, one where a process runs.
+    Raises `InputError` if `out` is a file, cannot be written, belongs to another experiment, or another process runs
+    in it.
     """
     if fresh and os.path.isdir(out):
         taken = claim(out, "--out")
         try:
             _move_aside(out)
         except InputError:
-            let_go(taken)
+            release(taken)
             raise
     check_same_experiment(out, experiment)
     try:

@@ -1,8 +1,8 @@
-"""The published systems that an experiment can be built on.
+"""The published systems that an experiment can build on.
 
 Each is a complete recipe, one YAML file in `published/`: a whole trial config for ResNet-34 -> ResNet-18 on CIFAR-10,
-which names for each line where it was read. What a recipe says of inversion, memory, loss, student and length goes into
-any config; data and networks are the experiment's.
+with the source of each line. A recipe's inversion, memory, loss, student optimisation and length can be used in any
+config; data and networks are the experiment's.
 """
 
 from __future__ import annotations
@@ -26,34 +26,34 @@ Name = Literal[
     "cmi", "mb_dfkd", "pre_dfkd", "fast", "nayer", "ssd_kd",
 ]  # fmt: skip
 NAMES: tuple[Name, ...] = get_args(Name)
-"""In the order of their years."""
+"""Names in the order of their years."""
 PARTS = ("targets", "weighing", "inversion", "memory", "distiller", "rounds", "evaluate_every")
-"""Fields of a trial's config that a recipe sets; how condensed images are mixed in is left to the experiment."""
+"""Fields of a trial's config that a recipe sets; the mixing of condensed images is left to the experiment."""
 LEAST_BATCH = 64
-"""Images to which no batch is scaled down (our choice): below it BN statistics are noise."""
+"""Smallest batch that scaling leaves (our choice): with fewer images BN statistics are noise."""
 MOST_MEASURED = 100
-"""Rounds of a scaled recipe in which its student is measured, at most (our choice)."""
+"""Largest number of rounds of a scaled recipe in which its student is evaluated (our choice)."""
 IN_ROUNDS = {"inversion": ("warm_up", "resets"), "memory": ("period",), "distiller": ("milestones", "lr_epoch")}
-"""Lengths that are counted in rounds, by the family whose field they are."""
+"""Fields counted in rounds, by family."""
 
 
 def path_of(name: str) -> Path:
-    """The file of a recipe. Raises `InputError` for a name that is none."""
+    """Return the path of a recipe. Raises `InputError` for an unknown name."""
     require(name in NAMES, "published system", name, ", ".join(NAMES))
     return FOLDER / f"{name}.yaml"
 
 
 @cache
 def published(name: str) -> TrialConfig:
-    """The complete recipe as published. Raises `InputError` for a name that is none."""
-    # Here, as scripts import names of systems beside their flags, and this imports PyTorch.
+    """Return the complete recipe as published. Raises `InputError` for an unknown name."""
+    # Imported here, as scripts import names of systems for their flags, and this module imports PyTorch.
     from condkd_ray.trial.config import from_tree
 
     return from_tree(read_tree(path_of(name)), str(path_of(name)))
 
 
 def check_parts(name: str, tree: Tree, path: str) -> None:
-    """Raise `InputError` where a config `tree` puts another method in the place of one of the system's."""
+    """Raise `InputError` if a config `tree` replaces one of the system's methods by another."""
     recipe = published(name)
     theirs = {part: getattr(recipe, part) for part in ("targets", "weighing", "inversion", "memory")}
     given: dict[str, Any] = {part: tree.get(part) for part in theirs}
@@ -63,19 +63,19 @@ def check_parts(name: str, tree: Tree, path: str) -> None:
     for part, method in theirs.items():
         value = given[part]
         other = value if isinstance(value, str) else value.get("name", method.name) if isinstance(value, dict) else None
-        accepted = f"{method.name}, which is that of --host {name}; or --inversion in the place of --host, to mix parts"
+        accepted = f"{method.name}, as of --host {name}; or --inversion instead of --host, to mix parts"
         require(other in (None, method.name), f"{path}: {part}", other, accepted)
     require("rounds" not in tree, f"{path}: rounds beside --host {name}", tree.get("rounds"), "the flag --rounds")
 
 
 def scaled(recipe: TrialConfig, scale: float) -> TrialConfig:
-    """`recipe` with `scale` of its optimiser steps, the generator's, the student's and a memory's alike; our choice.
+    """Return `recipe` with a fraction `scale` of its optimiser steps, in generator, student and memory alike.
 
-    The number of rounds and the steps in a round both shrink by about the root of `scale`. The part of a round with the
-    fewest steps gets a whole number of them, one at least; the others keep their proportion to it, and the number of
-    rounds makes up for what is rounded. Batches shrink by the root, to no fewer than `LEAST_BATCH` images, those of a
-    memory with the student's. A generator's life (NAYER) stays as long as it was.
-    Raises `InputError` for a scale that is not above 0 and at most 1, or leaves no round.
+    Our choice: the number of rounds and the steps per round both shrink by about the square root of `scale`. The part
+    of a round with the fewest steps gets a whole number of them, at least one; the others keep their proportion to it,
+    and the number of rounds compensates for the rounding. Batches shrink by the square root too, to no fewer than
+    `LEAST_BATCH` images; a memory's batches shrink with the student's. The life of a generator (NAYER) keeps its
+    length. Raises `InputError` for a scale outside (0, 1], or one that leaves no round.
     """
     require(0 < scale <= 1, "scale", scale, "0 < scale <= 1")
     root = sqrt(scale)
@@ -88,7 +88,7 @@ def scaled(recipe: TrialConfig, scale: float) -> TrialConfig:
 
 
 def _smaller_rounds(recipe: TrialConfig, inner: float, root: float) -> TrialConfig:
-    """Each round with `inner` of its steps, on batches of `root` of their images."""
+    """Return the recipe with a fraction `inner` of the steps in each round, and `root` of the images in each batch."""
 
     def batch(images: int) -> int:
         return max(round(images * root), min(images, LEAST_BATCH))
@@ -102,15 +102,19 @@ def _smaller_rounds(recipe: TrialConfig, inner: float, root: float) -> TrialConf
     distiller, before = shrunk(recipe.distiller, batch), recipe.distiller
     memory = shrunk(recipe.memory, lambda images: max(2, round(images * distiller.batch / before.batch)))
     taken = distiller.steps * distiller.batch / (before.steps * before.batch)
-    fresh = {"images_per_round": ceil(recipe.inversion.images_per_round * taken)} if recipe.inversion.fresh else {}
+    fresh = (
+        {"images_per_round": ceil(recipe.inversion.images_per_round * taken)}
+        if recipe.inversion.fresh_each_round
+        else {}
+    )
     return replace(recipe, inversion=shrunk(recipe.inversion, batch, **fresh), memory=memory, distiller=distiller)
 
 
 def with_rounds(recipe: TrialConfig, rounds: int) -> TrialConfig:
-    """`recipe` in another number of the student's rounds, with all that is counted in rounds in proportion.
+    """Return `recipe` with another number of student rounds, and all lengths counted in rounds in proportion.
 
-    Nothing that was there vanishes: each length is at least one round. Milestones that fall together are one. A shorter
-    run is not measured in more than `MOST_MEASURED` rounds.
+    Each nonzero length stays at least one round. Milestones that coincide are merged. A shorter run is evaluated in at
+    most `MOST_MEASURED` rounds.
     """
     require(rounds >= 1, "rounds", rounds, "an integer >= 1")
     factor = rounds / recipe.rounds
@@ -133,9 +137,9 @@ def with_rounds(recipe: TrialConfig, rounds: int) -> TrialConfig:
 
 
 def equal_rounds(path: Path, flags: Any, ends: dict[str, str], name: str) -> int:
-    """How many rounds of a system take as long as those of `fast`, as experiments/equal_seconds.py wrote to `path`.
+    """Return how many rounds of a system take as long as those of `fast`, as measured by experiments/equal_seconds.py.
 
-    Raises `InputError` where that was measured otherwise than the `flags` of an experiment and the networks `ends` say.
+    `path`: the file it wrote. Raises `InputError` if it was measured with other `flags` or networks `ends`.
     """
     known, changing = read_tree(path), ("dataset", "scale", "size", "config", "condensed")
     given = {what: getattr(flags, what, None) for what in changing}

@@ -1,8 +1,9 @@
-"""Proxies of test accuracy, compared: which of them ranks trials as the test set does?
+"""Comparison of proxies for test accuracy: how well does each rank trials in the order of the test set?
 
-A candidate is a fixed set of images and how a student is compared with its teacher on them. All is our choice.
+A candidate is a fixed set of images with a measure that compares student and teacher on it. All is our choice.
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,19 +32,20 @@ from condkd_ray.trial.plan import NUMBERS
 from condkd_ray.trial.synthesis import begin, compiled_apart, produce
 
 INVERTED = 512
-"""Images of the reference inversion."""
+"""Number of images of the reference inversion."""
 RESAMPLES = 2000
+"""Bootstrap resamples."""
 RANKED_FROM = 12
-"""Trials from which on rho gets an interval. Simulated coverage of the percentile bootstrap at nominal 95 %, normal
-scores: 0.95 to 0.98 for 12 and 24 trials and rho of 0 to 0.98, 0.94 to 0.97 for 50 (0.92 at 0.98); for 9 trials 0.88 at
+"""Fewest trials for an interval of rho. Simulated coverage of the percentile bootstrap, nominal 95 %, normal scores:
+0.95 to 0.98 for 12 and 24 trials and rho of 0 to 0.98, 0.94 to 0.97 for 50 (0.92 at 0.98); for 9 trials 0.88 at
 0.98."""
 
 
 @dataclass(frozen=True)
 class Ranked:
-    """Spearman's rho of a candidate with test accuracy over n trials, and its 95 % bootstrap interval over these.
+    """Spearman's rho between a candidate and test accuracy over n trials, with its 95 % bootstrap interval.
 
-    NaN for an interval where there are fewer than `RANKED_FROM` trials.
+    `low` and `high` are NaN for fewer than `RANKED_FROM` trials.
     """
 
     candidate: str
@@ -54,13 +56,13 @@ class Ranked:
 
 
 def candidates(workshop: Workshop, config: TrialConfig) -> dict[str, Samples]:
-    """The candidate sets by name, for trials of the config's data, teacher and condenser; none of these sees them.
+    """Return the candidate sets by name, for trials of the config's data, teacher and condenser. Trials use none.
 
-    `few_shot`: a held-out real image of each class, in views. `condensed`: a held-out condensed image of each class, in
-    views. `inverted`: a fixed inversion of the teacher, as it is; it needs no image at all.
+    `few_shot`: views of one held-out real image per class. `condensed`: views of one held-out condensed image per
+    class. `inverted`: images of a fixed inversion of the teacher, unaugmented; it needs no real image.
     """
     method = config.condensation
-    require(method is not None, "condensation", None, "a condenser, of whose images one a class is held out")
+    require(method is not None, "condensation", None, "a condenser, as one of its images per class is held out")
     assert method is not None
     seed = derive_seed(config.data.seed, "held-out condensed") % 2**31
     apart = replace(config, seed=seed)
@@ -76,20 +78,20 @@ def candidates(workshop: Workshop, config: TrialConfig) -> dict[str, Samples]:
 
 @torch.no_grad()
 def scores(out: Path, record: Record, sets: dict[str, Samples]) -> dict[str, float]:
-    """A kept trial's student on each set: `few_shot/agreement`, `few_shot/kl` (minus it: more is better), and so on."""
+    """Return a trial's scores on each set: `<set>/agreement`, and `<set>/kl`, negated so that more is better."""
     product = read_product(kept_path(out, record.config_hash))
     student = load_student(product).to(next(iter(sets.values())).images.device)
     found = {}
     for name, samples in sets.items():
-        told = compare(student, samples)
-        found |= {f"{name}/agreement": told["agreement"].item(), f"{name}/kl": -told["kl"].item()}
+        measured = compare(student, samples)
+        found |= {f"{name}/agreement": measured["agreement"].item(), f"{name}/kl": -measured["kl"].item()}
     return found
 
 
 def validate(out: Path, workshop: Workshop, config: TrialConfig) -> str:
     """Rank the candidates, made for trials like `config`, over the finished trials of `out`, whose products are kept.
 
-    Writes `proxies.md` there; the table as plain text.
+    Writes the table to `proxies.md` there and returns it as plain text.
     """
     done = [record for record in read_records(out) if (record.status, record.numbers) == ("finished", NUMBERS)]
     require(len(done) > 1, "number of finished trials", len(done), "2 or more")
@@ -99,29 +101,29 @@ def validate(out: Path, workshop: Workshop, config: TrialConfig) -> str:
     return table.text()
 
 
-def rank(told: Sequence[dict[str, float]], accuracies: Sequence[float]) -> list[Ranked]:
-    """How each candidate ranks trials with these scores and test accuracies; the best first."""
-    rng, found = np.random.default_rng(0), []
-    for name in told[0]:
-        pairs = np.array([[scored[name] for scored in told], accuracies])
-        found.append(Ranked(name, float(_rho(*pairs)), *_interval(pairs, rng), len(told)))
-    return sorted(found, key=lambda one: (np.isnan(one.rho), -one.rho))
+def rank(found: Sequence[dict[str, float]], accuracies: Sequence[float]) -> list[Ranked]:
+    """Return how well each candidate ranks trials with these scores and test accuracies, best first."""
+    rng, ranked = np.random.default_rng(0), []
+    for name in found[0]:
+        pairs = np.array([[scored[name] for scored in found], accuracies])
+        ranked.append(Ranked(name, float(_rho(*pairs)), *_interval(pairs, rng), len(found)))
+    return sorted(ranked, key=lambda one: (np.isnan(one.rho), -one.rho))
 
 
 def _interval(pairs: np.ndarray, rng: np.random.Generator) -> tuple[float, float]:
-    """Percentile bootstrap over the trials of `pairs` (2, trials)."""
+    """Return the percentile bootstrap interval over the trials of `pairs` (2, trials)."""
     trials = pairs.shape[1]
     if trials < RANKED_FROM:
         return float("nan"), float("nan")
     draws = _rho(*pairs[:, rng.integers(0, trials, (RESAMPLES, trials))])
-    # Trials drawn again and again may all be one.
+    # A resample may contain one trial only, which has no rho.
     known = draws[np.isfinite(draws)]
     low, high = np.percentile(known, [2.5, 97.5]) if len(known) else (np.nan, np.nan)
     return float(low), float(high)
 
 
 def ranking_table(ranked: Sequence[Ranked]) -> Table:
-    """A row a candidate."""
+    """Return a table with one row per candidate."""
     rows = []
     for one in ranked:
         between = "-" if np.isnan(one.low) else f"{one.low:+.2f} to {one.high:+.2f}"
@@ -129,15 +131,13 @@ def ranking_table(ranked: Sequence[Ranked]) -> Table:
     legend = (
         "Spearman's rho with test accuracy over trials of different configs; 95 % percentile bootstrap over trials "
         f"(from {RANKED_FROM} trials on). "
-        "agreement: share of images on which student and teacher name one class; kl: minus KL(teacher || student)."
+        "agreement: share of images to which student and teacher give the same class; kl: minus KL(teacher || student)."
     )
     return Table("Proxies", ["proxy", "rho", "95 %", "n"], rows, legend, keys=1)
 
 
 def _rho(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Spearman's rho (...,) of each two rows (..., trials); NaN where one of them never differs."""
-    # Spearman's is Pearson's of the ranks.
-    ranks = [stats.rankdata(side, axis=-1) for side in (left, right)]
-    one, other = (rank - rank.mean(-1, keepdims=True) for rank in ranks)
-    with np.errstate(invalid="ignore"):
-        return (one * other).sum(-1) / np.sqrt((one**2).sum(-1) * (other**2).sum(-1))
+    """Return Spearman's rho (...,) of pairs of rows (..., trials); NaN where a row is constant."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.ConstantInputWarning)
+        return stats.spearmanrho(left, right, axis=-1).statistic  # type: ignore[attr-defined]

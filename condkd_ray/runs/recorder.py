@@ -1,4 +1,4 @@
-"""What an experiment writes down: what it sets out to do, then records, image grids, event files, and its study."""
+"""Writers of an experiment's results: manifest, records, image grids, event files, and the study of its trials."""
 
 import dataclasses
 import datetime
@@ -53,13 +53,13 @@ from condkd_ray.trial.plan import NUMBERS, Plan, PlannedTrial, pool_key
 log = logging.getLogger(__name__)
 
 LOSSES = ("inversion/", "guidance/", "kd/")
-"""Families of loss terms."""
+"""Prefixes of the loss terms among the metrics."""
 ARTIFACTS = "artifacts"
-"""Folder of the images and configs that the dashboard shows beside a trial."""
+"""Folder of the images and configs that the dashboard shows beside each trial."""
 PARAMETERS, KEY = "parameters", "config_hash"
-"""User attributes: of the study, the values of each parameter; of a trial, the hash of its config."""
-ALSO = ("seed", "condensation/ipc")
-"""Leaves that every planned trial has as parameters of other names."""
+"""User attributes: of a study, the values of each parameter; of a trial, the hash of its config."""
+RENAMED = ("seed", "condensation/ipc")
+"""Leaves of a config that every planned trial has as parameters of other names."""
 Leaf = str | int | float | bool | None
 
 
@@ -73,10 +73,10 @@ def describe_experiment(
     baseline: Baseline = "none",
     study: str = "",
 ) -> Manifest:
-    """What the experiment sets out to do. Trials planned in the same folder before stay, unless asked for anew.
+    """Return the manifest of the experiment. Trials planned earlier in the same folder stay in it unless planned anew.
 
-    `baseline` names the arm that every other is compared with, or for each arm its own; `study` the one by which a
-    search has proposed the trials: another's of the same numbers in the folder are other trials.
+    `baseline`: the arm that every other is compared with, or the one for each arm. `study`: name of the study whose
+    search proposed the trials; trials of other studies in the folder are distinct even if their numbers are equal.
     """
     plans = [trial.plan for trial in trials]
     config = plans[0].config
@@ -86,11 +86,11 @@ def describe_experiment(
     planned = {(trial.get("study", ""), trial["arm"], trial["ipc"], trial["seed"]): trial for trial in before}
     for trial in trials:
         place = {"arm": trial.plan.arm, "ipc": trial.plan.ipc, "seed": trial.plan.seed}
-        told = place | {"config_hash": trial.key} | ({"study": study} if study else {})
-        # Without a study where an earlier version has planned it.
+        entry = place | {"config_hash": trial.key} | ({"study": study} if study else {})
+        # An earlier version planned trials without the name of a study.
         unnamed = ("", *place.values())
         known = unnamed if planned.get(unnamed, {}).get("config_hash") == trial.key else (study, *place.values())
-        planned[known] = told
+        planned[known] = entry
     return Manifest(
         experiment=experiment,
         question=question.strip().split("\n")[0],
@@ -114,7 +114,7 @@ def describe_experiment(
 
 
 def _teachers(plans: Sequence[Plan], workshop: Workshop) -> list[dict[str, Any]]:
-    """Label, seed, hash and accuracies of each teacher of the plans, once."""
+    """Return label, seed, hash and accuracies of each distinct teacher of the plans."""
     configs: dict[TeacherConfig, TrialConfig] = {}
     for plan in plans:
         configs.setdefault(plan.config.teacher, plan.config)
@@ -130,9 +130,9 @@ def _teachers(plans: Sequence[Plan], workshop: Workshop) -> list[dict[str, Any]]
 
 
 def _own_teachers(plans: Sequence[Plan], workshop: Workshop) -> list[str]:
-    """How well teachers that were not trained here know the images."""
-    told = dict.fromkeys(workshop.check_teacher(plan.config) for plan in plans)
-    return [f"{text[0].upper()}{text[1:]}." for text in told if text]
+    """Return a sentence on the accuracy of each teacher that was not trained here."""
+    lines = dict.fromkeys(workshop.check_teacher(plan.config) for plan in plans)
+    return [f"{line[0].upper()}{line[1:]}." for line in lines if line]
 
 
 def _notes(plans: Sequence[Plan], has_val: bool) -> list[str]:
@@ -141,16 +141,16 @@ def _notes(plans: Sequence[Plan], has_val: bool) -> list[str]:
     notes = []
     if any(isinstance(method, Imported) for method in used):
         notes.append(
-            "The condensed set was made elsewhere, from train images we do not know: it may have seen "
+            "The condensed set was made elsewhere, from unknown train images: it may have seen "
             f"{held_out}, and the test images too where these were held out of train here."
         )
     if any(method.needs_teacher for method in used):
-        notes.append("The condensed set was made of the teacher: it adds nothing that the teacher does not know.")
+        notes.append("The condensed set was made with the teacher: it adds no information that the teacher lacks.")
     return notes
 
 
 def teacher_line(manifest: Manifest) -> str:
-    """The teacher and its accuracy, for the terminal; a line each where one network has several, of other seeds."""
+    """Return teacher and accuracy, for the terminal; one line per seed if one network has several teachers."""
     several = manifest.teachers if "hash" in manifest.teacher else []
     lines = []
     for teacher in several or [manifest.teacher]:
@@ -162,15 +162,15 @@ def teacher_line(manifest: Manifest) -> str:
 
 
 class Recorder:
-    """Is told of rounds and outcomes in the driver; alone writes records, grids and event files.
+    """Records rounds and outcomes, in the driver; the only writer of records, grids and event files.
 
-    `trials`: what there is to be done; a search adds to it. `storage`: where trials leave their products. `total`: how
-    many trials there will be, if more. `choices`, `ranges`: of hyper-parameters in which those will differ, by dotted
-    name. `goal`: what is shown of a trial while it runs; `best`: the best that ended before. `study`: opens the study
-    of planned trials, which is told first, as one that has its record is not run again. `of_study`: the name of a
-    search's, which is in each record.
+    `trials`: the trials known at the start; a search adds more. `storage`: where trials leave their products. `total`:
+    number of trials in all, if more are added. `choices`, `ranges`: values of the hyper-parameters in which added
+    trials will differ, by dotted name. `goal`: metric shown of a running trial; `best`: the best trial so far. `study`:
+    opens the study of planned trials; it is written before a record, as a trial with a record is not run again.
+    `of_study`: name of a search's study, stored in each record.
 
-    Event files and such a study only repeat what the records have: where they cannot be written that is told, and
+    Event files and the study only repeat what the records contain: if they cannot be written, a message is logged, and
     nothing is lost.
     """
 
@@ -193,14 +193,14 @@ class Recorder:
         self._experiment, self._out, self._goal, self._of_study = experiment, out, goal, of_study
         self._study = None if study is None else Dispensable(f"the study {out / JOURNAL}", study)
         self.clock = CpuClock()
-        """Looked at whenever a trial ends, before its processes may be gone."""
+        """CPU time, read whenever a trial ends, before its processes may be gone."""
         running = [self._record(trial, None) for trial in trials]
         choices = {name: choices[name] for name in beyond_base(choices)}
         ranges = {name: ranges[name] for name in beyond_base(ranges)}
         self._names = [*varying([record.config for record in running]), *choices, *ranges]
         examples = [{name: value} for name, found in choices.items() for value in found]
         self._known: dict[str, tuple[str, dict[str, Scalar], Mapping[str, Any]]] = {}
-        """By key: the trial's run in TensorBoard, its hyper-parameters there, and what was chosen for it."""
+        """By key: the trial's run in TensorBoard, its hyper-parameters there, and the values chosen for it."""
         planned = [*(hparams(record, self._names) for record in running), *examples]
         self._events = Dispensable(f"TensorBoard files in {out}", lambda: EventFiles(out, planned, ranges))
         self._shelf = Shelf(out, storage)
@@ -210,12 +210,12 @@ class Recorder:
         self._live = view.trials(len(trials) if total is None else total, goal, best)
 
     def add(self, trial: PlannedTrial[Prepared], leaves: Mapping[str, Any] = NONE) -> None:
-        """A trial may be heard of from now on; `leaves`: what was chosen for it, by name."""
+        """Accept reports of a trial from now on; `leaves`: the values chosen for it, by name."""
         record = self._record(trial, None)
         self._known[trial.key] = run_name(record), hparams(record, self._names), leaves
 
     def round(self, trial: PlannedTrial[Prepared], metrics: Metrics) -> None:
-        """A trial has ended a round."""
+        """Record the metrics of a finished round."""
         if self._study is not None:
             self._study.do(lambda study: study.round(trial.key, metrics))
         label, rounds = self._label(trial), trial.config.total_rounds
@@ -227,15 +227,15 @@ class Recorder:
             log.debug(round_line(label, metrics, rounds, self._goal.metric))
 
     def ended(self, trial: PlannedTrial[Prepared], outcome: Outcome, *, candidate: bool = True) -> None:
-        """A trial has ended: its record is written, from then on it is finished.
+        """Write the record of a trial that has ended; from then on it counts as finished.
 
-        `candidate`: whether what it has made may be kept as the best. Where one that has its finished record was run
-        again and came to less, as one whose files were needed once more, that is told, and the record stays.
+        `candidate`: whether its products may be kept as the best. If a trial with a finished record was run again,
+        because its files were needed once more, and did not finish, this is logged and the record stays.
         """
         if self._study is not None:
             self._study.do(lambda study: study.ended(trial.key, outcome))
         record, label = self._record(trial, outcome), self._label(trial)
-        # Whoever has a record is not run again, so what it has made must be kept before.
+        # A trial with a record is not run again, so its products must be kept before.
         write_grids(self._out, record, outcome, trial.prepared)
         if candidate:
             self._shelf.offer(record, trial.prepared)
@@ -251,7 +251,7 @@ class Recorder:
         self.clock.look()
 
     def close(self) -> None:
-        """No more will be heard."""
+        """Close event files, study and view; no report may follow."""
         self._live.close()
         self._events.do(EventFiles.close)
         if self._study is not None:
@@ -267,7 +267,7 @@ class Recorder:
 
 
 def make_record(experiment: str, plan: Plan, key: str, prepared: Prepared, outcome: Outcome | None) -> Record:
-    """The record of a trial; of a running one where there is no outcome yet."""
+    """Return the record of a trial, as "running" if it has no outcome yet."""
     config, hashes = plan.config, prepared.hashes
     return Record(
         experiment=experiment,
@@ -292,23 +292,23 @@ def make_record(experiment: str, plan: Plan, key: str, prepared: Prepared, outco
         versions=versions(),
         git=git_state(),
         numbers=NUMBERS,
-        # Whoever keeps the record does not keep the images.
+        # The images go into their own files, not into the record.
         outcome=dataclasses.replace(outcome, images=None) if outcome else Outcome(status="running"),
     )
 
 
 def round_line(label: str, metrics: Metrics, rounds: int, metric: str) -> str:
-    """One round of a trial, whole: the metric that is looked at, all loss terms, its seconds."""
+    """Return one round of a trial as text: the watched metric, all loss terms, and its seconds."""
     terms = {name: value for name, value in metrics.items() if name.startswith(LOSSES) and name != metric}
     shown = {name: metrics[name] for name in (metric,) if name in metrics} | terms
-    told = ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
-    return f"{label} round {int(metrics['round'])}/{rounds}: {told}, {metrics['time/wall_seconds']:.1f} s"
+    text = ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
+    return f"{label} round {int(metrics['round'])}/{rounds}: {text}, {metrics['time/wall_seconds']:.1f} s"
 
 
 class StudyWriter:
-    """Writes what an `objective` sees of trials, named by their numbers, into `study`.
+    """Writes round metrics and results of trials, as an `objective` defines them, into `study`.
 
-    Files lie in the result folder `out`.
+    Trials are named by their numbers in the study. Artifacts lie in the result folder `out`.
     """
 
     def __init__(
@@ -319,11 +319,11 @@ class StudyWriter:
         self._store = FileSystemArtifactStore(out / ARTIFACTS)
 
     def round(self, number: int, metrics: Metrics) -> None:
-        """A trial has ended a round."""
+        """Report the quality of a trial after a round."""
         self._log.report(number, int(metrics["round"]), self._objective.now(metrics))
 
     def ended(self, number: int, key: str, tree: Tree, outcome: Outcome) -> None:
-        """A trial of this config is over: what it took, its images and whole config, and how it has ended."""
+        """Write the final state of a trial: its costs, images and whole config, and its values or why it failed."""
         if self._log.over(number):
             return
         self._log.note(number, attributes(outcome, [one.name for one in self._constraints]))
@@ -340,8 +340,8 @@ class StudyWriter:
         else:
             self._log.fail(number, outcome.reason)
 
-    def retold(self, number: int, record: Record) -> None:
-        """A trial is over, and the study has missed it, or a part of it: all that its record tells."""
+    def restore(self, number: int, record: Record) -> None:
+        """Write a trial that is over, and missing from the study in whole or in part, from its record."""
         if self._log.over(number):
             return
         self._log.note(number, {KEY: record.config_hash, "teacher_hash": record.teacher_hash})
@@ -362,19 +362,19 @@ class StudyWriter:
 
 
 def attributes(outcome: Outcome, also: Sequence[str] = ()) -> dict[str, Any]:
-    """What a trial took, as far as it came: seconds, bytes, and the node that it ran on last; and metrics by name."""
+    """Return the costs of a trial known so far: seconds, bytes, the last node it ran on; and the metrics in `also`."""
     found = {name: at_end(name, outcome.history) for name in (*COST, *also)}
-    told = {name: value for name, value in found.items() if math.isfinite(value)}
-    return told | ({"peak_bytes": outcome.peak_bytes} if outcome.peak_bytes else {}) | {"node": outcome.node}
+    known = {name: value for name, value in found.items() if math.isfinite(value)}
+    return known | ({"peak_bytes": outcome.peak_bytes} if outcome.peak_bytes else {}) | {"node": outcome.node}
 
 
 class StudyRecorder:
-    """The study of planned trials, a journal in `out`, which a dashboard shows of an ablation.
+    """The study of planned trials, a journal in `out`, with which a dashboard shows an ablation.
 
-    It is told of rounds and ends, and alone writes the study; but the records are the truth. A parameter is whatever
-    the trials differ in, each a choice among the values that occur. Optuna holds the values of a parameter fixed, so a
-    plan that brings others begins the study anew; what has its record is written into it again. A trial that failed and
-    is tried again is another trial of the study.
+    It is the study's only writer; the records remain the source of truth. Every leaf in which the trials differ is a
+    parameter, a choice among the values that occur. Optuna fixes a parameter's choices, so a plan with further values
+    starts a new study, into which the trials with records are written again. A trial that failed and is tried again is
+    a new trial of the study.
     """
 
     def __init__(self, experiment: str, out: Path, trials: Iterable[PlannedTrial[Prepared]]) -> None:
@@ -387,32 +387,32 @@ class StudyRecorder:
         self._choices = study.user_attrs[PARAMETERS]
         self._log = TrialLog(storage, experiment, objective)
         self._writer = StudyWriter(self._log, objective, out)
-        told = [trial for trial in self._log.trials if trial.state != TrialState.FAIL]
-        failed = {trial.user_attrs[KEY] for trial in self._log.trials} - {trial.user_attrs[KEY] for trial in told}
-        self._numbers = {trial.user_attrs[KEY]: trial.number for trial in told}
+        kept = [trial for trial in self._log.trials if trial.state != TrialState.FAIL]
+        failed = {trial.user_attrs[KEY] for trial in self._log.trials} - {trial.user_attrs[KEY] for trial in kept}
+        self._numbers = {trial.user_attrs[KEY]: trial.number for trial in kept}
         for record in recorded:
             if record.config_hash not in failed:
-                self._retell(record)
+                self._restore(record)
 
     def round(self, key: str, metrics: Metrics) -> None:
-        """A trial has ended a round."""
+        """Report a finished round."""
         self._writer.round(self._number(key), metrics)
 
     def ended(self, key: str, outcome: Outcome) -> None:
-        """A trial is over. To be told before it gets its record: whoever has one is not run again."""
+        """Write the final state of a trial. Call it before its record is written, after which it is never run again."""
         self._writer.ended(self._number(key), key, self._records[key].config, outcome)
         if outcome.status == "failed":
             del self._numbers[key]
 
-    def _retell(self, record: Record) -> None:
-        """A trial that the study has missed: it is younger than the record, or its driver was killed."""
+    def _restore(self, record: Record) -> None:
+        """Write a trial that the study lacks: the study is newer than the record, or the driver was killed."""
         key = record.config_hash
-        self._writer.retold(self._number(key), record)
+        self._writer.restore(self._number(key), record)
         if record.status == "failed":
             del self._numbers[key]
 
     def _number(self, key: str) -> int:
-        """Its number in the study, which it gets when it is first heard of."""
+        """Return the trial's number in the study; the first call adds the trial."""
         if key not in self._numbers:
             params = {name: value for name, value in _leaves(self._records[key]).items() if name in self._choices}
             begun = optuna.trial.create_trial(
@@ -426,7 +426,7 @@ class StudyRecorder:
 
 
 def clear_study(out: Path) -> None:
-    """Delete the study of planned trials, which can be made anew from their records."""
+    """Delete the study of planned trials, which can be made again from their records."""
     (out / JOURNAL).unlink(missing_ok=True)
     remove(out / ARTIFACTS)
 
@@ -434,9 +434,9 @@ def clear_study(out: Path) -> None:
 def _opened(
     storage: BaseStorage, name: str, objective: Objective, choices: Mapping[str, list[Leaf]], out: Path
 ) -> optuna.Study:
-    """The study of that name, with all these values of its parameters, and those that it had before.
+    """Return the study `name`, whose parameters have all of `choices` and the values they had before.
 
-    One of another version of the numbers begins anew.
+    A study of another version of the numbers is replaced by a new one.
     """
     if name in optuna.get_all_study_names(storage):
         study = optuna.load_study(study_name=name, storage=storage)
@@ -456,7 +456,7 @@ def _opened(
 
 
 def _differences(records: Iterable[Record]) -> dict[str, list[Leaf]]:
-    """The values of each leaf in which the trials that have it differ; of arm, IPC and seed in any case."""
+    """Return the values of each leaf in which trials that have it differ; arm, IPC and seed are always included."""
     found: dict[str, dict[Leaf, None]] = {}
     for record in records:
         for name, value in _leaves(record).items():
@@ -465,7 +465,7 @@ def _differences(records: Iterable[Record]) -> dict[str, list[Leaf]]:
 
 
 def _leaves(record: Record) -> dict[str, Leaf]:
-    """Where a trial stands in the plan, and all leaves of its config by their paths."""
-    found = {name: leaf for name, leaf in flattened(record.config).items() if name not in ALSO}
-    told = {name: json.dumps(leaf) if isinstance(leaf, list | tuple) else leaf for name, leaf in found.items()}
-    return {"arm": record.arm, "ipc": record.ipc, "seed": record.seed, **told}
+    """Return arm, IPC and seed of a trial, and the leaves of its config by their paths."""
+    found = {name: leaf for name, leaf in flattened(record.config).items() if name not in RENAMED}
+    plain = {name: json.dumps(leaf) if isinstance(leaf, list | tuple) else leaf for name, leaf in found.items()}
+    return {"arm": record.arm, "ipc": record.ipc, "seed": record.seed, **plain}

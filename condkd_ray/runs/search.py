@@ -1,4 +1,4 @@
-"""A search: Optuna proposes configs of a space, the cluster runs them, and the study in the output folder remembers."""
+"""A search: Optuna proposes configs of a space, the cluster runs them, and a study in the output folder keeps them."""
 
 import dataclasses
 import logging
@@ -12,7 +12,7 @@ from optuna.storages import InMemoryStorage
 from optuna.trial import FixedTrial
 
 from condkd_ray.cluster.connection import connect
-from condkd_ray.cluster.files import bury, empty
+from condkd_ray.cluster.files import delete_trials, empty
 from condkd_ray.cluster.options import check_resources
 from condkd_ray.core.environment import default_device
 from condkd_ray.core.method import InputError, require
@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 
 
 def run(question: str, tree: dict[str, Any], spec: SearchSpec, *, view: View = SILENT) -> RunResult:
-    """Run what is missing of a search of the space `tree`, and write down what came of it. Raises `InputError`."""
+    """Run what is missing of a search of the space `tree`, and write its results. Raises `InputError`."""
     deadline = time.time() + spec.budget_seconds
     workshop = Workshop(spec.cache, device=default_device(), view=view)
     known = _check_all(tree, spec, workshop)
@@ -58,9 +58,9 @@ def run(question: str, tree: dict[str, Any], spec: SearchSpec, *, view: View = S
     if spec.fresh:
         empty(spec.place)
     study = study_of(tree, spec)
-    _teach(study, known)
+    _learn(study, known)
     with connect(spec.address, view=view):
-        # These import Ray, which takes a second.
+        # Imported here, as these import Ray, which takes a second.
         from condkd_ray.cluster import search as ray_search
         from condkd_ray.cluster.hardware import trial_hardware
         from condkd_ray.cluster.storage_check import check_reach
@@ -73,13 +73,13 @@ def run(question: str, tree: dict[str, Any], spec: SearchSpec, *, view: View = S
         budget = None
         if spec.gpu_hours is not None:
             budget = ray_search.GpuBudget(3600 * spec.gpu_hours, study.gpu_seconds, study.keep_gpu_seconds)
-        # First, as it begins trials of the study.
+        # Before the recorder, as it begins trials of the study.
         population = None
         if spec.population:
             sizes = {"size": spec.population, "rounds": spec.generation_rounds, "total": default(tree).total_rounds}
             population = Population(study, tree, **sizes, seed=spec.sampler_seed)
         recorder = SearchRecorder(question, study, tree, workshop, spec, view, hardware=hardware)
-        # Once it has what it had lost: points that were tried are not again.
+        # After the recorder, which restores lost trials: points already tried are not tried again.
         study.suggest_first(known.points)
         driver = PopulationDriver(recorder, population) if population else SearchDriver(recorder)
         try:
@@ -88,22 +88,22 @@ def run(question: str, tree: dict[str, Any], spec: SearchSpec, *, view: View = S
             recorder.records.close()
         recorder.describe(over=True)
         if complete and isinstance(driver, PopulationDriver):
-            bury(spec.place, driver.leftovers())
+            delete_trials(spec.place, driver.leftovers())
     budgets = {"time": time.time() >= deadline, "GPU": budget is not None and budget.spent}
     return RunResult(spec.out, complete, recorder.records.failed, tuple(name for name, over in budgets.items() if over))
 
 
 def explained(tree: dict[str, Any], spec: SearchSpec, *, view: View = SILENT) -> str:
-    """What the rest of a search will take, as text. Raises `InputError` as `run` would."""
+    """Return the estimate of the rest of a search as text. Raises `InputError` as `run` would."""
     _check_all(tree, spec, Workshop(spec.cache, view=view))
-    # A fresh folder has a fresh study, unless that lies elsewhere.
-    anew, ended = spec.fresh and spec.study_storage is None, 0
-    if not anew:
+    # With --fresh the study is new too, unless its storage lies elsewhere.
+    starts_over, ended = spec.fresh and spec.study_storage is None, 0
+    if not starts_over:
         names = names_at(spec.study_storage, spec.out)
         own = of_study(read_records(spec.out), spec.study, alone=set(names) <= {spec.study})
         keys = {record.config_hash for record in own.values()}
         if spec.study in names:
-            # Without those that it has lost. One whose storage has lost its key alone is told by its record.
+            # Lost trials are not in the study but have records; a trial whose key alone was lost has one too.
             keys |= {trial.user_attrs[KEY] for trial in study_of(tree, spec).finished if KEY in trial.user_attrs}
         ended = len(keys)
     shortest = 1.0 if spec.pruner == "none" else spec.least_rounds / _rounds(tree)
@@ -112,13 +112,14 @@ def explained(tree: dict[str, Any], spec: SearchSpec, *, view: View = SILENT) ->
 
 
 def check(tree: dict[str, Any], spec: SearchSpec) -> None:
-    """Raise `InputError` for what cannot be searched, or not so."""
+    """Raise `InputError` for a space or options that a search does not accept."""
     spec.check()
     assert spec.parsed_objective
     require(spec.trials >= 1, "--trials", spec.trials, "an integer >= 1")
     hours, gpus = spec.gpu_hours, spec.gpus_per_trial
     require(hours is None or hours > 0, "--gpu-hours", hours, "a number > 0")
-    require(hours is None or gpus > 0, "--gpus-per-trial with --gpu-hours", gpus, "a number > 0: they would never end")
+    accepted = "a number > 0, as trials without GPUs never use the budget up"
+    require(hours is None or gpus > 0, "--gpus-per-trial with --gpu-hours", gpus, accepted)
     require(spec.least_rounds >= 1, "--least-rounds", spec.least_rounds, "an integer >= 1")
     require(bool(spec.study), "--study", spec.study, "a name")
     require(spec.sampler_seed >= 0, "--sampler-seed", spec.sampler_seed, "an integer >= 0")
@@ -134,38 +135,38 @@ def check(tree: dict[str, Any], spec: SearchSpec) -> None:
     if spec.population:
         _check_population(tree, spec)
     if not gpus:
-        # Of the space's default; what else it proposes is looked at as it is.
+        # Check the space's default; other configs are checked when they are proposed.
         settled(default(tree), CPU)
 
 
 @dataclass(frozen=True)
 class Known:
-    """What a search is told before its first trial."""
+    """Inputs of a search that exist before its first trial."""
 
     points: Sequence[Point]
-    """To be tried first."""
+    """Points to try first."""
     earlier: Mapping[str, optuna.Study]
-    """Studies to learn from, by what names them."""
+    """Studies to learn from, by their STORAGE#NAME."""
 
 
 def _check_all(tree: dict[str, Any], spec: SearchSpec, workshop: Workshop) -> Known:
-    """Raise `InputError` for all that cannot be searched, or not so; nothing has been written then."""
+    """Check everything before anything is written. Raises `InputError`."""
     check(tree, spec)
     known = Known(_points(tree, spec), _earlier(spec))
     _check_device_pool(tree, spec, workshop)
     _check_configs(tree, spec, known.points, workshop)
-    # Of the space's default; other teachers are asked as they are proposed.
+    # Check the teacher of the space's default; other teachers are checked when they are proposed.
     workshop.check_teacher(default(tree))
     return known
 
 
-def _teach(study: Study, known: Known) -> None:
+def _learn(study: Study, known: Known) -> None:
     for place, other in known.earlier.items():
-        log.info(f"{study.learn_from(other)} trials known from {place}")
+        log.info(f"{study.learn_from(other)} trials taken over from {place}")
 
 
 def _check_device_pool(tree: dict[str, Any], spec: SearchSpec, workshop: Workshop) -> None:
-    """Of the space's default; other configs are looked at as they are proposed."""
+    """Check the space's default; other configs are checked when they are proposed. Raises `InputError`."""
     if spec.device_pool_bytes is not None:
         config = default(tree)
         check_round_fits(spec.device_pool_bytes, config, workshop.data(config))
@@ -181,7 +182,7 @@ def _check_population(tree: dict[str, Any], spec: SearchSpec) -> None:
 
 
 def study_of(tree: dict[str, Any], spec: SearchSpec) -> Study:
-    """The study that a search of this spec writes, new or as it was left."""
+    """Return the study of a search with this spec, new or as an earlier run left it."""
     return Study(
         *(open_storage(spec.study_storage, spec.out), spec.study, tree, spec.parsed_objective),
         sampler=spec.chosen_sampler,
@@ -193,24 +194,24 @@ def study_of(tree: dict[str, Any], spec: SearchSpec) -> Study:
 
 
 def _rounds(tree: dict[str, Any]) -> int:
-    """Of the longest trial. Raises `InputError` for what is no number of rounds."""
+    """Return the rounds of the longest trial. Raises `InputError` for an invalid number of rounds."""
     rounds = tree.get("rounds", TrialConfig().rounds)
     values = rounds.values if isinstance(rounds, Open) else (rounds,)
     return max(from_tree({"rounds": value}, "search space").rounds for value in values)
 
 
 def _earlier(spec: SearchSpec) -> dict[str, optuna.Study]:
-    """Copies of the studies to learn from, by what names them. Raises `InputError`, and makes no file to find out."""
+    """Return copies of the studies to learn from, by STORAGE#NAME. Raises `InputError`; creates no file."""
     found = {}
     for place in spec.learn_from:
         storage, _, name = place.rpartition("#")
         accepted = "STORAGE#NAME of an earlier study"
-        require(exists(storage or place, spec.out), "--learn-from", place, f"{accepted}, that is there")
+        require(exists(storage or place, spec.out), "--learn-from", place, f"{accepted}, which exists")
         there = open_storage(storage or place, spec.out)
         study = stored_study(there, name, place)
         check_earlier(study, spec.parsed_objective)
         with quiet():
-            # It may lie in a folder that is moved aside.
+            # A copy in memory, as the study may lie in a folder that is moved aside.
             memory = InMemoryStorage()
             optuna.copy_study(from_study_name=study.study_name, from_storage=there, to_storage=memory)
             found[place] = optuna.load_study(study_name=study.study_name, storage=memory)
@@ -218,17 +219,17 @@ def _earlier(spec: SearchSpec) -> dict[str, optuna.Study]:
 
 
 def _points(tree: dict[str, Any], spec: SearchSpec) -> list[Point]:
-    """What is to be tried first. Raises `InputError` with the first point that is not of the space."""
+    """Return the points to try first. Raises `InputError` for the first point that does not fit the space."""
     if spec.points is None:
         return []
     path, checked = spec.points, points_of(tree, spec.points)
     if len(checked) > spec.wanted:
-        log.info(f"{path} has {len(checked)} points: with --trials {spec.wanted} the last are not tried yet")
+        log.info(f"{path} has {len(checked)} points: with --trials {spec.wanted} the last ones are not tried yet")
     return checked
 
 
 def _check_configs(tree: dict[str, Any], spec: SearchSpec, points: Sequence[Point], workshop: Workshop) -> None:
-    """Raise `InputError` where a point that leaves nothing open is a config that cannot be run."""
+    """Raise `InputError` if a point without open leaves is a config that cannot be run."""
     for number, point in enumerate(points, 1):
         if left_open(tree, point):
             continue
@@ -244,10 +245,10 @@ def _check_configs(tree: dict[str, Any], spec: SearchSpec, points: Sequence[Poin
 def confirm(
     tree: dict[str, Any], spec: SearchSpec, *, best: int, seeds: Sequence[int], view: View = SILENT
 ) -> RunResult:
-    """Run the best trials of a finished search again with other seeds, beside the space's default, and compare these.
+    """Run the best trials of a finished search with other seeds, beside the space's default, and compare them.
 
-    Each of the best that is guided is also run unguided, with all else as the search chose it, its class prior too:
-    what it is above that, only guides give. Results lie in `confirmed` below the search's.
+    Each guided one among the best is also run unguided, with all else as the search chose it, its class prior included:
+    only its gain over that comes from guidance. Results lie in `confirmed` below the search's folder.
     """
     seen = default(tree).seed
     require(best >= 1, "--best", best, "an integer >= 1")
@@ -273,6 +274,6 @@ def confirm(
 
 
 def _below(storage: str, name: str) -> str:
-    """A folder in a storage, whose address may have options behind a question mark."""
+    """Return a folder in a storage, whose address may end with options after a question mark."""
     path, mark, options = storage.partition("?")
     return f"{path}/{name}{mark}{options}"

@@ -1,4 +1,4 @@
-"""The drivers of a search: what its study proposes becomes trials, and what is heard of these is written down."""
+"""Drivers of a search: they make trials of what the study proposes, and record the results."""
 
 import dataclasses
 import logging
@@ -13,7 +13,7 @@ from condkd_ray.core.method import Metrics
 from condkd_ray.core.records import Outcome, Record, read_records, write_manifest, write_record
 from condkd_ray.core.view import SILENT, Best, Goal, View
 from condkd_ray.runs.recorder import Recorder, StudyWriter, describe_experiment, teacher_line
-from condkd_ray.runs.search_records import give_back
+from condkd_ray.runs.search_records import restore_trials
 from condkd_ray.runs.search_spec import SearchSpec
 from condkd_ray.study.objective import feasible
 from condkd_ray.study.population import Member, Population
@@ -29,10 +29,10 @@ log = logging.getLogger(__name__)
 
 
 class SearchRecorder:
-    """Makes trials of a study's numbers, and writes down what is heard of them: study, records, events and manifest.
+    """Makes trials of a study's proposals, and writes their results: study, records, event files and manifest.
 
-    A driver may have died at any moment. `left`: what earlier drivers have begun and not brought to its end; `begun`:
-    the number of trials so far, these included.
+    It resumes what earlier drivers have left, which may have died at any moment. `left`: proposals that they began and
+    did not complete; `begun`: number of trials so far, these included.
     """
 
     def __init__(
@@ -48,18 +48,18 @@ class SearchRecorder:
     ) -> None:
         self.study, self.workshop, self.spec = study, workshop, spec
         self.hardware = hardware
-        """What the trials compute on."""
+        """The hardware that the trials compute on."""
         self._question, self._tree = question, tree
         self._kinds: dict[Any, PlannedTrial] = {}
         self._newest: dict[str, PlannedTrial] = {}
         self.numbers: dict[str, int] = {}
-        """Of trials in the study, by key."""
+        """Numbers of trials in the study, by key."""
         objective = spec.parsed_objective
         self._writer = StudyWriter(study, objective, spec.out, spec.parsed_constraints)
         self._recorded = records = {record.config_hash: record for record in read_records(spec.out)}
         self._settle(records)
         if not spec.population:
-            give_back(study, tree, self._writer, list(records.values()), spec, hardware)
+            restore_trials(study, tree, self._writer, list(records.values()), spec, hardware)
         self.left = [*study.left_running(), *self._unrecorded(records)]
         self.begun = len(study.finished) + len(study.left_running())
         named = {name.replace("/", "."): leaf for name, leaf in leaves(tree).items()}
@@ -75,12 +75,12 @@ class SearchRecorder:
         )
 
     def check(self, config: TrialConfig) -> None:
-        """Raise `InputError` for a proposal that cannot be, or that the hardware cannot do."""
+        """Raise `InputError` for a proposal that is invalid, or that the hardware does not support."""
         self.workshop.check(config)
         settled(config, self.hardware)
 
     def plan(self, number: int, config: TrialConfig) -> PlannedTrial[Prepared]:
-        """The trial of that number, prepared, named by the hash of its config."""
+        """Return trial `number`, prepared; its key is the hash of its config."""
         check_round_fits(self.spec.device_pool_bytes, config, self.workshop.data(config))
         config = settled(config, self.hardware)
         prepared, scope = self.workshop.prepare(config), self.spec.share
@@ -88,7 +88,7 @@ class SearchRecorder:
         return PlannedTrial(trial_hash(config, prepared, scope), plan, prepared)
 
     def begin(self, number: int, trial: PlannedTrial[Prepared], params: Mapping[str, Any]) -> None:
-        """From now on the trial of that number may be heard of: in the study, on all screens and in the manifest."""
+        """Register a trial that starts: in the study, in all displays and in the manifest."""
         if not self._kinds:
             log.info(teacher_line(describe_experiment("search", "", [trial], self.workshop, self.spec.out)))
             each, limit = self.spec.per_trial, self.spec.device_pool_bytes
@@ -100,28 +100,28 @@ class SearchRecorder:
         self.describe()
 
     def round(self, trial: PlannedTrial[Prepared], metrics: Metrics) -> None:
-        """A trial has ended a round."""
+        """Record a finished round."""
         self.records.round(trial, metrics)
         self._writer.round(self.numbers[trial.key], metrics)
 
-    def recorded(self, trial: PlannedTrial[Prepared], outcome: Outcome) -> None:
-        """A trial is over: it gets its record. One that was stopped or failed has to be `concluded` after it."""
+    def save_record(self, trial: PlannedTrial[Prepared], outcome: Outcome) -> None:
+        """Write the record of a trial that is over. For one stopped early or failed, call `end_in_study` afterwards."""
         self.records.ended(trial, outcome, candidate=feasible(self.spec.parsed_constraints, outcome.history))
 
-    def concluded(self, trial: PlannedTrial, outcome: Outcome) -> None:
-        """The study is told how a trial has ended. From here on nothing that decides hears of it."""
+    def end_in_study(self, trial: PlannedTrial, outcome: Outcome) -> None:
+        """Write the final state of a trial into the study. Later results influence no decision of the search."""
         self._writer.ended(self.numbers[trial.key], trial.key, to_tree(trial.config), outcome)
 
-    def recalled(self, trial: PlannedTrial[Prepared], number: int) -> bool:
-        """Whether a trial that is to begin has its record: the study is told how it ended.
+    def restored(self, trial: PlannedTrial[Prepared], number: int) -> bool:
+        """Return whether a trial about to start has a record already; if so, write its final state into the study.
 
-        The study has lost it, or never had it: the record of an equal trial of another study in the folder stays that
-        study's.
+        The study has lost that trial, or never had it: the folder may hold the record of an equal trial of another
+        study, to which the record then still belongs.
         """
         record = self._recorded.get(trial.key)
         if record is None or self.study.over(number):
             return False
-        self._writer.retold(number, record)
+        self._writer.restore(number, record)
         self._newest[trial.key] = trial
         named = dataclasses.replace(record, arm=trial.plan.arm, study=self.spec.study)
         if record.study in ("", self.spec.study) and named != record:
@@ -129,17 +129,17 @@ class SearchRecorder:
         return True
 
     def record_of(self, trial: PlannedTrial[Prepared]) -> Record | None:
-        """The record that a trial had when this driver began."""
+        """Return the record that the trial had when this driver started."""
         return self._recorded.get(trial.key)
 
     def describe(self, *, over: bool = False) -> None:
-        """Write the manifest of what has been proposed so far; when all is `over` with the CPU seconds that it took."""
+        """Write the manifest of the trials proposed so far; at the end (`over`) with the CPU seconds they took."""
         if not self._kinds and not self._newest:
             return
-        # Of each kind one, for the teachers and the notes.
-        told = {trial.key: trial for trial in self._kinds.values()} | self._newest
+        # One trial of each kind too, for the teachers and the notes.
+        known = {trial.key: trial for trial in self._kinds.values()} | self._newest
         out = self.spec.out
-        trials, study = list(told.values()), self.spec.study
+        trials, study = list(known.values()), self.spec.study
         manifest = describe_experiment("search", self._question, trials, self.workshop, out, study=study)
         about = {
             "objective": list(self.spec.parsed_objective.names),
@@ -152,28 +152,28 @@ class SearchRecorder:
         self._newest.clear()
 
     def _precisions(self, config: TrialConfig) -> list[TrialConfig]:
-        """The config in each precision that trials may have."""
+        """Return the config in each precision that trials may have."""
         leaf = leaves(self._tree).get("precision")
         chosen = [config.precision] if leaf is None else leaf.values
         return [settled(dataclasses.replace(config, precision=one), self.hardware) for one in chosen]
 
     def _settle(self, records: Mapping[str, Record]) -> None:
-        """Tell the study of trials that have their records, and are left running in it.
+        """Write into the study the final states of trials that have a record but are still running in the study.
 
-        Where they were stopped or failed, their driver may have died in between; where they finished, the study was
-        told first, and has lost it since. A member of a population may have lost its last generations: its driver
-        looks whether it is in the one that the record is of.
+        If they were stopped or failed, their driver died between the two writes. If they finished, their final state
+        was in the study before the record, and was lost since. Members of a population are left to their driver: the
+        study may have lost their last generations, and the driver checks which generation the record belongs to.
         """
         for proposal in self.study.left_running():
             attributes = self.study.trial(proposal.number).user_attrs
             record = records.get(attributes.get("config_hash", ""))
             if record is not None and LIFE not in attributes:
-                self._writer.retold(proposal.number, record)
+                self._writer.restore(proposal.number, record)
 
     def _unrecorded(self, records: Mapping[str, Record]) -> list[Proposal]:
-        """Trials of which the study knows the end, whose driver died before it had made their records: tests are left.
+        """Return trials whose final state is in the study, but whose driver died before it wrote their records.
 
-        One that has failed may be among them, for a value that is not finite.
+        They still need their test. One that failed in the study, for a value that is not finite, may be among them.
         """
         found = []
         for trial in self.study.finished:
@@ -184,7 +184,7 @@ class SearchRecorder:
 
 
 class SearchDriver:
-    """A `cluster.search.Proposer` that asks the study for the trials of its spec."""
+    """A `cluster.search.Proposer` that takes trials from the study."""
 
     def __init__(self, recorder: SearchRecorder) -> None:
         self._recorder, self._study = recorder, recorder.study
@@ -192,36 +192,36 @@ class SearchDriver:
         self._last: dict[str, int] = {}
 
     def propose(self) -> PlannedTrial[Prepared] | None:
-        """What an earlier driver had begun, then what the study proposes, until there are enough."""
+        """Return the next trial left by an earlier driver, then the study's proposals; None once there are enough."""
         while (proposal := self._next()) is not None:
             trial = self._recorder.plan(proposal.number, proposal.config)
-            if not self._recorder.recalled(trial, proposal.number):
+            if not self._recorder.restored(trial, proposal.number):
                 self._recorder.begin(proposal.number, trial, proposal.params)
                 return trial
         return None
 
     def round(self, trial: PlannedTrial, metrics: Metrics) -> None:
-        """Shown, and told the study."""
+        """Record a finished round, in the study too."""
         self._last[trial.key] = int(metrics["round"])
         self._recorder.round(trial, metrics)
 
     def goes_on(self, trial: PlannedTrial) -> bool:
-        """Unless the study's pruner would end it; after its last round a trial is complete."""
+        """Return False if the study's pruner would stop the trial; a trial past its last round is complete."""
         over = self._last.get(trial.key, 0) >= trial.config.total_rounds
         return over or not self._study.should_prune(self._recorder.numbers[trial.key])
 
     def untested(self, trial: PlannedTrial, outcome: Outcome) -> None:
-        """The study is told how it ended."""
-        self._recorder.concluded(trial, outcome)
+        """Write the final state of a finished trial into the study, before its test."""
+        self._recorder.end_in_study(trial, outcome)
 
     def rested(self, trial: PlannedTrial) -> None:
-        """None ever rests."""
-        raise AssertionError("a trial of a search goes on to its end")
+        """Raise `AssertionError`: trials of this driver never pause."""
+        raise AssertionError("a trial of a search runs to its end")
 
     def ended(self, trial: PlannedTrial, outcome: Outcome) -> None:
-        """It gets its record, and one that was stopped or failed before the study hears of it."""
-        self._recorder.recorded(trial, outcome)
-        self._recorder.concluded(trial, outcome)
+        """Write the record first; then, for a trial stopped early or failed, its final state into the study."""
+        self._recorder.save_record(trial, outcome)
+        self._recorder.end_in_study(trial, outcome)
 
     def _next(self) -> Proposal | None:
         if self._left:
@@ -230,7 +230,7 @@ class SearchDriver:
             return None
         proposal = self._study.propose(self._recorder.check)
         if proposal is None:
-            log.info(f"the space holds no more than {self._begun} trials, or they are hard to find")
+            log.info(f"the space has no more than {self._begun} trials, or further ones are hard to find")
         else:
             self._begun += 1
         return proposal
@@ -239,99 +239,99 @@ class SearchDriver:
 class PopulationDriver:
     """A `cluster.search.Proposer` of a population.
 
-    A member is one trial of the study, one run in TensorBoard and one record; on the cluster each of its generations is
-    a trial of its own, that starts from what another has left. Where that is gone, as it is once all has ended, and the
-    study has lost the end since, what left it is run once more.
+    A member is one trial of the study, one run in TensorBoard and one record. On the cluster each of its generations is
+    a trial of its own, which starts from the state that a generation before it has left. States are deleted once all
+    members have ended; if the study has lost a final state since then, the generations before it are run again.
     """
 
     def __init__(self, recorder: SearchRecorder, population: Population) -> None:
         self._recorder, self._study, self._population = recorder, recorder.study, population
         self._members: dict[int, PlannedTrial[Prepared]] = {}
         self._places: dict[str, tuple[int, int]] = {}
-        """By key: the number of the member and its generation."""
+        """By key: the member's number and generation."""
         self._rounds: dict[int, int] = {}
         self._running = set[str]()
         self._queue: list[tuple[int, int]] = []
-        self._untold = [proposal.number for proposal in recorder.left if self._study.over(proposal.number)]
-        """Members without a record that the study knows the end of."""
+        self._unrecorded = [proposal.number for proposal in recorder.left if self._study.over(proposal.number)]
+        """Members without a record whose final state is in the study."""
 
     def propose(self) -> PlannedTrial[Prepared] | Literal["later"] | None:
-        """A member's generation; the next one begins when all have ended this."""
+        """Return a member's next generation; a generation begins when all members have ended the one before."""
         if not self._queue and self._running:
             return "later"
         if not self._queue:
             self._queue = self._next()
         if self._queue:
             return self._generation(*self._queue.pop(0))
-        # Where all members came to nothing in a generation, there is no state to go on from.
+        # If all members failed in a generation, there is no state to resume from.
         for member in self._population.members:
             if not member.trial.state.is_finished():
-                self._population.settle(member.number)
+                self._population.set_final_params(member.number)
                 self._study.fail(member.number, member.life[-1].get("failed", "no member is left"))
         return None
 
     def round(self, trial: PlannedTrial, metrics: Metrics) -> None:
-        """Shown, and told the study; but for what its state has been through under another member."""
+        """Record a finished round, except for rounds that the copied state went through in another member."""
         (number, _), round = self._places[trial.key], int(metrics["round"])
         if round > self._rounds.get(number, 0):
             self._rounds[number] = round
             self._recorder.round(self._members[number], metrics)
 
     def goes_on(self, trial: PlannedTrial) -> bool:
-        """Until it rests."""
+        """Return True: members run until they pause."""
         return True
 
     def rested(self, trial: PlannedTrial) -> None:
-        """A member has ended a generation."""
+        """Note that a member has ended a generation."""
         self._running.discard(trial.key)
         if not self._repeated(trial):
-            self._population.rested(self._places[trial.key][0])
+            self._population.end_generation(self._places[trial.key][0])
 
     def untested(self, trial: PlannedTrial, outcome: Outcome) -> None:
-        """The study is told how a member has ended, under the last of its parameters."""
+        """Write the final state of a member into the study, with its last parameters."""
         number, _ = self._places[trial.key]
-        self._population.settle(number)
-        self._recorder.concluded(self._members[number], outcome)
+        self._population.set_final_params(number)
+        self._recorder.end_in_study(self._members[number], outcome)
 
     def ended(self, trial: PlannedTrial, outcome: Outcome) -> None:
-        """It gets its record; or it came to nothing in a generation after which it can take over another's state."""
+        """Write the record of a member; or, if it failed before its last generation, let it copy another's state."""
         number, generation = self._places[trial.key]
         self._running.discard(trial.key)
         if self._repeated(trial):
-            return log.info(f"{trial.label}: generation {generation + 1} was run again in vain: {outcome.reason}")
-        if outcome.status == "failed" and trial.lineage.rests is not None:
-            log.info(f"{trial.label}: {outcome.reason}; it goes on from another's state")
-            return self._population.rested(number, outcome.reason)
-        self._recorder.recorded(self._members[number], outcome)
+            return log.info(f"{trial.label}: repeating generation {generation + 1} failed: {outcome.reason}")
+        if outcome.status == "failed" and trial.lineage.pause_after is not None:
+            log.info(f"{trial.label}: {outcome.reason}; it continues from another member's state")
+            return self._population.end_generation(number, outcome.reason)
+        self._recorder.save_record(self._members[number], outcome)
         self.untested(trial, outcome)
 
     def _next(self) -> list[tuple[int, int]]:
-        """The generations of members that are to be run now, side by side; none where all have ended.
+        """Return the generations of members to run now, side by side; none if all members have ended.
 
-        A member that is in its last, and has its record of it, has ended. Of what is left, and what that needs, the
-        earliest generation.
+        A member in its last generation that has a record of it has ended. Of the generations still needed, and those
+        whose states they need, the earliest ones run first.
         """
         last = self._population.generations - 1
         wanted = [(member.number, len(member.life) - 1) for member in self._population.open()]
-        wanted = [one for one in wanted if one[1] < last or not self._retold(*one)]
-        wanted += [(number, last) for number in self._untold]
+        wanted = [one for one in wanted if one[1] < last or not self._restored(*one)]
+        wanted += [(number, last) for number in self._unrecorded]
         needed = self._needed(wanted)
         now = sorted(one for one in needed if one[1] == min(generation for _, generation in needed))
-        self._untold = [number for number in self._untold if (number, last) not in now]
+        self._unrecorded = [number for number in self._unrecorded if (number, last) not in now]
         return now
 
-    def _retold(self, number: int, generation: int) -> bool:
-        """Whether a member has its record of this generation, its last: the study is told."""
+    def _restored(self, number: int, generation: int) -> bool:
+        """Return whether a member has a record of its last generation; if so, write its final state into the study."""
         own = self._planned(number, generation)
         record = self._recorder.record_of(own)
-        # On a GPU a member that was run again may have come to another life.
+        # On a GPU a member that was run again may have evolved differently.
         if record is None or record.config != to_tree(own.config):
             return False
-        self._population.settle(number)
-        return self._recorder.recalled(own, number)
+        self._population.set_final_params(number)
+        return self._recorder.restored(own, number)
 
     def _needed(self, wanted: Sequence[tuple[int, int]]) -> set[tuple[int, int]]:
-        """These generations of members, and all before them whose states are gone and have to be made again first."""
+        """Return these generations of members, and all earlier ones that must be repeated as their states are gone."""
         members = {member.number: member for member in self._population.members}
         found, left = set[tuple[int, int]](), list(wanted)
         while left:
@@ -341,23 +341,23 @@ class PopulationDriver:
             if parent is None or self._left_files(self._key(members[number], generation)):
                 continue
             key = self._key(members[parent], generation - 1)
-            # What this driver has run has left its state, or never will.
+            # A generation run by this driver has left its state, or failed to.
             if key not in self._places and not self._left_files(key):
                 left.append((parent, generation - 1))
         return found
 
     def _left_files(self, key: str) -> bool:
-        """Whether a generation has left its state or its outcome."""
+        """Return whether a generation has left its state or its outcome."""
         place = self._recorder.spec.place
         return trial_file(place, key, "state").is_file() or trial_file(place, key, "outcome").is_file()
 
     def _repeated(self, trial: PlannedTrial) -> bool:
-        """Whether it is a generation that its member has left behind."""
+        """Return whether the trial is a generation before the member's current one."""
         number, generation = self._places[trial.key]
         return generation < len(Member(self._study.trial(number)).life) - 1
 
     def _planned(self, number: int, generation: int) -> PlannedTrial[Prepared]:
-        """A member as it is in this generation, named as its record is."""
+        """Return a member's trial in this generation, with the key of its record."""
         life = Member(self._study.trial(number)).life
         planned = self._recorder.plan(number, self._study.config(life[generation]["params"]))
         begun = settled(self._study.config(life[0]["params"]), self._recorder.hardware)
@@ -365,7 +365,7 @@ class PopulationDriver:
         return dataclasses.replace(planned, key=content_hash([first, number, list(self._population.settings)]))
 
     def _generation(self, number: int, generation: int) -> PlannedTrial[Prepared]:
-        """A generation of a member as a trial that begins."""
+        """Register and return a member's generation as a trial that starts."""
         member, own = Member(self._study.trial(number)), self._planned(number, generation)
         self._members[number] = own
         self._recorder.begin(number, own, member.life[generation]["params"])
@@ -376,14 +376,14 @@ class PopulationDriver:
         members = {one.number: one for one in self._population.members}
         last = generation == self._population.generations - 1
         lineage = Lineage(
-            heir_of="" if parent is None else self._key(members[parent], generation - 1),
-            rests=None if last else self._population.rests_after(generation),
-            buries=tuple(self._key(one, generation - 2) for one in members.values() if generation >= 2),
+            parent="" if parent is None else self._key(members[parent], generation - 1),
+            pause_after=None if last else self._population.pause_after(generation),
+            deletes=tuple(self._key(one, generation - 2) for one in members.values() if generation >= 2),
         )
         return dataclasses.replace(own, key=key, lineage=lineage)
 
     def _key(self, member: Member, generation: int) -> str:
-        """Names the files of a member's generation, by all that it comes of; of the last as its record is named."""
+        """Return the key of a generation's files: a hash of its ancestry; for the last one, the key of the record."""
         planned = self._members.get(member.number)
         own = planned.key if planned else member.trial.user_attrs["config_hash"]
         if generation == self._population.generations - 1:
@@ -392,7 +392,7 @@ class PopulationDriver:
         return content_hash([own, lived])
 
     def leftovers(self) -> Sequence[str]:
-        """Keys of all generations of all members but the last, whose files can go once all has ended."""
+        """Return the keys of all generations but the last, whose files can be deleted once all members have ended."""
         return [
             self._key(member, generation)
             for member in self._population.members

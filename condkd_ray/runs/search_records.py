@@ -1,10 +1,10 @@
-"""What the records of a search tell a study that has lost trials, as one whose journal was cut, or moved away.
+"""Restoring a study from records, after it has lost trials because its journal was cut or moved away, for example.
 
-A record has the whole config of its trial, from which the values of the open leaves follow, and all that the objectives
-and limits are computed from, round by round: the study gets the trial as it had it. Not in the records, and lost, are
-trials that had not ended, and what trials have held of GPUs. Nor is the life of a member of a population: its earlier
-parameters, and whose states it took. Such a search lives them again, by its seed and the files that its members have
-left, but for their last generations.
+A record has the whole config of its trial, which determines the values of the open leaves, and all metrics that the
+objectives and limits are computed from, round by round: the study gets the trial back as it was. Not in the records,
+and lost, are trials that had not ended, and the GPU time used. Lost too is the history of a population's member: its
+earlier parameters and the members whose states it copied. The search of a population therefore repeats these
+generations, from its seed and the files that its members have left; only their last generations are not repeated.
 """
 
 import dataclasses
@@ -28,11 +28,11 @@ log = logging.getLogger(__name__)
 
 
 def of_study(records: Sequence[Record], name: str, *, alone: bool) -> dict[int, Record]:
-    """The records of the trials of a study, by their numbers there, from the first on.
+    """Return the records of a study's trials by their numbers in it, in ascending order.
 
-    Earlier programs have written records that do not say whose they are. These are its own where it is `alone` in its
-    storage, and no record names another. Of two with one number, as where a study without the one has given it to the
-    other, the second has a place of its own below 0.
+    Earlier versions wrote records without the name of their study. They count as this study's if it is `alone` in its
+    storage and no record names another. If two records have the same number, because one study has passed a record on
+    to another for example, the second gets a number of its own below 0.
     """
     own = {name, ""} if alone and {record.study for record in records} <= {name, ""} else {name}
     found: dict[int, Record] = {}
@@ -44,12 +44,12 @@ def of_study(records: Sequence[Record], name: str, *, alone: bool) -> dict[int, 
 
 
 def number_of(arm: str) -> int | None:
-    """The number in the study of the trial that a search has called so."""
-    told = re.fullmatch(r"trial (\d+)", arm)
-    return int(told[1]) if told else None
+    """Return the number of a trial in its study, parsed from its arm; None for other arms."""
+    match = re.fullmatch(r"trial (\d+)", arm)
+    return int(match[1]) if match else None
 
 
-def give_back(
+def restore_trials(
     study: Study,
     tree: dict[str, Any],
     writer: StudyWriter,
@@ -57,65 +57,65 @@ def give_back(
     spec: SearchSpec,
     hardware: Hardware,
 ) -> None:
-    """Add to the study all trials that have a record of it and that it lacks, with their ends, and tell the user.
+    """Add to the study all trials that it lacks but that have a record, with their final states; log their number.
 
-    Under their own numbers, where these are free; else under new ones, which their records then have, too. Those that
-    the space has not, as it was widened or changed, are left out. Trials of the study that were lost in part, or not
-    at all, are left as they are; done again it does nothing.
+    They keep their numbers where these are free, and otherwise get new ones, which are written into their records.
+    Trials that no longer fit the space, because it was widened or changed, are left out. Trials that the study has lost
+    only in part are left as they are. A second call has no effect.
     """
     known = {trial.user_attrs.get(KEY) for trial in study.own}
     own = of_study(records, spec.study, alone=study.alone)
     lost = {number: one for number, one in own.items() if one.config_hash not in known}
-    _tell_of_nameless(records, known | {one.config_hash for one in own.values()})
+    _log_nameless(records, known | {one.config_hash for one in own.values()})
     params = _params(tree, lost, hardware)
     begun = _begun(records, spec) if params else ()
-    # Whoever gets a new number shall take none that another had.
+    # Moved trials come last, so that a new number is none that another trial had.
     moves = [number for number in params if number < 0 or not study.may_become(number, params[number])]
     for number in [*(number for number in params if number not in moves), *moves]:
         record = lost[number]
         now = study.take_back(number if number >= 0 else len(study.trials), params[number], begun)
         if study.over(now) or study.trial(now).user_attrs.get(KEY, record.config_hash) != record.config_hash:
-            # The study has a trial of that config, of other data or another sharing.
+            # The study has a trial of that config, with other data or another sharing scope.
             continue
         named = dataclasses.replace(record, arm=f"trial {now}", study=spec.study)
         if named != record:
             write_record(spec.out, named)
-        writer.retold(now, record)
+        writer.restore(now, record)
     if params:
-        log.info(f"{len(params)} trials that the study had lost are taken from their records")
+        log.info(f"{len(params)} trials missing from the study were restored from their records")
 
 
-def _tell_of_nameless(records: Sequence[Record], known: Collection[str | None]) -> None:
-    """Tell of records that may be this study's, or another's."""
+def _log_nameless(records: Sequence[Record], known: Collection[str | None]) -> None:
+    """Log the number of records that do not name their study and may be another's."""
     nameless = [one for one in records if not one.study and one.numbers == NUMBERS and one.config_hash not in known]
     if nameless:
         log.info(
-            f"{len(nameless)} records do not say of which study they are, as earlier programs have written them, and "
-            "this is not the only one here: they are left out, and a trial of theirs that is proposed is not run again"
+            f"{len(nameless)} records of earlier versions do not name their study, and this is not the only one here: "
+            "they are left out of the study, and a trial of theirs that is proposed is not run again"
         )
 
 
 def _params(tree: dict[str, Any], records: Mapping[int, Record], hardware: Hardware) -> dict[int, Point]:
-    """The values of the open leaves in each record; those that are not of the space are told of and left out."""
+    """Return the values of the open leaves in each record; records outside the space are logged and left out."""
     found, unfit = dict[int, Point](), dict[int, str]()
     for number, record in records.items():
         try:
             config = from_tree(record.config, "record")
-            told = params_of(tree, config, lambda one: settled(one, hardware))
-            found[number] = check_point(tree, told, "parameters")
+            point = params_of(tree, config, lambda one: settled(one, hardware))
+            found[number] = check_point(tree, point, "parameters")
         except InputError as error:
             unfit[number] = str(error)
     if unfit:
         number, why = next(iter(unfit.items()))
-        what = f"{len(unfit)} trials of the records are not of this space and left out"
+        what = f"{len(unfit)} trials with records do not fit this space and are left out"
         log.info(f"{what}: of {records[number].arm}, {why}")
     return found
 
 
 def _begun(records: Sequence[Record], spec: SearchSpec) -> Collection[int]:
-    """Numbers of the trials of the study that were to be run, as the manifest of the folder has them.
+    """Return the numbers of the study's trials that were to be run, from the folder's manifest.
 
-    An earlier version's does not say of which study: a trial with the record of another is not taken for its own.
+    A manifest of an earlier version does not name the study: trials with a record of another study are left out.
     """
     planned = read_manifest(spec.out).planned if (spec.out / MANIFEST).is_file() else []
     others = {record.config_hash for record in records if record.study not in ("", spec.study)}

@@ -1,4 +1,4 @@
-"""How a space is searched."""
+"""Options of a search."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,52 +15,56 @@ from condkd_ray.study.objective import Constraint, Objective, parse_constraints
 
 @dataclass(frozen=True, kw_only=True)
 class SearchSpec(Options):
-    """How a space is searched, in which study, and where its trials run. The commands have a flag for each field."""
+    """Options of a search: strategy, study, and options of its trials. The commands have a flag for each field."""
 
     trials: int = 24
-    """Trials that shall have come to an end, those of earlier runs of the same command included."""
+    """Number of trials to complete, including those of earlier runs of the same command."""
     objective: tuple[str, ...] = ("proxy/agreement",)
-    """What is looked at, the first for stopping early too: proxy/agreement, proxy/kl or student/val_accuracy; then
-    also time/wall_seconds, time/cpu_seconds, memory/bytes, for a Pareto front. Never test accuracy."""
+    """Metrics to optimise; early stopping uses the first, which is proxy/agreement, proxy/kl or
+    student/val_accuracy. Further ones, for a Pareto front: also time/wall_seconds, time/cpu_seconds, memory/bytes.
+    Never test accuracy."""
     constraint: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """Such as memory/bytes<=2000000 or time/wall_seconds<=30: what breaks it is never the best, and its sampler, tpe or
-    gp, learns to keep to it. Of any name that can be an objective; repeatable."""
+    """Limit such as memory/bytes<=2000000 or time/wall_seconds<=30, on any metric that can be an
+    objective. A trial that exceeds one is never the best, and the sampler, tpe or gp, learns to avoid such trials."""
     sampler: Sampler | None = None
-    """tpe if not given; of a population random, and nothing else."""
+    """tpe if not given; with --population random, the only one accepted."""
     sampler_seed: int = 0
+    """Seed of the sampler's draws."""
     pruner: Pruner = "none"
-    """Who stops poor trials early."""
+    """Rule that stops poor trials early."""
     population: int = 0
-    """So many trials at once in place of `--trials`: after every `--generation-rounds` the worst quarter takes over the
-    state of some of the best and goes on with other values of the open leaves. 0: none."""
+    """Number of trials at once, instead of `--trials`: after every `--generation-rounds` the worst quarter copies the
+    state of some of the best and continues with other values of the open leaves. 0: no population."""
     generation_rounds: int = 2
+    """Rounds of one generation of a population."""
     least_rounds: int = 3
-    """Rounds before which no trial is stopped."""
+    """Number of rounds before which no trial is stopped."""
     gpu_hours: float | None = None
-    """GPUs times hours that trials may hold, in all runs of this search. When they are spent, no trial starts, and each
-    one that runs stops after its round, with a checkpoint."""
+    """GPUs times hours that trials may hold, over all runs of this search. When they are spent no trial starts, and
+    each running one stops after its round, with a checkpoint."""
     study: str = "search"
-    """The study's name in its storage."""
+    """Name of the study in its storage."""
     study_storage: str | None = None
-    """A journal file, sqlite:///FILE or postgresql://USER@HOST/NAME; `study.journal` in `--out` if not given."""
+    """A journal file, sqlite:///FILE or postgresql://USER@HOST/NAME; `study.journal` in `--out`
+    if not given."""
     learn_from: tuple[str, ...] = ()
-    """STORAGE#NAME of earlier studies, whose complete trials of this space are known from the start."""
+    """STORAGE#NAME of earlier studies, whose complete trials of this space are used from the start."""
     points: Path | None = None
-    """A YAML list of mappings from parameters to values, that are tried first."""
+    """File with a YAML list of mappings from parameters to values, which are tried first."""
 
     @property
     def chosen_sampler(self) -> Sampler:
-        """Who proposes."""
+        """The sampler: `sampler`, or its default."""
         return self.sampler or ("random" if self.population else "tpe")
 
     @property
     def wanted(self) -> int:
-        """Trials in all."""
+        """Number of trials in all."""
         return self.population or self.trials
 
     @cached_property
     def parsed_objective(self) -> Objective:
-        """`objective`, checked. Raises `InputError`."""
+        """`objective`, parsed. Raises `InputError`."""
         return Objective(self.objective)
 
     @cached_property

@@ -1,1 +1,1 @@
-"""What a search may look at, who proposes and who stops, and the study in which all of it is written down."""
+"""Search: spaces, objectives, samplers, pruners, and the study that stores all results."""

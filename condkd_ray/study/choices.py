@@ -1,9 +1,8 @@
-"""What can be asked of a search by name. Apart from what does it, so that flags are known before Optuna is imported."""
+"""Names of samplers and pruners, in a module of their own so that flags can be parsed without importing Optuna."""
 
 from typing import Literal
 
 Sampler = Literal["tpe", "gp", "random", "qmc", "grid"]
-"""Tree-structured Parzen estimator, Gaussian process, uniform, quasi-Monte-Carlo (scrambled Sobol), every combination.
-"""
+"""Tree-structured Parzen estimator, Gaussian process, uniform, quasi-Monte-Carlo (scrambled Sobol), full grid."""
 Pruner = Literal["none", "asha", "hyperband", "median"]
-"""Nobody; asynchronous successive halving; several brackets of it; below the median of earlier trials at that round."""
+"""No pruner; asynchronous successive halving; Hyperband (several brackets of it); worse than the median at a round."""

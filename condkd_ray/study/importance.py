@@ -1,7 +1,7 @@
-"""Which parameters of a search mattered, and how sure that is.
+"""Importance of the parameters of a search, with its uncertainty.
 
-Source: PED-ANOVA, Watanabe, Bansal & Hutter, IJCAI 2023, as Optuna has it, conditional parameters included: how much
-the best trials' values of a parameter differ from all trials' values of it.
+Source: PED-ANOVA, Watanabe, Bansal & Hutter, IJCAI 2023, in Optuna's implementation, which includes conditional
+parameters: how much a parameter's values in the best trials differ from its values in all trials.
 """
 
 import math
@@ -22,18 +22,19 @@ from condkd_ray.study.study import REPEAT
 
 RESAMPLES = 100
 TOP, FEWEST = 0.1, 5
-"""A tenth of the trials count as the best, but at least five, and at most half: fewer say little (our choice)."""
+"""The best trials are a tenth of all, at least five and at most half, because fewer are not informative (our
+choice)."""
 LEAST = 8
-"""Of fewer trials no importance is told (our choice)."""
+"""Minimum number of trials for which importances are computed (our choice)."""
 LEVEL = 0.9
 
 
 @dataclass(frozen=True)
 class Importance:
-    """Share of a parameter in what all explain together, 0 to 1, with the range of the middle 90 % of resamples.
+    """A parameter's share of the sum of all importances, 0 to 1, and the range of the middle 90 % of its resamples.
 
-    Where random trials are searched the range covers the share that is expected of so many trials in at least 97 % of
-    searches (simulated: 12, 30 and 60 trials, 4 parameters, 40 searches each).
+    For random search, the range contains the expected share for that number of trials in at least 97 % of searches
+    (simulated: 12, 30 and 60 trials, 4 parameters, 40 searches each).
     """
 
     name: str
@@ -43,10 +44,9 @@ class Importance:
 
 
 def importances(trials: Sequence[FrozenTrial], directions: Sequence[Direction], *, seed: int = 0) -> list[Importance]:
-    """By falling share; empty with fewer than `LEAST` complete trials, or where none varies.
+    """Return importances in descending order; empty for fewer than `LEAST` complete trials, or if no parameter varies.
 
-    With several objectives: importance for reaching the front. The spread is a bootstrap over trials, resampled with
-    replacement.
+    With several objectives, it is the importance for reaching the Pareto front. The range is a bootstrap over trials.
     """
     complete = [one for one in trials if one.state == TrialState.COMPLETE and REPEAT not in one.user_attrs]
     if len(complete) < LEAST:
@@ -63,17 +63,17 @@ def importances(trials: Sequence[FrozenTrial], directions: Sequence[Direction], 
 
 
 def stored_trials(out: Path, name: str, storage: str | None) -> list[FrozenTrial]:
-    """Of the study of a search whose folder is `out`. Raises `InputError` where there is none; makes none."""
-    told = place_of(storage or None, out)
-    require(exists(told, out), "the study", told, "where the search has kept it")
+    """Return the trials of the study of the search in `out`. Raises `InputError` if there is none; creates nothing."""
+    place = place_of(storage or None, out)
+    require(exists(place, out), "the study", place, "the storage that the search used")
     with quiet():
-        return stored_study(open_storage(storage, out), name, f"{told}#{name}").get_trials(deepcopy=False)
+        return stored_study(open_storage(storage, out), name, f"{place}#{name}").get_trials(deepcopy=False)
 
 
 def _shares(trials: Sequence[FrozenTrial], directions: Sequence[Direction]) -> Mapping[str, float]:
     top = min(0.5, max(TOP, FEWEST / len(trials)))
     with quiet(), warnings.catch_warnings():
-        # It warns where the best and all are the same trials, as in a resample of few: nothing is important then.
+        # Optuna warns if the best trials are all trials, as in a resample of few; then no parameter is important.
         warnings.simplefilter("ignore")
         study = optuna.create_study(directions=list(directions))
         study.add_trials(trials)

@@ -1,10 +1,10 @@
-"""The journal of a study: a file of one JSON object a line, only ever appended to, as Optuna's storage reads it.
+"""Journal of a study: one JSON object per line, append-only, in the format of Optuna's journal storage.
 
-A process that is killed, or a disk that is full, can leave a part of a line at its end, or the lock of the file:
+A killed process or a full disk can leave an incomplete last line, or a lock file:
 
     study.journal         the journal
-    study.journal.lock    there while a process appends
-    study.journal.torn    ends that were cut off, as they were
+    study.journal.lock    exists while a process appends
+    study.journal.torn    incomplete lines that were cut off, unchanged
 """
 
 import fcntl
@@ -27,12 +27,12 @@ from condkd_ray.core.storage import naming
 log = logging.getLogger(__name__)
 
 GRACE = 30.0
-"""Seconds after which an unchanged lock is taken for that of a process that was killed. Optuna's; an append takes
+"""Seconds after which an unchanged lock is assumed to belong to a killed process (Optuna's value). An append takes
 milliseconds."""
 PATIENCE = 2.0
-"""Seconds of waiting after which it is told of."""
+"""Seconds of waiting after which a log line says so."""
 BEGINNING = b'{"op_code":'
-"""Of a line, as Optuna writes it."""
+"""Start of each line, as Optuna writes it."""
 NUMBER, NONE = (int, float), type(None)
 STUDY, TRIAL = {"study_id": (int,)}, {"trial_id": (int,)}
 OPERATIONS: dict[int, dict[str, tuple[type, ...]]] = {
@@ -48,15 +48,16 @@ OPERATIONS: dict[int, dict[str, tuple[type, ...]]] = {
     9: TRIAL | {"system_attr": (dict,)},
     10: {},
 }
-"""What lines of each code have, beside who wrote them: `JournalOperation` of Optuna, which believes what it reads."""
+"""Fields and their types by operation code (Optuna's `JournalOperation`), besides the worker's id. Optuna itself does
+not check what it reads."""
 
 
 class Lock(BaseJournalFileLock):
-    """A lock file beside the journal at `path`. It and Optuna's own two kinds of locks keep each other out.
+    """A lock file beside the journal at `path`, compatible with both kinds of Optuna's locks.
 
-    A plain file, made with `O_EXCL`, which local disks and NFS from version 3 on honour. Optuna's default is a symbolic
-    link to the journal, and it looks at what that leads to: under a relative path to nothing, so that it waits for
-    ever for one that a killed process has left. Here the file itself is looked at, of whichever kind it is.
+    It is a plain file created with `O_EXCL`, which works on local disks and on NFS from version 3. Optuna's default is
+    a symbolic link to the journal and checks the age of its target. Under a relative path the target does not exist, so
+    it waits for ever for the lock of a killed process. Here the age of the lock file itself counts, whatever its kind.
     """
 
     def __init__(self, path: Path) -> None:
@@ -64,15 +65,15 @@ class Lock(BaseJournalFileLock):
         self._own: tuple[int, int] | None = None
 
     def acquire(self) -> bool:
-        """Wait for the lock, and take it; one that has not changed for `GRACE` seconds is removed. Raises `OSError`."""
-        began, seen, since, pause, told = time.monotonic(), self._standing(), time.monotonic(), 0.001, False
+        """Wait for the lock and take it; a lock unchanged for `GRACE` seconds is removed. Raises `OSError`."""
+        began, seen, since, pause, noticed = time.monotonic(), self._standing(), time.monotonic(), 0.001, False
         while not self._made():
             now, standing = time.monotonic(), self._standing()
             if standing != seen:
                 seen, since = standing, now
-            if not told and now - began > PATIENCE:
-                log.info(f"waiting for {self._file}: if a killed process has left it, it goes in {GRACE:.0f} s")
-                told = True
+            if not noticed and now - began > PATIENCE:
+                log.info(f"waiting for {self._file}; if a killed process left it, it is removed after {GRACE:.0f} s")
+                noticed = True
             if standing is not None and now - since > GRACE:
                 self._remove(standing)
                 continue
@@ -81,31 +82,31 @@ class Lock(BaseJournalFileLock):
         return True
 
     def release(self) -> None:
-        """Give it back; nothing where another process has taken it for left over meanwhile."""
+        """Release the lock, unless another process has removed it as left over in the meantime."""
         if self._own is not None and self._standing() == self._own:
             Path(self._file).unlink(missing_ok=True)
         self._own = None
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """For the length of the block."""
+        """Hold the lock during the block."""
         self.acquire()
         try:
             yield
         finally:
             self.release()
 
-    def stands(self) -> bool:
-        """Whether anybody holds it, or has left it."""
+    def exists(self) -> bool:
+        """Return whether the lock is held, or was left behind."""
         return os.path.lexists(self._file)
 
     def _remove(self, standing: tuple[int, int]) -> None:
-        """Remove the lock that was left, unless who waits beside us has done so and taken it."""
+        """Remove a lock that was left behind, unless another waiting process has already replaced it."""
         with ExitStack() as stack:
-            with suppress(OSError):  # no journal as yet, or a file system without locks
+            with suppress(OSError):  # no journal yet, or a file system without locks
                 fcntl.flock(stack.enter_context(open(self._journal, "rb")), fcntl.LOCK_EX)
             if self._standing() == standing:
-                log.info(f"{self._file} is removed: a process that was killed has left it")
+                log.info(f"{self._file} is removed: a killed process left it")
                 Path(self._file).unlink(missing_ok=True)
 
     def _made(self) -> bool:
@@ -119,7 +120,7 @@ class Lock(BaseJournalFileLock):
         return True
 
     def _standing(self) -> tuple[int, int] | None:
-        """What tells the lock that stands from the next one; None where there is none."""
+        """Return inode and modification time, which identify the present lock; None if there is none."""
         try:
             status = os.lstat(self._file)
         except FileNotFoundError:
@@ -128,43 +129,43 @@ class Lock(BaseJournalFileLock):
 
 
 class Journal(BaseJournalBackend):
-    """The journal at `path`, a new one where there is none; it survives whatever has happened to its end.
+    """The journal at `path`, created if missing, which tolerates an incomplete last line.
 
-    Opened, and before each append, it is freed of a line that was written in part. What that said has not been acted
-    upon: it was never known to be on the disk. Raises `InputError` where a line in its middle is damaged.
+    Such a line is cut off at opening and before each append. Nothing has relied on it, because its append never
+    returned. Raises `InputError` if a line in the middle is damaged.
     """
 
     def __init__(self, path: Path) -> None:
         self._path, self._lock = path, Lock(path)
         self._file = JournalFileBackend(str(path), lock_obj=self._lock)
         self._begun = _Begun()
-        if self._lock.stands() or _is_torn(path):
+        if self._lock.exists() or _is_torn(path):
             self._mend()
 
     def read_logs(self, log_number_from: int) -> Generator[dict[str, Any], None, None]:
-        """The lines from that one on, counted from 0. Raises `InputError` where one in the middle is damaged."""
+        """Yield the lines from that number on, counted from 0. Raises `InputError` if one in the middle is damaged."""
         if log_number_from == 0:
             self._begun = _Begun()
         try:
             for number, entry in enumerate(self._file.read_logs(log_number_from), log_number_from):
                 if not _is_operation(entry):
-                    raise ValueError("no operation")
-                # Who begins in the middle does not know what has begun.
+                    raise ValueError("not an operation")
+                # References can be checked only if all earlier lines were read.
                 if number == self._begun.lines and (unknown := self._begun.take(entry)):
-                    raise self.damaged(f"it speaks of {unknown}, which no line before begins")
+                    raise self.damaged(f"it refers to {unknown}, which no earlier line creates")
                 yield entry
         except (ValueError, RecursionError) as error:
             if isinstance(error, InputError):
                 raise
-            # Where only the end is damaged, and cannot be mended, as on a disk that is not to be written: up to there.
+            # Only the last line may be incomplete here, if a read-only disk prevented cutting it off: stop before it.
             _check_middle(self._path, self._path.read_bytes())
 
     def damaged(self, why: str) -> InputError:
-        """That the line which was read last cannot be what was written."""
+        """Return the error that the line read last cannot be what was written."""
         return _refusal(self._path, self._begun.lines, self._path.read_bytes().split(b"\n")[self._begun.lines - 1], why)
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Append a line for each, on the disk when it returns. Where that fails nothing is appended: `OSError`."""
+        """Append one line for each entry and flush them to disk. Raises `OSError`; then nothing is appended."""
         if _is_torn(self._path):
             self._mend()
         lines = "".join(json.dumps(entry, separators=(",", ":")) + "\n" for entry in logs).encode()
@@ -176,13 +177,13 @@ class Journal(BaseJournalBackend):
                     file.flush()
                     os.fsync(file.fileno())
             except OSError:
-                # What a full disk has taken of it.
+                # Remove what was written before the disk was full.
                 with suppress(OSError):
                     os.truncate(self._path, before)
                 raise
 
     def _mend(self) -> None:
-        """Move a torn end into a file beside. Nothing where it cannot be written, as readers need not."""
+        """Move an incomplete last line to the `.torn` file; do nothing if the folder is read-only."""
         if not os.access(self._path, os.W_OK) or not os.access(self._path.parent, os.W_OK):
             return
         with self._lock.held():
@@ -198,31 +199,31 @@ class Journal(BaseJournalBackend):
                 os.fsync(file.fileno())
             os.truncate(self._path, length)
         log.info(
-            f"the last line of {self._path} was written in part (a killed process, a full disk, a power loss): it is "
-            f"now in {aside.name}, and what is missing is taken from the records"
+            f"the last line of {self._path} is incomplete (a killed process, a full disk, a power loss): it was moved "
+            f"to {aside.name}, and the missing entries are taken from the records"
         )
 
 
 def stored(path: Path) -> JournalStorage:
-    """The storage whose journal lies at `path`. Raises `InputError` where its lines are damaged, `OSError`."""
+    """Open the storage with the journal at `path`. Raises `InputError` if its lines are damaged, and `OSError`."""
     journal = Journal(path)
     try:
         return JournalStorage(journal)
     except (InputError, OSError):
         raise
-    except Exception as error:  # whatever a line makes Optuna raise is the line's fault
+    except Exception as error:  # any error that Optuna raises for a line is caused by the line
         raise journal.damaged(f"{type(error).__name__}: {error}") from None
 
 
 class _Begun:
-    """What the lines so far have begun, counted as Optuna does."""
+    """Numbers of the studies and trials that the lines so far have created, counted as Optuna does."""
 
     def __init__(self) -> None:
         self.lines = self._trials = self._studies = 0
         self._names: dict[int, str] = {}
 
     def take(self, entry: dict[str, Any]) -> str:
-        """Count a line. What it speaks of that there is not, or nothing."""
+        """Count a line; return the study or trial that it refers to but that does not exist, or an empty string."""
         self.lines += 1
         study, trial = entry.get("study_id"), entry.get("trial_id")
         if study is not None and not 0 <= study < self._studies:
@@ -240,7 +241,7 @@ class _Begun:
 
 
 def _is_operation(entry: Any) -> bool:
-    """Whether it has what a line of its code has."""
+    """Return whether the entry has the fields of its operation code."""
     if (
         not isinstance(entry, dict)
         or type(entry.get("op_code")) is not int
@@ -252,7 +253,7 @@ def _is_operation(entry: Any) -> bool:
 
 
 def _is_torn(path: Path) -> bool:
-    """Whether the last line is not whole; the others are not looked at."""
+    """Return whether the last line is incomplete; the other lines are not read."""
     with open(path, "rb") as file:
         size = end = file.seek(0, os.SEEK_END)
         tail = b""
@@ -272,7 +273,7 @@ def _sound(line: bytes) -> bool:
 
 
 def _sound_bytes(content: bytes) -> int:
-    """How many bytes whole lines take, up to the first that is damaged."""
+    """Return the total length of the undamaged lines before the first damaged one, in bytes."""
     length = 0
     for line in content.split(b"\n")[:-1]:
         if not _sound(line):
@@ -282,10 +283,10 @@ def _sound_bytes(content: bytes) -> int:
 
 
 def _check_middle(path: Path, content: bytes) -> None:
-    """Raise `InputError` where a whole line follows a damaged one, or where this never was a journal."""
+    """Raise `InputError` if an undamaged line follows a damaged one, or if the file is no journal at all."""
     length = _sound_bytes(content)
     damaged, *others = content[length:].split(b"\n")
-    # A power loss leaves zeros where nothing was written as yet.
+    # A power loss leaves zeros in place of bytes that were not written yet.
     begun = BEGINNING.startswith(damaged.rstrip(b"\0")[: len(BEGINNING)])
     never = length == 0 and (not begun or any(other.strip(b"\0") for other in others))
     if not (never or any(map(_sound, others))):
@@ -298,10 +299,10 @@ def _check_middle(path: Path, content: bytes) -> None:
 
 
 def _refusal(path: Path, number: int, line: bytes, why: str = "") -> InputError:
-    """Of a line that others follow, or that contradicts others: it is for the user to decide what to give up."""
-    told = f"line {number} of {path} is {_beginning(line)}, which is damaged{f' ({why})' if why else ''}"
-    remedy = f"cut before that line (head -n {number - 1}) or moved away: what it lacks is taken from the records"
-    return InputError(f"{told}; accepted: the journal of a study, {remedy}")
+    """Return the error for a damaged line that is not the last, or one that contradicts others: the user decides."""
+    fault = f"line {number} of {path} is {_beginning(line)}, which is damaged{f' ({why})' if why else ''}"
+    remedy = f"cut before that line (head -n {number - 1}) or moved away: missing entries are taken from the records"
+    return InputError(f"{fault}; accepted: the journal of a study, {remedy}")
 
 
 def _beginning(line: bytes) -> str:

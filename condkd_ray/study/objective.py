@@ -1,4 +1,4 @@
-"""What a search optimises and the limits it keeps to, round by round and at a trial's end; never test accuracy."""
+"""Objectives and constraints of a search, evaluated after each round and at the end of a trial. Never test accuracy."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ QUALITY: dict[str, Direction] = {
     "proxy/kl": "minimize",
     "student/val_accuracy": "maximize",
 }
-"""How good a student is, on images that are not the test images."""
+"""Metrics of the student's quality, on images other than the test images."""
 COST: dict[str, Direction] = dict.fromkeys(("time/wall_seconds", "time/cpu_seconds", "memory/bytes"), "minimize")
-"""What a trial takes: its seconds, all rounds together, and the bytes its memory holds at the end."""
-TEST = "choosing by test accuracy makes the number that is then reported too good"
+"""Metrics of a trial's cost: seconds of all rounds together, and bytes in its memory at the end."""
+TEST = "selection by test accuracy would make the reported test accuracy too high"
 FORM = "NAME<=NUMBER or NAME>=NUMBER, such as memory/bytes<=2e6, with a NAME of"
 
 
 @dataclass(frozen=True)
 class Objective:
-    """One name or several, each with its direction; the first is the quality by which trials are stopped early."""
+    """One or several metrics with their directions. The first is the quality by which trials are stopped early."""
 
     names: tuple[str, ...] = ("proxy/agreement",)
 
@@ -43,34 +43,34 @@ class Objective:
 
     @property
     def directions(self) -> list[Direction]:
-        """Of each name."""
+        """Direction of each metric."""
         return [(QUALITY | COST)[name] for name in self.names]
 
     @property
     def several(self) -> bool:
-        """Whether there is a front rather than a best trial."""
+        """Whether there are several metrics, and therefore a Pareto front instead of a best trial."""
         return len(self.names) > 1
 
     def now(self, metrics: Metrics) -> float | None:
-        """The quality after a round; None where the student was not measured in it."""
+        """Return the quality in a round's metrics; None if the student was not measured in that round."""
         return metrics.get(self.names[0])
 
     def values(self, history: Sequence[Metrics]) -> list[float]:
-        """Of a trial with these rounds; NaN for what none of them tells."""
+        """Return the final values of a trial with these rounds; NaN for metrics that no round contains."""
         return [at_end(name, history) for name in self.names]
 
 
 def at_end(name: str, history: Sequence[Metrics]) -> float:
-    """What a trial of these rounds has come to: seconds are summed, of all else the last counts; NaN if never told."""
-    told = [metrics[name] for metrics in history if name in metrics]
-    if not told:
+    """Return a metric's value at the end of a trial: seconds are summed, others are the last value; NaN if missing."""
+    found = [metrics[name] for metrics in history if name in metrics]
+    if not found:
         return math.nan
-    return sum(told) if name.startswith("time/") else told[-1]
+    return sum(found) if name.startswith("time/") else found[-1]
 
 
 @dataclass(frozen=True)
 class Constraint:
-    """The limit that `text` sets: `name` is at most `limit` at a trial's end, or at least, where `least`."""
+    """A limit parsed from `text`: at the end of a trial `name` is at most `limit`, or at least, if `least`."""
 
     text: str
     name: str
@@ -78,12 +78,12 @@ class Constraint:
     limit: float
 
     def excess(self, value: float) -> float:
-        """How far a value is beyond the limit; at most 0 where it keeps to it."""
+        """Return how far a value exceeds the limit; at most 0 if it satisfies it."""
         return self.limit - value if self.least else value - self.limit
 
 
 def parse_constraints(texts: Sequence[str]) -> tuple[Constraint, ...]:
-    """The constraints that a user has written. Raises `InputError`."""
+    """Parse the user's constraints. Raises `InputError`."""
     found = tuple(map(_parsed, texts))
     kinds = [(one.name, one.least) for one in found]
     require(len(set(kinds)) == len(kinds), "--constraint", " ".join(texts), "one limit of a kind for each name")
@@ -106,23 +106,23 @@ def _parsed(text: str) -> Constraint:
 
 
 def excesses(constraints: Sequence[Constraint], history: Sequence[Metrics]) -> dict[str, float]:
-    """Of a trial with these rounds, by the text of each constraint; NaN where nothing was told."""
+    """Return the excess over each constraint, by its text, of a trial with these rounds; NaN for missing metrics."""
     return {one.text: one.excess(at_end(one.name, history)) for one in constraints}
 
 
 def feasible(constraints: Sequence[Constraint], history: Sequence[Metrics]) -> bool:
-    """Whether a trial with these rounds has kept to all of them."""
+    """Return whether a trial with these rounds satisfies all constraints."""
     return all(value <= 0 for value in excesses(constraints, history).values())
 
 
 def known_excesses(
     constraints: Sequence[Constraint], trial: FrozenTrial, names: Sequence[str]
 ) -> dict[str, float] | None:
-    """As `excesses`, of a trial of another study whose values have these `names`; None where it lacks one of them."""
-    told: Mapping[str, Any] = {**trial.user_attrs, **dict(zip(names, trial.values, strict=False))}
-    if any(one.name not in told for one in constraints):
+    """Like `excesses`, for a trial of another study whose values have these `names`; None if a metric is missing."""
+    known: Mapping[str, Any] = {**trial.user_attrs, **dict(zip(names, trial.values, strict=False))}
+    if any(one.name not in known for one in constraints):
         return None
-    return {one.text: one.excess(told[one.name]) for one in constraints}
+    return {one.text: one.excess(known[one.name]) for one in constraints}
 
 
 def _listed(names: dict[str, Direction]) -> str:

@@ -1,4 +1,4 @@
-"""Values that a user, or an earlier study, gives to the open leaves of a space: checked before anything is tried."""
+"""Points of a search space, given by a user or taken from an earlier study, and their validation before any trial."""
 
 import difflib
 import math
@@ -14,27 +14,26 @@ from condkd_ray.core.yaml_text import load_yaml
 from condkd_ray.study.space import Open, leaves
 
 Point = dict[str, Any]
-"""Values by the names of their parameters, such as `inversion/bn_weight`; those not given are the sampler's to choose.
-"""
+"""Values by parameter name, such as `inversion/bn_weight`. The sampler chooses the parameters that are missing."""
 
 
 def points_of(tree: Mapping[str, Any], path: Path) -> list[Point]:
-    """The points in a YAML file, each as `check_point` gives it; JSON is YAML too. Raises `InputError`."""
+    """Read the points in a YAML (or JSON) file, each validated by `check_point`. Raises `InputError`."""
     try:
         points = load_yaml(read_text(path, "--points", "a YAML list"))
     except yaml.YAMLError as error:
-        told = " ".join(str(error).split())
-        raise InputError(f"--points is {str(path)!r}, which cannot be read ({told}); accepted: a YAML list") from None
+        why = " ".join(str(error).split())
+        raise InputError(f"--points is {str(path)!r}, which cannot be read ({why}); accepted: a YAML list") from None
     fine = isinstance(points, list) and all(isinstance(point, dict) and point for point in points)
     require(fine and bool(points), "--points", str(path), "a YAML list of mappings from parameters to values")
     return [check_point(tree, point, f"point {number} of {path}") for number, point in enumerate(points, 1)]
 
 
 def check_point(tree: Mapping[str, Any], point: Mapping[Any, Any], what: str) -> Point:
-    """The point as the space `tree` has its values: numbers as numbers, choices as they are listed.
+    """Return the point with numbers converted and choices in the form that the space `tree` lists.
 
-    Raises `InputError`, which begins with `what`: for a name that is no open leaf, a leaf of a method that the point
-    does not choose, a value of another type, out of bounds, or not listed.
+    Raises `InputError`, with a message that starts with `what`, for a name that is no open leaf, a leaf of a method
+    that the point does not choose, and a value that has a wrong type, is out of bounds or is not listed.
     """
     opened: dict[str, Open] = {}
     closed: dict[str, list[str]] = {}
@@ -44,7 +43,7 @@ def check_point(tree: Mapping[str, Any], point: Mapping[Any, Any], what: str) ->
             path, *methods = closed[name]
             here = f"where {path} is {shown(point[path])}" if path in point else f"without {path}"
             raise InputError(
-                f"{what}: {name} is {shown(value)} {here}; accepted: {path} {' or '.join(methods)} beside it"
+                f"{what}: {name} is {shown(value)} {here}; accepted: only with {path} {' or '.join(methods)}"
             )
         if name not in opened:
             names = [*opened, *(other for other in closed if other not in opened)]
@@ -55,7 +54,7 @@ def check_point(tree: Mapping[str, Any], point: Mapping[Any, Any], what: str) ->
 
 
 def left_open(tree: Mapping[str, Any], point: Mapping[str, Any]) -> list[str]:
-    """Names of the leaves that a checked point says nothing of."""
+    """Return the names of the open leaves that a checked point does not set."""
     opened: dict[str, Open] = {}
     _open(tree, "", point, opened, {})
     return [name for name in opened if name not in point]
@@ -64,7 +63,7 @@ def left_open(tree: Mapping[str, Any], point: Mapping[str, Any]) -> list[str]:
 def _open(
     node: Any, path: str, point: Mapping[Any, Any], opened: dict[str, Open], closed: dict[str, list[str]]
 ) -> None:
-    """Enter the leaves that a point opens; and, of all that methods open, the name of that choice and the methods."""
+    """Add leaves that a point opens to `opened`, and to `closed`, for leaves of methods, the choice and its methods."""
     if not isinstance(node, Open):
         parts = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
         for key, value in parts:
@@ -93,7 +92,7 @@ def _value(leaf: Open, value: Any, what: str) -> Any:
     kind = "a whole number" if leaf.kind == "int" else "a number"
     accepted = f"{kind} from {low:g} to {high:g}"
     try:
-        # YAML 1.1 reads 1e-3 as text.
+        # YAML 1.1 parses 1e-3 as text.
         number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
@@ -103,5 +102,5 @@ def _value(leaf: Open, value: Any, what: str) -> Any:
 
 
 def _is(one: Any, other: Any) -> bool:
-    """Whether two values are the same; true is not 1."""
+    """Return whether two values are equal and of the same kind: true is not 1."""
     return one == other and isinstance(one, bool) == isinstance(other, bool)

@@ -1,11 +1,12 @@
-"""Population based training: trials that run side by side, of which the poor take over the state of the good.
+"""Population based training: trials run side by side, and the worst ones continue from the state of the best ones.
 
-Source: Jaderberg et al., arXiv 1711.09846 (2017), recalled, not read: truncation selection, then exploration by
-perturbing or drawing anew.
-There members are compared whenever one is ready. Here all rest after as many rounds, so that what is decided hangs on
-the study and the seed alone, not on which trial was faster: killed and continued, a search decides the same again.
-Ray has a scheduler for it, whose members, ranks and perturbations are in Tune's files: these are up to ten seconds
-behind, and Ray lets no searcher, and so no study, propose beside it.
+Source: Jaderberg et al., arXiv 1711.09846 (2017), from memory, not read: truncation selection, then exploration by
+perturbing or resampling. In the paper a member is compared as soon as it is ready. Here all members pause after the
+same number of rounds, so that decisions depend only on the study and the seed, not on which trial was faster: a search
+that is killed and continued decides the same again.
+
+Ray's scheduler for this method is not used: it keeps members, ranks and perturbations in Tune's files, which are up to
+ten seconds behind, and Ray allows no searcher, and therefore no study, beside it.
 """
 
 import math
@@ -23,45 +24,48 @@ from condkd_ray.study.space import Open, distribution, leaves
 from condkd_ray.study.study import LIFE, TO_RUN, Study
 
 QUARTER = 0.25
-"""Share of members that take over another's state after each generation, and of those whose they may take."""
+"""Fraction of members that continue from another state after each generation, and of members that supply it."""
 FACTORS = (0.8, 1.2)
-"""One of which a value is multiplied by, unless it is drawn anew."""
+"""Factors of a perturbation; a value is multiplied by one of them unless it is resampled."""
 RESAMPLED = 0.25
-"""How often it is (our choice, as in Ray)."""
+"""Probability of resampling (our choice, as in Ray)."""
 GENERATIONS = "generations"
-"""User attribute: how many generations a member has ended."""
+"""User attribute: number of generations that a member has finished."""
 SECTIONS = ("targets", "weighing", "inversion", "guidance", "memory", "distiller")
-"""Parts of a config that may change in a running trial."""
+"""Sections of a config that may change in a running trial."""
 
 
 @dataclass(frozen=True)
 class Member:
-    """A trial of the study. A generation of its `life` has its `params`, and says whose state it began `from`."""
+    """A trial of the study, which runs in generations."""
 
     trial: FrozenTrial
 
     @property
     def number(self) -> int:
-        """Of the trial."""
+        """Number of the trial."""
         return self.trial.number
 
     @property
     def life(self) -> list[dict[str, Any]]:
-        """Generations begun, the first without a `from`; one that came to nothing says why under `failed`."""
+        """One dict per started generation: `params`; `from`, the member whose state it continues; `failed`, a reason.
+
+        The first generation has no `from`, and only failed generations have `failed`.
+        """
         return self.trial.user_attrs[LIFE]
 
     @property
     def ended(self) -> int:
-        """Generations ended."""
+        """Number of finished generations."""
         return self.trial.user_attrs.get(GENERATIONS, 0)
 
     def failed(self, generation: int) -> bool:
-        """Whether it came to nothing in that one."""
+        """Return whether the member failed in `generation`."""
         return "failed" in self.life[generation]
 
 
 def check_population(size: int, rounds: int, total: int, tree: Mapping[str, Any], objective: Objective) -> None:
-    """Raise `InputError` for what such a search cannot do."""
+    """Raise `InputError` for settings, open leaves or objectives that a population search does not support."""
     require(size >= 2, "--population", size, "an integer >= 2")
     require(1 <= rounds < total, "--generation-rounds", rounds, f"1 to {total - 1}, fewer than the rounds of a trial")
     require(not objective.several, "--objective with --population", " ".join(objective.names), "one name")
@@ -70,13 +74,13 @@ def check_population(size: int, rounds: int, total: int, tree: Mapping[str, Any]
         for path, leaf in leaves(tree).items()
         if leaf.kind not in ("uniform", "log_uniform") or path.partition("/")[0] not in SECTIONS
     ]
-    accepted = f"real numbers (!uniform, !log_uniform) of {', '.join(SECTIONS)}: others give a state its shape or sense"
+    accepted = f"real numbers (!uniform, !log_uniform) of {', '.join(SECTIONS)}: others change the form of a state"
     require(not fixed, "--population with open leaves", ", ".join(fixed), accepted)
     require(tree.get("pipeline") is None, "--population with a pipeline", tree.get("pipeline"), "null")
 
 
 class Population:
-    """The members of a study, as far as they have come: `size` of them, in generations of `rounds` out of `total`."""
+    """The `size` members of a study, which run in generations of `rounds` rounds out of `total`."""
 
     def __init__(self, study: Study, tree: dict[str, Any], *, size: int, rounds: int, total: int, seed: int) -> None:
         self._study, self._leaves, self._seed = study, leaves(tree), seed
@@ -88,18 +92,18 @@ class Population:
 
     @property
     def members(self) -> list[Member]:
-        """All of them."""
+        """All members."""
         return [Member(trial) for trial in self._study.own]
 
     def open(self) -> list[Member]:
-        """Those that have to run: in the earliest generation that not all have ended. None at the end.
+        """Return the members that have to run: those that have not finished the earliest unfinished generation.
 
-        Where all have ended one, and there is another, it begins; not where all came to nothing.
+        If all have finished it, the next generation starts. Empty after the last generation, or if all members failed.
         """
         members = self.members
         begun = max(len(member.life) for member in members)
         if min(len(member.life) for member in members) < begun:
-            # Its driver was killed over it, and would have done the same.
+            # The driver was killed while it started this generation; the rest of the decisions are the same.
             self._begin_generation(members, begun - 1)
         elif begun < self.generations and all(member.ended == begun for member in members):
             if all(member.failed(begun - 1) for member in members):
@@ -107,25 +111,25 @@ class Population:
             self._begin_generation(members, begun)
         return [m for m in self.members if m.ended < len(m.life) and not m.trial.state.is_finished()]
 
-    def rests_after(self, generation: int) -> int:
-        """The round after which members of a generation rest."""
+    def pause_after(self, generation: int) -> int:
+        """Return the number of rounds after which the members of a generation pause."""
         return self._rounds * (generation + 1)
 
-    def rested(self, number: int, reason: str = "") -> None:
-        """A member has ended a generation; where there is a reason, it came to nothing."""
+    def end_generation(self, number: int, reason: str = "") -> None:
+        """Record that a member has finished a generation, or failed in it if there is a `reason`."""
         member = Member(self._study.trial(number))
         generation = len(member.life) - 1
         if reason:
             self._study.note(number, {LIFE: [*member.life[:-1], member.life[-1] | {"failed": reason}]})
         self._study.note(number, {GENERATIONS: generation + 1})
 
-    def settle(self, number: int) -> None:
-        """Give a member the parameters of its last generation: it is about to be told over."""
+    def set_final_params(self, number: int) -> None:
+        """Store the parameters of a member's last generation in the study, before the trial is reported as ended."""
         params = Member(self._study.trial(number)).life[-1]["params"]
         self._study.set_params(number, params, {name: distribution(leaf) for name, leaf in self._leaves.items()})
 
     def _begin_generation(self, members: Sequence[Member], generation: int) -> None:
-        """Have those begin a generation that have not begun it yet."""
+        """Start a generation for all members that have not started it yet."""
         ranked = sorted(members, key=lambda member: (-self._score(member, generation - 1), member.number))
         count = max(1, int(QUARTER * len(members)))
         best = [member for member in ranked[:count] if not member.failed(generation - 1)]
@@ -142,12 +146,12 @@ class Population:
             self._study.note(member.number, {LIFE: [*member.life, life]})
 
     def _score(self, member: Member, generation: int) -> float:
-        """The quality that it was last measured with, up to the end of a generation; more is better."""
-        told = member.trial.intermediate_values
-        steps = [step for step in told if step <= self.rests_after(generation)]
+        """Return the last quality measured up to the end of a generation, negated if smaller is better."""
+        measured = member.trial.intermediate_values
+        steps = [step for step in measured if step <= self.pause_after(generation)]
         if member.failed(generation) or not steps:
             return -math.inf
-        return told[max(steps)] * (1 if self._study.directions[0] == "maximize" else -1)
+        return measured[max(steps)] * (1 if self._study.directions[0] == "maximize" else -1)
 
     def _explored(self, params: Mapping[str, float], number: int, generation: int) -> dict[str, float]:
         found = {}

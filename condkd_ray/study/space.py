@@ -1,8 +1,8 @@
-"""A search space is a trial config with some leaves open; closing them on an Optuna trial gives a config.
+"""Search spaces: trial configs with some open leaves, which an Optuna trial closes to a config.
 
-Tags of open leaves: `!uniform [a, b]`, `!log_uniform [a, b]`, `!int [a, b]` (both ends included), `!choice [...]`.
-A choice among methods is made by name, and only the chosen one's own leaves are opened after. Parameter names are
-paths: `inversion/bn_weight`.
+Tags of open leaves: `!uniform [a, b]`, `!log_uniform [a, b]`, `!int [a, b]` (both ends included), `!choice [...]`. A
+choice between methods is a choice of their names; the open leaves of the chosen method are suggested after it.
+Parameter names are paths, such as `inversion/bn_weight`.
 """
 
 import math
@@ -25,18 +25,18 @@ from condkd_ray.trial.config import TrialConfig, from_tree
 
 @dataclass(frozen=True, repr=False)
 class Open:
-    """An open leaf: `kind` is its tag, `values` its bounds or choices."""
+    """An open leaf. `kind` is its tag; `values` are its bounds or choices."""
 
     kind: str
     values: tuple[Any, ...]
 
     def __repr__(self) -> str:
-        """As it stands in a space, for messages."""
+        """The leaf in the notation of a space file, for messages."""
         return f"!{self.kind} {list(self.values)}"
 
     @property
     def examples(self) -> list[Any]:
-        """Its bounds, or all that can be chosen: methods by their names."""
+        """The bounds or the choices, with methods represented by their names."""
         return [value["name"] if isinstance(value, dict) else value for value in self.values]
 
 
@@ -53,13 +53,13 @@ def _choice(values: list[Any]) -> Open:
     if any(isinstance(value, dict) for value in values):
         names = [value.get("name") if isinstance(value, dict) else value for value in values]
         named = all(isinstance(name, str) for name in names) and len(set(names)) == len(names)
-        require(named, "!choice among methods, by name,", names, "a name for each, and each once")
+        require(named, "!choice among methods, by name,", names, "a unique name for each")
     return Open("choice", tuple(values))
 
 
 def _range(kind: str, values: list[Any]) -> Open:
     try:
-        # YAML 1.1 reads 1e-3 as text.
+        # YAML 1.1 parses 1e-3 as text.
         low, high = map(float, values)
     except (TypeError, ValueError):
         low = high = math.nan
@@ -73,7 +73,7 @@ def _range(kind: str, values: list[Any]) -> Open:
 
 
 class _Loader(yaml.SafeLoader):
-    """With four more tags."""
+    """YAML loader with the four tags of open leaves."""
 
 
 for _kind in ("uniform", "log_uniform", "int", "choice"):
@@ -81,26 +81,26 @@ for _kind in ("uniform", "log_uniform", "int", "choice"):
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The tree of a space file, with `Open` leaves. Raises `InputError`."""
+    """Read the tree of a space file, with `Open` leaves. Raises `InputError`."""
     return parse(read_text(path, "search space", "a YAML file"))
 
 
 def parse(text: str) -> dict[str, Any]:
-    """The tree of a space given as YAML."""
+    """Parse the tree of a space in YAML, with `Open` leaves. Raises `InputError`."""
     try:
         tree = load_yaml(text, _Loader)
     except yaml.YAMLError as error:
         raise InputError(f"the search space is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
-        raise InputError("the search space holds no mapping of config fields")
+        raise InputError(f"the search space is a {type(tree).__name__}; accepted: a mapping of config fields")
     return tree
 
 
 def leaves(tree: Any, path: str = "") -> dict[str, Open]:
-    """The open leaves of a space by the names of their parameters; those that a choice opens after it too.
+    """Return the open leaves of a space by parameter name; leaves of a chosen method follow the choice.
 
-    A range that several methods have is told as the smallest that holds them. Raises `InputError` where one parameter
-    would be of two kinds.
+    A range that several methods have is returned as the smallest range that contains all of them. Raises `InputError`
+    if a parameter has different kinds in different methods.
     """
     if isinstance(tree, Open):
         if not _among_methods(tree):
@@ -117,8 +117,8 @@ def _joined(parts: Iterable[dict[str, Open]]) -> dict[str, Open]:
         for name, leaf in part.items():
             other = found.setdefault(name, leaf)
             same = other == leaf or (other.kind == leaf.kind != "choice")
-            told = f"{other} and {leaf}"
-            require(same, f"open leaf {name} of two methods", told, "the same choices, or ranges of one kind, for both")
+            both = f"{other} and {leaf}"
+            require(same, f"open leaf {name} of two methods", both, "the same choices, or ranges of one kind, for both")
             if other != leaf:
                 bounds = [*other.values, *leaf.values]
                 found[name] = Open(leaf.kind, (min(bounds), max(bounds)))
@@ -126,12 +126,12 @@ def _joined(parts: Iterable[dict[str, Open]]) -> dict[str, Open]:
 
 
 def conditional(tree: Any) -> bool:
-    """Whether it depends on a choice which leaves are open."""
+    """Return whether the set of open leaves depends on a choice."""
     return any(leaves(value) for leaf in leaves(tree).values() for value in leaf.values)
 
 
 def default(tree: dict[str, Any]) -> TrialConfig:
-    """The config of a space whose open leaves keep their fields' defaults; of methods to choose from the first."""
+    """Return the config of a space with all open leaves at their fields' defaults; choices of methods use the first."""
     return from_tree(_default(tree), "search space")
 
 
@@ -146,9 +146,9 @@ def _default(tree: Any) -> Any:
 
 
 def corners(tree: dict[str, Any]) -> dict[str, TrialConfig]:
-    """The default config by that name, and the corners of the space: all ranges at one end, for each place in choices.
+    """Return the default config and the corners of the space, by name: all ranges at one end, for each choice in turn.
 
-    Of choices of different lengths the shorter ones begin again.
+    If choices differ in length, the shorter ones start over.
     """
     places = max((len(leaf.values) for leaf in leaves(tree).values() if leaf.kind == "choice"), default=1)
     found = {"default": default(tree)}
@@ -167,12 +167,12 @@ def _at(tree: Any, place: int, end: int) -> Any:
 
 
 def to_plain(tree: Any) -> Any:
-    """The space in plain values, to be compared and written down."""
+    """Return the space as plain values, for comparison and storage."""
     return _replaced(tree, lambda leaf, path: {f"!{leaf.kind}": to_plain(list(leaf.values))})
 
 
 def close(tree: dict[str, Any], trial: optuna.trial.BaseTrial) -> TrialConfig:
-    """The config that `trial`'s suggestions give. Raises `InputError` for keys that name no field."""
+    """Return the config with the values that `trial` suggests. Raises `InputError` for unknown keys."""
 
     def suggested(leaf: Open, path: str) -> Any:
         return _replaced(_suggest(leaf, trial, path), suggested, path)
@@ -183,9 +183,9 @@ def close(tree: dict[str, Any], trial: optuna.trial.BaseTrial) -> TrialConfig:
 def params_of(
     tree: dict[str, Any], config: TrialConfig, settle: Callable[[TrialConfig], TrialConfig]
 ) -> dict[str, Any]:
-    """The values of its open leaves, by name, with which `tree` closes to `config`, once both are `settle`d.
+    """Return the values of the open leaves, by name, for which `tree` closes to `config` after `settle` on both.
 
-    Raises `InputError` where none do, as for a config of another space.
+    Raises `InputError` if there are none, because the config is not from this space.
     """
     whole, same, found = to_tree(config), content_hash(settle(config)), dict[str, Any]()
 
@@ -195,7 +195,7 @@ def params_of(
         except InputError:
             return False
 
-    def told(leaf: Open, path: str) -> Any:
+    def value_of(leaf: Open, path: str) -> Any:
         keys = path.split("/")
         value = _below(whole, keys)
         if leaf.kind != "choice":
@@ -205,14 +205,14 @@ def params_of(
             here = [one for one in leaf.values if _name(one) == _name(value)]
             require(bool(here), path, value, ", ".join(leaf.examples))
             found[f"{path}/name"] = _name(value)
-            return _replaced(here[0], told, path)
+            return _replaced(here[0], value_of, path)
         here = [one for one in leaf.values if closes(one, keys)]
         require(bool(here), path, value, ", ".join(map(str, leaf.values)))
         found[path] = here[0]
         return here[0]
 
-    closed = settle(from_tree(_replaced(tree, told), "search space"))
-    require(content_hash(closed) == same, "config", "another one in its fixed fields", "one of this space")
+    closed = settle(from_tree(_replaced(tree, value_of), "search space"))
+    require(content_hash(closed) == same, "config", "different in its fixed fields", "a config of this space")
     return found
 
 
@@ -221,17 +221,17 @@ def _name(method: Any) -> Any:
 
 
 def _below(tree: Any, keys: Sequence[str]) -> Any:
-    """What lies in a complete tree under these keys. Raises `InputError` where nothing does."""
+    """Return the value in a complete tree at the path `keys`. Raises `InputError` if there is none."""
     for key in keys:
         parts: Any = dict(enumerate(tree)) if isinstance(tree, list) else tree
         place = int(key) if isinstance(tree, list) else key
-        require(isinstance(parts, dict) and place in parts, "config without", "/".join(keys), "one of this space")
+        require(isinstance(parts, dict) and place in parts, "config without", "/".join(keys), "a config of this space")
         tree = parts[place]
     return tree
 
 
 def _with(tree: Any, keys: Sequence[str], value: Any) -> Any:
-    """A complete tree with another value under these keys."""
+    """Return a complete tree with `value` at the path `keys`."""
     if not keys:
         return value
     if isinstance(tree, list):
@@ -239,15 +239,15 @@ def _with(tree: Any, keys: Sequence[str], value: Any) -> Any:
     return {**tree, keys[0]: _with(tree[keys[0]], keys[1:], value)}
 
 
-def _replaced(tree: Any, made_of: Callable[[Open, str], Any], path: str = "") -> Any:
-    """The tree with, for each open leaf, what is `made_of` it and its path."""
+def _replaced(tree: Any, replacement: Callable[[Open, str], Any], path: str = "") -> Any:
+    """Return the tree with each open leaf replaced by `replacement(leaf, path)`."""
     if isinstance(tree, Open):
-        return made_of(tree, path)
+        return replacement(tree, path)
     if isinstance(tree, dict):
-        return {key: _replaced(value, made_of, f"{path}/{key}".strip("/")) for key, value in tree.items()}
-    return (
-        [_replaced(value, made_of, f"{path}/{i}") for i, value in enumerate(tree)] if isinstance(tree, list) else tree
-    )
+        return {key: _replaced(value, replacement, f"{path}/{key}".strip("/")) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_replaced(value, replacement, f"{path}/{i}") for i, value in enumerate(tree)]
+    return tree
 
 
 def _suggest(leaf: Open, trial: optuna.trial.BaseTrial, path: str) -> Any:
@@ -262,7 +262,7 @@ def _suggest(leaf: Open, trial: optuna.trial.BaseTrial, path: str) -> Any:
 
 
 def distribution(leaf: Open) -> BaseDistribution:
-    """Of a leaf's parameter, as a study stores it beside the values."""
+    """Return the Optuna distribution of a leaf's parameter, as a study stores it."""
     if leaf.kind == "int":
         return IntDistribution(*leaf.values)
     if leaf.kind == "choice":
@@ -271,5 +271,5 @@ def distribution(leaf: Open) -> BaseDistribution:
 
 
 def _among_methods(leaf: Open) -> bool:
-    """Whether it is a choice by name."""
+    """Return whether the leaf is a choice between methods."""
     return any(isinstance(value, dict) for value in leaf.values)

@@ -1,4 +1,4 @@
-"""Optuna's samplers, which propose trials, and pruners, which end them early; each asked only for what it can do."""
+"""Construction of Optuna's samplers and pruners, and checks that they support a given space and objective."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,21 +17,21 @@ from condkd_ray.study.space import Open, conditional, leaves
 from condkd_ray.study.storage import quiet
 
 FIXED = ("gp", "qmc", "grid")
-"""Those that need the same open leaves in every trial."""
+"""Samplers that need the same open leaves in every trial."""
 CONSTRAINED = ("tpe", "gp")
-"""Those that learn from what is beyond a limit."""
+"""Samplers that use constraints."""
 IN_ORDER = ("qmc", "grid")
-"""Those that go through an order of their own, and keep in the study how far they are."""
+"""Samplers that follow a fixed sequence and store their position in the study."""
 REDUCTION = 3
-"""One in so many goes on at each rung."""
+"""Reduction factor: one of so many trials continues at each rung."""
 
 
 def check_sampler(name: Sampler, tree: dict[str, Any], *, constrained: bool = False) -> None:
-    """Raise `InputError` where a sampler cannot do what the space, or a constraint, asks for."""
-    accepted = f"{', '.join(CONSTRAINED)}; the others take no notice of it"
+    """Raise `InputError` if a sampler does not support the space, or constraints where there are some."""
+    accepted = f"{', '.join(CONSTRAINED)}; the others ignore it"
     require(not constrained or name in CONSTRAINED, "--sampler", f"{name} with --constraint", accepted)
-    asked = f"{name} for a space in which a choice opens leaves of its own"
-    require(name not in FIXED or not conditional(tree), "--sampler", asked, "tpe, random")
+    use = f"{name} for a space in which a choice opens leaves of its own"
+    require(name not in FIXED or not conditional(tree), "--sampler", use, "tpe, random")
     if name == "grid":
         endless = [path for path, leaf in leaves(tree).items() if leaf.kind in ("uniform", "log_uniform")]
         accepted = "!choice and !int alone, or another sampler"
@@ -39,15 +39,16 @@ def check_sampler(name: Sampler, tree: dict[str, Any], *, constrained: bool = Fa
 
 
 def make_sampler(name: Sampler, tree: dict[str, Any], *, seed: int, number: int) -> BaseSampler:
-    """The sampler of trial `number` of a study.
+    """Return the sampler of trial `number` of a study.
 
-    A new one for each, seeded with its number: a search that is continued then proposes what it would have proposed,
-    where one sampler of the same seed would begin its random start again. A sequence has one seed for all.
+    Each trial gets a new one, seeded with its number, so that a continued search makes the proposals that it would have
+    made without interruption; a single sampler would restart its random sequence. `qmc` and `grid` use one seed for all
+    trials.
     """
     own = derive_seed(seed, f"sampler/{number}") % 2**32
     with quiet():
         if name == "tpe":
-            # Grouped, it models jointly the leaves that are open together.
+            # With groups it models leaves jointly that are open in the same trials.
             return TPESampler(seed=own, multivariate=True, group=True, constant_liar=True)
         if name == "gp":
             return GPSampler(seed=own, warn_independent_sampling=False)
@@ -65,9 +66,9 @@ def make_sampler(name: Sampler, tree: dict[str, Any], *, seed: int, number: int)
 
 
 class _Grid(GridSampler):
-    """Without its stopping of Optuna's own loop, which nobody runs here: a full grid is found out by its repeats.
+    """Optuna's grid sampler for ask-and-tell: it never stops the study, and draws what an enqueued point leaves open.
 
-    What a point leaves open is drawn, by a generator that is seeded with `own`; Optuna refuses it.
+    A full grid is detected by its repeats. Draws for points, which Optuna's class refuses, are random, seeded by `own`.
     """
 
     def __init__(self, grid: dict[str, list[Any]], seed: int, own: int) -> None:
@@ -77,7 +78,7 @@ class _Grid(GridSampler):
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """A value of the trial's place in the grid, or of a point any one."""
+        """Return the value of the trial's grid cell; for an enqueued point a random one."""
         of_grid = "grid_id" in trial.system_attrs
         sampler = super() if of_grid else self._points
         return sampler.sample_independent(study, trial, param_name, param_distribution)
@@ -85,7 +86,7 @@ class _Grid(GridSampler):
     def after_trial(
         self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
     ) -> None:
-        """Nothing."""
+        """Do nothing: Optuna's method stops the study once the grid is full."""
 
 
 def _listed(leaf: Open) -> list[Any]:
@@ -95,13 +96,13 @@ def _listed(leaf: Open) -> list[Any]:
 
 
 def check_pruner(name: Pruner, objective: Objective) -> None:
-    """Raise `InputError` where it cannot judge by several objectives."""
+    """Raise `InputError` for a pruner together with several objectives, which Optuna's pruners do not support."""
     several = f"{name} for the objectives {' '.join(objective.names)}"
     require(name == "none" or not objective.several, "--pruner", several, "none, or one objective")
 
 
 def make_pruner(name: Pruner, *, least: int, most: int) -> BasePruner:
-    """The pruner, for trials of `most` rounds that are first judged after `least` of them."""
+    """Return the pruner for trials of `most` rounds; no trial is pruned before `least` rounds."""
     if name == "asha":
         return SuccessiveHalvingPruner(min_resource=least, reduction_factor=REDUCTION)
     if name == "hyperband":

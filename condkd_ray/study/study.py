@@ -1,6 +1,6 @@
-"""The study: every trial that was proposed, what is known of it, and how it ended. All of a search's state is here.
+"""The Optuna study of a search: all proposed trials with their parameters, metrics and results.
 
-One process writes it, the driver.
+It is the complete state of a search. Only one process writes it, the driver.
 """
 
 import itertools
@@ -35,58 +35,60 @@ from condkd_ray.trial.plan import NUMBERS
 log = logging.getLogger(__name__)
 
 REPEATS = 50
-"""Proposals in a row that are no new trial, after which the space is taken to hold no other; and times that what a
-point leaves open is drawn (our choice)."""
+"""Consecutive proposals without a new trial after which the space counts as exhausted; also the most draws of the
+leaves that a point leaves open (our choice)."""
 GPU_SECONDS = "gpu_seconds"
+"""User attribute of a study: GPU seconds used by its trials in all runs."""
 PRECISION = "precision"
-"""User attribute of a study: in which those of its trials compute that leave it to the hardware."""
+"""User attribute of a study: the precision of trials whose config leaves it to the hardware."""
 VERSION = "numbers"
-"""User attribute of a study: the `NUMBERS` that its values are of; 1 where it is missing."""
+"""User attribute of a study: the version (`NUMBERS`) of its values; 1 if missing."""
 MADE = "objective"
-"""User attribute of a study: the names of its objectives, told last: what lacks it and has no trial is half made."""
+"""User attribute of a study: its objectives. Written last: a study without it and without trials is incomplete."""
 LIFE = "life"
-"""User attribute: of a member of a population, its parameters so far, see `population`."""
+"""User attribute of a member of a population: its parameters in each generation, see `population`."""
 TO_RUN, REPEAT, IMPOSSIBLE, KNOWN = "to_run", "repeats", "impossible", "known_from"
-"""User attributes: of trials that are to be run, and of those that are not, being equal to an earlier one, no valid
-config, or of an earlier study."""
+"""User attributes of trials. `TO_RUN` marks trials that run. The others mark trials that do not: `REPEAT` holds the
+number of the equal earlier trial, `IMPOSSIBLE` the reason why the config is invalid, `KNOWN` the trial of an earlier
+study."""
 FIXED = "fixed_params"
-"""System attribute, Optuna's: the values of the point that a trial was asked for by."""
+"""System attribute of Optuna: the values of the point that a trial was enqueued with."""
 TAKEN_BACK = "taken_back"
-"""System attribute: of trials that the study had lost, and has from their records."""
+"""System attribute of trials that the study had lost and that were restored from their records."""
 
 
 class TrialLog:
-    """What is written down of the trials of the study `name`, which is in `storage` already, by their numbers.
+    """Writes the progress of trials, by their numbers, to the study `name`, which exists in `storage`.
 
-    Anything may be told twice, as by a trial that was killed: it counts once; and of a trial that is over nothing more
-    is written down. No call but a pruner's looks at more than one trial, so that none takes longer the more there are.
+    All calls are idempotent, as a killed trial reports its rounds again after a restart. Calls on an ended trial have
+    no effect. Each call reads one trial, so its time does not depend on the number of trials; only pruners read more.
     """
 
     def __init__(
         self, storage: BaseStorage, name: str, objective: Objective, *, pruner: BasePruner | None = None
     ) -> None:
         self._storage, self._objective = storage, objective
-        # A view of it that proposes nothing.
+        # Only to read and to end trials; it proposes nothing.
         self._view = optuna.load_study(study_name=name, storage=storage, sampler=RandomSampler(), pruner=pruner)
         self._judges = pruner is not None and not isinstance(pruner, NopPruner) and not objective.several
 
     @property
     def trials(self) -> list[FrozenTrial]:
-        """All of them, repeats and those of earlier studies too."""
+        """All trials, including repeats and trials of earlier studies."""
         return self._view.get_trials(deepcopy=False)
 
     @property
     def directions(self) -> list[Direction]:
-        """Of its values."""
+        """Direction of each objective."""
         return self._objective.directions
 
     def begin(self, trial: FrozenTrial) -> int:
-        """Add a trial that runs; its number."""
+        """Add a running trial, and return its number."""
         identity = self._storage.create_new_trial(self._view._study_id, trial)
         return self._storage.get_trial(identity).number
 
     def set_params(self, number: int, params: Mapping[str, Any], space: Mapping[str, BaseDistribution]) -> None:
-        """Give a trial parameters that were not known when it began."""
+        """Set parameters of a trial that were unknown when it began; `space` holds their distributions."""
         trial = self._running(number)
         if trial is not None:
             for name in [name for name in params if name not in trial.params]:
@@ -94,7 +96,7 @@ class TrialLog:
                 self._storage.set_trial_param(trial._trial_id, name, internal, space[name])
 
     def report(self, number: int, step: int, value: float | None) -> None:
-        """The quality of a trial after `step` rounds."""
+        """Record the first objective of a trial after `step` rounds; ignored if there are several objectives."""
         trial = self._running(number)
         if trial is None or step in trial.intermediate_values or self._objective.several:
             return
@@ -102,54 +104,54 @@ class TrialLog:
             self._storage.set_trial_intermediate_value(trial._trial_id, step, value)
 
     def should_prune(self, number: int) -> bool:
-        """Whether the study's pruner would end this trial now."""
+        """Return True if the study's pruner would stop the trial now."""
         return self._judges and Trial(self._view, self.trial(number)._trial_id).should_prune()
 
     def note(self, number: int, attributes: Mapping[str, Any]) -> None:
-        """Write down user attributes."""
+        """Set user attributes of a running trial."""
         trial = self._running(number)
         if trial is not None:
             for name in [name for name, value in attributes.items() if trial.user_attrs.get(name) != value]:
                 self._storage.set_trial_user_attr(trial._trial_id, name, attributes[name])
 
     def constrain(self, number: int, excesses: Mapping[str, float]) -> None:
-        """Write down how far a trial is beyond each limit: for samplers, and, as user attributes, to be read."""
+        """Record a trial's excess over each limit, for samplers and as user attributes `feasible` and `beyond`."""
         trial = self._running(number)
-        told = {name: value for name, value in excesses.items() if math.isfinite(value)}
+        known = {name: value for name, value in excesses.items() if math.isfinite(value)}
         if trial is not None:
-            for name in [name for name in told if name not in trial.constraints]:
-                Trial(self._view, trial._trial_id).set_constraint(name, told[name])
-        if told:
-            self.note(number, {"feasible": all(value <= 0 for value in told.values()), "beyond": told})
+            for name in [name for name in known if name not in trial.constraints]:
+                Trial(self._view, trial._trial_id).set_constraint(name, known[name])
+        if known:
+            self.note(number, {"feasible": all(value <= 0 for value in known.values()), "beyond": known})
 
     def attach(self, number: int, path: Path, store: Any) -> None:
-        """Put a file beside a trial, into an artifact store."""
+        """Upload a file as an artifact of a trial."""
         trial = self._running(number)
         if trial is not None:
             upload_artifact(artifact_store=store, file_path=str(path), study_or_trial=trial, storage=self._storage)
 
     def complete(self, number: int, values: Sequence[float]) -> None:
-        """The trial has come to its end. Where a value is not finite it has failed."""
+        """End a trial with its objective values; it counts as failed if a value is not finite."""
         broken = [name for name, value in zip(self._objective.names, values, strict=True) if not math.isfinite(value)]
         if broken:
             return self.fail(number, f"no finite {', '.join(broken)}")
         self._end(number, TrialState.COMPLETE, list(values))
 
     def prune(self, number: int) -> None:
-        """The trial was stopped early."""
+        """End a trial as pruned."""
         self._end(number, TrialState.PRUNED)
 
     def fail(self, number: int, reason: str) -> None:
-        """The trial came to nothing."""
+        """End a trial as failed, with the reason as a user attribute."""
         self.note(number, {"reason": reason})
         self._end(number, TrialState.FAIL)
 
     def over(self, number: int) -> bool:
-        """Whether the study was told how the trial has ended."""
+        """Return True if the trial has ended in the study."""
         return self.trial(number).state.is_finished()
 
     def trial(self, number: int) -> FrozenTrial:
-        """A trial as it stands."""
+        """Return a trial by its number."""
         storage = self._storage
         return storage.get_trial(storage.get_trial_id_from_study_id_trial_number(self._view._study_id, number))
 
@@ -164,7 +166,7 @@ class TrialLog:
 
 @dataclass(frozen=True)
 class Proposal:
-    """A trial to be run, by its number in the study."""
+    """A trial to run: its number in the study, config and parameters."""
 
     number: int
     config: TrialConfig
@@ -172,9 +174,9 @@ class Proposal:
 
 
 class Study(TrialLog):
-    """A study in `storage`, new or as an earlier driver has left it.
+    """Proposes trials and keeps their results; creates the study in `storage` or continues an existing one.
 
-    Raises `InputError` where a study of that name has another space or other objectives.
+    Raises `InputError` if a study of that name has another space, other objectives, constraints or population.
     """
 
     def __init__(
@@ -194,8 +196,8 @@ class Study(TrialLog):
         self._tree, self._seed, self._constraints = tree, seed, constraints
         self._sampler: Sampler = sampler
         limits = [one.text for one in constraints]
-        asked = {"space": to_plain(tree), "constraints": limits, "population": list(population)}
-        self._study = _open(storage, name, asked | {MADE: list(objective.names)}, objective)
+        settings = {"space": to_plain(tree), "constraints": limits, "population": list(population)}
+        self._study = _open(storage, name, settings | {MADE: list(objective.names)}, objective)
         super().__init__(storage, name, objective, pruner=pruner)
         self._numbers = {content_hash(self._close(trial)): trial.number for trial in reversed(self.own)}
         for trial in self.finished:
@@ -203,17 +205,17 @@ class Study(TrialLog):
 
     @property
     def alone(self) -> bool:
-        """Whether its storage holds no other study."""
+        """True if the storage holds no other study."""
         return len(optuna.get_all_study_names(self._storage)) == 1
 
     @property
     def finished(self) -> list[FrozenTrial]:
-        """Those that were run to an end, each once: complete, pruned or failed."""
+        """Trials of this study that have ended: complete, pruned or failed."""
         return [trial for trial in self.own if trial.state.is_finished()]
 
     @property
     def ranked(self) -> list[FrozenTrial]:
-        """Complete trials that keep to all limits, the best by the first objective first; of equal ones the earlier."""
+        """Complete feasible trials, best first objective first; equal ones by number."""
         complete = [trial for trial in self.finished if trial.state == TrialState.COMPLETE]
         allowed = [trial for trial in complete if all(excess <= 0 for excess in trial.constraints.values())]
         sign = 1 if self._objective.directions[0] == "minimize" else -1
@@ -221,7 +223,7 @@ class Study(TrialLog):
 
     @property
     def front(self) -> list[FrozenTrial]:
-        """Complete trials that no other is better than in every objective; with one objective just one."""
+        """Complete feasible trials on the Pareto front; with one objective at most one trial."""
         if not self._objective.several:
             return self.ranked[:1]
         best = {trial.number for trial in self._study.best_trials}
@@ -229,38 +231,38 @@ class Study(TrialLog):
 
     @property
     def gpu_seconds(self) -> float:
-        """What its trials have held of GPUs, in all runs."""
+        """GPU seconds used by all trials in all runs."""
         return self._study.user_attrs.get(GPU_SECONDS, 0.0)
 
     def keep_gpu_seconds(self, used: float) -> None:
-        """Write down what its trials have held of GPUs by now."""
+        """Store the GPU seconds used by all trials so far."""
         self._study.set_user_attr(GPU_SECONDS, used)
 
     def keep_to(self, precision: str | None) -> None:
-        """Its trials compute in `precision`. Raises `InputError` where earlier ones did in another."""
+        """Store the precision of the trials. Raises `InputError` if earlier trials used another one."""
         before = self._study.user_attrs.get(PRECISION, precision)
         accepted = f"{before}, that of its trials so far: the same --gpus-per-trial, or another --out or --study"
         require(before == precision, f"precision of study {self._study.study_name!r}", precision, accepted)
         self._study.set_user_attr(PRECISION, precision)
 
     def left_running(self) -> list[Proposal]:
-        """What an earlier driver had begun and not ended, first to last."""
+        """Return the trials that an earlier driver started and did not end, in the order of numbers."""
         return [self.proposal(trial) for trial in self.own if trial.state == TrialState.RUNNING]
 
     def proposal(self, trial: FrozenTrial) -> Proposal:
-        """A trial of this study as it was proposed."""
+        """Return a trial of this study with its config."""
         return Proposal(trial.number, self._close(trial), trial.params)
 
     def config(self, params: Mapping[str, Any]) -> TrialConfig:
-        """What these values of its open leaves make of the space."""
+        """Return the config for these values of the open leaves."""
         return close(self._tree, FixedTrial(dict(params)))
 
     def propose(self, check: Callable[[TrialConfig], None] = lambda config: None) -> Proposal | None:
-        """A trial that no other equals and that `check` lets pass, which raises `InputError` where it cannot be run.
+        """Return a new trial that differs from all others; None if the space seems to hold no other.
 
-        None where the space seems to hold none.
+        `check` raises `InputError` for a config that cannot run; such trials are skipped.
         """
-        # Optuna tells its developers of a space that seems to have conditions, or of a grid that is full.
+        # Below errors, Optuna logs hints on conditional spaces and full grids, which users cannot act upon.
         with quiet(optuna.logging.ERROR):
             return self._propose(check)
 
@@ -268,7 +270,7 @@ class Study(TrialLog):
         left, again = REPEATS, self._to_come_again()
         while left:
             trial = self._next()
-            # Of points there are only so many.
+            # Enqueued points do not count: their number is limited anyway.
             left -= FIXED not in self.trial(trial.number).system_attrs
             try:
                 config = self._suggested(trial)
@@ -282,13 +284,13 @@ class Study(TrialLog):
                 return Proposal(trial.number, config, trial.params)
             self._pass_over(trial, REPEAT, twin)
             if twin in again:
-                # As it was the first time, when this was no repeat.
+                # When the restored trial was first proposed, this proposal was no repeat, so it does not count.
                 left = REPEATS
                 again.remove(twin)
         return None
 
     def _to_come_again(self) -> set[int]:
-        """Trials of which a repeat says nothing of the space: they were lost, and their order begins anew."""
+        """Return restored trials whose repeats do not count, for samplers that restart their sequence after a loss."""
         if self._sampler not in IN_ORDER:
             return set()
         trials = self.trials
@@ -296,10 +298,10 @@ class Study(TrialLog):
         return back - {trial.user_attrs[REPEAT] for trial in trials if REPEAT in trial.user_attrs}
 
     def suggest_first(self, points: Iterable[Mapping[str, Any]]) -> None:
-        """Have these values of parameters tried before any others; those that were asked for before are not again.
+        """Propose these points, values of parameters, before all others; points of an earlier call are skipped.
 
-        What a point leaves open is drawn, and drawn again, up to `REPEATS` times in all, where that makes no new trial
-        that can be run. A point that ran when its trial was lost gets the number that it had, if that is known.
+        Leaves that a point does not set are drawn, at most `REPEATS` times, until the trial is new and can run. A point
+        whose running trial was lost gets its old number if that is known.
         """
         with quiet():
             for number, point in self._untried(points):
@@ -310,14 +312,14 @@ class Study(TrialLog):
                     self._study.enqueue_trial(point, skip_if_exists=True)
 
     def _untried(self, points: Iterable[Mapping[str, Any]]) -> list[tuple[int, dict[str, Any]]]:
-        """Points that the study neither has nor has had; each with the number it has in a study that begins with them.
+        """Return the points that were not tried, each with its trial number in a study that begins with all points.
 
-        A trial that was taken back does not say which point it was. It was the one whose number it has, and that it
-        fits; else any that it fits, but for one whose number ran when it was lost.
+        A restored trial does not record its point. It is matched with the point of its number if their values agree;
+        else with any point that agrees, except a point whose number was running when it was lost.
         """
         trials = self.trials
         known = sum(1 for _ in itertools.takewhile(lambda trial: KNOWN in trial.user_attrs, trials))
-        asked = [trial.system_attrs[FIXED] for trial in trials if FIXED in trial.system_attrs]
+        enqueued = [trial.system_attrs[FIXED] for trial in trials if FIXED in trial.system_attrs]
         back = {trial.number: trial.params for trial in self.own if TAKEN_BACK in trial.system_attrs}
         unlike = list[dict[str, Any]]()
         for point in map(dict, points):
@@ -328,7 +330,7 @@ class Study(TrialLog):
         others = [params for number, params in back.items() if number not in placed]
 
         def tried(number: int, point: dict[str, Any]) -> bool:
-            if number in placed or point in asked or point in back.values():
+            if number in placed or point in enqueued or point in back.values():
                 return True
             ran = number < len(trials) and _bare(trials[number])
             return not ran and any(point.items() <= params.items() for params in others)
@@ -336,11 +338,11 @@ class Study(TrialLog):
         return [(number, point) for number, point in numbered if not tried(number, point)]
 
     def take_back(self, number: int, params: Mapping[str, Any], begun: Container[int]) -> int:
-        """Have a trial with these parameters of all open leaves run that the study has lost; its number.
+        """Restore a lost trial with these parameters of all open leaves as one to run, and return its number.
 
-        That is the given one, unless it is another trial's, or the study has a trial of the same config. Of numbers up
-        to it that are lost, too, those `begun` are decided anew, as they were the first time: nobody knows what they
-        were. The others were none to be run.
+        The number is `number`, unless the study has a trial of the same config or another trial of this number. Lower
+        numbers that are lost too are added: those in `begun` without parameters, to be proposed anew as they were the
+        first time, as their parameters are unknown; the others as failed, since they did not run.
         """
         fixed = FixedTrial(dict(params))
         known = content_hash(close(self._tree, fixed))
@@ -349,7 +351,7 @@ class Study(TrialLog):
         for lost in range(len(self.trials), number):
             self.begin(create_trial(state=TrialState.RUNNING))
             if lost not in begun:
-                self.fail(lost, "passed over, as far as is known: the study had lost it")
+                self.fail(lost, "not run, as far as is known: the study had lost it")
         there = self.trials[number] if number < len(self.trials) else None
         if there is None or not _may_become(there, params):
             number = self.begin(
@@ -370,15 +372,15 @@ class Study(TrialLog):
         return number
 
     def may_become(self, number: int, params: Mapping[str, Any]) -> bool:
-        """Whether the trial of that number is lost, or not decided and so far none with other parameters."""
+        """Return True if the trial of this number is lost, or undecided with no conflicting parameters."""
         trials = self.trials
         return number >= len(trials) or _may_become(trials[number], params)
 
     def learn_from(self, other: optuna.Study) -> int:
-        """Take over the complete trials of another study whose parameters are of this space; how many there were.
+        """Copy the complete trials of another study whose parameters fit this space, and return their number.
 
-        Those that are not, and fields of the space that are fixed to other values there, are told of. Raises
-        `InputError` as `check_earlier` does.
+        Trials that do not fit, and fields that both spaces fix to different values, are logged. Raises `InputError` as
+        `check_earlier` does.
         """
         check_earlier(other, self._objective)
         before = {trial.user_attrs[KNOWN] for trial in self.trials if KNOWN in trial.user_attrs}
@@ -395,23 +397,21 @@ class Study(TrialLog):
                 unfit[trial.number] = str(error)
         if unfit:
             number, why = next(iter(unfit.items()))
-            told = (
-                f"{len(unfit)} of {len(complete)} complete trials of study {other.study_name!r} are not of this space"
-            )
-            log.info(f"{told} and left out: of trial {number}, {why}")
+            count_text = f"{len(unfit)} of {len(complete)} complete trials of study {other.study_name!r}"
+            log.info(f"{count_text} are not of this space and left out: of trial {number}, {why}")
         if count and (fixed := _fixed_otherwise(other.user_attrs.get("space", {}), to_plain(self._tree))):
             log.info(f"study {other.study_name!r} has other fixed fields, which may make its values differ: {fixed}")
         return count
 
     def _copied(self, trial: FrozenTrial, known_from: str) -> FrozenTrial:
-        """A complete trial of another study as one of this. Raises `InputError` where its parameters are not its."""
+        """Return a complete trial of another study as one of this. Raises `InputError` if it does not fit the space."""
         params = check_point(self._tree, trial.params, "parameters")
         missing = ", ".join(left_open(self._tree, params))
         require(not missing, "parameters", f"without {missing}", "all that are open")
         self.config(params)
         beyond = known_excesses(self._constraints, trial, self._objective.names)
         limited = ", ".join(one.name for one in self._constraints)
-        require(beyond is not None, "what is told of it", f"not all of {limited}", "all that is limited")
+        require(beyond is not None, "its metrics", f"not all of {limited}", "all that are limited")
         return create_trial(
             params=params,
             distributions={name: distribution(leaves(self._tree)[name]) for name in params},
@@ -421,21 +421,22 @@ class Study(TrialLog):
         )
 
     def _suggested(self, trial: Trial) -> TrialConfig:
-        """The config of a trial. Raises `InputError` also where a value was asked for that is none of the space."""
+        """Return a trial's config. Raises `InputError` if it is invalid or an enqueued value is not of the space."""
         try:
             with warnings.catch_warnings():
-                # Optuna runs what is out of bounds all the same.
+                # Optuna only warns of enqueued values out of bounds, and runs them.
                 warnings.filterwarnings("error", message="Fixed parameter")
                 return close(self._tree, trial)
         except InputError:
             raise
         except (ValueError, UserWarning) as error:
-            raise InputError(f"a value that was asked for is not of the space: {error}") from None
+            raise InputError(f"a value of an enqueued point is not of the space: {error}") from None
 
     def _next(self) -> Trial:
-        """A new trial; first the one that an earlier driver was killed over, whose parameters may not all be chosen.
+        """Return the next trial in Optuna, with its sampler seeded by its number.
 
-        Then a point that is to be drawn again, those that were not tried yet, and numbers that nothing is known of.
+        The order: a trial that an earlier driver was killed over, perhaps with only some parameters; a point to draw
+        again; points that were not tried; numbers without any parameters; a new trial.
         """
         trials = self.trials
         undecided = next((trial for trial in trials if _undecided(trial) and not _bare(trial)), None)
@@ -450,14 +451,14 @@ class Study(TrialLog):
         if undecided is None:
             return self._study.ask()
         trial = Trial(self._study, undecided._trial_id)
-        # The rest shall be what it would have been: the sampler has drawn these before it.
+        # Repeat the draws of the killed driver, so that the remaining parameters get the values they would have got.
         for name, space in undecided.distributions.items():
             if not (name in undecided.system_attrs.get(FIXED, ()) or space.single() or name in trial.relative_params):
                 self._study.sampler.sample_independent(self._study, undecided, name, space)
         return trial
 
     def _to_draw_again(self, trials: Sequence[FrozenTrial]) -> Mapping[str, Any] | None:
-        """The first point of which every draw so far was passed over, and that may be drawn once more."""
+        """Return the first point whose draws so far were all skipped and that has draws left; None if there is none."""
         draws: dict[str, list[FrozenTrial]] = {}
         for trial in trials:
             if FIXED in trial.system_attrs:
@@ -470,7 +471,7 @@ class Study(TrialLog):
         return None
 
     def _leaves_open(self, point: Mapping[str, Any]) -> bool:
-        """Whether it is of the space, and does not say all of a trial."""
+        """Return True if a point is of the space and leaves parameters open."""
         try:
             return bool(left_open(self._tree, check_point(self._tree, point, "a point")))
         except InputError:
@@ -478,11 +479,11 @@ class Study(TrialLog):
 
     @property
     def own(self) -> list[FrozenTrial]:
-        """Those that were to be run, each once."""
+        """Trials of this study that run or ran: no repeats, no impossible ones, none of earlier studies."""
         return [trial for trial in self.trials if TO_RUN in trial.user_attrs]
 
     def _close(self, trial: FrozenTrial) -> TrialConfig:
-        """Its config. Raises `InputError` where its parameters are not of the space, as after a loss of lines."""
+        """Return the config of a stored trial. Raises `InputError` if its parameters do not fit the space."""
         what, life = f"trial {trial.number} of study {self._study.study_name!r}", trial.user_attrs.get(LIFE)
         if life is not None:
             lived = isinstance(life, list) and life and isinstance(life[-1], dict) and "params" in life[-1]
@@ -493,21 +494,24 @@ class Study(TrialLog):
         return self.config(params)
 
     def _check_values(self, trial: FrozenTrial) -> None:
-        """Raise `InputError` where a complete trial has not a value for each objective."""
+        """Raise `InputError` if a complete trial lacks a finite value for any objective."""
         values, names = trial.values or [], self._objective.names
         holds = trial.state != TrialState.COMPLETE or (len(values) == len(names) and all(map(math.isfinite, values)))
         what = f"values of trial {trial.number} of study {self._study.study_name!r}"
         require(holds, what, values, f"a number for each of {', '.join(names)}; its storage is damaged")
 
-    def _pass_over(self, trial: Trial, why: str, told: Any) -> None:
-        """End a trial that is not to be run; a repeat of a complete one with its values, which are just as true."""
-        trial.set_user_attr(why, told)
+    def _pass_over(self, trial: Trial, why: str, cause: Any) -> None:
+        """End a trial that does not run; a repeat of a complete trial ends with the same values.
+
+        `why`: `REPEAT` with the number of the equal trial as `cause`, or `IMPOSSIBLE` with the reason.
+        """
+        trial.set_user_attr(why, cause)
         point = self.trials[trial.number].system_attrs.get(FIXED)
         if point and self._to_draw_again(self.trials) != point:
-            cause = f"trial {told} is the same" if why == REPEAT else told
-            often = f", {REPEATS} draws of what it leaves open, too" if self._leaves_open(point) else ""
-            log.info(f"the point {point} is passed over{often}: {cause}")
-        twin = self.trials[told] if why == REPEAT else None
+            reason = f"trial {cause} is the same" if why == REPEAT else cause
+            often = f" after {REPEATS} draws of what it leaves open" if self._leaves_open(point) else ""
+            log.info(f"the point {point} is skipped{often}: {reason}")
+        twin = self.trials[cause] if why == REPEAT else None
         if twin is not None and twin.state == TrialState.COMPLETE:
             for name, value in twin.constraints.items():
                 trial.set_constraint(name, value)
@@ -517,33 +521,37 @@ class Study(TrialLog):
 
 
 def _undecided(trial: FrozenTrial) -> bool:
-    """Whether its driver was killed before it was to be run, or not to be."""
+    """Return True if the driver was killed before it decided whether the trial runs."""
     return trial.state == TrialState.RUNNING and TO_RUN not in trial.user_attrs
 
 
 def _bare(trial: FrozenTrial) -> bool:
-    """Whether it is not decided, and nothing says as yet what it will be."""
+    """Return True if a trial is undecided and has no parameters yet."""
     return _undecided(trial) and not trial.params and FIXED not in trial.system_attrs
 
 
 def _may_become(trial: FrozenTrial, params: Mapping[str, Any]) -> bool:
-    """Whether it is not decided what it is, and it may be the one with these parameters."""
-    told = trial.params | trial.system_attrs.get(FIXED, {})
-    return (_undecided(trial) or trial.state == TrialState.WAITING) and told.items() <= params.items()
+    """Return True if a trial is undecided or waiting, and its known parameters agree with `params`."""
+    known = trial.params | trial.system_attrs.get(FIXED, {})
+    return (_undecided(trial) or trial.state == TrialState.WAITING) and known.items() <= params.items()
 
 
-def _open(storage: BaseStorage, name: str, asked: dict[str, Any], objective: Objective) -> optuna.Study:
-    """The study, told what it is for; one that was told otherwise before is refused and left as it was."""
+def _open(storage: BaseStorage, name: str, settings: dict[str, Any], objective: Objective) -> optuna.Study:
+    """Create or load the study with `settings` as user attributes.
+
+    Raises `InputError` if it exists with other settings; it is left unchanged then.
+    """
     stored = optuna.get_all_study_summaries(storage, include_best_trial=False)
     summary = next((summary for summary in stored if summary.study_name == name), None)
-    told = {} if summary is None else summary.user_attrs
-    # Else its driver was killed while it made it.
-    begun = summary is not None and (MADE in told or summary.n_trials > 0)
-    if begun or VERSION in told:
-        check_numbers(name, told)
-    for key, value in asked.items():
-        if (begun or key in told) and told.get(key, []) != json.loads(json.dumps(value)):
-            made = f"study {name!r} was made for another {key}, {_short(told.get(key, []))}"
+    stored_settings = {} if summary is None else summary.user_attrs
+    # An incomplete study was left by a driver that was killed while creating it.
+    begun = summary is not None and (MADE in stored_settings or summary.n_trials > 0)
+    if begun or VERSION in stored_settings:
+        check_numbers(name, stored_settings)
+    for key, value in settings.items():
+        before = stored_settings.get(key, [])
+        if (begun or key in stored_settings) and before != json.loads(json.dumps(value)):
+            made = f"study {name!r} was made for another {key}, {_short(before)}"
             raise InputError(f"{made}; accepted: the same {key}, or another --out or --study")
     if summary is not None:
         found = [direction.name.lower() for direction in summary.directions]
@@ -558,20 +566,20 @@ def _open(storage: BaseStorage, name: str, asked: dict[str, Any], objective: Obj
             study_name=name, storage=storage, directions=objective.directions, load_if_exists=True
         )
         study.set_metric_names(list(objective.names))
-    for key, value in {VERSION: NUMBERS, **asked}.items():
-        if value and key not in told:
+    for key, value in {VERSION: NUMBERS, **settings}.items():
+        if value and key not in stored_settings:
             study.set_user_attr(key, value)
     return study
 
 
 def check_numbers(name: str, attributes: Mapping[str, Any]) -> None:
-    """Raise `InputError` where the study with these user attributes holds values of another version of the numbers."""
+    """Raise `InputError` if the user attributes of study `name` say another version of the numbers than `NUMBERS`."""
     found, accepted = attributes.get(VERSION, 1), f"{NUMBERS}, that of this program; or another --out, or --study"
     require(found == NUMBERS, f"version of the numbers of study {name!r}", found, accepted)
 
 
 def check_earlier(study: optuna.Study, objective: Objective) -> None:
-    """Raise `InputError` where the values of an earlier study are of other numbers, or of another objective."""
+    """Raise `InputError` if an earlier study has another version of the numbers, other objectives or directions."""
     check_numbers(study.study_name, study.user_attrs)
     names = study.user_attrs.get("objective") or study.metric_names
     directions = [direction.name.lower() for direction in study.directions]
@@ -581,7 +589,7 @@ def check_earlier(study: optuna.Study, objective: Objective) -> None:
 
 
 def _fixed_otherwise(other: Tree, own: Tree) -> str:
-    """Fields that both spaces fix, to different values: each with both."""
+    """Return the fields that both spaces fix to different values, each with both values."""
     theirs, ours = flattened(other), flattened(own)
     both = [name for name in theirs if name in ours and "!" not in name and theirs[name] != ours[name]]
     return ", ".join(f"{name} {theirs[name]!r} there and {ours[name]!r} here" for name in both)

@@ -1,1 +1,1 @@
-"""One trial, without Ray: its config, its loop, and what comes of it."""
+"""One trial without Ray: config, artifacts, training loop and outcome."""

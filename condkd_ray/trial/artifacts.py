@@ -1,6 +1,7 @@
-"""What trials need and do not make: data, teacher, condensed set, proxy set. Made once, cached by content, locked.
+"""Trial artifacts: data set, teacher, condensed set and proxy set, made once and cached under file locks.
 
-Every artifact is named by the hash of all that determines it, so a cache can be shared, kept or deleted at will.
+Each cached file is named by the hash of everything that determines its content. A cache can therefore be shared, kept
+or deleted at any time.
 """
 
 import logging
@@ -45,14 +46,15 @@ from condkd_ray.trial.synthesis import host_augment
 log = logging.getLogger(__name__)
 
 RECIPE = "1"
-"""Raised when artifacts are made otherwise, by other code or by another default, so that older ones are not used."""
+"""Part of every cache key. Increment it when a change of code or defaults changes artifacts: older files are then
+ignored."""
 
 
 Tensors = dict[str, Tensor]
 
 
 def default_cache() -> Path:
-    """`$CONDKD_CACHE`, or a folder in the user's cache home."""
+    """Return `$CONDKD_CACHE`, or `condkd` in the user's cache home if the variable is not set."""
     home = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
     return Path(os.environ.get("CONDKD_CACHE", home / "condkd"))
 
@@ -60,11 +62,11 @@ def default_cache() -> Path:
 def cached(
     path: Path, make: Callable[[], Tensors], what: str, check: Callable[[Tensors], None] = lambda tensors: None
 ) -> Tensors:
-    """The tensors at `path`, made if they are not there; of two processes at once the second waits for the first.
+    """Return the tensors stored at `path`; if there are none, call `make` and store its result first.
 
-    They are made anew, and that is told, where the file is torn, as a power loss leaves it, or not ours: `check` of
-    what is in it raises `InputError`. `what` is written into the file for a reader. Raises `InputError` where the
-    folder cannot be written.
+    A lock file makes a second process wait for the first. The file is logged and made again if it is truncated (for
+    example by a power loss), or if `check` raises `InputError` for its content. `what` describes the content in log
+    lines and in the file's metadata. Raises `InputError` if the folder is not writable.
     """
     lock = FileLock(path.with_suffix(".lock"))
     try:
@@ -72,7 +74,7 @@ def cached(
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            log.info(f"waiting for another process, which makes {what} ({path})")
+            log.info(f"waiting for another process that is making {what} ({path})")
             lock.acquire()
     except OSError as error:
         raise InputError(f"--cache is {str(path.parent)!r}; accepted: a folder that can be written ({error})") from None
@@ -82,7 +84,7 @@ def cached(
         tensors = make()
         with writing(path, durable=True) as fresh:
             save_file(tensors, fresh, metadata={"what": what})
-            # It is made for its owner alone, but caches are meant to be shared.
+            # Temporary files are readable by their owner only, but caches are meant to be shared.
             fresh.chmod(0o644)
         return load_file(path)
     finally:
@@ -90,24 +92,24 @@ def cached(
 
 
 def _stored_tensors(path: Path, what: str, check: Callable[[Tensors], None]) -> Tensors | None:
-    """What is stored there; None where nothing is, or nothing that can be used."""
+    """Return the tensors stored at `path`, or None if the file does not exist or is not usable."""
     if not path.is_file():
         return None
     try:
         tensors = load_file(path)
         check(tensors)
     except (SafetensorError, InputError) as error:
-        log.info(f"{path} is damaged or no {what} ({error}): it is made anew")
+        log.info(f"{path} is damaged or does not contain {what} ({error}): it will be made again")
         return None
     return tensors
 
 
 @dataclass(frozen=True)
 class StandIns:
-    """Artifacts that were not cached, by key: what a run would make first, once each.
+    """Artifacts missing from the cache, by cache key: a run would make each of them once before its first trial.
 
-    In place of such a teacher stands an untrained one, and of such a condensed set random real images. A trial takes as
-    long with these as with the true ones.
+    A stand-in teacher is an untrained network, and a stand-in condensed set consists of random real images. A trial
+    takes as long with stand-ins as with the real artifacts.
     """
 
     teachers: dict[str, TrialConfig] = field(default_factory=dict)
@@ -115,10 +117,10 @@ class StandIns:
 
 
 class Workshop:
-    """Makes and remembers artifacts; logs one sentence on each that a user should know of.
+    """Makes artifacts, keeps them in memory, and logs notes about them for the user.
 
-    With `stand_ins` it makes nothing that takes long, but lists there what it would have had to make. Without
-    `train_judges` it trains no teacher to judge an imported set; a user's own judges it in any case.
+    With `stand_ins`, slow artifacts are replaced by stand-ins and listed in it. If `train_judges` is false, no teacher
+    is trained only to check an imported condensed set; a teacher loaded from the user's own weights always checks it.
     """
 
     def __init__(
@@ -133,22 +135,22 @@ class Workshop:
         self.cache = (cache or default_cache()).expanduser()
         self.device = device
         if torch.device(device).type == "cuda":
-            # Whatever process makes a teacher or a set, makes the same.
+            # The same settings in every process give the same teachers and sets.
             set_up_gpu()
         self._view, self._stand_ins, self._train_judges = view, stand_ins, train_judges
         self._made: dict[Any, Any] = {}
 
     def prepare_all(self, configs: Sequence[TrialConfig]) -> list[Prepared]:
-        """Prepare many trials: what cannot be had fails before the first teacher is trained."""
+        """Prepare many trials. All checks run before the first teacher is trained."""
         for config in configs:
             self.check(config)
-        # Those made of a teacher come last: it is trained for them.
-        for config in sorted(configs, key=lambda config: _asks_teacher(config.condensation)):
+        # Condensed sets that need a teacher come last, because its training starts with the first of them.
+        for config in sorted(configs, key=lambda config: _uses_teacher(config.condensation)):
             self.condensed(config)
         return [self.prepare(config) for config in configs]
 
     def prepare(self, config: TrialConfig) -> Prepared:
-        """All a trial needs, on the workshop's device; equal parts are the same objects in all trials."""
+        """Return everything a trial needs, on `self.device`; trials share the objects of equal artifacts."""
         self.check(config)
         dataset, condensed = self.data(config), self.condensed(config)
         teacher = self.teacher(config)
@@ -156,28 +158,28 @@ class Workshop:
         proxy = self._once(("proxy", *place), lambda: self._proxy(config))
         key = ("hashes", *place, self._condensed_key(config, config.condensation))
         hashes = self._once(key, lambda: self._digests(config, digests(dataset, teacher, condensed, proxy)))
-        seen = self._once(("seen", *key), lambda: self._seen(config, condensed))
+        seen = self._once(("seen", *key), lambda: self._with_logits(config, condensed))
         landmarks = self._once(("landmarks", *key), lambda: self._landmarks(config, seen))
         return Prepared(teacher, dataset.test, dataset.val, seen, proxy, hashes, landmarks, config.teacher.module)
 
     def _digests(self, config: TrialConfig, found: dict[str, str]) -> dict[str, str]:
-        """The hashes of what is prepared; that of a user's module has its code in it, too."""
+        """Return the hashes of the artifacts; the hash of a user's own module includes its code."""
         if config.teacher.module is None:
             return found
         return found | {"teacher": content_hash([found["teacher"], self._own_module(config.teacher.module).code])}
 
     def data(self, config: TrialConfig) -> Dataset:
-        """The data set, read once."""
+        """Return the data set, read once."""
         return self._once(("data", self._data_key(config)), lambda: self._read(config))
 
     def _read(self, config: TrialConfig) -> Dataset:
         dataset = data.load(config.data)
         for note in dataset.notes:
-            self._tell(note)
+            self._log_note(note)
         return dataset
 
     def check(self, config: TrialConfig) -> None:
-        """Build, untrained, what the trial will run. Raises `InputError` for networks and methods that do not fit."""
+        """Build the trial's networks and methods without training. Raises `InputError` if they do not fit together."""
         parts = (config.teacher, config.student, config.targets, config.inversion, config.guidance, config.memory)
         more = (config.condensation, config.distiller.loss, config.total_rounds)
         self._once(("check", self._data_key(config), *more, *parts), lambda: self._check(config) or True)
@@ -202,35 +204,36 @@ class Workshop:
         config.targets.check(teacher)
         config.distiller.loss.check(student, teacher)
         config.inversion.init(teacher, streams)
-        # What was free before the first trial: those that run must not decide whether others are accepted.
+        # Measured once, before the first trial, so that running trials do not change which configs are accepted.
         free = self._once("free memory", lambda: free_bytes(torch.device(self.device)))
         config.inversion.check_memory(teacher, free, config.total_rounds)
         config.memory.init(teacher, streams)
         self.check_teacher(config)
 
     def check_teacher(self, config: TrialConfig) -> str:
-        """Ask a user's own teacher, once, to name some of the images; what is to be told of its answers.
+        """Classify some images with the user's own teacher, log one sentence about the result, and return the sentence.
 
-        Nothing of a teacher that is trained here: whoever trains it asks it. Raises `InputError` for one that does not
-        know the images.
+        The check runs once. Returns an empty string for a teacher trained here, because training includes this check.
+        Raises `InputError` if the teacher does not recognise the images.
         """
         recipe = config.teacher
         if not recipe.loaded:
             return ""
-        return self._once(("known", self._teacher_key(config), recipe.card, recipe.force), lambda: self._ask(config))
+        key = ("known", self._teacher_key(config), recipe.card, recipe.force)
+        return self._once(key, lambda: self._check_known(config))
 
-    def _ask(self, config: TrialConfig) -> str:
+    def _check_known(self, config: TrialConfig) -> str:
         card, in_folders = self._card(config), config.data.name == "class_folders"
         about: dict[str, Any] = {"promised": card.test_accuracy, "in_folders": in_folders}
         if config.teacher.class_order is not None:
             about["order"] = _places(config.teacher.class_order, self.data(config))
         about |= {"what": f"the images in {config.data.root}"} if in_folders else {}
-        told = check_known(self.teacher(config), self.data(config), force=config.teacher.force, **about)
-        self._tell(told)
-        return told
+        sentence = check_known(self.teacher(config), self.data(config), force=config.teacher.force, **about)
+        self._log_note(sentence)
+        return sentence
 
     def _card(self, config: TrialConfig) -> Card:
-        """What is known of the user's own teacher. Raises `InputError` where the data contradict it."""
+        """Return the model card of the user's own teacher. Raises `InputError` if the data contradict the card."""
         path = config.teacher.card
         if path is None:
             return Card()
@@ -239,18 +242,18 @@ class Workshop:
 
     def _read_card(self, path: Path, config: TrialConfig) -> Card:
         card = read_card(path)
-        self._tell(f"card of the teacher: {path}")
+        self._log_note(f"card of the teacher: {path}")
         for note in overruled(card, to_tree(config)):
-            self._tell(note)
+            self._log_note(note)
         check_card(path, card, self.data(config))
         return card
 
     def _own_module(self, name: str) -> OwnModule:
-        """What the user's function makes, asked once."""
+        """Return the module that the user's function builds; the function is called once."""
         return self._once(("own module", name), lambda: own_module(name))
 
     def _network(self, config: TrialConfig) -> nn.Module:
-        """The teacher's network before it is trained or weights are loaded; nobody else has it."""
+        """Return a new instance of the teacher's network, without trained or loaded weights."""
         dataset, recipe = self.data(config), config.teacher
         if recipe.module is None:
             return recipe.build(dataset)
@@ -259,13 +262,13 @@ class Workshop:
         return network
 
     def _own_weights(self, config: TrialConfig, network: nn.Module) -> Fitted:
-        """The user's weights in the names of the teacher's network, read once."""
+        """Return the user's weights under the parameter names of the teacher's network; the file is read once."""
         path = config.teacher.weights
         assert path is not None
         return self._once(("weights", self._teacher_key(config)), lambda: fitted(network, path))
 
     def _proxy_split(self, config: TrialConfig) -> tuple[RealImages, RealImages]:
-        """(One real image of each class, the rest): by the data seed, so the same for every trial of a study."""
+        """Split the train set into (one image per class, the rest) by the data seed, equally for all trials."""
         train = self.data(config).train
         held_out = choose(train.labels, 1, seed=derive_seed(config.data.seed, "proxy"))
         rest = torch.ones(len(train), dtype=torch.bool).index_fill(0, held_out, False)
@@ -278,17 +281,17 @@ class Workshop:
         return views(samples, teacher, seed=derive_seed(config.data.seed, "proxy views"))
 
     def _landmarks(self, config: TrialConfig, condensed: Samples | None) -> Landmarks:
-        """Of real train images by the data seed, never those of the proxy set: the same ones for every trial."""
+        """Make landmarks from real train images outside the proxy set, by the data seed: equal for all trials."""
         teacher, (_, rest) = self.teacher(config), self._proxy_split(config)
         rows = choose(rest.labels, REAL_PER_CLASS, seed=derive_seed(config.data.seed, "landmarks"))
         return make_landmarks(teacher, rest[rows].samples(teacher.mean, teacher.std), condensed)
 
     def teacher(self, config: TrialConfig) -> Teacher:
-        """The user's own, the cached, or a newly trained teacher."""
+        """Return the user's own teacher, the cached one, or a newly trained one."""
         return self._once(("teacher", self._teacher_key(config)), lambda: self._teacher(config))
 
     def teacher_accuracy(self, config: TrialConfig) -> dict[str, float]:
-        """Fractions of the test and, where there is one, validation images the teacher names right."""
+        """Return the teacher's accuracy (0 to 1) on the test images and, if there are any, the validation images."""
         dataset, teacher = self.data(config), self.teacher(config)
         parts = {"test_accuracy": dataset.test, "val_accuracy": dataset.val}
         there = {name: part for name, part in parts.items() if part is not None}
@@ -308,7 +311,7 @@ class Workshop:
         if recipe.weights is not None:
             found = self._own_weights(config, network)
             for note in found.notes:
-                self._tell(note)
+                self._log_note(note)
             load_into(network, found.weights, f"weights in {recipe.weights}")
         elif recipe.module is None:
             path = self._stored("teachers", partial(self._teacher_key, config))
@@ -323,11 +326,11 @@ class Workshop:
         return teacher.to(self.device)
 
     def condensed(self, config: TrialConfig) -> Samples | None:
-        """The condensed set in the teacher's space, without logits; None where the config has none."""
+        """Return the condensed set in the teacher's normalised space, without logits; None if the config has none."""
         method = config.condensation
         if method is None:
             return None
-        whole = method.whole()
+        whole = method.cached_config()
         key = self._condensed_key(config, whole)
         quick = {AllReal: self._condense, Imported: self._imported}
         make = quick.get(type(whole), self._cached_condense)
@@ -376,7 +379,7 @@ class Workshop:
         return Samples(tensors["images"], tensors["labels"], torch.zeros(len(tensors["labels"]), 0))
 
     def _stored_set(self, config: TrialConfig, method: Imported) -> StoredSet:
-        """What the file of an imported set holds, read once for all seeds and images per class."""
+        """Read the imported set's file, once for all seeds and numbers of images per class."""
         dataset, one = self.data(config), replace(method, ipc=1)
         key = ("stored set", self._data_key(config), one)
         found = self._once(key, lambda: one.stored(dataset.num_classes, dataset.image_shape, dataset.class_names))
@@ -384,22 +387,22 @@ class Workshop:
         return found
 
     def _check_stored(self, config: TrialConfig, method: Imported) -> None:
-        """Refuse what the file alone refutes, before a teacher is trained."""
+        """Raise `InputError` for errors that show in the set's file alone, before a teacher is trained."""
         self._stored_set(config, method)
         key = ("looked at", self._data_key(config), replace(method, ipc=1))
         self._once(key, lambda: self._judged(config, method, None))
 
     def _imported(self, config: TrialConfig, method: Imported) -> Samples:
-        """The trial's choice from an imported set; the teacher must know the set, and may tell in what space it is."""
+        """Return the trial's part of an imported set. Raises `InputError` if the teacher does not recognise the set."""
         dataset, one = self.data(config), replace(method, ipc=1)
-        # An untrained teacher recognises nothing; the run itself will ask the true one.
-        asked = self._stand_ins is None and (self._train_judges or config.teacher.loaded)
-        teacher = self.teacher(config) if asked else None
+        # An untrained stand-in teacher recognises nothing; the run itself checks the set with the real teacher.
+        judging = self._stand_ins is None and (self._train_judges or config.teacher.loaded)
+        teacher = self.teacher(config) if judging else None
 
         def judged() -> Judged:
             found = self._judged(config, method, teacher)
             for note in found.notes:
-                self._tell(note)
+                self._log_note(note)
             return found
 
         space = self._once(("judged", self._data_key(config), self._teacher_key(config), one), judged).space
@@ -408,7 +411,7 @@ class Workshop:
         return method.chosen(stored, space, dataset.num_classes, **units, rng=rng)
 
     def _judged(self, config: TrialConfig, method: Imported, teacher: Teacher | None) -> Judged:
-        """In what space the set is, by its pixels beside real ones and, where one is given, by the teacher."""
+        """Determine the set's pixel space by comparison with real images and, if given, by the teacher's accuracy."""
         dataset = self.data(config)
         few = choose(dataset.train.labels, REAL_PER_CLASS, seed=derive_seed(config.data.seed, "landmarks"))
         return method.judged(
@@ -421,25 +424,25 @@ class Workshop:
             class_names=dataset.class_names,
         )
 
-    def _seen(self, config: TrialConfig, condensed: Samples | None) -> Samples | None:
-        """The condensed set with the teacher's logits, on the device."""
+    def _with_logits(self, config: TrialConfig, condensed: Samples | None) -> Samples | None:
+        """Return the condensed set on `self.device`, with the teacher's logits."""
         if condensed is None:
             return None
         seen = condensed.to(self.device)
         return Samples(seen.images, seen.labels, self.teacher(config).answers(seen.images))
 
-    def _tell(self, text: str) -> None:
-        """Log what a user should know; with stand-ins it would be of these, or be said once more by the run itself."""
+    def _log_note(self, text: str) -> None:
+        """Log a note for the user, except with stand-ins: the run itself logs the notes on the real artifacts."""
         if self._stand_ins is None:
             log.info(text)
 
     def _data_key(self, config: TrialConfig) -> str:
-        # Of what is read, in this process: two roots are two data sets until their digests tell.
+        # A key for this process only: the content digest of a folder is not known before the folder is read.
         return content_hash([config.data, str(config.data.root)])
 
     def _stored(self, kind: str, key: Callable[..., str]) -> Path:
-        """Where an artifact is or will be stored."""
-        # Before numbers version 2 keys contained fields at their defaults too: a file under such a key is as valid.
+        """Return the path at which an artifact is, or will be, stored."""
+        # Keys of numbers version 1 also included fields at their defaults; files under such keys are still valid.
         path, older = (self.cache / kind / f"{key(complete=complete)}.safetensors" for complete in (False, True))
         return older if older.is_file() and not path.is_file() else path
 
@@ -452,7 +455,7 @@ class Workshop:
         return content_hash([RECIPE, recipe, precision, self._read_as(config)], digests, complete=complete)
 
     def _module_digests(self, name: str) -> dict[str, str]:
-        """What names a user's module: its code, and the values that it came with."""
+        """Return the hashes that identify a user's module: of its code and of its initial state dict."""
         made = self._own_module(name)
         return {
             "code": made.code,
@@ -460,16 +463,16 @@ class Workshop:
         }
 
     def _read_as(self, config: TrialConfig) -> list[object]:
-        """What of the data shapes an artifact: pixels, labels and splits by digest, normalisation, flips."""
+        """Return the parts of the data config that shape an artifact: content digest, normalisation, flips and seed."""
         dataset = self.data(config)
         return [dataset.digest, dataset.mean, dataset.std, dataset.flip_ok, config.data.seed]
 
     def _condensed_key(self, config: TrialConfig, method: AnyCondensation | None, *, complete: bool = False) -> str:
         path = str(method.path) if isinstance(method, Imported) else ""
-        # All real images are the same ones for every seed.
+        # The set of all real images does not depend on the seed.
         seed = 0 if isinstance(method, AllReal) else config.seed
-        teacher = [self._teacher_key(config, complete=complete)] if _asks_teacher(method) else []
-        recipe = RECIPE if method is None or method.recipe == 1 else f"{RECIPE}.{method.recipe}"
+        teacher = [self._teacher_key(config, complete=complete)] if _uses_teacher(method) else []
+        recipe = RECIPE if method is None or method.code_version == 1 else f"{RECIPE}.{method.code_version}"
         return content_hash([recipe, method, path, seed, self._read_as(config), *teacher], complete=complete)
 
     def _once(self, key: Any, make: Callable[[], Any]) -> Any:
@@ -478,16 +481,16 @@ class Workshop:
         return self._made[key]
 
 
-def _asks_teacher(method: AnyCondensation | None) -> bool:
-    """Whether a set is made of the teacher, or the teacher may tell in what space it is."""
+def _uses_teacher(method: AnyCondensation | None) -> bool:
+    """Return whether a condensed set is computed with the teacher, or its pixel space may be determined with it."""
     return method is not None and (method.needs_teacher or isinstance(method, Imported))
 
 
 def _places(order: Sequence[str], dataset: Dataset) -> list[int]:
-    """The labels of the classes in this `order`. Raises `InputError` where it is not one of those of the data."""
+    """Return the class labels in this `order` of names. Raises `InputError` if a name is missing or not unique."""
     names = dataset.class_names
     twice = sorted({name for name in names if names.count(name) > 1})
-    one_each = "names of which no two are equal: an order by name would not say which of them is meant"
+    one_each = "unique names: an order by name is ambiguous otherwise"
     require(not twice, f"class names of {dataset.name} for --class-order (teacher.class_order)", twice, one_each)
     accepted = f"each of {', '.join(names)} once, in the order of the teacher's outputs"
     require(sorted(order) == sorted(names), "--class-order (teacher.class_order)", " ".join(order), accepted)

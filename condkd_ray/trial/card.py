@@ -1,6 +1,6 @@
-"""Model cards: what a JSON file beside weights says of them, and the config that follows from it.
+"""Model cards: JSON files beside weights that describe the network, and the config fields that follow from them.
 
-`condkd export` writes such a card; one of a user's own may tell as little as it likes.
+`condkd export` writes a complete card. A card written by a user may contain any subset of the fields.
 """
 
 import json
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Card:
-    """What a file like `student.json`, beside weights, says of them; None where it does not."""
+    """Content of a file such as `student.json` beside weights; fields that the file does not contain are None."""
 
     network: AnyNetwork | None = None
     num_classes: int | None = None
@@ -32,11 +32,11 @@ class Card:
     """(C, H, W)."""
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
-    """Of the normalisation, a channel, in units of [0, 1] pixels."""
+    """Mean and standard deviation of the normalisation, one value per channel, in units of [0, 1] pixels."""
     flip_ok: bool | None = None
-    """Whether a mirrored image keeps its class."""
+    """Whether a mirrored image has the same class."""
     test_accuracy: float | None = None
-    """The fraction of its test images that the network names right."""
+    """Accuracy of the network on its test images, as a fraction."""
 
     def __post_init__(self) -> None:
         require((self.mean is None) == (self.std is None), "mean, std", (self.mean, self.std), "both or none")
@@ -45,7 +45,7 @@ class Card:
 
     @property
     def tree(self) -> Tree:
-        """The fields of a `TrialConfig` that it tells."""
+        """The fields of a `TrialConfig` that the card determines."""
         data: Tree = {"mean": self.mean, "std": self.std, "flip_ok": self.flip_ok}
         if self.image_shape is not None:
             _, height, width = self.image_shape
@@ -58,15 +58,15 @@ ACCEPTED = f"JSON with any of {', '.join(field.name for field in fields(Card))},
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON. Raises `ValueError` where a key stands twice: which is meant nobody knows."""
+    """Return a JSON object as a dict. Raises `ValueError` for a duplicate key, whose meaning would be ambiguous."""
     names = [name for name, _ in pairs]
     if twice := next((name for name in names if names.count(name) > 1), None):
-        raise ValueError(f"the key {twice!r} stands twice")
+        raise ValueError(f"the key {twice!r} occurs twice")
     return dict(pairs)
 
 
 def read_card(path: Path) -> Card:
-    """The card in a JSON file; what else stands there is not read. Raises `InputError` for what it cannot be."""
+    """Read the card in a JSON file; unknown keys are ignored. Raises `InputError` for an unreadable or invalid card."""
     try:
         tree = json.loads(path.read_bytes(), object_pairs_hook=_each_once)
     except (OSError, ValueError, RecursionError) as error:
@@ -83,30 +83,30 @@ def read_card(path: Path) -> Card:
 
 
 def _mirrored(tree: dict[str, Any]) -> dict[str, bool]:
-    """`flip_ok` where an exported card tells it by the data that its network was taught for."""
+    """Return `flip_ok` as the data config of an exported card implies it; empty if the card names no data set."""
     data = tree.get("config", {}).get("data", {}) if isinstance(tree.get("config"), dict) else {}
     if not isinstance(data, dict) or "name" not in data:
         return {}
-    told = data.get("flip_ok")
-    return {"flip_ok": data["name"] not in NO_FLIP if told is None else bool(told)}
+    flip_ok = data.get("flip_ok")
+    return {"flip_ok": data["name"] not in NO_FLIP if flip_ok is None else bool(flip_ok)}
 
 
 def find_card(weights: Path | str | None, given: Path | str | None = None) -> Path | None:
-    """The card `given`, or the .json of the same name beside the weights where there is one."""
+    """Return the path `given`, or that of a .json file beside the weights with the same name; None without either."""
     if given is not None or weights is None:
         return None if given is None else Path(given)
     file = located(Path(weights))[0]
-    if not file.name:  # as of "" and ".", which are no file
+    if not file.name:  # "" and "." name no file
         return None
     beside = file.with_suffix(".json")
     return beside if os.path.isfile(beside) else None
 
 
 def known_card(weights: Path | str | None, given: Path | str | None = None) -> tuple[Path, Card] | None:
-    """Where the card `given` lies, or else that beside the weights, and what it says; None where there is none.
+    """Return path and content of the card `given`, or else of the card beside the weights; None if there is none.
 
-    A .json beside the weights may be anything: one that cannot be read as a card is told of and left alone. Raises
-    `InputError` for a given card that cannot be read.
+    A .json file beside the weights may be something else: if it is no valid card, a note is logged and the file
+    ignored. Raises `InputError` if the card `given` is not valid.
     """
     path = find_card(weights, given)
     if path is None:
@@ -116,21 +116,21 @@ def known_card(weights: Path | str | None, given: Path | str | None = None) -> t
     except InputError as error:
         if given is not None:
             raise
-        _tell_once(f"{path}, beside the weights, is no card and is not read: {error}")
+        _log_once(f"{path}, beside the weights, is not a model card and is ignored: {error}")
         return None
 
 
 @cache
-def _tell_once(text: str) -> None:
-    """One command makes its config, and so looks for the card, several times."""
+def _log_once(text: str) -> None:
+    """Log `text`, once per process: a command builds its config, and therefore looks for the card, several times."""
     log.info(text)
 
 
 def with_card(tree: Tree) -> Tree:
-    """The tree of a config, or of a search space, over what is known of its teacher's weights.
+    """Complete the tree of a config or search space with the fields that the card and the weights determine.
 
-    What the tree gives itself goes before the card, if there is one, and that before the network of which the weights
-    have the names. Raises `InputError` for a card or weights that cannot be read.
+    Precedence: first the tree's own values, then the card, then the network recognised by the weights' parameter names.
+    Raises `InputError` if the card or the weights cannot be read.
     """
     teacher = tree.get("teacher")
     if not isinstance(teacher, Mapping):
@@ -141,14 +141,14 @@ def with_card(tree: Tree) -> Tree:
 
 
 def _path(teacher: Mapping[str, Any], name: str) -> Path | str | None:
-    """A path of a teacher's tree. Raises `InputError` for anything else, an open leaf of a search space too."""
+    """Return a path in a teacher's tree. Raises `InputError` for other values, such as a search space's leaf."""
     value = teacher.get(name)
     require(value is None or isinstance(value, (str, Path)), f"teacher.{name}", value, "the path of one file")
     return value
 
 
 def with_network(tree: Tree) -> Tree:
-    """The tree with the network of which its teacher's weights have the names, told, where it names none itself."""
+    """Add the network recognised by its weights' parameter names, and log it, if the tree names no network."""
     teacher = tree.get("teacher")
     if not isinstance(teacher, Mapping) or not {"network", "module"}.isdisjoint(teacher):
         return tree
@@ -159,34 +159,34 @@ def with_network(tree: Tree) -> Tree:
     if known is None:
         return tree
     name = models.label(known.network)
-    _tell_once(f"{weights} are weights of {name} (--teacher, or teacher.network, names another)")
+    _log_once(f"{weights} are weights of {name} (set --teacher, or teacher.network, for another network)")
     return merge(tree, {"teacher": {"network": to_tree(known.network)}})
 
 
 def under(path: Path, card: Card, tree: Tree) -> Tree:
-    """The `tree` over what the card tells that was read from `path`."""
-    told, data = card.tree, tree.get("data", {})
+    """Complete the `tree` with the values of the card read from `path`; the tree's own values have precedence."""
+    from_card, data = card.tree, tree.get("data", {})
     name = data.get("name") if isinstance(data, Mapping) else data
     if name is not None:
-        # What it tells holds for any data; without their name these would replace it whole.
-        told["data"]["name"] = name
-    return merge(merge(told, tree), {"teacher": {"card": str(path)}})
+        # The card's values apply to any data set. Without the name, `merge` would replace them as a whole.
+        from_card["data"]["name"] = name
+    return merge(merge(from_card, tree), {"teacher": {"card": str(path)}})
 
 
 def overruled(card: Card, tree: Tree) -> list[str]:
-    """A sentence for each field in which the complete tree of a config is other than its card says."""
+    """Return a sentence for each field of a complete config tree that differs from the card."""
     given, pairs = flattened(tree, "."), flattened(card.tree, ".")
     return [
-        f"{name} is {given.get(name)}, as given; the card says {value}"
+        f"{name} is {given.get(name)}, as given; the card states {value}"
         for name, value in pairs.items()
         if given.get(name) != value
     ]
 
 
 def check_card(path: Path, card: Card, dataset: Dataset) -> None:
-    """Raise `InputError` where the images have another shape, or another number of classes, than the card says."""
+    """Raise `InputError` if the images' shape or number of classes differs from the card's."""
     shape, known = dataset.image_shape, card.image_shape
-    accepted = f"{known}, of which card {path} tells: images of these channels, and --size (data.size) for the side"
+    accepted = f"{known}, as card {path} states: images with these channels, and --size (data.size) for the side"
     require(known is None or shape == known, f"shape of the images of {dataset.name}", shape, accepted)
-    count, accepted = dataset.num_classes, f"{card.num_classes}, as card {path} tells"
+    count, accepted = dataset.num_classes, f"{card.num_classes}, as card {path} states"
     require(card.num_classes in (None, count), f"number of classes of {dataset.name}", count, accepted)

@@ -1,4 +1,4 @@
-"""`TrialConfig`, all that determines a trial's numbers, its YAML form, and `Prepared`, what others have made for it."""
+"""`TrialConfig`, the complete configuration of a trial, and its YAML form; `Prepared`, the artifacts of a trial."""
 
 import hashlib
 from collections.abc import Mapping
@@ -31,55 +31,55 @@ from condkd_ray.trial.subset import TestRounds
 STARTING = "0; or an inversion that optimises pixels or latents: fast, cmi, nayer, deep_inversion, soft_target"
 TYING = (
     "false; or an oh_weight > 0, or a guidance of classes with a weight > 0 (of a discriminator also "
-    "adversarial_weight, or with the class head class_weight): else labels say nothing of images"
+    "adversarial_weight, or with the class head class_weight): otherwise images are independent of their labels"
 )
 HEARING = "balanced; or an inversion that takes soft targets, such as fast, cmi, deep_inversion, soft_target"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pipeline(Method):
-    """Inversion goes on while the student learns. Staleness is exact, so that timing decides nothing: a run repeats.
+    """Runs the inversion in parallel with the student's training. Staleness is exact, so a run is repeatable.
 
-    Rounds are counted from 0. Producers take turns, each with an inversion, a guidance and random streams of its own;
-    one alone has those of a trial without a pipeline. A round is made with the student (and, for a weighing that reads
-    the memory, the class counts) as `staleness` rounds before, or as at the very start. So staleness 0 and one producer
-    are the numbers of a trial without a pipeline, and so are one producer and any staleness where nobody asks the
-    student or the memory.
+    Rounds are counted from 0. Producers take turns; each has its own inversion, guidance and random streams, and a
+    single one has those of a trial without a pipeline. A round is made with the student (and, if the weighing reads the
+    memory, the class counts) from `staleness` rounds earlier, or from the very start. Therefore one producer gives the
+    numbers of a trial without a pipeline if `staleness` is 0, or if neither the student nor the memory influences the
+    images.
     """
 
     ours: ClassVar[tuple[str, ...]] = ("producers", "staleness")
     producers: int = 1
-    """How many make images. Under Ray each is a process beside the trial's own, on its share of a GPU."""
+    """Number of image producers. Under Ray each is a process beside the trial's own, with its own share of a GPU."""
     staleness: int = 1
-    """Rounds by which the student that an inversion asks may be behind; as many are made ahead. 0: none is."""
+    """Number of rounds by which the student of an inversion may lag; as many rounds are made ahead. 0: no lag."""
 
     def __post_init__(self) -> None:
         require(self.producers >= 1, "pipeline producers", self.producers, "an integer >= 1")
         require(self.staleness >= 0, "pipeline staleness", self.staleness, "an integer >= 0")
-        # Beyond that some would only ever wait: no more rounds are in the making at a time.
+        # More producers would only wait, because at most `staleness` + 1 rounds are in progress at a time.
         most = self.staleness + 1
         require(self.producers <= most, "pipeline producers", self.producers, f"at most {most}, the staleness + 1")
 
     def producer(self, round: int) -> int:
-        """Who makes `round`."""
+        """Return the number of the producer of `round`."""
         return round % self.producers
 
     def shown(self, round: int) -> int:
-        """After how many rounds the student was what the producer of `round` is shown."""
+        """Return the number of finished rounds of the student snapshot that is used for `round`."""
         return max(0, round - self.staleness)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrialConfig(Method):
-    """All that determines a trial's numbers. As a file it is a run; with open leaves it is a search space."""
+    """The complete configuration of a trial, which determines its numbers. With open leaves it is a search space."""
 
     seed: int = 0
-    """Of everything in the trial but the data split and the teacher, which have their own."""
+    """Seed of everything in the trial except the data split and the teacher, which have their own seeds."""
     data: DataConfig = DataConfig()
     teacher: TeacherConfig = TeacherConfig()
     student: AnyNetwork = ResNet(depth=8, width=8)
     condensation: AnyCondensation | None = None
-    """Null: no condensed set at all (IPC 0)."""
+    """Null: no condensed set (IPC 0)."""
     targets: AnyTargets = Balanced()
     weighing: AnyWeighing = Equal()
     inversion: AnyInversion = Fast()
@@ -87,22 +87,22 @@ class TrialConfig(Method):
     memory: AnyMemory = Growing()
     distiller: Distiller = Distiller()
     pipeline: Pipeline | None = None
-    """Null: images are made and learnt from in turn (our choice; the papers' loops)."""
+    """Null: inversion and distillation alternate (our choice; as in the papers)."""
     rounds: int = 12
-    """Rounds in which the student learns; those of the inversion's warm-up come before."""
+    """Rounds in which the student learns; the rounds of the inversion's warm-up come before them."""
     evaluate_every: int = 1
-    """Rounds between two measurements of the student; the last round is always measured."""
+    """Number of rounds between two measurements of the student; the last round is always measured."""
     test_rounds: TestRounds = "subset"
-    """Test images in each of these measurements: `subset`, at most 1000 (our choice); `full`, all, as PRE-DFKD's mean
-    and variance over rounds."""
+    """Test images in each of these measurements: `subset`, at most 1000 (our choice); `full`, all, as for PRE-DFKD's
+    mean and variance over rounds."""
     precision: Precision | None = None
-    """Of the networks' arithmetic (autocast); losses are float32 always. Null: bfloat16 on a GPU that has it, else
-    float32; a record holds the one that was chosen."""
+    """Precision of the networks (autocast); losses are always float32. Null: bfloat16 on a GPU with hardware support,
+    otherwise float32; the record contains the precision in use."""
     compile: Compile = "off"
-    """Whether PyTorch's compiler builds what a step does: `default` fuses operations, `max-autotune` also tries kernels
-    out, which takes minutes. Numbers differ in the last bits. It needs a C++ compiler, on a GPU Triton too."""
+    """Compilation of the steps by PyTorch: `default` fuses operations, `max-autotune` also measures kernels, which
+    takes minutes. Numbers differ in the last bits. Requires a C++ compiler, and Triton on a GPU."""
     graphs: bool = False
-    """Whether steps are replayed as CUDA graphs, which spares a GPU the wait for its host; with `compile: off` too."""
+    """Replay steps as CUDA graphs, so that the GPU does not wait for its host; also possible with `compile: off`."""
 
     def __post_init__(self) -> None:
         require(self.seed >= 0, "seed", self.seed, "an integer >= 0")
@@ -117,16 +117,16 @@ class TrialConfig(Method):
         idle, least = isinstance(self.inversion, NoInversion), share * self.distiller.share_schedule.smallest
         require(not idle or not guided, "guidance without an inversion", name, "none, or an inversion")
         require(not idle or not self.distiller.needs_synthetic, "condensed_share without inversion", least, "1")
-        takes = not self.targets.soft or self.inversion.hears == "answers"
+        takes = not self.targets.soft or self.inversion.uses_targets == "soft"
         require(takes, f"targets {self.targets.name} for inversion {self.inversion.name}", "soft", HEARING)
         temperature = getattr(self.inversion, "oh_temperature", 1.0)
-        accepted = "1: soft targets have a temperature of their own, which is that of the class prior then"
+        accepted = "1: soft targets have their own temperature, which the class prior then uses as well"
         fits = temperature == 1 or not self.targets.soft
         require(fits, f"inversion oh_temperature beside targets {self.targets.name}", temperature, accepted)
         require(not idle or self.pipeline is None, "pipeline without an inversion", self.pipeline, "none")
         self._check_labels_and_starts()
         several = self.producers > 1 and self.inversion.warm_up > 0
-        require(not several, "pipeline producers for an inversion that warms up", self.producers, "1, who does so")
+        require(not several, "pipeline producers for an inversion that warms up", self.producers, "1")
         entry, made = getattr(self.memory, "entry_size", 0), self.inversion.images_per_round
         require(idle or entry <= made, "memory entry_size", entry, f"at most {made}, the images of a round")
 
@@ -134,89 +134,89 @@ class TrialConfig(Method):
         inversion, guidance = self.inversion, self.guidance
         share, starts = guidance.from_guides.share, inversion.starts_from_images
         require(starts or share == 0, f"from_guides share for inversion {inversion.name}", share, STARTING)
-        pulls = guidance.tells_classes and guidance.weight * guidance.schedule.largest > 0
+        pulls = guidance.class_conditional and guidance.weight * guidance.schedule.largest > 0
         tied = pulls or getattr(inversion, "oh_weight", 0.0) > 0
         conditional = getattr(inversion, "conditional", False)
         require(tied or not conditional, f"conditional for inversion {inversion.name}", conditional, TYING)
 
     @property
     def producers(self) -> int:
-        """How many make the trial's images, in turn."""
+        """Number of producers that make the trial's images in turn."""
         return 1 if self.pipeline is None else self.pipeline.producers
 
     @property
     def idle(self) -> tuple[str, ...]:
-        """What is set and does nothing, and why."""
+        """Settings that have no effect, with the reason."""
         return self.guidance.idle + self.distiller.idle
 
     @property
     def keeps_logits(self) -> bool:
-        """Whether the teacher's logits of the trial's images are made with them and stored.
+        """Whether the teacher's logits of the trial's images are computed and stored together with them.
 
-        They are where the student's step, the weighing or the memory reads them, and where the teacher is asked for the
-        labels anyway. Elsewhere nobody asks before the trial's end; see `outcome.remembered_logits`.
+        They are if the distillation step, the weighing or the memory reads them, or if the labels are computed from
+        them. Otherwise they are computed only at the end of the trial; see `outcome.remembered_logits`.
         """
-        read = not self.distiller.asks_teacher or self.weighing.reads_memory or self.memory.reads_logits
+        read = not self.distiller.runs_teacher or self.weighing.reads_memory or self.memory.reads_logits
         return read or self.inversion.labels_by_teacher
 
     @property
     def ipc(self) -> int:
-        """Condensed images per class; 0 where there is no condensed set, or one of another kind."""
+        """Condensed images per class; 0 without a condensed set, or with one that has no such number."""
         return getattr(self.condensation, "ipc", 0)
 
     @property
     def total_rounds(self) -> int:
-        """Those of the warm-up included."""
+        """Number of rounds, including the warm-up."""
         return self.inversion.warm_up + self.rounds
 
     def progress(self, round: int) -> float:
-        """Where in the schedules the round after `round` others stands: 0 up to the student's first, 1 at the last."""
+        """Return the position in schedules after `round` rounds: 0 up to the student's first round, 1 at its last."""
         return max(round - self.inversion.warm_up, 0) / max(self.rounds - 1, 1)
 
     def measures(self, round: int) -> bool:
-        """Whether the student is measured in the round after `round` others: never while the inversion warms up."""
+        """Return whether the student is measured in the round after `round` rounds; never during the warm-up."""
         learnt = round + 1 - self.inversion.warm_up
         return learnt >= 1 and (learnt % self.evaluate_every == 0 or learnt >= self.rounds)
 
 
 def from_tree(tree: Tree, source: str = "config") -> TrialConfig:
-    """The config a tree describes; leaves not given keep their defaults.
+    """Return the config described by a tree; missing leaves have their defaults.
 
-    Raises `InputError` with the first bad key, its value and what is accepted; `source` names the file.
+    Raises `InputError` for the first invalid key or value; `source` names the file in the message.
     """
     return build(TrialConfig, tree, source)
 
 
 def read(path: Path) -> TrialConfig:
-    """The config in a YAML file; see `from_tree`."""
+    """Return the config in a YAML file; see `from_tree`."""
     return from_tree(read_tree(path), str(path))
 
 
 def dump(config: TrialConfig) -> str:
-    """The complete config as YAML."""
+    """Return the complete config as YAML."""
     return yaml.safe_dump(to_tree(config), sort_keys=False)
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a trial needs and does not make: made once, cached, shared by all trials of a sweep."""
+    """Artifacts of a trial: made once, cached, and shared by all trials of a sweep."""
 
     teacher: Teacher
     test: RealImages | None
-    """None: not to be looked at."""
+    """Test images; None if they must not be used."""
     val: RealImages | None
     condensed: Samples | None
     proxy: Samples
     hashes: dict[str, str] = field(default_factory=dict)
-    """Content hashes: data, teacher, condensed, proxy."""
+    """Content hashes under `data`, `teacher`, `condensed`, `proxy`."""
     landmarks: Landmarks | None = None
-    """What synthetic images are compared with, for the report alone; without them nothing is."""
+    """Features to which synthetic images are compared, for the report only; None for no comparison."""
     own_module: str | None = None
-    """The user's function that made the teacher's network, whose code other machines may not have."""
+    """Name of the user's function that made the teacher's network; its code may be missing on other machines."""
 
 
 def digests(dataset: Dataset, teacher: Teacher, condensed: Samples | None, proxy: Samples) -> dict[str, str]:
-    """The `hashes` of what is `Prepared`."""
+    """Return the `hashes` of a `Prepared` with these artifacts."""
     return {
         "data": dataset.digest,
         "teacher": tensor_digest(teacher.network.state_dict()),
@@ -230,7 +230,7 @@ def _digest(samples: Samples) -> str:
 
 
 def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
-    """16 hex digits of the SHA-256 of named tensors: names, types, shapes and values."""
+    """Return 16 hex digits of the SHA-256 of named tensors: names, types, shapes and values."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()

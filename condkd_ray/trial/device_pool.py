@@ -1,6 +1,6 @@
-"""How much of its GPU's memory the samples of a trial may take: what `--device-pool-limit` asks for, and what is least.
+"""Limit on the GPU memory for a trial's samples: the flag `--device-pool-limit` and the smallest accepted value.
 
-Where nobody asks, a store takes a quarter of the trial's part of the GPU; see `methods.memory.device_rows`.
+The default is a quarter of the trial's share of the GPU; see `methods.memory.device_rows`.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ FLAG = "--device-pool-limit"
 
 
 def round_bytes(config: TrialConfig, image_shape: tuple[int, int, int], num_classes: int, *, logits: bool) -> int:
-    """Bytes of a round's images of this shape (C, H, W) as a store keeps them: with labels, and `logits` or without."""
+    """Return the bytes of a round's images (C, H, W) with their labels, and with `logits` or without, in a store."""
     width = 1 if config.inversion.pixel_space == "unit" else 2
     row = width * math.prod(image_shape) + 8 + (2 * num_classes if logits else 0)
     return config.inversion.images_per_round * row
 
 
 def check_round_fits(limit: int | None, config: TrialConfig, dataset: Dataset) -> None:
-    """Raise `InputError` where `limit` bytes on a GPU would not hold a round of the trial's images."""
+    """Raise `InputError` if `limit` bytes on a GPU cannot hold one round of the trial's images."""
     if limit is not None:
         least = round_bytes(config, dataset.image_shape, dataset.num_classes, logits=config.keeps_logits)
         accepted = f"at least the {least} bytes of a round's {config.inversion.images_per_round} images"
@@ -33,5 +33,5 @@ def check_round_fits(limit: int | None, config: TrialConfig, dataset: Dataset) -
 
 
 def check_on_gpu(given: str | None, on_gpu: bool, accepted: str) -> None:
-    """Raise `InputError` where a limit is `given`, as it was typed, for trials that run on a CPU."""
+    """Raise `InputError` if a limit is `given` (the text as typed) for trials that run on a CPU."""
     require(given is None or on_gpu, f"{FLAG} for a trial on a CPU", given, accepted)

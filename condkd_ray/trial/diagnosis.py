@@ -1,9 +1,9 @@
-"""Where the synthetic images lie: nearer the data than before, or collapsed onto the condensed images that guide them?
+"""Distances of synthetic images to real and to condensed images, to detect collapse onto the condensed images.
 
-For the report alone. Half of the figures need real train images, which no method of a data-free world may see: nothing
-that decides, neither search nor scheduler nor method, may read them. All of it is our choice.
+These metrics are for reports only. Half of them need real train images, which no data-free method may use: no search,
+scheduler or method may read them. All of this is our choice.
 
-Letters: M guides (condensed images), D features of the teacher's penultimate layer.
+Letters: M condensed images that guide ("guides"), D features of the teacher's penultimate layer.
 """
 
 import math
@@ -20,23 +20,24 @@ from condkd_ray.models.teacher import Teacher
 from condkd_ray.trial.evaluation import compare
 
 NUM_IMAGES = 256
-"""Synthetic images looked at in a round: its first ones."""
+"""Number of synthetic images measured in a round: the first ones."""
 REAL_PER_CLASS, GUIDES_PER_CLASS = 50, 100
 NEIGHBOUR = 5
-"""A guide's neighbourhood reaches to that nearest real image of its class."""
+"""The neighbourhood of a guide reaches to its fifth-nearest real image of the same class."""
 CONFIDENCE_BINS = 20
-"""Equal parts of [0, 1] in which confidences are counted."""
+"""Number of equal bins of [0, 1] in the histogram of confidences."""
 
 
 @dataclass(frozen=True)
 class Landmarks:
-    """Real and condensed images as the teacher sees them, bare of augmentation; made once, shared by trials.
+    """Teacher features of real and condensed images without augmentation; computed once and shared by all trials.
 
-    Features are divided by `scale`, the root of the real ones' mean squared norm, so that values compare between all
-    trials of one teacher. `median`: squared distance among the real ones, the bandwidth of the MMD. Of the real images
-    of each class (K,), NaN where it has too few: `spread`, mean distance of two; `nearest`, mean distance to the next
-    guide of the class. `radii` (M,): how far a guide's neighbourhood reaches; guides are sorted by class. A real image
-    that is itself a guide counts neither in `nearest` nor in `radii`.
+    Features (N, D) are divided by `scale`, the root mean squared norm of the real features, so that values are
+    comparable between all trials of a teacher. `median` is the median squared distance between real features, the
+    bandwidth of the MMD. Two values per class (K,) describe the real images and are NaN if the class has too few of
+    them: `spread` is the mean distance between two real images, `nearest` the mean distance from a real image to its
+    nearest guide of the class. `radii` (M,) are the neighbourhood radii of the guides, which are sorted by class. A
+    real image that is itself a guide is left out of `nearest` and `radii`.
     """
 
     real: Tensor
@@ -52,7 +53,7 @@ class Landmarks:
 
 @torch.no_grad()
 def make_landmarks(teacher: Teacher, real: Samples, condensed: Samples | None) -> Landmarks:
-    """Landmarks from real train images and at most the first `GUIDES_PER_CLASS` condensed ones of each class."""
+    """Compute landmarks from real train images and at most the first `GUIDES_PER_CLASS` condensed images per class."""
     real = real[real.labels.argsort(stable=True)].to(teacher.device)
     with torch.autocast(teacher.device.type, enabled=False):
         features = _features(teacher, real.images)
@@ -82,15 +83,19 @@ def _with_guides(landmarks: Landmarks, teacher: Teacher, real: Samples, condense
 
 @torch.no_grad()
 def diagnose(fresh: Samples, landmarks: Landmarks, *, teacher: Teacher, student: nn.Module) -> Metrics:
-    """Figures `diagnosis/*` of a round's first `NUM_IMAGES` synthetic images; those that have no meaning are left out.
+    """Return the metrics `diagnosis/*` of a round's first `NUM_IMAGES` synthetic images; undefined ones are left out.
 
-    `mmd_real`, `frechet_real`, `mmd_condensed`, `frechet_condensed`: distance to either, class by class, mean over the
-    classes both have. The Frechet distance is biased upwards for few images, equally in all arms of equal numbers.
-    `diversity`: mean distance of two images of a class, in units of real images' (1: as spread as real, 0: collapsed).
-    `coverage`: share of the guides with a synthetic image of their class in the neighbourhood.
-    `nearest_guide`: mean distance to the next guide of the class, in units of real images' (below 1: nearer than real).
-    `confidence`: mean of the teacher's largest probability. `gap`: mean KL(teacher || student), which is put in eval
-    mode. In float32 even under autocast. Raises `NonFiniteError` where the teacher's features are not finite.
+    `mmd_real`, `frechet_real`, `mmd_condensed`, `frechet_condensed`: class-wise distance to the real or condensed
+    images, averaged over the classes that both sets contain. The Frechet distance of few images is biased upwards,
+    equally in all arms with equal numbers of images.
+    `diversity`: mean distance between two images of a class, relative to real images (1: as spread as real, 0:
+    collapsed).
+    `coverage`: fraction of guides with a synthetic image of their class in their neighbourhood.
+    `nearest_guide`: mean distance to the nearest guide of the class, relative to real images (below 1: nearer than
+    real).
+    `confidence`: mean of the teacher's largest probability. `gap`: mean KL(teacher || student); the student is set to
+    eval mode. Computed in float32, even under autocast. Raises `NonFiniteError` if the teacher's features are not
+    finite.
     """
     with torch.autocast(teacher.device.type, enabled=False):
         shown, classes = fresh[:NUM_IMAGES], teacher.num_classes
@@ -99,8 +104,8 @@ def diagnose(fresh: Samples, landmarks: Landmarks, *, teacher: Teacher, student:
             raise NonFiniteError("the teacher's features of the synthetic images are not finite")
         features = seen.features / landmarks.scale
         parts = by_class(features, shown.labels, classes)
-        asked = Samples(shown.images, shown.labels, seen.logits)
-        found = {"confidence": seen.logits.softmax(1).amax(1).mean(), "gap": compare(student.eval(), asked)["kl"]}
+        labelled = Samples(shown.images, shown.labels, seen.logits)
+        found = {"confidence": seen.logits.softmax(1).amax(1).mean(), "gap": compare(student.eval(), labelled)["kl"]}
         found |= _apart("real", features, shown.labels, landmarks.real, landmarks.real_labels, landmarks)
         found["diversity"] = _ratio(torch.stack([_spread(part) for part in parts]), landmarks.spread)
         if landmarks.condensed is not None:
@@ -111,7 +116,7 @@ def diagnose(fresh: Samples, landmarks: Landmarks, *, teacher: Teacher, student:
 
 @torch.no_grad()
 def to_real(made: Samples, landmarks: Landmarks, *, teacher: Teacher) -> Metrics:
-    """`mmd_real` and `frechet_real` of all images of `made`, measured as in `diagnose`."""
+    """Return `mmd_real` and `frechet_real`, defined as in `diagnose`, of all images of `made`."""
     with torch.autocast(teacher.device.type, enabled=False):
         features = _features(teacher, made.images) / landmarks.scale
         if not features.isfinite().all():
@@ -121,7 +126,7 @@ def to_real(made: Samples, landmarks: Landmarks, *, teacher: Teacher) -> Metrics
 
 
 def histograms(logits: Tensor) -> dict[str, list[int]]:
-    """How many of the teacher's answers (N, K) name each `class`, and how many lie in each bin of `confidence`."""
+    """Return histograms of teacher logits (N, K): predictions per `class`, and images per bin of `confidence`."""
     confidence, classes = logits.float().softmax(1).max(1)
     bins = (CONFIDENCE_BINS * confidence).long().clamp(max=CONFIDENCE_BINS - 1)
     return {
@@ -131,7 +136,7 @@ def histograms(logits: Tensor) -> dict[str, list[int]]:
 
 
 def _to_guides(features: Tensor, labels: Tensor, parts: list[Tensor], landmarks: Landmarks) -> dict[str, Tensor]:
-    """What needs condensed images."""
+    """Return the metrics that require condensed images."""
     guides: Any = landmarks.condensed
     names: Any = landmarks.condensed_labels
     radii: Any = landmarks.radii
@@ -148,7 +153,7 @@ def _to_guides(features: Tensor, labels: Tensor, parts: list[Tensor], landmarks:
 def _apart(
     name: str, left: Tensor, left_labels: Tensor, right: Tensor, right_labels: Tensor, landmarks: Landmarks
 ) -> dict[str, Tensor]:
-    """Both distances between two labelled sets of features; none where they have no class in common."""
+    """Return MMD and Frechet distance between two labelled feature sets; empty if they have no class in common."""
     classes = len(landmarks.spread)
     sides = (by_class(left, left_labels, classes), by_class(right, right_labels, classes))
     mmds = [_mmd(x, y, landmarks.median) for x, y in zip(*sides, strict=True) if len(x) and len(y)]
@@ -159,7 +164,7 @@ def _apart(
 
 
 def _mmd(x: Tensor, y: Tensor, median: Tensor) -> Tensor:
-    """Of one class. Of all at once the kernels of a hundred classes would take gigabytes."""
+    """Return the MMD of one class. The kernels of a hundred classes at once would take gigabytes."""
     zeros = (torch.zeros(len(part), dtype=torch.long, device=part.device) for part in (x, y))
     return class_mmd(x, next(zeros), y, next(zeros), num_classes=1, median=median)
 
@@ -169,28 +174,28 @@ def _features(teacher: Teacher, images: Tensor) -> Tensor:
 
 
 def _distances(x: Tensor, y: Tensor) -> Tensor:
-    """(N, D), (M, D) to (N, M); exact near 0, where the product formula is not."""
+    """Return the distances (N, M) between rows (N, D) and (M, D); exact near 0, unlike the product formula."""
     return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def _spread(features: Tensor) -> Tensor:
-    """Mean distance of two different ones; NaN where there are none."""
+    """Return the mean distance between two different rows; NaN if there are fewer than two."""
     pairs = len(features) * (len(features) - 1)
     return _distances(features, features).sum() / pairs if pairs else features.new_tensor(torch.nan)
 
 
 def _closest(distances: Tensor) -> Tensor:
-    """The least of each row; infinite where rows are empty."""
+    """Return the minimum of each row; infinity for empty rows."""
     return distances.amin(1) if distances.shape[1] else distances.new_full((len(distances),), torch.inf)
 
 
 def _nearest(distances: Tensor) -> Tensor:
-    """Mean over rows of the least distance; NaN where there is no row or column."""
+    """Return the mean over rows of each row's minimum; NaN if there is no row or no column."""
     return distances.amin(1).mean() if distances.numel() else distances.new_tensor(torch.nan)
 
 
 def _ratio(ours: Tensor, real: Tensor | None) -> Tensor:
-    """Ratio of means over the classes (K,) in which both are known; NaN where none is."""
+    """Return the ratio of the means over those classes (K,) in which both are finite; NaN if there are none."""
     assert real is not None
     known = ours.isfinite() & real.isfinite()
     return ours[known].mean() / real[known].mean()

@@ -1,7 +1,7 @@
-"""How good a student is: against its teacher on the proxy set, and by accuracy on real images.
+"""Evaluation of a student: agreement with its teacher on the proxy set, and accuracy on real images.
 
-The proxy set is a few fixed images in many seeded views. Where nobody has validation data, this is what a search may
-look at. Never trained on. All of it is our choice.
+The proxy set contains a few fixed images in many seeded views and is never trained on. Without validation data, it is
+what a search optimises. All of this is our choice.
 """
 
 import torch
@@ -13,24 +13,27 @@ from condkd_ray.core.method import Metrics
 from condkd_ray.core.samples import Samples
 from condkd_ray.data.augment import shift_flip
 from condkd_ray.data.datasets import RealImages
-from condkd_ray.methods.recognition import named
+from condkd_ray.methods.recognition import predicted_classes
 from condkd_ray.models.teacher import Teacher
 from condkd_ray.trial.subset import ROUND_SUBSET, TestRounds, in_round
 
 VIEWS = 32
 SHIFT = 0.125
-"""By which an image is moved at most, of its side; black moves in, as in the teacher's training."""
+"""Maximum shift, as a fraction of the image side; black pixels move in, as in the teacher's training."""
 NOISE = 0.05
-"""Standard deviation of the views' Gaussian noise, in the teacher's space.
+"""Standard deviation of the views' Gaussian noise, in the teacher's normalised space.
 
-Weak, and no images are mixed: on what no longer looks like data a good student and its teacher disagree too. With noise
-0.2 and mixing, agreement hardly ranked the students of Fashion-MNIST (`experiments/LOG.md`).
+The views are weak on purpose: on images that no longer look like data, even a good student disagrees with its teacher.
+With noise 0.2 and mixed images, agreement hardly ranked the students of Fashion-MNIST (`experiments/LOG.md`).
 """
 
 
 @torch.no_grad()
 def views(images: Samples, teacher: Teacher, *, seed: int) -> Samples:
-    """Each of N images in V = 32 views, moved, mirrored where that keeps its class, and noisy; the teacher's logits."""
+    """Return V = 32 views of each of N images, with the teacher's logits: N * V samples on the teacher's device.
+
+    Each view is shifted, mirrored at random if `teacher.flip_ok`, and noisy.
+    """
     rng = torch.Generator().manual_seed(seed)
     repeated = images.images.cpu().repeat(VIEWS, 1, 1, 1)
     labels = images.labels.cpu().repeat(VIEWS)
@@ -41,7 +44,7 @@ def views(images: Samples, teacher: Teacher, *, seed: int) -> Samples:
 
 @torch.no_grad()
 def compare(student: nn.Module, proxy: Samples) -> dict[str, Tensor]:
-    """`agreement`, the share of views both name alike, and `kl`, mean KL(teacher || student); scalars."""
+    """Return two scalars: `agreement`, the fraction of equal predictions, and `kl`, the mean KL(teacher || student)."""
     logits = torch.cat([student(part).float() for part in proxy.images.split(512)])
     agreement = (logits.argmax(1) == proxy.logits.argmax(1)).float().mean()
     log_student, log_teacher = F.log_softmax(logits, 1), F.log_softmax(proxy.logits, 1)
@@ -50,22 +53,25 @@ def compare(student: nn.Module, proxy: Samples) -> dict[str, Tensor]:
 
 
 def predict(network: nn.Module, images: RealImages, teacher: Teacher) -> Tensor:
-    """(N,) predicted classes, on the CPU, of a network that reads the teacher's space; leaves it in eval mode."""
+    """Return the classes (N,) that `network` predicts for images normalised as the teacher's, on the CPU.
+
+    Leaves the network in eval mode.
+    """
     return _named(network, images, teacher).cpu()
 
 
 def accuracy(network: nn.Module, images: RealImages, teacher: Teacher) -> float:
-    """Share of images whose class is named right."""
+    """Return the fraction of images that `network` classifies correctly."""
     return _right(network, images, teacher).item()
 
 
 def _named(network: nn.Module, images: RealImages, teacher: Teacher) -> Tensor:
-    """(N,) predicted classes, on the teacher's device."""
-    return named(network, images, teacher.mean, teacher.std, teacher.device)
+    """Return the predicted classes (N,) on the teacher's device."""
+    return predicted_classes(network, images, teacher.mean, teacher.std, teacher.device)
 
 
 def _right(network: nn.Module, images: RealImages, teacher: Teacher) -> Tensor:
-    """Share of images whose class is named right, a scalar on the teacher's device."""
+    """Return the fraction of correctly classified images, a float64 scalar on the teacher's device."""
     return (_named(network, images, teacher) == sent(images.labels, teacher.device)).double().mean()
 
 
@@ -79,10 +85,10 @@ def evaluate(
     test: RealImages | None,
     test_rounds: TestRounds = "subset",
 ) -> Metrics:
-    """A round's report: agreement with the teacher on the proxy set, accuracy on validation and test images.
+    """Return a round's metrics: agreement on the proxy set, accuracy on the validation and the test images.
 
-    Of the latter two at most `ROUND_SUBSET` are measured, or all test images. Those that are None are left out. One
-    host read in all.
+    At most `ROUND_SUBSET` validation images are used, and as many test images unless `test_rounds` is "full". A part
+    that is None is left out. All values are copied to the host at once.
     """
     student.eval()
     found = {f"proxy/{name}": value for name, value in compare(student, proxy).items()}

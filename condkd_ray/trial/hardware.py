@@ -1,4 +1,4 @@
-"""What trials compute on, and what is chosen for it where a config leaves that open."""
+"""The hardware trials run on, and the config values that depend on it."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -15,17 +15,18 @@ from condkd_ray.trial.config import TrialConfig
 
 @dataclass(frozen=True)
 class Hardware:
-    """A GPU by its name, or, where that is empty, the CPU."""
+    """A GPU, or the CPU if `gpu` is empty."""
 
     gpu: str = ""
+    """Name of the GPU."""
     bf16: bool = False
-    """Whether it is a GPU that multiplies bfloat16 in hardware."""
+    """Whether the GPU multiplies bfloat16 in hardware."""
     memory: int = 0
-    """Bytes that it has; of a CPU nobody asks."""
+    """Memory of the GPU in bytes; 0 for a CPU."""
 
     @property
     def precision(self) -> Precision:
-        """Of trials that leave it open: bfloat16 where a GPU has it. On a CPU it must be asked for."""
+        """The precision of trials that do not set it: bfloat16 on a GPU with hardware support, otherwise float32."""
         return "bfloat16" if self.bf16 else "float32"
 
 
@@ -33,7 +34,7 @@ CPU = Hardware()
 
 
 def hardware_of(device: torch.device | str) -> Hardware:
-    """What `device` is, one of this machine's."""
+    """Return the hardware of a `device` of this machine."""
     if torch.device(device).type != "cuda":
         return CPU
     memory = torch.cuda.get_device_properties(device).total_memory
@@ -41,11 +42,11 @@ def hardware_of(device: torch.device | str) -> Hardware:
 
 
 def settled(config: TrialConfig, hardware: Hardware) -> TrialConfig:
-    """`config` with all that it leaves to the hardware chosen.
+    """Return `config` with the hardware-dependent fields set.
 
-    To be done once, before anything is named by the config's hash: a name and a record then say what is computed.
-    Raises `InputError` for what the hardware cannot do: graphs on a CPU, and there, `compile` without a compiler. What
-    stands on the machine of a GPU its trial finds out.
+    Call it once, before the config's hash names anything, so that names and records contain the values in use. Raises
+    `InputError` for a CPU if `graphs` is set, or if `compile` is set and this machine has no working compiler. For a
+    GPU, the trial itself checks the compiler on its own machine.
     """
     require(bool(hardware.gpu) or not config.graphs, "graphs on a CPU", config.graphs, "false, or trials on a GPU")
     if not hardware.gpu:
@@ -56,9 +57,10 @@ def settled(config: TrialConfig, hardware: Hardware) -> TrialConfig:
 def compute_line(
     configs: Iterable[TrialConfig], hardware: Hardware, each: Allowance, device_limit: int | None = None
 ) -> str:
-    """One line on what trials of these settled configs compute on, of which `each` has so much, for the terminal.
+    """Return one line for the terminal about the hardware of trials with these settled configs.
 
-    `device_limit`: bytes of samples of a trial on its GPU, where somebody has said.
+    `each`: share of the hardware for one trial. `device_limit`: most bytes of samples that a trial keeps on its GPU;
+    None for the default.
     """
     precisions = " or ".join(sorted({str(config.precision) for config in configs}))
     threads, gpus = each.threads, each.gpus

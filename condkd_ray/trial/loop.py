@@ -1,4 +1,4 @@
-"""One trial: synthesise, remember, distil, evaluate. The whole loop on one screen, without Ray."""
+"""The training loop of one trial, without Ray: synthesise, remember, distil, evaluate."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -19,25 +19,25 @@ from condkd_ray.trial.synthesis import Pipelined, Production, arithmetic, begin,
 
 @dataclass
 class TrialState:
-    """All that changes. Saved as it stands after a round, it is the checkpoint; images stay in the store."""
+    """All mutable state of a trial. Saved after a round, it is the checkpoint; the images stay in the store."""
 
     production: Production | Pipelined | None
-    """None where the images come from elsewhere."""
+    """None if the images come from elsewhere."""
     distiller: DistillerState
     memory: Any
     streams: Streams
     round: int = 0
     num_ids: int = 0
-    """Ids the store had given out."""
+    """Number of ids that the store had assigned."""
     history: list[dict[str, float]] = field(default_factory=list)
 
 
 Source = Callable[[TrialConfig, Prepared, TrialState, Store], tuple[Samples, Metrics]]
-"""Where the images of a round come from, settled, with the means of their loss terms."""
+"""Function that returns the encoded-and-decoded images of a round and the means of their loss terms."""
 
 
 def start(config: TrialConfig, prepared: Prepared, *, produces: bool = True) -> TrialState:
-    """The state before the first round, on the teacher's device; `produces`: whether the trial makes its images."""
+    """Return the state before the first round, on the teacher's device; `produces`: the trial makes its own images."""
     teacher, streams = prepared.teacher, Streams(config.seed, prepared.teacher.device)
     production = Pipelined() if config.pipeline is not None else begin(config, prepared) if produces else None
     return TrialState(
@@ -49,7 +49,7 @@ def start(config: TrialConfig, prepared: Prepared, *, produces: bool = True) -> 
 
 
 def own_images(config: TrialConfig, prepared: Prepared, state: TrialState, store: Store) -> tuple[Samples, Metrics]:
-    """Those that the trial makes itself."""
+    """Synthesise the images of the next round within this trial; see `produce`."""
     assert state.production is not None, "a trial that produces nothing needs another source"
     if isinstance(state.production, Pipelined):
         return make_round(
@@ -61,7 +61,7 @@ def own_images(config: TrialConfig, prepared: Prepared, state: TrialState, store
 def run_round(
     config: TrialConfig, prepared: Prepared, state: TrialState, store: Store, source: Source = own_images
 ) -> Metrics:
-    """One round; its metrics, also appended to the state's history. Raises `NonFiniteError` before anything is kept."""
+    """Run one round; append its metrics to the history; return them. Raises `NonFiniteError` before images are kept."""
     metrics: Metrics = {"round": state.round + 1}
     student, measured = state.distiller.student, config.measures(state.round)
     wall, cpu = time.perf_counter(), time.process_time()
@@ -91,7 +91,7 @@ def run_round(
 
 
 def distil(config: TrialConfig, prepared: Prepared, state: TrialState, store: Store) -> Metrics:
-    """The student's steps of a round."""
+    """Train the student for one round; return the means of its loss terms."""
     state.distiller.student.train()
     meter, progress = Meter("kd"), config.progress(state.round)
     for _ in range(config.distiller.steps):

@@ -1,4 +1,4 @@
-"""What comes of a trial: its figures, a file until they are a record, and its product, a student and its images."""
+"""Results of a trial: its metrics (`Outcome`), and a file with its student and its synthetic images (`Product`)."""
 
 import re
 from dataclasses import dataclass, field, replace
@@ -26,49 +26,49 @@ from condkd_ray.trial.synthesis import answers, precision
 
 GRID_PER_CLASS = 8
 LAST = ("student/val_accuracy", "guidance/accuracy", "guidance/perfect_accuracy")
-"""Figures of a round, beside whole families, whose last value is a figure of the run."""
+"""Per-round metrics whose last value is also a metric of the run, besides the prefixes named in `summary`."""
 _WHEN = re.compile(r"(before the first round|round \d+|after the last round): ")
-"""How the reason of a trial begins that a `fatal` error has ended."""
+"""Start of the failure reason that `broken` writes."""
 
 
 @dataclass
 class _Stored:
-    """An outcome's fields, as `state` saves and loads them."""
+    """Fields of an outcome, in the form that `checkpoint.save` and `checkpoint.load` handle."""
 
     fields: dict[str, Any]
 
 
 def save_outcome(outcome: Outcome, path: Location) -> None:
-    """Write `outcome` to `path`, atomically."""
+    """Write `outcome` to `path` atomically."""
     states.save(_Stored(vars(outcome)), path)
 
 
 def load_outcome(path: Location) -> Outcome:
-    """The outcome in the file at `path`. Raises `DamagedError` where that is not whole."""
+    """Return the outcome stored at `path`. Raises `DamagedError` if the file is incomplete."""
     return Outcome(**states.load(_Stored({}), path).fields)
 
 
 def left_outcome(path: Location) -> Outcome | None:
-    """What an earlier process may have left there; None where nothing is, or what is damaged, which is deleted."""
+    """Return the outcome an earlier process left at `path`, or None; a damaged file is deleted."""
     stored = states.load_whole(_Stored({}), path)
     return None if stored is None else Outcome(**stored.fields)
 
 
 def fatal(error: Exception) -> bool:
-    """Whether it ends a trial as failed: tried again, that would most likely come to the same."""
+    """Return whether the error ends the trial as failed, because a retry would most likely fail in the same way."""
     return isinstance(error, NonFiniteError) or is_out_of_memory(error)
 
 
 def diverged(outcome: Outcome) -> bool:
-    """Whether it failed by what its config says, on any machine alike: by a loss or figure that was not finite.
+    """Return whether the trial failed because of its config, on any machine alike: a loss or metric was not finite.
 
-    Any other failure, such as a machine out of memory, says nothing of the config.
+    Other failures, such as a machine out of memory, say nothing about the config.
     """
     return outcome.status == "failed" and NOT_FINITE in outcome.reason and _WHEN.match(outcome.reason) is not None
 
 
 def broken(error: Exception, device: torch.device, state: TrialState | None = None, total: int = 0) -> Outcome:
-    """The outcome of a trial of `total` rounds that a `fatal` error has ended, in this state if it had one."""
+    """Return the outcome of a trial of `total` rounds that a `fatal` error ended; `state` is None before its start."""
     why = out_of_memory(error) if is_out_of_memory(error) else str(error)
     return Outcome(
         status="failed",
@@ -86,7 +86,7 @@ def _when(state: TrialState | None, total: int) -> str:
 
 
 def end(config: TrialConfig, prepared: Prepared, state: TrialState, store: Store, logits: Tensor) -> Outcome:
-    """The figures of the whole run but those of the final test; `logits` are the `remembered_logits`."""
+    """Return the metrics of the whole run except the final test; `logits` come from `remembered_logits`."""
     images, per_class = examples(config, prepared, state, store)
     test_images = 0 if prepared.test is None else len(in_round(prepared.test, config.test_rounds))
     return Outcome(
@@ -102,7 +102,7 @@ def end(config: TrialConfig, prepared: Prepared, state: TrialState, store: Store
 
 
 def tested(untested: Outcome, state: TrialState, prepared: Prepared) -> Outcome:
-    """The student on the whole test set, once."""
+    """Add the student's predictions and accuracy on the whole test set to the outcome."""
     assert prepared.test is not None
     predictions = predict(state.distiller.student, prepared.test, prepared.teacher)
     accuracy = (predictions == prepared.test.labels.cpu()).double().mean().item()
@@ -111,10 +111,11 @@ def tested(untested: Outcome, state: TrialState, prepared: Prepared) -> Outcome:
 
 
 def summary(history: list[Metrics], test_images: int) -> Metrics:
-    """A run's figures from its rounds: last values, sums of times; mean, variance and best of those that were tested.
+    """Summarise per-round metrics: last values, sums of `time/` and `pool/`, statistics of the test accuracies.
 
-    `test_images`: how many test images were measured in each of those. Of `pool/`, what a trial made for others and
-    took of them, sums too. `student/forgetting` is how far the last tested round is below the best.
+    The `student/test_accuracy_*` values are mean, variance and best over the rounds with a measured test accuracy;
+    `student/forgetting` is the best minus the last. `test_images` is the number of test images in each measurement. The
+    `pool/` metrics count images that the trial made for other trials or took from them.
     """
     last: Metrics = {}
     for metrics in history:
@@ -136,14 +137,20 @@ def summary(history: list[Metrics], test_images: int) -> Metrics:
 
 
 def examples(config: TrialConfig, prepared: Prepared, state: TrialState, store: Store) -> tuple[Tensor | None, int]:
-    """Some of the newest images of each class, as uint8: synthetic ones, or condensed where none are made."""
+    """Return the newest images of each class as uint8 and their number per class, or (None, 0).
+
+    The images are synthetic, or condensed if the trial makes none; see `class_major`.
+    """
     ids = config.memory.live(state.memory)[-64 * prepared.teacher.num_classes :]
     shown = store.gather(ids) if len(ids) else prepared.condensed
     return (None, 0) if shown is None else class_major(shown, prepared)
 
 
 def class_major(shown: Samples, prepared: Prepared) -> tuple[Tensor | None, int]:
-    """The last few images of each class, as uint8, equally many of each; none where a class has none."""
+    """Return the last images of each class as uint8, sorted by class, and their number per class.
+
+    The number is equal for all classes and at most `GRID_PER_CLASS`. Returns (None, 0) if a class has no images.
+    """
     rows = [(shown.labels == c).nonzero().squeeze(1)[-GRID_PER_CLASS:] for c in range(prepared.teacher.num_classes)]
     per_class = min(len(found) for found in rows)
     if per_class == 0:
@@ -153,73 +160,73 @@ def class_major(shown: Samples, prepared: Prepared) -> tuple[Tensor | None, int]
 
 
 def remembered_logits(config: TrialConfig, prepared: Prepared, state: TrialState, store: Store) -> Tensor:
-    """(N, K) float16 on the CPU: the teacher's logits of what the memory may still draw from the store.
+    """Return the teacher's logits (N, K), float16 on the CPU, of all samples that the memory may still draw.
 
-    As they are stored; where they are not, the teacher is asked now, and its answers rounded alike.
+    Stored logits are returned as they are. If none are stored, they are computed now and rounded in the same way.
     """
     ids, teacher = config.memory.live(state.memory), prepared.teacher
     found = [torch.zeros(0, teacher.num_classes, dtype=torch.float16)]
     with precision(config, teacher.device):
         for part in ids.split(4096) if len(ids) else ():
             samples = store.gather(part)
-            logits = samples.logits if samples.asked else answers(teacher, samples.images.to(teacher.device))
+            logits = samples.logits if samples.has_logits else answers(teacher, samples.images.to(teacher.device))
             found.append(logits.half().cpu())
     return torch.cat(found)
 
 
 def product_path(folder: Location) -> Location:
-    """Where a trial leaves its product, in a `folder` of its own."""
+    """Return the path of a trial's product in the trial's own `folder`."""
     return folder / "product.safetensors"
 
 
 @dataclass
 class Product:
-    """What a trial makes for others to use: its student, and the synthetic images it remembers. One file a trial.
+    """Student and remembered synthetic images of a trial, in one file for other programs.
 
-    It says by itself what it is: a reader needs neither the teacher nor the data set it was made from.
+    The file is self-contained: reading it requires neither the teacher nor the data set.
     """
 
     student: dict[str, Tensor] = field(default_factory=dict)
-    """The student's state dict."""
+    """State dict of the student."""
     network: str = ""
-    """Its architecture, as `models.parse` reads it."""
+    """Architecture of the student, in the form that `models.parse` reads."""
     num_classes: int = 0
     image_shape: tuple[int, int, int] = (0, 0, 0)
     """(C, H, W)."""
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
-    """Of the normalisation, a channel, in units of [0, 1] pixels."""
+    """Mean and standard deviation of the normalisation, one value per channel, in units of [0, 1] pixels."""
     space: PixelSpace = "unit"
-    """How `images` are held: uint8 of [0, 1] pixels, or float16 in the normalised space."""
+    """Encoding of `images`: uint8 of [0, 1] pixels, or float16 in the normalised space."""
     images: Tensor | None = None
-    """(N, C, H, W); None where the trial remembers no images."""
+    """(N, C, H, W); None if the memory holds no images."""
     labels: Tensor | None = None
     """(N,) int64."""
     logits: Tensor | None = None
-    """(N, K) float16, the teacher's on just these images."""
+    """(N, K) float16, the teacher's logits of exactly these images."""
 
     @property
     def samples(self) -> Encoded | None:
-        """The synthetic set as it is kept."""
+        """Return the synthetic set in its encoded form, or None."""
         if self.images is None or self.labels is None or self.logits is None:
             return None
         return Encoded(self.images, self.labels, self.logits)
 
 
 def read_product(path: Location) -> Product:
-    """Raises `InputError` where there is none."""
+    """Read a product file. Raises `InputError` if it is missing or damaged."""
     try:
         return states.load(Product(), path)
     except (OSError, ValueError) as error:
         raise InputError(
-            f"product is {str(path)!r}, which cannot be read ({error}); accepted: that of a kept trial"
+            f"product is {str(path)!r}, which cannot be read ({error}); accepted: the product of a kept trial"
         ) from None
 
 
 def make_product(config: TrialConfig, prepared: Prepared, state: TrialState, store: Store, logits: Tensor) -> Product:
-    """The student as it stands, and what the memory refers to as the store keeps it, with the `remembered_logits`."""
+    """Return the current student, and the memory's samples as the store encodes them, with the `remembered_logits`."""
     teacher, ids = prepared.teacher, config.memory.live(state.memory)
-    # To the CPU one by one: a GPU may have no room for all of them once more.
+    # Moved to the CPU part by part: a GPU may have no room for a second copy of all samples.
     parts = [moved(store.codec.encode(store.gather(part)), "cpu") for part in ids.split(4096)] if len(ids) else []
     columns = zip(*((part.images, part.labels) for part in parts), strict=True)
     images, labels = (torch.cat(column) for column in columns) if parts else (None, None)

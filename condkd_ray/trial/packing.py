@@ -1,6 +1,6 @@
-"""What a trial is prepared with as named contents, and references that stand for it in a message.
+"""Serialisation of a trial's artifacts: named contents, and references to them that are small enough for a message.
 
-Tensors go as numpy arrays over the same memory, with their strides: what Ray maps rather than copies.
+Tensors become numpy arrays over the same memory, with their strides, because Ray maps such arrays instead of copying.
 """
 
 import warnings
@@ -19,13 +19,13 @@ from condkd_ray.trial.config import Prepared, TrialConfig
 from condkd_ray.trial.diagnosis import Landmarks
 
 MODULE = "module"
-"""The kind of content that is a teacher's network of the user's own, as a pickle in which its code is too."""
+"""Kind of content: the network of a user's own teacher, as a pickle that includes its code."""
 TEACHER_FIELDS = ("num_classes", "image_shape", "mean", "std", "train_size", "flip_ok")
 
 
 @dataclass(frozen=True)
 class ContentRef:
-    """One content: what names it, and the reference to its tensors, `dict[str, Plain]`."""
+    """Name of a content, and a reference to its tensors, `dict[str, Plain]`."""
 
     name: str
     ref: Any
@@ -33,7 +33,7 @@ class ContentRef:
 
 @dataclass(frozen=True)
 class PreparedRefs:
-    """Stands for a `Prepared`: small, whatever its size. `teacher` holds the plain arguments of `Teacher`."""
+    """Represents a `Prepared` by references, to keep messages small; `teacher` holds plain arguments of `Teacher`."""
 
     contents: dict[str, ContentRef]
     teacher: dict[str, Any]
@@ -41,9 +41,9 @@ class PreparedRefs:
 
 
 def named_contents(prepared: Prepared) -> dict[str, tuple[str, dict[str, Tensor]]]:
-    """Name and tensors of each content, by kind; equal names have equal tensors. Needs all of `prepared.hashes`."""
+    """Return each content's name and tensors by kind. Equal names imply equal tensors. Uses all `prepared.hashes`."""
     hashes = prepared.hashes
-    # The logits in condensed and proxy sets are the teacher's, and their own hashes do not cover these.
+    # Condensed and proxy sets include the teacher's logits, which their own hashes do not cover.
     digests = {
         "test": hashes["data"],
         "val": hashes["data"],
@@ -67,9 +67,9 @@ def build_content(
     device: str,
     own: Callable[[], nn.Module] | None = None,
 ) -> Any:
-    """The content of a `Prepared` on `device`, but for real images.
+    """Rebuild a content of a `Prepared` from its tensors, on `device`; real images stay on the CPU.
 
-    The teacher's module is built from its config, or by `own` where it is one of the user's.
+    The teacher's network is built from its config, or by `own` if it is a user's own module.
     """
     if kind in ("test", "val"):
         return RealImages(**tensors)
@@ -80,15 +80,15 @@ def build_content(
     with torch.random.fork_rng(devices=[]):
         shape, classes = refs.teacher["image_shape"], refs.teacher["num_classes"]
         network = config.teacher.network.build(shape, classes) if own is None else own()
-    # Assigned rather than copied into the fresh parameters, so that strides stay; cloned, as modules can be written to.
+    # `assign` keeps the strides; the clones are needed because mapped memory is read-only and modules may write to it.
     network.load_state_dict({name: tensor.clone() for name, tensor in tensors.items()}, assign=True)
     return Teacher(network.to(device), **refs.teacher)
 
 
 class Plain(NamedTuple):
-    """A tensor: its values as they lie in memory, one after the other.
+    """A tensor as its values in memory order, shape and strides.
 
-    Strides are kept because convolutions choose their algorithm by them: other strides, other last bits.
+    The strides are kept because convolutions choose their algorithm by them: other strides change the last bits.
     """
 
     values: np.ndarray
@@ -97,7 +97,7 @@ class Plain(NamedTuple):
 
 
 def to_plain(value: Any) -> Any:
-    """A tensor as a `Plain`, over the same memory where it lies densely on the CPU; so all in dicts and tuples."""
+    """Convert tensors, also in dicts and tuples, to `Plain`; a dense CPU tensor keeps its memory."""
     if isinstance(value, dict):
         return {key: to_plain(item) for key, item in value.items()}
     if isinstance(value, tuple):
@@ -112,7 +112,7 @@ def to_plain(value: Any) -> Any:
 
 
 def to_tensor(value: Any) -> Any:
-    """The inverse of `to_plain`: tensors over the same memory."""
+    """Invert `to_plain`: return tensors over the same memory."""
     if isinstance(value, dict):
         return {key: to_tensor(item) for key, item in value.items()}
     if isinstance(value, Plain):
@@ -123,7 +123,7 @@ def to_tensor(value: Any) -> Any:
 
 
 def _is_dense(tensor: Tensor) -> bool:
-    """Whether its elements fill a stretch of memory without gap or overlap, in any order of dimensions."""
+    """Return whether the elements fill a stretch of memory without gap or overlap, in any order of dimensions."""
     expected = 1
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
         if size != 1:

@@ -1,6 +1,6 @@
-"""A trial from its plan to the process that runs it, and what it and its images are named by.
+"""Planned trials, and the hashes that name a trial and its images.
 
-A name is the hash of all that determines what is named. Trials of equal images can share them.
+A name is the hash of everything that determines the named thing. Trials with equal images can share them.
 """
 
 from __future__ import annotations
@@ -16,25 +16,29 @@ if TYPE_CHECKING:
     from condkd_ray.trial.packing import PreparedRefs
 
 Scope = Literal["trial", "inversion", "sweep"]
-"""Of the pool's samples: each trial has its own; trials whose images are equal make them once; all draw from all."""
+"""Which trials share samples: none (`trial`); those with equal images (`inversion`); all trials of a sweep
+(`sweep`)."""
 
 NUMBERS: int = 7
-"""Version of the numbers that a config gives: trials of different versions are never equal, shared or compared.
+"""Version of the numerical results of a config. Trials of different versions are never equal, shared or compared.
 
-It is raised only in a commit that moves golden numbers, or that changes the default of an existing field (a hash leaves
-defaults out, so an old hash would silently get a new meaning). 1 is all before 2026-11-28; 3 differs from 2 in the
-last bits, as inversions take fewer operations, and where a tapped layer's output was written into by the next; 4 from 3
-in the last bits again, as the distance of BN statistics is of all layers at once, and in what names a precision; 5 from
-4 under `prioritized` alone, which has a field less, and there in last bits of its means; 6 from 5 in last bits of
-residual networks with fewer than 16 channels, for some sizes of a batch; 7 from 6 under a discriminator that does not
-say its condition, which is a projection now and was the class head.
+Increment it only in a commit that changes golden numbers, or that changes the default of an existing field (hashes
+leave out defaults, so an old hash would silently change its meaning). What changed:
+
+1: everything before 2026-11-28.
+3: last bits, because inversions use fewer operations, and because the output of a tapped layer can no longer be
+   overwritten by the next layer.
+4: last bits, because the distance of BN statistics is computed for all layers at once; hashes that include a precision.
+5: `prioritized` memory only: one field fewer, and last bits of its means.
+6: last bits of residual networks with fewer than 16 channels, for some batch sizes.
+7: discriminators whose config does not set the condition: a projection instead of the class head.
 """
 P = TypeVar("P", bound="Prepared | PreparedRefs", covariant=True)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a trial is: its arm, images per class (0 where it has none), seed, config and sharing scope."""
+    """Arm, images per class (0 without a condensed set), seed, config and sharing scope of a trial."""
 
     arm: str
     ipc: int
@@ -44,32 +48,32 @@ class Plan:
 
     @property
     def label(self) -> str:
-        """As shown while it runs."""
+        """The trial's name in progress displays."""
         return f"{self.group} seed {self.seed}"
 
     @property
     def group(self) -> str:
-        """Of its arm and IPC, which trials of other seeds share."""
+        """Arm and IPC, which trials of other seeds have in common."""
         return f"{self.arm}{f' ipc {self.ipc}' if self.ipc else ''}"
 
 
 @dataclass(frozen=True)
 class Lineage:
-    """A trial's part in a search by a population."""
+    """Relation of a trial to other trials of a population search."""
 
-    heir_of: str = ""
-    """Key of the trial whose state and samples it takes over at its start; see `condkd_ray.trial.run.inherit`."""
-    rests: int | None = None
-    """The round after which it stops, leaving its files for its heirs."""
-    buries: tuple[str, ...] = ()
-    """Keys of stopped trials that have no heirs left; their files are deleted as it starts."""
+    parent: str = ""
+    """Key of the trial whose state and samples this one continues; see `condkd_ray.trial.run.inherit`."""
+    pause_after: int | None = None
+    """Number of rounds after which the trial stops and leaves its files for trials that continue it."""
+    deletes: tuple[str, ...] = ()
+    """Keys of stopped trials that no other trial will continue; their files are deleted when this one starts."""
 
 
 @dataclass(frozen=True)
 class PlannedTrial(Generic[P]):
-    """A trial that is ready to run. `key` is unique and names its files.
+    """A trial that is ready to run. Its `key` is unique and names its files.
 
-    `prepared` is a `Prepared` in the driver and, sent to a worker, the `PreparedRefs` that stand for one.
+    `prepared` is a `Prepared` in the driver. In a job for a worker it is the `PreparedRefs` that represents it.
     """
 
     key: str
@@ -79,24 +83,24 @@ class PlannedTrial(Generic[P]):
 
     @property
     def config(self) -> TrialConfig:
-        """All that determines its numbers."""
+        """All values that determine the trial's numbers."""
         return self.plan.config
 
     @property
     def label(self) -> str:
-        """As shown while it runs."""
+        """The trial's name in progress displays."""
         return self.plan.label
 
     @cached_property
     def place(self) -> tuple[Scope, str]:
-        """The scope it really has, and the pool's key of its samples."""
+        """The effective scope, and the pool key of the trial's samples."""
         return pool_key(self.plan.scope, self.key, self.config, self.prepared)
 
 
 def trial_hash(config: TrialConfig, prepared: Prepared, scope: Scope = "trial") -> str:
-    """The name of a trial: hash of its config (less where files lie), what it was prepared from, and `NUMBERS`.
+    """Return the name of a trial: the hash of its config (without file locations), its artifacts' hashes and `NUMBERS`.
 
-    And of its scope where that is another than the default, so that what sharing costs or spares can be compared.
+    A scope other than the default is also hashed, so that trials with and without sharing can be compared.
     """
     return content_hash(config, _numbered(prepared.hashes) | ({} if scope == "trial" else {"scope": scope}))
 
@@ -106,19 +110,19 @@ def _numbered(digests: dict[str, str]) -> dict[str, str]:
 
 
 def can_share(config: TrialConfig) -> bool:
-    """Whether other trials can have the same images: nothing of the student or its memory shapes them.
+    """Return whether other trials can use the same images: neither the student nor its memory influences them.
 
-    Those of a pipeline are its own: its producers run beside their learner, and end with it.
+    The images of a pipeline are never shared, because its producers run beside their student and end with it.
     """
     makes_any = config.inversion.images_per_round > 0 and config.pipeline is None
-    return makes_any and not config.inversion.asks_student and not config.weighing.reads_memory
+    return makes_any and not config.inversion.uses_student and not config.weighing.reads_memory
 
 
 def production_key(config: TrialConfig, prepared: Prepared | PreparedRefs) -> str:
-    """Equal for two trials just if they make the same images in the same order. For a config that `can_share`.
+    """Return a hash that is equal for two trials if and only if they make the same images in the same order.
 
-    Neither the student nor the number of rounds is in it, unless a schedule stretches over these, nor the condensed
-    images, unless they guide.
+    Requires a config that `can_share`. The student is not part of the hash. The number of rounds is part of it only if
+    a guidance schedule depends on it, and the condensed images only if there is guidance.
     """
     hashes, schedule = prepared.hashes, config.guidance.schedule
     guided = config.guidance.name != "none"
@@ -132,9 +136,9 @@ def production_key(config: TrialConfig, prepared: Prepared | PreparedRefs) -> st
 
 
 def pool_key(scope: Scope, trial_key: str, config: TrialConfig, prepared: Prepared | PreparedRefs) -> tuple[Scope, str]:
-    """The scope a trial really has, and the key of its samples: where it cannot share, it has its own."""
+    """Return the effective scope and the pool key of a trial's samples; a trial that cannot share has scope `trial`."""
     if scope == "sweep" and config.inversion.images_per_round > 0 and config.pipeline is None:
-        # Samples come with a teacher's logits and in one pixel space.
+        # Samples are stored with one teacher's logits and in one pixel space.
         like = [config.inversion.pixel_space]
         made_for = _numbered({kind: prepared.hashes[kind] for kind in ("data", "teacher")})
         return scope, f"sweep-{content_hash(like, made_for)}"

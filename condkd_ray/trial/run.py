@@ -1,4 +1,4 @@
-"""One trial from its start, or from its checkpoint, to its outcome. What Ray does with a trial, this does without."""
+"""Runs one trial without Ray, from its start or its checkpoint to its outcome."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -20,21 +20,21 @@ from condkd_ray.trial.outcome import broken, end, fatal, make_product, remembere
 from condkd_ray.trial.synthesis import codec, compiled_apart
 
 CHECKPOINT_SECONDS = 15.0
-"""A checkpoint after every round, but no more often than this."""
+"""Minimum time between two checkpoints, which are written after rounds, in seconds."""
 
 
 class OutOfTimeError(Exception):
-    """A trial was stopped at its deadline, after a checkpoint from which it can go on."""
+    """The trial reached its deadline or was halted; it can continue from its checkpoint."""
 
 
-class RestsError(Exception):
-    """A trial has come to the round after which it rests, with a checkpoint there."""
+class PausedError(Exception):
+    """The trial has finished the round after which it pauses; it can continue from its checkpoint."""
 
 
 def local_store(
     config: TrialConfig, prepared: Prepared, folder: Path | None, device_limit: int | None = None
 ) -> LocalStore:
-    """A store in this process; with a `folder`, its chunks lie there too, for resuming. `device_limit`: see `Store`."""
+    """Create a store in this process. With a `folder`, chunks are also written there. `device_limit`: see `Store`."""
     teacher = prepared.teacher
     chunks = None if folder is None else folder / "chunks"
     code = codec(config, teacher)
@@ -55,18 +55,29 @@ def run_trial(
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     deadline: float | None = None,
     halted: Callable[[], bool] = lambda: False,
-    rests: int | None = None,
+    pause_after: int | None = None,
 ) -> Outcome:
-    """All rounds of a trial; with a `checkpoint` file there, from where that stands.
+    """Run all rounds of a trial and return its outcome; an existing `checkpoint` file is continued.
 
-    A NaN ends the trial as failed, naming round and loss term; so does a GPU that is out of memory. `on_round` hears
-    the metrics of each round, those before the checkpoint included, so that whoever shows them has all. Where a
-    `product` is wanted, student and synthetic images are left there. `source`: of the images; the trial itself
-    `produces` them or not.
-    `before_test` hears the outcome as it is without the test images, of which none is then looked at before it returns.
-    From the `deadline`, a `time.time()`, or once it is `halted`, no round is begun: raises `OutOfTimeError`.
-    After the round `rests`, if that is not the last: raises `RestsError`. Raises `InputError` where nothing can be
-    compiled, or replayed as graphs, as the config says.
+    A non-finite value or a GPU out of memory ends the trial as failed; the reason names the round and the loss term.
+
+    Args:
+        config: the trial.
+        prepared: its artifacts.
+        store: holds the synthetic images.
+        checkpoint: file of the trial's state; None to write none.
+        product: file to which the student and the synthetic images are written; None for no file.
+        source: returns the images of a round.
+        produces: whether the trial itself synthesises them.
+        on_round: called with the metrics of each round, including the rounds before the checkpoint.
+        before_test: called with the outcome without test accuracy. No test image is used before it returns.
+        checkpoint_seconds: minimum time between two checkpoints.
+        deadline: `time.time()` from which no further round starts.
+        halted: no further round starts once this returns true.
+        pause_after: number of rounds after which the trial pauses.
+
+    Raises `OutOfTimeError` if `deadline` or `halted` stopped it, and `PausedError` if it paused before the last round.
+    Raises `InputError` if this machine does not support the config's `compile` or `graphs`.
     """
     state, device = None, prepared.teacher.device
     with compiled_apart(config, device):
@@ -75,7 +86,7 @@ def run_trial(
             shown = at_hand(prepared if before_test is None else replace(prepared, test=None))
             for metrics in state.history:
                 on_round(metrics)
-            last = config.total_rounds if rests is None else min(rests, config.total_rounds)
+            last = config.total_rounds if pause_after is None else min(pause_after, config.total_rounds)
             saves = _Saves(checkpoint, checkpoint_seconds)
             late = passed(deadline) or halted()
             while state.round < last and not late:
@@ -98,19 +109,19 @@ def run_trial(
 
 
 def at_hand(prepared: Prepared) -> Prepared:
-    """With the real images on the device too, which rounds are measured on: sent once, as uint8."""
+    """Move the uint8 test and validation images to the teacher's device once: every round is measured there."""
     device, test, val = prepared.teacher.device, prepared.test, prepared.val
     return replace(prepared, test=test and test.to(device), val=val and val.to(device))
 
 
 class _Saves:
-    """When the trial's state and its store are made to last."""
+    """Saves the trial's state and commits its store after rounds."""
 
     def __init__(self, checkpoint: Location | None, seconds: float) -> None:
         self._checkpoint, self._seconds, self._saved = checkpoint, seconds, time.monotonic()
 
     def after_round(self, state: TrialState, store: Store, *, due: bool) -> None:
-        """Write a checkpoint where there is a place for it and it is `due`, or the last was long ago."""
+        """Write a checkpoint, if there is a path for it, when it is `due` or the last one is old enough."""
         due = due or time.monotonic() - self._saved >= self._seconds
         if self._checkpoint is not None and due:
             states.save(state, self._checkpoint)
@@ -123,20 +134,20 @@ def _check_through(round: int, last: int, total: int) -> None:
     if round < last:
         raise OutOfTimeError
     if round < total:
-        raise RestsError
+        raise PausedError
 
 
 def passed(deadline: float | None) -> bool:
-    """Whether it is later than that, a `time.time()`; never where there is none."""
+    """Return whether `time.time()` has reached `deadline`; False without a deadline."""
     return deadline is not None and time.time() >= deadline
 
 
 def resume(
     config: TrialConfig, prepared: Prepared, store: Store, checkpoint: Location | None, *, produces: bool = True
 ) -> TrialState:
-    """The state in `checkpoint`, or a fresh one; the store is brought to the same point.
+    """Return the state in `checkpoint`, or a new one if there is no such file; restore the store to the same round.
 
-    Raises `InputError` for a checkpoint whose student was trained by another optimiser than the config's.
+    Raises `InputError` if the checkpoint's student was trained with another optimiser than the config's.
     """
     state = start(config, prepared, produces=produces)
     if checkpoint is not None and checkpoint.is_file():
@@ -147,10 +158,11 @@ def resume(
 
 
 def inherit(config: TrialConfig, prepared: Prepared, source: Location, target: Location) -> None:
-    """Make `target` the checkpoint of a trial of `config` that goes on where another has left `source`.
+    """Write a checkpoint `target` for a trial of `config` that continues from another trial's checkpoint `source`.
 
-    Weights, momenta, random streams and memory are the other's. Rates and the like, which optimisers keep in their
-    state, are the config's own, at the place in their schedules that the other had reached. Samples lie elsewhere.
+    Weights, momenta, random streams and memory are copied from `source`. Learning rates and other hyper-parameters that
+    optimisers keep in their state come from `config`, at the step of the schedule that `source` had reached. Samples
+    are not part of a checkpoint.
     """
     state = start(config, prepared)
     fresh = [optimizer.state_dict()["param_groups"] for optimizer in _parts(state, Optimizer)]
@@ -162,7 +174,7 @@ def inherit(config: TrialConfig, prepared: Prepared, source: Location, target: L
 def _impose(state: TrialState, fresh: list[list[dict[str, Any]]]) -> None:
     for optimizer, groups in zip(_parts(state, Optimizer), fresh, strict=True):
         for group, own in zip(optimizer.param_groups, groups, strict=True):
-            # Under a schedule: as far down as the other was.
+            # A scheduled rate is reduced by the same factor as in the source.
             scheduled = "initial_lr" in own
             rate = group["lr"] * own["initial_lr"] / group["initial_lr"] if scheduled else own["lr"]
             group.update(own | {"lr": rate, "params": group["params"]})
@@ -174,7 +186,7 @@ def _impose(state: TrialState, fresh: list[list[dict[str, Any]]]) -> None:
 
 
 def _rates(scheduler: LRScheduler) -> list[float]:
-    """The rate of each group at the schedule's step: exact where a function gives it, otherwise as it stands."""
+    """Return each group's rate at the schedule's step: computed if the schedule is a function, otherwise unchanged."""
     if isinstance(scheduler, LambdaLR):
         own = zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
         return [float(base) * factor(scheduler.last_epoch) for base, factor in own]
@@ -182,7 +194,7 @@ def _rates(scheduler: LRScheduler) -> list[float]:
 
 
 def _parts(value: Any, kind: type) -> Iterator[Any]:
-    """Everything of a kind in a state, always in the same order."""
+    """Yield all values of type `kind` in a state, always in the same order."""
     if isinstance(value, kind):
         yield value
     elif is_dataclass(value):

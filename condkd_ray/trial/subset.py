@@ -1,4 +1,4 @@
-"""Which validation and test images are measured in a round."""
+"""The selection of the test images that are measured in a round."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ if TYPE_CHECKING:
     from condkd_ray.data.datasets import RealImages
 
 ROUND_SUBSET = 1000
-"""Validation images measured in a round, at most; test images too, unless a config asks for all in each round."""
+"""Maximum number of validation images measured in a round; also of test images, unless the config selects all."""
 TestRounds = Literal["subset", "full"]
-"""Test images measured in a round: at most `ROUND_SUBSET` (our choice), or all (PRE-DFKD's mean and variance)."""
+"""Test images measured in a round: at most `ROUND_SUBSET` (our choice), or all (as for PRE-DFKD's mean and
+variance)."""
 
 
 def in_round(test: RealImages, rounds: TestRounds) -> RealImages:
-    """The test images that are measured in a round."""
+    """Return the test images that are measured in a round."""
     return test if rounds == "full" else test[:ROUND_SUBSET]

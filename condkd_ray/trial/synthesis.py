@@ -1,7 +1,7 @@
-"""What makes a trial's images: guided inversion, round by round, with a state apart from the student's.
+"""Synthetic images of a trial: guided inversion, round by round, with a state separate from the student's.
 
-Nothing but these functions draws from a production's streams. So trials may share one, or have it run elsewhere, and
-come to the numbers of a trial that makes its images itself.
+Only these functions draw from a production's random streams. Trials that share one production, or run it in another
+process, therefore compute the same numbers as a trial that makes its images itself.
 """
 
 from collections.abc import Callable, Iterator
@@ -28,17 +28,20 @@ from condkd_ray.trial.hardware import hardware_of, settled
 
 @dataclass
 class Production:
-    """All that changes as images are made."""
+    """Mutable state of the image synthesis: inversion, guidance and random streams."""
 
     inversion: Any
     guidance: Any
     streams: Streams
     round: int = 0
-    """Of the trial, that comes next."""
+    """Number of the next round, counted from 0."""
 
 
 def begin(config: TrialConfig, prepared: Prepared, number: int = 0) -> Production:
-    """The state before the first round, on the teacher's device; of producer `number` where the trial has several."""
+    """Return the state before the first round, on the teacher's device.
+
+    `number` is that of the producer, if a pipeline has several; each has its own seed.
+    """
     seed = config.seed if config.producers == 1 else derive_seed(config.seed, f"producer/{number}")
     streams = Streams(seed, prepared.teacher.device)
     teacher = prepared.teacher
@@ -48,7 +51,7 @@ def begin(config: TrialConfig, prepared: Prepared, number: int = 0) -> Productio
 
 
 def host_augment(config: TrialConfig, teacher: Teacher) -> HostAugment:
-    """What the host does to images before the teacher sees them, by any stream."""
+    """Return the inversion's augmentation as a function of images (B, C, H, W) and a random stream."""
     return lambda images, stream: config.inversion.augment(images, teacher=teacher, rng=stream)
 
 
@@ -61,23 +64,25 @@ def produce(
     *,
     promised: bool = False,
 ) -> tuple[Samples, Metrics]:
-    """The images of the next round, settled, and the means of their loss terms.
+    """Synthesise the images of the next round; return them and the means of their loss terms.
 
-    They come with the teacher's logits where the config `keeps_logits`, or logits are `promised` to other trials.
-    `student` is asked, in eval mode, only by an inversion that `asks_student`; `class_counts` (K,) of what the memory
-    holds count only for a weighing that `reads_memory`. Raises `NonFiniteError` before anything is kept.
+    The images are encoded and decoded once. Their logits are computed if the config `keeps_logits`, or if `promised`
+    (other trials need them). The student's outputs, in eval mode, matter only if the inversion `uses_student`,
+    and the memory's `class_counts` (K,) only if the weighing `reads_memory`. Raises `NonFiniteError` before anything is
+    stored.
     """
     with arithmetic(config, prepared.teacher.device):
         fresh, terms = synthesise(config, prepared, production, student, class_counts)
         production.round += config.producers
-        ask, label = promised or config.keeps_logits, config.inversion.labels_by_teacher
-        return settle(fresh, codec(config, prepared.teacher), prepared.teacher, ask=ask, label=label), terms
+        logits, relabel = promised or config.keeps_logits, config.inversion.labels_by_teacher
+        code = codec(config, prepared.teacher)
+        return settle(fresh, code, prepared.teacher, logits=logits, relabel=relabel), terms
 
 
 def synthesise(
     config: TrialConfig, prepared: Prepared, production: Production, student: nn.Module, class_counts: Tensor
 ) -> tuple[Samples, Metrics]:
-    """A round of guided inversion; see `produce`."""
+    """Run guided inversion for one round; return images and means of loss terms as `produce` does, but not encoded."""
     teacher, rng = prepared.teacher, production.streams
     guide = config.guidance.bind(
         production.guidance,
@@ -103,7 +108,7 @@ def synthesise(
 
 @contextmanager
 def _frozen(network: nn.Module) -> Iterator[None]:
-    """Within it no gradient of its weights is computed: a compiled step would compute all that could be asked for."""
+    """Disable gradients of the network's weights: a compiled step computes every gradient that is enabled."""
     learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
     try:
         for parameter in learning:
@@ -115,51 +120,52 @@ def _frozen(network: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def settle(samples: Samples, code: Codec, teacher: Teacher, *, ask: bool = True, label: bool = False) -> Samples:
-    """Samples just as any store will give them back: the images encoded and decoded once.
+def settle(samples: Samples, code: Codec, teacher: Teacher, *, logits: bool = True, relabel: bool = False) -> Samples:
+    """Return samples as any store would return them, with images encoded and decoded once.
 
-    `ask`: with the teacher's logits on these images, by the one pass over a round's fresh images; `label`: with its
-    argmax for labels, which needs `ask`. They share no memory with `samples`, which a replayed step may overwrite.
+    `logits`: compute the teacher's logits, with one pass over these images. `relabel`: replace the labels by the argmax
+    of the logits; requires `logits`. The result shares no memory with `samples`, which a replayed CUDA graph may
+    overwrite.
     """
     images = code.decode(code.encode(samples)).images
-    if not ask:
+    if not logits:
         return unseen(images, samples.labels.clone())
-    logits = answers(teacher, images)
-    return Samples(images, logits.argmax(1) if label else samples.labels.clone(), logits)
+    values = answers(teacher, images)
+    return Samples(images, values.argmax(1) if relabel else samples.labels.clone(), values)
 
 
 @torch.no_grad()
 def answers(teacher: Teacher, images: Tensor) -> Tensor:
-    """The teacher's logits (B, K) float32 of images (B, C, H, W), as a store keeps them: rounded to float16."""
+    """Return the teacher's logits (B, K) float32 of images (B, C, H, W), rounded to float16 as a store does."""
     if not len(images):
         return images.new_zeros(0, teacher.num_classes)
     return teacher.answers(images).half().float()
 
 
 def codec(config: TrialConfig, teacher: Teacher) -> Codec:
-    """How this trial's samples are kept."""
+    """Return the encoding in which stores keep this trial's samples."""
     return Codec(config.inversion.pixel_space, teacher.mean, teacher.std, config.keeps_logits)
 
 
 def precision(config: TrialConfig, device: torch.device) -> torch.autocast:
-    """The networks' arithmetic."""
+    """Return the autocast context in which the trial's networks compute."""
     chosen = settled(config, hardware_of(device)).precision
-    # Without its cache: within one context it would go on with the weights of before the optimiser's first step.
+    # The weight cache would still hold the old weights after an optimiser step within the same context.
     return torch.autocast(device.type, torch.bfloat16, enabled=chosen == "bfloat16", cache_enabled=False)
 
 
 @contextmanager
 def arithmetic(config: TrialConfig, device: torch.device) -> Iterator[None]:
-    """How what happens in a round is computed: in which precision, compiled or not."""
+    """Apply the config's precision, compilation and CUDA graph settings to everything in the context."""
     with precision(config, device), compiling(config.compile, config.graphs):
         yield
 
 
 @contextmanager
 def compiled_apart(config: TrialConfig, device: torch.device) -> Iterator[None]:
-    """What is compiled within it, and the memory of its graphs, is this config's alone, and gone at its end.
+    """Separate compiled code and CUDA graph memory from other trials: clear both at entry and at exit.
 
-    Raises `InputError` where nothing can be compiled, or replayed as graphs, as the config says.
+    Raises `InputError` if this machine does not support the config's `compile` or `graphs`.
     """
     compilation.check(config.compile, config.graphs, device)
     compilation.forget()
@@ -169,42 +175,43 @@ def compiled_apart(config: TrialConfig, device: torch.device) -> Iterator[None]:
         compilation.forget()
 
 
-Look = tuple[dict[str, Tensor], Tensor]
-"""Of a trial between two rounds: the student's weights, none where nobody asks it, and the class counts (K,)."""
+Snapshot = tuple[dict[str, Tensor], Tensor]
+"""Student weights (empty unless the inversion `uses_student`) and class counts (K,) between two rounds of a trial."""
 
 
 class Pipelined:
-    """The state of a trial's production between two rounds of a pipeline."""
+    """State of a trial's image synthesis between two rounds of a pipeline."""
 
     def __init__(self) -> None:
-        self.past: dict[int, Look] = {}
-        """By the rounds done by then, as far back as coming rounds are shown it."""
+        self.past: dict[int, Snapshot] = {}
+        """Student snapshots, keyed by the number of finished rounds; only those that coming rounds still need."""
         self.states: dict[int, Callable[[], Packed]] = {}
-        """Of producers, as they were after their last round that the trial has taken; none before their first."""
+        """For each producer, a function that returns its state after its last round that the trial consumed; no entry
+        before its first round."""
         self.here: dict[int, Producer] = {}
-        """Those that work in this process."""
+        """Producers that run in this process, by number."""
 
-    def see(self, config: TrialConfig, round: int, student: nn.Module, class_counts: Tensor) -> None:
-        """Keep a copy of what producers are shown of the trial as it begins `round`."""
-        weights = student.state_dict() if config.inversion.asks_student else {}
+    def record(self, config: TrialConfig, round: int, student: nn.Module, class_counts: Tensor) -> None:
+        """Store a copy of the student and of the class counts at the start of `round`."""
+        weights = student.state_dict() if config.inversion.uses_student else {}
         self.past[round] = ({name: tensor.detach().clone() for name, tensor in weights.items()}, class_counts.clone())
 
     def forget(self, before: int) -> None:
-        """Let go of the trial as it was before round `before`."""
-        self.past = {round: look for round, look in self.past.items() if round >= before}
+        """Delete the snapshots from before round `before`."""
+        self.past = {round: snapshot for round, snapshot in self.past.items() if round >= before}
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds."""
-        return {"past": self.past, "states": {number: tell() for number, tell in self.states.items()}}
+        """Return the state for a checkpoint."""
+        return {"past": self.past, "states": {number: state() for number, state in self.states.items()}}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Become as at a checkpoint."""
+        """Restore the state of a checkpoint."""
         self.past, self.here = dict(saved["past"]), {}
         self.states = {number: partial(Packed, packed) for number, packed in saved["states"].items()}
 
 
 class Producer:
-    """Makes every `config.producers`-th round of a trial from `number` on, or, given its `state`, from there on."""
+    """Makes every `config.producers`-th round of a trial, from round `number` on or from the point saved in `state`."""
 
     def __init__(self, config: TrialConfig, prepared: Prepared, number: int, state: Packed | None) -> None:
         self._config, self._prepared = config, prepared
@@ -213,36 +220,36 @@ class Producer:
             unpack(self._production, state, prepared.teacher.device)
         self._student = new_student(config, prepared.teacher)
 
-    def make(self, look: Look) -> tuple[Samples, Metrics]:
-        """Its next round; see `produce`."""
-        weights, class_counts = look
+    def make(self, snapshot: Snapshot) -> tuple[Samples, Metrics]:
+        """Return images and loss terms of this producer's next round; see `produce`."""
+        weights, class_counts = snapshot
         if weights:
             self._student.load_state_dict(weights)
         return produce(self._config, self._prepared, self._production, self._student, class_counts)
 
     def state(self) -> Packed:
-        """As it is now."""
+        """Return the current state."""
         return pack(self._production)
 
 
 def make_round(
     config: TrialConfig, prepared: Prepared, state: Pipelined, round: int, student: nn.Module, class_counts: Tensor
 ) -> tuple[Samples, Metrics]:
-    """Round `round` of a trial that stands as given, by a producer in this process."""
+    """Make the images of `round` with a producer in this process; `student` and `class_counts` are the current ones."""
     assert config.pipeline is not None
     number = config.pipeline.producer(round)
     if number not in state.here:
         known = state.states.get(number)
         state.here[number] = Producer(config, prepared, number, known() if known else None)
         state.states[number] = state.here[number].state
-    state.see(config, round, student, class_counts)
+    state.record(config, round, student, class_counts)
     made = state.here[number].make(state.past[config.pipeline.shown(round)])
     state.forget(config.pipeline.shown(round + 1))
     return made
 
 
 def new_student(config: TrialConfig, teacher: Teacher) -> nn.Module:
-    """The student as it is before its first step, on the teacher's device."""
+    """Return the student before its first step, on the teacher's device."""
     with Streams(config.seed).forked("init/student"):
         student = config.student.build(teacher.image_shape, teacher.num_classes)
     return student.to(teacher.device, memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -9,7 +9,7 @@ from pathlib import Path
 from chaos.cluster import machine
 
 from condkd_ray.cluster.connection import connect
-from condkd_ray.cluster.pool import make_pool, tell_of_spilling
+from condkd_ray.cluster.pool import log_spilling, make_pool
 
 
 def main(folder: Path) -> None:
@@ -17,7 +17,7 @@ def main(folder: Path) -> None:
         pool = make_pool(folder, 10**6)
         for _ in range(2):
             made.lose(0)
-            tell_of_spilling(pool, 10**6)
+            log_spilling(pool, 10**6)
     print("told")
 
 

@@ -47,7 +47,7 @@ def test_an_address_where_nothing_listens_is_refused_at_once():
 
 def test_a_server_that_is_no_ray_is_refused_at_once():
     with socket.create_server(("127.0.0.1", 0)) as server:
-        assert "what answers there is no Ray" in refused(f"127.0.0.1:{server.getsockname()[1]}")
+        assert "the server there is not Ray" in refused(f"127.0.0.1:{server.getsockname()[1]}")
 
 
 @pytest.mark.parametrize("address", ["auto", "ray://127.0.0.1:10001", "somewhere", "host:port", "host:0", ":6379"])
@@ -113,7 +113,7 @@ def test_a_cluster_of_another_ray_or_python_is_refused_with_both_versions(cluste
     finally:
         client.internal_kv_put(value=kept, overwrite=True, **place)
     theirs = f"a cluster of Ray {there['ray_version']} on Python {there['python_version']}; accepted: "
-    assert f"{theirs}one of Ray {ray.__version__} on Python {platform.python_version()}" in str(caught.value)
+    assert f"{theirs}Ray {ray.__version__} on Python {platform.python_version()}" in str(caught.value)
 
 
 def test_the_package_is_shipped_as_it_lies_here(monkeypatch):
@@ -178,11 +178,11 @@ SLOW = Exception("The current node timed out during startup. This\ncould happen 
 def test_where_ray_does_not_come_up_it_is_tried_twice_and_told_in_a_sentence(fails_to_start, heard, error):
     asked = fails_to_start(error)
     reason = str(error).splitlines()[0]
-    told = f"Ray does not come up on this machine, tried twice ({reason})"
+    told = f"Ray failed to start on this machine, tried twice ({reason})"
     with pytest.raises(ClusterError) as caught, connect("local"):
         pass
     assert str(caught.value) == told
-    assert heard == [f"Ray has not come up ({reason}): once more"]
+    assert heard == [f"Ray failed to start ({reason}); trying once more"]
     assert len(asked) == 2
     # What others have started meanwhile goes on.
     left = [command for command in processes.descendants(os.getpid()).values() if SLEEP in command]
@@ -266,9 +266,9 @@ def test_a_raylet_that_dies_at_its_start_costs_a_second_try_or_a_sentence(tmp_pa
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == code, done.stderr
         assert "Traceback" not in done.stderr
-        assert "Ray has not come up (" in done.stderr
+        assert "Ray failed to start (" in done.stderr
         lines = done.stderr.splitlines()
-        assert (lines[-1].startswith("failed: Ray does not come up on this machine, tried twice (")) == (code == 1)
+        assert (lines[-1].startswith("failed: Ray failed to start on this machine, tried twice (")) == (code == 1)
 
 
 @pytest.mark.fault

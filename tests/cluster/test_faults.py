@@ -13,7 +13,7 @@ from cluster import processes
 from cluster.drivers import assert_equal_numbers, direct
 from cluster.test_sweep import Heard
 from condkd_ray.cluster.files import ATTEMPTS, attempts_path, trial_folder
-from condkd_ray.cluster.sweep import IN_VAIN
+from condkd_ray.cluster.sweep import MAX_STALLED
 from condkd_ray.core.method import Metrics
 from condkd_ray.core.records import Outcome
 from condkd_ray.core.storage import StorageFullError
@@ -90,9 +90,11 @@ def test_a_trial_that_always_dies_is_given_up_and_tried_again_by_the_next_sweep(
     config, heard, last = toy.toy_config(rounds=3), Heard(), Heard()
     with Reaper() as reaper:
         assert heard.sweep({"a": config}, tmp_path)
-    assert len(reaper.killed) == IN_VAIN
+    assert len(reaper.killed) == MAX_STALLED
     assert heard.outcomes["a"].status == "failed"
-    assert heard.outcomes["a"].reason.startswith(f"{IN_VAIN} attempts in a row without one more round; the last: its")
+    assert heard.outcomes["a"].reason.startswith(
+        f"{MAX_STALLED} attempts in a row without one more round; the last: its"
+    )
     assert last.sweep({"a": config}, tmp_path)
     assert_equal_numbers(last.outcomes["a"], direct(config))
 

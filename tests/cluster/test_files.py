@@ -7,10 +7,10 @@ import pytest
 
 from condkd_ray.cluster.files import (
     attempts_path,
+    clear_attempts,
     last_reason,
     note,
     one_line,
-    start_anew,
     trial_file,
     trial_folder,
 )
@@ -36,7 +36,7 @@ def test_exceptions_are_counted_over_processes_with_their_traces(tmp_path):
     errors = json.loads(attempts_path(trial).read_text())["errors"]
     assert [error["reason"] for error in errors] == ["ValueError: once", "OSError: twice"]
     assert all("raise error" in error["trace"] for error in errors)
-    start_anew(trial)
+    clear_attempts(trial)
     assert last_reason(trial) == ""
     assert note(trial, raised(ValueError("again"))) == 1
 

@@ -38,9 +38,9 @@ class Generations(Plain):
         return planned(
             f"{name}{now}",
             self.configs[name],
-            heir_of=f"{name}{now - 1}" if now else "",
-            rests=2 * now + 2 if now < 2 else None,
-            buries=(f"{name}{now - 2}",) if now == 2 else (),
+            parent=f"{name}{now - 1}" if now else "",
+            pause_after=2 * now + 2 if now < 2 else None,
+            deletes=(f"{name}{now - 2}",) if now == 2 else (),
         )
 
     def rested(self, trial: PlannedTrial) -> None:

@@ -51,7 +51,7 @@ def test_a_need_above_its_part_is_refused_with_the_part_it_needs():
 
 def test_where_samples_are_what_does_not_fit_a_lower_limit_is_named():
     need = Need(peak=70 * 10**9, total=140 * 10**9, samples=20 * 10**9)
-    with pytest.raises(InputError, match=r"takes 70\.0 GB, or a lower --device-pool-limit: its samples may come to 20"):
+    with pytest.raises(InputError, match=r"takes 70\.0 GB, or a lower --device-pool-limit: its samples may reach 20"):
         check_need("a", need, 0.4)
     with pytest.raises(InputError, match=r"takes 70\.0 GB$"):
         check_need("a", need, 0.3)
@@ -114,7 +114,9 @@ def test_what_others_hold_for_good_is_no_trials():
     check_need("a", Need(peak=60, total=140, beside=20), 0.5)
     with pytest.raises(InputError, match=r"0\.5, 50\.0 GB of a GPU; accepted: 0\.60 or more, as a takes 60\.0 GB"):
         check_need("a", Need(peak=60 * 10**9, total=140 * 10**9, beside=40 * 10**9), 0.5)
-    with pytest.raises(InputError, match=r"memory of a is '60.0 GB'; accepted: at most the 40.0 GB that others leave"):
+    with pytest.raises(
+        InputError, match=r"memory of a is '60.0 GB'; accepted: at most the 40.0 GB that other programs leave"
+    ):
         check_need("a", Need(peak=60 * 10**9, total=140 * 10**9, beside=100 * 10**9), 0.5)
 
 

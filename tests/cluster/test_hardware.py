@@ -70,7 +70,7 @@ def test_a_part_that_leaves_a_trial_no_memory_is_refused_before_it_begins(cluste
 def test_a_driver_that_sees_no_gpu_asks_its_own_node(cluster, monkeypatch):
     asked = []
     monkeypatch.setattr(asking, "_own", lambda: pytest.fail("the driver's own view says nothing of the node"))
-    monkeypatch.setattr(asking, "_ask", lambda node, gpus: asked.append(gpus) or ray.put(H100))
+    monkeypatch.setattr(asking, "_request", lambda node, gpus: asked.append(gpus) or ray.put(H100))
     assert trial_hardware(0.5) == H100
     assert asked == [0.5]
 
@@ -134,5 +134,5 @@ def test_a_node_that_is_lost_meanwhile_has_no_answer_and_one_at_least_must_have(
 
     lost = ray.remote(num_cpus=0, max_retries=0)(die)
     assert asking._answers([ray.put(A100), lost.remote()]) == [A100]
-    with pytest.raises(ClusterError, match=r"^no node with a GPU says what it has"):
+    with pytest.raises(ClusterError, match=r"^no node with a GPU has answered"):
         asking._answers([lost.remote()])

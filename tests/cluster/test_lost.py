@@ -25,7 +25,7 @@ from ray.exceptions import (
 )
 
 from condkd_ray.cluster import stores
-from condkd_ray.cluster.lost import TRIES, full, gigabytes, in_words, is_lost, passes, patient, take_as_lost
+from condkd_ray.cluster.lost import TRIES, full, gigabytes, in_words, is_lost, is_transient, patient, take_as_lost
 from condkd_ray.cluster.stores import patiently
 from condkd_ray.cluster.sweep import reason_in
 from condkd_ray.core.method import ClusterError
@@ -78,7 +78,7 @@ def test_whatever_ray_reports_is_a_loss_or_a_full_store_or_what_our_code_raised(
 def test_what_code_raises_while_an_object_is_unpickled_is_no_loss():
     for error in (RaySystemError(ModuleNotFoundError("own"), "trace"), raised_there(RaySystemError(ValueError("own")))):
         assert not is_lost(error)
-        assert not passes(error)
+        assert not is_transient(error)
     assert is_lost(RaySystemError("the raylet was killed"))
     # Unpickling may ask for another object, which is gone.
     assert is_lost(RaySystemError(ERRORS["object"], "trace"))
@@ -121,7 +121,7 @@ def test_the_pool_is_asked_again_whatever_was_lost(name):
 @pytest.mark.parametrize("error", FINAL)
 def test_what_stays_lost_is_not_asked_for_again(error, monkeypatch):
     monkeypatch.setattr(stores, "PATIENCE_SECONDS", 3600)
-    assert not passes(error)
+    assert not is_transient(error)
 
     def ask() -> None:
         raise error

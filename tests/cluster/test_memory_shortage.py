@@ -14,7 +14,7 @@ from cluster.drivers import assert_undisturbed, driving
 from condkd_ray.cluster import memory_shortage
 from condkd_ray.cluster.lost import in_words
 from condkd_ray.cluster.memory_shortage import ASIDE, PAUSES, MemoryShortage
-from condkd_ray.cluster.sweep import IN_VAIN, UNLIMITED, Monitor, _Events, _listeners
+from condkd_ray.cluster.sweep import MAX_STALLED, UNLIMITED, Monitor, _Events, _listeners
 
 SHORT = in_words(OutOfMemoryError("actual memory used=0.75GB"))
 
@@ -92,7 +92,7 @@ def test_trials_ended_for_want_of_memory_come_to_the_numbers_of_an_undisturbed_r
     assert not any("Traceback" in line for line in driver.said)
     died = [line for line in driver.said if "its machine had too little memory" in line]
     assert died
-    assert all(line.endswith("; it goes on from its checkpoint") for line in died)
+    assert all(line.endswith("; it resumes from its checkpoint") for line in died)
     assert_undisturbed(tmp_path)
 
 
@@ -106,7 +106,7 @@ def ends_of(monkeypatch, tmp_path, *reasons: str) -> tuple[list[tuple[str, ...]]
     def hears(what: str):
         return lambda key, *rest: told.append((what, *rest))
 
-    names = ("retried", "starve", "drop", "failed", "heard")
+    names = ("retried", "starve", "drop", "failed", "reported")
     listener = SimpleNamespace(error=None, **{name: hears(name) for name in names})
     monkeypatch.setitem(_listeners, "word", listener)
     events, file = _Events("word"), tmp_path / "error.txt"
@@ -123,7 +123,7 @@ def ends_of(monkeypatch, tmp_path, *reasons: str) -> tuple[list[tuple[str, ...]]
             trial.max_failures = UNLIMITED
         else:
             events.on_trial_recover(step, [], trial)
-    return [one for one in told if one[0] != "heard"], allowed
+    return [one for one in told if one[0] != "reported"], allowed
 
 
 def test_a_trial_ended_again_and_again_for_want_of_memory_is_set_aside_and_one_with_a_round_is_not(
@@ -140,10 +140,12 @@ def test_a_trial_ended_again_and_again_for_want_of_memory_is_set_aside_and_one_w
 
 
 def test_a_trial_that_never_has_the_memory_fails_in_the_end_and_says_what_helps(monkeypatch, tmp_path):
-    told, _ = ends_of(monkeypatch, tmp_path, *[SHORT] * (IN_VAIN + 1))
-    assert [what for what, *_ in told].count("starve") == (IN_VAIN - 1) // ASIDE
+    told, _ = ends_of(monkeypatch, tmp_path, *[SHORT] * (MAX_STALLED + 1))
+    assert [what for what, *_ in told].count("starve") == (MAX_STALLED - 1) // ASIDE
     (reason,) = [reason for what, reason in told if what == "failed"][:1]
-    assert reason.startswith(f"{IN_VAIN} attempts in a row without one more round; the last: its process died (its mac")
+    assert reason.startswith(
+        f"{MAX_STALLED} attempts in a row without one more round; the last: its process died (its mac"
+    )
     ended = []
     monitor = Monitor(None, SimpleNamespace(ended=lambda trial, outcome: ended.append(outcome)))  # type: ignore[arg-type]
     monitor.add(SimpleNamespace(key="a", label="trial 0", place=("trial", "a")))  # type: ignore[arg-type]

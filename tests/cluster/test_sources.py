@@ -220,13 +220,13 @@ def test_sharers_get_the_numbers_they_would_get_alone_and_each_round_is_made_onc
 def pids(monkeypatch) -> dict[str, int]:
     """Of the processes that trials were last heard from, by key."""
     found: dict[str, int] = {}
-    heard = Monitor.heard
+    heard = Monitor.reported
 
     def spy(self, key: str, result: dict) -> None:
         found[key] = result["pid"]
         heard(self, key, result)
 
-    monkeypatch.setattr(Monitor, "heard", spy)
+    monkeypatch.setattr(Monitor, "reported", spy)
     return found
 
 
@@ -262,7 +262,7 @@ def test_a_killed_maker_leaves_all_their_numbers(cluster, tmp_path, pids, saved)
 def share(config: TrialConfig, folder: Path, pool: Any, who: str) -> Outcome:
     """A trial of the pool's key "k", in this process."""
     prepared = toy.make_prepared()
-    store = SharedStore(codec(config, prepared.teacher), toy.NUM_CLASSES, pool, "k", who=who)
+    store = SharedStore(codec(config, prepared.teacher), toy.NUM_CLASSES, pool, "k", reader=who)
     with SharedSource(pool, "k", who, folder / "k" / "production.safetensors", 0) as source:
         return run_trial(config, prepared, store, source=source, produces=False)
 

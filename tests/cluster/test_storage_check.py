@@ -27,7 +27,7 @@ def test_every_node_of_a_cluster_is_asked(tmp_path, bucket):
     folder, uri, apart = driver.stdout.splitlines()
     assert folder == uri == "fine"
     assert apart.startswith(f"--storage is '{OF_EACH_PROCESS}', which node ")
-    assert "does not find there what was written here" in apart
+    assert "does not find a file that was written here" in apart
     assert "accepted: a folder that all nodes share" in apart
     assert files(shared) == files(locate(bucket)) == []
     assert list((tmp_path / "first" / "storage").iterdir()) == []
@@ -42,5 +42,5 @@ def test_a_folder_is_not_asked_for_on_one_machine(cluster, tmp_path):
 def test_what_keeps_a_machine_from_a_storage(tmp_path):
     put_text(tmp_path / "marker", "")
     assert look(tmp_path, "marker") == ""
-    assert look(tmp_path, "other") == "it does not find there what was written here"
+    assert look(tmp_path, "other") == "it does not find a file that was written here"
     assert files(tmp_path) == [tmp_path / "marker"]

@@ -17,7 +17,7 @@ from condkd_ray.cluster.files import clear, empty, trial_file, trial_folder
 from condkd_ray.cluster.options import ClusterOptions
 from condkd_ray.cluster.pool import make_pool
 from condkd_ray.cluster.stores import PoolStore
-from condkd_ray.cluster.sweep import IN_VAIN, Monitor, _Events, _listeners, reason_in, sweep
+from condkd_ray.cluster.sweep import MAX_STALLED, Monitor, _Events, _listeners, reason_in, sweep
 from condkd_ray.commands.console.exit_codes import speak
 from condkd_ray.core.method import InputError, Metrics
 from condkd_ray.core.records import Outcome
@@ -232,12 +232,12 @@ def test_what_tune_gives_up_too_early_is_tried_again_but_not_for_ever(monkeypatc
     )
     monkeypatch.setitem(_listeners, "word", listener)
     events, trial = _Events("word"), SimpleNamespace(config={"key": "a"}, error_file=None, max_failures=-1)
-    for step in range(IN_VAIN):
+    for step in range(MAX_STALLED):
         # One death of its process, of which Tune tells once or twice.
         if put_back:
             events.on_trial_recover(step, [], trial)
         events.on_trial_error(step, [], trial)
-    assert told[:-1] == ["dropped"] * (IN_VAIN - 1)
+    assert told[:-1] == ["dropped"] * (MAX_STALLED - 1)
     assert told[-1] == "10 attempts in a row without one more round; the last: its process died (no reason known)"
 
 
@@ -246,11 +246,11 @@ def test_a_process_that_never_begins_is_given_up_after_as_many_attempts(monkeypa
     listener = SimpleNamespace(error=None, failed=lambda key, reason: told.append(reason), retried=lambda *_: None)
     monkeypatch.setitem(_listeners, "word", listener)
     events, trial = _Events("word"), SimpleNamespace(config={"key": "a"}, error_file=None, max_failures=-1)
-    for step in range(IN_VAIN - 1):
+    for step in range(MAX_STALLED - 1):
         assert trial.max_failures == -1
         events.on_trial_recover(step, [], trial)
     assert (trial.max_failures, told) == (0, [])
-    events.on_trial_error(IN_VAIN, [], trial)
+    events.on_trial_error(MAX_STALLED, [], trial)
     assert len(told) == 1
 
 

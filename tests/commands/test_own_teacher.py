@@ -124,13 +124,13 @@ BETTER = (
 FAULTS = [
     ("order", GOOD, f"in the order {', '.join(map(str, ORDER))} it would be 0.9"),
     ("order", GOOD, f"--class-order {' '.join(map(str, ORDER))} (teacher.class_order)"),
-    ("fresh", GOOD, "its BN layers have never seen an image"),
-    ("untrained", GOOD, "its BN layers have never seen an image"),
+    ("fresh", GOOD, "its BN layers have untrained statistics"),
+    ("untrained", GOOD, "its BN layers have untrained statistics"),
     ("good", {}, BETTER),
     ("good", {"mean": 0, "std": 1}, BETTER),
     ("carded", {"mean": 0, "std": 1}, BETTER),
     ("classes", {}, "number of classes of digits is 10; accepted: 100, as card"),
-    ("colour", {}, "shape of the images of digits is (1, 8, 8); accepted: (3, 8, 8), of which card"),
+    ("colour", {}, "shape of the images of digits is (1, 8, 8); accepted: (3, 8, 8), as card"),
     ("good", {"card": "none.json"}, "card is 'none.json', which cannot be read"),
     (
         "good",
@@ -154,11 +154,11 @@ def test_a_fault_is_refused_before_anything_is_written(
 @pytest.mark.parametrize(
     ("weights", "about", "said"),
     [
-        ("good", GOOD, r"^the teacher names 9\d\.\d% of 970 images of digits right \(95 % interval 9.*%\)$"),
-        ("carded", {}, r"^the teacher names 9\d.*%\); its card promises 96\.0%$"),
-        ("order", GOOD | {"class_order": ORDER}, r"^the teacher names 9\d\.\d% of 970"),
+        ("good", GOOD, r"^the teacher classifies 9\d\.\d% of 970 images of digits correctly \(95 % interval 9.*%\)$"),
+        ("carded", {}, r"^the teacher classifies 9\d.*%\); its card states 96\.0%$"),
+        ("order", GOOD | {"class_order": ORDER}, r"^the teacher classifies 9\d\.\d% of 970"),
         ("order", GOOD | {"force_teacher": True}, "^taken by force: teacher's accuracy on 970 images of digits is 0.0"),
-        ("fresh", GOOD | {"force_teacher": True}, "^taken by force: .* never seen an image"),
+        ("fresh", GOOD | {"force_teacher": True}, "^taken by force: .* untrained statistics"),
     ],
 )
 def test_what_is_right_or_forced_runs_with_its_sentence(
@@ -201,7 +201,7 @@ def test_an_experiment_and_a_search_take_a_card(
     assert call(program, weights) == 0
     told = capsys.readouterr().err
     assert told.count("card of the teacher: ") == 1
-    assert told.count("; its card promises 96.0%") == 1
+    assert told.count("; its card states 96.0%") == 1
     for record in read_records(tmp_path / "out"):
         assert (record.config["data"]["mean"], record.config["data"]["size"]) == ([0.0], 8)
 
@@ -210,6 +210,6 @@ def test_the_api_asks_too(home: Path, tmp_path: Path):
     tree = read(home / "trial.yaml")
     wrong = replace(tree, teacher=replace(tree.teacher, weights=home / "fresh.safetensors"))
     for out in (None, tmp_path / "out"):
-        with pytest.raises(InputError, match="never seen an image"):
+        with pytest.raises(InputError, match="untrained statistics"):
             api.train(wrong, out=out, cache=tmp_path / "cache")
     assert not list(tmp_path.iterdir())

@@ -243,7 +243,7 @@ def test_as_many_rounds_as_fit_into_the_minutes(
             "in the order 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 it would be 0.*: --class-order 0 1 2 3 4 5 6 7 8 9",
         ),
         ({"class_order": tuple("012")}, "--class-order .teacher.class_order. is '0 1 2'; accepted: each of 0, 1, 2, 3"),
-        ({"size": 16}, "shape of the images of class_folders is .1, 16, 16.; accepted: .1, 8, 8., of which card"),
+        ({"size": 16}, "shape of the images of class_folders is .1, 16, 16.; accepted: .1, 8, 8., as card"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_written(home: Path, more: dict[str, object], said: str):

@@ -157,7 +157,7 @@ def test_the_distiller(loss, settings):
 
     plain, taken, graphs = both(steps)
     torch.testing.assert_close(taken, plain, rtol=1e-3, atol=1e-4)
-    assert graphs == (0 if loss.pairs else 1)
+    assert graphs == (0 if loss.layer_pairs else 1)
 
 
 def test_a_weighing():

@@ -35,13 +35,13 @@ class Wisher(Unguided):
 
 def test_all_hosts_that_hear_nothing_have_the_option():
     assert {kind.__name__ for kind in KINDS} == {"Dafl", "Zskt", "Dfad", "Dfq", "PreDfkd"}
-    assert all(small(kind).hears == "nothing" and small(kind).labels_by_teacher for kind in KINDS)
+    assert all(small(kind).uses_targets == "none" and small(kind).labels_by_teacher for kind in KINDS)
 
 
 @each_kind
 def test_it_hears_labels_and_images_keep_them(kind):
     inversion, teacher, rng = told(kind), make_teacher(), Streams(0)
-    assert inversion.hears == "labels"
+    assert inversion.uses_targets == "labels"
     assert not inversion.labels_by_teacher
     wanted = Balanced().sample(inversion.images_per_round, teacher, rng=Streams(0)).labels
     made, _ = synthesize(inversion, teacher=teacher, rng=rng)

@@ -171,7 +171,7 @@ def test_latents_of_fast_move_alone_and_no_meta_step_sees_it(monkeypatch):
 
 def approached(kind, monkeypatch, share=0.25):
     """Leaves of a host that a start moves, before and after, and the rows of latents its first images are made of."""
-    found, approach = [], Round.approach
+    found, approach = [], Round.start_near_guides
 
     def copies(leaves):
         return [leaf.detach().clone() for leaf in leaves]
@@ -184,7 +184,7 @@ def approached(kind, monkeypatch, share=0.25):
         after = copies(latents), copies(weights)
         found.append((*(list(zip(*pair, strict=True)) for pair in zip(before, after, strict=True)), own))
 
-    monkeypatch.setattr(Round, "approach", watched)
+    monkeypatch.setattr(Round, "start_near_guides", watched)
     first_images(kind, FromGuides(share=share, steps=5))
     (only,) = found
     return only

@@ -111,7 +111,7 @@ def test_learning_changes_its_state_and_nothing_else(kind, augment):
     outside = frozen(teacher.network), images.detach().clone(), seen.features.detach().clone(), guide.condensed.images
     outside = [*outside[:3], outside[3].clone()]
     guide.update(images.detach(), seen.detach(), LABELS)
-    assert same(before, list(tensors(carried))) != guide.guidance.looks
+    assert same(before, list(tensors(carried))) != guide.guidance.uses_condensed_batches
     assert same(outside, [frozen(teacher.network), images.detach(), seen.features.detach(), guide.condensed.images])
     assert images.grad is None
 

@@ -353,7 +353,7 @@ def test_trials_share_rounds_alike_wherever_they_lie(pool, rows):
     from condkd_ray.cluster.stores import SharedStore
 
     key, parts = f"shared {rows}", [toy.samples(4, seed=seed) for seed in range(4)]
-    maker, reader = (SharedStore(code(), toy.NUM_CLASSES, pool, key, who=who) for who in "ab")
+    maker, reader = (SharedStore(code(), toy.NUM_CLASSES, pool, key, reader=who) for who in "ab")
     for number, part in enumerate(parts):
         maker.deliver(number, part, {})
         reader.take(number)
@@ -373,14 +373,14 @@ def test_trials_of_a_sweep_draw_from_each_other_alike_wherever_samples_lie(pool,
     from condkd_ray.cluster.stores import SweepStore
 
     key, parts = f"sweep {rows}", {who: toy.samples(4, seed=seed) for seed, who in enumerate("ab")}
-    stores = {who: SweepStore(code(), toy.NUM_CLASSES, pool, key, who=who) for who in "ab"}
+    stores = {who: SweepStore(code(), toy.NUM_CLASSES, pool, key, reader=who) for who in "ab"}
     for who, store in stores.items():
         for _ in range(store.contribute(0, parts[who])):
             store.append(store.look())
     assert stores["a"].num_ids == 4
     assert equal(stores["b"], torch.arange(4), parts["a"])
     assert equal(stores["b"], torch.arange(4, 8), parts["b"])
-    again = SweepStore(code(), toy.NUM_CLASSES, pool, key, who="b")
+    again = SweepStore(code(), toy.NUM_CLASSES, pool, key, reader="b")
     again.restore(8, torch.tensor([1, 6]))
     assert equal(again, torch.tensor([6]), parts["b"][torch.tensor([2])])
 

@@ -40,15 +40,15 @@ def test_gives_one_class_a_wanted_image_from_its_own_stream(kind, teacher, count
     assert not opened["host"]
     again = kind().sample(count, teacher, rng=Streams(seed))
     assert torch.equal(targets.labels, again.labels)
-    assert torch.equal(targets.answers, again.answers)
+    assert torch.equal(targets.cross_entropy_target, again.cross_entropy_target)
 
 
 @each_source
 def test_two_calls_and_two_seeds_differ(kind, teacher):
     rng = Streams(0)
-    first, second = (kind().sample(64, teacher, rng=rng).answers for _ in range(2))
+    first, second = (kind().sample(64, teacher, rng=rng).cross_entropy_target for _ in range(2))
     assert not torch.equal(first, second)
-    assert not torch.equal(first, kind().sample(64, teacher, rng=Streams(1)).answers)
+    assert not torch.equal(first, kind().sample(64, teacher, rng=Streams(1)).cross_entropy_target)
 
 
 @each_source

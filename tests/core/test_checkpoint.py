@@ -219,7 +219,7 @@ def test_a_damaged_file_is_deleted_and_told_of_where_it_can_be_made_anew(tmp_pat
     assert states.load_whole(box, path) is None
     assert not path.exists()
     assert f"{path} " in caplog.text
-    assert "it is deleted and made anew" in caplog.text
+    assert "it is deleted and will be made again" in caplog.text
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.99])
@@ -229,7 +229,7 @@ def test_half_a_file_is_damaged_and_leaves_the_state_as_it_was(tmp_path, share):
     whole = path.read_bytes()
     for content in (whole[: int(share * len(whole))], bytes(len(whole)), whole[: int(share * len(whole))] + b"\0" * 99):
         path.write_bytes(content)
-        with pytest.raises(states.DamagedError, match=f"{path} is damaged or of no known format"):
+        with pytest.raises(states.DamagedError, match=f"{path} is damaged or of an unknown format"):
             states.load(box, path)
         assert torch.equal(box.value, torch.zeros(2))
 

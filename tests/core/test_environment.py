@@ -138,8 +138,8 @@ def test_a_part_of_a_gpu_that_a_context_fills_is_refused_by_name(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: SimpleNamespace(total_memory=80 * 10**9))
     words = (
-        r"part of a GPU for a process is 0\.005; accepted: more than 0\.0075: this much of a GPU of 80\.0 GB leaves "
-        r"nothing for tensors beside a context of 0\.6 GB"
+        r"part of a GPU for a process is 0\.005; accepted: more than 0\.0075: this part of a GPU of 80\.0 GB leaves "
+        r"no memory for tensors besides the context of 0\.6 GB"
     )
     with pytest.raises(InputError, match=words):
         set_up_gpu(0.005)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from condkd_ray.core import locks
-from condkd_ray.core.locks import busy, claim, claim_early, in_turn, kept, let_go
+from condkd_ray.core.locks import busy, claim, claim_early, in_turn, kept, release
 from condkd_ray.core.method import InputError
 
 RUN = "import sys, pathlib; from condkd_ray.core.locks import claim; claim(pathlib.Path(sys.argv[1]), 'it'); print(1)"
@@ -53,7 +53,7 @@ def test_what_this_process_runs_in_is_its_own_before_and_after(tmp_path):
     assert not busy(tmp_path)
     found = subprocess.run([sys.executable, "-c", RUN, str(tmp_path)], capture_output=True, text=True)
     assert "where another process runs" in found.stderr
-    let_go(taken)
+    release(taken)
 
 
 def test_where_there_is_no_folder_nobody_runs(tmp_path):
@@ -81,15 +81,15 @@ def test_a_run_waits_for_a_report_that_ends_soon(tmp_path):
         assert report.stdout.readline() == "1\n"
         taken = claim(tmp_path, "--out")
     assert taken is not None
-    let_go(taken)
+    release(taken)
 
 
 def test_it_is_told_that_a_run_waits_for_a_report(tmp_path, monkeypatch, heard):
-    monkeypatch.setattr(locks, "TOLD_SECONDS", 0.1)
+    monkeypatch.setattr(locks, "NOTICE_SECONDS", 0.1)
     code = f"{REPORT}; k.__enter__(); print(1); sys.stdout.flush(); import time; time.sleep(1)"
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True) as report:
         assert report.stdout.readline() == "1\n"
-        let_go(claim(tmp_path, "--out"))
+        release(claim(tmp_path, "--out"))
     assert heard == ["waiting for a report on this folder to end"]
 
 
@@ -155,12 +155,12 @@ def test_where_folders_cannot_be_locked_a_file_in_them_is(tmp_path):
     with subprocess.Popen(ask, stdout=subprocess.PIPE, text=True) as asking:
         assert asking.stdout.readline() == "True\n"
         assert "where another process runs" in asking.stdout.readline()
-        let_go(taken)
+        release(taken)
         assert asking.communicate(timeout=30)[0] == "in turn\n"
 
 
 def test_no_file_is_made_where_folders_can_be_locked(tmp_path):
-    let_go(claim(tmp_path, "--out"))
+    release(claim(tmp_path, "--out"))
     with kept(tmp_path):
         pass
     with in_turn(tmp_path):

@@ -78,7 +78,7 @@ def test_unseen_samples_have_no_logits():
     assert few.logits.shape == (3, 0)
     assert few.classes.eq(UNLABELLED).all()
     assert seen.classes.tolist() == seen.logits.argmax(1).tolist()
-    assert (few.asked, seen.asked) == (False, True)
+    assert (few.has_logits, seen.has_logits) == (False, True)
 
 
 def test_samples_side_by_side_have_logits_only_if_all_do():

@@ -28,6 +28,20 @@ def test_other_texts_are_no_sizes(text):
         parse_size(text, "--pool-limit")
 
 
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("2TB", 2 * 10**12), ("3KiB", 3072), ("1.5MiB", 3 * 2**19), ("2.5GiB", 5 * 2**29), ("1TiB", 2**40)],
+)
+def test_terabytes_and_binary_units(text, count):
+    assert parse_size(text, "--pool-limit") == count
+
+
+@pytest.mark.parametrize("text", ["1,5GB", "1..5GB", "5.GB", "4GBit", "-1MB", "4GB a node"])
+def test_a_size_is_read_whole_or_refused(text):
+    with pytest.raises(InputError, match="--pool-limit is"):
+        parse_size(text, "--pool-limit")
+
+
 @pytest.mark.parametrize(("count", "told"), [(300, "0 kB"), (12_000, "12 kB"), (1.5e6, "1.5 MB"), (2e9, "2.0 GB")])
 def test_sizes_as_they_are_shown(count, told):
     assert byte_size(count) == told

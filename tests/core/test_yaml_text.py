@@ -12,8 +12,8 @@ from condkd_ray.trial.config import read
 LAUGHS = "a0: &a0 [x]\n" + "\n".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 12))
 MERGED = "a0: &a0 {x: 1}\n" + "\n".join(f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 10)}]}}" for i in range(1, 12))
 CHAIN = "a0: &a0 [x]\n" + "\n".join(f"a{i}: &a{i} [*a{i - 1}]" for i in range(1, 400))
-NO_VALUE = "a value is none of its kind"
-DEEP = "lie more than 50 deep in one another"
+NO_VALUE = "a value is not valid for its type"
+DEEP = "are nested more than 50 deep"
 BAD = {
     "a day that there is not": ("rounds: 2001-02-30", NO_VALUE),
     "a number of 5000 digits": (f"rounds: {'1' * 5000}", NO_VALUE),
@@ -26,11 +26,11 @@ BAD = {
     "within itself": ("&a {rounds: *a}", DEEP),
     "within its own choices": ("rounds: &a !choice [1, *a]", DEEP),
     "a chain of aliases": (CHAIN, DEEP),
-    "a billion of them": (LAUGHS, "its aliases make .* more than 1000000"),
-    "a billion merges": (MERGED, "its aliases make .* more than 1000000"),
-    "a key twice": ("rounds: 3\nseed: 1\nrounds: 4", "the key 'rounds' stands twice, in lines 1 and 3"),
-    "a key twice in other words": ("yes: 1\ntrue: 2", "the key 'true' stands twice, in lines 1 and 2"),
-    "a number twice in other words": ("1: a\n01: b", "the key '01' stands twice, in lines 1 and 2"),
+    "a billion of them": (LAUGHS, "its aliases expand to .* more than 1000000"),
+    "a billion merges": (MERGED, "its aliases expand to .* more than 1000000"),
+    "a key twice": ("rounds: 3\nseed: 1\nrounds: 4", "the key 'rounds' occurs twice, in lines 1 and 3"),
+    "a key twice in other words": ("yes: 1\ntrue: 2", "the key 'true' occurs twice, in lines 1 and 2"),
+    "a number twice in other words": ("1: a\n01: b", "the key '01' occurs twice, in lines 1 and 2"),
     "no tag of ours": ("rounds: !!python/object:os.system {}", "could not determine a constructor"),
     "an unhashable key": ("? [a]\n: 1", "unhashable key"),
 }

@@ -61,12 +61,12 @@ def test_the_folder_of_one_pair_of_mtt_means_that_pair(tmp_path: Path):
 def test_a_folder_of_several_pairs_of_mtt_without_a_best_is_refused(tmp_path: Path):
     real = real_samples()
     save(tmp_path, labels_0=real.labels, images_0=real.images, labels_500=real.labels, images_500=real.images)
-    with pytest.raises(InputError, match=r"one of its files by name \(images_0.pt, images_500.pt\)"):
+    with pytest.raises(InputError, match=r"the path of one of its files \(images_0.pt, images_500.pt\)"):
         read(tmp_path)
     copies = tmp_path / "copies"
     copies.mkdir()
     save(copies, images_zca_1000=real.images, images_zca_500=real.images)
-    with pytest.raises(InputError, match=r"by name \(images_zca_500.pt, images_zca_1000.pt\)"):
+    with pytest.raises(InputError, match=r"the path of one of its files \(images_zca_500.pt, images_zca_1000.pt\)"):
         read(copies)
 
 
@@ -210,7 +210,7 @@ def test_of_soft_labels_the_largest_counts(tmp_path: Path):
         (lambda labels: F.one_hot(labels).float().log() * 0, "not all finite"),
         (lambda labels: labels.float().index_fill(0, torch.tensor([3]), 1e12), "to 1e\\+12"),
         (lambda labels: labels[:-1], r"\(115,\) int64"),
-        (lambda labels: ["a"] * len(labels), "a list of something else"),
+        (lambda labels: ["a"] * len(labels), "a list of other values"),
         (lambda labels: 3, "'int'"),
     ],
 )
@@ -276,7 +276,9 @@ def test_numbers_of_numpy_are_read_beside_tensors(tmp_path: Path):
 def test_broken_pixels_are_named(tmp_path: Path):
     real = real_samples()
     real.images[[3, 7], 0, 0, 0] = float("nan")
-    with pytest.raises(InputError, match="is 'not all finite'; accepted: finite values, and images 3, 7 have others"):
+    with pytest.raises(
+        InputError, match="is 'not all finite'; accepted: finite values, but images 3, 7 contain others"
+    ):
         read(save(tmp_path, data=[real.images, real.labels]))
 
 

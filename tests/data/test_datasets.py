@@ -250,7 +250,7 @@ def test_real_cifar10_holds_out_its_own_test_images():
 def test_a_validation_file_is_the_test_set_where_there_is_no_other(tmp_path: Path):
     dataset = load(DataConfig(name="parquet", root=parquet_root(tmp_path, 30, "valid-00000-of-00001.parquet")))
     assert (len(dataset.train), len(dataset.test)) == (30, 20)
-    assert dataset.notes == ("valid-00000-of-00001.parquet is the test set, as there is no test file",)
+    assert dataset.notes == ("valid-00000-of-00001.parquet is used as the test set, because there is no test file",)
 
 
 @pytest.mark.parametrize("name", ["parquet", "cifar10"])
@@ -335,7 +335,7 @@ def test_test_images_that_are_train_images_are_told(tmp_path: Path):
     train, test = random_pixels(40), random_pixels(60)[30:]
     some = load(DataConfig(name="parquet", root=written(tmp_path, train, test)))
     assert some.notes == (
-        "10 of 30 test images are train images, pixel for pixel: on them accuracy tells what was learnt by heart",
+        "10 of 30 test images are train images, pixel for pixel: accuracy on them measures memorisation",
     )
     whole = load(DataConfig(name="parquet", root=written(tmp_path, train, train), val_fraction=0.25))
     assert whole.notes[0].startswith("ALL 40 test images are train images")
@@ -347,7 +347,7 @@ def test_copies_of_another_label_are_told(tmp_path: Path):
     notes = load(
         DataConfig(name="parquet", root=written(tmp_path, random_pixels(40), random_pixels(10), other=True))
     ).notes
-    assert notes[1] == "20 of 50 images have a copy of another label, pixel for pixel: one of the two is wrong"
+    assert notes[1] == "20 of 50 images have an identical copy with another label: one label is wrong"
 
 
 @settings(max_examples=25, deadline=None)

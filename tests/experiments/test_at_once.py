@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from places import EXPERIMENTS, README
+from places import DOCS, EXPERIMENTS
 
 from condkd_ray.commands.experiment import Flags, command_line
 from condkd_ray.core.method import InputError
@@ -27,7 +27,7 @@ class Finder:
 
 sys.meta_path.insert(0, Finder())
 """
-_BLOCKS = README.read_text(encoding="utf-8").split("```python\n")[1:]
+_BLOCKS = (DOCS / "extending.md").read_text(encoding="utf-8").split("```python\n")[1:]
 (OWN_ABLATION,) = (block.split("```")[0] for block in _BLOCKS if "command_line(" in block)
 OWN_SEARCH = '''
 from dataclasses import dataclass

@@ -8,7 +8,7 @@ from benchmark import figures
 from benchmark.figures import FIGURES, idle, scratch
 from benchmark.names import ClusterFigure
 from benchmark.rows import Measured, read, row, store, table
-from places import EXPERIMENTS, README
+from places import DOCS, EXPERIMENTS
 
 from condkd_ray.cluster.options import ClusterOptions
 from condkd_ray.cluster.sweep import sweep
@@ -59,10 +59,15 @@ def test_the_scratch_folder_is_gone_afterwards():
     assert not folder.exists()
 
 
-def test_the_readme_tells_what_was_measured():
-    told = README.read_text().split("<!-- benchmark -->\n")[1].split("<!-- end benchmark -->")[0]
+def test_the_documentation_has_the_measured_table():
+    told = (
+        (DOCS / "performance.md")
+        .read_text(encoding="utf-8")
+        .split("<!-- benchmark -->\n")[1]
+        .split("<!-- end benchmark -->")[0]
+    )
     assert told == table(read(ROWS)), (
-        "the README's table is old: put in what `python experiments/benchmark_cluster.py --table` prints"
+        "the table in docs/performance.md is old: put in what `python experiments/benchmark_cluster.py --table` prints"
     )
 
 

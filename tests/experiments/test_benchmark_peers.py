@@ -10,7 +10,7 @@ from benchmark.names import PeerFigure
 from benchmark.peers import FIGURES
 from benchmark.rows import Measured, processor, read, row, table
 from benchmark.sides import NETWORKS, STUDENT_STEPS, Ours, check_same
-from places import EXPERIMENTS, README
+from places import DOCS, EXPERIMENTS
 from torch import nn
 
 from condkd_ray.core.method import InputError
@@ -21,15 +21,20 @@ from condkd_ray.models.network import label
 ROWS = EXPERIMENTS / "benchmark_peers.parquet"
 
 
-def test_the_readme_tells_what_was_measured():
-    told = README.read_text().split("<!-- benchmark peers -->\n")[1].split("<!-- end benchmark peers -->")[0]
+def test_the_documentation_has_the_measured_table():
+    told = (
+        (DOCS / "performance.md")
+        .read_text(encoding="utf-8")
+        .split("<!-- benchmark peers -->\n")[1]
+        .split("<!-- end benchmark peers -->")[0]
+    )
     assert told == table(read(ROWS)), (
-        "the README's table is old: put in what `python experiments/benchmark_peers.py --table` prints"
+        "the table in docs/performance.md is old: put in what `python experiments/benchmark_peers.py --table` prints"
     )
 
 
-def test_the_readme_names_the_peers_and_their_commits():
-    text = README.read_text()
+def test_the_documentation_names_the_peers_and_their_commits():
+    text = (DOCS / "performance.md").read_text(encoding="utf-8")
     assert all(f"`{peer.repository}` at {peer.commit}" in text for peer in PEERS.values())
 
 

@@ -589,7 +589,7 @@ def left_behind(folder: Path, state: State, name: str, seed: int, root: Path | N
     "reason",
     [
         "out of memory: 8 attempts in a row without one more round; the last: the node was short of memory",
-        "round 1: out of GPU memory: 2 GiB were taken of 2 GiB, and 1 GiB more asked for",
+        "round 1: out of GPU memory: 2 GiB of 2 GiB were in use, and 1 GiB more were requested",
         "the worker died, 3 times in a row",
         "pixels of set.pt is not finite; accepted: finite values",
         "",

@@ -103,8 +103,8 @@ def test_a_batch_without_condensed_images_is_as_it_was():
 @pytest.mark.parametrize(("changes", "asks"), [({}, True), ({"condensed_share": 0.0}, False)])
 def test_the_teacher_is_asked_just_where_something_is_changed(changes, asks):
     distiller = replace(SHARE, augment=False, **changes)
-    assert distiller.asks_teacher == asks
-    assert replace(distiller, condensed_augment="batch").asks_teacher is False
+    assert distiller.runs_teacher == asks
+    assert replace(distiller, condensed_augment="batch").runs_teacher is False
     assert toy_config(distiller=distiller).keeps_logits == (not asks)
 
 
@@ -146,8 +146,8 @@ def test_a_trial_sees_its_condensed_images_so(distiller, monkeypatch):
         counts.append((len(images), condensed))
         return shown_by(self, images, condensed, teacher, rng)
 
-    shown_by = Distiller._shown
-    monkeypatch.setattr(Distiller, "_shown", counted)
+    shown_by = Distiller._student_images
+    monkeypatch.setattr(Distiller, "_student_images", counted)
     run(distiller, rounds=1)
     assert counts == [(16, 4) if distiller.mix == "share" else (24, 8)] * 2
 

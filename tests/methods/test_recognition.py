@@ -3,7 +3,13 @@
 import pytest
 import torch
 
-from condkd_ray.methods.recognition import asked_each, least_recognised, recognition, sign_test, taken_for
+from condkd_ray.methods.recognition import (
+    confusion_cycles,
+    least_recognised,
+    max_images_per_class,
+    recognition,
+    sign_test,
+)
 
 SWAPPED = torch.tensor([0, 1, 7, 3, 4, 5, 6, 2, 8, 9])
 
@@ -119,10 +125,10 @@ def test_which_of_two_namings_of_the_same_images_is_better(won: int, lost: int, 
 
 def test_classes_that_are_taken_for_one_another():
     answers, labels = drawn(0.8, [10] * 10)
-    assert taken_for(answers, labels, 10) == []
-    assert taken_for(answers, SWAPPED[labels], 10) == [[2, 7]]
-    assert taken_for(torch.arange(10), torch.arange(10).roll(1), 10) == [list(range(10))]
-    assert taken_for(torch.zeros(10, dtype=torch.int64), torch.arange(10), 10) == []
+    assert confusion_cycles(answers, labels, 10) == []
+    assert confusion_cycles(answers, SWAPPED[labels], 10) == [[2, 7]]
+    assert confusion_cycles(torch.arange(10), torch.arange(10).roll(1), 10) == [list(range(10))]
+    assert confusion_cycles(torch.zeros(10, dtype=torch.int64), torch.arange(10), 10) == []
 
 
 @pytest.mark.parametrize(
@@ -146,5 +152,5 @@ def test_an_honest_weak_teacher_of_few_classes_is_not_unknown(right: float, each
     [(10, 10**9, 100), (20, 10**9, 100), (100, 10**9, 20), (1000, 10**9, 2), (5000, 10**9, 1), (10, 200, 20)],
 )
 def test_a_teacher_is_asked_for_so_many_images_of_a_class_and_of_all(num_classes, most, each):
-    assert asked_each(num_classes, most) == each
-    assert most == 200 or asked_each(num_classes) == each
+    assert max_images_per_class(num_classes, most) == each
+    assert most == 200 or max_images_per_class(num_classes) == each

@@ -141,8 +141,8 @@ class Skipping(nn.Module):
     [
         ("nothing", "no linear layer or convolution"),
         ("classifier", "no linear layer or convolution"),
-        ("hidden", "depend on it, or not on it alone"),
-        ("idle", "depend on it, or not on it alone"),
+        ("hidden", "depend on it, or not on it only"),
+        ("idle", "depend on it, or not on it only"),
         ("grouped", "a grouped convolution"),
     ],
 )
@@ -153,9 +153,9 @@ def test_a_layer_that_cannot_be_used_is_refused_with_those_that_can(layer, reaso
 
 
 def test_a_layer_of_another_size_than_the_features_cannot_stand_for_them():
-    with pytest.raises(InputError, match="4 units where 16 features are wanted"):
+    with pytest.raises(InputError, match="4 units where 16 features are needed"):
         Soft(layer="conv").check(make_teacher())
-    with pytest.raises(InputError, match="512 units where 256 features are wanted"):
+    with pytest.raises(InputError, match="512 units where 256 features are needed"):
         Soft(layer="fc1", activate=False).check(of(AlexNet()))
 
 

@@ -102,9 +102,7 @@ def test_trials_of_another_plan_do_not_hide_those_that_are_planned(tmp_path):
 def test_two_folders_of_different_versions_are_refused(tmp_path):
     records = sweep(ARMS, (5,), SEEDS)
     first, second = store(tmp_path / "a", of_version(records, 2)), store(tmp_path / "b", records)
-    with pytest.raises(
-        InputError, match=r"version of the numbers of .*b is 1; accepted: 2, that of .*a: run the older"
-    ):
+    with pytest.raises(InputError, match=r"version of the numbers of .*b is 1; accepted: 2, as in .*a: run the older"):
         page.compare(first, second)
     assert not (first / "comparison.html").exists()
     # A folder in which nothing has ended is of no version.
@@ -124,7 +122,7 @@ def test_searches_of_different_versions_are_not_compared(tmp_path):
     for version, sampler in enumerate(searches, start=1):
         told = {name: 0.5, ACCURACY: 0.5}
         store(tmp_path / sampler, [make_record("trial 0", 5, 0, metrics=told, numbers=version)])
-    with pytest.raises(InputError, match=r"version of the numbers of .*tpe is 2; accepted: 1, that of .*random"):
+    with pytest.raises(InputError, match=r"version of the numbers of .*tpe is 2; accepted: 1, as in .*random"):
         samplers.compare(tmp_path, searches, 0, Objective((name,)))
     check_same_numbers({})
 

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from core.test_locks import run_in
 
-from condkd_ray.core.locks import claim, let_go
+from condkd_ray.core.locks import claim, release
 from condkd_ray.core.method import InputError
 from condkd_ray.core.records import record_path, write_manifest, write_record
 from condkd_ray.report.build import build
@@ -68,7 +68,7 @@ def test_where_a_process_runs_its_event_files_stay_and_the_rest_is_interim(folde
     assert files(out / "tensorboard") == before
     # The process itself, and whoever comes after it, makes the whole.
     taken = claim(out, "--out")
-    for again in (build(out), let_go(taken) or build(out)):
+    for again in (build(out), release(taken) or build(out)):
         assert "interim" not in again
         assert "interim" not in (out / "table.md").read_text()
         assert 'class="interim"' not in (out / "report.html").read_text()

@@ -106,7 +106,9 @@ def test_without_a_prior_guided_is_as_the_host_has_it_and_there_is_no_mixed_prio
         arm(BASE, "mixed", 2, 0).config, guidance=BASE.guidance
     )
     for same in (none, Prior(0.5, 1.0)):
-        with pytest.raises(InputError, match=r"prior of the arm mixed_prior .*weight .*accepted: another .* is mixed"):
+        with pytest.raises(
+            InputError, match=r"prior of the arm mixed_prior .*weight .*accepted: another .* equals mixed"
+        ):
             arm(BASE, "mixed_prior", 2, 0, prior=same)
 
 
@@ -114,7 +116,7 @@ def test_soft_targets_keep_their_temperature_and_refuse_another():
     base = toy_config(inversion=Fast(), targets=Soft(temperature=20.0), guidance=Mmd())
     for prior in (PRIOR, Prior(100.0, 20.0)):
         assert arm(base, "guided", 2, 0, prior=prior).config.inversion == Fast(oh_weight=100.0)
-    told = "--prior-temperature beside targets soft is 5.0; accepted: 20, their own, .* or --prior-weight 0"
+    told = "--prior-temperature beside targets soft is 5.0; accepted: 20, the targets' own, .* or --prior-weight 0"
     with pytest.raises(InputError, match=told):
         arm(base, "mixed_prior", 2, 0, prior=Prior(100.0, 5.0))
     assert arm(base, "guided", 2, 0, prior=Prior(0.0, 4.0)).config.inversion == Fast()

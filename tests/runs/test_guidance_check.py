@@ -11,7 +11,7 @@ from condkd_ray.core.samples import Samples
 from condkd_ray.methods.guidance import FORMS, AnyGuidance, NoGuidance
 from condkd_ray.methods.guidance.matching import Moments
 from condkd_ray.runs import guidance_check
-from condkd_ray.runs.guidance_check import BEYOND, CHECKED, NOISE, check, digits, told
+from condkd_ray.runs.guidance_check import BEYOND, CHECKED, NOISE, check, digits, report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ def test_a_guidance_that_leads_away_is_marked(monkeypatch):
     assert found.perfect.end > BEYOND > found.perfect.start
     assert found.perfect.spread > 1.2
     assert not found.aligns
-    (row,) = [line for line in told([found], "toys").splitlines() if line.startswith("| scatter |")]
+    (row,) = [line for line in report([found], "toys").splitlines() if line.startswith("| scatter |")]
     assert row.endswith("| **no** |")
 
 
@@ -101,4 +101,4 @@ def test_on_digits_matching_aligns_and_the_class_head_does_not(tmp_path):
         assert one.perfect.start == pytest.approx(1, abs=0.1)
         assert one.collapsed.start > 2
     assert by_form["gaussian, means alone"].collapsed.spread < 0.1 < 0.5 < by_form["gaussian"].collapsed.spread
-    assert told(found, what).count("\n| ") == len(CHECKED)
+    assert report(found, what).count("\n| ") == len(CHECKED)

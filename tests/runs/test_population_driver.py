@@ -41,7 +41,7 @@ class Cluster:
             if trial == "later":
                 self._run(driver, running.pop())
                 continue
-            for key in trial.lineage.buries:
+            for key in trial.lineage.deletes:
                 shutil.rmtree(self._folder(key), ignore_errors=True)
             running.append(trial)
         if len(self.ran) < most:
@@ -53,10 +53,10 @@ class Cluster:
         return self
 
     def _run(self, driver: PopulationDriver, trial) -> None:
-        self.ran.append((trial.plan.arm, trial.lineage.rests or TOTAL))
-        own, parent = self._state(trial.key), self._state(trial.lineage.heir_of or "none")
+        self.ran.append((trial.plan.arm, trial.lineage.pause_after or TOTAL))
+        own, parent = self._state(trial.key), self._state(trial.lineage.parent or "none")
         history = []
-        if own.is_file() or trial.lineage.heir_of:
+        if own.is_file() or trial.lineage.parent:
             start = own if own.is_file() else parent
             if not start.is_file():
                 self.missed.append(trial.key)
@@ -64,12 +64,12 @@ class Cluster:
             history = json.loads(start.read_text())
             for metrics in history:
                 driver.round(trial, metrics)
-        for number in range(len(history) + 1, (trial.lineage.rests or TOTAL) + 1):
+        for number in range(len(history) + 1, (trial.lineage.pause_after or TOTAL) + 1):
             before = history[-1]["proxy/agreement"] if history else 0.0
             quality = before + 1 / (1 + abs(math.log(trial.config.distiller.lr / 0.1)))
             history.append({"round": number, "proxy/agreement": quality, "time/wall_seconds": float(number)})
             driver.round(trial, history[-1])
-        if trial.lineage.rests:
+        if trial.lineage.pause_after:
             own.parent.mkdir(parents=True, exist_ok=True)
             own.write_text(json.dumps(history))
             return driver.rested(trial)

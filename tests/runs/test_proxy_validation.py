@@ -45,3 +45,15 @@ def test_the_interval_of_rho_covers_the_truth(rho):
 
 def test_one_that_never_differs_ranks_nothing():
     assert math.isnan(rank([{"flat": 1.0}] * 3, [0.1, 0.2, 0.3])[0].rho)
+
+
+@pytest.mark.parametrize(("values", "rho"), [([1.0, 2.0], 1.0), ([2.0, 1.0], -1.0)])
+def test_two_trials_are_ranked_without_a_warning(values, rho):
+    (one,) = rank([{"x": value} for value in values], [0.25, 0.5])
+    assert one.rho == pytest.approx(rho)
+
+
+def test_equal_scores_share_a_rank():
+    (one,) = rank([{"x": value} for value in (1.0, 2.0, 2.0, 4.0)], [0.1, 0.2, 0.3, 0.4])
+    # Pearson's r of the ranks 1, 2.5, 2.5, 4 and 1, 2, 3, 4.
+    assert one.rho == pytest.approx(4.5 / math.sqrt(4.5 * 5))

@@ -8,7 +8,7 @@ from typing import get_args
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from places import README
+from places import DOCS
 from toy import make_prepared, toy_config
 
 from condkd_ray.commands.experiment import Flags
@@ -88,7 +88,7 @@ def test_a_whole_recipe_is_itself_and_a_part_keeps_its_proportions(name):
             assert less / whole == pytest.approx(scale, rel=slack)
         for a, b in parts:
             assert a.batch == max(round(b.batch * sqrt(scale)), min(b.batch, LEAST_BATCH))
-        if recipe.inversion.fresh:
+        if recipe.inversion.fresh_each_round:
             # Still a fresh image for each that the student takes, less those recalled.
             shares = [c.inversion.images_per_round / (c.distiller.steps * c.distiller.batch) for c in (small, recipe)]
             assert shares[0] == pytest.approx(shares[1], rel=0.01)
@@ -185,10 +185,10 @@ def test_the_work_of_a_recipe_is_counted():
     assert compute(plain).multiply_adds == found.multiply_adds - (200 * 400 - 220) * 256 * teacher
 
 
-def test_the_readme_has_this_very_table():
-    readme = README.read_text()
-    told = readme.split("<!-- condkd methods --published -->\n")[1].split("<!-- end published -->")[0]
-    assert told == table(), "the README's table is old: put in what `condkd methods --published` prints"
+def test_the_documentation_has_this_table():
+    page = (DOCS / "methods.md").read_text(encoding="utf-8")
+    told = page.split("<!-- condkd methods --published -->\n")[1].split("<!-- end published -->")[0]
+    assert told == table(), "the table in docs/methods.md is old: put in what `condkd methods --published` prints"
 
 
 def test_the_table_has_a_row_a_system():
@@ -237,7 +237,7 @@ def test_flags_that_contradict_a_host_are_refused(flags, message):
 @pytest.mark.parametrize(
     ("text", "what"),
     [
-        ("inversion: {name: cmi}", "inversion is 'cmi'; accepted: fast, which is that of --host fast"),
+        ("inversion: {name: cmi}", "inversion is 'cmi'; accepted: fast, as of --host fast"),
         ("memory: latest", "memory is 'latest'; accepted: growing"),
         ("rounds: 5", "rounds beside --host fast is 5; accepted: the flag --rounds"),
         ("distiller: {loss: l1}", "distiller: loss is 'l1'; accepted: hinton"),

@@ -102,7 +102,9 @@ def test_without_a_condensed_set_the_record_says_none(key):
 def test_a_set_made_of_the_teacher_is_recorded_as_such(prepared, key, squeeze, name):
     plan = Plan("guided", 2, 0, dataclasses.replace(CONFIG, condensation=SqueezeRecover(ipc=2, squeeze=squeeze)))
     assert make_record("train", plan, key, prepared, None).condensation == name
-    told = [note for note in _notes([PLAN, plan], has_val=True) if "made of the teacher: it adds nothing" in note]
+    told = [
+        note for note in _notes([PLAN, plan], has_val=True) if "made with the teacher: it adds no information" in note
+    ]
     assert len(told) == (squeeze == "teacher")
 
 
@@ -167,7 +169,7 @@ def test_what_repeats_the_records_stops_nothing_and_is_made_again(
         recorder.ended(trial, outcome)
     (told,) = heard
     assert str(tmp_path) in told
-    assert told.endswith("; the run goes on without it, and makes it anew from the records at its end")
+    assert told.endswith("; the run continues without it and rebuilds it from the records at its end")
     assert read_records(tmp_path)[0].status == "finished"
     if when == "before":
         (tmp_path / name).unlink() if name == "tensorboard" else shutil.rmtree(tmp_path / name)

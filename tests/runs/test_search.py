@@ -234,7 +234,7 @@ def test_a_real_search_whose_journal_was_cut_goes_on_as_if_nothing_was_lost(home
     done = search(home, out.name, "--trials", str(len(known)))
     assert done.returncode == 0, done.stderr
     # The last one has nothing but its end in the part that was cut off.
-    assert share == 0.8 or "that the study had lost are taken from their records" in done.stderr
+    assert share == 0.8 or "missing from the study were restored from their records" in done.stderr
     assert [told_of(trial) for trial in stored(out).trials] == known
     assert {path: path.stat().st_mtime_ns for path in (out / "records").iterdir()} == records
     assert (out / "search.md").read_text() == (finished / "search.md").read_text()
@@ -558,7 +558,7 @@ def test_numbers_that_nothing_is_known_of_are_decided_anew_where_a_trial_had_beg
     before = stored(tmp_path).trials
     journal.unlink()
     again = driver_of(tmp_path, 4, tree=WIDE)
-    assert "3 trials that the study had lost are taken from their records" in heard
+    assert "3 trials missing from the study were restored from their records" in heard
     assert [trial.state for trial in stored(tmp_path).trials][1] == TrialState.RUNNING
     trial = again.propose()
     # From its checkpoint.
@@ -606,7 +606,7 @@ def test_records_of_another_study_or_another_space_are_not_taken_for_its_own(tmp
         SearchRecorder("Which?", study, tree, Workshop(), given).records.close()
         assert study.trials == []
     assert heard[-1].startswith(
-        "3 trials of the records are not of this space and left out: of trial 0, parameters: rounds"
+        "3 trials with records do not fit this space and are left out: of trial 0, parameters: rounds"
     )
     # Nor are those of a time when they did not say whose they were.
     for record in read_records(tmp_path):
@@ -614,7 +614,7 @@ def test_records_of_another_study_or_another_space_are_not_taken_for_its_own(tmp
     (tmp_path / "study.journal").unlink()
     Study(open_storage(None, tmp_path), "second", WIDE, Objective())
     driver = driver_of(tmp_path, tree=WIDE)
-    assert heard[-1].startswith("3 records do not say of which study they are")
+    assert heard[-1].startswith("3 records of earlier versions do not name their study")
     assert stored(tmp_path).trials == []
     # A trial of them is still not run again.
     assert driver.propose() is None

@@ -59,6 +59,6 @@ def test_trials_of_the_folder(tmp_path):
     with pytest.raises(InputError, match="with a NAME of search"):
         stored_trials(tmp_path, "other", None)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match=r"study\.journal'; accepted: where the search has kept it"):
+    with pytest.raises(InputError, match=r"study\.journal'; accepted: the storage that the search used"):
         stored_trials(tmp_path / "empty", "search", None)
     assert not list((tmp_path / "empty").iterdir())

@@ -78,9 +78,9 @@ def test_a_driver_killed_in_the_middle_of_an_append_stops_no_other(whose, soon, 
     assert values() == [1, 2]
     assert not os.path.lexists("study.journal.lock")
     assert Path("study.journal.torn").read_bytes() == b'{"op_code":5,"wor\n'
-    assert "study.journal.lock is removed: a process that was killed has left it" in caplog.text
+    assert "study.journal.lock is removed: a killed process left it" in caplog.text
     assert "waiting for study.journal.lock" in caplog.text
-    assert caplog.text.count("the last line of study.journal was written in part") == 1
+    assert caplog.text.count("the last line of study.journal is incomplete") == 1
 
 
 def test_a_lock_that_is_left_there_does_not_stop_a_journal_that_is_open(soon):
@@ -101,7 +101,7 @@ def test_a_lock_that_is_held_is_waited_for(caplog):
     assert time.monotonic() - began > 0.3
     release.join()
     lock.release()
-    assert not lock.stands()
+    assert not lock.exists()
     assert "removed" not in caplog.text
 
 
@@ -120,9 +120,9 @@ def test_what_others_have_taken_over_is_not_given_back(soon):
     first.acquire()
     second.acquire()
     first.release()
-    assert second.stands()
+    assert second.exists()
     second.release()
-    assert not second.stands()
+    assert not second.exists()
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_a_torn_end_is_set_aside_and_the_study_goes_on(torn, caplog):
     assert all(json.loads(line) for line in PATH.read_bytes().splitlines())
     assert Path("study.journal.torn").read_bytes() == torn + b"\n"
     (record,) = (one for one in caplog.records if one.name.startswith("condkd_ray"))
-    assert record.message.startswith("the last line of study.journal was written in part")
+    assert record.message.startswith("the last line of study.journal is incomplete")
     assert "study.journal.torn" in record.message
 
 
@@ -273,9 +273,9 @@ def test_a_search_goes_on_wherever_its_journal_is_cut(tmp_path):
 
 
 REPLACED = [
-    (b'"trial_id":2', b'"trial_id":9', r"it speaks of trial 9, which no line before begins"),
-    (b'"study_id":0', b'"study_id":1', r"it speaks of study 1, which no line before begins"),
-    (b'"study_id":0', b'"study_id":-1', r"it speaks of study -1, which no line before begins"),
+    (b'"trial_id":2', b'"trial_id":9', r"it refers to trial 9, which no earlier line creates"),
+    (b'"study_id":0', b'"study_id":1', r"it refers to study 1, which no earlier line creates"),
+    (b'"study_id":0', b'"study_id":-1', r"it refers to study -1, which no earlier line creates"),
     (b'"state":1', b'"state":99', r"ValueError: 99 is not a valid TrialState"),
     (b"FloatDistribution", b"FloatDistributiom", r"ValueError: "),
     (b'"directions":[2]', b'"directions":[7]', r"ValueError: 7 is not a valid StudyDirection"),
@@ -322,7 +322,7 @@ def test_a_line_deeper_than_json_can_be_is_damaged():
     [
         (b'"param_name":"inversion/steps"', "parameters of trial 0 of study 'search' is 'without inversion/steps'"),
         (b'"system_attr":{"fixed_params"', ""),
-        (b'"op_code":4', "speaks of trial 0, which no line before begins"),
+        (b'"op_code":4', "refers to trial 0, which no earlier line creates"),
         (b'"user_attr":{"space"', "study 'search' was made for another space, "),
         (b'"user_attr":{"numbers"', "version of the numbers of study 'search' is 1"),
         (b'"user_attr":{"to_run"', ""),

@@ -21,9 +21,9 @@ HISTORY = [
 
 @pytest.mark.parametrize("name", ["student/test_accuracy", "student/test_accuracy_best"])
 def test_test_accuracy_is_refused_with_the_reason(name):
-    with pytest.raises(InputError, match=f"objective is '{name}'; accepted: proxy/agreement .*choosing by test"):
+    with pytest.raises(InputError, match=f"objective is '{name}'; accepted: proxy/agreement .*selection by test"):
         Objective((name,))
-    with pytest.raises(InputError, match="choosing by test"):
+    with pytest.raises(InputError, match="selection by test"):
         Objective(("proxy/agreement", name))
 
 
@@ -63,7 +63,7 @@ def test_how_far_a_trial_is_beyond_each_limit():
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
-        (["student/test_accuracy>=0.9"], "--constraint is 'student/test_accuracy>=0.9'; accepted: .*choosing by test"),
+        (["student/test_accuracy>=0.9"], "--constraint is 'student/test_accuracy>=0.9'; accepted: .*selection by test"),
         (["memory/bytes"], "--constraint is 'memory/bytes'; accepted: NAME<=NUMBER or NAME>=NUMBER"),
         (["memory/bytes<2"], "--constraint is 'memory/bytes<2'; accepted: NAME<=NUMBER"),
         (["memory/bytes<=2MB"], "--constraint is 'memory/bytes<=2MB'; accepted: NAME<=NUMBER"),

@@ -73,16 +73,18 @@ def test_a_point_comes_back_as_the_space_has_its_values():
         ({"guidance/name": "moment"}, "guidance/name is 'moment'; accepted: one of discriminator, moments, none"),
         (
             {"guidance/name": "moments", "guidance/loss": "hinge"},
-            "guidance/loss is 'hinge' where guidance/name is 'moments'; accepted: guidance/name discriminator beside",
+            "guidance/loss is 'hinge' where guidance/name is 'moments'; "
+            "accepted: only with guidance/name discriminator",
         ),
         (
             {"guidance/loss": "hinge"},
-            "guidance/loss is 'hinge' without guidance/name; accepted: guidance/name discriminator beside it",
+            "guidance/loss is 'hinge' without guidance/name; accepted: only with guidance/name discriminator",
         ),
         ({"guidance/name": "moments", "guidance/weight": 50}, "guidance/weight is 50; accepted: a number from 0 to 2"),
         (
             {"guidance/name": "none", "guidance/weight": 1},
-            "guidance/weight is 1 where guidance/name is 'none'; accepted: guidance/name discriminator or moments",
+            "guidance/weight is 1 where guidance/name is 'none'; "
+            "accepted: only with guidance/name discriminator or moments",
         ),
     ],
 )

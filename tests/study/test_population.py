@@ -37,15 +37,15 @@ def live(study: Study, found: Population, generations: int = 99, failing=lambda 
         for member in members:
             generation = len(member.life) - 1
             if failing(member.number, generation):
-                found.rested(member.number, "kd/loss")
+                found.end_generation(member.number, "kd/loss")
                 continue
-            last = min(found.rests_after(generation), SIZES["total"])
+            last = min(found.pause_after(generation), SIZES["total"])
             for round in range(1, last + 1):
                 study.report(member.number, round, quality(member, round))
             if generation < found.generations - 1:
-                found.rested(member.number)
+                found.end_generation(member.number)
             else:
-                found.settle(member.number)
+                found.set_final_params(member.number)
                 study.complete(member.number, [quality(member, last)])
 
 

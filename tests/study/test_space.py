@@ -126,7 +126,7 @@ def test_values_are_told_as_the_space_lists_them(space, params):
     [
         ({"inversion": {"name": "nayer"}}, r"^inversion is .*; accepted: deep_inversion, fast, dafl$"),
         ({"distiller": {"condensed_share": 0.75}}, "^distiller/condensed_share is 0.75; accepted: 0.25, 0.5$"),
-        ({"rounds": 99}, "^config is 'another one in its fixed fields'; accepted: one of this space$"),
+        ({"rounds": 99}, "^config is 'different in its fixed fields'; accepted: a config of this space$"),
     ],
 )
 def test_a_config_of_another_space_is_refused(other, message):
@@ -171,7 +171,7 @@ def test_every_file_of_ours_closes_to_valid_configs(path):
         ("!choice []", "at least one"),
         ("!choice 3", "accepted: a list"),
         ("!choice [{steps: 3}, {name: fast}]", "name"),
-        ("!choice [fast, {name: fast, steps: 3}]", "once"),
+        ("!choice [fast, {name: fast, steps: 3}]", "a unique name for each"),
     ],
 )
 def test_an_odd_leaf_is_refused_with_its_value(leaf, message):
@@ -191,7 +191,7 @@ def test_a_key_that_names_no_field_is_refused():
         (b"rounds: [1", "not YAML"),
         (b"rounds: !between [1, 2]", "not YAML"),
         (b"a: !!python/object/apply:os.getcwd []", "not YAML"),
-        (b"- 1", "no mapping"),
+        (b"- 1", "is a list; accepted: a mapping"),
         (b"\xff\xfe\x00", "cannot be read"),
     ],
 )

@@ -412,9 +412,7 @@ def test_a_point_is_drawn_again_where_it_equals_an_earlier_trial(tmp_path, heard
     # Of the third there is none left: a repeat as often as it is drawn.
     assert found.propose().params["rounds"] != 2
     (told,) = heard
-    assert told.startswith(
-        f"the point {{'rounds': 2}} is passed over, {REPEATS} draws of what it leaves open, too: tri"
-    )
+    assert told.startswith(f"the point {{'rounds': 2}} is skipped after {REPEATS} draws of what it leaves open: tri")
     assert sum(trial.system_attrs.get("fixed_params") == {"rounds": 2} for trial in found.trials) == REPEATS
     assert len(found.finished) == 2
 

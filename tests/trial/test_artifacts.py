@@ -278,7 +278,7 @@ def older_key(parts: list) -> str:
 class Older(SqueezeRecover):
     """As before its code changed."""
 
-    recipe = 1
+    code_version = 1
 
 
 @pytest.mark.parametrize("method", [LIVELY, Older(ipc=1, iterations=1, squeeze="teacher")])
@@ -313,7 +313,7 @@ def test_what_an_older_version_cached_is_used_and_named_by_all_its_fields(tmp_pa
 def test_a_teacher_that_learnt_nothing_is_refused_and_not_kept(tmp_path):
     config = replace(CONFIG, teacher=replace(RECIPE, training=Supervised(epochs=1, lr=1e-9)))
     with pytest.raises(
-        InputError, match=r"teacher resnet-8-4 names right after training is 0\.\d+; accepted: more than"
+        InputError, match=r"balanced train accuracy of teacher resnet-8-4 after training is 0\.\d+; accepted: more than"
     ):
         Workshop(tmp_path).prepare(config)
     assert not list((tmp_path / "teachers").glob("*.safetensors"))
@@ -332,7 +332,7 @@ def test_an_imported_set_is_taken_if_the_teacher_knows_it(tmp_path, cache, heard
     workshop = Workshop(cache)
     taken = Imported(path=write_set(tmp_path / "set.pt", workshop, shuffled=False), ipc=4, space="normalised")
     assert len(workshop.prepare(using(taken)).condensed) == 40
-    assert any(line.startswith("condensed set set.pt, 4 a class: the teacher names ") for line in heard)
+    assert any(line.startswith("condensed set set.pt, 4 a class: the teacher classifies ") for line in heard)
     foreign = replace(taken, path=write_set(tmp_path / "foreign.pt", workshop, shuffled=True))
     with pytest.raises(
         InputError, match=r"teacher's accuracy on condensed set foreign.pt, 4 a class is 0\.\d+; accepted"
@@ -511,8 +511,8 @@ def test_what_is_damaged_is_made_anew_and_named(tmp_path: Path, damage, heard):
     assert torch.equal(first["x"], again["x"])
     assert path.read_bytes() == whole
     (told,) = heard
-    assert told.startswith(f"{path} is damaged or no numbers (")
-    assert told.endswith("): it is made anew")
+    assert told.startswith(f"{path} is damaged or does not contain numbers (")
+    assert told.endswith("): it will be made again")
     cached(path, lambda: pytest.fail("made again"), "numbers")
 
 
@@ -522,7 +522,7 @@ def test_who_waits_for_another_process_says_for_what(tmp_path: Path, heard):
     fcntl.flock(held, fcntl.LOCK_EX)
     threading.Timer(0.3, os.close, [held]).start()
     cached(path, lambda: {"x": torch.arange(3)}, "numbers")
-    assert heard == [f"waiting for another process, which makes numbers ({path})"]
+    assert heard == [f"waiting for another process that is making numbers ({path})"]
 
 
 def test_what_is_made_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch):
@@ -551,7 +551,7 @@ def test_damaged_and_foreign_artifacts_are_made_anew_and_give_equal_trials(tmp_p
             assert one.read_bytes() == content
             heard.clear()
             assert Workshop(tmp_path).prepare(config).hashes == first.hashes
-            assert sum("it is made anew" in line and str(one) in line for line in heard) == 1
+            assert sum("it will be made again" in line and str(one) in line for line in heard) == 1
             assert one.read_bytes() == whole
 
 
@@ -582,6 +582,6 @@ def test_the_environment_names_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_pa
 def test_an_order_of_classes_of_one_name_is_refused(tmp_path: Path):
     dataset = replace(Workshop(tmp_path).data(TrialConfig()), class_names=("cat", "dog", "cat"))
     with pytest.raises(
-        InputError, match=r"class names of digits for --class-order .* is \['cat'\]; accepted: names of"
+        InputError, match=r"class names of digits for --class-order .* is \['cat'\]; accepted: unique names"
     ):
         artifacts._places(("dog", "cat", "cat"), dataset)

@@ -64,7 +64,7 @@ def test_what_is_no_card_is_refused(tmp_path: Path, tree: object, said: str):
 
 def test_a_card_with_a_key_twice_is_refused(tmp_path: Path):
     (tmp_path / "card.json").write_text('{"std": [0.5], "std": [0.1]}', encoding="utf-8")
-    with pytest.raises(InputError, match=r"cannot be read \(the key 'std' stands twice\); accepted: JSON"):
+    with pytest.raises(InputError, match=r"cannot be read \(the key 'std' occurs twice\); accepted: JSON"):
         read_card(tmp_path / "card.json")
 
 
@@ -94,9 +94,9 @@ def test_a_config_takes_what_its_card_tells_where_it_says_nothing_itself(tmp_pat
     config = from_tree(with_card(own))
     assert (config.data.mean, config.data.size, config.data.flip_ok) == ((0.5,), 8, True)
     assert overruled(CARD, to_tree(config)) == [
-        "data.mean is [0.5], as given; the card says [0.3]",
-        "data.std is [0.5], as given; the card says [0.4]",
-        "data.flip_ok is True, as given; the card says False",
+        "data.mean is [0.5], as given; the card states [0.3]",
+        "data.std is [0.5], as given; the card states [0.4]",
+        "data.flip_ok is True, as given; the card states False",
     ]
 
 
@@ -117,9 +117,12 @@ def test_a_config_without_weights_or_without_a_card_stays_as_it_is(tmp_path: Pat
 @pytest.mark.parametrize(
     ("card", "said"),
     [
-        (Card(image_shape=(3, 8, 8)), "shape of the images of digits is (1, 8, 8); accepted: (3, 8, 8), of which card"),
+        (
+            Card(image_shape=(3, 8, 8)),
+            "shape of the images of digits is (1, 8, 8); accepted: (3, 8, 8), as card c.json states",
+        ),
         (Card(image_shape=(1, 28, 28)), "shape of the images of digits is (1, 8, 8); accepted: (1, 28, 28)"),
-        (Card(num_classes=100), "number of classes of digits is 10; accepted: 100, as card c.json tells"),
+        (Card(num_classes=100), "number of classes of digits is 10; accepted: 100, as card c.json states"),
     ],
 )
 def test_what_the_data_contradict_is_refused(card: Card, said: str):
@@ -155,7 +158,9 @@ def test_another_json_beside_the_weights_is_told_of_and_not_read(tmp_path: Path,
         for _ in range(2):
             assert with_card(tree) == tree
     [told] = caplog.messages
-    assert told.startswith(f"{tmp_path / 'teacher.json'}, beside the weights, is no card and is not read: card ")
+    assert told.startswith(
+        f"{tmp_path / 'teacher.json'}, beside the weights, is not a model card and is ignored: card "
+    )
     given = {"teacher": {"weights": str(tmp_path / "teacher.pt"), "card": str(tmp_path / "teacher.json")}}
     with pytest.raises(InputError, match=re.escape(str(tmp_path / "teacher.json"))):
         with_card(given)

@@ -69,7 +69,7 @@ def combinations() -> list[TrialConfig]:
 
 
 def configured(*, inversion, targets, weighing, guidance, memory, condensation, loss, mix, precision) -> TrialConfig:
-    heard = targets if inversion.hears == "answers" else Balanced
+    heard = targets if inversion.uses_targets == "soft" else Balanced
     distiller = Distiller(steps=2, batch=16, condensed_share=0.25, loss=sized(loss, **LAYERS), mix=mix)
     return toy_config(
         inversion=small(inversion),

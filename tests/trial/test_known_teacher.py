@@ -17,7 +17,7 @@ from condkd_ray.models import ResNet
 from condkd_ray.models.hooks import BatchNorms
 from condkd_ray.models.teacher import Teacher
 from condkd_ray.trial import known_teacher
-from condkd_ray.trial.known_teacher import check_known, fresh_bn, interview
+from condkd_ray.trial.known_teacher import check_known, examine, fresh_bn
 
 NAMES = ("nw", "ne", "sw", "se")
 
@@ -55,27 +55,27 @@ def of_digits(**changes: object) -> Teacher:
 
 def test_a_teacher_that_knows_the_images_is_told_in_one_sentence():
     told = check_known(of_digits(), digits(), force=False)
-    assert told.startswith("the teacher names 9")
-    assert "% of 970 images of digits right (95 % interval " in told
+    assert told.startswith("the teacher classifies 9")
+    assert "% of 970 images of digits correctly (95 % interval " in told
     assert told.endswith("%)")
     assert "card" not in told
 
 
 def test_the_same_images_are_asked_for_every_time_and_as_many_of_each_class():
-    first, again = (interview(of_digits(), digits()) for _ in range(2))
+    first, again = (examine(of_digits(), digits()) for _ in range(2))
     assert first.number == again.number
     assert first.found == again.found
     assert first.given.labels.bincount().max() <= 100
 
 
 def test_held_out_images_are_asked_for_where_train_has_few():
-    assert interview(make_teacher(), dataset(count=16)).number == 32
-    assert interview(make_teacher(), dataset(count=40)).number == 40
+    assert examine(make_teacher(), dataset(count=16)).number == 32
+    assert examine(make_teacher(), dataset(count=40)).number == 40
 
 
 def test_of_a_large_network_fewer_images_are_asked_for(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(known_teacher, "AFFORDABLE", 1.0)
-    assert interview(of_digits(), digits()).number == 200
+    assert examine(of_digits(), digits()).number == 200
 
 
 @pytest.mark.parametrize("order", [(1, 2, 3, 0), (1, 0, 2, 3)])
@@ -96,33 +96,32 @@ def test_of_a_teacher_that_knows_most_classes_the_order_is_the_reason_that_is_gi
 
 
 def test_of_folders_their_own_file_is_named_too():
-    asked = interview(make_teacher(), dataset((1, 0, 2, 3)), what="the images in photos", in_folders=True)
+    asked = examine(make_teacher(), dataset((1, 0, 2, 3)), what="the images in photos", in_folders=True)
     assert asked.message.startswith("teacher's accuracy on the images in photos is 0.")
-    assert (
-        "write that to its classes.txt, a name a line, or give --class-order nw ne sw se (teacher.clas" in asked.message
-    )
+    given = "write that to its classes.txt, one name per line, or give --class-order nw ne sw se (teacher.clas"
+    assert given in asked.message
 
 
 def test_names_with_spaces_are_quoted():
     named = replace(dataset((1, 0, 2, 3)), class_names=("top right", "top left", "sw", "se"))
-    assert "--class-order 'top left' 'top right' sw se " in interview(make_teacher(), named).message
+    assert "--class-order 'top left' 'top right' sw se " in examine(make_teacher(), named).message
 
 
 @pytest.mark.parametrize("order", [(1, 2, 3, 0), (3, 1, 0, 2)])
 def test_a_teacher_put_in_order_knows_them(order: tuple[int, ...]):
     shown = dataset(order)
-    asked = interview(make_teacher(), shown)
+    asked = examine(make_teacher(), shown)
     assert asked.found.order is not None
     teacher = make_teacher().in_order(asked.found.order)
-    assert interview(teacher, shown).found.share == pytest.approx(asked.found.ordered)
-    assert check_known(teacher, shown, force=False).startswith("the teacher names 9")
+    assert examine(teacher, shown).found.share == pytest.approx(asked.found.ordered)
+    assert check_known(teacher, shown, force=False).startswith("the teacher classifies 9")
     images = shown.train.samples(BLOB_MEAN, BLOB_STD).images
     assert torch.equal(teacher.logits(images)[:, list(asked.found.order)], make_teacher().logits(images))
 
 
 @pytest.mark.parametrize(("mean", "std"), [((0.0,), (1.0,)), ((0.5,), (0.5,)), ((0.3,), (1.2,))])
 def test_another_normalisation_is_refused_with_the_one_that_fits(mean: tuple[float, ...], std: tuple[float, ...]):
-    asked = interview(of_digits(mean=mean, std=std), digits())
+    asked = examine(of_digits(mean=mean, std=std), digits())
     if asked.gain < known_teacher.REFUSED:
         assert asked.found.share > 0.85
         return
@@ -130,7 +129,7 @@ def test_another_normalisation_is_refused_with_the_one_that_fits(mean: tuple[flo
         check_known(of_digits(mean=mean, std=std), digits(), force=False)
     assert asked.better is not None
     right = of_digits(mean=asked.better.mean, std=asked.better.std)
-    assert interview(right, digits()).found.share > 0.9
+    assert examine(right, digits()).found.share > 0.9
 
 
 def test_no_normalisation_where_one_was_trained_with_is_refused():
@@ -153,7 +152,7 @@ def test_grey_values_of_0_to_255_are_found_for_a_teacher_of_these():
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return self.inner((images / 255 - mean) / std)
 
-    asked = interview(as_teacher(Reads(), digits()), digits())
+    asked = examine(as_teacher(Reads(), digits()), digits())
     assert asked.better is not None
     assert (asked.better.mean, asked.better.std) == ((0.0,), (1 / 255,))
     assert "--mean 0 --std 0.00392157" in asked.message
@@ -164,7 +163,7 @@ def test_another_normalisation_and_another_order_are_both_told():
     shifted = replace(
         digits(), train=RealImages(digits().train.pixels, (digits().train.labels - 1) % 10), class_names=names
     )
-    message = interview(of_digits(mean=(0.0,), std=(1.0,)), shifted).message
+    message = examine(of_digits(mean=(0.0,), std=(1.0,)), shifted).message
     assert "with --mean 0.305" in message
     assert "--class-order 0 1 2 3 4 5 6 7 8 9" in message
 
@@ -178,7 +177,7 @@ def test_fresh_statistics_are_named_in_a_refusal_and_told_where_it_knows_the_ima
             layer.reset_running_stats()
     fresh = as_teacher(network, digits())
     assert fresh_bn(fresh) == tuple(fresh.bn_inputs)
-    with pytest.raises(InputError, match=r"its BN layers have never seen an image .running means 0, variances 1.: we"):
+    with pytest.raises(InputError, match=r"its BN layers have untrained statistics .running means 0, variances 1.: th"):
         check_known(fresh, digits(), force=False)
     one = of_digits().network
     layer = next(layer for layer in one.modules() if isinstance(layer, BatchNorms))
@@ -188,16 +187,16 @@ def test_fresh_statistics_are_named_in_a_refusal_and_told_where_it_knows_the_ima
     layer.weight.data *= scale
     layer.reset_running_stats()
     told = check_known(as_teacher(one, digits()), digits(), force=False)
-    assert "; 1 of its 9 BN layers have never seen an image" in told
+    assert "; 1 of its 9 BN layers have untrained statistics" in told
 
 
 def test_an_untrained_network_gets_no_order_and_no_normalisation_for_advice():
     for seed in range(3):
         with Streams(seed).forked("init/teacher"):
             network = ResNet(depth=8, width=8).build(digits().image_shape, 10)
-        asked = interview(as_teacher(network, digits()), digits())
+        asked = examine(as_teacher(network, digits()), digits())
         assert asked.refused
-        assert "never seen an image" in asked.message
+        assert "untrained statistics" in asked.message
         assert "it would be" not in asked.message
 
 
@@ -230,10 +229,10 @@ def test_few_images_are_no_evidence_and_that_is_told():
     labels = torch.tensor([0, 1, 3, 2])
     few = replace(few, train=RealImages(few.train.pixels, labels), test=RealImages(few.test.pixels, labels))
     told = check_known(make_teacher(), few, force=False)
-    assert "that does not show that it knows them: with more than 62.5% it would" in told
+    assert "this does not prove that it recognises them: more than 62.5% would" in told
 
 
-@pytest.mark.parametrize(("promised", "said"), [(0.97, "; its card promises 97.0%"), (None, "")])
+@pytest.mark.parametrize(("promised", "said"), [(0.97, "; its card states 97.0%"), (None, "")])
 def test_what_its_card_promises_is_told(promised: float | None, said: str):
     told = check_known(of_digits(), digits(), force=False, promised=promised)
     assert told.endswith(said) if promised else "card" not in told
@@ -248,23 +247,23 @@ def weak(share: float) -> Dataset:
 
 def test_far_less_than_promised_is_told_and_less_than_half_of_it_refused():
     told = check_known(of_digits(), weak(0.3), force=False, promised=0.97)
-    assert told.endswith("its card promises 97.0%: this is far less, of images it should know")
+    assert told.endswith("its card states 97.0%: the measured accuracy is far lower")
     with pytest.raises(
-        InputError, match=r"accepted: more than 0\.250 of 10 classes .*near the 0\.970 that its card pro"
+        InputError, match=r"accepted: more than 0\.250 of 10 classes .*near the 0\.970 that its card sta"
     ):
         check_known(of_digits(), weak(0.7), force=False, promised=0.97)
-    assert check_known(of_digits(), weak(0.7), force=False).startswith("the teacher names 3")
+    assert check_known(of_digits(), weak(0.7), force=False).startswith("the teacher classifies 3")
 
 
 def test_a_weak_teacher_near_its_cards_promise_is_not_refused():
     """With other labels for most images it names a fifth right: hardly more than chance, but as promised."""
     shown = weak(0.9)
-    assert interview(of_digits(), shown).found.verdict == "unknown"
-    assert interview(of_digits(), shown).refused
-    asked = interview(of_digits(), shown, promised=0.19)
+    assert examine(of_digits(), shown).found.verdict == "unknown"
+    assert examine(of_digits(), shown).refused
+    asked = examine(of_digits(), shown, promised=0.19)
     assert not asked.refused
-    assert "; that does not show that it knows them" in asked.sentence
-    assert interview(of_digits(), shown, promised=0.6).refused
+    assert "; this does not prove that it recognises them" in asked.sentence
+    assert examine(of_digits(), shown, promised=0.6).refused
     train = digits().train
     mixed = train.labels[torch.randperm(len(train), generator=torch.Generator().manual_seed(0))]
-    assert interview(of_digits(), replace(digits(), train=RealImages(train.pixels, mixed)), promised=0.1).refused
+    assert examine(of_digits(), replace(digits(), train=RealImages(train.pixels, mixed)), promised=0.1).refused

@@ -204,10 +204,10 @@ def test_settled_samples_keep_the_labels_that_were_asked_for(prepared):
     wanted = unseen(samples(8).images, torch.arange(8) % NUM_CLASSES)
     code = Codec("unit", (0.25,), (0.25,))
     for ask in (False, True):
-        settled = settle(wanted, code, prepared.teacher, ask=ask)
+        settled = settle(wanted, code, prepared.teacher, logits=ask)
         assert torch.equal(settled.labels, wanted.labels)
-        assert settled.asked is ask
-    settled = settle(unseen(wanted.images, torch.full((8,), UNLABELLED)), code, prepared.teacher, label=True)
+        assert settled.has_logits is ask
+    settled = settle(unseen(wanted.images, torch.full((8,), UNLABELLED)), code, prepared.teacher, relabel=True)
     assert torch.equal(settled.labels, settled.classes)
     assert not settled.labels.eq(UNLABELLED).any()
 

@@ -110,7 +110,7 @@ def test_images_depend_on_the_student_just_where_the_method_says_so(inversion):
             made = produce(config, prepared, production, student, torch.zeros(toy.NUM_CLASSES, dtype=torch.int64))
         found.append(made)
     equal = torch.equal(found[0][0].images, found[1][0].images) and found[0][1] == found[1][1]
-    assert equal is not inversion.asks_student
+    assert equal is not inversion.uses_student
 
 
 def test_a_weighing_says_whether_it_reads_the_memory():

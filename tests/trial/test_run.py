@@ -23,7 +23,7 @@ from condkd_ray.methods.memory import Latest, Prioritized
 from condkd_ray.trial.config import Prepared, TrialConfig
 from condkd_ray.trial.loop import start
 from condkd_ray.trial.outcome import load_outcome
-from condkd_ray.trial.run import OutOfTimeError, RestsError, inherit, local_store, run_trial
+from condkd_ray.trial.run import OutOfTimeError, PausedError, inherit, local_store, run_trial
 
 CONFIG = toy_config(memory=Latest(), guidance=Discriminator(), rounds=10)
 CHILD = """
@@ -194,10 +194,10 @@ RESTING = toy_config(rounds=4, distiller=Distiller(steps=2, batch=16, condensed_
 @pytest.fixture(scope="module")
 def rested(prepared, tmp_path_factory):
     path = tmp_path_factory.mktemp("rested") / "state.safetensors"
-    with pytest.raises(RestsError):
+    with pytest.raises(PausedError):
         run_trial(
             *(RESTING, prepared, local_store(RESTING, prepared, path.parent)),
-            **{"checkpoint": path, "rests": 2, "checkpoint_seconds": math.inf},
+            **{"checkpoint": path, "pause_after": 2, "checkpoint_seconds": math.inf},
         )
     return path
 

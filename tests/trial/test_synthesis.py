@@ -130,7 +130,7 @@ def test_producers_draw_from_streams_of_their_own(prepared):
 def test_settled_samples_share_no_memory_with_what_a_step_may_overwrite(prepared):
     code, given = codec(FREE, prepared.teacher), toy.samples(6)
     for ask in (False, True):
-        kept = settle(given, code, prepared.teacher, ask=ask)
+        kept = settle(given, code, prepared.teacher, logits=ask)
         encoded = code.encode(kept)
         own = {tensor.untyped_storage().data_ptr() for tensor in (given.images, given.labels)}
         assert torch.equal(kept.labels, given.labels)

@@ -1,1 +1,1 @@
-"""What a user sees while something runs: the last lines of a terminal, and what is said meanwhile above them."""
+"""Terminal output of the commands: a live area at the bottom of the terminal, messages above it, and exit codes."""

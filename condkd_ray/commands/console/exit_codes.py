@@ -1,4 +1,4 @@
-"""What every program here does the same: words to the user and exit codes."""
+"""Messages and exit codes that all commands share."""
 
 import logging
 import os
@@ -21,23 +21,23 @@ log = logging.getLogger(__name__)
 INTERRUPTED = "interrupted; the same command continues"
 
 
-class _Words(logging.Handler):
-    """Writes messages on standard error, above what is drawn there. If that is closed, nobody hears them."""
+class _ScreenHandler(logging.Handler):
+    """Writes log messages to standard error, above the live area; they are dropped if standard error is closed."""
 
     def emit(self, record: logging.LogRecord) -> None:
         SCREEN.say(self.format(record))
 
 
-_WORDS = _Words()
+_HANDLER = _ScreenHandler()
 
 
 def speak(details: bool = False) -> None:
-    """From now on write what this package logs on standard error; with `details`, messages of level DEBUG too."""
+    """Write this package's log messages to standard error from now on; `details` includes level DEBUG."""
     logger = logging.getLogger("condkd_ray")
     logger.setLevel(logging.DEBUG if details else logging.INFO)
-    if _WORDS not in logger.handlers:
-        logger.addHandler(_WORDS)
-        # A handler of the root would write them a second time.
+    if _HANDLER not in logger.handlers:
+        logger.addHandler(_HANDLER)
+        # A handler of the root logger would write them a second time.
         logger.propagate = False
 
 
@@ -47,70 +47,71 @@ def say(text: str) -> None:
 
 
 def show(text: str) -> None:
-    """What was asked for, on standard output. If that is closed, to nobody."""
+    """Print a command's result on standard output; it is dropped if standard output is closed."""
     try:
         print(text, flush=True)
     except OSError:
-        # Python would try once more at its end, and then say that it failed.
+        # Otherwise Python would flush once more at exit, and print that error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager
 def exit_codes() -> Iterator[None]:
-    """Bad input: one message and exit code 2. Ctrl-C: 130.
+    """Turn the errors of a command into one message and an exit code.
 
-    1, and one message: a NaN in a teacher or set, a full GPU or storage, a cluster that does not come up.
+    2: bad input. 130: Ctrl-C. 1: a NaN in a teacher or set, a full GPU or full storage, a cluster that does not start.
+    All other exceptions pass through with their trace.
     """
     speak()
     interrupts: list[int] = []
     try:
-        with _noted(interrupts):
+        with _recorded(interrupts):
             yield
         return
     except InputError as error:
-        told, code = f"error: {error}", 2
+        message, code = f"error: {error}", 2
     except NonFiniteError as error:
-        told, code = f"failed: {error}", 1
+        message, code = f"failed: {error}", 1
     except ClusterError as error:
-        told, code = f"failed: {error}; the same command tries again", 1
+        message, code = f"failed: {error}; the same command tries again", 1
     except KeyboardInterrupt:
-        told, code = INTERRUPTED, 130
+        message, code = INTERRUPTED, 130
     except Exception as error:
         if interrupts:
-            # What is interrupted in the middle of an import may raise anything.
+            # An interrupted import may raise any exception.
             log.debug("raised after an interrupt", exc_info=error)
-            told, code = INTERRUPTED, 130
-        elif (lacking := _lacking(error)) is not None:
-            told, code = f"failed: {lacking}", 1
+            message, code = INTERRUPTED, 130
+        elif (shortage := _shortage(error)) is not None:
+            message, code = f"failed: {shortage}", 1
         else:
             raise
-    say(told)
+    say(message)
     sys.exit(code)
 
 
 @contextmanager
-def _noted(interrupts: list[int]) -> Iterator[None]:
-    """A block in which each Ctrl-C is added to the list, beside what it does."""
+def _recorded(interrupts: list[int]) -> Iterator[None]:
+    """Append to `interrupts` at each Ctrl-C during the block, in addition to its usual effect."""
 
-    def note(number: int, frame: Any) -> None:
+    def record(number: int, frame: Any) -> None:
         interrupts.append(number)
         signal.default_int_handler(number, frame)
 
-    # Who starts us may have it ignored, or handled otherwise; and only the main thread has handlers.
+    # The calling process may ignore or handle it already, and only the main thread can install handlers.
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler or current_thread() is not main_thread():
         yield
         return
-    signal.signal(signal.SIGINT, note)
+    signal.signal(signal.SIGINT, record)
     try:
         yield
     finally:
-        if signal.getsignal(signal.SIGINT) is note:
+        if signal.getsignal(signal.SIGINT) is record:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def _lacking(error: Exception) -> str | None:
-    """The memory or storage that was lacking, in words, if the error is about either."""
-    # This imports PyTorch, and the next one Optuna: where the error can be about them they have been imported already.
+def _shortage(error: Exception) -> str | None:
+    """Return a message if `error` reports that memory, storage or the study's data base failed; else None."""
+    # These imports load PyTorch and Optuna; an error that concerns them has loaded them already.
     from condkd_ray.core.environment import is_out_of_memory, out_of_memory
 
     if is_out_of_memory(error):
@@ -119,12 +120,15 @@ def _lacking(error: Exception) -> str | None:
         return f"{full}; the same command continues once there is room"
     from condkd_ray.study.storage import refusal
 
-    told = refusal(error)
-    return None if told is None else f"{told}; the same command continues once it can"
+    refused = refusal(error)
+    return None if refused is None else f"{refused}; the same command continues once it can"
 
 
 def ended(result: "RunResult") -> int:
-    """The exit code of a run, and words where it is not complete."""
+    """Return the exit code of a run, and log a line if the run is not complete.
+
+    0: no trial failed. 1: some failed. 3: the time or GPU budget is spent. 130: interrupted.
+    """
     if result.complete:
         return 1 if result.failed else 0
     say(f"{f'the {result.spent[0]} budget is spent' if result.spent else 'interrupted'}; the same command continues")

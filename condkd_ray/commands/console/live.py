@@ -1,4 +1,4 @@
-"""What is seen of work while it runs: a bar for a long step; a live table of trials, or a line a finished one."""
+"""Progress on the terminal: a bar for a long step, and a live table of trials or one line per finished trial."""
 
 import math
 from collections import Counter, defaultdict
@@ -15,61 +15,63 @@ from condkd_ray.core.units import duration
 from condkd_ray.core.view import AGREEMENT, NONE, Best, Goal, OnStep, TrialsView
 
 Leaves = Mapping[str, Any]
-"""Values of a search's open leaves, by name."""
+"""Values of a search's open leaves by name."""
 GAP = "  "
 NARROWEST = {4: 18, 3: 8}
-"""Columns that a label keeps beside three more columns, and beside two: else the last of these is left out."""
+"""Least width of the label column, by the number of table columns; if it does not fit, the last column is dropped."""
 BAR = 24
-"""Columns of a bar."""
+"""Width of a bar in characters."""
 
 
 @dataclass
 class Running:
-    """A trial that has ended a round."""
+    """A running trial that has ended at least one round."""
 
     label: str
     round: int
     rounds: int
     seen: int = 0
-    """Rounds that passed while we looked: a resumed trial does not start at 1."""
+    """Rounds counted by this process; a resumed trial has ended others before."""
     now: float | None = None
-    """The goal's metric as it was last measured."""
+    """Last finite value of the goal's metric."""
     best: float | None = None
+    """Best value of the goal's metric."""
 
 
 class Live:
-    """The progress of trials: a table on a terminal, elsewhere a line a finished trial; and a guess of the time left.
+    """Shows the progress of trials: a table on a terminal, elsewhere one line per finished trial; with the time left.
 
-    `total`: trials still to run when this was made. `best`: the best one of those that ended before.
+    `total`: number of trials still to run at the start. `best`: the best trial that ended before.
     """
 
     def __init__(self, total: int, goal: Goal = AGREEMENT, best: Best | None = None) -> None:
         self.total, self.goal, self.best = total, goal, best
         self.running: dict[str, Running] = {}
         self.ended = Counter[str]()
-        """Trials by status."""
+        """Number of ended trials by status."""
         self.groups: dict[str, list[float]] = defaultdict(list)
-        """The last values of the goal's metric of finished trials, by arm."""
+        """Last values of the goal's metric of finished trials, by arm."""
         self._start = monotonic()
         self._rounds_seen = 0
         self._counted_from: float | None = None
-        """When the first trials had shown a round each: how long these took to start says nothing of the rest."""
+        """When round times begin to count: after the first rounds, which include the start-up of their trials."""
         self._lengths: list[int] = []
+        """Planned rounds of each ended trial."""
         self._shown = ExitStack()
         self._shown.enter_context(SCREEN.showing(lambda *room: table(self, *room, fine=SCREEN.fine)))
 
     @property
     def done(self) -> int:
-        """Trials that have ended, in whatever way."""
+        """Number of trials that have ended, with any status."""
         return self.ended.total()
 
     @property
     def seconds(self) -> float:
-        """Since this was made."""
+        """Seconds since the start."""
         return monotonic() - self._start
 
     def round(self, key: str, label: str, metrics: Mapping[str, float], rounds: int) -> None:
-        """Trial `key`, shown as `label`, has ended one of so many rounds. After a restart it may fall back."""
+        """Record that trial `key`, shown as `label`, has ended a round; after a restart its number may be lower."""
         number, value = int(metrics["round"]), metrics.get(self.goal.metric, math.nan)
         with SCREEN.lock:
             known = self.running.setdefault(key, Running(label, number - 1, rounds))
@@ -87,7 +89,7 @@ class Live:
     def finished(
         self, key: str, label: str, status: str, accuracy: float | None, *, group: str = "", leaves: Leaves = NONE
     ) -> None:
-        """Trial `key` of arm `group` has ended with a test accuracy (a fraction; None or NaN if unknown)."""
+        """Record the end of trial `key` of arm `group` with a test accuracy (a fraction; None or NaN if unknown)."""
         with SCREEN.lock:
             self.ended[status] += 1
             trial = self.running.pop(key, None)
@@ -99,11 +101,11 @@ class Live:
                 if self.goal.better(value, self.best and self.best.value):
                     self.best = Best(label, value, leaves)
             if not SCREEN.live:
-                came = self._came(status, value, accuracy)
-                SCREEN.say(f"[{self.done:>{len(str(self.total))}}/{self.total}] {label} {came}{self._tail()}")
+                result = self._result(status, value, accuracy)
+                SCREEN.say(f"[{self.done:>{len(str(self.total))}}/{self.total}] {label} {result}{self._tail()}")
 
     def close(self) -> None:
-        """No more will be heard."""
+        """Erase the table; on a terminal, write a line with the totals."""
         live = SCREEN.live
         self._shown.close()
         if live and self.total:
@@ -111,7 +113,10 @@ class Live:
             SCREEN.say(f"{self.done} of {self.total} trials{self._failures()} in {spent}")
 
     def seconds_left(self) -> float | None:
-        """From the mean time a round so far; None until a trial has ended or every running one has shown two rounds."""
+        """Estimate the time left from the mean time per round.
+
+        None until a trial has ended or each running trial has ended two rounds.
+        """
         if self.total <= self.done:
             return 0.0
         if not self._rounds_seen or self._counted_from is None:
@@ -124,7 +129,7 @@ class Live:
         rounds = waiting * sum(lengths) / len(lengths) + sum(trial.rounds - trial.round for trial in running)
         return rounds * (monotonic() - self._counted_from) / self._rounds_seen
 
-    def _came(self, status: str, value: float | None, accuracy: float | None) -> str:
+    def _result(self, status: str, value: float | None, accuracy: float | None) -> str:
         if self.goal.decides:
             return status if value is None else f"{status}, {self.goal.metric} {value:.4f}"
         if status != "finished":
@@ -133,43 +138,43 @@ class Live:
 
     def _tail(self) -> str:
         left, best = self.seconds_left(), self.best if self.goal.decides else None
-        told = f"; best so far {best.label}, {best.value:.4f}" if best else ""
-        return self._failures() + (f", left {duration(left)}" if left else "") + told
+        leader = f"; best so far {best.label}, {best.value:.4f}" if best else ""
+        return self._failures() + (f", left {duration(left)}" if left else "") + leader
 
     def _failures(self) -> str:
         return f", {self.ended['failed']} failed" if self.ended["failed"] else ""
 
 
 class Terminal:
-    """The `View` of the commands: bars and tables below what is logged."""
+    """The `View` of the commands: bars and tables below the log messages."""
 
     @contextmanager
     def bar(self, name: str) -> Iterator[OnStep]:
-        """A bar while the block runs, on a terminal, and nothing elsewhere.
+        """Show a bar while the block runs; without a terminal, nothing.
 
-        What the block is given moves it: called with how much is done and how much there is to do, at any time.
+        Yields a function that sets the bar: call it with the steps done and the steps in total, at any time.
         """
-        begin, come = monotonic(), [0, 0]
+        begin, progress = monotonic(), [0, 0]
 
         def move(done: int, total: int) -> None:
-            come[:] = done, total
+            progress[:] = done, total
 
         def lines(columns: int, rows: int) -> list[str]:
-            (done, total), spent = come, monotonic() - begin
-            told = [name]
-            if total:  # else nobody knows how much there is to do
-                told.append(drawn_bar(done / total, fine=SCREEN.fine, width=min(20, columns // 4)))
-                told.append(f"{done / total:4.0%}")
-            told.append(duration(spent))
+            (done, total), spent = progress, monotonic() - begin
+            cells = [name]
+            if total:
+                cells.append(drawn_bar(done / total, fine=SCREEN.fine, width=min(20, columns // 4)))
+                cells.append(f"{done / total:4.0%}")
+            cells.append(duration(spent))
             if 0 < done < total:
-                told.append(f"left {duration(spent * (total - done) / done)}")
-            return [GAP.join(told)[:columns]][:rows]
+                cells.append(f"left {duration(spent * (total - done) / done)}")
+            return [GAP.join(cells)[:columns]][:rows]
 
         with SCREEN.showing(lines):
             yield move
 
     def trials(self, total: int, goal: Goal = AGREEMENT, best: Best | None = None) -> TrialsView:
-        """A live table on a terminal; elsewhere a line a finished trial."""
+        """Return a live table, which is one line per finished trial without a terminal."""
         return Live(total, goal, best)
 
 
@@ -177,15 +182,16 @@ TERMINAL = Terminal()
 
 
 def table(live: Live, columns: int, rows: int, *, fine: bool) -> list[str]:
-    """What is most worth knowing in at most so many lines: the whole, the best, trials that run, arms.
+    """Return at most `rows` lines: the totals, the best trial, running trials, arms; arms are left out first.
 
-    `fine`: whether there are characters beyond ASCII.
+    `fine`: whether line-drawing characters may be used, else ASCII.
     """
     head, metric, best = _head(live, columns, fine=fine), live.goal.metric, live.best
     if best is not None and live.goal.decides:
-        told = {name: f"{value:.4g}" if isinstance(value, float) else str(value) for name, value in best.leaves.items()}
+        leaves = best.leaves.items()
+        values = [f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in leaves]
         head.append(f"best: {best.label}, {metric} {best.value:.4f}"[:columns])
-        head += _folded([f"{name} {value}" for name, value in told.items()], columns, indent=GAP)
+        head += _folded(values, columns, indent=GAP)
     if rows < len(head) + 4:
         return head[: max(0, rows)]
     running = list(live.running.values())
@@ -199,19 +205,19 @@ def table(live: Live, columns: int, rows: int, *, fine: bool) -> list[str]:
 
 
 def drawn_bar(share: float, *, fine: bool, width: int = BAR) -> str:
-    """A share from 0 to 1 of a bar."""
+    """Return a bar of `width` characters, filled by `share`, 0 to 1."""
     full, empty = ("━", "─") if fine else ("#", "-")
     length = round(width * min(1.0, max(0.0, share)))
     return full * length + empty * (width - length)
 
 
 def _head(live: Live, columns: int, *, fine: bool) -> list[str]:
-    come = live.done + sum(one.round / one.rounds for one in live.running.values())
-    bar = drawn_bar(come / max(1, live.total), fine=fine, width=min(BAR, columns // 4))
-    told = [f"{live.done}/{live.total} trials"]
-    told += [f"{count} {status}" for status, count in sorted(live.ended.items()) if status != "finished"]
-    told += [duration(live.seconds), f"left {duration(live.seconds_left())}"]
-    return _folded([bar, *told], columns)
+    done = live.done + sum(one.round / one.rounds for one in live.running.values())
+    bar = drawn_bar(done / max(1, live.total), fine=fine, width=min(BAR, columns // 4))
+    cells = [f"{live.done}/{live.total} trials"]
+    cells += [f"{count} {status}" for status, count in sorted(live.ended.items()) if status != "finished"]
+    cells += [duration(live.seconds), f"left {duration(live.seconds_left())}"]
+    return _folded([bar, *cells], columns)
 
 
 def _running(running: Sequence[Running], metric: str, columns: int, rows: int) -> list[str]:
@@ -219,9 +225,9 @@ def _running(running: Sequence[Running], metric: str, columns: int, rows: int) -
         return ["waiting for the next round"[:columns]]
     fitting = running if len(running) < rows else running[: max(0, rows - 2)]
     body = [[one.label, f"{one.round}/{one.rounds}", _number(one.now), _number(one.best)] for one in fitting]
-    told = aligned([["running", "round", metric, "best"], *body], columns)
+    lines = aligned([["running", "round", metric, "best"], *body], columns)
     more = len(running) - len(fitting)
-    return [*told, f"and {more} more"[:columns]] if more else told
+    return [*lines, f"and {more} more"[:columns]] if more else lines
 
 
 def _number(value: float | None) -> str:
@@ -229,7 +235,7 @@ def _number(value: float | None) -> str:
 
 
 def aligned(body: Sequence[Sequence[str]], columns: int = maxsize) -> list[str]:
-    """Rows of cells in columns; the first gives way to the others as far as `NARROWEST` says."""
+    """Return rows of cells as lines of aligned columns; the first column is cut to fit, to `NARROWEST` at least."""
     first, *rest = [max(map(len, column)) for column in zip(*body, strict=True)]
     while len(rest) > 1 and min(first, NARROWEST.get(1 + len(rest), 0)) + sum(rest) + len(GAP) * len(rest) > columns:
         rest.pop()
@@ -239,7 +245,7 @@ def aligned(body: Sequence[Sequence[str]], columns: int = maxsize) -> list[str]:
 
 
 def _cut(text: str, width: int) -> str:
-    """In the middle, as labels differ at both ends."""
+    """Return the text cut or padded to `width`; cut in the middle, as labels differ at both ends."""
     if len(text) <= width:
         return text.ljust(width)
     kept = max(0, width - 2)
@@ -247,7 +253,7 @@ def _cut(text: str, width: int) -> str:
 
 
 def _folded(parts: Sequence[str], columns: int, indent: str = "") -> list[str]:
-    """As many parts a line as fit; one that alone does not is cut."""
+    """Return lines of as many parts as fit; a part that is too long for a line is cut."""
     folded: list[str] = []
     for part in parts:
         together = f"{folded[-1]}{GAP}{part}" if folded else ""

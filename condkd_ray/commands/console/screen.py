@@ -1,8 +1,6 @@
-"""The last lines of a terminal, drawn again twice a second, with all that is said meanwhile above them.
+"""A live area: the last lines of a terminal, redrawn twice a second, with all messages above it.
 
-Written here and not by `rich`, whose `Live` ends the process when a pipe is closed, raises where a character cannot be
-encoded, leaves rubbish behind when a window gets narrower, hides the cursor, which then stays hidden if the process is
-killed, and takes 7 ms for a table of 20 rows (0.1 ms here).
+It is not built on `rich`; `condkd_ray/docs/libraries.md` has the measured reasons.
 """
 
 import io
@@ -20,21 +18,21 @@ REDRAW_SECONDS = 0.5
 NO_WRAP, WRAP, REST_OF_LINE, BELOW = "\x1b[?7l", "\x1b[?7h", "\x1b[K", "\x1b[J"
 
 Part = Callable[[int, int], list[str]]
-"""Lines of at most so many columns, and so many of them at most; called under the screen's lock."""
+"""Returns the lines of one part, given the most columns and the most rows; called under the screen's lock."""
 
 
 class Screen:
-    """Parts below one another at the end of the terminal that standard error is. Where it is none they are not drawn.
+    """Draws parts below one another at the bottom of the terminal on standard error; without a terminal, nothing.
 
-    A stream that cannot be written to any more is left alone.
-    The cursor waits on the line below the parts, and is never hidden: whatever ends the process leaves a clean line.
+    Write errors of the stream are ignored. The cursor stays on the line below the parts and is never hidden, so the
+    terminal is usable however the process ends.
     """
 
     def __init__(self) -> None:
         self._stream: TextIO | None = None
-        """While parts are drawn: what standard error was before."""
+        """The original standard error while parts are drawn."""
         self.lock = RLock()
-        """Held while parts are drawn: whoever changes what they tell of takes it too."""
+        """Held while parts are drawn; hold it to change the values that a part reads."""
         self._parts: list[Part] = []
         self._drawn: list[str] = []
         self._columns = 0
@@ -43,16 +41,16 @@ class Screen:
 
     @property
     def live(self) -> bool:
-        """Whether parts would be drawn."""
+        """True if standard error is a terminal that can redraw lines."""
         return _is_terminal(self._stream or sys.stderr) and os.environ.get("TERM") != "dumb"
 
     @property
     def fine(self) -> bool:
-        """Whether the stream has characters beyond ASCII."""
+        """True if the stream can encode line-drawing characters."""
         return _encoded("━", self._stream or sys.stderr) == "━"
 
     def say(self, text: str) -> None:
-        """Lines for the user, above the parts."""
+        """Write a message above the parts."""
         with self.lock:
             if self._parts:
                 self._paint(text.rstrip("\n").split("\n"))
@@ -61,7 +59,7 @@ class Screen:
 
     @contextmanager
     def showing(self, part: Part) -> Iterator[None]:
-        """It is drawn below the others while the block runs. The last one leaves nothing behind."""
+        """Draw `part` below the others while the block runs; afterwards its lines are erased."""
         with self.lock:
             if shown := self.live:
                 if not self._parts:
@@ -79,14 +77,14 @@ class Screen:
                         self._end()
 
     def draw(self) -> None:
-        """All parts as they are now, unless that is what can be seen already."""
+        """Redraw all parts if any line or the window has changed."""
         with self.lock:
             if self._parts:
                 self._paint()
 
     def _begin(self) -> None:
         self._stream, self._ended = sys.stderr, Event()
-        # What warns or prints meanwhile would tear the lines.
+        # Other output would break the lines, so it is redirected above them.
         self._take(redirect_stderr, sys.stderr)
         if _is_terminal(sys.stdout):
             self._take(redirect_stdout, sys.stdout)
@@ -94,7 +92,7 @@ class Screen:
 
     def _take(self, redirect: Callable[[Any], Any], stream: TextIO) -> None:
         above = _Above(self, stream)
-        self._redirected.callback(above.rest)
+        self._redirected.callback(above.flush_rest)
         self._redirected.enter_context(redirect(above))
         loggers = [logging.root, *logging.root.manager.loggerDict.values()]
         for handler in chain.from_iterable(getattr(logger, "handlers", ()) for logger in loggers):
@@ -113,7 +111,7 @@ class Screen:
 
     def _paint(self, above: list[str] | None = None) -> None:
         if not _in_foreground(self._stream):
-            # The terminal is another program's just now; what we have drawn there is no longer ours.
+            # Another program uses the terminal now, so the lines drawn before cannot be erased any more.
             self._drawn = []
             return _write(self._stream, "".join(f"{line}\n" for line in above or []))
         columns, rows = _size(self._stream)
@@ -123,54 +121,54 @@ class Screen:
         lines = [line[: columns - 1] for line in lines[: rows - 1]]
         if lines == self._drawn and columns == self._columns and not above:
             return
-        # Back to the first line drawn. Most terminals have broken lines anew for which they have become too narrow.
+        # Back to the first line drawn. Most terminals rewrap lines when the window becomes narrower than these.
         up = sum(max(1, -(-len(line) // columns)) for line in self._drawn)
         back = "\r" + (f"\x1b[{min(up, rows - 1)}A" if up else "")
         self._drawn, self._columns = lines, columns
-        said = "".join([BELOW, *(f"{line}\n" for line in above)]) if above else ""
+        message = "".join([BELOW, *(f"{line}\n" for line in above)]) if above else ""
         drawn = "".join([NO_WRAP, *(f"{line}{REST_OF_LINE}\n" for line in lines), BELOW, WRAP])
-        _write(self._stream, back + said + drawn)
+        _write(self._stream, back + message + drawn)
 
 
 class _Above(io.TextIOBase):
-    """A standard stream while parts are drawn: whole lines go above them."""
+    """Replaces a standard stream while parts are drawn, and writes complete lines above them."""
 
     def __init__(self, screen: Screen, stream: TextIO) -> None:
-        self._screen, self._stream, self._kept = screen, stream, ""
+        self._screen, self._stream, self._line = screen, stream, ""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Keeps a line until it is whole."""
-        *lines, self._kept = (self._kept + text).split("\n")
+        """Write complete lines, and keep an incomplete one for the next call."""
+        *lines, self._line = (self._line + text).split("\n")
         if lines:
             self._screen.say("\n".join(lines))
         return len(text)
 
     def fileno(self) -> int:
-        """Of the stream itself."""
+        """Return the descriptor of the stream."""
         return self._stream.fileno()
 
     def isatty(self) -> bool:
-        """As the stream itself."""
+        """Return True if the stream is a terminal."""
         return self._stream.isatty()
 
-    def rest(self) -> None:
-        """A last line that was not ended."""
-        if self._kept:
+    def flush_rest(self) -> None:
+        """Write the incomplete line, if any, with a line end."""
+        if self._line:
             self.write("\n")
 
 
 def _write(stream: Any, text: str) -> None:
-    """If it can be written: a closed pipe or terminal must not end a sweep of hours."""
+    """Write and flush; errors are ignored, as a closed pipe or terminal must not end a sweep of hours."""
     with suppress(OSError, ValueError, AttributeError):
         stream.write(_encoded(text, stream))
         stream.flush()
 
 
 def _encoded(text: str, stream: Any) -> str:
-    """With a question mark for each character that the stream does not have."""
+    """Return the text with a question mark for each character that the stream cannot encode."""
     encoding = getattr(stream, "encoding", None) or "utf-8"
     try:
         return text.encode(encoding, "replace").decode(encoding)
@@ -185,13 +183,13 @@ def _is_terminal(stream: Any) -> bool:
 
 
 def _in_foreground(stream: Any) -> bool:
-    with suppress(AttributeError, ValueError, OSError):  # else it is not the terminal that rules this process
+    with suppress(AttributeError, ValueError, OSError):  # the stream is not the controlling terminal of this process
         return os.tcgetpgrp(stream.fileno()) == os.getpgrp()
     return True
 
 
 def _size(stream: Any) -> tuple[int, int]:
-    """Columns and rows."""
+    """Return columns and rows of a stream's terminal, or of `COLUMNS` and `LINES`, or 80 and 24."""
     try:
         columns, rows = os.get_terminal_size(stream.fileno())
     except (AttributeError, ValueError, OSError):
@@ -200,9 +198,9 @@ def _size(stream: Any) -> tuple[int, int]:
 
 
 def columns() -> int | None:
-    """Of the terminal that standard output is, if it is one."""
+    """Return the width of the terminal on standard output; None if it is not a terminal."""
     return _size(sys.stdout)[0] if _is_terminal(sys.stdout) else None
 
 
 SCREEN = Screen()
-"""Of standard error, for all of this process."""
+"""The live area on standard error, shared by the whole process."""

@@ -1,6 +1,6 @@
-"""Readers of image sets, one layout a file: folders of images, Parquet, IDX, and data sets known by name.
+"""Readers of image sets, one file per layout: image folders, Parquet, IDX, and data sets known by name.
 
-All is read in place; nothing is written, nothing unpickled but what torchvision has checked the md5 of.
+All files are read in place and nothing is written. Only files whose md5 torchvision has verified are unpickled.
 """
 
 from condkd_ray.data.readers.class_folders import read_folder, read_halves

@@ -1,4 +1,4 @@
-"""Images in one sub-folder a class."""
+"""Reader of folders with one sub-folder of images per class."""
 
 import os
 import unicodedata
@@ -21,46 +21,49 @@ IMAGE_SUFFIXES = (
     *(".ppm", ".pgm", ".pbm", ".pnm"),
 )
 LITTER = ("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "system volume information")
-"""Beside all that is hidden (`.DS_Store`, `._*`, `.ipynb_checkpoints`): what systems leave behind, in small letters."""
+"""Files and folders that operating systems leave behind, in lower case. Hidden ones (`.DS_Store`, `._*`,
+`.ipynb_checkpoints`) are ignored as well."""
 CODE_PAGES = (
     *("cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", "cp1257", "cp437", "cp850", "cp852"),
     *("cp866", "mac_roman", "cp932", "gbk", "cp949", "big5", "koi8_r"),
 )
-"""In which a `classes.txt` is tried that is no UTF-8: it is read where just one reading gives the folders' names."""
+"""Code pages to try for a `classes.txt` that is not UTF-8; it is used if exactly one result gives the folders'
+names."""
 LEAST = 3
-"""Images of a class in `read_halves`: one to learn from, one for the proxy set, one to be measured on."""
+"""Minimum number of images per class in `read_halves`: one for training, one for the proxy set, one for testing."""
 
 
 def read_folder(root: Path, size: int | None = None, ground: Ground | None = None) -> Raw:
-    """Images of one sub-folder a class. Classes and images in the order of their names; numbers count as numbers.
+    """Read the images of one sub-folder per class, sorted by name; class names that are all numbers by value.
 
-    A file `classes.txt` beside the sub-folders, one name a line, gives another order of the classes. Hidden files and
-    what systems leave behind are neither classes nor images; other files that are no images are told in the notes.
-    `size`, `ground`: see `decode_all`. Raises `InputError` where a class has no images, or one cannot be read.
+    A file `classes.txt` beside the sub-folders, with one name per line, sets another order of the classes. Hidden files
+    and those of operating systems are ignored; other files that are not images are reported in the notes. `size`,
+    `ground`: see `decode_all`. Raises `InputError` if a class has no images, or if an image cannot be read.
     """
-    require(os.path.isdir(root), "image folder", str(root), "an existing folder with one sub-folder a class")
+    require(os.path.isdir(root), "image folder", str(root), "an existing folder with one sub-folder per class")
     there = _entries(root)
     folders, order_notes = _ordered(root, [entry for entry in there if entry.is_dir()])
     entries = [_entries(folder) for folder in folders]
     groups = [[entry for entry in listed if _is_image(entry)] for listed in entries]
     names = tuple(class_name(folder) for folder in folders)
     empty = [name for name, files in zip(names, groups, strict=True) if not files]
-    accepted = f"one sub-folder a class, with its images ({', '.join(IMAGE_SUFFIXES)}) directly in it"
+    accepted = f"one sub-folder per class, with its images ({', '.join(IMAGE_SUFFIXES)}) directly in it"
     require(bool(folders), f"number of class folders in {root}", 0, accepted)
     require(not empty, f"classes without images in {root}", empty, accepted)
     labels = torch.arange(len(folders)).repeat_interleave(torch.tensor([len(files) for files in groups]))
     sources = ((str(file), file) for files in groups for file in files)
     images = decode_all(sources, size, str(root), ground)
-    passed = [*filter(_is_image, there), *(entry for listed in entries for entry in listed if not _is_image(entry))]
-    notes = (*order_notes, *_passed_over(root, passed), *images.notes)
+    ignored = [*filter(_is_image, there), *(entry for listed in entries for entry in listed if not _is_image(entry))]
+    notes = (*order_notes, *_ignored_note(root, ignored), *images.notes)
     return replace(checked(images.pixels, labels, names, str(root)), ground=images.ground, notes=notes)
 
 
 def read_halves(root: Path, size: int | None, seed: int) -> tuple[Raw, Raw]:
-    """Train and test, both in the folder's order: of each class a random half by `seed`, the odd one for train.
+    """Split a folder into train and test set, both in the folder's order: a random half per class by `seed`.
 
-    Copies of one image count once and go to one side together, also where they lie in several classes. Raises
-    `InputError` as `read_folder` does, and where a class has fewer than `LEAST` different images.
+    With an odd number the extra image is in the train set. Copies of an image count once and go to the same half, even
+    from different classes. Raises `InputError` as `read_folder` does, and if a class has fewer than `LEAST` different
+    images.
     """
     whole = read_folder(root, size)
     first = first_copies(fingerprints(whole.pixels))
@@ -72,8 +75,8 @@ def read_halves(root: Path, size: int | None, seed: int) -> tuple[Raw, Raw]:
     fewest = min(range(len(shuffled)), key=lambda label: len(shuffled[label]))
     copied = len(order) < len(whole)
     what = f"number of {'different ' * copied}images of class {whole.class_names[fewest]} in {root}"
-    accepted = f"{LEAST} or more: one to learn from, one for the proxy set, one held out to be measured on"
-    accepted += "; copies of one image count once, in the class that has the first" if copied else ""
+    accepted = f"{LEAST} or more: one for training, one for the proxy set, one held out for testing"
+    accepted += "; copies of an image count once, in the class of the first copy" if copied else ""
     require(len(shuffled[fewest]) >= LEAST, what, len(shuffled[fewest]), accepted)
     held_out = torch.cat([rows[: len(rows) // 2] for rows in shuffled])
     is_test = torch.zeros(len(whole), dtype=torch.bool).index_fill(0, held_out, True)[first]
@@ -81,15 +84,15 @@ def read_halves(root: Path, size: int | None, seed: int) -> tuple[Raw, Raw]:
 
 
 def class_name(folder: Path) -> str:
-    """Its name in UTF-8 whatever the locale, letters and accents composed, as not every system stores them.
+    """Return the folder's name in UTF-8 whatever the locale, with composed accents, which not every system stores.
 
-    Bytes that are no UTF-8 are shown as numbers.
+    Bytes that are not valid UTF-8 are shown as escapes.
     """
     return unicodedata.normalize("NFC", os.fsencode(folder.name).decode("utf-8", "backslashreplace"))
 
 
 def _entries(folder: Path) -> list[Path]:
-    """What lies there, sorted, without litter."""
+    """Return the sorted entries of a folder without hidden files and those of operating systems."""
     found = [path for path in folder.iterdir() if not path.name.startswith(".") and path.name.lower() not in LITTER]
     return sorted(found, key=lambda path: path.name)
 
@@ -98,16 +101,16 @@ def _is_image(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
 
 
-def _passed_over(root: Path, paths: Sequence[Path]) -> list[str]:
-    """One sentence on what was not read."""
+def _ignored_note(root: Path, paths: Sequence[Path]) -> list[str]:
+    """Return one sentence on the files and folders that were not read, if there are any."""
     kinds = Counter(path.suffix.lower() or "without a suffix" if path.is_file() else "folders" for path in paths)
-    told = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
-    where = "images are read from class folders alone, not from beside or below them"
-    return [f"passed over in {root}: {told} ({where})"] if paths else []
+    listed = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+    why = "images are read only from class folders, not from beside or below them"
+    return [f"ignored in {root}: {listed} ({why})"] if paths else []
 
 
 def _ordered(root: Path, folders: list[Path]) -> tuple[list[Path], list[str]]:
-    """The class folders in their order, and what is to be told of `classes.txt`."""
+    """Return the class folders in their order, and the notes on `classes.txt`."""
     order = root / "classes.txt"
     if order.is_file():
         by_name = {class_name(folder): folder for folder in folders}
@@ -116,23 +119,23 @@ def _ordered(root: Path, folders: list[Path]) -> tuple[list[Path], list[str]]:
         require(sorted(names) == sorted(by_name), f"names in {order}", names, accepted)
         return [by_name[name] for name in names], notes
     if all(folder.name.isdecimal() for folder in folders):
-        folders.sort(key=lambda folder: int(folder.name))  # else class "10" would come before "2"
+        folders.sort(key=lambda folder: int(folder.name))  # by value: "2" before "10"
     return folders, []
 
 
 def _listed(order: Path, there: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The names in `order`, a line each."""
+    """Return the names in the file `order`, one per line, and the notes on its encoding."""
     data = order.read_bytes()
     try:
         return _lines(decoded(data)), []
     except UnicodeDecodeError as error:
         readings = {page: _reading(data, page) for page in CODE_PAGES}
         fitting = {page: names for page, names in readings.items() if sorted(names) == list(there)}
-        accepted = f"the names of the folders in {ENCODINGS}; no code page gives them either, or several do"
+        accepted = f"the names of the folders in {ENCODINGS}; none of the known code pages, or several, give them"
         if len(set(map(tuple, fitting.values()))) != 1:
             raise InputError(f"text of {order} is {data[:40]!r} ({error.reason}); accepted: {accepted}") from None
         page = next(iter(fitting))
-        return fitting[page], [f"{order} is read as {page}, as that gives the names of the folders"]
+        return fitting[page], [f"{order} is read as {page}, the only code page that gives the names of the folders"]
 
 
 def _reading(data: bytes, page: str) -> list[str]:

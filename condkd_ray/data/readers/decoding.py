@@ -1,4 +1,4 @@
-"""Image files to pixels, as a viewer shows them: upright, and on a ground where they are transparent."""
+"""Decodes image files to pixels as a viewer shows them: rotated by EXIF, with transparency on a background."""
 
 import io
 import warnings
@@ -16,36 +16,36 @@ from torch import Tensor
 from condkd_ray.core.method import InputError, require
 from condkd_ray.data.readers.images import Ground, resize
 
-FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF", "PPM")  # named, as some of Pillow's others start programs
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF", "PPM")  # a fixed list, as some Pillow plug-ins start programs
 DEEP_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 GREY_MODES = ("1", "L", "LA", *DEEP_MODES)
 COLOUR_MODES = ("RGB", "RGBA", "RGBX", "P", "PA", "CMYK", "YCbCr")
 MOST = 65_535
-"""Of a grey value of 16 bits, which becomes 255."""
+"""Largest 16-bit grey value, which becomes 255."""
 
 Source = tuple[str, bytes | Path]
-"""An image as it lies: what to call it in a message, and its bytes or file."""
+"""Name of an image for messages, and its bytes or its file."""
 
 BATCH_ROWS, BATCH_BYTES = 1000, 2**28
 BRIGHT = 0.75
-"""Mean grey from which on what is visible of transparent images would hardly be seen on white (our choice)."""
+"""Mean grey from which the visible part of transparent images would hardly show on white (our choice)."""
 DEEP = "of 16 bits a channel"
 TRANSPARENT = "partly transparent"
-UNSEEN = "transparent everywhere"
+UNSEEN = "fully transparent"
 SEVERAL = "of several frames"
 BAD_EXIF = "with an EXIF block that cannot be read"
-TOLD = {
-    DEEP: "read as 8 bits, 65 535 as 255",
-    UNSEEN: "their colours are read as they lie, without alpha",
-    SEVERAL: "the first is read",
-    BAD_EXIF: "read as they lie, not turned",
+ACTIONS = {
+    DEEP: "converted to 8 bits, 65 535 to 255",
+    UNSEEN: "their colours are used and their alpha is ignored",
+    SEVERAL: "only the first frame is used",
+    BAD_EXIF: "used without rotation",
 }
-"""What is done with such images."""
+"""Treatment of images with these properties, for the notes."""
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """`pixels` uint8 (N, C, H, W), the ground that transparent ones lie on, and a sentence on each thing to be told."""
+    """Images `pixels` uint8 (N, C, H, W), the background of transparent ones, and notes for the user."""
 
     pixels: Tensor
     ground: Ground | None
@@ -54,7 +54,7 @@ class Decoded:
 
 @dataclass(frozen=True)
 class _Image:
-    """One image over black (C, H, W) uint8, how much of the ground is seen (1, H, W) or None, and what it is."""
+    """One image over black (C, H, W) uint8, the visibility of its background (1, H, W) or None, and its properties."""
 
     name: str
     pixels: Tensor
@@ -64,13 +64,13 @@ class _Image:
 
 @dataclass
 class _Seen:
-    """What the images of a set are, summed over its batches."""
+    """Properties of the images of a set, summed over its batches."""
 
     kinds: Counter[str] = field(default_factory=Counter)
     light: int = 0
-    """Sum of the grey values of what is visible of transparent images, over black."""
+    """Sum of the grey values of the visible parts of transparent images, over black."""
     visible: int = 0
-    """Sum of their alphas, likewise of 0 to 255."""
+    """Sum of the alpha values of the same images, on the same scale of 0 to 255."""
 
     def add(self, images: list[_Image], pixels: Tensor, clear: Tensor | None) -> None:
         for image in images:
@@ -85,12 +85,12 @@ class _Seen:
 
 
 def decode_all(sources: Iterator[Source], size: int | None, what: str, ground: Ground | None = None) -> Decoded:
-    """The images of the set `what`; C is 1 where all are grey, else 3.
+    """Decode the images of the set `what`; C is 1 if all are grey, otherwise 3.
 
-    They are turned as their EXIF says. Transparent ones are laid on `ground`, all on the same: if it is None on white,
-    and on black where what is visible of them is brighter than `BRIGHT` in the mean. Grey values of 16 bits are scaled.
-    With `size` all are resized to size x size, a batch at a time. Raises `InputError` where an image cannot be read,
-    or where images differ in size and no `size` is given.
+    Images are rotated by their EXIF orientation. All transparent images are placed on `ground`. If it is None, that is
+    white, or black if the visible parts are brighter than `BRIGHT` on average. 16-bit grey values are scaled to 8 bits.
+    With `size` all images are resized to size x size, batch by batch. Raises `InputError` if an image cannot be read,
+    or if images differ in size and `size` is None.
     """
     batches: list[tuple[Tensor, Tensor | None]] = []
     sides: tuple[int, ...] = ()
@@ -98,7 +98,7 @@ def decode_all(sources: Iterator[Source], size: int | None, what: str, ground: G
     while images := _batch(sources):
         sides = sides or tuple(images[0].pixels.shape[1:])
         for image in images:
-            accepted = f"{sides} as the first, or give a size"
+            accepted = f"{sides} as in the first image, or set a size"
             shape = tuple(image.pixels.shape[1:])
             require(size is not None or shape == sides, f"height and width of {image.name}", shape, accepted)
         batches.append((_join([image.pixels for image in images], size), _clear(images, size)))
@@ -113,10 +113,10 @@ def decode_all(sources: Iterator[Source], size: int | None, what: str, ground: G
 
 
 def _batch(sources: Iterator[Source]) -> list[_Image]:
-    """The next images, as many as are decoded before they are resized: a photo may take 40 MB."""
+    """Decode the next images, at most as many as fit into memory before they are resized: a photo may take 40 MB."""
     images: list[_Image] = []
     size = 0
-    # Pillow warns of odd metadata and of half a bomb; what it cannot read it raises.
+    # Ignored warnings: odd metadata, and large images below Pillow's limit. Unreadable images raise errors.
     with warnings.catch_warnings(action="ignore"):
         for name, source in islice(sources, BATCH_ROWS):
             images.append(_decode(name, source))
@@ -128,13 +128,13 @@ def _batch(sources: Iterator[Source]) -> list[_Image]:
 
 def _notes(seen: _Seen, ground: Ground | None, blank: int, what: str) -> Iterator[str]:
     for kind, count in sorted(seen.kinds.items()):
-        told = TOLD.get(kind) or f"laid on {ground}, as the whole set"
-        more = f"; {blank} of them show nothing there" if kind == TRANSPARENT and blank else ""
-        yield f"{count} {'image' if count == 1 else 'images'} {kind} in {what}: {told}{more}"
+        action = ACTIONS.get(kind) or f"placed on {ground}, like all of the set"
+        more = f"; {blank} of them have a single colour then" if kind == TRANSPARENT and blank else ""
+        yield f"{count} {'image' if count == 1 else 'images'} {kind} in {what}: {action}{more}"
 
 
 def _blank(laid: Tensor, clear: Tensor | None) -> int:
-    """How many transparent images are of one colour on their ground."""
+    """Return the number of transparent images that have a single colour on their background."""
     if clear is None:
         return 0
     shown = laid.flatten(1)[(clear > 0).flatten(1).any(1)]
@@ -142,10 +142,10 @@ def _blank(laid: Tensor, clear: Tensor | None) -> int:
 
 
 def _laid(pixels: Tensor, clear: Tensor | None, ground: Ground | None) -> Tensor:
-    """Images over black, (N, C, H, W), on `ground`."""
+    """Place images over black, (N, C, H, W), on `ground`."""
     if clear is None or ground == "black":
         return pixels
-    # Over white is over black and what is seen of the ground; after resizing the two may overshoot by 1.
+    # Over white = over black + visible background. After resizing, the sum of both may exceed 255 by 1.
     return torch.minimum(pixels, 255 - clear) + clear
 
 
@@ -171,29 +171,29 @@ def _decode(what: str, source: bytes | Path) -> _Image:
         with Image.open(file, formats=FORMATS) as image:
             accepted = "8 bits a channel, or 16 of grey: " + ", ".join(GREY_MODES + COLOUR_MODES)
             require(image.mode in GREY_MODES + COLOUR_MODES, f"mode of {what}", image.mode, accepted)
-            # A photo's second frame, in a file of format MPO, is a preview or for the other eye.
+            # The second frame of a photo in MPO format is a preview, or the other half of a stereo pair.
             kinds = (SEVERAL,) if getattr(image, "is_animated", False) and image.format != "MPO" else ()
             upright, more = _upright(image)
             return _image(upright, what, kinds + more)
     except InputError:
         raise
-    except Exception as error:  # whatever a stranger's file makes Pillow raise is the file's fault
+    except Exception as error:  # any error that Pillow raises is caused by the file
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"cannot read {what}: {reason}") from error
 
 
 def _upright(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
-    """The image turned as its EXIF block, or its XMP, says it was taken."""
+    """Return the image rotated by its EXIF or XMP orientation, and the properties to report."""
     image.load()
     try:
         turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-    except Exception:  # a damaged block of metadata makes Pillow raise nearly anything; the pixels are whole
+    except Exception:  # damaged metadata makes Pillow raise nearly any exception; the pixels are intact
         return image, (BAD_EXIF,)
     return (ImageOps.exif_transpose(image) if turned else image), ()
 
 
 def _image(image: Image.Image, what: str, kinds: tuple[str, ...]) -> _Image:
-    """The image over black, one channel of a grey one and three of any other, and its alpha."""
+    """Return the image over black and its alpha, with one channel if it is grey and three otherwise."""
     if image.mode in DEEP_MODES:
         return _deep(image, what, kinds)
     mode = "L" if image.mode in GREY_MODES else "RGB"
@@ -210,7 +210,7 @@ def _image(image: Image.Image, what: str, kinds: tuple[str, ...]) -> _Image:
 
 
 def _deep(image: Image.Image, what: str, kinds: tuple[str, ...]) -> _Image:
-    """Grey of 16 bits; one of its values may stand for transparent."""
+    """Return a 16-bit grey image; one grey value may be marked as transparent."""
     values = _channels(np.array(image).astype(np.int64))
     lowest, highest = int(values.min()), int(values.max())
     require(lowest >= 0 and highest <= MOST, f"grey values of {what}", (lowest, highest), f"0 to {MOST}, of 16 bits")
@@ -222,5 +222,5 @@ def _deep(image: Image.Image, what: str, kinds: tuple[str, ...]) -> _Image:
 
 
 def _channels(values: np.ndarray) -> Tensor:
-    """(C, H, W) of what Pillow gives."""
+    """Return Pillow's array as (C, H, W)."""
     return torch.from_numpy(values)[None] if values.ndim == 2 else torch.from_numpy(values).permute(2, 0, 1)

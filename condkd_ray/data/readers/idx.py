@@ -1,4 +1,4 @@
-"""IDX files, the format of MNIST and its kin."""
+"""Reader of IDX files, the format of MNIST and similar data sets."""
 
 import gzip
 import math
@@ -15,11 +15,11 @@ from condkd_ray.core.method import InputError, require
 from condkd_ray.data.readers.images import Raw, checked
 
 IDX_FILES = tuple(f"{split}-{kind}-ubyte" for split in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
-"""Images and labels of train, then of test."""
+"""Names of the image and label files, first of the train set, then of the test set."""
 
 
 def read_idx(path: Path) -> Tensor:
-    """The uint8 array in an IDX file, gzipped or not. Raises `InputError` where it is no such file."""
+    """Return the uint8 array in an IDX file, gzipped or not. Raises `InputError` if it is not a valid IDX file."""
     try:
         data = path.read_bytes()
         if data[:2] == b"\x1f\x8b":
@@ -36,7 +36,7 @@ def read_idx(path: Path) -> Tensor:
 
 
 def find_idx(folders: Sequence[Path]) -> list[Path] | None:
-    """The files of `IDX_FILES`, gzipped or not, in the first of `folders` that has all; None if none has."""
+    """Return the paths of `IDX_FILES`, gzipped or not, in the first folder that has all of them, or None."""
     for folder in folders:
         there = [[p for p in (folder / name, folder / f"{name}.gz") if p.is_file()][:1] for name in IDX_FILES]
         if all(there):
@@ -45,9 +45,9 @@ def find_idx(folders: Sequence[Path]) -> list[Path] | None:
 
 
 def read_idx_pair(images: Path, labels: Path, names: tuple[str, ...] | None = None) -> Raw:
-    """Grey images (N, 1, H, W) and their labels from two IDX files; classes are numbered unless `names` are given."""
+    """Read grey images (N, 1, H, W) and labels from two IDX files; class names are numbers unless `names` are given."""
     pixels, numbers = read_idx(images), read_idx(labels)
     require(pixels.ndim == 3, f"dimensions of {images}", pixels.ndim, "3: images, rows, columns")
     found = tuple(numbers.shape)
-    require(found == pixels.shape[:1], f"shape of {labels}", found, f"{len(pixels)}, one an image")
+    require(found == pixels.shape[:1], f"shape of {labels}", found, f"{len(pixels)}, one per image")
     return checked(pixels[:, None], numbers.long(), names, str(labels))

@@ -1,4 +1,4 @@
-"""Real images as tensors: what every reader gives."""
+"""Real images as tensors, the result of every reader."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,12 +13,12 @@ from condkd_ray.core.samples import Samples, to_model, unseen
 
 Ground = Literal["white", "black"]
 MOST_CLASSES = 100_000
-"""Of a set that does not name them (our choice): a label beyond is a mistake, and a network of as many no use."""
+"""Most classes of a set without class names (our choice): a larger label is a mistake, not a class."""
 
 
 @dataclass(frozen=True)
 class RealImages:
-    """Real images as they are: `pixels` uint8 (N, C, H, W), `labels` int64 (N,)."""
+    """Unmodified real images: `pixels` uint8 (N, C, H, W), `labels` int64 (N,)."""
 
     pixels: Tensor
     labels: Tensor
@@ -30,20 +30,19 @@ class RealImages:
         return replace(self, pixels=self.pixels[index], labels=self.labels[index])
 
     def to(self, device: torch.device | str) -> Self:
-        """The same images on `device`, still as uint8."""
+        """Return the images on `device`, still as uint8."""
         return replace(self, pixels=sent(self.pixels, device), labels=sent(self.labels, device))
 
     def samples(self, mean: Sequence[float], std: Sequence[float]) -> Samples:
-        """All of them as float32 in the teacher's space, four times their bytes; index first where that is much."""
+        """Return all images as float32 in the teacher's normalised space: four times the bytes, so index first."""
         return unseen(to_model(self.pixels.float() / 255, mean, std), self.labels)
 
 
 @dataclass(frozen=True)
 class Raw(RealImages):
-    """Images as a file holds them, with `class_names` by label.
+    """Images of a file or folder with `class_names` by label.
 
-    `ground`: what transparent ones were laid on; None where there were none. `notes`: what the user
-    is to be told of the files, a sentence each.
+    `ground`: background of transparent images; None if there are none. `notes`: sentences about the files for the user.
     """
 
     class_names: tuple[str, ...]
@@ -52,8 +51,8 @@ class Raw(RealImages):
 
 
 def resize(pixels: Tensor, size: int) -> Tensor:
-    """uint8 (N, C, H, W) to (N, C, size, size), bilinear with antialiasing; images of that size are untouched."""
-    from torchvision.transforms import functional  # not at the top: it takes as long to import as digits to load
+    """Resize uint8 (N, C, H, W) to (N, C, size, size), bilinear with antialiasing, unless they have that size."""
+    from torchvision.transforms import functional  # imported here, because it takes as long as loading the digits
 
     if tuple(pixels.shape[-2:]) == (size, size):
         return pixels
@@ -61,16 +60,16 @@ def resize(pixels: Tensor, size: int) -> Tensor:
 
 
 def checked(pixels: Tensor, labels: Tensor, names: tuple[str, ...] | None, what: str) -> Raw:
-    """A `Raw` whose labels are within its classes, which are numbered where `names` is None."""
+    """Return a `Raw` after checking its labels; without `names` the classes are numbered."""
     check_labels(labels.tolist(), names, what)
     return Raw(pixels, labels, names or tuple(str(number) for number in range(int(labels.max()) + 1)))
 
 
 def check_labels(labels: Sequence[int], names: Sequence[str] | None, what: str) -> None:
-    """Raise `InputError` where labels of `what` are none of its classes, which `names` is None of where numbered."""
+    """Raise `InputError` if labels of `what` are outside its classes; `names` is None if these are only numbered."""
     require(len(labels) > 0, f"number of images in {what}", 0, "at least 1")
     below = sum(label < 0 for label in labels)
-    accepted = f"0 or more ({below} of {len(labels)} are below): -1 mostly stands for labels that a test set keeps back"
+    accepted = f"0 or more ({below} of {len(labels)} are below): -1 usually marks withheld labels of a test set"
     require(not below, f"lowest of the labels in {what}", min(labels), accepted)
     most = len(names) if names else MOST_CLASSES
     accepted = f"less than {most}, the number of its classes" if names else f"less than {most}, or names of the classes"

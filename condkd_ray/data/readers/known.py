@@ -1,4 +1,4 @@
-"""Data sets known by name: scikit-learn's digits, the IDX sets, and those that torchvision reads."""
+"""Data sets known by name: scikit-learn's digits, the IDX sets, and the sets that torchvision reads."""
 
 import warnings
 from pathlib import Path
@@ -21,7 +21,7 @@ TORCHVISION_SETS = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "svhn": "SVHN"
 
 
 def digits() -> Raw:
-    """Scikit-learn's 1797 digits (1797, 1, 8, 8), their 0 to 16 spread over 0 to 255."""
+    """Return scikit-learn's 1797 digits (1797, 1, 8, 8), with values 0 to 16 scaled to 0 to 255."""
     from sklearn.datasets import load_digits  # not at the top: seconds to import, and only digits need it
 
     bundle: Any = load_digits()
@@ -30,25 +30,26 @@ def digits() -> Raw:
 
 
 def idx_set(name: str, root: Path, *, download: bool) -> tuple[Raw, Raw]:
-    """Train and test of `mnist` or `fashion_mnist`, from `root`, its `raw` or torchvision's folder under it.
+    """Return train and test set of `mnist` or `fashion_mnist` from `root`, its sub-folder `raw` or torchvision's.
 
-    `download` fetches what is not there into torchvision's layout. Raises `InputError` where files are missing.
+    `download` fetches missing files into torchvision's layout. Raises `InputError` if files are missing.
     """
     kind, names = IDX_SETS[name]
     folders = [root, root / "raw", root / kind / "raw"]
     if download and find_idx(folders) is None:
         _open(kind, root, train=True, download=True)
     files = find_idx(folders)
-    accepted = f"{', '.join(IDX_FILES)}, each as it is or .gz, all in one of {', '.join(map(str, folders))}"
+    accepted = f"{', '.join(IDX_FILES)}, each plain or as .gz, all in one of {', '.join(map(str, folders))}"
     require(files is not None, f"data.root of {name}", str(root), accepted)
     train_images, train_labels, test_images, test_labels = files or []
     return read_idx_pair(train_images, train_labels, names), read_idx_pair(test_images, test_labels, names)
 
 
 def torchvision_set(name: str, root: Path, *, download: bool) -> tuple[Raw, Raw]:
-    """Train and test of `cifar10`, `cifar100` or `svhn` in torchvision's layout.
+    """Return train and test set of `cifar10`, `cifar100` or `svhn` in torchvision's layout.
 
-    CIFAR's files are pickles; torchvision checks their md5 against the published one before it opens them.
+    CIFAR's files are pickles; torchvision compares their md5 with the published one before it opens them. Raises
+    `InputError` if they cannot be read.
     """
     kind = TORCHVISION_SETS[name]
     svhn = kind == "SVHN"
@@ -67,7 +68,7 @@ def _open(kind: str, root: Path, **options: Any) -> Any:
 
     try:
         with warnings.catch_warnings():
-            # CIFAR was pickled by a numpy whose dtypes today's warns of.
+            # CIFAR's pickles contain old numpy dtypes, of which numpy now warns.
             warnings.simplefilter("ignore", np.exceptions.VisibleDeprecationWarning)
             return getattr(torchvision.datasets, kind)(root, **options)
     except (RuntimeError, OSError) as error:

@@ -1,4 +1,4 @@
-"""Images and labels in Parquet, as Hugging Face writes it."""
+"""Reader of images and labels in Parquet, in Hugging Face's format."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -20,11 +20,11 @@ LABEL_COLUMNS = ("label", "labels", "fine_label")
 
 
 def read_parquet(files: Sequence[Path], size: int | None = None, ground: Ground | None = None) -> Raw:
-    """Images and labels of Hugging Face image Parquet files, one after the other.
+    """Read the images and labels of Hugging Face image Parquet files, in the given order.
 
-    Columns: `image` or `img`, a struct with `bytes` or plain binary; `label`, `labels` or `fine_label`, integers of 0
-    or more. Class names come from the Hugging Face metadata where there are any. `size`, `ground`: see `decode_all`.
-    Raises `InputError` where a file, a column, a label or an image cannot be used.
+    Columns: `image` or `img`, a struct with `bytes` or plain binary; `label`, `labels` or `fine_label`, integers >= 0.
+    Class names come from the Hugging Face metadata, if present. `size`, `ground`: see `decode_all`. Raises `InputError`
+    if a file, a column, a label or an image is not usable.
     """
     labels: list[int] = []
     names = None
@@ -37,7 +37,7 @@ def read_parquet(files: Sequence[Path], size: int | None = None, ground: Ground 
             here = _class_names(file, column)
         holds = pa.types.is_integer(numbers.type) and numbers.null_count == 0
         require(holds, f"column {column!r} of {path}", str(numbers.type), "integers without gaps")
-        # By way of a list: Arrow's own conversion would import pandas.
+        # Through a list, because Arrow's own conversion would import pandas.
         labels += numbers.to_pylist()
         same = names is None or here is None or here == names
         require(same, f"class names of {path}", here, f"{names}, as in {files[0]}")
@@ -51,12 +51,12 @@ def read_parquet(files: Sequence[Path], size: int | None = None, ground: Ground 
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Raise `InputError` where the block cannot read the Parquet file at `path`."""
+    """Raise `InputError` if the block cannot read the Parquet file at `path`."""
     try:
         yield
     except InputError:
         raise
-    except Exception as error:  # whatever a stranger's file makes Arrow raise is the file's fault
+    except Exception as error:  # any error that Arrow raises is caused by the file
         raise InputError(f"cannot read Parquet file {path}: {' '.join(str(error).split())}") from error
 
 
@@ -73,7 +73,7 @@ def _column(file: pq.ParquetFile, accepted: Sequence[str], path: Path) -> str:
 
 
 def _class_names(file: pq.ParquetFile, column: str) -> tuple[str, ...] | None:
-    """Names of a ClassLabel feature. The metadata is optional by its nature, so an unreadable one is none."""
+    """Return the names of a ClassLabel feature; None without readable metadata, which is optional."""
     try:
         features = json.loads((file.schema_arrow.metadata or {})[b"huggingface"])["info"]["features"]
         return tuple(features[column]["names"])

@@ -1,7 +1,7 @@
-"""Which Parquet files of a folder are the train set, and which the test set, in the layouts of the Hugging Face Hub.
+"""Finds the Parquet files of the train and the test set in a folder, in the layouts of the Hugging Face Hub.
 
-A set is one file, its shards (`test-00000-of-00002.parquet`, or with a hash behind, as `push_to_hub` named them), or a
-folder of the split's name with all files in it (`plain_text/train/0000.parquet`, as the Hub converts data sets).
+A set is one file, a group of shards (`test-00000-of-00002.parquet`, with an optional hash from `push_to_hub`), or a
+folder named after the split with all of its files (`plain_text/train/0000.parquet`, from the Hub's conversion).
 """
 
 import os
@@ -16,23 +16,23 @@ from condkd_ray.core.method import require
 VALIDATION = re.compile(r"(validation|valid|val|dev)([-_.\d].*)?")
 SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(-[0-9a-f]{16})?")
 PARTIAL = "partial-"
-"""Before the name of a split of which the Hub has converted only the first part."""
+"""Prefix of a split of which the Hub has converted only the first part."""
 
 
 @dataclass(frozen=True)
 class FileSet:
-    """Files that belong together: the stem they share or the split they are of, and how they are told of."""
+    """Files of one set: their common stem or split in `name`, and a `label` for messages."""
 
     name: str
     files: list[Path]
-    told: str
+    label: str
     fault: tuple[str, object, str] | None = None
-    """What of it is missing: the thing, its value, and what is accepted."""
+    """Arguments of `require` for what is missing: the thing, its value, and what is accepted; None if complete."""
 
 
 @dataclass(frozen=True)
 class ParquetFiles:
-    """The train set, each test set there is, and a sentence on each thing to be told."""
+    """The train set, all candidates for the test set, and notes for the user."""
 
     train: FileSet
     tests: list[FileSet]
@@ -40,12 +40,12 @@ class ParquetFiles:
 
 
 def find_parquet(root: Path, train: str | None, test: str | None) -> ParquetFiles | None:
-    """The Parquet files of a data set; None where `root` holds neither a train set nor what is named.
+    """Return the Parquet files of a data set; None if `root` contains no train set and none is named.
 
-    `root` is a folder, one with a single sub-folder of a train set, or a train file. Where there is no test set, the
-    validation set is it, and that is told, as is what is not read. `train`, `test`: names in `root`, paths or patterns;
-    what is named is the only candidate. Raises `InputError` where several train sets are there and none is named, and
-    where a shard is missing.
+    `root` is a folder, a folder with a single sub-folder that contains a train set, or a train file. Without a test set
+    the validation set is used instead; the notes report this, and the files that are not read. `train`, `test`: names
+    in `root`, paths or patterns; a named file is the only candidate. Raises `InputError` if there are several train
+    sets and none is named, or if a shard is missing.
     """
     folder, train = (root.parent, train or root.name) if os.path.isfile(root) else (root, train)
     if os.path.isdir(root) and train is None:
@@ -53,11 +53,11 @@ def find_parquet(root: Path, train: str | None, test: str | None) -> ParquetFile
     there = _sets(folder)
     trains = _named(folder, train) if train else [one for one in there if one.name.startswith("train")]
     if not trains:
-        accepted = f"train*.parquet in {folder}, or a train file named"
+        accepted = f"train*.parquet in {folder}, or a named train file"
         require(test is None, "test file without a train file", test, accepted)
         return None
     accepted = "one set, or name it with --train-file (a pattern will do)"
-    require(len(trains) == 1, f"train files in {folder}", [one.told for one in trains], accepted)
+    require(len(trains) == 1, f"train files in {folder}", [one.label for one in trains], accepted)
     tests, notes = (_named(folder, test), []) if test else _tests(there)
     for one in [*trains, *(tests if len(tests) == 1 else [])]:
         if one.fault is not None:
@@ -66,9 +66,9 @@ def find_parquet(root: Path, train: str | None, test: str | None) -> ParquetFile
     shared = [path.name for one in tests for path in one.files if path.resolve() in files]
     require(not shared, "files read as train and as test", shared, "different files")
     notes += [
-        f"{one.told} is but a part of the split: the Hub has converted no more"
+        f"{one.label} is only a part of the split: the Hub has not converted the rest"
         for one in (*trains, *tests)
-        if one.told.startswith(PARTIAL)
+        if one.label.startswith(PARTIAL)
     ]
     if train is None and test is None:
         notes += _unread(there, [*trains, *tests])
@@ -76,7 +76,7 @@ def find_parquet(root: Path, train: str | None, test: str | None) -> ParquetFile
 
 
 def _inner(root: Path) -> Path:
-    """`root`, or the one folder in it that has a train set."""
+    """Return `root`, or the only sub-folder of it that contains a train set."""
     if list(root.glob("*.parquet")) or any(_split(path.parent) for path in root.glob("*train/*.parquet")):
         return root
     found = [path.parent for path in root.glob("*/train*.parquet")]
@@ -88,7 +88,7 @@ def _inner(root: Path) -> Path:
 
 
 def _split(folder: Path) -> str:
-    """The split that a folder of this name holds; empty where it holds none."""
+    """Return the split that a folder contains according to its name, or an empty string."""
     name = folder.name.removeprefix(PARTIAL)
     return name if name in ("train", "test") or VALIDATION.fullmatch(name) else ""
 
@@ -98,12 +98,13 @@ def _tests(there: Iterable[FileSet]) -> tuple[list[FileSet], list[str]]:
     others = [one for one in there if VALIDATION.fullmatch(one.name)]
     if tests or not others:
         return tests, []
-    return others, [f"{one.told} is the test set, as there is no test file" for one in others[:1] if len(others) == 1]
+    note = "is used as the test set, because there is no test file"
+    return others, [f"{one.label} {note}" for one in others[:1] if len(others) == 1]
 
 
 def _unread(there: Iterable[FileSet], read: Iterable[FileSet]) -> list[str]:
     names = {one.name for one in read}
-    left = [one.told for one in there if one.name not in names]
+    left = [one.label for one in there if one.name not in names]
     return [f"Parquet files that are not read: {', '.join(left)}"] if left else []
 
 
@@ -111,7 +112,7 @@ def _named(folder: Path, name: str) -> list[FileSet]:
     path = folder / Path(name).expanduser()
     found = [path] if os.path.isfile(path) else []
     if not found and os.path.isdir(path.parent):
-        # Only the last part is the pattern: a folder may be called "run[1]".
+        # Only the last part of the path is a pattern: a folder may be called "run[1]".
         found = [Path(match) for match in sorted(glob(f"{escape(str(path.parent))}/{path.name}"))]
     if not found:
         found = [folder / match for match in sorted(glob(str(Path(name).expanduser()), root_dir=folder))]
@@ -120,7 +121,7 @@ def _named(folder: Path, name: str) -> list[FileSet]:
 
 
 def _sets(folder: Path) -> list[FileSet]:
-    """Files grouped by what they are shards of, all sorted."""
+    """Group the files of a folder into sets of shards, sorted."""
     found = _shards(folder.glob("*.parquet"))
     for inner in sorted(child for child in folder.glob("*") if child.is_dir() and _split(child)):
         shards = _shards(inner.glob("*.parquet"))
@@ -143,7 +144,7 @@ def _shards(paths: Iterable[Path]) -> list[FileSet]:
     found = []
     for (name, count), shards in sets.items():
         files = [path for paths in shards.values() for path in paths]
-        lacking = (f"number of shards of {name} in {files[0].parent}", len(files), f"{count}, all, each once")
+        lacking = (f"number of shards of {name} in {files[0].parent}", len(files), f"{count}, each shard once")
         whole = len(shards) == count and len(files) == count
         found.append(FileSet(name, files, files[0].name, None if whole else lacking))
     return found

@@ -1,12 +1,13 @@
-"""What a condensation is: a frozen dataclass that makes a few labelled images stand for a whole data set.
+"""Contract of the condensers, helpers that several share, and the condensers of real images.
 
-With what several share, how rows are chosen by class and networks of their own; and the condensers of real images:
+A condenser is a frozen dataclass that makes a few labelled images from a whole data set. The helpers select rows by
+class and train the condensers' own networks. The condensers of real images are:
 
-- Random ones are no condensation, and the control that every condensed set has to beat.
-- All of them are the upper reference, distillation with the data that is not there.
-- Herding (Welling, ICML 2009) chooses one by one, so that the mean of those chosen follows the mean of their class.
+- Random images: no condensation, but the baseline for every condensed set.
+- All images: the upper reference, distillation with the data that is otherwise unavailable.
+- Herding (Welling, ICML 2009) selects images one by one, so that their mean follows the mean of their class.
 
-Letters: N images, M images a class, B batch, C channels, H W height and width, K classes, D features.
+Letters: N images, M images per class, B batch, C channels, H W height and width, K classes, D features.
 """
 
 import math
@@ -23,45 +24,46 @@ from torch import Tensor, nn
 from condkd_ray.core.method import Meter, Method, require
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples, unseen
-from condkd_ray.core.view import OnStep, unheard
+from condkd_ray.core.view import OnStep, no_bar
 from condkd_ray.models.convnet import ConvNet, ConvNetModule
 from condkd_ray.models.teacher import Teacher
 
 BATCH = 512
-"""Images embedded at a time; it only bounds memory."""
+"""Images embedded at a time; this only limits memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Condensation(Method, ABC):
-    """Base of the condensers. They see real images and run once, before any trial.
+    """Base of the condensers. They read real images and run once, before any trial.
 
-    None sees a teacher but one that says so by `needs_teacher`: its `condense` takes one more argument, `teacher`.
+    A condenser gets no teacher unless `needs_teacher` is true: its `condense` then takes one more argument, `teacher`.
 
-    Sets are nested: for one seed the images of a smaller `ipc` are the first ones of each class of a larger, so that
-    an ablation over `ipc` compares more images with fewer of the same.
+    Sets are nested: for one seed the images of a smaller `ipc` are the first images of each class of a larger one, so
+    that an ablation over `ipc` compares a set with its own subsets.
     """
 
-    recipe: ClassVar[int] = 1
-    """Version of its code, raised when the same settings give other images: sets cached before are then not used."""
+    code_version: ClassVar[int] = 1
+    """Version of the method's code. It is increased when the same settings give different images; sets cached before
+    are then not used."""
     name: str
     ipc: int = 10
     """Images per class."""
 
     def __post_init__(self) -> None:
-        require(self.ipc >= 1, "condensation.ipc", self.ipc, "1 or more; no condensation at all is another arm")
+        require(self.ipc >= 1, "condensation.ipc", self.ipc, "1 or more; for none, omit the condensation")
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether its images are made of the very teacher that they will guide. Records must then say so."""
+        """True if the images are made from the same teacher that they will guide; records then show this."""
         return False
 
     @property
     def label(self) -> str:
-        """Its name in records and tables."""
+        """Name in records and tables."""
         return self.name
 
     def check_teacher(self, teacher: Teacher) -> None:
-        """Raise `InputError` where its images cannot be made of `teacher`, of which only the form counts."""
+        """Raise `InputError` if the images cannot be made from `teacher`, by its architecture."""
         return
 
     @abstractmethod
@@ -74,25 +76,25 @@ class Condensation(Method, ABC):
         std: Sequence[float],
         flip_ok: bool,
         rng: Streams,
-        on_step: OnStep = unheard,
+        on_step: OnStep = no_bar,
     ) -> Samples:
-        """K x ipc images in the teacher's space, sorted by class: ipc of class 0, ipc of class 1, ...; no logits.
+        """Return K x ipc images in the teacher's space, sorted by class: ipc of class 0, ipc of class 1, ...
 
-        `real` is in the teacher's space, which `mean` and `std` (a channel, in units of [0, 1] pixels) define; it is
-        not changed. `flip_ok`: a mirrored image keeps its class. `rng` is fresh, seeded by the trial. What takes long
-        tells `on_step`. A condenser names the arguments it uses and takes the others as `**_`. Raises `InputError`
-        where a class has too few images.
+        They have no logits. `real` is in the teacher's space, which `mean` and `std` (per channel, in units of [0, 1]
+        pixels) define; it is not changed. `flip_ok`: a mirrored image keeps its class. `rng` is new, seeded by the
+        trial. Long computations report to `on_step`. A condenser declares the arguments it uses and takes the others as
+        `**_`. Raises `InputError` if a class has too few images.
         """
 
-    def whole(self) -> Self:
-        """The config to compute and cache; smaller `ipc` sets are prefixes of it."""
+    def cached_config(self) -> Self:
+        """Return the config to compute and cache; sets of a smaller `ipc` are prefixes of its set."""
         return self
 
 
 def class_table(labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Row numbers by class (K, largest class), in the order of their rows, and how many of each line count (K,).
+    """Return row numbers by class (K, largest class), in order, and the number of rows of each class (K,).
 
-    What lies beyond a class's count is a valid row number of no meaning.
+    Entries beyond a class's number are valid row numbers without meaning.
     """
     counts = labels.bincount(minlength=num_classes)
     order = labels.argsort(stable=True)
@@ -102,13 +104,16 @@ def class_table(labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
 
 
 def per_class_order(labels: Tensor, rng: torch.Generator) -> Tensor:
-    """All row numbers (N,), class after class, in random order within each class."""
+    """Return all row numbers (N,), class after class, in random order within each class."""
     shuffled = torch.randperm(len(labels), generator=rng, device=labels.device)
     return shuffled[labels[shuffled].argsort(stable=True)]
 
 
 def first_rows(labels: Tensor, ipc: int, num_classes: int) -> Tensor:
-    """Row numbers (K x ipc,) of the first `ipc` of each class, class-major. Raises `InputError` where one has fewer."""
+    """Return the rows (K x ipc,) of the first `ipc` of each class, class-major.
+
+    Raises `InputError` if a class has fewer.
+    """
     table, counts = class_table(labels, num_classes)
     fewest = int(counts.argmin())
     accepted = f"at most {int(counts[fewest])}, the images of class {fewest}"
@@ -117,18 +122,18 @@ def first_rows(labels: Tensor, ipc: int, num_classes: int) -> Tensor:
 
 
 def first_per_class(samples: Samples, ipc: int, num_classes: int) -> Samples:
-    """The first `ipc` samples of each class, class-major: how a larger set serves a smaller ipc."""
+    """Return the first `ipc` samples of each class, class-major: a set of smaller ipc from a larger one."""
     return samples[first_rows(samples.labels, ipc, num_classes)]
 
 
 def random_per_class(labels: Tensor, ipc: int, num_classes: int, rng: torch.Generator) -> Tensor:
-    """Row numbers (K x ipc,) of random images, class-major; nested over `ipc` for one state of `rng`."""
+    """Return rows (K x ipc,) of random images, class-major; nested over `ipc` for one state of `rng`."""
     order = per_class_order(labels, rng)
     return order[first_rows(labels[order], ipc, num_classes)]
 
 
 def draw_per_class(table: Tensor, counts: Tensor, num_each: int, rng: torch.Generator) -> Tensor:
-    """Row numbers (K, num_each), drawn anew without replacement within each class of a `class_table`."""
+    """Return rows (K, num_each), drawn without replacement within each class of a `class_table`."""
     keys = torch.rand(table.shape, generator=rng, device=table.device)
     places = torch.arange(table.shape[1], device=table.device)
     picked = keys.masked_fill(places >= counts[:, None], -1).topk(num_each, dim=1).indices
@@ -144,22 +149,25 @@ def train(
     lr: float,
     momentum: float = 0.0,
     weight_decay: float = 0.0,
-    falls: bool = False,
+    linear_decay: bool = False,
     augment: Callable[[Tensor], Tensor] = lambda images: images,
     on_epoch: Callable[[], None] = lambda: None,
     rng: torch.Generator,
 ) -> nn.Module:
-    """Train `network` in place by cross-entropy, and give it back in eval mode, frozen.
+    """Train `network` in place by cross-entropy; returns it in eval mode, frozen.
 
-    Each epoch sees all N images once, in an order that `rng` draws on their device, in steps of near-equal size of at
-    most `batch`. `lr` is constant, or `falls` linearly to 0. `augment` sees each batch (B, C, H, W); `on_epoch` is
-    called after each epoch. Raises `NonFiniteError` at the end of the epoch in which the loss became NaN or infinite.
+    Each epoch uses all N images once, in an order that `rng` draws on their device, in steps of near-equal size of at
+    most `batch`. `lr` is constant, or decays linearly to 0 with `linear_decay`. `augment` is applied to each batch (B,
+    C, H, W); `on_epoch` is called after each epoch. Raises `NonFiniteError` at the end of the epoch in which the loss
+    became NaN or infinite.
     """
     network.train()
     optimizer = torch.optim.SGD(network.parameters(), lr, momentum=momentum, weight_decay=weight_decay)
     parts = -(-len(real) // batch)
     total = epochs * parts
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(1 - step / total, 0) if falls else 1)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: max(1 - step / total, 0) if linear_decay else 1
+    )
     for _ in range(epochs):
         meter = Meter("condensation")
         for rows in torch.randperm(len(real), generator=rng, device=real.images.device).tensor_split(parts):
@@ -178,7 +186,7 @@ def train(
 def fresh_convnet(
     images: Tensor, num_classes: int, name: str, rng: Streams, *, width: int, depth: int
 ) -> ConvNetModule:
-    """A new ConvNet for `images` (B, C, H, W), on their device, from stream `init/<name>`; see `convnet_for`."""
+    """Return a new ConvNet for `images` (B, C, H, W), on their device, from stream `init/<name>`; see `convnet_for`."""
     channels, height, wide = images.shape[1:]
     network = convnet_for((channels, height, wide), width=width, depth=depth)
     with rng.forked(f"init/{name}"):
@@ -188,8 +196,8 @@ def fresh_convnet(
 
 
 def convnet_for(image_shape: Sequence[int], *, width: int, depth: int) -> ConvNet:
-    """The condensation papers' network for images (C, H, W), of fewer blocks where the last map would be one place."""
-    # Through a last map of 1x1 the pixels of 8x8 digits hardly move (by 0.005 in all); through 2x2 they do (0.17).
+    """Return the condensation papers' network for images (C, H, W), with fewer blocks if its last map would be 1x1."""
+    # With a last map of 1x1 the pixels of 8x8 digits hardly change (by 0.005 in all); with 2x2 they do (0.17).
     return ConvNet(width=width, depth=max(1, min(depth, int(math.log2(min(image_shape[1:]))) - 1)))
 
 
@@ -200,34 +208,34 @@ class RandomReal(Condensation):
     name: Literal["random_real"] = "random_real"
 
     def condense(self, real: Samples, *, num_classes: int, rng: Streams, **_: object) -> Samples:
-        """Random rows of each class; nested over `ipc`."""
+        """Return random images of each class; nested over `ipc`."""
         rows = random_per_class(real.labels, self.ipc, num_classes, rng["condensation"])
         return unseen(real.images[rows], real.labels[rows])
 
 
 @dataclass(frozen=True, kw_only=True)
 class AllReal(Condensation):
-    """Every real image, class after class. Not nested in anything, and as many of each class as there are."""
+    """Every real image, class after class: not nested, and as many of each class as there are."""
 
     name: Literal["all_real"] = "all_real"
     ipc: Literal[0] = 0
-    """It has none of its own: 0 stands for "all"."""
+    """Fixed: 0 stands for "all"."""
 
     def __post_init__(self) -> None:
-        require(self.ipc == 0, "condensation.ipc of all_real", self.ipc, "0, which stands for all images")
+        require(self.ipc == 0, "condensation.ipc of all_real", self.ipc, "0, which means all images")
 
     def condense(self, real: Samples, **_: object) -> Samples:
-        """All rows, sorted by class."""
+        """Return all images, sorted by class."""
         rows = real.labels.argsort(stable=True)
         return unseen(real.images[rows], real.labels[rows])
 
 
 def herd(embedded: Tensor, labels: Tensor, ipc: int, num_classes: int) -> Tensor:
-    r"""Row numbers (K x ipc,), class-major, in the order of choice, of embeddings (N, D) with their classes (N,).
+    r"""Return row numbers (K x ipc,), class-major, in the order of selection, for embeddings (N, D) of classes (N,).
 
-    The next image of a class is the one with which the mean of those chosen is nearest to the mean \mu of all:
-    the t-th is argmin_x \| t \mu - \sum_{s < t} \phi(x_s) - \phi(x) \|, never one that was chosen before; the first
-    in the order of rows among equals. A smaller `ipc` therefore gives the first ones of a larger.
+    The next image of a class is the one that brings the mean of the selected images closest to the mean \mu of the
+    class: the t-th is argmin_x \| t \mu - \sum_{s < t} \phi(x_s) - \phi(x) \|, without repetition; among equals the
+    first in the order of rows. The images of a smaller `ipc` are therefore the first ones of a larger one.
 
     Every class must have `ipc` images or more.
     """
@@ -235,14 +243,14 @@ def herd(embedded: Tensor, labels: Tensor, ipc: int, num_classes: int) -> Tensor
     sums = torch.zeros(num_classes, embedded.shape[1], dtype=embedded.dtype, device=embedded.device)
     means = sums.index_add(0, labels, embedded) / counts[:, None]
     squares = embedded.square().sum(1)
-    shut = torch.arange(table.shape[1], device=labels.device) >= counts[:, None]
+    unavailable = torch.arange(table.shape[1], device=labels.device) >= counts[:, None]
     chosen = []
     for place in range(1, ipc + 1):
         wanted = place * means - sums
         # | wanted - x |^2 less | wanted |^2, which is the same for all images of a class.
         distances = squares - 2 * (embedded @ wanted.T).gather(1, labels[:, None])[:, 0]
-        nearest = distances[table].masked_fill(shut, torch.inf).argmin(1, keepdim=True)
-        shut = shut.scatter(1, nearest, True)
+        nearest = distances[table].masked_fill(unavailable, torch.inf).argmin(1, keepdim=True)
+        unavailable = unavailable.scatter(1, nearest, True)
         chosen.append(table.gather(1, nearest))
         sums = sums + embedded[chosen[-1][:, 0]]
     return torch.cat(chosen, 1).flatten()
@@ -250,25 +258,27 @@ def herd(embedded: Tensor, labels: Tensor, ipc: int, num_classes: int) -> Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Herding(Condensation):
-    """Real images whose mean embedding follows that of their class. Nested over `ipc` by the way they are chosen.
+    """Real images whose mean embedding follows that of their class; the selection order makes sets nested over `ipc`.
 
-    The embedding is the flattened last map of a ConvNet, trained for a few epochs on the same real images by SGD with
-    momentum 0.9 and a learning rate that falls to 0, shuffled by the trial's seed: our choice. It is never the teacher.
+    The embedding is the flattened last map of a ConvNet. It is trained for a few epochs on the same real images by SGD
+    with momentum 0.9 and a learning rate that decays to 0, shuffled by the trial's seed: our choice. It is never the
+    teacher.
     """
 
     paper = "Welling, ICML 2009"
     ours = ("epochs", "batch", "lr", "width", "depth")
     name: Literal["herding"] = "herding"
     epochs: int = 5
-    """Of the ConvNet's training; 0 leaves it as it was initialised."""
+    """Training epochs of the ConvNet; 0 leaves it at its initialisation."""
     batch: int = 64
-    """Images a step, at most."""
+    """Images per step, at most."""
     lr: float = 0.02
-    """At the first step."""
+    """Learning rate of the first step."""
     width: int = 32
     """Channels of the ConvNet."""
     depth: int = 3
-    """Its blocks; each halves the image. Fewer on images below 16x16, where the last map would be a single place."""
+    """Blocks of the ConvNet; each halves the image. Fewer on images below 16x16, whose last map would be a single
+    position."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -278,9 +288,9 @@ class Herding(Condensation):
         ConvNet(width=self.width, depth=self.depth)  # has bounds of its own
 
     def condense(
-        self, real: Samples, *, num_classes: int, rng: Streams, on_step: OnStep = unheard, **_: object
+        self, real: Samples, *, num_classes: int, rng: Streams, on_step: OnStep = no_bar, **_: object
     ) -> Samples:
-        """Train the embedding, then choose. Raises `NonFiniteError` where the training diverges."""
+        """Train the embedding, then select. Raises `NonFiniteError` if the training diverges."""
         first_rows(real.labels, self.ipc, num_classes)  # refuses a class with too few images before the training
         network = fresh_convnet(real.images, num_classes, "condenser", rng, width=self.width, depth=self.depth)
         if self.epochs:
@@ -291,6 +301,6 @@ class Herding(Condensation):
         return unseen(real.images[rows], real.labels[rows])
 
     def _train(self, network: ConvNetModule, real: Samples, rng: Streams, on_step: OnStep) -> None:
-        recipe = {"epochs": self.epochs, "batch": self.batch, "lr": self.lr, "momentum": 0.9, "falls": True}
+        recipe = {"epochs": self.epochs, "batch": self.batch, "lr": self.lr, "momentum": 0.9, "linear_decay": True}
         epochs = count(1)
         train(network, real, **recipe, on_epoch=lambda: on_step(next(epochs), self.epochs), rng=rng["condensation"])

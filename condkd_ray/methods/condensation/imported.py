@@ -1,10 +1,9 @@
-"""Other people's condensed sets: files of DC, DSA, DM, MTT, IDC, KIP and DC-BENCH, Hugging Face Parquet, image folders.
+"""Condensed sets from elsewhere: files of DC, DSA, DM, MTT, IDC, KIP, DC-BENCH, Hugging Face Parquet, image folders.
 
-Most failures reported with such sets are of units: images normalised twice, or whitened. So units are inferred or
-declared, and a set is judged by the pixels and by the teacher's answers: what is wrong for certain is refused with the
-cause that these support, what is in doubt is told. The teacher is asked about images of the set alone, so that nothing
-is chosen by test images.
-Letters: N images, C channels, H W height and width, K classes.
+Most failures reported with such sets concern units: images normalised twice, or whitened. So the units are inferred or
+declared, and a set is checked by its pixels and by the teacher's predictions: a set that is certainly wrong is refused
+with the cause that these support, doubts are reported. The teacher classifies images of the set only, so that nothing
+is chosen by test images. Letters: N images, C channels, H W height and width, K classes.
 """
 
 import math
@@ -30,32 +29,32 @@ from condkd_ray.models.teacher import Teacher
 class Imported(Condensation):
     """A condensed set from a file or folder, converted to the teacher's space.
 
-    Serves any `ipc` up to what the file has, by a seeded choice within each class.
+    It serves any `ipc` up to the number of images per class in the file, by a seeded choice within each class.
     """
 
     name: Literal["imported"] = "imported"
     path: Path = field(metadata={"identity": False})
     """A `.pt` dictionary of DC, DSA or DM, `images_*.pt` of MTT (or its folder: `images_best.pt` there, or the only
     `images_*.pt`), `data.pt` of IDC, `*_images.pt` of DC-BENCH, `.npz` or `images.npy` of KIP, an image `.parquet`, or
-    a folder with one sub-folder a class (SRe2L)."""
+    a folder with one sub-folder per class (SRe2L)."""
     space: Literal["auto", "unit", "signed", "normalised", "uint8", "zca"] = "auto"
     """Units of the pixels: [0, 1], [-1, 1], normalised with the teacher's own constants (or with `mean` and `std`), or
-    0 to 255. `auto` looks at them, and asks the teacher where they do not tell.
+    0 to 255. `auto` infers them from the pixels, and from the teacher's predictions if the pixels are not conclusive.
 
-    `zca`: the file is whitened; its un-whitened copy `images_zca_*.pt` must lie beside it. Where there is one
+    `zca`: the file is whitened; its un-whitened copy `images_zca_*.pt` must be in the same folder. If that copy exists,
     it is read in any case."""
     mean: tuple[float, ...] | None = None
-    """Constants with which the file is normalised, one a channel, in units of [0, 1] pixels."""
+    """Constants with which the file is normalised, one per channel, in units of [0, 1] pixels."""
     std: tuple[float, ...] | None = None
     order: tuple[int, ...] | None = None
-    """Classes of the file in another order than the teacher's: the label that images of class k have there, at place
-    k."""
+    """The file's labels in the order of the teacher's classes: the label of class k is at position k. For files with
+    another order than the teacher's."""
     factor: int = 1
-    """Into how many rows and columns each image is cut, whose parts are blown up to images: IDC's 2."""
+    """Number of rows and columns into which each image is cut; the parts are enlarged to images: 2 for IDC."""
     which: int = -1
-    """Which repeat of a DC file; -1 is the last, as DC-BENCH reads it."""
+    """Index of the repeat to read from a DC file; -1 is the last, as in DC-BENCH."""
     force: bool = False
-    """Take a set although its pixels or the teacher's answers speak against it."""
+    """Accept a set although its pixels or the teacher's predictions contradict it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -72,7 +71,7 @@ class Imported(Condensation):
 
     @property
     def source(self) -> str:
-        """What is read, as it is called in messages."""
+        """Name of the file in messages."""
         found = resolve(self.path)
         return f"{found.name} (un-whitened)" if is_copy(found) else found.name
 
@@ -87,7 +86,7 @@ class Imported(Condensation):
         teacher: Teacher | None = None,
         **_: object,
     ) -> Samples:
-        """A seeded choice from the file, nested over `ipc`. Raises `InputError` as `stored` and `judged` do."""
+        """Return a seeded choice from the file, nested over `ipc`. Raises `InputError` as `stored` and `judged` do."""
         stored = self.stored(num_classes, tuple(real.images.shape[1:]))
         space = self.judged(stored, num_classes, mean=mean, std=std, real=real, teacher=teacher).space
         return self.chosen(stored, space, num_classes, mean=mean, std=std, rng=rng)
@@ -95,7 +94,7 @@ class Imported(Condensation):
     def read(
         self, *, num_classes: int, image_shape: tuple[int, ...], mean: Sequence[float], std: Sequence[float]
     ) -> Samples:
-        """The whole set (N, C, H, W) in the teacher's space, in the file's order; no teacher is asked.
+        """Return the whole set (N, C, H, W) in the teacher's space, in the file's order, without using a teacher.
 
         Raises `InputError` as `stored` and `judged` do.
         """
@@ -105,10 +104,11 @@ class Imported(Condensation):
         return unseen(space.convert(images, mean, std), labels)
 
     def stored(self, num_classes: int, image_shape: tuple[int, ...], class_names: Sequence[str] = ()) -> StoredSet:
-        """What the file holds, its classes in the teacher's order: by `order`, else by their names if both have some.
+        """Return the file's content, with its labels in the teacher's order.
 
-        Raises `InputError` for a file that cannot be read safely, for other classes or another `image_shape`
-        (C, H, W), for values that are not finite, and for less than `ipc` images of a class.
+        The order is given by `order`, else by the class names if file and teacher have the same ones. Raises
+        `InputError` for a file that cannot be read safely, for other classes or another `image_shape` (C, H, W), for
+        values that are not finite, and for fewer than `ipc` images of a class.
         """
         if self.space == "zca":
             accepted = "zca with the un-whitened copy images_zca_*.pt beside it: no teacher here reads whitened images"
@@ -132,12 +132,14 @@ class Imported(Condensation):
         return found
 
     def check_ipc(self, stored: StoredSet) -> None:
-        """Raise `InputError` where the file has less than `ipc` images of a class, or none can be cut by `factor`."""
+        """Raise `InputError` if a class has fewer than `ipc` images or `factor` does not divide their sides."""
         sides = tuple(stored.pixels.shape[2:])
-        divides = all(side % self.factor == 0 for side in sides)
-        require(divides, "condensation.factor", self.factor, f"a divisor of both of {sides}")
+        divisible = all(side % self.factor == 0 for side in sides)
+        require(divisible, "condensation.factor", self.factor, f"a divisor of both of {sides}")
         fewest = int(stored.labels.bincount().min()) * self.factor**2
-        require(fewest >= self.ipc, f"condensation.ipc of {self.path}", self.ipc, f"1 to {fewest}, what the file has")
+        require(
+            fewest >= self.ipc, f"condensation.ipc of {self.path}", self.ipc, f"1 to {fewest}, as many as the file has"
+        )
 
     def judged(
         self,
@@ -150,7 +152,7 @@ class Imported(Condensation):
         teacher: Teacher | None = None,
         class_names: Sequence[str] = (),
     ) -> Judged:
-        """In what space the file's pixels are, and what a user should know. Raises `InputError` as `judge` does."""
+        """Return the space of the file's pixels, with notes for the user. Raises `InputError` as `judge` does."""
         constants = tuple(mean), tuple(std)
         counts = (stored.labels.bincount() * self.factor**2).unique().tolist()
         each = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
@@ -177,7 +179,7 @@ class Imported(Condensation):
         std: Sequence[float],
         rng: Streams,
     ) -> Samples:
-        """`ipc` images of each class in the teacher's space, on the device of `rng`."""
+        """Return `ipc` images of each class in the teacher's space, on the device of `rng`."""
         images, labels = self._unpacked(stored)
         rows = random_per_class(labels.to(rng.device), self.ipc, num_classes, rng["condensation"]).cpu()
         return unseen(space.convert(images[rows], mean, std), labels[rows]).to(rng.device)

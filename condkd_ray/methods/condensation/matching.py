@@ -1,11 +1,11 @@
-"""Condensers that match, by images of all classes that are optimised together: their base; distributions, gradients.
+"""Condensers that optimise the images of all classes together: their base, distribution and gradient matching.
 
-- Dataset Condensation with Distribution Matching (Zhao & Bilen, WACV 2023, arXiv:2110.04181).
+- Dataset Condensation with Distribution Matching (DM: Zhao & Bilen, WACV 2023, arXiv:2110.04181).
 - Dataset Condensation with Gradient Matching (DC: Zhao et al., ICLR 2021), with Differentiable Siamese Augmentation
-  (DSA: Zhao & Bilen, ICML 2021). Facts: `methods.md` 6.4, `peers.md` B.2, B.4.
+  (DSA: Zhao & Bilen, ICML 2021).
 
-Letters: K classes, N real and M synthetic images a class, C channels, H W height and width, D features, O output
-channels.
+Settings follow the authors' released code. Letters: K classes, N real and M synthetic images per class, C channels, H W
+height and width, D features, O output channels.
 """
 
 import math
@@ -22,7 +22,7 @@ from torch.func import functional_call
 from condkd_ray.core.method import Meter, require
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples, unseen
-from condkd_ray.core.view import OnStep, unheard
+from condkd_ray.core.view import OnStep, no_bar
 from condkd_ray.data.augment import dsa
 from condkd_ray.methods.condensation.condensation import (
     Condensation,
@@ -43,18 +43,18 @@ class Joint(Condensation):
     condensed_together: int = 10
     """Images per class optimised together, at least `ipc`; a smaller ipc takes the first ones of each class.
 
-    Our choice: the images of one optimisation depend on each other, and sets of one seed are to be nested.
-    """
+    Our choice: the images of one optimisation depend on each other, and sets of one seed should be nested."""
     prefixes: bool = True
     iterations: int = 100
     lr: float = 1.0
-    """Of the images."""
+    """Learning rate of the images."""
     momentum: float = 0.5
-    """Of the images."""
+    """Momentum of the images."""
     width: int = 32
     """Channels of the ConvNets."""
     depth: int = 3
-    """Their blocks; each halves the image. Fewer on images below 16x16, where the last map would be a single place."""
+    """Blocks of the ConvNets; each halves the image. Fewer on images below 16x16, whose last map would be a single
+    position."""
     augment: Literal["dsa", "none"] = "dsa"
 
     def __post_init__(self) -> None:
@@ -66,39 +66,52 @@ class Joint(Condensation):
         require(0 <= self.momentum < 1, "condensation.momentum", self.momentum, "0 <= momentum < 1")
         ConvNet(width=self.width, depth=self.depth)  # has bounds of its own
 
-    def whole(self) -> Self:
-        """All that are optimised together."""
+    def cached_config(self) -> Self:
+        """Return the config of all images that are optimised together."""
         return replace(self, ipc=self.condensed_together)
 
     @abstractmethod
     def optimise(
         self, start: Samples, real: Samples, num_classes: int, *, flip_ok: bool, rng: Streams, on_step: OnStep
     ) -> Tensor:
-        """The images (K x M, C, H, W), class-major, from `start`, real ones of as many. May raise `NonFiniteError`."""
+        """Optimise the images and return them, (K x M, C, H, W), class-major. May raise `NonFiniteError`.
+
+        `start`: real images, as many as are optimised.
+        """
 
     @final
     def condense(
-        self, real: Samples, *, num_classes: int, flip_ok: bool, rng: Streams, on_step: OnStep = unheard, **_: object
+        self,
+        real: Samples,
+        *,
+        num_classes: int,
+        flip_ok: bool,
+        rng: Streams,
+        on_step: OnStep = no_bar,
+        **_: object,
     ) -> Samples:
-        """Optimise `condensed_together` images of each class; the first `ipc` of each. See `optimise` too."""
+        """Optimise `condensed_together` images of each class and return the first `ipc` of each. See `optimise`."""
         rows = random_per_class(real.labels, self.condensed_together, num_classes, rng["condensation"])
         start = unseen(real.images[rows], real.labels[rows])
         images = self.optimise(start, real, num_classes, flip_ok=flip_ok, rng=rng, on_step=on_step)
         return first_per_class(unseen(images, start.labels), self.ipc, num_classes)
 
     def network(self, images: Tensor, num_classes: int, name: str, rng: Streams) -> ConvNetModule:
-        """A fresh ConvNet for `images`, from stream `init/<name>`."""
+        """Return a new ConvNet for `images`, from stream `init/<name>`."""
         return fresh_convnet(images, num_classes, name, rng, width=self.width, depth=self.depth)
 
     def augmented(self, images: Tensor, use: str, *, flip_ok: bool, rng: Streams) -> Tensor:
-        """One randomly chosen augmentation, each image by draws of its own, from stream `augment/<use>`; or none."""
+        """Return images under one random augmentation with separate parameters for each, from stream `augment/<use>`.
+
+        With `augment: none` the images are returned as they are.
+        """
         if self.augment == "none":
             return images
         name = f"augment/{use}"
         return dsa(images, rng=rng[name], choice=rng.host(name), flip=flip_ok)
 
     def siamese(self, real: Tensor, images: Tensor, *, flip_ok: bool, rng: Streams) -> tuple[Tensor, Tensor]:
-        """The same randomly drawn augmentation of both, from stream `augment/condensation`; or none."""
+        """Return both under the same random augmentation from stream `augment/condensation`, or as they are."""
         if self.augment == "none":
             return real, images
         name = "augment/condensation"
@@ -124,28 +137,29 @@ def prefix_matching_loss(real: Tensor, synthetic: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class DistributionMatching(Joint):
-    r"""Pixels whose class means agree with the real ones in the eyes of many random networks.
+    r"""Matches the class means of synthetic and real images in the embeddings of many random networks.
 
-    Minimises over images S, starting from real ones, each step for a new random ConvNet \phi and augmentation A:
-    \sum_k \| mean_{x in R_k} \phi(A(x)) - mean_{s in S_k} \phi(A(s)) \|^2. Pixels are never clamped.
+    Minimises over images S, starting from real ones, each step for a new random ConvNet \phi and augmentation A: \sum_k
+    \| mean_{x in R_k} \phi(A(x)) - mean_{s in S_k} \phi(A(s)) \|^2. Pixels are never clamped.
 
     Departs from the official code: the defaults are for a CPU (there: 20 000 iterations, 256 real images, width 128);
-    one draw of A serves all classes of an iteration, so that they go through the network as one batch (there: one
-    draw a class); `condensed_together`; and shallower networks for tiny images.
+    one draw of A serves all classes of an iteration, so that they pass through the network as one batch (there: one
+    draw per class); `condensed_together`; and shallower networks for tiny images.
     """
 
     paper = "Zhao and Bilen, WACV 2023"
     ours = ("condensed_together", "prefixes", "iterations", "real_batch", "width")
     name: Literal["distribution_matching"] = "distribution_matching"
     prefixes: bool = True
-    """Match the mean of every prefix of a class, not of all its images alone. Our choice: the first of ten images that
-    match only together is worse than a random real one (`experiments/LOG.md`). False is DM as published."""
+    """Match the mean of every prefix of a class rather than only the mean of all its images. Our choice: the first of
+    ten images that match only together is worse than a random real one (`experiments/LOG.md`). False is DM as
+    published."""
     iterations: int = 100
-    """Optimiser steps, each with a network of its own."""
+    """Optimiser steps, each with a new network."""
     real_batch: int = 64
     """Real images per class and step, or as many as the smallest class has."""
     augment: Literal["dsa", "none"] = "dsa"
-    """The same randomly drawn augmentation on real and synthetic images, or none."""
+    """The same random augmentation on real and synthetic images, or none."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -154,7 +168,7 @@ class DistributionMatching(Joint):
     def optimise(
         self, start: Samples, real: Samples, num_classes: int, *, flip_ok: bool, rng: Streams, on_step: OnStep
     ) -> Tensor:
-        """Each step for a network of its own. Raises `NonFiniteError`."""
+        """Take one step per network. Raises `NonFiniteError`."""
         images = start.images.clone().requires_grad_(True)
         optimizer = torch.optim.SGD([images], self.lr, momentum=self.momentum)
         table, counts = class_table(real.labels, num_classes)
@@ -184,10 +198,10 @@ class DistributionMatching(Joint):
 
 
 def class_gradients(network: nn.Module, images: Tensor, *, differentiable: bool) -> list[Tensor]:
-    """Gradients of each class's mean cross-entropy by the weights of each layer: (K, N, C, H, W) to (K, O, ...) each.
+    """Gradients of each class's mean cross-entropy by each layer's weights: (K, N, C, H, W) to (K, O, ...) each.
 
-    Weights are the parameters of more than one dimension: those of convolutions and linear layers, no biases, nothing
-    of a normalisation. `differentiable`: in `images`.
+    Weights are the parameters with more than one dimension: those of convolutions and linear layers, without biases and
+    normalisation layers. `differentiable`: with respect to `images`.
     """
     weights = {name: p.detach().requires_grad_() for name, p in network.named_parameters() if p.ndim > 1}
 
@@ -196,14 +210,14 @@ def class_gradients(network: nn.Module, images: Tensor, *, differentiable: bool)
         loss = F.cross_entropy(logits, torch.full_like(logits[:, 0], label, dtype=torch.int64))
         return torch.autograd.grad(loss, list(weights.values()), create_graph=differentiable)
 
-    # A class after the other: on one core vmap takes 1.4 to 3 times as long for the real images, which take the most.
+    # Class after class: on one core vmap takes 1.4 to 3 times as long for the real images, which dominate the time.
     return [torch.stack(layer) for layer in zip(*map(of, range(len(images))), strict=True)]
 
 
 def gradient_distance(real: Sequence[Tensor], synthetic: Sequence[Tensor]) -> Tensor:
     """Sum over layers, classes and output channels of 1 - cosine: pairs of (K, O, ...) to a scalar.
 
-    A channel that gets no gradient at all counts 1 and pulls at nothing.
+    A channel with a zero gradient counts 1 and contributes no gradient.
     """
     cosines = [
         F.cosine_similarity(there.flatten(2), here.flatten(2), dim=2)
@@ -214,15 +228,15 @@ def gradient_distance(real: Sequence[Tensor], synthetic: Sequence[Tensor]) -> Te
 
 @dataclass(frozen=True, kw_only=True)
 class GradientMatching(Joint):
-    """Pixels that push the weights of a network where the real images of their class would push them.
+    """Matches the weight gradients of synthetic and real images of each class.
 
-    Each iteration has a ConvNet of its own. `outer` times: a step of the images that lowers the `gradient_distance`
-    of real and synthetic images, summed over the classes; then the network is trained on the synthetic images for
-    `inner` epochs, so that gradients are matched along its way too. Pixels are never clamped.
+    Each iteration has a new ConvNet. `outer` times, the images take a step that lowers the `gradient_distance` between
+    real and synthetic images, summed over the classes; then the network is trained on the synthetic images for `inner`
+    epochs, so that gradients are matched along its trajectory too. Pixels are never clamped.
 
     Departs from the official code: the defaults are for a CPU (there: 1000 iterations, 256 real images, width 128;
-    `outer` and `inner` by ipc, 1 and 1 for 1, 10 and 50 for 10, 50 and 10 for 50); one draw of the augmentation serves
-    all classes of a step (there: one draw a class); `condensed_together` and `prefixes`; shallower networks for tiny
+    `outer` and `inner` by ipc: 1 and 1 for 1, 10 and 50 for 10, 50 and 10 for 50); one draw of the augmentation serves
+    all classes of a step (there: one draw per class); `condensed_together` and `prefixes`; shallower networks for tiny
     images.
     """
 
@@ -230,11 +244,11 @@ class GradientMatching(Joint):
     ours = ("condensed_together", "prefixes", "iterations", "outer", "inner", "real_batch", "net_batch", "width")
     name: Literal["gradient_matching"] = "gradient_matching"
     prefixes: bool = True
-    """Each iteration is of the first images of each class, a random number of them; False, of all, as published.
+    """Each iteration uses the first images of each class, a random number of them; False: all, as published.
 
-    Our choice, so that the first ones are a set of their own."""
+    Our choice, so that the first images form a set by themselves."""
     iterations: int = 40
-    """Networks (1000 in the official code)."""
+    """Number of networks (1000 in the official code)."""
     outer: int = 5
     """Steps of the images for each network (10 in the official code for ipc 10)."""
     inner: int = 10
@@ -242,14 +256,14 @@ class GradientMatching(Joint):
     real_batch: int = 64
     """Real images per class and step (256 in the official code), or as many as the smallest class has."""
     net_lr: float = 0.01
-    """Of the network, plain SGD."""
+    """Learning rate of the network, plain SGD."""
     net_batch: int = 256
-    """Synthetic images a step of the network, at most."""
+    """Synthetic images per step of the network, at most."""
     lr: float = 0.1
     augment: Literal["dsa", "none"] = "dsa"
-    """DSA: the same randomly drawn augmentation on real and synthetic images. None: DC as first published."""
+    """DSA: the same random augmentation on real and synthetic images. None: DC as first published."""
     start: Literal["real", "noise"] = "real"
-    """What the images start from: real ones (DSA) or normal noise (DC)."""
+    """Initial images: real ones (DSA) or normal noise (DC)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -261,7 +275,7 @@ class GradientMatching(Joint):
     def optimise(
         self, start: Samples, real: Samples, num_classes: int, *, flip_ok: bool, rng: Streams, on_step: OnStep
     ) -> Tensor:
-        """`outer` steps for each network. Raises `NonFiniteError`."""
+        """Take `outer` steps for each network. Raises `NonFiniteError`."""
         images = start.images.clone()
         if self.start == "noise":
             images = torch.randn(images.shape, generator=rng["condensation/noise"], device=images.device)
@@ -287,7 +301,7 @@ class GradientMatching(Joint):
         return images.detach()
 
     def _used(self, num_classes: int, rng: Streams) -> Tensor:
-        """Row numbers, class-major, of the images of an iteration."""
+        """Return row numbers, class-major, of the images that an iteration uses."""
         every = torch.arange(num_classes * self.condensed_together).view(num_classes, -1)
         place = int(torch.randint(self.condensed_together, (1,), generator=rng.host("condensation")))
         return every[:, : place + 1 if self.prefixes else self.condensed_together].flatten()

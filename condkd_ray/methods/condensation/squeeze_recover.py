@@ -1,8 +1,8 @@
-"""SRe2L's squeeze and recover (Yin et al., NeurIPS 2023): train a network, then invert it.
+"""SRe2L's squeeze and recover (Yin et al., NeurIPS 2023): trains a network, then inverts it.
 
-Settings read in the authors' code: `peers.md` B.2 and B.4; the inversion is DeepInversion's (A.5). Its third part,
-relabelling, is what the teacher does here.
-Letters: K classes, C channels, H W height and width; a batch is one image of each class.
+Settings follow the authors' released code; the inversion is that of DeepInversion. SRe2L's third part, relabelling, is
+done by the teacher in every trial. Letters: K classes, C channels, H W height and width; a batch has one image of each
+class.
 """
 
 import math
@@ -16,7 +16,7 @@ from torch import Tensor
 from condkd_ray.core.method import Meter, require
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples, to_model, unseen
-from condkd_ray.core.view import OnStep, unheard
+from condkd_ray.core.view import OnStep, no_bar
 from condkd_ray.data.augment import require_shift, resized_crop, roll_flip, shift_flip
 from condkd_ray.methods.condensation.condensation import Condensation, train
 from condkd_ray.methods.losses.inversion import bn_distance, total_variation
@@ -24,58 +24,61 @@ from condkd_ray.models.resnet import ResNet
 from condkd_ray.models.teacher import Teacher
 
 FIRST = 10.0
-"""How many times the first BN layer counts."""
+"""Factor of the first BN layer."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SqueezeRecover(Condensation):
-    r"""Images that a trained network takes for its classes and whose BN statistics it knows.
+    r"""Images that a trained network classifies as their class and whose BN statistics match its own.
 
-    Image n of all classes is one batch, optimised by itself, from noise: CE(f(x), y) + bn (10 ||BN_1(x) - BN_1|| +
-    \sum_{l>1} ||BN_l(x) - BN_l||) + tv TV(x), x seen in every step through a crop of its own, and a roll and a mirror
-    of the whole batch. So sets are nested over `ipc` as they are made. Pixels are kept in the valid range.
-    The official code rolls the batch likewise; it crops and mirrors the batch as a whole, and not at all for CIFAR. It
-    trains on crops of [0, 1] pixels, so black moves in there. A crop for each image, and the mirror, are our choice.
-    Digits without jitter (`shift` 0), test accuracy of a ConvNet trained on hard labels of 10 images a class alone:
-    0.869, less than the 0.949 of random real ones (3 seeds, standard deviations 0.04 and 0.02); the paper's soft labels
-    are not in this. The figures at `bn_weight` and `least_crop` are without jitter too.
+    Image n of all classes is one batch, optimised separately from noise: CE(f(x), y) + bn (10 ||BN_1(x) - BN_1|| +
+    \sum_{l>1} ||BN_l(x) - BN_l||) + tv TV(x). In every step each image x gets its own crop, and the whole batch is
+    rolled and mirrored. So sets are nested over `ipc` by construction. Pixels are clamped to the valid range.
+    The official code rolls the batch in the same way; it crops and mirrors the batch as a whole, and not at all for
+    CIFAR. It trains on crops of [0, 1] pixels, so black moves in there. A crop for each image, and mirroring, are our
+    choice. Digits without jitter (`shift` 0), test accuracy of a ConvNet trained on hard labels of 10 images per class
+    only: 0.869, less than the 0.949 of random real ones (3 seeds, standard deviations 0.04 and 0.02); this does not
+    include the paper's soft labels. The figures at `bn_weight` and `least_crop` are without jitter too.
 
-    Of the `teacher`, it is the control: what is recovered from it adds nothing that it does not know already
-    (`peers.md` B.4), and records call it "squeeze_recover (of the teacher)".
+    With `squeeze: teacher` it is a control: the recovered images contain no information beyond the teacher's own, and
+    records name it "squeeze_recover (of the teacher)".
     """
 
     paper = "Yin et al., NeurIPS 2023"
     ours = ("squeeze", "network", "epochs", "batch", "train_lr", "iterations", "bn_weight", "least_crop", "shift")
-    recipe = 4
-    """2: while it squeezes, black moves in; while it recovers, the batch is rolled. 3: other last bits of BN."""
+    code_version = 4
+    """2: black moves in while squeezing, and the batch is rolled while recovering. 3: different last bits of BN."""
     name: Literal["squeeze_recover"] = "squeeze_recover"
     squeeze: Literal["own", "teacher"] = "own"
-    """Invert a network of its own, trained on the real images, or the teacher that the images will guide."""
+    """Invert an own network, trained on the real images, or the teacher that the images will guide."""
     network: ResNet = ResNet(depth=8, width=16)
-    """Its own network; of the architectures here those with BN. Unused with the teacher, as its training is."""
+    """The own network; of the available architectures, those with BN. Unused with `squeeze: teacher`, as are its
+    training settings."""
     epochs: int = 20
-    """Of its training: SGD with momentum 0.9 and weight decay 5e-4, jitter and mirror images."""
+    """Training epochs of the own network: SGD with momentum 0.9 and weight decay 5e-4, jitter and mirror images."""
     batch: int = 64
-    """Images a step of its training."""
+    """Images per training step."""
     train_lr: float = 0.1
-    """Of its training, falling linearly to 0."""
+    """Learning rate of the training, which decays linearly to 0."""
     iterations: int = 200
-    """Adam steps an image (1000 in the official code, 4000 in its README)."""
+    """Adam steps per image (1000 in the official code, 4000 in its README)."""
     lr: float = 0.1
-    """Of the pixels, falling to 0 by half a cosine (as DeepInversion's on ImageNet, less its warm-up)."""
+    """Learning rate of the pixels, which decays to 0 by half a cosine (as in DeepInversion's ImageNet code, without its
+    warm-up)."""
     bn_weight: float = 0.1
-    """Of the BN distance (0.05 or 0.01 in the official code, for images of 224x224). Of 0.03, 0.1 and 0.3 the best on
-    validation images of digits: mean accuracy of a ConvNet trained on 1 and on 5 images a class alone 0.652, 0.692 and
-    0.597 (seeds 100 and 101). Where it is too large the class is lost."""
+    """Weight of the BN distance (0.05 or 0.01 in the official code, for images of 224x224). The best of 0.03, 0.1 and
+    0.3 on validation images of digits: mean accuracy of a ConvNet trained on 1 and on 5 images per class only 0.652,
+    0.692 and 0.597 (seeds 100 and 101). If it is too large, the images lose their class."""
     tv_weight: float = 1e-4
-    """Of the total variation, on normalised images."""
+    """Weight of the total variation, on normalised images."""
     least_crop: float = 1.0
-    """Smallest share of an image's area that a crop shows (0.5 in the official code); 1: no crops, which our network
-    was not trained on and in which digits of 8x8 are no digits: 0.490 with 0.5, measured as `bn_weight` was."""
+    """Smallest share of an image's area in a crop (0.5 in the official code); 1: no crops. Our network is not trained
+    on crops, and a crop of an 8x8 digit is no digit: 0.490 with 0.5, measured in the same way as `bn_weight`."""
     shift: float = 0.0625
     """Largest jitter as a share of the side, in training and in the inversion: 2 of 32, 1 of 8. The inversion's in the
     official code: 0 to 4 of 32 (CIFAR), -4 to 4 of 64 (Tiny-ImageNet), 0 to 32 of 224 (ImageNet). Too much for digits
-    of 8x8: test accuracy of a ConvNet trained on 10 images a class alone 0.496 with 1 pixel, 0.832 with 0 (3 seeds)."""
+    of 8x8: test accuracy of a ConvNet trained on 10 images per class only 0.496 with 1 pixel, 0.832 with 0 (3
+    seeds)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -93,16 +96,16 @@ class SqueezeRecover(Condensation):
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether it is the teacher that is inverted."""
+        """True if the teacher is inverted."""
         return self.squeeze == "teacher"
 
     @property
     def label(self) -> str:
-        """Says so where it is the teacher's."""
+        """The name, which shows if the teacher is inverted."""
         return f"{self.name} (of the teacher)" if self.needs_teacher else self.name
 
     def check_teacher(self, teacher: Teacher) -> None:
-        """Raise `InputError` where the teacher is to be inverted and has no BN."""
+        """Raise `InputError` if the teacher is to be inverted and has no BN."""
         accepted = "1 or more, as in resnet-8-16; or condensation.squeeze own"
         number = len(teacher.bn_inputs)
         require(not self.needs_teacher or number > 0, "number of the teacher's BN layers to invert", number, accepted)
@@ -114,13 +117,13 @@ class SqueezeRecover(Condensation):
         num_classes: int,
         flip_ok: bool,
         rng: Streams,
-        on_step: OnStep = unheard,
+        on_step: OnStep = no_bar,
         teacher: Teacher | None = None,
         **scale: Any,
     ) -> Samples:
-        """Train, then invert, `ipc` times one image a class. `teacher`: to be inverted, if it `needs_teacher`.
+        """Train, then invert, `ipc` times one image per class. `teacher` is inverted if `needs_teacher`.
 
-        Raises `InputError` where that has no BN, and `NonFiniteError` on divergence.
+        Raises `InputError` if the teacher has no BN, and `NonFiniteError` on divergence.
         """
         if not self.needs_teacher:
             teacher = self._squeeze(real, num_classes, rng, flip_ok=flip_ok, **scale)
@@ -132,23 +135,23 @@ class SqueezeRecover(Condensation):
         return unseen(images.flatten(0, 1).contiguous(), labels)
 
     def _squeeze(self, real: Samples, num_classes: int, rng: Streams, *, flip_ok: bool, **scale: Any) -> Teacher:
-        """The network of its own, as a teacher. `scale`: the `mean` and `std` of the normalisation."""
+        """Return the own network, trained, as a teacher. `scale`: `mean` and `std` of the normalisation."""
         channels, height, width = real.images.shape[1:]
         with rng.forked("init/squeezed"):
             network = self.network.build((channels, height, width), num_classes).to(real.images.device)
         black = to_model(real.images.new_zeros(1, channels, 1, 1), **scale)
 
-        def moved(images: Tensor) -> Tensor:
+        def jittered(images: Tensor) -> Tensor:
             return shift_flip(images, rng=rng["augment/squeeze"], share=self.shift, flip=flip_ok, black=black)
 
-        recipe = {"batch": self.batch, "lr": self.train_lr, "momentum": 0.9, "weight_decay": 5e-4, "falls": True}
-        train(network, real, epochs=self.epochs, **recipe, augment=moved, rng=rng["squeeze"])
+        recipe = {"batch": self.batch, "lr": self.train_lr, "momentum": 0.9, "weight_decay": 5e-4, "linear_decay": True}
+        train(network, real, epochs=self.epochs, **recipe, augment=jittered, rng=rng["squeeze"])
         shape, size = (channels, height, width), len(real)
         scale = {name: tuple(values) for name, values in scale.items()}
         return Teacher(network, num_classes=num_classes, image_shape=shape, train_size=size, flip_ok=flip_ok, **scale)
 
     def _recover(self, number: int, teacher: Teacher, rng: Streams, on_step: OnStep) -> Tensor:
-        """Image `number` of each class (K, C, H, W), by streams of its own."""
+        """Return image `number` of each class (K, C, H, W), from its own streams."""
         labels, draw = torch.arange(teacher.num_classes, device=rng.device), rng[f"recover/{number}"]
         images = torch.randn((len(labels), *teacher.image_shape), generator=draw, device=rng.device)
         darkest, brightest = (teacher.normalise(torch.full_like(images[:1, :, :1, :1], v)) for v in (0.0, 1.0))

@@ -1,7 +1,7 @@
 """Dataset Distillation by Matching Training Trajectories (Cazenavette et al., CVPR 2022), without ZCA whitening.
 
-Settings read in the authors' code: `methods.md` 6.4, `peers.md` B.2 and B.4. Letters: K classes, B synthetic images a
-step, C channels, H W height and width, P parameters, E epochs of an expert, N steps, M epochs that they match.
+Settings follow the authors' released code. Letters: K classes, B synthetic images per step, C channels, H W height and
+width, P parameters, E epochs of an expert, N steps, M epochs that they match.
 """
 
 import math
@@ -20,32 +20,32 @@ from condkd_ray.core.environment import free_bytes
 from condkd_ray.core.method import Meter, require
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples
-from condkd_ray.core.view import OnStep, unheard
+from condkd_ray.core.view import OnStep, no_bar
 from condkd_ray.methods.condensation.condensation import convnet_for, train
 from condkd_ray.methods.condensation.matching import Joint
 from condkd_ray.models.convnet import ConvNet
 
 FLOATS_AN_ACTIVATION, FLOATS_A_PARAMETER, FLOATS_A_PIXEL = 6.5, 2.5, 2.0
 Augment = Callable[[Tensor, str], Tensor]
-"""Images and what they are used for, which names the stream, to images."""
+"""Maps images, and the name of their use, which selects the random stream, to images."""
 
 
 def trajectory_loss(reached: Tensor, start: Tensor, target: Tensor) -> Tensor:
-    """Squared distance to where the expert went, in units of the squared distance it went; parameters (P,) each."""
+    """Squared distance from the expert's end point, divided by the expert's squared distance; parameters (P,)."""
     return (reached - target).square().sum() / (start - target).square().sum()
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrajectoryMatching(Joint):
-    r"""Pixels on which a few SGD steps lead a network where many on the real images did.
+    r"""A few SGD steps on these images change a network's weights as many steps on the real images do.
 
-    Experts are ConvNets trained on the real images, each from a seed of its own; \theta*_t are their parameters after
-    epoch t. Minimises over images S, starting from real ones, and a step size, each time for a random expert and t:
-    \| \theta_N - \theta*_{t+M} \|^2 / \| \theta*_t - \theta*_{t+M} \|^2, where \theta_N is reached from \theta*_t by N
+    Experts are ConvNets trained on the real images, each from its own seed; \theta*_t are their parameters after epoch
+    t. Minimises over images S, starting from real ones, and a step size, each time for a random expert and t: \|
+    \theta_N - \theta*_{t+M} \|^2 / \| \theta*_t - \theta*_{t+M} \|^2, where \theta_N is reached from \theta*_t by N
     steps of SGD on S. Pixels are never clamped; the learnt step size is not kept.
 
     Departs from the official code: the defaults are for a CPU (there: 100 experts of 50 epochs, N = 20, M = 3, t up to
-    20 or 25, 5000 iterations, width 128); no ZCA; one learning rate for images of any number; `condensed_together` and
+    20 or 25, 5000 iterations, width 128); no ZCA; one learning rate for any number of images; `condensed_together` and
     `prefixes`; shallower networks for tiny images.
     """
 
@@ -56,38 +56,38 @@ class TrajectoryMatching(Joint):
     )
     name: Literal["trajectory_matching"] = "trajectory_matching"
     prefixes: bool = True
-    """Each iteration unrolls on the first images of each class, a random number of them; False, on all, as published.
+    """Each iteration uses the first images of each class, a random number of them; False: all, as published.
 
-    Our choice, so that the first ones are a set of their own. Digits, test accuracy of a ConvNet trained on the set
-    alone, of 1 and of 10 images a class: 0.882 and 0.951, without prefixes 0.801 and 0.959 (3 seeds, standard
-    deviations 0.02 and 0.01, without 0.07 and 0.02); random real ones 0.742 and 0.949 (0.08 and 0.02).
-    """
+    Our choice, so that the first images form a set by themselves. Digits, test accuracy of a ConvNet trained on the set
+    only, with 1 and with 10 images per class: 0.882 and 0.951, without prefixes 0.801 and 0.959 (3 seeds, standard
+    deviations 0.02 and 0.01, without 0.07 and 0.02); random real images 0.742 and 0.949 (0.08 and 0.02)."""
     iterations: int = 200
     """Steps of the images (5000 in the official code)."""
     experts: int = 4
     """Networks trained on the real images (100 in the official code)."""
     expert_epochs: int = 15
-    """Of their training (50 in the official code)."""
+    """Training epochs of the experts (50 in the official code)."""
     expert_batch: int = 64
     expert_lr: float = 0.03
-    """Of their training, plain SGD; the step size starts here too (0.01 in the official code)."""
+    """Learning rate of the experts, plain SGD, and initial step size (0.01 in the official code)."""
     steps: int = 10
-    """N, the SGD steps on the synthetic images (20 in the official code); they take memory, each as much."""
+    """N, the SGD steps on the synthetic images (20 in the official code); each takes the same amount of memory."""
     ahead: int = 2
-    """M, epochs of the expert that those steps shall make up for (3 in the official code)."""
+    """M, the epochs of the expert that those steps must match (3 in the official code)."""
     max_start: int = 10
-    """Largest t (20 or 25 in the official code); the later an epoch, the less is learnt in it."""
+    """Largest t (20 or 25 in the official code); weights change less in later epochs."""
     batch: int = 0
-    """Synthetic images a step, drawn without replacement until all were seen (`batch_syn`); 0: all of them."""
+    """Synthetic images per step, drawn without replacement until all were used (`batch_syn`); 0: all of them."""
     lr: float = 10.0
-    """Of the images (1000 in the official code). Of 10, 30 and 100 the best on validation images of digits: mean
-    accuracy of a ConvNet trained on 1 and on 10 images a class alone 0.924, 0.920 and 0.915 (seeds 100 and 101)."""
+    """Learning rate of the images (1000 in the official code). The best of 10, 30 and 100 on validation images of
+    digits: mean accuracy of a ConvNet trained on 1 and on 10 images per class only 0.924, 0.920 and 0.915 (seeds 100
+    and 101)."""
     step_lr: float = 1e-5
-    """Of the step size."""
+    """Learning rate of the step size."""
     momentum: float = 0.5
-    """Of both."""
+    """Momentum of both."""
     augment: Literal["dsa", "none"] = "dsa"
-    """One randomly chosen augmentation a step, each image by draws of its own, or none; the experts' likewise."""
+    """One random augmentation per step, with separate parameters for each image, or none; the same for the experts."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -101,7 +101,7 @@ class TrajectoryMatching(Joint):
         require(0 <= self.max_start <= last, "condensation.max_start", self.max_start, f"0 to {last}, as experts end")
 
     def require_memory(self, image_shape: tuple[int, int, int], num_classes: int, free: int) -> None:
-        """Raise `InputError` where trajectories and unrolled steps are estimated to take more than `free` bytes."""
+        """Raise `InputError` if trajectories and unrolled steps are estimated to need more than `free` bytes."""
 
         def needed(steps: int, batch: int, width: int) -> int:
             network = convnet_for(image_shape, width=width, depth=self.depth)
@@ -112,16 +112,22 @@ class TrajectoryMatching(Joint):
         require_memory(needed, free, steps=self.steps, batch=min(self.batch or images, images), width=self.width)
 
     def _expert(
-        self, number: int, real: Samples, num_classes: int, augment: Augment, rng: Streams, on_step: OnStep = unheard
+        self,
+        number: int,
+        real: Samples,
+        num_classes: int,
+        augment: Augment,
+        rng: Streams,
+        on_step: OnStep = no_bar,
     ) -> Tensor:
-        """A trajectory (E + 1, P): the parameters before training and after each epoch."""
+        """Return a trajectory (E + 1, P): the parameters before training and after each epoch."""
         name = f"expert/{number}"
         network = self.network(real.images, num_classes, name, rng)
         trajectory = [parameters_to_vector(network.parameters()).detach()]
 
         def on_epoch() -> None:
             trajectory.append(parameters_to_vector(network.parameters()).detach())
-            on_step(number * self.expert_epochs + len(trajectory) - 1, self._steps_in_all)
+            on_step(number * self.expert_epochs + len(trajectory) - 1, self._total_steps)
 
         train(
             network,
@@ -138,9 +144,9 @@ class TrajectoryMatching(Joint):
     def optimise(
         self, start: Samples, real: Samples, num_classes: int, *, flip_ok: bool, rng: Streams, on_step: OnStep
     ) -> Tensor:
-        """Experts first, then the images.
+        """Train the experts, then optimise the images.
 
-        Raises `InputError` where that needs more memory than is free, `NonFiniteError` on divergence.
+        Raises `InputError` if that needs more memory than is free, `NonFiniteError` on divergence.
         """
         channels, height, width = start.images.shape[1:]
         self.require_memory((channels, height, width), num_classes, free_bytes(start.images.device))
@@ -166,23 +172,23 @@ class TrajectoryMatching(Joint):
             images.grad, step_size.grad = torch.autograd.grad(loss, [images, step_size])
             optimizer.step()
             meter.add(trajectory=loss, step_size=step_size)
-            on_step(self.experts * self.expert_epochs + iteration + 1, self._steps_in_all)
+            on_step(self.experts * self.expert_epochs + iteration + 1, self._total_steps)
         meter.read()  # raises where a loss was not finite, naming the iteration
         return images.detach()
 
     @property
-    def _steps_in_all(self) -> int:
-        """Epochs of experts, and iterations."""
+    def _total_steps(self) -> int:
+        """Number of all experts' epochs and of iterations."""
         return self.experts * self.expert_epochs + self.iterations
 
     def _draw(self, rng: torch.Generator) -> tuple[int, int, int]:
-        """An expert, the epoch it starts from, and how many images of each class are used."""
+        """Return an expert, the epoch it starts from, and the number of images of each class to use."""
         ends = (self.experts, self.max_start + 1, self.condensed_together)
         expert, begin, place = (int(torch.randint(end, (1,), generator=rng)) for end in ends)
         return expert, begin, place + 1 if self.prefixes else self.condensed_together
 
     def _batches(self, count: int, rng: torch.Generator) -> list[Tensor]:
-        """`steps` batches of numbers below `count`: parts of permutations, a new one whenever all were used."""
+        """Return `steps` batches of numbers below `count`: parts of permutations, a new one when all are used."""
         size = min(self.batch or count, count)
         if size == count:
             return [torch.arange(count, device=rng.device)] * self.steps
@@ -193,7 +199,7 @@ class TrajectoryMatching(Joint):
 
 
 def logits_with(network: nn.Module, parameters: Tensor, images: Tensor) -> Tensor:
-    """(B, C, H, W) to (B, K) by `network` with `parameters` (P,) in place of its own; differentiable in both."""
+    """(B, C, H, W) to (B, K) by `network` with `parameters` (P,) instead of its own; differentiable in both."""
     names, own = zip(*network.named_parameters(), strict=True)
     parts = parameters.split([part.numel() for part in own])
     views = {name: part.view_as(old) for name, part, old in zip(names, parts, own, strict=True)}
@@ -201,9 +207,9 @@ def logits_with(network: nn.Module, parameters: Tensor, images: Tensor) -> Tenso
 
 
 def unroll(network: nn.Module, start: Tensor, step_size: Tensor, batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
-    """The parameters (P,) that plain SGD from `start` reaches, a step a batch; differentiable in images and step size.
+    """Return the parameters (P,) after plain SGD from `start`, one step per batch.
 
-    A batch is images (B, C, H, W) and their classes (B,).
+    The result is differentiable in images and step size. A batch consists of images (B, C, H, W) and classes (B,).
     """
     reached = start.detach().requires_grad_()
     for images, labels in batches:
@@ -216,13 +222,13 @@ def unroll(network: nn.Module, start: Tensor, step_size: Tensor, batches: Iterab
 def unrolled_bytes(
     network: ConvNet, image_shape: tuple[int, int, int], num_classes: int, *, steps: int, batch: int, kept: int = 0
 ) -> int:
-    """What `unroll` and its backward pass take at their peak: 4 (N + 1) (6.5 B A + 2.5 P + 2 B C H W) bytes.
+    """Return the peak memory of `unroll` and its backward pass: 4 (N + 1) (6.5 B A + 2.5 P + 2 B C H W) bytes.
 
-    A, the outputs of all convolutions for one image, stand for a block's inner maps, their gradients and what the
-    second derivative keeps of both; one step more is at work in the backward pass. `kept` more parameter vectors, 4 P
-    bytes each, are held meanwhile. Estimated from above: in 13 settings (N 1 to 40, B 2 to 100, width 16 to 256,
-    images 8x8 to 32x32, with and without DSA; one run each) the resident memory of a process on a CPU grew by 0.56 to
-    0.90 of it. On a GPU it was not measured.
+    A, the outputs of all convolutions for one image, stands for a block's inner maps, their gradients and what the
+    second derivative keeps of both; the backward pass uses the memory of one more step. `kept` more parameter vectors,
+    4 P bytes each, are held meanwhile. This is an upper estimate: in 13 settings (N 1 to 40, B 2 to 100, width 16 to
+    256, images 8x8 to 32x32, with and without DSA; one run each) the resident memory of a process on a CPU grew by 0.56
+    to 0.90 of it. It was not measured on a GPU.
     """
     with Streams(0).forked("sizes"), torch.device("meta"):
         module = network.build(image_shape, num_classes)
@@ -236,9 +242,9 @@ def unrolled_bytes(
 
 
 def require_memory(needed: Callable[..., int], free: int, **sizes: int) -> None:
-    """Raise `InputError` where `needed(**sizes)` bytes are more than `free`.
+    """Raise `InputError` if `needed(**sizes)` bytes are more than `free`.
 
-    The message tells what each size would have to be, were it the only one made smaller.
+    For each size, the message states the value that would fit if only that size were reduced.
     """
     if needed(**sizes) <= free:
         return
@@ -247,7 +253,8 @@ def require_memory(needed: Callable[..., int], free: int, **sizes: int) -> None:
         return bisect(range(1, sizes[name]), free, key=lambda size: needed(**sizes | {name: size}))
 
     fitting = [f"{name} {largest(name)}" for name in sizes if largest(name)]
-    advice = f"as with {' or '.join(fitting)}" if fitting else f"which no smaller {' or '.join(sizes)} alone would fit"
+    too_little = f"for which reducing {' or '.join(sizes)} alone is not enough"
+    advice = f"as with {' or '.join(fitting)}" if fitting else too_little
     what = ", ".join(f"{name} {size}" for name, size in sizes.items())
     accepted = f"at most {_gib(free)}, which are free, {advice}"
     require(False, f"memory of {what}", _gib(needed(**sizes)), accepted)

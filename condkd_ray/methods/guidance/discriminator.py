@@ -1,9 +1,9 @@
-"""Condensed-sample-guided inversion (Binici et al., arXiv 2408.13850): a discriminator over the teacher's features.
+"""Condensed-sample-guided inversion (Binici et al., arXiv 2408.13850): a discriminator of the teacher's features.
 
-Read of the paper (`methods.md` 1.2): a class-conditional discriminator on the penultimate features separates
-condensed from synthetic, its loss is added to the host's with unit weight, and differentiable augmentation keeps it
-from over-fitting. The form of the condition, the architecture, optimiser and losses are not known: our choice (1.5),
-all fields below.
+The paper's loss is the host's loss plus, with unit weight, that of a class-conditional discriminator, which separates
+condensed from synthetic images by their penultimate features; differentiable augmentation keeps it from overfitting
+(after a published summary of the paper; there is no public code). Not known, so our choice and a field each: the form
+of the condition, the architecture, the optimiser and the losses.
 
 Letters: B batch, D features, K classes.
 """
@@ -20,7 +20,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from condkd_ray.core.compilation import whole
 from condkd_ray.core.method import require
 from condkd_ray.core.rng import Streams
-from condkd_ray.methods.guidance.guidance import ONE_LAYER, Augmentation, Carried, Guidance, Layout
+from condkd_ray.methods.guidance.guidance import ONE_LAYER, Augmentation, Guidance, GuidanceState, Layout
 from condkd_ray.models.teacher import Teacher
 
 Condition = Literal["auxiliary", "projection", "per_class", "none"]
@@ -28,11 +28,11 @@ GanLoss = Literal["non_saturating", "hinge"]
 
 
 class FeatureDiscriminator(nn.Module):
-    """Features (B, D) and labels (B,) to a real-or-fake logit (B,), and class logits (B, K) where it has a head.
+    """Maps features (B, D) and labels (B,) to real-or-fake logits (B,), and to class logits (B, K) if `auxiliary`.
 
-    `auxiliary`: a second head names the class. `projection`: the inner product of the hidden layer with an embedding of
-    the label is added. `per_class`: one logit a class, of which the label's counts. `none`: labels are not looked at.
-    Two hidden layers; `spectral` bounds each layer's norm by 1, since the real side has only K x ipc images.
+    `auxiliary`: a second head predicts the class. `projection`: the inner product of the hidden layer with an embedding
+    of the label is added. `per_class`: one logit per class, of which the label's is used. `none`: labels are ignored.
+    Two hidden layers; `spectral` bounds each layer's norm by 1, since there are only K x ipc real images.
     """
 
     def __init__(
@@ -60,25 +60,25 @@ class FeatureDiscriminator(nn.Module):
         self.embedding = None
         if condition == "projection":
             embedding = nn.Embedding(num_classes, hidden[1])
-            # At its own unit variance the labels would outweigh the features from the start.
+            # With the default unit variance the labels would outweigh the features at the start.
             nn.init.normal_(embedding.weight, std=hidden[1] ** -0.5)
             self.embedding = bounded(embedding)
 
     def forward(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
-        """(B, D), (B,) to ((B,), (B, K) or None), float32 also under autocast: losses read them."""
+        """(B, D), (B,) to ((B,), (B, K) or None), in float32 under autocast too, because losses use them."""
         x = self.trunk(features)
-        judged = self.adversarial(x).float()
-        judged = judged.squeeze(1) if judged.shape[1] == 1 else judged.gather(1, labels[:, None]).squeeze(1)
+        logits = self.adversarial(x).float()
+        logits = logits.squeeze(1) if logits.shape[1] == 1 else logits.gather(1, labels[:, None]).squeeze(1)
         if self.embedding is not None:
-            judged = judged + (self.embedding(labels) * x).sum(1).float()
-        return judged, None if self.classes is None else self.classes(x).float()
+            logits = logits + (self.embedding(labels) * x).sum(1).float()
+        return logits, None if self.classes is None else self.classes(x).float()
 
 
-def tell_apart(real: Tensor, fake: Tensor, form: GanLoss = "non_saturating", smoothing: float = 0.0) -> Tensor:
-    """The discriminator's loss on its (B,) logits, a scalar.
+def discriminator_loss(real: Tensor, fake: Tensor, form: GanLoss = "non_saturating", smoothing: float = 0.0) -> Tensor:
+    """Discriminator's loss on its (B,) logits, a scalar.
 
-    `non_saturating`: binary cross-entropy, 2 ln 2 where it knows nothing; real ones have the target 1 - `smoothing`.
-    `hinge`: what each logit lacks to the right side's margin of 1; `smoothing` has no part in it.
+    `non_saturating`: binary cross-entropy, 2 ln 2 without any information; the target of real images is 1 -
+    `smoothing`. `hinge`: the distance of each logit from the margin of 1 on its own side; `smoothing` is not used.
     """
     if form == "hinge":
         return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
@@ -86,20 +86,20 @@ def tell_apart(real: Tensor, fake: Tensor, form: GanLoss = "non_saturating", smo
     return (F.softplus(-real) + smoothing * real).mean() + F.softplus(fake).mean()
 
 
-def fool(fake: Tensor, form: GanLoss = "non_saturating") -> Tensor:
-    """The loss of whoever made `fake`, (B,) logits to a scalar: -log D, or minus the logit under `hinge`."""
+def generator_loss(fake: Tensor, form: GanLoss = "non_saturating") -> Tensor:
+    """Loss of the generator of `fake`, (B,) logits to a scalar: -log D, or minus the logit under `hinge`."""
     return -fake.mean() if form == "hinge" else F.softplus(-fake).mean()
 
 
-def gradient_penalty(judged: Tensor, at: Tensor) -> Tensor:
-    """R1: half the mean squared norm of the gradient of (B,) logits at their inputs `at` (B, D); keeps its graph."""
-    (gradient,) = torch.autograd.grad(judged.sum(), at, create_graph=True)
+def gradient_penalty(logits: Tensor, at: Tensor) -> Tensor:
+    """R1: half the mean squared norm of the gradient of (B,) logits with respect to `at` (B, D); keeps its graph."""
+    (gradient,) = torch.autograd.grad(logits.sum(), at, create_graph=True)
     return 0.5 * gradient.square().sum(1).mean()
 
 
 @dataclass
-class DiscriminatorState(Carried):
-    """Network, optimiser, and the factor, or factors (D,), that give condensed features unit mean square."""
+class DiscriminatorState(GuidanceState):
+    """Network, optimiser, and the factor, or factors (D,), that scale condensed features to unit mean square."""
 
     network: nn.Module
     optimizer: torch.optim.Optimizer
@@ -108,17 +108,18 @@ class DiscriminatorState(Carried):
 
 @dataclass(frozen=True, kw_only=True)
 class Discriminator(Guidance[DiscriminatorState]):
-    r"""D tells condensed from synthetic features, given the class; the host is to make it say condensed.
+    """A discriminator D separates condensed from synthetic features given the class; the host is trained to fool D.
 
-    With the auxiliary head D minimises BCE(adv) + c CE(cls(real), y), and the host adds
-    weight (a softplus(-adv(fake)) + c CE(cls(fake), y)), a the adversarial and c the class weight. Other conditions
-    have no second term. Of several layers it sees all features side by side.
+    With the auxiliary head D minimises BCE(adv) + c CE(cls(real), y), and the host adds weight (a softplus(-adv(fake))
+    + c CE(cls(fake), y)), where a is the adversarial and c the class weight. Other conditions have no second term. With
+    several layers, D gets all features side by side.
 
-    At small budgets its images lie nearer to real ones than those of a tempered class prior alone; that the student
-    learns more from them is not shown: the claim `core`, `experiments/LOG.md`.
+    At small budgets its images are closer to real ones than those of a tempered class prior alone; that the student
+    learns more from them has not been shown: claim `core` in `experiments/LOG.md`.
 
-    Whether D tells fakes from condensed images, or only images it has seen from others, shows in `perfect_accuracy`
-    beside `accuracy`: what it has where the fakes are perfect, being condensed images held out, under the same views.
+    `perfect_accuracy`, compared with `accuracy`, indicates whether D separates fakes from condensed images or only its
+    training images from all others: it is D's accuracy if the fakes are perfect, namely held-out condensed images under
+    the same augmentation.
     """
 
     paper = "Binici et al., arXiv 2408.13850 (AAAI 2026)"
@@ -130,40 +131,42 @@ class Discriminator(Guidance[DiscriminatorState]):
     )
     name: Literal["discriminator"] = "discriminator"
     weight: float = 100.0
-    """The paper prints 1. Chosen with `condition`; `lr` and `hidden` on validation images of digits, for the class head
-    under `augment: condensed`: `experiments/LOG.md`."""
+    """The paper has 1. Chosen together with `condition`; `lr` and `hidden` were chosen on validation images of digits,
+    for the auxiliary head under `augment: condensed`: `experiments/LOG.md`."""
     augment: Augmentation = "host"
-    """`host` and `dsa` show D both sides under one family of views: the host's, for one teacher pass over the fakes, or
-    DSA's. `condensed` has DSA on the condensed side alone, and D can live on that difference: of perfect fakes, real
-    images held out, it told 0.638 right there, 0.590 with `host` and 0.554 with `dsa`, where 0.5 is chance."""
+    """`host` and `dsa` give D both sides under the same kind of augmentation: the host's, which needs one teacher pass
+    over the fakes, or DSA. `condensed` applies DSA to the condensed side only, and D can succeed by that difference:
+    for perfect fakes, that is held-out real images, its accuracy was 0.638, against 0.590 with `host` and 0.554 with
+    `dsa`, where chance is 0.5."""
     condition: Condition = "projection"
-    """How D hears of the class: a second head, a projection of the label, one logit a class, or not at all. `none` is
-    marginal alignment, whichever `alignment` is given, and the only condition that goes with `alignment: marginal`.
-    Chosen on CIFAR-10's validation images beside the class prior of guided arms: the claim `choosing_guidance`."""
+    """Form of the class condition in D: a second head, a projection of the label, one logit per class, or none. `none`
+    is marginal alignment, whatever `alignment` is, and is the only condition accepted with `alignment: marginal`.
+    Chosen on CIFAR-10's validation images together with the class prior of guided arms: claim `choosing_guidance` in
+    `experiments/LOG.md`."""
     loss: GanLoss = "non_saturating"
     steps: int = 1
-    """Discriminator steps for each step of the host."""
+    """Discriminator steps per step of the host."""
     optimizer: Literal["adam", "sgd"] = "adam"
     """Adam with betas (0.5, 0.999), or SGD with momentum 0.9."""
     lr: float = 2e-3
     hidden: int = 128
-    """Units of the first hidden layer; the second has half."""
+    """Units of the first hidden layer; the second has half as many."""
     adversarial_weight: float = 1.0
-    """Weight of passing for condensed in what the host adds; at 0 the auxiliary head alone guides."""
+    """Weight of the adversarial term in the host's penalty; at 0 only the auxiliary head guides."""
     class_weight: float = 1.0
-    """Weight of the auxiliary head's cross-entropy in both losses; no other condition has that head or looks here."""
+    """Weight of the auxiliary head's cross-entropy in both losses; used with `condition: auxiliary` only."""
     spectral_norm: bool = True
     r1_weight: float = 0.0
-    """Weight of R1, the squared gradient of D at condensed features; 0 leaves it out."""
+    """Weight of R1, the squared gradient of D at condensed features; 0 disables it."""
     label_smoothing: float = 0.0
-    """Condensed ones have the target 1 less this (one-sided), against over-fitting few guides."""
+    """The target of condensed images is 1 minus this (one-sided), against overfitting to few of them."""
     instance_noise: float = 0.0
-    """Standard deviation of Gaussian noise on all D sees, of both sides, in units of the features' root mean square;
-    `noise` is on the condensed side alone."""
+    """Standard deviation of Gaussian noise on all inputs of D, of both sides, in units of the features' root mean
+    square; `noise` acts on the condensed side only."""
     held_out: float = 0.1  # type: ignore[assignment]
-    """Share of each class's condensed images D never learns from, rounded down: by default one of 10, none of 5. Its
-    `held_out_accuracy` on them, well below `real_accuracy`, says that it has learnt its guides by heart. Without any,
-    neither this nor `perfect_accuracy` is logged."""
+    """Share of each class's condensed images that D is not trained on, rounded down: by default one of 10, none of 5. A
+    `held_out_accuracy` on them well below `real_accuracy` shows that D has memorised its training images. Without any,
+    neither this nor `perfect_accuracy` is recorded."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -174,22 +177,22 @@ class Discriminator(Guidance[DiscriminatorState]):
         require(0 <= smooth < 0.5, "discriminator label_smoothing", smooth, "0 <= smoothing < 0.5")
         require(smooth == 0 or self.loss != "hinge", "label_smoothing under loss hinge", smooth, "0, or non_saturating")
         conditional = self.alignment == "marginal" and self.condition != "none"
-        only = "none (no class is looked at), or alignment class"
+        only = "none (classes are ignored), or alignment class"
         require(not conditional, "discriminator condition under alignment marginal", self.condition, only)
         noise = self.instance_noise
         require(0 <= noise < math.inf, "discriminator instance_noise", noise, "a number >= 0")
 
     @property
-    def tells_classes(self) -> bool:
-        """Where the term that looks at labels has a weight; the condition `none` has no such term."""
+    def class_conditional(self) -> bool:
+        """True if the term that depends on the labels has a weight; condition `none` has no such term."""
         by_class_head = self.condition == "auxiliary"
         weight = self.class_weight if by_class_head else self.adversarial_weight
-        return super().tells_classes and self.condition != "none" and weight > 0
+        return super().class_conditional and self.condition != "none" and weight > 0
 
     def init(
         self, teacher: Teacher, condensed: Tensor, labels: Tensor, rng: Streams, layout: Layout = ONE_LAYER
     ) -> DiscriminatorState:
-        """A discriminator from stream `init/guide`."""
+        """Return a discriminator from stream `init/guide`."""
         with rng.forked("init/guide"):
             network = FeatureDiscriminator(
                 condensed.shape[1],
@@ -212,13 +215,13 @@ class Discriminator(Guidance[DiscriminatorState]):
         return DiscriminatorState(network, optimizer, scale)
 
     def penalty(self, state: DiscriminatorState, fake: Tensor, labels: Tensor, *, rng: torch.Generator) -> Tensor:
-        """How far the fakes are from passing for condensed images of their class."""
-        return fooling(self, state.network, self._noisy(fake * state.scale, rng), labels)
+        """Return the loss of fakes that D does not take for condensed images of their class."""
+        return host_penalty(self, state.network, self._noisy(fake * state.scale, rng), labels)
 
     def update(
         self, state: DiscriminatorState, fake: Tensor, real: Tensor, labels: Tensor, *, rng: torch.Generator
     ) -> dict[str, Tensor]:
-        """`steps` steps; logs the losses and the share told right (1/2 is chance), of both sides and of the real."""
+        """Take `steps` steps; returns the losses and the accuracies (chance: 1/2) on both sides and the real side."""
         terms: dict[str, Tensor] = {}
         for _ in range(self.steps):
             terms = self._step(state, torch.cat([real, fake]) * state.scale, labels, rng)
@@ -226,38 +229,39 @@ class Discriminator(Guidance[DiscriminatorState]):
 
     def _step(self, state: DiscriminatorState, both: Tensor, labels: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
         both = self._noisy(both, rng).requires_grad_(self.r1_weight > 0)
-        # R1 is a gradient of a gradient, which the compiler does not take.
-        tell = telling.uncompiled if self.r1_weight else telling
-        loss, terms = tell(self, state.network, both, labels)
+        # R1 is a gradient of a gradient, which the compiler does not support.
+        compute = discriminator_terms.uncompiled if self.r1_weight else discriminator_terms
+        loss, terms = compute(self, state.network, both, labels)
         state.optimizer.zero_grad()
         loss.backward()
         state.optimizer.step()
         return terms
 
-    def examine(
+    def evaluate_held_out(
         self,
         state: DiscriminatorState,
-        shown: Tensor,
+        learnt: Tensor,
         held_out: Tensor,
         fakes: Tensor,
         labels: Tensor,
         *,
         rng: torch.Generator,
     ) -> dict[str, Tensor]:
-        """`held_out_accuracy`: the share of condensed images it never learnt from that it takes for condensed.
+        """Return D's accuracies on held-out condensed images.
 
-        `perfect_accuracy`: its accuracy where these play the `fakes`, against condensed images it was `shown`.
+        `held_out_accuracy`: the share of `held_out` that D classifies as condensed. `perfect_accuracy`: D's accuracy if
+        they are the `fakes`, compared with condensed images that it was trained on, `learnt`.
         """
 
-        def judge(features: Tensor) -> Tensor:
+        def real_logits(features: Tensor) -> Tensor:
             return state.network(self._noisy(features * state.scale, rng), labels)[0]
 
-        # In training mode each pass would move the spectral norm's estimate, and so what is learnt.
+        # In training mode each pass would update the estimate of the spectral norm, and so change the training.
         state.network.eval()
-        taken, right_fake, right_real = judge(held_out) > 0, judge(fakes) < 0, judge(shown) > 0
+        accepted, right_fake, right_real = real_logits(held_out) > 0, real_logits(fakes) < 0, real_logits(learnt) > 0
         state.network.train()
         perfect = (right_fake.float().mean() + right_real.float().mean()) / 2
-        return {"held_out_accuracy": taken.float().mean(), "perfect_accuracy": perfect}
+        return {"held_out_accuracy": accepted.float().mean(), "perfect_accuracy": perfect}
 
     def _noisy(self, features: Tensor, rng: torch.Generator) -> Tensor:
         if not self.instance_noise:
@@ -267,28 +271,28 @@ class Discriminator(Guidance[DiscriminatorState]):
 
 
 @whole
-def fooling(guidance: Discriminator, network: nn.Module, fake: Tensor, labels: Tensor) -> Tensor:
-    """What the host adds for scaled features (B, D), a scalar."""
-    judged, classes = network(fake, labels)
-    loss = guidance.adversarial_weight * fool(judged, guidance.loss)
+def host_penalty(guidance: Discriminator, network: nn.Module, fake: Tensor, labels: Tensor) -> Tensor:
+    """Penalty in the host's loss for scaled features (B, D), a scalar."""
+    logits, classes = network(fake, labels)
+    loss = guidance.adversarial_weight * generator_loss(logits, guidance.loss)
     return loss if classes is None else loss + guidance.class_weight * F.cross_entropy(classes, labels)
 
 
 @whole
-def telling(
+def discriminator_terms(
     guidance: Discriminator, network: nn.Module, both: Tensor, labels: Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """D's loss for scaled real and fake features (2B, D) of `labels` (B,), and its terms to be logged."""
-    judged, classes = network(both, labels.repeat(2))
-    judged_real, judged_fake = judged.chunk(2)
-    told = tell_apart(judged_real, judged_fake, guidance.loss, guidance.label_smoothing)
-    loss, terms = told, {"adversarial": told}
+    """D's loss for scaled real and fake features (2B, D) of `labels` (B,), and its terms to record."""
+    logits, classes = network(both, labels.repeat(2))
+    real_logits, fake_logits = logits.chunk(2)
+    adversarial = discriminator_loss(real_logits, fake_logits, guidance.loss, guidance.label_smoothing)
+    loss, terms = adversarial, {"adversarial": adversarial}
     if classes is not None:
         terms["class"] = F.cross_entropy(classes[: len(labels)], labels)
         loss = loss + guidance.class_weight * terms["class"]
     if guidance.r1_weight:
-        # The gradient of the real half alone: its sum does not look at the fakes.
-        terms["r1"] = 2 * gradient_penalty(judged_real, both)
+        # The gradient of the real half only: the sum of its logits does not depend on the fakes.
+        terms["r1"] = 2 * gradient_penalty(real_logits, both)
         loss = loss + guidance.r1_weight * terms["r1"]
-    right_real, right_fake = (judged_real > 0).float().mean(), (judged_fake < 0).float().mean()
+    right_real, right_fake = (real_logits > 0).float().mean(), (fake_logits < 0).float().mean()
     return loss, terms | {"accuracy": (right_real + right_fake) / 2, "real_accuracy": right_real}

@@ -1,11 +1,11 @@
-"""Guidance by few images: each class's synthetic features are to have a mean of their own and a covariance all share.
+"""Guidance by few images: matches a mean per class and one covariance that all classes share.
 
-Our choice throughout, after linear discriminant analysis, which pools the covariance within classes where images are
-few. The shrinkage is that of Ledoit and Wolf (J. Multivariate Analysis 2004) or of Chen et al. (OAS, IEEE TSP 2010), by
-scikit-learn.
+Our choice throughout, after linear discriminant analysis, which pools the covariance within classes when images are
+few. The shrinkage is that of Ledoit and Wolf (J. Multivariate Analysis 2004) or of Chen et al. (OAS, IEEE TSP 2010), as
+implemented in scikit-learn.
 
-The moments are taken once, from several views of each condensed image; no step looks at condensed images again, which
-makes it the cheapest guidance. Letters: B batch, N condensed images, V views, D features, K classes.
+The moments are estimated once, from several views of each condensed image; no step computes condensed features again,
+which makes this the cheapest guidance. Letters: B batch, N condensed images, V views, D features, K classes.
 """
 
 import math
@@ -21,7 +21,7 @@ from condkd_ray.core.checkpoint import transient
 from condkd_ray.core.compilation import whole
 from condkd_ray.core.method import require
 from condkd_ray.core.rng import Streams
-from condkd_ray.methods.guidance.guidance import ONE_LAYER, SAME, Carried, Guidance, HostAugment, Layout
+from condkd_ray.methods.guidance.guidance import NEGLIGIBLE, ONE_LAYER, Guidance, GuidanceState, HostAugment, Layout
 from condkd_ray.methods.guidance.matching import SHARED, unit_norm
 from condkd_ray.models.teacher import Teacher
 
@@ -29,11 +29,11 @@ Shrinkage = Literal["ledoit_wolf", "oas", "none"]
 
 
 @dataclass
-class GaussianState(Carried):
-    """What the fakes of each class are to be distributed as, in units in which guides have unit mean squared norm.
+class GaussianState(GuidanceState):
+    """Target distribution of each class's fakes, in units in which the condensed features have unit mean squared norm.
 
-    `means` (K, D) of all layers side by side; `known` (K,): 1 for a class with guides, else 0; `covariances`, one
-    (D, D) a layer that has one, `layer` first.
+    `means` (K, D) of all layers side by side; `known` (K,): 1 for a class with condensed images, else 0; `covariances`:
+    one (D, D) per layer that has one, `layer` first.
     """
 
     scale: Tensor
@@ -45,62 +45,64 @@ class GaussianState(Carried):
 
 @dataclass(frozen=True, kw_only=True)
 class Gaussian(Guidance[GaussianState]):
-    r"""Mean over classes of ||m_fake - m||^2, and c ||S_fake - S||_F^2 / ||S||_F^2 besides.
+    """Mean over classes of ||m_fake - m||^2, plus c ||S_fake - S||_F^2 / ||S||_F^2.
 
-    m, the class means, and S, pooled within classes, are of the condensed images; m_fake and S_fake are a batch's, the
-    latter by its f degrees of freedom. Both squared distances of a batch exceed those of the distribution it is drawn
-    from, the more so the wider that is, and so reward collapse: ||m_fake - m||^2 by tr(S_fake) / n for n fakes of a
-    class, which `unbiased` takes off; ||S_fake - S||^2 by (||S_fake||^2 + tr(S_fake)^2) / f for normal features, which
-    has its least where S_fake is too small. `unbiased` puts ((1 + 1 / f) S + tr(S) / f) in the place of S: then the
-    least of the mean over batches is where the distribution has the covariance S, and of any one batch it stays a
-    distance, which is never below 0. The covariance's distance counts in units of the target's own, since it has to
-    hold the spread, whatever share of the features' norm this is.
+    m are the class means and S the covariance pooled within classes, both of the condensed images; m_fake and S_fake
+    are those of a batch, the latter with its f degrees of freedom. Both squared distances are larger for a batch than
+    for the distribution from which it is drawn, the more so the wider the distribution, and so they reward collapse.
+    ||m_fake - m||^2 is larger by tr(S_fake) / n for n fakes of a class, which `unbiased` subtracts. ||S_fake - S||^2 is
+    larger by (||S_fake||^2 + tr(S_fake)^2) / f for normal features, so that its minimum is at too small an S_fake.
+    `unbiased` replaces S by (1 + 1 / f) S + tr(S) / f: the minimum of the mean over batches is then at the covariance
+    S, and for each batch the term remains a distance, never below 0. The covariance's distance is divided by the
+    target's squared norm, since it must control the spread whatever share of the features' norm this is.
 
     Under `alignment: marginal` the batch's mean and total covariance are compared with those of the mixture of the
-    classes in the batch's proportions; the bias, by the whole batch, is small, and stays.
+    classes in the batch's proportions; the bias, which depends on the whole batch, is small and is not removed.
     """
 
     ours = (*SHARED, "views", "covariance", "shrinkage", "covariance_weight", "stage_covariances", "unbiased")
-    looks = False
+    uses_condensed_batches = False
     name: Literal["gaussian"] = "gaussian"
     weight: float = 100.0
-    """Not chosen yet: that of `moments`."""
+    """The weight of `moments`; not chosen by experiment yet."""
     views: int = 16  # type: ignore[assignment]
-    """Views of each condensed image the moments are taken from, augmented as fakes are; fewer where images are many."""
+    """Views of each condensed image from which the moments are estimated, augmented as the fakes are; fewer if there
+    are many images."""
     covariance: Literal["pooled", "none"] = "pooled"
-    """`pooled` over all classes: of images under one view each; where no class has two images, of views of an image.
-    `none`: means alone are matched, and nothing but the host holds the spread."""
+    """`pooled` over all classes: of the images under one view each, or, if no class has two images, of the views of
+    each image. `none`: only the means are matched, and the spread is left to the host."""
     shrinkage: Shrinkage = "ledoit_wolf"
-    """Towards a multiple of the identity, by as much as the number of images asks for; with `none`, not at all."""
+    """Shrinkage towards a multiple of the identity, by an amount that depends on the number of images; `none`: no
+    shrinkage."""
     covariance_weight: float = 1.0
-    """Weight of the covariances against the means; 0 matches class means alone."""
+    """Weight of the covariances relative to the means; 0 matches class means only."""
     stage_covariances: bool = False
-    """Whether covariances of the stages are compared too, beside those of `layer`."""
+    """If true, covariances of the stages are compared too, in addition to those of `layer`."""
     unbiased: bool = False
-    """Whether what a batch's distances exceed the distribution's by is taken off. Right for hosts whose generator makes
-    each batch anew (`dafl`, `zskt`, `dfad`, `dfq`, `pre_dfkd`), which biased distances narrow. The others move the very
-    images of a batch, pixels or latents, and it would widen these. It counts with a covariance alone, which keeps the
-    fakes from spreading without end."""
+    """If true, the amount by which a batch's distances exceed the distribution's is subtracted. Suitable for hosts
+    whose generator makes each batch anew (`dafl`, `zskt`, `dfad`, `dfq`, `pre_dfkd`), which biased distances would
+    narrow. The other hosts optimise the same images of a batch, pixels or latents, in all steps, and it would widen
+    these. It has an effect only together with a covariance, which keeps the fakes from spreading without limit."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.views >= 1, "gaussian views", self.views, "an integer >= 1")
         require(self.shrinkage in get_args(Shrinkage), "gaussian shrinkage", self.shrinkage, "ledoit_wolf, oas or none")
         for what in ("mixup", "noise"):
-            accepted = "0: it looks at no condensed images in a step; discriminator, mmd and moments do"
+            accepted = "0: it reads no condensed images in a step; discriminator, mmd and moments do"
             require(getattr(self, what) == 0, f"gaussian {what}", getattr(self, what), accepted)
 
     @property
-    def holds_spread(self) -> bool:
-        """Whether it compares covariances."""
+    def matches_covariance(self) -> bool:
+        """True if covariances are compared."""
         return self.covariance == "pooled" and self.covariance_weight > 0
 
     def check_use(self, teacher: Teacher, ipc: int, batch: int, host_augment: HostAugment) -> None:
-        """Raise `InputError` where no covariance can be known.
+        """Raise `InputError` if no covariance can be estimated.
 
-        So of one image a class that nothing augments, and of a batch with fewer than two fakes a class.
+        This is so for one image per class without augmentation, and for a batch with fewer than two fakes per class.
         """
-        if not self.holds_spread:
+        if not self.matches_covariance:
             return
         if ipc == 1:
             self._check_views(teacher, host_augment)
@@ -118,58 +120,60 @@ class Gaussian(Guidance[GaussianState]):
     def init(
         self, teacher: Teacher, condensed: Tensor, labels: Tensor, rng: Streams, layout: Layout = ONE_LAYER
     ) -> GaussianState:
-        """The moments. Raises `InputError` where the views of condensed images show no covariance."""
+        """Return the moments. Raises `InputError` if the views of condensed images have no covariance."""
         scale = unit_norm(layout.split(condensed)[0])
         scaled = scale * condensed
         hot = F.one_hot(labels, teacher.num_classes).to(scaled.dtype)
         counts = hot.sum(0)
         means = hot.T @ scaled / counts.clamp_min(1)[:, None]
         covariances: list[Tensor] = []
-        if self.holds_spread:
+        if self.matches_covariance:
             parts = layout.split(scaled)[: None if self.stage_covariances else 1]
             covariances = [self._pooled(part, labels, layout.views) for part in parts]
         return GaussianState(scale, means, (counts > 0).to(means.dtype), tuple(covariances), layout)
 
     def _pooled(self, features: Tensor, labels: Tensor, views: int) -> Tensor:
-        """The shrunk covariance (D, D) within classes of features (V N, D)."""
+        """Return the shrunk covariance (D, D) within classes of features (V N, D)."""
         each = features.cpu().double().numpy().reshape(views, -1, features.shape[1])
         groups = labels[: each.shape[1]].cpu().numpy()
         several = len(np.unique(groups)) < len(groups)
-        # One image a class: its views are the draws.
+        # One image per class: its views are the draws.
         draws = list(each) if several else [each.reshape(-1, each.shape[2])]
         groups = groups if several else np.tile(groups, views)
         found = np.mean([shrunk(contrasts(draw, groups), self.shrinkage) for draw in draws], axis=0)
-        spread, accepted = float(np.trace(found)), "that of views that differ (augment dsa), or covariance none"
-        require(spread > SAME, "spread of the condensed features within their classes", spread, f"above 0: {accepted}")
+        spread, accepted = float(np.trace(found)), "above 0: views that differ (augment dsa), or covariance none"
+        require(spread > NEGLIGIBLE, "spread of the condensed features within their classes", spread, accepted)
         return torch.from_numpy(found).to(features)
 
     def penalty(self, state: GaussianState, fake: Tensor, labels: Tensor, *, rng: torch.Generator) -> Tensor:
-        """Weighted distance of both moments from those of the condensed images."""
+        """Return the weighted distance of both moments from those of the condensed images."""
         found = self.distances(state, fake, labels)
-        return found["mean"] + self.covariance_weight * found["covariance"] if self.holds_spread else found["mean"]
+        return (
+            found["mean"] + self.covariance_weight * found["covariance"] if self.matches_covariance else found["mean"]
+        )
 
     def update(
         self, state: GaussianState, fake: Tensor, real: Tensor, labels: Tensor, *, rng: torch.Generator
     ) -> dict[str, Tensor]:
-        """It learns nothing; logs the distances."""
+        """Return the distances; there is nothing to learn."""
         return self.distances(state, fake, labels)
 
     def distances(self, state: GaussianState, fake: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """`mean`, and `covariance` where it is compared: scalars."""
+        """Return `mean`, and `covariance` if it is compared: scalars."""
         of = gaussian_marginal if self.alignment == "marginal" else gaussian_class
         mean, covariance = of(
             self, state.layout, state.scale * fake, labels, state.means, state.known, state.covariances
         )
-        return {"mean": mean} | ({"covariance": covariance} if self.holds_spread else {})
+        return {"mean": mean} | ({"covariance": covariance} if self.matches_covariance else {})
 
 
 def contrasts(features: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Features (N, D) of `groups` (N,) as N less the number of groups draws around 0 with the covariance within groups.
+    """Return N minus the number of groups draws around 0 with the covariance within groups of features (N, D).
 
-    Those of a group are combined by the rows of a Helmert matrix, so that draws stay independent, which deviations
-    from a mean are not.
+    `groups` (N,) holds each feature's group. The features of a group are combined by the rows of a Helmert matrix, so
+    that the draws stay independent, unlike deviations from a mean.
     """
-    # Not at the top: only this needs it.
+    # Imported here because only this function needs it.
     from scipy.linalg import helmert
 
     found = [features[:0]]
@@ -181,8 +185,8 @@ def contrasts(features: np.ndarray, groups: np.ndarray) -> np.ndarray:
 
 
 def shrunk(draws: np.ndarray, shrinkage: Shrinkage) -> np.ndarray:
-    """The covariance (D, D) of draws (N, D) around 0, shrunk towards the multiple of the identity of equal trace."""
-    # Not at the top: a second to import.
+    """Return the covariance (D, D) of draws (N, D) around 0, shrunk towards a scaled identity of equal trace."""
+    # Imported here because the import takes a second.
     from sklearn.covariance import empirical_covariance, ledoit_wolf, oas
 
     if not len(draws):
@@ -204,7 +208,7 @@ def gaussian_class(
 ) -> tuple[Tensor, Tensor]:
     """Distances of class means and of covariances within classes, for scaled features (B, D); scalars.
 
-    Of `layer`, and of each stage times its weight.
+    Summed over `layer` and each stage times its weight.
     """
     with torch.autocast(fake.device.type, enabled=False):
         hot = F.one_hot(labels, len(means)).to(fake.dtype)
@@ -212,7 +216,7 @@ def gaussian_class(
         present = (counts > 0) * known
         freedom = len(labels) - (counts > 0).sum()
         found = hot.T @ fake / counts.clamp_min(1)[:, None]
-        # Of a batch without two fakes of a class no spread is known, nor what is to be taken off.
+        # A batch without two fakes of one class has no known spread, and nothing to subtract.
         enough = (freedom > 0).to(fake.dtype)
         freedom = freedom.clamp_min(1).to(fake.dtype)
         mean, covariance = fake.new_zeros(2).unbind()
@@ -232,10 +236,10 @@ def gaussian_class(
 
 
 def as_sampled(covariance: Tensor, freedom: Tensor) -> Tensor:
-    """What the covariances of batches with `freedom` must be nearest to, that those are drawn from `covariance` (D, D).
+    """Return T such that batch covariances S with f = `freedom` are nearest to T on average if drawn from `covariance`.
 
-    Of normal features, whose scatter is Wishart-distributed: E ||S||^2 is (1 + 1/f) ||P||^2 + tr(P)^2 / f where P is
-    the distribution's and f the freedom, so that E ||S - T||^2 is least at P if T is (1 + 1/f) P + tr(P) / f.
+    `covariance` P is (D, D). For normal features the scatter is Wishart-distributed: E ||S||^2 is (1 + 1/f) ||P||^2 +
+    tr(P)^2 / f, so that E ||S - T||^2 as a function of P is minimal at the given P for T = (1 + 1/f) P + tr(P) / f.
     """
     ones = torch.eye(len(covariance), device=covariance.device, dtype=covariance.dtype)
     return (1 + 1 / freedom) * covariance + covariance.trace() / freedom * ones
@@ -251,9 +255,9 @@ def gaussian_marginal(
     known: Tensor,
     covariances: tuple[Tensor, ...],
 ) -> tuple[Tensor, Tensor]:
-    """As `gaussian_class`, of the batch as a whole: its mean and total covariance and those of the mixture."""
+    """As `gaussian_class`, but for the batch as a whole: its mean and total covariance and those of the mixture."""
     with torch.autocast(fake.device.type, enabled=False):
-        # Fakes of classes without guides have nothing to be compared with.
+        # Fakes of classes without condensed images have no target.
         shares = known[labels] / known[labels].sum().clamp_min(1)
         of_class = shares @ F.one_hot(labels, len(means)).to(shares.dtype)
         mean, covariance = fake.new_zeros(2).unbind()
@@ -264,7 +268,7 @@ def gaussian_marginal(
             if place < len(covariances):
                 rest, between = part - own, target - wanted
                 spread = (rest * shares[:, None]).T @ rest
-                # A batch of this size has so much less within its classes, about its own mean.
+                # About its own mean, a batch of this size has this much less variance within its classes.
                 within = (1 - shares.square().sum()) * covariances[place]
                 total = within + (between * of_class[:, None]).T @ between
                 covariance = covariance + weight * (spread - total).square().sum() / total.square().sum()

@@ -1,6 +1,6 @@
-"""What every guidance is, and the guide an inversion is handed: a guidance bound to its state and the condensed set.
+"""The contract of the guidances, and the guide: a guidance bound to its state, the condensed set and the teacher.
 
-Letters: B batch, D features of all compared layers, K classes.
+Letters: B batch, D features of all compared layers, K classes, M images held out, N condensed images.
 """
 
 import math
@@ -25,54 +25,55 @@ State = TypeVar("State")
 Augmentation = Literal["host", "condensed", "dsa"]
 Alignment = Literal["class", "marginal"]
 HostAugment = Callable[[Tensor, torch.Generator], Tensor]
-MOST_AT_START = 4096
-"""Looks a state is made from: some compare all pairs, and all real images can be the condensed set."""
-MOST_STAGES = 4
-SAME = 1e-8
-"""Squared distances below this share of the squared norms are 0 but for rounding."""
-VIEWS, VIEWED = 16, 256
-"""Views, at most, of each image held out that a guidance is examined on, and about how many are enough in all."""
+MAX_INIT_FEATURES = 4096
+"""Upper limit of features from which a state is initialised: some guidances compare all pairs, and the condensed set
+can be all real images."""
+MAX_STAGES = 4
+NEGLIGIBLE = 1e-8
+"""Squared distances below this share of the squared norms count as 0, because of rounding."""
+MAX_VIEWS, ENOUGH_IMAGES = 16, 256
+"""Limit of the views of each held-out image on which a guidance is evaluated; about 256 images are enough in all."""
 
 
 class Guide(Protocol):
-    """A guidance bound to its state, the condensed set and the teacher: all an inversion ever sees of it.
+    """A guidance bound to its state, the condensed set and the teacher: the only part of it that an inversion uses.
 
-    A host observes its augmented images once with `layers`, adds `penalty` to its loss, and after its step calls
-    `update`. `images` are (B, C, H, W) before augmentation, `seen` the teacher's look at them after, `labels` (B,).
-    `seen.bn` is empty where the host reads no BN statistics.
+    A host observes its augmented images once with `layers`, adds `penalty` to its loss, and calls `update` after its
+    step. `images` (B, C, H, W) are not augmented, `observation` is the teacher's of the augmented images, `labels` are
+    (B,). `observation.bn` is empty if the host reads no BN statistics.
     """
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """Teacher layers the host has to observe for it."""
+        """Teacher layers that the host must observe for the guide."""
         ...
 
-    def penalty(self, images: Tensor, seen: Observation, labels: Tensor) -> Tensor:
-        """A scalar, weighted, differentiable in `images` (directly or through `seen`)."""
+    def penalty(self, images: Tensor, observation: Observation, labels: Tensor) -> Tensor:
+        """Return the weighted penalty, a scalar, differentiable in `images` directly or through `observation`."""
         ...
 
-    def update(self, images: Tensor, seen: Observation, labels: Tensor) -> None:
-        """Learn from a batch the host has just made. Nothing flows back into `images`."""
+    def update(self, images: Tensor, observation: Observation, labels: Tensor) -> None:
+        """Update the guidance on a batch that the host has just made. No gradient reaches `images`."""
         ...
 
     def start(self, labels: Tensor) -> Start | None:
-        """Where the first images of a batch of `labels` (B,) start; None: where the host has them start.
+        """Return starting images for the first images of a batch of `labels` (B,), or None for the host's own start.
 
-        A guide without this method, such as one written before it was there, says None.
+        A guide without this method counts as one that returns None.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How features stand in a tensor: the columns of each compared layer side by side, views of all images in turn."""
+    """Arrangement of features in a tensor: columns of the compared layers side by side, views one after another."""
 
     widths: tuple[int, ...] = ()
-    """Columns of each layer, `layer` first; empty where it is the only one."""
+    """Number of columns of each layer, `layer` first; empty if it is the only one."""
     views: int = 1
 
     def split(self, features: Tensor) -> tuple[Tensor, ...]:
-        """The columns of each layer, of features (..., D)."""
+        """Split features (..., D) into the columns of each layer."""
         return features.split(self.widths, -1) if self.widths else (features,)
 
 
@@ -80,98 +81,105 @@ ONE_LAYER = Layout()
 
 
 @dataclass(kw_only=True)
-class Carried:
-    """Base of the states. The factors and deviations are measured by `Guidance.start`, where they are wanted."""
+class GuidanceState:
+    """Base of the states. `Guidance.start` measures the factors and deviations if the settings need them."""
 
     units: Tensor | None = None
-    """(D,): factors that bring each layer to a spread of 1 among the condensed images; None without `stages`."""
+    """(D,): factors that scale each layer to a spread of 1 among the condensed images; None without `stages`."""
     jitter: Tensor | None = None
-    """(D,): standard deviations of noise as large as each layer's spread; None where nothing needs them."""
+    """(D,): standard deviations of noise as large as each layer's spread; None if not needed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Guidance(Method, ABC, Generic[State]):
-    """Contract of the family: a penalty on what the teacher saw of fakes, and learning from fakes beside condensed.
+    """Contract of the guidances: a penalty on the features of synthetic images (fakes), and an update of the state.
 
-    They see features (B, D) alone; drawing, augmenting, observing and scaling are the bound guide's.
+    Both get features (B, D) only; the bound guide draws, augments, observes and scales the images.
     """
 
-    looks: ClassVar[bool] = True
-    """Whether it looks at condensed images in each step; else it gets none of them in `update`."""
+    uses_condensed_batches: ClassVar[bool] = True
+    """True if `update` needs features of a condensed batch in each step; otherwise `update` gets an empty tensor."""
 
     weight: float = 1.0
-    """Factor of the penalty in the host's loss (lambda_FA); 0 equals no guidance bit for bit."""
+    """Factor of the penalty in the host's loss (lambda_FA); 0 gives the same numbers, bit for bit, as no guidance."""
     augment: Augmentation = "host"
-    """`host`: fakes as the host saw them, condensed under the host's own augmentation. `dsa`: the guide looks at
-    DSA-augmented fakes and condensed; the host never sees DSA. `condensed`: as `host`, with DSA on the condensed batch
-    alone, so that the two sides differ even where their images do not. A batch under `dsa` has one kind of DSA, drawn
-    for each side apart."""
+    """`host`: the fakes as the host augments them; the condensed images get the host's augmentation too. `dsa`: fakes
+    and condensed images under DSA, for the guide only; the host's own loss does not use DSA. `condensed`: as `host`,
+    with DSA on the condensed batch as well, so that the two sides differ even if their images are equal. Under `dsa`,
+    one batch gets one DSA operation, drawn separately for each side."""
     layer: str = PENULTIMATE
-    """Whose features are compared: `penultimate` (the paper's), or a module of the teacher, its mean over space."""
+    """The layer whose features are compared: `penultimate` (as in the paper), or the name of a teacher's module,
+    averaged over space."""
     stages: int = 0
-    """The teacher's last stages, 0 to 4, whose outputs' channel means are compared beside `layer`. A last stage whose
-    means are the penultimate features does not count. With any, each layer is in units of its spread among the
-    condensed images: the root of the mean squared distance from the class mean, where a class has two, else from the
-    mean of all."""
+    """Number of the teacher's last stages, 0 to 4, whose output channel means are compared in addition to `layer`. A
+    last stage whose means are the penultimate features is not counted. With 1 or more, each layer is scaled by its
+    spread among the condensed images: the root mean squared distance from the class mean if a class has two images,
+    else from the overall mean."""
     stages_weight: float = 1.0
-    """Weight of each stage against `layer`; for a discriminator, the square of the factor of its features."""
+    """Weight of each stage relative to `layer`; for a discriminator, the square of the factor of its features."""
     alignment: Alignment = "class"
-    """`class`: within each class. `marginal`: the batch as a whole, with condensed images in the proportions of its
-    labels; for unconditional hosts, whose labels are the teacher's argmax, no class is then wanted of any image."""
+    """`class`: within each class. `marginal`: the batch as a whole, with condensed images in the class proportions of
+    the batch's labels; with unconditional hosts, whose labels are the teacher's argmax, no image then has a target
+    class."""
     mixup: float = 0.0
-    """Condensed features are mixed with others of their class in the batch, whose share is uniform between 0 and this,
-    at most 1. It narrows the condensed side: at 1 the variance about the class mean falls to two thirds in the mean,
-    and so the spread to 0.82."""
+    """Condensed features are mixed with others of their class in the batch; the share of the other is uniform between 0
+    and this value, at most 1. Mixing narrows the condensed distribution: at 1 the variance about the class mean falls
+    to two thirds on average, and so the spread to 0.82."""
     noise: float = 0.0
-    """Gaussian noise on the condensed features alone, in units of each layer's spread (see `stages`)."""
+    """Gaussian noise on the condensed features only, in units of each layer's spread (see `stages`)."""
     schedule: Schedule = Schedule()
     """Factor of the weight over the rounds: a warm-up (`start: 0`) or a curriculum (`end: 0`)."""
     from_guides: FromGuides = FromGuides()
-    """Whether batches start at condensed images, whatever the weight; by default at noise, as the host has them."""
+    """Share of each batch that starts at condensed images, independently of the weight; by default the whole batch
+    starts at the host's noise."""
 
     def __post_init__(self) -> None:
         require_weights(self, "guidance")
         require_rates(self, "guidance")
-        require(0 <= self.stages <= MOST_STAGES, "guidance stages", self.stages, f"an integer, 0 to {MOST_STAGES}")
+        require(0 <= self.stages <= MAX_STAGES, "guidance stages", self.stages, f"an integer, 0 to {MAX_STAGES}")
         require(0 <= self.mixup <= 1, "guidance mixup", self.mixup, "0 to 1")
         require(0 <= self.noise < math.inf, "guidance noise", self.noise, "a number >= 0")
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """Teacher layers it names and needs tapped; the penultimate features always come."""
+        """Teacher layers that are named in the settings; the penultimate features are always observed."""
         return () if self.layer == PENULTIMATE else (self.layer,)
 
-    def tapped(self, teacher: Teacher) -> tuple[str, ...]:
-        """All layers of this teacher that it needs tapped: those it names, and the last stages, in their order."""
+    def tapped_layers(self, teacher: Teacher) -> tuple[str, ...]:
+        """Return all layers of this teacher whose outputs are needed: the named ones, then the last stages in order."""
         ends = teacher.stage_outputs
         return self.layers + ends[len(ends) - self.stages :]
 
     @property
     def views(self) -> int:
-        """Augmented views of each condensed image that `init` is given; 0: one look at the image as it is."""
+        """Number of augmented views of each condensed image for `init`; 0: each image once, without augmentation."""
         return 0
 
     def check(self, teacher: Teacher) -> None:
-        """Raise `InputError` where the teacher has not the layers that are to be compared."""
+        """Raise `InputError` if the teacher lacks a layer that is compared."""
         teacher.check_layers(self.layers)
         ends = teacher.stage_outputs
-        there = f"0 to {min(len(ends), MOST_STAGES)}; beside its features this teacher has {', '.join(ends) or 'none'}"
+        found = f"in addition to its features this teacher has {', '.join(ends) or 'none'}"
+        there = f"0 to {min(len(ends), MAX_STAGES)}; {found}"
         require(self.stages <= len(ends), "guidance stages", self.stages, there)
-        beside = self.tapped(teacher)[len(self.layers) :]
-        others = f"{PENULTIMATE}, or a layer that is none of the stages compared beside it, {', '.join(beside)}"
+        beside = self.tapped_layers(teacher)[len(self.layers) :]
+        others = f"{PENULTIMATE}, or a layer other than the stages compared with it, {', '.join(beside)}"
         require(self.layer not in beside, f"guidance layer with stages {self.stages}", self.layer, others)
 
     def check_use(self, teacher: Teacher, ipc: int, batch: int, host_augment: HostAugment) -> None:
-        """Raise `InputError` where `ipc` condensed images a class, as augmented, or a host's `batch` are too few."""
+        """Raise `InputError` if `ipc` condensed images per class, as augmented, or the host's `batch` are too few."""
 
     @property
-    def tells_classes(self) -> bool:
-        """Whether its penalty depends on the labels: it then pulls each image towards its class."""
+    def class_conditional(self) -> bool:
+        """True if the penalty depends on the labels, so that it pulls each image towards its class."""
         return self.alignment == "class"
 
     @property
     def idle(self) -> tuple[str, ...]:
-        """What is set and does nothing, and why. A search opens such fields beside those they need."""
+        """Settings without effect, each with the reason.
+
+        A search opens such a field together with those it depends on.
+        """
         covariances = getattr(self, "stage_covariances", False)
         compared = getattr(self, "covariance", "pooled") != "none" and getattr(self, "covariance_weight", 1.0) > 0
         found = {
@@ -179,43 +187,44 @@ class Guidance(Method, ABC, Generic[State]):
             "stage_covariances without stages": covariances and not self.stages,
             "stage_covariances where no covariance is compared": covariances and self.stages and not compared,
         }
-        return tuple(f"guidance {what}" for what, set_in_vain in found.items() if set_in_vain)
+        return tuple(f"guidance {what}" for what, without_effect in found.items() if without_effect)
 
     @property
     def held_out(self) -> float:
-        """Share of each class's condensed images it must not learn from, rounded down."""
+        """Share of each class's condensed images that the guidance must not learn from, rounded down."""
         return 0.0
 
     @abstractmethod
     def init(
         self, teacher: Teacher, condensed: Tensor, labels: Tensor, rng: Streams, layout: Layout = ONE_LAYER
     ) -> State:
-        """A fresh state. `condensed` (N, D): features of the images it may learn from; `labels` (N,) their classes.
+        """Return a new state from features `condensed` (N, D) of the images to learn from, with classes `labels` (N,).
 
-        With several views, N is their number times that of the images, which come in the same order in each view.
+        With several views, N is the number of views times the number of images, which are in the same order in each
+        view.
         """
 
     @abstractmethod
     def penalty(self, state: State, fake: Tensor, labels: Tensor, *, rng: torch.Generator) -> Tensor:
-        """A scalar, not yet weighted, differentiable in `fake`."""
+        """Return the penalty, a scalar without the weight, differentiable in `fake`."""
 
     @abstractmethod
     def update(
         self, state: State, fake: Tensor, real: Tensor, labels: Tensor, *, rng: torch.Generator
     ) -> dict[str, Tensor]:
-        """Learn from fakes and as many condensed images of the same `labels` (B,); terms to be logged.
+        """Learn from fakes and as many condensed images of the same `labels` (B,); returns the terms to record.
 
-        `real` is empty where the guidance does not look at condensed images in each step.
+        `real` is empty if the guidance does not use condensed batches.
         """
 
-    def examine(
-        self, state: State, shown: Tensor, held_out: Tensor, fakes: Tensor, labels: Tensor, *, rng: torch.Generator
+    def evaluate_held_out(
+        self, state: State, learnt: Tensor, held_out: Tensor, fakes: Tensor, labels: Tensor, *, rng: torch.Generator
     ) -> dict[str, Tensor]:
-        """Terms to be logged once a round of condensed images it never learnt from; the state stays as it is.
+        """Return terms, recorded once a round, on condensed images held out from learning; the state is unchanged.
 
-        `held_out` (M, D): features of these under views of the condensed side; `fakes` (M, D): under views of the
-        fakes' side, as a perfect generator would make them; `shown` (M, D): of images it learns from; all of the
-        classes `labels` (M,).
+        `held_out` (M, D): features of the held-out images under the condensed side's augmentation. `fakes` (M, D): the
+        same images under the fakes' augmentation, as a perfect generator would make them. `learnt` (M, D): images that
+        the guidance learns from. All have the classes `labels` (M,).
         """
         return {}
 
@@ -226,29 +235,31 @@ class Guidance(Method, ABC, Generic[State]):
         rng: Streams,
         host_augment: HostAugment = lambda images, stream: images,
     ) -> State:
-        """`init` on the observed condensed set, evenly thinned if large.
+        """Return `init` on the observed condensed set, which is thinned evenly if large.
 
-        Views are drawn as `augment` says, from stream `augment/guide`, by `host_augment` where the host's are wanted.
-        Raises `InputError` where there is no condensed set, or the teacher has not the layers that are compared.
+        Views are drawn according to `augment` from stream `augment/guide`; `host_augment` is the host's augmentation.
+        Raises `InputError` if there is no condensed set or the teacher lacks a layer that is compared.
         """
         require(condensed is not None, "condensed set of a guided run", None, "a condensation (or guidance none)")
         assert condensed is not None
-        shown, _ = self._split(condensed, teacher.num_classes)
+        learnt, _ = self._split(condensed, teacher.num_classes)
         self.check(teacher)
-        shown = shown[:: -(-len(shown) // MOST_AT_START)]
+        learnt = learnt[:: -(-len(learnt) // MAX_INIT_FEATURES)]
         with torch.no_grad():
-            views = [shown.images]
+            views = [learnt.images]
             if self.views:
-                count = max(1, min(self.views, MOST_AT_START // max(1, len(shown))))
-                views = [self.view(shown.images, teacher, host_augment, rng) for _ in range(count)]
-            looks = [self.parts(teacher, view) for view in views]
-            parts = [torch.cat(layer) for layer in zip(*looks, strict=True)]
-            return self.begin(teacher, parts, shown.labels.repeat(len(views)), rng, len(views))
+                count = max(1, min(self.views, MAX_INIT_FEATURES // max(1, len(learnt))))
+                views = [self.view(learnt.images, teacher, host_augment, rng) for _ in range(count)]
+            observed = [self.layer_features(teacher, view) for view in views]
+            parts = [torch.cat(layer) for layer in zip(*observed, strict=True)]
+            return self.init_from_features(teacher, parts, learnt.labels.repeat(len(views)), rng, len(views))
 
-    def begin(self, teacher: Teacher, parts: list[Tensor], labels: Tensor, rng: Streams, views: int) -> State:
-        """`init` on the features (N, D) of each layer, where there are several in units of their spread.
+    def init_from_features(
+        self, teacher: Teacher, parts: list[Tensor], labels: Tensor, rng: Streams, views: int
+    ) -> State:
+        """Return `init` on the features (N, D) of each layer; several layers are scaled by their spread first.
 
-        They are of `views` of all condensed images in turn, with `labels` (N,).
+        `parts` hold `views` of all condensed images, view after view, with `labels` (N,).
         """
         if not self.stages and not self.noise:
             return self._init(teacher, side_by_side(parts), labels, rng, Layout((), views))
@@ -263,62 +274,62 @@ class Guidance(Method, ABC, Generic[State]):
             units, layout = 1 / columns(spreads), Layout(widths, views)
             features, spreads = features * units, [torch.ones_like(one) for one in spreads]
         state = self._init(teacher, features, labels, rng, layout)
-        carries, name = isinstance(state, Carried), getattr(self, "name", type(self).__name__)
-        accepted = "a subclass of Carried; or stages 0 and noise 0"
-        require(carries, f"state of guidance {name} with stages or noise", type(state).__name__, accepted)
-        assert isinstance(state, Carried)
+        extends, name = isinstance(state, GuidanceState), getattr(self, "name", type(self).__name__)
+        accepted = "a subclass of GuidanceState; or stages 0 and noise 0"
+        require(extends, f"state of guidance {name} with stages or noise", type(state).__name__, accepted)
+        assert isinstance(state, GuidanceState)
         state.units = units
         state.jitter = columns([one / width**0.5 for one, width in zip(spreads, widths, strict=True)])
         return state
 
     def _init(self, teacher: Teacher, features: Tensor, labels: Tensor, rng: Streams, layout: Layout) -> State:
-        """`init`. Raises `InputError` where a class written before there were layouts would have to be told of one."""
+        """Call `init`. Raises `InputError` if its class has no parameter `layout` and one is needed."""
         given = (teacher, features, labels, rng)
         try:
             signature(self.init).bind(*given, layout)
         except TypeError:
             name = getattr(self, "name", type(self).__name__)
-            what = f"layers and views of guidance {name}, whose init takes no layout,"
-            one = "1 and 1: no stages, and no views; or give init a fifth parameter, layout"
+            what = f"layers and views of guidance {name}, whose init has no parameter layout,"
+            one = "1 and 1: no stages, and no views; or an init with a fifth parameter, layout"
             require(layout == ONE_LAYER, what, (max(1, len(layout.widths)), layout.views), one)
             return self.init(*given)
         return self.init(*given, layout)
 
-    def parts(self, teacher: Teacher, images: Tensor) -> list[Tensor]:
-        """Features (B, D) of each compared layer, not scaled, of images (B, C, H, W) as they are."""
-        layers = self.tapped(teacher)
-        looks = [self.pooled(teacher.observe(part, layers, bn=False), layers) for part in images.split(512)]
-        return [torch.cat(layer) for layer in zip(*looks, strict=True)]
+    def layer_features(self, teacher: Teacher, images: Tensor) -> list[Tensor]:
+        """Return unscaled features (B, D) of each compared layer for images (B, C, H, W) as they are."""
+        layers = self.tapped_layers(teacher)
+        observed = [self.pooled_features(teacher.observe(part, layers, bn=False), layers) for part in images.split(512)]
+        return [torch.cat(layer) for layer in zip(*observed, strict=True)]
 
-    def pooled(self, seen: Observation, tapped: tuple[str, ...]) -> list[Tensor]:
-        """Features (B, D) of each compared layer, not scaled, of a look with all that is `tapped`."""
-        return [seen.pooled(name) for name in (self.layer, *tapped[len(self.layers) :])]
+    def pooled_features(self, observation: Observation, tapped: tuple[str, ...]) -> list[Tensor]:
+        """Return unscaled features (B, D) of each compared layer from an observation of the layers `tapped`."""
+        return [observation.pooled(name) for name in (self.layer, *tapped[len(self.layers) :])]
 
-    def scaled(self, state: State, parts: list[Tensor]) -> Tensor:
-        """Features (B, D) of each layer side by side, as `init` and all that follows get them."""
+    def scaled_features(self, state: State, parts: list[Tensor]) -> Tensor:
+        """Return the features of all layers side by side, (B, D), scaled as `init` and all later calls expect them."""
         if not self.stages:
             return parts[0]
-        assert isinstance(state, Carried)
+        assert isinstance(state, GuidanceState)
         assert state.units is not None
         return side_by_side(parts) * state.units
 
-    def loosened(self, state: State, real: Tensor, labels: Tensor, rng: torch.Generator) -> Tensor:
-        """Condensed features (B, D) of a step, mixed within their classes `labels` (B,) and made noisy as it is set."""
+    def perturbed(self, state: State, real: Tensor, labels: Tensor, rng: torch.Generator) -> Tensor:
+        """Return a step's condensed features (B, D) with `noise`, and `mixup` within their classes `labels` (B,)."""
         if self.mixup:
             partner = real[same_class_rows(labels, labels, rng)]
             real = real.lerp(partner, self.mixup * torch.rand(len(real), 1, generator=rng, device=real.device))
         if self.noise:
-            assert isinstance(state, Carried)
+            assert isinstance(state, GuidanceState)
             assert state.jitter is not None
             draw = torch.randn(real.shape, generator=rng, device=real.device)
             real = real + self.noise * state.jitter * draw
         return real
 
     def view(self, images: Tensor, teacher: Teacher, host_augment: HostAugment, rng: Streams) -> Tensor:
-        """Condensed images (B, C, H, W), augmented as the guidance wants them, from stream `augment/guide`."""
+        """Return condensed images (B, C, H, W) augmented according to `augment`, from stream `augment/guide`."""
         if self.augment != "dsa":
             images = host_augment(images, rng["augment/guide"])
-        return images if self.augment == "host" else guides_dsa(images, teacher, rng)
+        return images if self.augment == "host" else augmented_by_dsa(images, teacher, rng)
 
     def bind(
         self,
@@ -330,26 +341,26 @@ class Guidance(Method, ABC, Generic[State]):
         rng: Streams,
         progress: float = 0.0,
     ) -> Guide:
-        """The guide for one round, at `progress` of the trial (0 to 1)."""
+        """Return the guide for one round, at `progress` of the trial (0 to 1)."""
         assert condensed is not None
-        shown, held_out = self._split(condensed, teacher.num_classes)
+        learnt, held_out = self._split(condensed, teacher.num_classes)
         weight = self.weight * self.schedule.at(progress)
-        return BoundGuide(self, state, teacher, shown, held_out, host_augment, rng, weight)
+        return BoundGuide(self, state, teacher, learnt, held_out, host_augment, rng, weight)
 
     def read(self, guide: Guide) -> dict[str, float]:
-        """Means over the round of what `update` logged, and what `examine` finds at its end."""
+        """Return the means over the round of the terms of `update`, and the terms of `evaluate_held_out`."""
         assert isinstance(guide, BoundGuide)
         return guide.read()
 
     def _split(self, condensed: Samples, num_classes: int) -> tuple[Samples, Samples]:
-        """(Images it may learn from, those held out: the last of each class)."""
+        """Return (images to learn from, images held out: the last of each class)."""
         if not self.held_out:
             return condensed, condensed[:0]
         counts = torch.bincount(condensed.labels, minlength=num_classes)
         hot = torch.nn.functional.one_hot(condensed.labels, num_classes)
         place = (hot.cumsum(0) * hot).sum(1)
-        shown = place <= (counts - (counts * self.held_out).long())[condensed.labels]
-        return condensed[shown], condensed[~shown]
+        learnt = place <= (counts - (counts * self.held_out).long())[condensed.labels]
+        return condensed[learnt], condensed[~learnt]
 
 
 @dataclass
@@ -369,28 +380,28 @@ class BoundGuide:
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """Of the guidance."""
-        return self.guidance.tapped(self.teacher)
+        """The layers of the guidance."""
+        return self.guidance.tapped_layers(self.teacher)
 
-    def penalty(self, images: Tensor, seen: Observation, labels: Tensor) -> Tensor:
-        """Weighted penalty; under `dsa` on a look of its own."""
-        fake = self._fake(images, seen)
+    def penalty(self, images: Tensor, observation: Observation, labels: Tensor) -> Tensor:
+        """Return the weighted penalty; under `dsa` with an observation of the guide's own."""
+        fake = self._fake(images, observation)
         self._last = fake.detach()
         penalty = self.weight * self.guidance.penalty(self.state, fake, labels, rng=self.rng["augment/guide"])
-        # Even a gradient of zeros can change the memory layout, and with it the last bits, of the host's own.
+        # Even a gradient of zeros can change the memory layout of the host's gradient, and so its last bits.
         return penalty if self.weight else penalty.detach()
 
-    def update(self, images: Tensor, seen: Observation, labels: Tensor) -> None:
-        """Draw condensed images of the same labels, look at them, learn. Fakes: as the penalty just saw them."""
-        fake = self._fake(images, seen).detach() if self._last is None else self._last
+    def update(self, images: Tensor, observation: Observation, labels: Tensor) -> None:
+        """Update the guidance on condensed images of the same labels, and on the fakes that `penalty` last received."""
+        fake = self._fake(images, observation).detach() if self._last is None else self._last
         self._last = None
-        real = self._real(labels) if self.guidance.looks else fake[:0]
+        real = self._real(labels) if self.guidance.uses_condensed_batches else fake[:0]
         with torch.enable_grad():
             terms = self.guidance.update(self.state, fake, real, labels, rng=self.rng["augment/guide"])
         self.meter.add(**terms)
 
     def start(self, labels: Tensor) -> Start | None:
-        """At condensed images it may learn from, drawn from a stream of their own: `start`."""
+        """Return condensed images as the start, drawn from stream `start` among those to learn from."""
         from_guides = self.guidance.from_guides
         count = from_guides.count(len(labels))
         if not count:
@@ -404,47 +415,47 @@ class BoundGuide:
         rng = self.rng["augment/guide"]
         rows = same_class_rows(self.condensed.labels, labels, rng)
         real = self._features(self._view(self.condensed.images[rows]))
-        return self.guidance.loosened(self.state, real, labels, rng)
+        return self.guidance.perturbed(self.state, real, labels, rng)
 
     def read(self) -> dict[str, float]:
-        """What was logged, with how the guidance judges the images held out."""
+        """Return the recorded means, with the terms on held-out images."""
         if len(self.held_out):
             self.meter.add(**self._examine())
         return self.meter.read()
 
     @torch.no_grad()
     def _examine(self) -> dict[str, Tensor]:
-        """What the guidance says of several views of the images held out, and of as many it learns from."""
+        """Return the guidance's terms for several views of the held-out images and of as many images it learns from."""
         images, labels, rng = self.held_out.images, self.held_out.labels, self.rng["augment/guide"]
-        views = range(min(VIEWS, -(-VIEWED // len(images))))
+        views = range(min(MAX_VIEWS, -(-ENOUGH_IMAGES // len(images))))
         rows = [same_class_rows(self.condensed.labels, labels, rng) for _ in views]
 
         def features(batches: list[Tensor]) -> Tensor:
             return self._features(torch.cat(batches))
 
-        shown = features([self._view(self.condensed.images[drawn]) for drawn in rows])
+        learnt = features([self._view(self.condensed.images[drawn]) for drawn in rows])
         held_out = fakes = features([self._view(images) for _ in views])
         if self.guidance.augment == "condensed":
             fakes = features([self.host_augment(images, rng) for _ in views])
-        return self.guidance.examine(self.state, shown, held_out, fakes, labels.repeat(len(views)), rng=rng)
+        return self.guidance.evaluate_held_out(self.state, learnt, held_out, fakes, labels.repeat(len(views)), rng=rng)
 
-    def _fake(self, images: Tensor, seen: Observation) -> Tensor:
-        """Features of fakes, augmented as the guidance wants them."""
+    def _fake(self, images: Tensor, observation: Observation) -> Tensor:
+        """Return the features of the fakes, augmented according to `augment`."""
         if self.guidance.augment == "dsa":
-            seen = self.teacher.observe(guides_dsa(images, self.teacher, self.rng), self.layers, bn=False)
-        return self.guidance.scaled(self.state, self.guidance.pooled(seen, self.layers))
+            observation = self.teacher.observe(augmented_by_dsa(images, self.teacher, self.rng), self.layers, bn=False)
+        return self.guidance.scaled_features(self.state, self.guidance.pooled_features(observation, self.layers))
 
     def _features(self, images: Tensor) -> Tensor:
-        """Of images as they are."""
-        return self.guidance.scaled(self.state, self.guidance.parts(self.teacher, images))
+        """Return the features of images without further augmentation."""
+        return self.guidance.scaled_features(self.state, self.guidance.layer_features(self.teacher, images))
 
     def _view(self, images: Tensor) -> Tensor:
-        """Condensed images, augmented as the guidance wants them."""
+        """Return condensed images augmented according to `augment`."""
         return self.guidance.view(images, self.teacher, self.host_augment, self.rng)
 
 
-def guides_dsa(images: Tensor, teacher: Teacher, rng: Streams) -> Tensor:
-    """DSA of images (B, C, H, W) from stream `augment/guide`."""
+def augmented_by_dsa(images: Tensor, teacher: Teacher, rng: Streams) -> Tensor:
+    """Return images (B, C, H, W) under DSA from stream `augment/guide`."""
     name = "augment/guide"
     return dsa(images, rng=rng[name], choice=rng.host(name), flip=teacher.flip_ok)
 
@@ -455,9 +466,9 @@ def side_by_side(parts: list[Tensor]) -> Tensor:
 
 
 def spread(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Root of the mean squared distance of features (N, D) from their class's mean, a scalar, by degrees of freedom.
+    """Root mean squared distance of features (N, D) from their class mean, a scalar, by degrees of freedom.
 
-    Where no class has two that differ, the distance from the mean of all; 1 where all are equal.
+    If no class has two different images, the distance from the overall mean; 1 if all features are equal.
     """
     hot = torch.nn.functional.one_hot(labels, num_classes).to(features.dtype)
     counts = hot.sum(0)
@@ -466,14 +477,14 @@ def spread(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     total = (features - features.mean(0)).square().sum()
     within = apart / (counts - 1).clamp_min(0).sum().clamp_min(1)
     overall = total / max(1, len(features) - 1)
-    level = SAME * features.square().sum()
+    level = NEGLIGIBLE * features.square().sum()
     squared = torch.where(apart > level, within, torch.where(total > level, overall, torch.ones_like(overall)))
     return squared.sqrt()
 
 
 def same_class_rows(known: Tensor, wanted: Tensor, rng: torch.Generator) -> Tensor:
-    """For each label of `wanted` (B,) a random row of `known` (N,) that carries it; a class without rows gives any."""
-    # Found by search: counting the labels would wait for the device.
+    """For each label of `wanted` (B,), return a random row of `known` (N,) with that label, or any row if none."""
+    # By binary search, because counting the labels would wait for the device.
     sorted_labels, order = known.sort(stable=True)
     first = torch.searchsorted(sorted_labels, wanted)
     counts = torch.searchsorted(sorted_labels, wanted, right=True) - first
@@ -482,47 +493,47 @@ def same_class_rows(known: Tensor, wanted: Tensor, rng: torch.Generator) -> Tens
 
 
 class Unguided:
-    """The `Guide` of a host that runs as published: it says nothing and learns nothing."""
+    """The `Guide` of a host that runs as published: its penalty is 0 and it learns nothing."""
 
     layers: tuple[str, ...] = ()
 
-    def penalty(self, images: Tensor, seen: Observation, labels: Tensor) -> Tensor:
-        """Zero."""
-        return seen.logits.new_zeros(())
+    def penalty(self, images: Tensor, observation: Observation, labels: Tensor) -> Tensor:
+        """Return zero."""
+        return observation.logits.new_zeros(())
 
-    def update(self, images: Tensor, seen: Observation, labels: Tensor) -> None:
-        """Nothing."""
+    def update(self, images: Tensor, observation: Observation, labels: Tensor) -> None:
+        """There is nothing to learn."""
 
     def start(self, labels: Tensor) -> Start | None:
-        """Where the host has them start."""
+        """Return None: the host's own start."""
         return None
 
 
 @dataclass(frozen=True, kw_only=True)
 class NoGuidance(Method):
-    """Member of the family, so that nobody asks whether there is a guidance."""
+    """Null member of the family, so that no other code needs a case for "no guidance"."""
 
     name: Literal["none"] = "none"
     layers: ClassVar[tuple[str, ...]] = ()
     from_guides: ClassVar[FromGuides] = FromGuides()
     weight: ClassVar[float] = 0.0
     schedule: ClassVar[Schedule] = Schedule()
-    tells_classes: ClassVar[bool] = False
+    class_conditional: ClassVar[bool] = False
     idle: ClassVar[tuple[str, ...]] = ()
 
     def check(self, teacher: Teacher) -> None:
-        """It compares no layers."""
+        """No layers are compared."""
 
     def check_use(self, teacher: Teacher, ipc: int, batch: int, host_augment: HostAugment) -> None:
-        """None are too few."""
+        """Any number of images is enough."""
 
     def start(self, teacher: Teacher, condensed: Samples | None, rng: Streams, host_augment: object = None) -> None:
-        """No state."""
+        """There is no state."""
 
     def bind(self, state: None, **_: object) -> Guide:
-        """A guide that says nothing."""
+        """Return a guide without effect."""
         return Unguided()
 
     def read(self, guide: Guide) -> dict[str, float]:
-        """Nothing was logged."""
+        """There are no terms."""
         return {}

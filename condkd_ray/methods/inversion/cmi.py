@@ -1,6 +1,6 @@
 """CMI (Fang et al., IJCAI 2021, "Contrastive model inversion for data-free knowledge distillation").
 
-`peers.md` A.6 and `methods.md` 6.1, 6.2, read in the released code. Letters: B batch, D features, N rows of the bank.
+Losses and settings follow the authors' released code. Letters: B batch, D features, N rows of the bank.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples, unseen
 from condkd_ray.data.augment import require_shift, resized_crop
 from condkd_ray.methods.inversion.conditional import Conditional
-from condkd_ray.methods.inversion.inversion import Judged, Look, Round, require_bn
+from condkd_ray.methods.inversion.inversion import LossTerms, Round, StepBatch, require_bn
 from condkd_ray.methods.targets import Targets
 from condkd_ray.models.generator import Generator
 from condkd_ray.models.network import drawn
@@ -27,9 +27,10 @@ from condkd_ray.models.teacher import Teacher
 
 @dataclass
 class CmiState:
-    """The contrastive head, its optimiser, the bank (None before the first round), rounds so far.
+    """The contrastive head, its optimiser, the bank (None before the first round), and rounds so far.
 
-    A row of the bank is an image's local and global features side by side, as the teacher gave them: (rows, 2 D).
+    A row of the bank holds an image's local and global features side by side, as the teacher computed them: (rows, 2
+    D).
     """
 
     head: nn.Module
@@ -38,8 +39,11 @@ class CmiState:
     round: int = 0
     _generator: Generator | None = transient(default=None)
 
-    def become(self, fresh: Generator) -> Generator:
-        """A generator with the weights of `fresh`: in every round the same one, as graphs keep to its tensors."""
+    def generator_like(self, fresh: Generator) -> Generator:
+        """Return a generator with the weights of `fresh`.
+
+        It is the same module in every round, because captured graphs read its tensors at fixed addresses.
+        """
         if self._generator is None:
             self._generator = fresh
         else:
@@ -49,33 +53,36 @@ class CmiState:
 
 @dataclass(frozen=True, kw_only=True)
 class Cmi(Conditional[CmiState]):
-    r"""Each round a new generator and its latents are optimised together, to make images unlike all made before.
+    r"""Optimises a new generator and its latents each round, so that the images differ from all earlier ones.
 
     Minimises bn \sum_l ||BN_l(x) - BN_l|| + oh CE(f_T(x), y) + adv A(f_S(x), f_T(x)) + cr C + guide(x, y) over the
-    shifted and flipped images x, the global view. A is minus the KL where teacher and student agree. C is InfoNCE
-    between this view and a random resized crop, the local one, in a head over each image's channel means at the inputs
-    of the teacher's `layers`; images of earlier rounds stand by as negatives. The images of lowest loss are kept, and
-    their features.
+    shifted and flipped images x, the global view. A is minus KL(f_T(x) || f_S(x)) where teacher and student predict the
+    same class, else 0. C is InfoNCE between the global view and a local one, a random resized crop. It compares the
+    outputs of a head, whose inputs are each image's channel means at the inputs of the teacher's `layers`; images of
+    earlier rounds serve as negatives. The images of the step with the lowest loss are kept, and their features go into
+    the bank.
     """
 
     paper = "Fang et al., IJCAI 2021"
     ours = ("layers", "steps", "batch", "oh_temperature")
     name: Literal["cmi"] = "cmi"
-    hears = "answers"
+    uses_targets = "soft"
     layers: Literal["stages", "all"] = "stages"
-    """Whose inputs C compares. `stages`: the stages' alone, as the official code does for a ResNet-34 (4 stages, 512
-    values an image). Our choice for other teachers, see `condkd_ray.models.hooks.stage_inputs`: a stage that reads the
-    image itself is left out; networks without stages have the first BN layer at each size of map. `all`: every BN
-    layer's, as the official code does for all others; 2704 values an image for a WRN-40-2, 8512 for a ResNet-34."""
+    """Layers whose inputs C compares. `stages`: the stages of the network, as in the official code for a ResNet-34 (4
+    stages, 512 values per image). For other teachers our choice, see `condkd_ray.models.hooks.stage_inputs`: a stage
+    that reads the image itself is left out; for networks without stages, the first BN layer at each map size. `all`:
+    every BN layer, as in the official code for all other networks; 2704 values per image for a WRN-40-2, 8512 for a
+    ResNet-34."""
     steps: int = 100
-    """Adam steps a round (200 to 500 in the official scripts); each looks at two views and compares all with all."""
+    """Adam steps per round (200 to 500 in the official scripts). Each step computes two views and compares all images
+    with all."""
     batch: int = 128
-    """Images a round (256 in the official scripts)."""
+    """Images per round (256 in the official scripts)."""
     latent: int = 256
     width: int = 128
-    """Channels of the generator's first stage; the official one has 128."""
+    """Channels of the generator's first stage (128 in the official code)."""
     lr: float = 1e-3
-    """Of generator, latents and head."""
+    """Learning rate of generator, latents and head."""
     bn_weight: float = 1.0
     oh_weight: float = 1.0
     oh_temperature: float = 1.0
@@ -83,15 +90,17 @@ class Cmi(Conditional[CmiState]):
     cr_weight: float = 0.8
     cr_temperature: float = 0.1
     head: int = 256
-    """Dimensions in which views are compared."""
+    """Output dimensions of the head, in which views are compared."""
     negatives: int = 4096
-    """Rows of the bank that join each step's comparison, drawn without replacement; all there are, if fewer."""
+    """Rows of the bank that join the comparison in each step, drawn without replacement; all rows if there are
+    fewer."""
     bank: int = 40_960
-    """Rows kept, the latest. On the device they take rows x 2 D x 4 bytes, D the values an image of `layers`: 168 MB
-    for the stages of a ResNet-34, 886 MB for all BN layers of a WRN-40-2; twice that while rows are added, by copying.
-    Checkpoints hold them too."""
+    """Rows kept, the latest ones. On the device they take rows x 2 D x 4 bytes, where D is the number of values per
+    image of `layers`: 168 MB for the stages of a ResNet-34, 886 MB for all BN layers of a WRN-40-2; twice that while
+    rows are added, which copies the bank. Checkpoints contain the bank."""
     shift: float = 0.125
-    """Largest random shift of the global view, as a share of the side; with a flip where it keeps the class."""
+    """Largest random shift of the global view, as a share of the side. Images are also flipped if that keeps the
+    class."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -104,7 +113,7 @@ class Cmi(Conditional[CmiState]):
         require_shift(self.shift, "inversion shift")
 
     def init(self, teacher: Teacher, rng: Streams) -> CmiState:
-        """A head from stream `init/head`. Raises `InputError` for a teacher without BN or stages to compare."""
+        """Return a head from stream `init/head`. Raises `InputError` for a teacher without BN or stages to compare."""
         require_bn(teacher)
         inputs = self._inputs(teacher)
         accepted = "1 or more, as in resnet-8-16; or inversion layers all"
@@ -116,7 +125,7 @@ class Cmi(Conditional[CmiState]):
         return CmiState(head, torch.optim.Adam(head.parameters(), self.lr, fused=True))
 
     def check_memory(self, teacher: Teacher, free: int, rounds: int) -> None:
-        """Raise `InputError` where the bank that `rounds` rounds fill needs more than `free` bytes."""
+        """Raise `InputError` if the bank needs more than `free` bytes after `rounds` rounds."""
         channels, rows = sum(self._inputs(teacher).values()), min(self.bank, rounds * self.batch)
         a_row = 2 * channels * 4
         fitting = free // (2 * a_row)
@@ -125,22 +134,22 @@ class Cmi(Conditional[CmiState]):
         what = f"memory of inversion bank, {rows} rows of 2 x {channels} values"
         require(rows <= fitting, what, _gb(rows * a_row), accepted)
 
-    def looks_at(self, teacher: Teacher) -> tuple[str, ...]:
+    def input_mean_layers(self, teacher: Teacher) -> tuple[str, ...]:
         """Names of the layers whose inputs are compared."""
         return tuple(self._inputs(teacher))
 
     def _inputs(self, teacher: Teacher) -> dict[str, int]:
-        """Names of the layers whose inputs are compared, and the channels of each."""
+        """Return the names of the layers whose inputs are compared, with the channels of each."""
         return teacher.stage_inputs if self.layers == "stages" else teacher.bn_inputs
 
-    def run(self, state: CmiState, targets: Targets, now: Round) -> tuple[Samples, Metrics]:
-        """`steps` steps of a generator from stream `init/generator/<round>`, of its latents and of the head."""
-        teacher, rng = now.teacher, now.rng
+    def run(self, state: CmiState, targets: Targets, call: Round) -> tuple[Samples, Metrics]:
+        """Run `steps` steps of a generator from stream `init/generator/<round>`, of its latents and of the head."""
+        teacher, rng = call.teacher, call.rng
         state.round += 1
         size = (self.latent, self.width, teacher.image_shape)
         fresh = drawn(lambda: Generator(*size, init="normal"), f"init/generator/{state.round}", teacher.device, rng)
-        generator = state.become(fresh)
-        latents = now.latents(len(targets), self.latent).requires_grad_()
+        generator = state.generator_like(fresh)
+        latents = call.latents(len(targets), self.latent).requires_grad_()
         made = [*generator.parameters(), latents]
         optimizer = torch.optim.Adam(made, self.lr, betas=(0.5, 0.999), fused=True)
         leaves = [*made, *state.head.parameters()]
@@ -149,37 +158,37 @@ class Cmi(Conditional[CmiState]):
             optimizer.step()
             state.optimizer.step()
 
-        rival = now.student if self.asks_student else None
-        eye = teacher.observer(bn=False, input_means=self.looks_at(teacher))
+        opponent = call.student if self.uses_student else None
+        observer = teacher.observer(bn=False, input_means=self.input_mean_layers(teacher))
 
         def make() -> Tensor:
             return teacher.normalise(generator(latents))
 
-        def beside(images: Tensor) -> tuple[Tensor, ...]:
+        def extra_inputs(images: Tensor) -> tuple[Tensor, ...]:
             part = resized_crop(images, rng=rng["augment/inversion"], flip=teacher.flip_ok)
             return (part,) if state.bank is None else (part, growing(self._negatives(state.bank, rng)))
 
-        def judge(look: Look) -> Judged:
-            part, *negatives = look.beside
-            local, whole = _features(eye(part)), _features(look.seen)
-            terms = self.terms(look, bn=look.seen.bn, teacher=teacher, student=rival)
-            return Judged(terms | {"cr": self._contrast(state.head, local, whole, *negatives)}, (local, whole))
+        def losses(batch: StepBatch) -> LossTerms:
+            part, *negatives = batch.extra_inputs
+            local, whole = _features(observer(part)), _features(batch.observation)
+            terms = self.terms(batch, bn=batch.observation.bn, teacher=teacher, student=opponent)
+            return LossTerms(terms | {"cr": self._contrast(state.head, local, whole, *negatives)}, (local, whole))
 
-        now.approach(make, targets.labels, [latents], weights=list(generator.parameters()))
+        call.start_near_guides(make, targets.labels, [latents], weights=list(generator.parameters()))
         for _ in range(self.steps):
-            now.step(now.attempt(make, judge, targets, beside), leaves, move, keep=True)
-        metrics = now.meter.read()
-        best, *pair = now.lowest.kept
+            call.step(call.forward(make, losses, targets, extra_inputs), leaves, move, keep=True)
+        metrics = call.meter.read()
+        best, *pair = call.best_step.kept
         features = torch.cat(pair, 1)
         state.bank = (features if state.bank is None else torch.cat([state.bank, features]))[-self.bank :]
         return unseen(best, targets.labels), metrics
 
     def _negatives(self, bank: Tensor, rng: Streams) -> Tensor:
-        """Random rows of the bank."""
+        """Return random rows of the bank."""
         return bank[torch.randperm(len(bank), generator=rng["negatives"], device=rng.device)[: self.negatives]]
 
     def _contrast(self, head: nn.Module, local: Tensor, whole: Tensor, negatives: Tensor | None = None) -> Tensor:
-        """C of this batch's views, (B, D) each, and of `negatives`, rows of the bank."""
+        """Return C of this batch's views, (B, D) each, and of `negatives`, rows of the bank."""
         count = len(local)
         if negatives is not None:
             cached = negatives.chunk(2, dim=1)
@@ -189,9 +198,9 @@ class Cmi(Conditional[CmiState]):
         return instance_discrimination(F.normalize(head(local).float()), whole, count, self.cr_temperature)
 
 
-def _features(seen: Observation) -> Tensor:
-    assert seen.input_means is not None
-    return seen.input_means
+def _features(observation: Observation) -> Tensor:
+    assert observation.input_means is not None
+    return observation.input_means
 
 
 def _gb(size: int) -> str:
@@ -201,9 +210,9 @@ def _gb(size: int) -> str:
 def instance_discrimination(local: Tensor, whole: Tensor, count: int, temperature: float = 0.1) -> Tensor:
     """InfoNCE of unit vectors, (B + N, D) twice, to a scalar; the first `count` = B rows are the batch, N may be 0.
 
-    Each local view has to name, among all, its own global view by their inner products over `temperature`. Nothing
-    flows back into the global side `whole`. The means over the batch and over the cached rows are added up, so that
-    the batch's share does not shrink as the cache fills.
+    For each local view the loss is the cross-entropy of its inner products with all global views, divided by
+    `temperature`, where the target is its own global view. `whole`, the global side, gets no gradient. The means over
+    the batch and over the bank's rows are added, so that the batch's share does not shrink as the bank fills.
     """
     with torch.autocast(local.device.type, enabled=False):
         alike = local.float() @ whole.detach().float().T / temperature

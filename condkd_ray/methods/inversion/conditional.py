@@ -1,33 +1,33 @@
-"""Base of the hosts whose generator makes images of wanted classes: CMI, Fast, NAYER."""
+"""Base of the hosts whose generator makes images of given classes: CMI, Fast, NAYER."""
 
 import torch
 from torch import Tensor, nn
 
 from condkd_ray.data.augment import shift_flip
-from condkd_ray.methods.inversion.inversion import Host, Look, State
+from condkd_ray.methods.inversion.inversion import Host, State, StepBatch
 from condkd_ray.methods.losses.inversion import bn_distance, disagreement
 from condkd_ray.models.teacher import Teacher
 
 
 class Conditional(Host[State]):
-    """Base of the hosts that match BN statistics and wanted classes; their generators make [0, 1] pixels.
+    """Base of the hosts that match BN statistics and target classes; their generators output pixels in [0, 1].
 
-    It is no dataclass itself: the fields it names are those of every host, each in the order of its own.
+    It is not a dataclass: each host declares the fields used here itself, in its own order.
     """
 
     reads_bn = True
     starts_from_images = True
-    may_freeze = True
+    allows_zero_lr = True
     shift: float
 
     def augment(self, images: Tensor, *, teacher: Teacher, rng: torch.Generator) -> Tensor:
-        """Shift and flip; black moves in, as in the released code (crop in [0, 1], then normalise)."""
+        """Shift and flip the images; black moves in, as in the released code (crop in [0, 1], then normalise)."""
         return shift_flip(images, rng=rng, share=self.shift, flip=teacher.flip_ok, black=teacher.black.to(images))
 
-    def terms(self, look: Look, *, bn: Tensor, teacher: Teacher, student: nn.Module | None) -> dict[str, Tensor]:
-        """`bn` of these statistics (2, S), `oh`, and `adv`, 0 where there is no `student` to compete with."""
-        distance, oh = bn_distance(bn, *teacher.bn), look.oh
+    def terms(self, batch: StepBatch, *, bn: Tensor, teacher: Teacher, student: nn.Module | None) -> dict[str, Tensor]:
+        """Return `bn` for the statistics `bn` (2, S), `oh`, and `adv`, which is 0 if `student` is None."""
+        distance, oh = bn_distance(bn, *teacher.bn), batch.oh
         adv = torch.zeros_like(oh)
         if student is not None:
-            adv = look.mean(disagreement(student(look.augmented), look.seen.logits))
+            adv = batch.mean(disagreement(student(batch.augmented), batch.observation.logits))
         return {"bn": distance, "oh": oh, "adv": adv}

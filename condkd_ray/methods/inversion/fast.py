@@ -1,6 +1,6 @@
 """Fast (Fang et al., AAAI 2022, "Up to 100x faster data-free knowledge distillation"): a meta-learned generator.
 
-`peers.md` A.7 and `methods.md` 6.1, 6.2, read in the released code.
+Losses, optimisers and settings follow the authors' released code.
 """
 
 import copy
@@ -17,7 +17,7 @@ from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples, unseen
 from condkd_ray.data.augment import require_shift
 from condkd_ray.methods.inversion.conditional import Conditional
-from condkd_ray.methods.inversion.inversion import Judged, Look, Round, require_bn
+from condkd_ray.methods.inversion.inversion import LossTerms, Round, StepBatch, require_bn
 from condkd_ray.methods.losses.inversion import mix_bn
 from condkd_ray.methods.targets import Targets
 from condkd_ray.models.generator import Generator
@@ -27,7 +27,7 @@ from condkd_ray.models.teacher import Teacher
 
 @dataclass
 class FastState:
-    """The meta generator, its optimiser, the remembered BN statistics (None before the first round), rounds so far."""
+    """The meta generator, its optimiser, the running BN statistics (None before the first round), and rounds so far."""
 
     generator: Generator
     optimizer: torch.optim.Optimizer
@@ -36,7 +36,10 @@ class FastState:
     _clone: Generator | None = transient(default=None)
 
     def clone(self) -> Generator:
-        """A copy of the generator: in every round the same one, so that graphs find its tensors where they were."""
+        """Return a copy of the generator.
+
+        It is the same module in every round, because captured graphs read its tensors at fixed addresses.
+        """
         if self._clone is None:
             self._clone = copy.deepcopy(self.generator)
         else:
@@ -46,25 +49,25 @@ class FastState:
 
 @dataclass(frozen=True, kw_only=True)
 class Fast(Conditional[FastState]):
-    r"""Each round a clone of the generator and fresh latents take a few Adam steps; their gradients move the original.
+    r"""A clone of the generator and new latents take a few Adam steps a round; their gradients update the original.
 
-    Minimises bn \sum_l ||BN_l(x) - BN_l|| + oh CE(f_T(x), y) + adv A(f_S(x), f_T(x)) + guide(x, y), where BN_l(x) is
-    mixed with that of earlier rounds and A is minus the KL where teacher and student agree. The original then takes
-    one Adam step of rate `lr * steps` (see `meta`). The images of lowest loss are kept. Departure: the official code
-    lets A in one round early, at the last of the warm-up.
+    Minimises bn \sum_l ||BN_l(x) - BN_l|| + oh CE(f_T(x), y) + adv A(f_S(x), f_T(x)) + guide(x, y). BN_l(x) is averaged
+    with the statistics of earlier rounds; A is minus KL(f_T(x) || f_S(x)) where teacher and student predict the same
+    class, else 0. The original generator then takes one Adam step at rate `lr * steps` (see `meta`). The images of the
+    step with the lowest loss are kept. Departure: the official code already uses A in the last round of the warm-up.
     """
 
     paper = "Fang et al., AAAI 2022"
     ours = ("batch", "warm_up", "oh_temperature")
     name: Literal["fast"] = "fast"
-    hears = "answers"
+    uses_targets = "soft"
     steps: int = 10
-    """Adam steps a round (k; the paper has 2, 5 and 10)."""
+    """Adam steps per round (k in the paper: 2, 5 or 10)."""
     batch: int = 128
-    """Images a round (256 in the official scripts)."""
+    """Images per round (256 in the official scripts)."""
     latent: int = 256
     width: int = 128
-    """Channels of the generator's first stage; the official one has 128."""
+    """Channels of the generator's first stage (128 in the official code)."""
     lr: float = 2e-3
     lr_latent: float = 1e-2
     bn_weight: float = 10.0
@@ -72,19 +75,22 @@ class Fast(Conditional[FastState]):
     oh_temperature: float = 1.0
     adv_weight: float = 1.33
     bn_momentum: float = 0.9
-    """Share of remembered BN statistics in the matched ones."""
+    """Weight of the running BN statistics in the matched ones."""
     shift: float = 0.125
-    """Largest random shift before the teacher, as a share of the side; with a flip where it keeps the class."""
+    """Largest random shift before the teacher, as a share of the side. Images are also flipped if that keeps the
+    class."""
     meta: Literal["maml", "reptile", "none"] = "maml"
-    """How the original learns of its clone: by the summed gradients of the clone's steps (first-order MAML), by the
-    way the clone went (Reptile), or there is no clone and the generator goes on from round to round (plain Fast)."""
+    """Update of the original generator: by the summed gradients of the clone's steps (first-order MAML), or by the
+    difference between the clone's last weights and the original's (Reptile). With `none` there is no clone, and the
+    generator is trained from round to round (plain Fast)."""
     reptile_scale: float = 67.0
-    """Factor of the clone's way as a gradient of the original. Adam hardly looks at it."""
+    """Factor that turns the clone's change of weights into a gradient of the original. Adam is almost invariant to
+    it."""
     warm_up: int = 0  # type: ignore[assignment]
-    """Rounds at the beginning that only synthesise, without A (20 in the official scripts)."""
+    """First rounds that only synthesise, without A (20 in the official scripts)."""
     resets: tuple[int, ...] = ()
-    """Rounds, counted from 1 with those of the warm-up, that begin by drawing the first linear and the first BN layer
-    of the generator anew; 140 in the official code, if at all, at 20 rounds of warm-up."""
+    """Rounds at whose start the generator's first linear layer and first BN layer are drawn anew. Rounds are counted
+    from 1, warm-up included. The official code resets at 140, optionally, with 20 rounds of warm-up."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -97,7 +103,7 @@ class Fast(Conditional[FastState]):
         require_shift(self.shift, "inversion shift")
 
     def init(self, teacher: Teacher, rng: Streams) -> FastState:
-        """A generator from stream `init/generator`. Raises `InputError` for a teacher without BN."""
+        """Return a generator from stream `init/generator`. Raises `InputError` for a teacher without BN."""
         require_bn(teacher)
         size = (self.latent, self.width, teacher.image_shape)
         generator = drawn(lambda: Generator(*size), "init/generator", teacher.device, rng)
@@ -105,59 +111,62 @@ class Fast(Conditional[FastState]):
         optimizer = torch.optim.Adam(generator.parameters(), rate, betas=(0.5, 0.999), fused=True)
         return FastState(generator, optimizer)
 
-    def run(self, state: FastState, targets: Targets, now: Round) -> tuple[Samples, Metrics]:
-        """`steps` inner steps, then one step of the original."""
+    def run(self, state: FastState, targets: Targets, call: Round) -> tuple[Samples, Metrics]:
+        """Run `steps` inner steps, then one step of the original generator."""
         state.round += 1
         if state.round in self.resets:
-            _reset(state.generator, now.rng, state.round)
+            _reset(state.generator, call.rng, state.round)
         inner = state.generator if self.meta == "none" else state.clone()
-        latents = now.latents(len(targets), self.latent).requires_grad_()
+        latents = call.latents(len(targets), self.latent).requires_grad_()
         leaves = [*inner.parameters(), latents]
         groups = [{"params": leaves[:-1], "lr": self.lr}, {"params": [latents], "lr": self.lr_latent}]
         optimizer = torch.optim.Adam(groups, betas=(0.5, 0.999), fused=True)
         state.optimizer.zero_grad()
-        rival = now.student if self.asks_student and state.round > self.warm_up else None
+        opponent = call.student if self.uses_student and state.round > self.warm_up else None
         bn_seen = memory = state.bn_memory
 
         def make() -> Tensor:
-            return now.teacher.normalise(inner(latents))
+            return call.teacher.normalise(inner(latents))
 
-        def judge(look: Look) -> Judged:
-            bn = mix_bn(look.seen.bn, memory, self.bn_momentum)
-            return Judged(self.terms(look, bn=bn, teacher=now.teacher, student=rival))
+        def losses(batch: StepBatch) -> LossTerms:
+            bn = mix_bn(batch.observation.bn, memory, self.bn_momentum)
+            return LossTerms(self.terms(batch, bn=bn, teacher=call.teacher, student=opponent))
 
-        # The latents alone move, so that no meta step sees where the guide has them start.
-        now.approach(make, targets.labels, [latents])
+        # Only the latents move, so that the start at condensed images does not enter the meta step.
+        call.start_near_guides(make, targets.labels, [latents])
         for _ in range(self.steps):
-            tried = now.attempt(make, judge, targets)
-            gradients = now.step(tried, leaves, optimizer.step, keep=True)
+            forward = call.forward(make, losses, targets)
+            gradients = call.step(forward, leaves, optimizer.step, keep=True)
             if self.meta == "maml":
                 _add_gradients(state.generator, gradients[:-1])
-            bn_seen = tried.look.seen.bn.detach().clone()
-        metrics = now.meter.read()
+            bn_seen = forward.batch.observation.bn.detach().clone()
+        metrics = call.meter.read()
         if self.meta == "reptile":
-            _point_away(state.generator, inner, self.reptile_scale)
+            _set_reptile_gradients(state.generator, inner, self.reptile_scale)
         if self.meta != "none":
             state.optimizer.step()
         assert bn_seen is not None
         state.bn_memory = mix_bn(bn_seen, state.bn_memory, self.bn_momentum)
-        return unseen(now.lowest.kept[0], targets.labels), metrics
+        return unseen(call.best_step.kept[0], targets.labels), metrics
 
 
 def _add_gradients(generator: nn.Module, gradients: Sequence[Tensor]) -> None:
-    """To those the original has gathered this round."""
+    """Add these gradients to those that the original generator has accumulated this round."""
     for original, gradient in zip(generator.parameters(), gradients, strict=True):
         original.grad = gradient.clone() if original.grad is None else original.grad.add_(gradient)
 
 
-def _point_away(generator: nn.Module, inner: nn.Module, scale: float) -> None:
-    """Reptile's gradient: `scale` times the way from where the clone ended to the original."""
+def _set_reptile_gradients(generator: nn.Module, inner: nn.Module, scale: float) -> None:
+    """Set Reptile's gradient: `scale` times (original weights - the clone's last weights)."""
     for original, moved in zip(generator.parameters(), inner.parameters(), strict=True):
         original.grad = scale * (original - moved).detach()
 
 
 def _reset(generator: Generator, rng: Streams, round: int) -> None:
-    """Weights of the first linear and BN layer from N(0, 0.02), biases 0, as the official code; optimisers go on."""
+    """Draw the first linear and BN layer anew: weights N(0, 0.02), biases 0, as in the official code.
+
+    The optimisers keep their state.
+    """
     with rng.forked(f"init/generator/{round}"), torch.no_grad():
         for layer in (generator.linear, generator.start):
             # Drawn on the CPU whatever the device: one seed, one generator.

@@ -1,4 +1,4 @@
-"""What every inversion is: settings as fields, a state apart, and one verb; and the hosts of a guide.
+"""Base classes of the inversions: the contract, the hosts that a guide can steer, and the steps of one round.
 
 Letters: B batch, C channels, H W height and width.
 """
@@ -26,63 +26,68 @@ from condkd_ray.models.observation import Observation, Observer
 from condkd_ray.models.teacher import Teacher
 
 State = TypeVar("State")
-Hears = Literal["nothing", "labels", "answers"]
+TargetUse = Literal["none", "labels", "soft"]
+"""Part of the targets that an inversion uses: `none`, the class `labels` only, or `soft` targets as well."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inversion(Method, ABC, Generic[State]):
-    """Contract of the family.
+    """Contract of the inversions: methods that synthesise images from a teacher.
 
-    A host asks the teacher once a step (`teacher.observe(self.augment(images), guide.layers, bn=self.reads_bn)`), adds
-    `guide.penalty(images, seen, labels)` to its loss, takes gradients of its own leaves only
-    (`torch.autograd.grad`: teacher, student and guide collect none) and then calls `guide.update` on detached values.
-    `Host` does so.
+    Each step, a host computes the teacher's outputs once (`teacher.observe(self.augment(images), guide.layers,
+    bn=self.reads_bn)`), adds `guide.penalty(images, observation, labels)` to its loss, takes gradients with respect to
+    its own leaves only (`torch.autograd.grad`, so that teacher, student and guide collect none), and then calls
+    `guide.update` with detached values. `Host` implements this step.
     """
 
     pixel_space: ClassVar[PixelSpace]
-    """How stores keep its images."""
-    hears: ClassVar[Hears] = "labels"
-    """What of the targets it uses: none, the labels alone, or soft targets too. Unconditional methods hear nothing."""
+    """Encoding of the images in stores, see `PixelSpace`."""
+    uses_targets: ClassVar[TargetUse] = "labels"
+    """Part of the targets that the method uses. Unconditional methods use none."""
     starts_from_images: ClassVar[bool] = False
-    """Whether it asks the guide where its batches start (`Guide.start`): it optimises pixels or latents."""
-    fresh: ClassVar[bool] = False
-    """Whether it makes its images by the thousand for the student of the day, so that the latest round's are enough."""
+    """True if a batch can start at images that the guide supplies (`Guide.start`): the method optimises pixels or
+    latents."""
+    fresh_each_round: ClassVar[bool] = False
+    """True if a round makes enough images for all student steps that follow it, so that memory `latest` suffices."""
 
     augments: ClassVar[bool] = True
-    """Whether `augment` may change images; for a host that never does, no stream is opened for it."""
+    """False if `augment` never changes an image; no random stream is opened for it then."""
     reads_bn: ClassVar[bool] = False
-    """Whether its loss reads the BN statistics of a batch; for a host that does not, none are computed."""
+    """True if the loss uses BN statistics of the batch; otherwise they are not computed."""
 
     @property
     @abstractmethod
     def images_per_round(self) -> int:
-        """Images a call of `synthesize` gives."""
+        """Number of images that one call of `synthesize` returns."""
 
     @property
     def warm_up(self) -> int:
-        """Rounds before the student's first step, in which it only fills the memory."""
+        """Number of rounds before the student's first step, in which the inversion only fills the memory."""
         return 0
 
     @property
     def labels_by_teacher(self) -> bool:
-        """Whether its images get the teacher's argmax for labels, when they are settled; so where it hears nothing."""
-        return self.hears == "nothing"
+        """True if the teacher's argmax becomes the label of each image: by default where targets are not used."""
+        return self.uses_targets == "none"
 
     @property
-    def asks_student(self) -> bool:
-        """Whether images depend on the student of the day."""
+    def uses_student(self) -> bool:
+        """True if the images depend on the current student."""
         return getattr(self, "adv_weight", 0.0) > 0
 
     def augment(self, images: Tensor, *, teacher: Teacher, rng: torch.Generator) -> Tensor:
-        """What the host does to images before the teacher sees them; the condensed ones get the same."""
+        """Return the augmented `images` (B, C, H, W), which the teacher reads.
+
+        The condensed images get the same augmentation.
+        """
         return images
 
     @abstractmethod
     def init(self, teacher: Teacher, rng: Streams) -> State:
-        """A fresh state, on the teacher's device."""
+        """Return a new state on the teacher's device."""
 
     def check_memory(self, teacher: Teacher, free: int, rounds: int) -> None:
-        """Raise `InputError` where what the state comes to hold in `rounds` rounds needs more than `free` bytes."""
+        """Raise `InputError` if the state needs more than `free` bytes after `rounds` rounds."""
 
     @abstractmethod
     def synthesize(
@@ -96,24 +101,27 @@ class Inversion(Method, ABC, Generic[State]):
         weigh: Weigh,
         rng: Streams,
     ) -> tuple[Samples, Metrics]:
-        """One round: `images_per_round` images for as many `targets`, and the means of its loss terms.
+        """Run one round: return `images_per_round` images for as many `targets`, and the means of the loss terms.
 
-        `student` comes in eval mode and is left as it was. Unconditional methods ignore the targets and leave their
-        images unlabelled. None asks the teacher about its finished images: `settle` in `trial` does so, once. Raises
-        `NonFiniteError` naming the first loss term that was NaN or infinite.
+        `student` is in eval mode and is not changed. Unconditional methods ignore the targets and return unlabelled
+        images. The returned samples have no logits: `trial.synthesis.settle` computes the teacher's logits for them,
+        once. Raises `NonFiniteError`, with the name of the first loss term that was NaN or infinite.
         """
 
 
-class Lowest:
-    """What the step of the lowest loss so far had to show; the choice is made on the device, without a host sync."""
+class BestStep:
+    """Values of the step with the lowest loss so far; the comparison stays on the device, without a host sync."""
 
     def __init__(self) -> None:
         self._loss: Tensor | None = None
         self.kept: tuple[Tensor, ...] = ()
-        """Copies of that step's values, outside the graph."""
+        """Copies of that step's values, detached from the graph."""
 
-    def offer(self, loss: Tensor, *values: Tensor) -> None:
-        """Keep `values` if `loss`, a scalar, is below all before; the same number of them, and shapes, each time."""
+    def update(self, loss: Tensor, *values: Tensor) -> None:
+        """Keep `values` if `loss`, a scalar, is the lowest so far.
+
+        The number of values and their shapes must be the same in each call.
+        """
         loss = loss.detach()
         if self._loss is None:
             self._loss, self.kept = loss.clone(), tuple(value.detach().clone() for value in values)
@@ -124,39 +132,40 @@ class Lowest:
 
 
 def require_bn(teacher: Teacher) -> None:
-    """Raise `InputError` unless there are BN statistics to match."""
-    accepted = "1 or more, as in resnet-8-16; or inversion soft_target, dafl, zskt, dfad, pre_dfkd, which read none"
+    """Raise `InputError` unless the teacher has BN layers, whose statistics the inversion matches."""
+    accepted = "1 or more, as in resnet-8-16; or inversion soft_target, dafl, zskt, dfad, pre_dfkd, which need none"
     require(bool(teacher.bn_inputs), "number of the teacher's batch normalisation layers", 0, accepted)
 
 
-class Look(NamedTuple):
-    """One step's images (B, C, H, W), plain and `augmented`, what the teacher has `seen` of the latter, and what for.
+class StepBatch(NamedTuple):
+    """The images of one step, the teacher's observation of them, and their targets.
 
-    `weight` (B,): what each image counts in the terms that are a mean over images; `beside`: what else the host has
-    drawn for them, such as another view; `temperature`: that of the class prior.
+    `images` and `augmented` are (B, C, H, W); `observation` is of the augmented images. `weight` (B,) holds the factor
+    of each image in the terms that are means over images. `extra_inputs` holds what the host drew in addition, such as
+    a second view. `temperature` is that of the class prior.
     """
 
     images: Tensor
     augmented: Tensor
-    seen: Observation
+    observation: Observation
     targets: Targets
     weight: Tensor
-    beside: tuple[Tensor, ...] = ()
+    extra_inputs: tuple[Tensor, ...] = ()
     temperature: float = 1.0
 
     def mean(self, values: Tensor) -> Tensor:
-        """The weighted mean of the images' `values` (B,), a scalar."""
+        """Return the weighted mean of `values` (B,) over the images, a scalar."""
         return (self.weight * values).mean()
 
     @property
     def oh(self) -> Tensor:
-        """The class prior: the weighted mean cross-entropy of the teacher's answers with what was wanted, a scalar."""
-        return self.mean(class_prior(self.seen.logits, self.targets.answers, self.temperature))
+        """Class prior: the weighted mean cross-entropy between the teacher's logits and the targets, a scalar."""
+        return self.mean(class_prior(self.observation.logits, self.targets.cross_entropy_target, self.temperature))
 
 
 @dataclass
 class Round:
-    """One call of `synthesize`: what it was given, the means of its terms, and the step of lowest loss."""
+    """One call of `synthesize`: its arguments, the running means of the loss terms, and the step of lowest loss."""
 
     host: "Host"
     teacher: Teacher
@@ -165,19 +174,19 @@ class Round:
     weigh: Weigh
     rng: Streams
     meter: Meter = field(default_factory=lambda: Meter("inversion"))
-    lowest: Lowest = field(default_factory=Lowest)
+    best_step: BestStep = field(default_factory=BestStep)
 
     def latents(self, *shape: int) -> Tensor:
-        """Standard normal values from stream `latents`."""
+        """Return standard normal values of this shape from stream `latents`."""
         return torch.randn(shape, generator=self.rng["latents"], device=self.rng.device)
 
     def start(self, labels: Tensor) -> Start | None:
-        """Where the guide has the first images of `labels` (B,) start; None where it has no say in this."""
-        # A guide of somebody else's may be older than the question.
-        ask = getattr(self.guide, "start", None)
-        return ask(labels) if ask is not None else None
+        """Return the guide's starting images for a batch of `labels` (B,), or None if the guide has none."""
+        # A guide of another package may be older than this method of the protocol.
+        start = getattr(self.guide, "start", None)
+        return start(labels) if start is not None else None
 
-    def approach(
+    def start_near_guides(
         self,
         make: Callable[[], Tensor],
         labels: Tensor,
@@ -185,11 +194,12 @@ class Round:
         rows: Tensor | None = None,
         weights: Sequence[Tensor] = (),
     ) -> None:
-        """Move `latents` and `weights` until `make` gives images near those the guide has the batch start at, if any.
+        """Optimise `latents` and `weights` until `make` returns images close to the guide's starting images.
 
-        Image i is made of row `rows[i]` of each of `latents`, of row i without `rows` (B,). Rows that only other images
-        are made of stay as they are. Logs the last step's mean squared distance of pixels as `start`. The host's own
-        steps come after; no gradient of these ones is left.
+        Does nothing if the guide has no starting images. Image i is generated from row `rows[i]` of each of `latents`,
+        or from row i if `rows` (B,) is None. Rows that belong to no starting image are not changed. Records the mean
+        squared pixel distance of the last step as `start`. The host's own steps follow; no gradient of these steps
+        remains.
         """
         start = self.start(labels)
         if start is None:
@@ -199,154 +209,158 @@ class Round:
         groups += [{"params": list(weights), "lr": getattr(self.host, "lr", start.lr)}] if weights else []
         optimizer = torch.optim.Adam(groups, betas=(0.5, 0.999), fused=True)
         rows = torch.arange(len(labels), device=labels.device) if rows is None else rows
-        resting = torch.ones(len(latents[0]), dtype=torch.bool, device=rows.device)
-        resting = resting.index_fill(0, rows[: len(start.images)], False)
+        unmoved = torch.ones(len(latents[0]), dtype=torch.bool, device=rows.device)
+        unmoved = unmoved.index_fill(0, rows[: len(start.images)], False)
         for step in range(start.steps):
             begin_step()
-            distance = F.mse_loss(made(make)[: len(start.images)], start.images)
-            given = give(leaves, torch.autograd.grad(distance, leaves))
-            # BN in the generator hands each image a gradient, which Adam would bring to the size of all others.
-            for gradient in given[: len(latents)]:
-                gradient.masked_fill_(resting.view(-1, *[1] * (gradient.ndim - 1)), 0)
+            distance = F.mse_loss(make_images(make)[: len(start.images)], start.images)
+            assigned = set_gradients(leaves, torch.autograd.grad(distance, leaves))
+            # BN in the generator gives every image a gradient, which Adam would scale up to a full step.
+            for gradient in assigned[: len(latents)]:
+                gradient.masked_fill_(unmoved.view(-1, *[1] * (gradient.ndim - 1)), 0)
             optimizer.step()
-            take_back(leaves)
+            clear_gradients(leaves)
             if step == start.steps - 1:
                 self.meter.add(start=distance)
 
     @property
-    def eye(self) -> Observer:
-        """Who looks at the teacher for the host and the guide."""
-        return self.teacher.observer(self.guide.layers, self.host.reads_bn, self.host.looks_at(self.teacher))
+    def observer(self) -> Observer:
+        """The teacher's observer with all that the host and the guide read."""
+        return self.teacher.observer(self.guide.layers, self.host.reads_bn, self.host.input_mean_layers(self.teacher))
 
     def augmented(self, images: Tensor) -> Tensor:
-        """`images` as the teacher gets to see them."""
+        """Return the augmented `images`, which the teacher reads."""
         if not self.host.augments:
             return images
         return self.host.augment(images, teacher=self.teacher, rng=self.rng["augment/inversion"])
 
-    def attempt(
+    def forward(
         self,
         make: Callable[[], Tensor],
-        judge: "Judge",
+        losses: "LossFunction",
         targets: Targets | None = None,
-        beside: Callable[[Tensor], tuple[Tensor, ...]] = lambda images: (),
-    ) -> "Attempt":
-        """A step as far as the host's own loss: `make` images, augment them, draw what is wanted `beside`, `judge`.
+        extra_inputs: Callable[[Tensor], tuple[Tensor, ...]] = lambda images: (),
+    ) -> "ForwardPass":
+        """Make the images of one step, augment and observe them, and compute the host's loss.
 
-        Without `targets` the teacher's argmax serves. What draws stands between two parts that are compiled whole.
+        `extra_inputs` draws additional inputs of `losses` from the images. If `targets` is None, the teacher's argmax
+        is used. All random draws happen between the two compiled functions, `make_images` and `forward_pass`.
         """
         begin_step()
-        images = made(make)
-        views = self.augmented(images), beside(images)
-        return judged(self.host, self.eye, self.weigh, judge, images, *views, targets)
+        images = make_images(make)
+        views = self.augmented(images), extra_inputs(images)
+        return forward_pass(self.host, self.observer, self.weigh, losses, images, *views, targets)
 
     def step(
-        self, tried: "Attempt", leaves: Sequence[Tensor], move: Callable[[], object], *, keep: bool = False
+        self, forward: "ForwardPass", leaves: Sequence[Tensor], move: Callable[[], object], *, keep: bool = False
     ) -> Sequence[Tensor]:
-        """Give `leaves` the gradients of the loss, `move` them, and let the guide learn; returns the gradients.
+        """Set the gradients of the loss on `leaves`, call `move`, and update the guide; returns the gradients.
 
-        The loss is the host's own and the guide's penalty. Nothing else collects gradients. With `keep`, images and
-        `extra` of the step of lowest loss stand in `lowest` afterwards.
+        The loss is the host's own plus the guide's penalty. No other tensor collects gradients. With `keep`, images and
+        `extra` of the step with the lowest loss are stored in `best_step`.
         """
-        look = tried.look
-        pull = self.guide.penalty(look.images, look.seen, look.targets.labels)
-        loss = tried.loss + pull
-        gradients = give(leaves, torch.autograd.grad(loss, leaves))
+        batch = forward.batch
+        penalty = self.guide.penalty(batch.images, batch.observation, batch.targets.labels)
+        loss = forward.loss + penalty
+        gradients = set_gradients(leaves, torch.autograd.grad(loss, leaves))
         if keep:
-            self.lowest.offer(loss, look.images, *tried.extra)
+            self.best_step.update(loss, batch.images, *forward.extra)
         move()
-        take_back(leaves)
-        self.guide.update(look.images.detach(), look.seen.detach(), look.targets.labels)
-        self.meter.add(**tried.terms, guide=pull, loss=loss)
+        clear_gradients(leaves)
+        self.guide.update(batch.images.detach(), batch.observation.detach(), batch.targets.labels)
+        self.meter.add(**forward.terms, guide=penalty, loss=loss)
         return gradients
 
 
-class Judged(NamedTuple):
-    """Scalars to minimise, by names whose `<name>_weight` is a field of the host; values to be kept with the images."""
+class LossTerms(NamedTuple):
+    """Scalar loss terms, each with a field `<name>_weight` of the host, and values to be stored with the images."""
 
     terms: dict[str, Tensor]
     extra: tuple[Tensor, ...] = ()
 
 
-Judge = Callable[[Look], Judged]
+LossFunction = Callable[[StepBatch], LossTerms]
 
 
-class Attempt(NamedTuple):
-    """A step's look, what was said of it, and the host's own loss: the sum of weights times terms."""
+class ForwardPass(NamedTuple):
+    """One step's batch, loss terms, values to store, and the host's loss: the weighted sum of the terms."""
 
-    look: Look
+    batch: StepBatch
     terms: dict[str, Tensor]
     extra: tuple[Tensor, ...]
     loss: Tensor
 
 
 @whole
-def made(make: Callable[[], Tensor]) -> Tensor:
-    """The images of a step."""
+def make_images(make: Callable[[], Tensor]) -> Tensor:
+    """Return the images of a step."""
     return make()
 
 
 @whole
-def judged(
+def forward_pass(
     host: "Host",
-    eye: Observer,
+    observer: Observer,
     weigh: Weigh,
-    judge: Judge,
+    losses: LossFunction,
     images: Tensor,
     augmented: Tensor,
-    beside: tuple[Tensor, ...],
+    extra_inputs: tuple[Tensor, ...],
     targets: Targets | None,
-) -> Attempt:
-    """What the teacher, the weighing and the host say of a step's images."""
-    seen = eye(augmented)
-    targets = Targets(seen.logits.argmax(1)) if targets is None else targets
-    # Soft targets are probabilities at a temperature of their own, and mean nothing at another.
+) -> ForwardPass:
+    """Observe the augmented images and compute their weights, the loss terms and the host's loss."""
+    observation = observer(augmented)
+    targets = Targets(observation.logits.argmax(1)) if targets is None else targets
+    # Soft targets are probabilities at their own temperature and are meaningless at any other.
     temperature = host.oh_temperature if targets.soft is None else targets.temperature
-    look = Look(images, augmented, seen, targets, weigh(seen, targets.labels), beside, temperature)
-    terms, extra = judge(look)
+    batch = StepBatch(
+        images, augmented, observation, targets, weigh(observation, targets.labels), extra_inputs, temperature
+    )
+    terms, extra = losses(batch)
     loss, *others = (getattr(host, f"{name}_weight") * term for name, term in terms.items())
     for other in others:
         loss = loss + other
-    return Attempt(look, terms, extra, loss)
+    return ForwardPass(batch, terms, extra, loss)
 
 
-def give(leaves: Sequence[Tensor], gradients: Sequence[Tensor]) -> Sequence[Tensor]:
-    """Give each of `leaves` its gradient, as its optimiser reads it; returns them."""
-    given = [_laid_out(gradient, leaf) for gradient, leaf in zip(gradients, leaves, strict=True)]
+def set_gradients(leaves: Sequence[Tensor], gradients: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Assign each of `leaves` its gradient, in the memory format that fused optimisers need; returns the gradients."""
+    given = [_in_layout_of(gradient, leaf) for gradient, leaf in zip(gradients, leaves, strict=True)]
     for leaf, gradient in zip(leaves, given, strict=True):
         leaf.grad = gradient
     return given
 
 
-def take_back(leaves: Sequence[Tensor]) -> None:
-    """Leave no gradient behind."""
+def clear_gradients(leaves: Sequence[Tensor]) -> None:
+    """Set the gradients of all `leaves` to None."""
     for leaf in leaves:
-        # A graph that is replayed owns them: in the next step they are gone, and a compiler would look at them.
+        # A replayed graph owns these tensors: they are gone in the next step, and a compiler would read them.
         leaf.grad = None
 
 
-def _laid_out(gradient: Tensor, leaf: Tensor) -> Tensor:
-    """`gradient` in the memory format of its `leaf`: fused optimisers read both as they lie and do not look."""
+def _in_layout_of(gradient: Tensor, leaf: Tensor) -> Tensor:
+    """Return `gradient` in the memory format of its `leaf`, which fused optimisers require and do not check."""
     return gradient if gradient.stride() == leaf.stride() else torch.empty_like(leaf).copy_(gradient)
 
 
 class Host(Inversion[State]):
-    """Base of the inversions that lower a loss; a host's own part is `run`.
+    """Base of the inversions that minimise a loss; a host implements `run`.
 
-    It is no dataclass itself: the fields it names are those of the hosts, each in the order of its own.
+    It is not a dataclass: each host declares the fields used here itself, in its own order.
     """
 
     pixel_space: ClassVar[PixelSpace] = "unit"
-    may_freeze: ClassVar[bool] = False
-    """Whether a learning rate may be 0, as something else moves."""
+    allows_zero_lr: ClassVar[bool] = False
+    """True if a learning rate may be 0 because another parameter group still moves."""
     batch: int
     oh_temperature = 1.0
-    """Of the class prior, CE(f_T(x) / temperature, y). Cross-entropy at 1, as published, has hardly a gradient once the
-    teacher is sure; at a higher temperature it goes on. Soft targets have a temperature of their own instead."""
+    """Temperature of the class prior, CE(f_T(x) / temperature, y). At 1, as published, the cross-entropy has almost no
+    gradient once the teacher's prediction is certain; a higher temperature keeps it. Soft targets use their own
+    temperature instead."""
 
     def __post_init__(self) -> None:
         require_weights(self, "inversion")
-        require_rates(self, "inversion", frozen=self.may_freeze)
+        require_rates(self, "inversion", frozen=self.allows_zero_lr)
         accepted = "a number > 0"
         require(0 < self.oh_temperature < math.inf, "inversion oh_temperature", self.oh_temperature, accepted)
         used = getattr(self, "oh_weight", 0.0) > 0
@@ -358,8 +372,8 @@ class Host(Inversion[State]):
         """One batch."""
         return self.batch
 
-    def looks_at(self, teacher: Teacher) -> tuple[str, ...]:
-        """Names of layers whose inputs' means it reads: none."""
+    def input_mean_layers(self, teacher: Teacher) -> tuple[str, ...]:
+        """Names of the layers whose input means the loss uses: none by default."""
         return ()
 
     @final
@@ -368,8 +382,8 @@ class Host(Inversion[State]):
         return self.run(state, targets, Round(self, **given))
 
     @abstractmethod
-    def run(self, state: State, targets: Targets, now: Round) -> tuple[Samples, Metrics]:
-        """`synthesize`, with all that surrounds it as one value."""
+    def run(self, state: State, targets: Targets, call: Round) -> tuple[Samples, Metrics]:
+        """Run one round like `synthesize`, with all other arguments bundled in `call`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -378,16 +392,16 @@ class NoInversion(Inversion[None]):
 
     name: Literal["none"] = "none"
     pixel_space: ClassVar[PixelSpace] = "unit"
-    hears = "nothing"
+    uses_targets = "none"
 
     @property
     def images_per_round(self) -> int:
-        """None at all."""
+        """Zero."""
         return 0
 
     def init(self, teacher: Teacher, rng: Streams) -> None:
-        """Nothing to keep."""
+        """There is no state."""
 
     def synthesize(self, state: None, targets: Targets, *, teacher: Teacher, **_: object) -> tuple[Samples, Metrics]:
-        """An empty batch."""
+        """Return an empty batch."""
         return unseen(targets.labels.new_zeros(0, *teacher.image_shape).float(), targets.labels[:0]), {}

@@ -1,7 +1,8 @@
-"""NAYER (Tran et al., CVPR 2024): fed with what a class is called, and a noisy layer in place of noise.
+"""NAYER (Tran et al., CVPR 2024): a generator of class embeddings, with a noisy layer in place of input noise.
 
-"Noisy layer data generation for efficient and effective data-free knowledge distillation": `peers.md` A.8, read in the
-released code. Letters: B batch, K classes, E embedding size, Z latent size, R images of the most frequent class.
+"Noisy layer data generation for efficient and effective data-free knowledge distillation"; losses and settings follow
+the authors' released code. Letters: B batch, K classes, E embedding size, Z latent size, R images of the most frequent
+class.
 """
 
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,7 @@ from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples, unseen
 from condkd_ray.data.augment import require_shift
 from condkd_ray.methods.inversion.conditional import Conditional
-from condkd_ray.methods.inversion.inversion import Judged, Look, Lowest, Round, require_bn
+from condkd_ray.methods.inversion.inversion import BestStep, LossTerms, Round, StepBatch, require_bn
 from condkd_ray.methods.losses.inversion import mix_bn
 from condkd_ray.methods.targets import Targets
 from condkd_ray.models.generator import Generator
@@ -26,18 +27,18 @@ from condkd_ray.models.teacher import Teacher
 from condkd_ray.models.weights import read_weights
 
 EMBEDDINGS = "embeddings"
-"""The tensor's name in a file of embeddings."""
+"""Name of the tensor in a file of embeddings."""
 
 
 class NoisyLayers(NamedTuple):
-    """R linear layers, E to Z: `weight` (R, Z, E), `bias` (R, Z)."""
+    """R linear layers from E to Z: `weight` (R, Z, E), `bias` (R, Z)."""
 
     weight: Tensor
     bias: Tensor
 
 
-class NamedGenerator(nn.Module):
-    """Embeddings of the classes, normalised, through a layer that is handed in, to images in [0, 1]."""
+class EmbeddingGenerator(nn.Module):
+    """Maps normalised class embeddings through a given noisy layer to images in [0, 1]."""
 
     def __init__(self, embedding: int, latent: int, width: int, image_shape: tuple[int, int, int]) -> None:
         super().__init__()
@@ -45,16 +46,16 @@ class NamedGenerator(nn.Module):
         self.body = Generator(latent, width, image_shape)
 
     def forward(self, embeddings: Tensor, noisy: NoisyLayers, labels: Tensor, places: Tensor) -> Tensor:
-        """(K, E) embeddings to (B, C, H, W): image i is of class `labels[i]`, through layer `places[i]`, both (B,)."""
+        """(K, E) embeddings to (B, C, H, W): image i has class `labels[i]` and uses layer `places[i]`, both (B,)."""
         latents = torch.einsum("rze,ke->rkz", noisy.weight, self.norm(embeddings)) + noisy.bias[:, None]
         return self.body(latents[places, labels])
 
 
 @dataclass
 class NayerState:
-    """The generator, the classes' embeddings (K, E), the remembered BN statistics (None at first), rounds so far."""
+    """The generator, the class embeddings (K, E), the running BN statistics (None at first), and rounds so far."""
 
-    generator: NamedGenerator
+    generator: EmbeddingGenerator
     embeddings: Tensor
     bn_memory: Tensor | None = None
     round: int = 0
@@ -62,38 +63,39 @@ class NayerState:
 
 @dataclass(frozen=True, kw_only=True)
 class Nayer(Conditional[NayerState]):
-    r"""Images of one class differ by the layer, drawn anew each round, that its embedding goes through.
+    r"""Images of one class differ by a noisy layer, drawn each round, through which the class embedding passes.
 
-    Minimises bn \sum_l ||BN_l(x) - BN_l|| + oh CE(f_T(x), y) + adv A(f_S(x), f_T(x)) + guide(x, y), where BN_l(x) is
-    mixed with that of earlier rounds and A is minus the KL where teacher and student agree. The first image of each
-    class goes through the first noisy layer, the second through the second, and so on; they learn with the generator.
-    The images of lowest loss are kept.
+    Minimises bn \sum_l ||BN_l(x) - BN_l|| + oh CE(f_T(x), y) + adv A(f_S(x), f_T(x)) + guide(x, y). BN_l(x) is averaged
+    with the statistics of earlier rounds; A is minus KL(f_T(x) || f_S(x)) where teacher and student predict the same
+    class, else 0. The first image of each class uses the first noisy layer, the second image the second layer, and so
+    on; the layers are trained with the generator.
 
-    A round is `loops` inner loops, each with noisy layers and an Adam of its own; it matches one epoch of the official
-    code. Each loop keeps its images of lowest loss.
+    A round consists of `loops` inner loops, each with its own noisy layers and its own Adam; it corresponds to one
+    epoch of the official code. Each loop keeps the images of its step with the lowest loss.
 
-    Departures. The official embeddings are a language model's of "a image of <class>"; give such by file, or have
-    fixed orthogonal vectors drawn, which say that classes differ and not how. The official warm-up has 10 loops an
-    epoch, and 2 later; here every round has `loops`, so that its 20 epochs are 100 rounds of 2 loops. BN sees each
-    class's embedding once (official: as often as the batch has it). The official code keeps a loop's first images
-    where an earlier loop of its epoch had a lower loss.
+    Departures. The official embeddings are a language model's embeddings of "a image of <class>"; `embeddings` reads
+    such a file. By default fixed orthogonal vectors are drawn, which distinguish the classes without describing them.
+    The official warm-up has 10 loops per epoch, and 2 later; here every round has `loops`, so that its 20 epochs are
+    100 rounds of 2 loops. BN in the generator gets each class's embedding once (official: as often as the class occurs
+    in the batch). The official code keeps a loop's first images if an earlier loop of the same epoch had a lower loss.
     """
 
     paper = "Tran et al., CVPR 2024"
     ours = ("embedding", "batch", "loops", "warm_up", "warm_up_life", "oh_temperature")
     name: Literal["nayer"] = "nayer"
-    hears = "labels"
+    uses_targets = "labels"
     embeddings: Path | None = field(default=None, metadata={"identity": "content"})
-    """A safetensors file whose tensor `embeddings` (K, E) has a row a class, in the order of the labels; a worker must
-    be able to read it. Where it lies does not count; its content does. None: orthogonal vectors are drawn."""
+    """A safetensors file whose tensor `embeddings` (K, E) has one row per class, in the order of the labels; each
+    worker must be able to read it. The file's content is part of the config's identity, its path is not. None:
+    orthogonal vectors are drawn."""
     embedding: int = 512
-    """E of the drawn vectors (CLIP's has 512)."""
+    """E of the drawn vectors (512 in CLIP)."""
     steps: int = 30
-    """Adam steps of a loop (30 for CIFAR-10, 40 for CIFAR-100)."""
+    """Adam steps per loop (30 for CIFAR-10, 40 for CIFAR-100)."""
     loops: int = 1
-    """Inner loops a round (2 in the official scripts)."""
+    """Inner loops per round (2 in the official scripts)."""
     batch: int = 128
-    """Images of a loop (400 in the official scripts)."""
+    """Images per loop (400 in the official scripts)."""
     latent: int = 1000
     width: int = 128
     """Channels of the generator's first stage."""
@@ -103,16 +105,18 @@ class Nayer(Conditional[NayerState]):
     oh_temperature: float = 1.0
     adv_weight: float = 1.33
     bn_momentum: float = 0.9
-    """Share of remembered BN statistics in the matched ones."""
+    """Weight of the running BN statistics in the matched ones."""
     life: int = 10
     """Rounds after which a new generator is drawn, counted from the end of the warm-up (10 epochs in the official
     scripts)."""
     warm_up_life: int | None = None
-    """The same for the rounds of the warm-up; `life` if null. 10 official epochs of 10 loops are 50 rounds of 2."""
+    """Rounds after which a new generator is drawn during the warm-up; `life` if null. 10 official epochs of 10 loops
+    are 50 rounds of 2."""
     shift: float = 0.125
-    """Largest random shift before the teacher, as a share of the side; with a flip where it keeps the class."""
+    """Largest random shift before the teacher, as a share of the side. Images are also flipped if that keeps the
+    class."""
     warm_up: int = 0  # type: ignore[assignment]
-    """Rounds at the beginning that only synthesise, without A (20 epochs of 10 loops in the official scripts)."""
+    """First rounds that only synthesise, without A (20 epochs of 10 loops in the official scripts)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -126,13 +130,13 @@ class Nayer(Conditional[NayerState]):
 
     @property
     def images_per_round(self) -> int:
-        """One batch a loop."""
+        """One batch per loop."""
         return self.loops * self.batch
 
     def init(self, teacher: Teacher, rng: Streams) -> NayerState:
-        """A generator from stream `init/generator`, embeddings from the file or stream `init/embeddings`.
+        """Return a generator from stream `init/generator` and embeddings from the file or stream `init/embeddings`.
 
-        Raises `InputError` for a teacher without BN, and for a file that has not one finite row for each class.
+        Raises `InputError` for a teacher without BN, and for a file that does not have one finite row per class.
         """
         require_bn(teacher)
         if self.embeddings is None:
@@ -143,70 +147,70 @@ class Nayer(Conditional[NayerState]):
         embeddings = embeddings.to(teacher.device)
         return NayerState(self._generator(embeddings, teacher, rng, "init/generator"), embeddings)
 
-    def _generator(self, embeddings: Tensor, teacher: Teacher, rng: Streams, stream: str) -> NamedGenerator:
+    def _generator(self, embeddings: Tensor, teacher: Teacher, rng: Streams, stream: str) -> EmbeddingGenerator:
         size = (embeddings.shape[1], self.latent, self.width, teacher.image_shape)
-        return drawn(lambda: NamedGenerator(*size), stream, teacher.device, rng)
+        return drawn(lambda: EmbeddingGenerator(*size), stream, teacher.device, rng)
 
-    def run(self, state: NayerState, targets: Targets, now: Round) -> tuple[Samples, Metrics]:
-        """`loops` times `steps` steps of the generator and of noisy layers from stream `latents`."""
-        if self._ends(state.round):
+    def run(self, state: NayerState, targets: Targets, call: Round) -> tuple[Samples, Metrics]:
+        """Run `loops` times `steps` steps of the generator and of noisy layers from stream `latents`."""
+        if self._life_ends(state.round):
             stream = f"init/generator/{state.round + 1}"
-            fresh = self._generator(state.embeddings, now.teacher, now.rng, stream)
-            # In place: graphs find its tensors where they were.
+            fresh = self._generator(state.embeddings, call.teacher, call.rng, stream)
+            # In place, because captured graphs read the generator's tensors at fixed addresses.
             state.generator.load_state_dict(fresh.state_dict())
         state.round += 1
-        parts = dealt(targets.labels, self.loops)
-        made = [self._loop(state, part, replace(now, lowest=Lowest())) for part in parts]
-        return unseen(torch.cat(made), torch.cat(parts)), now.meter.read()
+        parts = split_evenly(targets.labels, self.loops)
+        made = [self._loop(state, part, replace(call, best_step=BestStep())) for part in parts]
+        return unseen(torch.cat(made), torch.cat(parts)), call.meter.read()
 
-    def _ends(self, round: int) -> bool:
-        """Whether a generator's life ends before the round after `round` others."""
+    def _life_ends(self, round: int) -> bool:
+        """Return whether a new generator must be drawn before the next round; `round` is the number of past rounds."""
         if 0 < round < self.warm_up:
             return round % (self.warm_up_life or self.life) == 0
         return round > 0 and (round - self.warm_up) % self.life == 0
 
-    def _loop(self, state: NayerState, labels: Tensor, now: Round) -> Tensor:
-        """Normalised images (B, C, H, W) of `labels` (B,), those of the step of lowest loss."""
-        places, count = occurrences(labels, now.teacher.num_classes)
+    def _loop(self, state: NayerState, labels: Tensor, call: Round) -> Tensor:
+        """Return normalised images (B, C, H, W) of `labels` (B,), those of the step with the lowest loss."""
+        places, count = occurrences(labels, call.teacher.num_classes)
         shape = (count, self.latent, state.embeddings.shape[1])
-        bias = torch.zeros(shape[:2], device=now.rng.device)
-        noisy = NoisyLayers(now.latents(*shape).requires_grad_(), bias.requires_grad_())
+        bias = torch.zeros(shape[:2], device=call.rng.device)
+        noisy = NoisyLayers(call.latents(*shape).requires_grad_(), bias.requires_grad_())
         leaves = [*state.generator.parameters(), *noisy]
         optimizer = torch.optim.Adam(leaves, self.lr, betas=(0.5, 0.999), fused=True)
-        rival = now.student if self.asks_student and state.round > self.warm_up else None
+        opponent = call.student if self.uses_student and state.round > self.warm_up else None
         bn_seen = memory = state.bn_memory
 
         def make() -> Tensor:
-            return now.teacher.normalise(state.generator(state.embeddings, noisy, labels, places))
+            return call.teacher.normalise(state.generator(state.embeddings, noisy, labels, places))
 
-        def judge(look: Look) -> Judged:
-            bn = mix_bn(look.seen.bn, memory, self.bn_momentum)
-            return Judged(self.terms(look, bn=bn, teacher=now.teacher, student=rival))
+        def losses(batch: StepBatch) -> LossTerms:
+            bn = mix_bn(batch.observation.bn, memory, self.bn_momentum)
+            return LossTerms(self.terms(batch, bn=bn, teacher=call.teacher, student=opponent))
 
-        now.approach(make, labels, noisy, places)
+        call.start_near_guides(make, labels, noisy, places)
         for _ in range(self.steps):
-            tried = now.attempt(make, judge, Targets(labels))
-            now.step(tried, leaves, optimizer.step, keep=True)
-            bn_seen = tried.look.seen.bn.detach().clone()
+            forward = call.forward(make, losses, Targets(labels))
+            call.step(forward, leaves, optimizer.step, keep=True)
+            bn_seen = forward.batch.observation.bn.detach().clone()
         assert bn_seen is not None
         state.bn_memory = mix_bn(bn_seen, state.bn_memory, self.bn_momentum)
-        return now.lowest.kept[0]
+        return call.best_step.kept[0]
 
 
-def dealt(labels: Tensor, loops: int) -> list[Tensor]:
-    """Labels (B,) in so many parts, each class as evenly as may be, and each part in their order. No host copy."""
+def split_evenly(labels: Tensor, loops: int) -> list[Tensor]:
+    """Split labels (B,) into `loops` parts with each class spread evenly; a part keeps the order. No host copy."""
     order = labels.argsort(stable=True)
     return [labels[order[first::loops].sort().values] for first in range(loops)]
 
 
 def occurrences(labels: Tensor, num_classes: int) -> tuple[Tensor, int]:
-    """How many earlier images have the same class, (B,), and R. One host copy."""
-    seen = F.one_hot(labels, num_classes).cumsum(0)
-    return seen.gather(1, labels[:, None]).squeeze(1) - 1, int(seen[-1].max())
+    """Return the number of earlier images of the same class for each label, (B,), and R. One host copy."""
+    counts = F.one_hot(labels, num_classes).cumsum(0)
+    return counts.gather(1, labels[:, None]).squeeze(1) - 1, int(counts[-1].max())
 
 
 def read_embeddings(path: Path, num_classes: int) -> Tensor:
-    """(K, E) float32 from a file. Raises `InputError` where it has not one finite row for each class."""
+    """Return (K, E) float32 from a file. Raises `InputError` unless it has one finite row per class."""
     found = read_weights(path).get(EMBEDDINGS)
     shape = None if found is None else tuple(found.shape)
     accepted = f"({num_classes}, E), a row for each class"

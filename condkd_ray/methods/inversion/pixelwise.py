@@ -1,4 +1,4 @@
-"""Base of the hosts that optimise the pixels themselves: a batch of noise, Adam, the valid range.
+"""Base of the hosts that optimise pixels: a batch of noise, Adam steps, pixels clamped to the valid range.
 
 Letters: B batch, C channels, H W height and width.
 """
@@ -14,30 +14,31 @@ from condkd_ray.core.method import Metrics, require
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples, unseen
 from condkd_ray.data.augment import require_shift, roll_flip
-from condkd_ray.methods.inversion.inversion import Host, Judged, Look, Round, require_bn
+from condkd_ray.methods.inversion.inversion import Host, LossTerms, Round, StepBatch, require_bn
 from condkd_ray.methods.targets import Targets
 from condkd_ray.models.teacher import Teacher
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pixelwise(Host[None]):
-    """Base of the hosts without a generator; a round is one batch, from Gaussian noise, by `steps` Adam steps.
+    """Base of the hosts without a generator; a round is one batch of Gaussian noise and `steps` Adam steps on it.
 
-    A guide may have images start at condensed ones (our choice). Pixels are kept in the valid range at the start and
-    after each step; the images of lowest loss are kept.
+    A guide can supply condensed images as the start instead (our choice). Pixels are clamped to the valid range at the
+    start and after each step; the images of the step with the lowest loss are kept.
     """
 
-    hears = "answers"
+    uses_targets = "soft"
     starts_from_images = True
     betas: ClassVar[tuple[float, float]]
-    """Of Adam."""
+    """Adam's betas."""
     steps: int = 100
     batch: int = 128
-    """Images a round."""
+    """Images per round."""
     lr: float = 0.1
-    """In units of normalised pixels; Adam moves a pixel by no more a step."""
+    """In units of normalised pixels; one Adam step moves a pixel by at most this."""
     shift: float = 0.0625
-    """Largest jitter as a share of the side (2 of 32 pixels, 1 of 8); with a flip where it keeps the class."""
+    """Largest jitter as a share of the side (2 of 32 pixels, 1 of 8). Images are also flipped if that keeps the
+    class."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -46,25 +47,27 @@ class Pixelwise(Host[None]):
         require_shift(self.shift, "inversion shift")
 
     @abstractmethod
-    def terms(self, look: Look, *, teacher: Teacher, student: nn.Module) -> dict[str, Tensor]:
-        """Scalars to minimise, by names whose `<name>_weight` is a field."""
+    def terms(self, batch: StepBatch, *, teacher: Teacher, student: nn.Module) -> dict[str, Tensor]:
+        """Return the scalar loss terms by name; each name has a field `<name>_weight`."""
 
     def augment(self, images: Tensor, *, teacher: Teacher, rng: torch.Generator) -> Tensor:
-        """Jitter and flip of the whole batch at once; see the host for its source."""
+        """Roll and flip the whole batch at once; the subclass documents the source."""
         return roll_flip(images, rng=rng, share=self.shift, flip=teacher.flip_ok)
 
     def init(self, teacher: Teacher, rng: Streams) -> None:
-        """Nothing is carried from round to round. Raises `InputError` for a teacher without BN that it reads."""
+        """There is no state. Raises `InputError` if the loss reads BN and the teacher has none."""
         if self.reads_bn:
             require_bn(teacher)
 
     @final
-    def run(self, state: None, targets: Targets, now: Round) -> tuple[Samples, Metrics]:
-        """`steps` Adam steps on a batch that starts as Gaussian noise, or where the guide has it start."""
-        rng = now.rng
-        darkest, brightest = (now.teacher.normalise(torch.full((1, 1, 1, 1), v, device=rng.device)) for v in (0.0, 1.0))
-        images = now.latents(len(targets), *now.teacher.image_shape)
-        if (start := now.start(targets.labels)) is not None:
+    def run(self, state: None, targets: Targets, call: Round) -> tuple[Samples, Metrics]:
+        """Run `steps` Adam steps on a batch that starts as Gaussian noise, or at the guide's starting images."""
+        rng = call.rng
+        darkest, brightest = (
+            call.teacher.normalise(torch.full((1, 1, 1, 1), v, device=rng.device)) for v in (0.0, 1.0)
+        )
+        images = call.latents(len(targets), *call.teacher.image_shape)
+        if (start := call.start(targets.labels)) is not None:
             images = torch.cat([start.noisy, images[len(start.noisy) :]])
         images = torch.minimum(torch.maximum(images, darkest), brightest)
         images = images.contiguous(memory_format=torch.channels_last).requires_grad_()
@@ -75,10 +78,10 @@ class Pixelwise(Host[None]):
             with torch.no_grad():
                 images.copy_(torch.minimum(torch.maximum(images, darkest), brightest))
 
-        def judge(look: Look) -> Judged:
-            return Judged(self.terms(look, teacher=now.teacher, student=now.student))
+        def losses(batch: StepBatch) -> LossTerms:
+            return LossTerms(self.terms(batch, teacher=call.teacher, student=call.student))
 
         for _ in range(self.steps):
-            now.step(now.attempt(lambda: images, judge, targets), [images], move, keep=True)
-        metrics = now.meter.read()
-        return unseen(now.lowest.kept[0], targets.labels), metrics
+            call.step(call.forward(lambda: images, losses, targets), [images], move, keep=True)
+        metrics = call.meter.read()
+        return unseen(call.best_step.kept[0], targets.labels), metrics

@@ -1,6 +1,7 @@
-"""Base of the unconditional hosts: a generator of noise alone, some steps of it, then fresh images.
+"""Base of the hosts with an unconditional generator: a few generator steps, then fresh images.
 
-As an option it is told a label too. Letters: B batch, C channels, H W height and width, Z latent size.
+Optionally the generator gets a class label as well. Letters: B batch, C channels, H W height and width, N images, Z
+latent size.
 """
 
 from abc import abstractmethod
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from condkd_ray.core.method import Metrics, require
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import UNLABELLED, Samples, unseen
-from condkd_ray.methods.inversion.inversion import Hears, Host, Judged, Look, Round, require_bn
+from condkd_ray.methods.inversion.inversion import Host, LossTerms, Round, StepBatch, TargetUse, require_bn
 from condkd_ray.methods.targets import Targets, balanced_labels
 from condkd_ray.models.generator import Generator, LabelledGenerator
 from condkd_ray.models.network import drawn
@@ -32,32 +33,33 @@ class GeneratorState:
 
 @dataclass(frozen=True, kw_only=True)
 class Unconditional(Host[GeneratorState]):
-    """Base of the hosts that label by the teacher's argmax. A round is `steps` steps, then `images_per_round` images.
+    """Base of the hosts whose labels are the teacher's argmax. A round is `steps` generator steps, then fresh images.
 
-    The released codes alternate steps of the generator and of the student; that the student's come after all of the
-    generator's, on images made once, is our choice. The student is asked in eval mode.
+    The released codes alternate generator steps and student steps. Here all student steps of a round follow all of its
+    generator steps, on images generated once: our choice. The student is evaluated in eval mode.
     """
 
     pixel_space = "model"
-    fresh = True
+    fresh_each_round = True
     augments = False
     betas: ClassVar[tuple[float, float]] = (0.9, 0.999)
-    """Of Adam."""
-    form: ClassVar[dict[str, Any]]
-    """How its `Generator` differs from the usual one."""
+    """Adam's betas."""
+    generator_options: ClassVar[dict[str, Any]]
+    """Keyword arguments of `Generator` that differ from its defaults."""
     oh_weight = 0.0
     steps: int = 20
-    """Adam steps of the generator a round."""
+    """Adam steps of the generator per round."""
     batch: int = 128
-    """Images a generator step."""
+    """Images per generator step."""
     latent: int = 1000
     width: int = 128
     lr: float = 0.02
     images_per_round: int = 2560  # type: ignore[assignment]
-    """Fresh images handed out after the steps; one for each that the student takes by default."""
+    """Fresh images generated after the steps of a round; the default is the number that the student uses in a round."""
     conditional: bool = False
-    """Whether the generator is told a label beside the noise (see `LabelledGenerator`; published: it is not). Balanced
-    labels are then what the class prior and a guide want, in place of the teacher's argmax, and what images keep."""
+    """If true, the generator gets a class label in addition to the noise (see `LabelledGenerator`; our choice, as
+    published it does not). Class prior, guide and stored labels then use balanced labels in place of the teacher's
+    argmax."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -65,84 +67,87 @@ class Unconditional(Host[GeneratorState]):
             require(getattr(self, what) >= least, f"inversion {what}", getattr(self, what), f"an integer >= {least}")
 
     @property
-    def hears(self) -> Hears:  # type: ignore[override]
-        """The labels where it is `conditional`, else nothing."""
-        return "labels" if self.conditional else "nothing"
+    def uses_targets(self) -> TargetUse:  # type: ignore[override]
+        """`labels` if `conditional`, else `none`."""
+        return "labels" if self.conditional else "none"
 
     @property
-    def asks_student(self) -> bool:
-        """Where it has such a term, whatever its weight: it is logged."""
+    def uses_student(self) -> bool:
+        """True if the loss has an adversarial term, whatever its weight, since the term is recorded."""
         return hasattr(self, "adv_weight")
 
     @abstractmethod
-    def terms(self, look: Look, *, teacher: Teacher, student: nn.Module) -> dict[str, Tensor]:
-        """Scalars to minimise, by names whose `<name>_weight` is a field.
+    def terms(self, batch: StepBatch, *, teacher: Teacher, student: nn.Module) -> dict[str, Tensor]:
+        """Return the scalar loss terms by name; each name has a field `<name>_weight`.
 
-        The images are as they were made, and wanted of each is its label, or else the teacher's argmax.
+        The images are not augmented. The target of an image is its label if `conditional`, else the teacher's argmax.
         """
 
-    def own_prior(self, look: Look) -> dict[str, Tensor]:
-        """`oh` for the hosts that have none as published: where it has no weight it is neither computed nor logged."""
-        return {"oh": look.oh} if self.oh_weight else {}
+    def optional_prior(self, batch: StepBatch) -> dict[str, Tensor]:
+        """Return the class prior `oh` of hosts published without one; at weight 0 it is not computed."""
+        return {"oh": batch.oh} if self.oh_weight else {}
 
-    def limit(self, weights: list[nn.Parameter]) -> None:
-        """Do to the gradients of `weights` what is done before a step: nothing."""
+    def clip_gradients(self, weights: list[nn.Parameter]) -> None:
+        """Clip the gradients of `weights` before a step; by default there is no clipping."""
 
     @final
     def init(self, teacher: Teacher, rng: Streams) -> GeneratorState:
-        """A generator from stream `init/generator`. Raises `InputError` for a teacher without BN that it reads."""
+        """Return a generator from stream `init/generator`.
+
+        Raises `InputError` if the loss reads BN and the teacher has none.
+        """
         if self.reads_bn:
             require_bn(teacher)
         size = (self.latent, self.width, teacher.image_shape)
 
         def built() -> nn.Module:
             if self.conditional:
-                return LabelledGenerator(*size, teacher.num_classes, **self.form)
-            return Generator(*size, **self.form)
+                return LabelledGenerator(*size, teacher.num_classes, **self.generator_options)
+            return Generator(*size, **self.generator_options)
 
         generator = drawn(built, "init/generator", teacher.device, rng)
         optimizer = torch.optim.Adam(generator.parameters(), self.lr, betas=self.betas, fused=True)
         return GeneratorState(generator, optimizer)
 
     @final
-    def run(self, state: GeneratorState, targets: Targets, now: Round) -> tuple[Samples, Metrics]:
-        """`steps` generator steps, then fresh images, not yet labelled; `targets` are not used.
+    def run(self, state: GeneratorState, targets: Targets, call: Round) -> tuple[Samples, Metrics]:
+        """Run `steps` generator steps, then generate fresh images without labels; `targets` are not used.
 
-        If `conditional`, the fresh images have the labels of `targets`, and each step has labels of its own from stream
-        `targets`, balanced as well.
+        If `conditional`, the fresh images have the labels of `targets`, and each step uses its own balanced labels from
+        stream `targets`.
         """
         weights = list(state.generator.parameters())
 
         def move() -> None:
-            self.limit(weights)
+            self.clip_gradients(weights)
             state.optimizer.step()
 
-        def entering(count: int, labels: Tensor | None) -> tuple[Tensor, ...]:
-            latents = now.latents(count, self.latent)
+        def generator_inputs(count: int, labels: Tensor | None) -> tuple[Tensor, ...]:
+            latents = call.latents(count, self.latent)
             return (latents,) if labels is None else (latents, labels)
 
         def draw(labels: Tensor) -> Tensor:
-            return state.generator(*entering(len(labels), labels if self.conditional else None))
+            return state.generator(*generator_inputs(len(labels), labels if self.conditional else None))
 
-        def judge(look: Look) -> Judged:
-            return Judged(self.terms(look, teacher=now.teacher, student=now.student))
+        def losses(batch: StepBatch) -> LossTerms:
+            return LossTerms(self.terms(batch, teacher=call.teacher, student=call.student))
 
         for _ in range(self.steps):
-            labels = balanced_labels(self.batch, now.teacher.num_classes, now.rng) if self.conditional else None
-            make = partial(state.generator, *entering(self.batch, labels))
+            labels = balanced_labels(self.batch, call.teacher.num_classes, call.rng) if self.conditional else None
+            make = partial(state.generator, *generator_inputs(self.batch, labels))
             wanted = None if labels is None else Targets(labels)
-            now.step(now.attempt(make, judge, wanted), weights, move)
-        metrics = now.meter.read()
+            call.step(call.forward(make, losses, wanted), weights, move)
+        metrics = call.meter.read()
         kept = targets.labels if self.conditional else torch.full_like(targets.labels, UNLABELLED)
         return fresh_images(draw, kept, self.batch), metrics
 
 
 @torch.no_grad()
 def fresh_images(draw: Callable[[Tensor], Tensor], labels: Tensor, batch: int) -> Samples:
-    """An image for each of `labels` (N,), N >= 2, `UNLABELLED` where the teacher will name the class.
+    """Return one image for each of `labels` (N,), N >= 2; a label is `UNLABELLED` if the teacher will supply the class.
 
-    `draw` makes those of the labels it is given. It is asked for near-equal parts, as near to `batch` as these allow:
-    BN in the generator must never see a single image.
+    `draw` generates the images for the labels it gets. It is called for parts of near-equal size, as close to `batch`
+    as that allows, since BN in the generator must never get a single image.
     """
     count = len(labels)
     parts = max(1, min(round(count / batch), count // 2))

@@ -1,7 +1,6 @@
 """ZSKT (Micaelli and Storkey, NeurIPS 2019, "Zero-shot knowledge transfer via adversarial belief matching").
 
-`peers.md` A.2, read in the released code. That the student also matches the teacher's attention is a matter of the
-distiller's loss.
+Losses and settings follow the authors' released code. For the student's attention term see distiller loss `attention`.
 """
 
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from condkd_ray.core.method import require
-from condkd_ray.methods.inversion.inversion import Look
+from condkd_ray.methods.inversion.inversion import StepBatch
 from condkd_ray.methods.inversion.unconditional import Unconditional
 from condkd_ray.methods.losses.kd import divergence
 from condkd_ray.models.teacher import Teacher
@@ -18,44 +17,44 @@ from condkd_ray.models.teacher import Teacher
 
 @dataclass(frozen=True, kw_only=True)
 class Zskt(Unconditional):
-    """A generator that looks for images on which the student does not believe what the teacher does, and nothing else.
+    """A generator of images on which the student's predictions differ most from the teacher's.
 
-    Minimises -adv KL(f_T(x) || f_S(x)) + guide(x, argmax f_T(x)), the norm of its gradient clipped. The gradient
+    Minimises -adv KL(f_T(x) || f_S(x)) + guide(x, argmax f_T(x)), with the gradient clipped by its norm. The gradient
     reaches x through both networks, as in the released code. Departures: the released code alternates one generator
-    step and ten of the student on the same latents; here a round is `steps` generator steps and then
-    `images_per_round` fresh images. It divides the KL by the number of classes, which under Adam matters for the
-    clipping alone, lets the rate fall along a cosine, and asks the student in training mode; here the rate stays, and
-    the student's BN statistics come from what it is taught alone.
+    step with ten student steps on the same latents; here a round has `steps` generator steps and then
+    `images_per_round` fresh images. The released code divides the KL by the number of classes, which under Adam affects
+    only the clipping, decays the rate along a cosine, and evaluates the student in training mode; here the rate is
+    constant, and the student's BN statistics come from its own training batches only.
     """
 
     paper = "Micaelli and Storkey, NeurIPS 2019"
     ours = ("steps", "images_per_round", "oh_weight", "oh_temperature", "conditional")
     name: Literal["zskt"] = "zskt"
-    form: ClassVar[dict[str, Any]] = {"head": "bn"}
+    generator_options: ClassVar[dict[str, Any]] = {"head": "bn"}
     steps: int = 2
-    """Adam steps of the generator a round: one to ten of the distiller's 20, as published. Many more, and it runs away
-    from a student that cannot follow."""
+    """Adam steps of the generator per round; published: one for every ten of the student, of which a round has 20 by
+    default. With many more the generator diverges from a student that cannot follow."""
     batch: int = 128
-    """Images a generator step."""
+    """Images per generator step."""
     latent: int = 100
     lr: float = 1e-3
     clip: float = 5.0
-    """Largest norm of the gradient over all weights of the generator; longer ones are shortened to it."""
+    """Largest norm of the gradient over all weights of the generator; a larger gradient is scaled down to it."""
     adv_weight: float = 1.0
-    """Of the only term as published, against a guide's."""
+    """Weight of the adversarial term, the only one as published; it matters relative to a guide's."""
     oh_weight: float = 0.0
-    """Of a class prior towards the teacher's argmax, our choice; at 0 there is none, as published."""
+    """Weight of a class prior towards the teacher's argmax, our choice; 0, as published, disables it."""
     oh_temperature: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.clip > 0, "inversion clip", self.clip, "> 0")
 
-    def terms(self, look: Look, *, teacher: Teacher, student: nn.Module) -> dict[str, Tensor]:
-        """`adv`, and `oh` where it has a weight."""
-        adv = -look.mean(divergence(student(look.images), look.seen.logits))
-        return {"adv": adv, **self.own_prior(look)}
+    def terms(self, batch: StepBatch, *, teacher: Teacher, student: nn.Module) -> dict[str, Tensor]:
+        """Return `adv`, and `oh` if it has a weight."""
+        adv = -batch.mean(divergence(student(batch.images), batch.observation.logits))
+        return {"adv": adv, **self.optional_prior(batch)}
 
-    def limit(self, weights: list[nn.Parameter]) -> None:
-        """Shorten the whole gradient to `clip`."""
+    def clip_gradients(self, weights: list[nn.Parameter]) -> None:
+        """Scale the whole gradient down to norm `clip`."""
         nn.utils.clip_grad_norm_(weights, self.clip)

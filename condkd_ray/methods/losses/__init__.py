@@ -1,1 +1,1 @@
-"""Pure functions of tensors: each returns a value differentiable in its first argument, and keeps nothing."""
+"""Pure functions of tensors: each returns a value differentiable in its first argument, without state."""

@@ -1,7 +1,7 @@
-"""How far two labelled sets of features are apart, class by class or as a whole: MMD, moments, Frechet distance.
+"""Distances between two labelled sets of features, per class or as a whole: MMD, moments, Frechet distance.
 
-Full precision even under autocast: differences of bfloat16 products would drown them. Letters: N, M images, D features,
-K classes. Sources: `peers.md` A.13 (class-wise MMD and its pitfalls); the rest is our choice.
+They are computed in full precision under autocast too, since differences of bfloat16 products would be lost in
+rounding. Letters: N, M images, D features, K classes. Class-wise MMD is used by PGDI; the rest is our choice.
 """
 
 import torch
@@ -27,14 +27,14 @@ def class_mmd(
 def marginal_mmd(
     left: Tensor, left_labels: Tensor, right: Tensor, right_labels: Tensor, *, num_classes: int, median: Tensor
 ) -> Tensor:
-    """Biased squared MMD of both sides as wholes, in the left's proportions of the classes on both sides; a scalar."""
+    """Biased squared MMD of both sides as wholes, in the left side's proportions of the common classes; a scalar."""
     with torch.autocast(left.device.type, enabled=False):
         a, b = left_proportions(left_labels, right_labels, num_classes, left.dtype)
         return _mmd(left, a[:, None], right, b[:, None], median)
 
 
 def _mmd(left: Tensor, a: Tensor, right: Tensor, b: Tensor, median: Tensor) -> Tensor:
-    """Sum over G groups of the squared MMD of features (N, D), (M, D) that have shares a (N, G), b (M, G) of them."""
+    """Sum over G groups of the squared MMD of features (N, D), (M, D), with shares a (N, G), b (M, G) in the groups."""
 
     def mean_kernel(x: Tensor, u: Tensor, y: Tensor, v: Tensor) -> Tensor:
         squared = squared_distances(x, y)
@@ -47,7 +47,7 @@ def _mmd(left: Tensor, a: Tensor, right: Tensor, b: Tensor, median: Tensor) -> T
 def left_proportions(
     left_labels: Tensor, right_labels: Tensor, num_classes: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Weights (N,), (M,), each of sum 1, under which both sides have the left's proportions of the common classes."""
+    """Weights (N,), (M,), each with sum 1, that give both sides the left side's proportions of the common classes."""
     left_counts, right_counts = (F.one_hot(x, num_classes).sum(0) for x in (left_labels, right_labels))
     common = (left_counts * (right_counts > 0)).to(dtype)
     shares = common / common.sum().clamp_min(1)
@@ -55,7 +55,7 @@ def left_proportions(
 
 
 def squared_distances(x: Tensor, y: Tensor) -> Tensor:
-    """(N, D), (M, D) to (N, M). By the product formula: its gradient at distance 0 is 0, not NaN as the root's."""
+    """(N, D), (M, D) to (N, M), by the product formula, whose gradient at distance 0 is 0 (that of the root is NaN)."""
     return (x.square().sum(1)[:, None] + y.square().sum(1) - 2 * x @ y.T).clamp_min(0)
 
 
@@ -80,7 +80,7 @@ def class_moments(
 def marginal_moments(
     left: Tensor, left_labels: Tensor, right: Tensor, right_labels: Tensor, *, num_classes: int
 ) -> tuple[Tensor, Tensor]:
-    """As `class_moments`, of both sides as wholes, in the left's proportions of the classes on both sides."""
+    """As `class_moments`, for both sides as wholes, in the left side's proportions of the common classes."""
     with torch.autocast(left.device.type, enabled=False):
         shares = left_proportions(left_labels, right_labels, num_classes, left.dtype)
         sides = []
@@ -91,7 +91,8 @@ def marginal_moments(
 
 
 Centred = tuple[Tensor, Tensor, Tensor, Tensor]
-"""Means of G groups (G, D), features less their group's (N, D), each one's share of its group (N,), one-hot (N, G)."""
+"""Means of G groups (G, D), features minus their group's mean (N, D), each feature's share of its group (N,), one-hot
+(N, G)."""
 
 
 def _moments_apart(left: Centred, right: Centred) -> tuple[Tensor, Tensor]:
@@ -110,7 +111,7 @@ def _moments_apart(left: Centred, right: Centred) -> tuple[Tensor, Tensor]:
 
 
 def _centred(features: Tensor, labels: Tensor, num_classes: int) -> Centred:
-    """Features centred in their classes."""
+    """Return the features centred in their classes."""
     hot = F.one_hot(labels, num_classes).to(features.dtype)
     counts = hot.sum(0).clamp_min(1)
     means = hot.T @ features / counts[:, None]
@@ -120,10 +121,11 @@ def _centred(features: Tensor, labels: Tensor, num_classes: int) -> Centred:
 def class_frechet(
     left: Tensor, left_labels: Tensor, right: Tensor, right_labels: Tensor, *, num_classes: int
 ) -> Tensor:
-    """Mean over common classes of the squared Frechet distance between Gaussians of the features' mean and covariance.
+    """Mean over common classes of the squared Frechet distance between Gaussians with the features' moments.
 
-    That of means, plus tr S + tr T - 2 tr (S T)^(1/2) of the biased covariances. Biased upwards where images are few,
-    more so than MMD: compare only between sets of equal numbers. For reports: loops over classes, no gradient is meant.
+    That is the squared distance of means, plus tr S + tr T - 2 tr (S T)^(1/2) of the biased covariances. It is biased
+    upwards for few images, more than MMD: compare only sets of equal size. For reports: loops over classes, not meant
+    for gradients.
     """
     with torch.autocast(left.device.type, enabled=False):
         sides = (by_class(left, left_labels, num_classes), by_class(right, right_labels, num_classes))
@@ -133,13 +135,13 @@ def class_frechet(
 
 def _frechet(x: Tensor, y: Tensor) -> Tensor:
     means, (u, v) = (x.mean(0), y.mean(0)), (x - x.mean(0), y - y.mean(0))
-    # The square root's trace is the nuclear norm of the product of the centred rows: no (D, D) matrix, no square root.
+    # The trace of the square root is the nuclear norm of the product of the centred rows, which needs no (D, D) matrix.
     cross = torch.linalg.svdvals(u @ v.T).sum() / (len(x) * len(y)) ** 0.5
     spread = u.square().sum() / len(x) + v.square().sum() / len(y)
     return (means[0] - means[1]).square().sum() + (spread - 2 * cross).clamp_min(0)
 
 
 def by_class(features: Tensor, labels: Tensor, num_classes: int) -> list[Tensor]:
-    """The rows of `features` of each class, in their order, as K tensors; one host sync."""
+    """Return the rows of `features` of each class, in their order, as K tensors; one host sync."""
     order = labels.argsort(stable=True)
     return list(features[order].split(labels.bincount(minlength=num_classes).tolist()))

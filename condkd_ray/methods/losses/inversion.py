@@ -1,8 +1,8 @@
-"""Terms that inversions minimise: what is expected of an image before any student sees it, and what surprises one.
+"""Loss terms of the inversions: expected properties of an image, and its adversarial difficulty for the student.
 
-Of images alone: class, BN statistics, entropy, activation, smoothness. Letters: B batch, C channels, H W height and
-width, K classes, D features, L BN layers, S channels of all of these. Sources: `peers.md` A.0, A.1, A.4, A.5,
-`methods.md` 6.1 (CMI, Fast), 2.3 (PRE-DFKD).
+Terms of images alone: class, BN statistics, entropy, activation, smoothness. Formulas follow the released codes of the
+methods named. Letters: B batch, C channels, H W height and width, K classes, D features, L BN layers, S channels of all
+of these.
 """
 
 import math
@@ -28,32 +28,35 @@ def class_prior(logits: Tensor, wanted: Tensor, temperature: float = 1.0) -> Ten
 def bn_distance(seen: Tensor, running: Tensor, layers: Tensor, first: float = 1.0) -> Tensor:
     """Sum over BN layers of ||running variance - var|| + ||running mean - mean||, Euclidean norms; a scalar.
 
-    `seen` and `running` (2, S): means and variances of all layers side by side; `layers` (L, S): 1 where a channel is
-    of a layer, else 0. The first layer's share counts `first` times (DeepInversion on ImageNet: 10, DFQ: 5).
+    `seen` and `running` (2, S): means and variances of all layers side by side; `layers` (L, S): 1 if a channel belongs
+    to a layer, else 0. The first layer has the factor `first` (DeepInversion on ImageNet: 10, DFQ: 5).
     """
-    # All layers at once: one by one they are dozens of launches on a GPU.
+    # All layers at once, because one by one they are dozens of launches on a GPU.
     norms = torch.linalg.vector_norm((running - seen)[:, None] * layers, dim=2).sum(0)
     return norms.sum() if first == 1 else norms.sum() + (first - 1) * norms[0]
 
 
 def mix_bn(seen: Tensor, memory: Tensor | None, momentum: float) -> Tensor:
-    """(1 - momentum) of this batch's statistics and `momentum` of the remembered ones (Fast); all of it at first."""
+    """Return (1 - momentum) times this batch's statistics plus `momentum` times the running ones (Fast).
+
+    Without running statistics (`memory` None) it returns the batch's.
+    """
     return seen if memory is None else torch.lerp(seen, memory, momentum)
 
 
 def negative_entropy(logits: Tensor) -> Tensor:
-    """Sum p log10 p of the batch's mean class distribution: minimal where classes are used equally (DAFL's `ie`)."""
+    """Sum p log10 p of the batch's mean class distribution: minimal if all classes are equally frequent (DAFL)."""
     mean = F.softmax(logits, dim=1).mean(0)
     return (mean * mean.clamp_min(1e-12).log()).sum() / math.log(10)
 
 
 def entropy(logits: Tensor) -> Tensor:
-    """-sum p log10 p of each image's class distribution, (B, K) to (B,): minimal where it is certain (DFQ's ICE)."""
+    """-sum p log10 p of each image's class distribution, (B, K) to (B,): minimal if it is certain (DFQ's ICE)."""
     return -(F.softmax(logits, dim=1) * F.log_softmax(logits, dim=1)).sum(1) / math.log(10)
 
 
 def negative_activation(features: Tensor) -> Tensor:
-    """Minus the mean absolute feature, (B, D) to a scalar: real images excite the teacher (DAFL's `a`)."""
+    """Minus the mean absolute feature, (B, D) to a scalar: real images have large features (DAFL's `a`)."""
     return -features.abs().mean()
 
 
@@ -65,15 +68,15 @@ def total_variation(images: Tensor) -> Tensor:
         images[:, :, :-1, :-1] - images[:, :, 1:, 1:],
         images[:, :, :-1, 1:] - images[:, :, 1:, :-1],
     )
-    # The norm's gradient is NaN at exactly 0 (a constant image), so the square is kept off it.
+    # The norm's gradient is NaN at exactly 0 (a constant image), so a small constant is added to the square.
     return torch.stack([(d.square().sum() + 1e-12).sqrt() for d in differences]).sum()
 
 
 def disagreement(student: Tensor, teacher: Tensor) -> Tensor:
-    """Minus KL(teacher || student) where both still name the same class, else 0; (B, K) logits to (B,).
+    """Minus KL(teacher || student) where both predict the same class, else 0; (B, K) logits to (B,).
 
-    It pushes an image away from what the student knows, but only while its class holds (CMI, Fast, NAYER: `adv`).
-    Differentiable in both answers: the released codes of all three detach neither.
+    It makes images harder for the student, but only as long as their class stays (CMI, Fast, NAYER: `adv`).
+    Differentiable in both logits, as in the released codes of all three.
     """
     agree = student.argmax(1) == teacher.argmax(1)
     return -(divergence(student, teacher) * agree)
@@ -82,11 +85,11 @@ def disagreement(student: Tensor, teacher: Tensor) -> Tensor:
 def jensen_shannon(
     student: Tensor, teacher: Tensor, *, temperature: float = 3.0, reduction: JsReduction = "mean"
 ) -> Tensor:
-    """Jensen-Shannon divergence of softened answers as PRE-DFKD computes it; (B, K) logits to (B,).
+    """Jensen-Shannon divergence of softened predictions as in PRE-DFKD's code; (B, K) logits to (B,).
 
-    Half the sum of KL(M || P) and KL(M || Q), P and Q the probabilities of teacher and student, M their mean, all
-    clamped to [0.01, 0.99]. `batchmean` sums over the classes; `mean`, as released, divides that by K. Differentiable
-    in both answers: DeepInversion's released codes detach neither, PRE-DFKD's the teacher's.
+    Half the sum of KL(M || P) and KL(M || Q), where P and Q are the probabilities of teacher and student and M their
+    mean, all clamped to [0.01, 0.99]. `batchmean` sums over the classes; `mean`, as released, divides that by K.
+    Differentiable in both logits: DeepInversion's released codes detach neither, PRE-DFKD's detaches the teacher's.
     """
     p, q = (F.softmax(logits.float() / temperature, dim=1) for logits in (teacher, student))
     p, q, middle = (x.clamp(0.01, 0.99) for x in (p, q, (p + q) / 2))

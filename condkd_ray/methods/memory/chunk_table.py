@@ -15,32 +15,33 @@ from condkd_ray.core.device import sent
 from condkd_ray.core.samples import Encoded
 
 COMPACT = 4096
-"""Small chunks next to each other are joined up to this many samples (our choice: 12 MiB of 32x32 colour images) ..."""
+"""Adjacent small chunks are joined up to this many samples (our choice: 12 MiB of 32x32 colour images) ..."""
 JOIN_FROM = 16
-"""... where so many of them lie together, or no more would fit; samples of usual rounds are copied once or twice."""
+"""... if at least this many are adjacent, or the joined chunk would be full; samples of typical rounds are copied once
+or twice."""
 
 
 def columns(encoded: Encoded) -> tuple[Tensor, Tensor, Tensor]:
-    """Images, labels, logits."""
+    """Return images, labels and logits."""
     return encoded.images, encoded.labels, encoded.logits
 
 
 def moved(encoded: Encoded, device: torch.device | str) -> Encoded:
-    """The same on `device`; not copied where it lies there. See `sent`: to a GPU nobody waits for it."""
+    """Return the same samples on `device`, without a copy if they are there; a copy to a GPU is asynchronous."""
     return Encoded(*(sent(column, device) for column in columns(encoded)))
 
 
 def join(chunks: list[Encoded]) -> Encoded:
-    """Several chunks as one, copied."""
+    """Return several chunks as one, copied."""
     return Encoded(*map(torch.cat, zip(*map(columns, chunks), strict=True)))
 
 
 def joinable(spans: Sequence[tuple[int, int]]) -> list[list[int]]:
-    """Runs of small neighbours worth joining, each as the first ids of its chunks.
+    """Return runs of adjacent small chunks that are worth joining, each as the first ids of its chunks.
 
-    A chunk of more than half of `COMPACT` stays as it is: it would be copied again for little.
+    A chunk of more than half of `COMPACT` is left alone: joining it would copy many samples for little gain.
 
-    `spans`: (first id, number of samples) of chunks, in order.
+    `spans`: (first id, number of samples) of the chunks, in order.
     """
     runs: list[list[tuple[int, int]]] = [[]]
     full: list[list[tuple[int, int]]] = []
@@ -56,11 +57,12 @@ def joinable(spans: Sequence[tuple[int, int]]) -> list[list[int]]:
 
 
 class ChunkTable:
-    """Chunks by first id, gathered from by id. Chunks may be views of shared memory; gathering always copies.
+    """Chunks by first id, from which samples are gathered by id.
 
-    `pinned`: whether what is gathered lies in pinned memory, from which a GPU copies while the host goes on. PyTorch
-    keeps such blocks, and hands one out again only once the copies from it are done: so a batch can be gathered while
-    the last one is still on its way, and neither overwrites the other.
+    Chunks may be views of shared memory; gathering always copies. `pinned`: whether gathered samples lie in pinned
+    memory, from which a GPU copies asynchronously. PyTorch reuses a pinned block only after all copies from it are
+    done: a batch can therefore be gathered while the previous one is still being copied, and neither overwrites the
+    other.
     """
 
     def __init__(self, *, pinned: bool = False) -> None:
@@ -69,20 +71,20 @@ class ChunkTable:
         self._pinned = pinned
 
     def put(self, start: int, chunk: Encoded, near: Encoded | None = None) -> None:
-        """Add the chunk whose first id is `start`, or replace the one there.
+        """Add the chunk whose first id is `start`, or replace the chunk there.
 
-        `near`: as of `DeviceRows.put`; a table in this machine's memory makes no use of it.
+        `near`: see `DeviceRows.put`; unused by a table in this machine's memory.
         """
         self._chunks[start] = Encoded(*(column.contiguous() for column in columns(chunk)))
         self._index = None
 
     def remove(self, start: int) -> None:
-        """Forget the chunk whose first id is `start`. Raises `KeyError` where there is none."""
+        """Remove the chunk whose first id is `start`. Raises `KeyError` if there is none."""
         del self._chunks[start]
         self._index = None
 
     def compact(self) -> None:
-        """Join small neighbours, so that a draw meets fewer chunks."""
+        """Join adjacent small chunks, so that a draw reads fewer chunks."""
         for run in joinable(self.spans()):
             whole = join([self._chunks[start] for start in run])
             for start in run:
@@ -90,61 +92,62 @@ class ChunkTable:
             self.put(run[0], whole)
 
     def spans(self) -> list[tuple[int, int]]:
-        """(first id, number of samples) of each chunk, in order."""
+        """Return (first id, number of samples) of each chunk, in order."""
         return sorted((start, len(chunk)) for start, chunk in self._chunks.items())
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one sample; 0 where there is none."""
+        """Bytes of one sample; 0 if the table is empty."""
         return next((chunk.num_bytes // len(chunk) for chunk in self._chunks.values()), 0)
 
     def check(self, ids: Tensor) -> None:
-        """Raise `KeyError` where no chunk holds one of `ids` (N,)."""
+        """Raise `KeyError` if no chunk holds one of `ids` (N,)."""
         self._indexed().locate(ids.cpu().numpy())
 
     def gather(self, ids: Tensor) -> Encoded:
-        """Copies of the samples `ids` (N,), in that order. Raises `KeyError` for an id no chunk holds."""
+        """Return copies of the samples `ids` (N,), in that order. Raises `KeyError` for an id that no chunk holds."""
         index, wanted = self._indexed(), ids.cpu().numpy()
         return index.rows.gather(index.locate(wanted), wanted, pinned=self._pinned)
 
     def _indexed(self) -> "_Index":
-        # Made when it is asked for: a refresh changes many chunks at once.
+        # Built on first use, because a refresh changes many chunks at once.
         if self._index is None:
             self._index = _Index(self._chunks)
         return self._index
 
 
 class _Index:
-    """Where each id lies, in a table as it is now."""
+    """Position of each id in the current chunks."""
 
     def __init__(self, chunks: dict[int, Encoded]) -> None:
         starts = sorted(chunks)
         self._starts, self._chunks = np.array(starts, np.int64), [chunks[start] for start in starts]
-        # One more in front, for ids before the first chunk: nothing is held there.
+        # One more entry in front, for ids before the first chunk, which no chunk holds.
         self._stops = np.array([np.iinfo(np.int64).min, *(start + len(chunks[start]) for start in starts)])
 
     def locate(self, ids: np.ndarray) -> np.ndarray:
-        """Which chunk, counted in order, holds each of `ids` (N,). Raises `KeyError` for an id no chunk holds."""
+        """Return the position in order of the chunk that holds each of `ids` (N,). Raises `KeyError` if none does."""
         which = self._starts.searchsorted(ids, "right") - 1
-        lost = ids >= self._stops[which + 1]
-        if lost.any():
-            raise KeyError(f"no chunk holds sample {ids[lost][0]}")
+        missing = ids >= self._stops[which + 1]
+        if missing.any():
+            raise KeyError(f"no chunk holds sample {ids[missing][0]}")
         return which
 
     @cached_property
-    def rows(self) -> "_Spanned":
-        """All samples. Raises `KeyError` where there is no chunk."""
+    def rows(self) -> "_SpannedRows":
+        """All samples. Raises `KeyError` if there is no chunk."""
         if not self._chunks:
             raise KeyError("no chunk holds anything")
-        return _Spanned(self._starts, self._chunks)
+        return _SpannedRows(self._starts, self._chunks)
 
 
-class _Spanned:
-    """Samples of chunks, gathered by one native call a column, however many chunks there are.
+class _SpannedRows:
+    """Samples of all chunks, gathered with one native call per column, whatever the number of chunks.
 
-    They lie apart, so the call is given all of the memory from the lowest to the highest as one tensor, whose position
-    i is the row that would begin i elements behind the lowest chunk. Positions that begin no row of a chunk are never
-    read. One call a chunk would take several times as long where a draw meets hundreds of them.
+    The chunks lie at different addresses, so the call gets the memory from the lowest to the highest address as one
+    tensor. Its position i is the row that would begin i elements after the start of the lowest chunk. Positions at
+    which no row of a chunk begins are never read. One call per chunk would take several times as long when a draw reads
+    hundreds of them.
     """
 
     def __init__(self, starts: np.ndarray, chunks: list[Encoded]) -> None:
@@ -152,11 +155,11 @@ class _Spanned:
         by_column = list(zip(*map(columns, chunks), strict=True))
         firsts, self._rows = zip(*map(_span, by_column), strict=True)
         self._steps = np.array([[parts[0][0].numel()] for parts in by_column])
-        # By column and chunk: the position at which id 0 would lie if the chunk began with it.
+        # By column and chunk: the position of id 0 if the chunk began with it.
         self._origins = np.stack(firsts) - self._steps * starts
 
     def gather(self, which: np.ndarray, ids: np.ndarray, *, pinned: bool) -> Encoded:
-        """Copies of the rows `ids` (N,), where chunk `which[i]` holds `ids[i]`."""
+        """Return copies of the rows `ids` (N,), where chunk `which[i]` holds `ids[i]`."""
         places = torch.from_numpy(self._origins.take(which, 1) + self._steps * ids)
         return Encoded(*(_picked(rows, place, pinned) for rows, place in zip(self._rows, places, strict=True)))
 
@@ -169,9 +172,9 @@ def _picked(rows: Tensor, places: Tensor, pinned: bool) -> Tensor:
 
 
 def _span(parts: Sequence[Tensor]) -> tuple[np.ndarray, Tensor]:
-    """The positions (M,) at which `parts` begin in a tensor of all memory that they span, and that tensor."""
+    """Return the positions (M,) at which `parts` begin in one tensor of all memory that they span, and that tensor."""
     if not parts[0].numel():
-        # Logits that are not there take no memory, and have no address.
+        # Missing logits take no memory and have no address.
         return np.zeros(len(parts), np.int64), parts[0][:1]
     addresses = np.array([part.data_ptr() for part in parts])
     lowest = parts[int(addresses.argmin())].numpy()

@@ -1,9 +1,8 @@
-"""The samples of a trial on the device that draws them: rows of one tensor a column, whatever chunks they came in.
+"""The samples of a trial on the device that draws them: rows of one tensor per column, independent of their chunks.
 
-A chunk is copied there once, beside what the device computes, and a draw is one `index_select` a column, with row
-numbers looked up by id: on the host, or on the device where the ids lie there. Nothing in a draw reads from the device
-or waits for it, but where ids on the device may be of samples that lie in the host's memory.
-Letters: N samples, R rows.
+A chunk is copied there once, in parallel with the device's computations. A draw is one `index_select` per column; row
+numbers are looked up by id, on the host, or on the device if the ids lie there. A draw neither reads from the device
+nor waits for it, except when ids on the device may belong to samples in the host's memory. Letters: N samples, R rows.
 """
 
 from typing import NamedTuple
@@ -18,50 +17,51 @@ from condkd_ray.core.samples import Encoded
 from condkd_ray.methods.memory.chunk_table import ChunkTable, columns, moved
 
 GROWTH = 1.5
-"""By what factor room grows, at least (our choice): a sample is copied twice more at most, on average. While it grows
-the old rows lie beside the new ones."""
+"""Least factor by which the room grows (our choice): on average a sample is copied at most twice more. During growth
+the old rows exist beside the new ones."""
 SHARE = 0.25
-"""Of a trial's part of its device's memory: what its samples may take where nobody says (our choice)."""
-NOWHERE, BEYOND = -1, -2
-"""In the place of a row: no chunk holds the id; its sample lies in the host's memory."""
+"""Default share of the trial's part of the device memory that its samples may take (our choice)."""
+NO_ROW, ON_HOST = -1, -2
+"""Row number of an id that no chunk holds, and of an id whose sample lies in the host's memory."""
 
 
 def quarter(total: int, part: float = 1.0) -> int:
-    """Bytes of samples on a device of `total` bytes, of which the trial has this `part`: a quarter of that."""
+    """Return the default limit of samples in bytes on a device of `total` bytes, of which the trial has this `part`."""
     return int(SHARE * min(part, 1.0) * total)
 
 
 def default_limit(device: torch.device, part: float = 1.0) -> int:
-    """`quarter` of a CUDA device."""
+    """Return `quarter` of a CUDA device."""
     return quarter(torch.cuda.get_device_properties(device).total_memory, part)
 
 
 def most_bytes(samples: int, limit: int) -> int:
-    """Most bytes that rows take on a device as they come to hold `samples` bytes, of which `limit` may lie there.
+    """Return the most bytes that rows take on a device while growing to `samples` bytes, with at most `limit` there.
 
-    There is room for more than they hold, and as they are moved to larger room the old one, which was full, is still
-    there.
+    There is room for more rows than are held, and while rows are copied to larger room the old one, which was full,
+    still exists.
     """
     return int(min(GROWTH * samples, limit) + min(samples, limit))
 
 
 class _Chunk(NamedTuple):
-    """How many samples it has; the rows (R,) of the first of them, the others lie in the host's memory."""
+    """Number of samples, and the rows (R,) of the first of them; the others lie in the host's memory."""
 
     size: int
     rows: np.ndarray
 
 
 class DeviceRows:
-    """What a `ChunkTable` does, with the samples on `device`.
+    """Does what `ChunkTable` does, with the samples on `device`.
 
-    `limit`: bytes of samples there. What finds no room lies in the host's memory, from where its rows are gathered into
-    pinned memory, and sent beside what the device computes. The oldest samples stay on the device, and none ever moves
-    (our choice): under uniform draws it does not matter which lie where, and so nothing is copied back. Room that
-    removed chunks leave is the next chunk's.
+    `limit`: bytes of samples on the device. Samples beyond it lie in the host's memory, from where their rows are
+    gathered into pinned memory and sent in parallel with the device's computations. The oldest samples stay on the
+    device, and no sample ever moves (our choice): under uniform draws it does not matter which samples lie where, and
+    nothing has to be copied back. The room of removed chunks is used for the next chunk.
 
-    Nothing is fetched ahead of a draw: its ids are known only once it is drawn. But the host waits for no copy, and
-    each goes out from pinned memory of its own: the next draw's rows are gathered while the last are on their way.
+    Nothing is prefetched, because the ids are known only when they are drawn. But the host waits for no copy, and each
+    copy uses its own pinned memory: the rows of the next draw are gathered while those of the last one are being
+    copied.
     """
 
     def __init__(self, device: torch.device, limit: int) -> None:
@@ -70,96 +70,97 @@ class DeviceRows:
         self._columns: Encoded | None = None
         self._free = np.empty(0, np.int64)
         self._chunks: dict[int, _Chunk] = {}
-        # The row of each id so far, with room behind them.
-        self._where = np.full(1, NOWHERE, np.int32)
-        # The same on the device, if somebody has asked there since it changed.
-        self._where_there: Tensor | None = None
+        # The row of each id so far, with spare room at the end.
+        self._row_of = np.full(1, NO_ROW, np.int32)
+        # The same on the device, if it was used there since the last change.
+        self._device_row_of: Tensor | None = None
         self._host = ChunkTable(pinned=device.type == "cuda")
 
     @torch.no_grad()
     def put(self, start: int, chunk: Encoded, near: Encoded | None = None) -> None:
-        """Add the chunk whose first id is `start`, or replace the one there. It may lie on the host or on the device.
+        """Add the chunk whose first id is `start`, or replace the chunk there. It may lie on the host or on the device.
 
-        `near`: the same samples on the device, where they lie there too. Then only samples beyond the limit are kept of
-        `chunk`, in the memory in which they lie; without it they are copied there.
+        `near`: the same samples on the device, if they lie there too. Then only the samples beyond the limit are kept
+        from `chunk`, in their present memory; without it they are copied to the device.
 
-        Nobody may write to either afterwards: they may be read later than this returns, and some of them be kept. So
-        they hold no output of a step that is replayed as a graph (`core.compilation.begin_step`), but a copy.
+        The caller must not write to either afterwards: they may be read after this method returns, and parts of them
+        may be kept. So they must not be an output of a step that is replayed as a graph
+        (`core.compilation.begin_step`), but a copy.
         """
         if start in self._chunks:
             self.remove(start)
         rows = self._reserve(chunk)
-        here = len(rows)
-        if here:
-            self._fill(rows, (chunk if near is None else near)[slice(here)])
-        if here < len(chunk):
-            self._host.put(start + here, moved(chunk[slice(here, None)], "cpu"))
+        on_device = len(rows)
+        if on_device:
+            self._fill(rows, (chunk if near is None else near)[slice(on_device)])
+        if on_device < len(chunk):
+            self._host.put(start + on_device, moved(chunk[slice(on_device, None)], "cpu"))
         self._chunks[start] = _Chunk(len(chunk), rows)
         self._mark(start, self._chunks[start])
 
     def remove(self, start: int) -> None:
-        """Forget the chunk whose first id is `start`. Raises `KeyError` where there is none."""
+        """Remove the chunk whose first id is `start`. Raises `KeyError` if there is none."""
         size, rows = self._chunks.pop(start)
-        self._where_there = None
-        self._where[start : start + size] = NOWHERE
+        self._device_row_of = None
+        self._row_of[start : start + size] = NO_ROW
         self._free = np.concatenate([rows, self._free])
         if len(rows) < size:
             self._host.remove(start + len(rows))
 
     def compact(self) -> None:
-        """Nothing: a draw takes as long however many chunks there are."""
+        """There is nothing to do: the duration of a draw does not depend on the number of chunks."""
 
     def spans(self) -> list[tuple[int, int]]:
-        """(first id, number of samples) of each chunk, in order."""
+        """Return (first id, number of samples) of each chunk, in order."""
         return sorted((start, chunk.size) for start, chunk in self._chunks.items())
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one sample; 0 where there is none."""
+        """Bytes of one sample; 0 if there is none."""
         return 0 if self._columns is None or not self._chunks else self._columns.num_bytes // len(self._columns)
 
     @property
     def num_rows(self) -> int:
-        """Samples for which there is room on the device as it stands."""
+        """Number of samples for which the device has room at present."""
         return 0 if self._columns is None else len(self._columns)
 
     def check(self, ids: Tensor) -> None:
-        """Raise `KeyError` where no chunk holds one of `ids` (N,)."""
+        """Raise `KeyError` if no chunk holds one of `ids` (N,)."""
         self._locate(ids.cpu().numpy())
 
     def gather(self, ids: Tensor) -> Encoded:
-        """Copies on the device of the samples `ids` (N,), in that order.
+        """Return copies on the device of the samples `ids` (N,), in that order.
 
-        Raises `KeyError` for an id no chunk holds; for one among `ids` on the device only where there are samples
-        beyond the limit, as these ids are then read and waited for.
+        Raises `KeyError` for an id that no chunk holds. For ids on the device it does so only if samples lie beyond the
+        limit, since only then the host reads these ids and waits for them.
         """
         if ids.device.type != "cpu" and not self._host.spans():
-            return self._picked(self._rows_there(ids))
+            return self._picked(self._device_rows(ids))
         wanted = ids.cpu().numpy()
         rows = self._locate(wanted)
-        beyond = np.flatnonzero(rows == BEYOND)
-        # Some row in their place; it is overwritten.
-        rows[beyond] = 0
+        on_host = np.flatnonzero(rows == ON_HOST)
+        # Any valid row in their place; it is overwritten.
+        rows[on_host] = 0
         found = self._picked(sent(torch.from_numpy(rows), self._device))
-        if len(beyond):
-            self._overwrite(found, beyond, torch.from_numpy(wanted[beyond]))
+        if len(on_host):
+            self._overwrite(found, on_host, torch.from_numpy(wanted[on_host]))
         return found
 
     def _picked(self, rows: Tensor) -> Encoded:
-        """Copies of these rows (N,)."""
+        """Return copies of these rows (N,)."""
         if self._columns is None or not self._chunks:
             raise KeyError("no chunk holds anything")
         self._copies.awaited()
         return Encoded(*(column.index_select(0, rows) for column in columns(self._columns)))
 
-    def _rows_there(self, ids: Tensor) -> Tensor:
-        """The row of each of `ids` (N,) on the device."""
-        if self._where_there is None:
-            self._where_there = sent(torch.from_numpy(self._where), self._device)
-        return self._where_there.index_select(0, ids)
+    def _device_rows(self, ids: Tensor) -> Tensor:
+        """Return the row of each of `ids` (N,), which lie on the device."""
+        if self._device_row_of is None:
+            self._device_row_of = sent(torch.from_numpy(self._row_of), self._device)
+        return self._device_row_of.index_select(0, ids)
 
     def _overwrite(self, found: Encoded, at: np.ndarray, ids: Tensor) -> None:
-        """Put the samples `ids`, which lie on the host, at these positions of `found`."""
+        """Write the samples `ids`, which lie on the host, to these positions of `found`."""
         with self._copies.copying(after_all=False):
             places = sent(torch.from_numpy(at), self._device)
             parts = moved(self._host.gather(ids), self._device)
@@ -170,35 +171,35 @@ class DeviceRows:
             column.index_copy_(0, places, part)
 
     def _locate(self, ids: np.ndarray) -> np.ndarray:
-        """The row of each of `ids` (N,) int64, or `BEYOND`. Raises `KeyError` for an id no chunk holds."""
-        outside = (ids < 0) | (ids >= len(self._where))
-        rows = np.where(outside, NOWHERE, self._where.take(ids, mode="clip")).astype(np.int64)
-        lost = rows == NOWHERE
-        if lost.any():
-            raise KeyError(f"no chunk holds sample {ids[lost][0]}")
+        """Return the row of each of `ids` (N,) int64, or `ON_HOST`. Raises `KeyError` for an id that no chunk holds."""
+        outside = (ids < 0) | (ids >= len(self._row_of))
+        rows = np.where(outside, NO_ROW, self._row_of.take(ids, mode="clip")).astype(np.int64)
+        missing = rows == NO_ROW
+        if missing.any():
+            raise KeyError(f"no chunk holds sample {ids[missing][0]}")
         return rows
 
     def _mark(self, start: int, chunk: _Chunk) -> None:
-        self._where_there = None
-        known, here, stop = len(self._where), start + len(chunk.rows), start + chunk.size
+        self._device_row_of = None
+        known, on_device, stop = len(self._row_of), start + len(chunk.rows), start + chunk.size
         if stop > known:
-            room = np.full(max(stop, known + known // 4) - known, NOWHERE, np.int32)
-            self._where = np.concatenate([self._where, room])
-        self._where[start:here] = chunk.rows
-        self._where[here:stop] = BEYOND
+            room = np.full(max(stop, known + known // 4) - known, NO_ROW, np.int32)
+            self._row_of = np.concatenate([self._row_of, room])
+        self._row_of[start:on_device] = chunk.rows
+        self._row_of[on_device:stop] = ON_HOST
 
     def _reserve(self, chunk: Encoded) -> np.ndarray:
-        """Rows for the samples of `chunk`, taken from the free ones; fewer where the limit leaves no room."""
+        """Return free rows for the samples of `chunk`; fewer if the limit leaves no room."""
         if len(chunk) > len(self._free):
             self._grow(len(chunk) - len(self._free), chunk)
         rows, self._free = np.split(self._free, [len(chunk)])
         return rows
 
-    def _grow(self, lacking: int, like: Encoded) -> None:
-        """Make room for `lacking` more rows of this kind, and some, within the limit."""
+    def _grow(self, missing_rows: int, like: Encoded) -> None:
+        """Make room for at least `missing_rows` more rows of this kind, within the limit."""
         old, held, row = self._columns, self.num_rows, like.num_bytes // len(like)
         require(self._limit >= row, "device pool limit", f"{self._limit} bytes", f"at least the {row} of a sample")
-        size = min(self._limit // row, max(held + lacking, int(GROWTH * held)))
+        size = min(self._limit // row, max(held + missing_rows, int(GROWTH * held)))
         if size == held:
             return
         shapes = [(size, *column.shape[1:]) for column in columns(like)]
@@ -222,14 +223,14 @@ class DeviceRows:
 
 
 Rows = ChunkTable | DeviceRows
-"""Where the samples of a store lie."""
+"""Table of a store's samples."""
 
 
 def rows_on(device: torch.device, limit: int | None = None) -> Rows:
-    """An empty table for samples drawn on `device`, where they take `limit` bytes at most.
+    """Return an empty table for samples drawn on `device`, where they take at most `limit` bytes.
 
-    On a CPU chunks stay where they are. On a GPU the limit is `default_limit` where none is given. Raises `InputError`
-    for a limit on a CPU.
+    On a CPU the chunks stay where they are. On a GPU the default limit is `default_limit`. Raises `InputError` for a
+    limit on a CPU.
     """
     if device.type == "cpu":
         require(limit is None, "device pool limit on a CPU", f"{limit} bytes", "none, or a GPU")

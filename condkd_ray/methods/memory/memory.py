@@ -1,11 +1,12 @@
-"""What every replay memory is: a policy of keeping and drawing. Its state holds ids and counters, never images.
+"""Contract of the replay memories, which are policies of keeping and drawing samples, and those that use no logits.
 
-And the memories that look at no answer of a network: everything, a fair sample, the latest round, a bank.
+A memory's state holds ids and counters, never images. The memories here keep everything, a random sample, the latest
+round, or a bank.
 
-- A reservoir is the alternative to MB-DFKD's first-in-first-out bank (`methods.md` 3.5: that it is useful is inferred,
-  so our choice). A bank spans its last entries only; there the first round counts as much as the last.
-- MB-DFKD's memory bank (Binici et al., WACV 2022, arXiv 2108.05698) replays a few entries beside fresh images. Sizes
-  and period as its re-implementation by the authors of LRA runs them (`methods.md` 3.2); the original's own are not
+- The reservoir is an alternative to MB-DFKD's first-in-first-out bank (our choice). A bank spans its latest entries
+  only; in a reservoir the first round counts as much as the last.
+- MB-DFKD's memory bank (Binici et al., WACV 2022, arXiv 2108.05698) replays a few entries along with fresh images.
+  Sizes and period are those of its re-implementation by the authors of LRA (CVPR 2023); the original's own are not
   known.
 """
 
@@ -29,8 +30,8 @@ State = TypeVar("State")
 class Draw(NamedTuple):
     """Drawn samples, their ids (n,) and importance weights (n,).
 
-    An id is -1 where the sample lies in no store; weights are ones where all count the same. Ids lie where they were
-    drawn: on the CPU, or on the device where what the student has said decides.
+    An id is -1 if the sample is in no store; weights are ones if all samples count the same. Ids lie where they were
+    drawn: on the CPU, or on the device if the draw depends on the student's outputs.
     """
 
     samples: Samples
@@ -40,47 +41,47 @@ class Draw(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class ReplayMemory(Method, ABC, Generic[State]):
-    """Contract of the family.
+    """Contract of the replay memories.
 
-    The samples it is given and hands on have logits only where the config `keeps_logits`.
-    What is drawn comes from stream `draw`; streams `reservoir` and `replay` are those of the memories of these names.
+    Samples that enter and leave a memory have logits only if the config's `keeps_logits` is true.
+    Draws come from stream `draw`; streams `reservoir` and `replay` belong to the memories `reservoir` and `generative`.
     """
 
     reads_logits: ClassVar[bool] = True
-    """Whether what it keeps or draws depends on the teacher's logits of samples, which are then stored."""
+    """True if keeping or drawing depends on the teacher's logits of the samples, which are then stored."""
 
     @abstractmethod
     def init(self, teacher: Teacher, rng: Streams) -> State:
-        """An empty memory. Raises `InputError` where it cannot hold what the teacher reads."""
+        """Return an empty memory. Raises `InputError` if it cannot hold the teacher's images."""
 
     @abstractmethod
     def add(self, state: State, store: Store, samples: Samples, *, teacher: Teacher, rng: Streams) -> Metrics:
-        """Remember a round's samples; tell the store which ids fell out. What it has to log, most often nothing."""
+        """Store a round's samples and drop from the store the ids that are no longer kept; returns metrics, if any."""
 
     @abstractmethod
     def draw(self, state: State, store: Store, count: int, *, teacher: Teacher, rng: Streams) -> Draw:
-        """`count` samples for one student step."""
+        """Return `count` samples for one student step."""
 
     @abstractmethod
     def live(self, state: State) -> Tensor:
-        """(n,) ids that may still be drawn."""
+        """Return (n,) ids that may still be drawn."""
 
     def held_bytes(self, state: State) -> int:
-        """Bytes it holds beside the store's, where it remembers by other means than samples."""
+        """Return the bytes that the memory needs in addition to the store."""
         return 0
 
     def feedback(self, state: State, ids: Tensor, priority: Tensor) -> None:
-        """Hear how useful drawn samples were; only priority memories listen."""
+        """Update the priorities (n,) of drawn samples; only prioritised memories use them."""
 
 
 def gathered(store: Store, ids: Tensor) -> Draw:
-    """Samples of `ids` with equal weights."""
+    """Return the samples of `ids` with equal weights."""
     samples = store.gather(ids)
     return Draw(samples, ids, torch.ones(len(ids), device=samples.labels.device))
 
 
 def interleaved(fresh: Draw, replayed: Draw) -> Draw:
-    """Both, evenly mixed: a batch that uses the front of it alone has about the same share of each."""
+    """Return both draws evenly mixed, so that the first part of the batch has about the same share of each."""
     places = [(torch.arange(len(part.ids)) + 0.5) / max(len(part.ids), 1) for part in (fresh, replayed)]
     order = torch.cat(places).argsort(stable=True)
     device = replayed.samples.labels.device
@@ -96,16 +97,16 @@ def no_ids() -> Tensor:
 
 
 @dataclass
-class Deck:
-    """Ids dealt out in disjoint hands, shuffled anew when they run out; the first deal shuffles too."""
+class IdQueue:
+    """Ids returned in disjoint groups, in a random order that is drawn anew when all ids were used."""
 
     ids: Tensor = field(default_factory=no_ids)
     order: Tensor = field(default_factory=no_ids)
     cursor: int = 0
 
-    def deal(self, count: int, rng: Streams) -> Tensor:
-        """The next `count` ids; a hand larger than what is left goes on into the next shuffle."""
-        assert len(self.ids), "dealt from before anything was remembered"
+    def take(self, count: int, rng: Streams) -> Tensor:
+        """Return the next `count` ids; if too few are left, it continues with the next random order."""
+        assert len(self.ids), "taken from before any samples were added"
         parts = [self.ids[:0]]
         while count > 0:
             if self.cursor >= len(self.order):
@@ -119,20 +120,20 @@ class Deck:
 
 
 @dataclass
-class Kept:
+class KeptIds:
     """Ids kept, oldest first."""
 
     ids: Tensor
 
 
-KeptState = TypeVar("KeptState", bound=Kept)
+KeptState = TypeVar("KeptState", bound=KeptIds)
 
 
 class Uniform(ReplayMemory[KeptState]):
-    """Base of the memories that draw uniformly, with replacement, of all that they keep."""
+    """Base of the memories that draw uniformly, with replacement, from all samples they keep."""
 
     def draw(self, state: KeptState, store: Store, count: int, *, teacher: Teacher, rng: Streams) -> Draw:
-        """Uniform, with replacement."""
+        """Draw uniformly, with replacement."""
         rows = torch.randint(len(state.ids), (count,), generator=rng.host("draw"))
         return gathered(store, state.ids[rows])
 
@@ -142,24 +143,24 @@ class Uniform(ReplayMemory[KeptState]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Growing(Uniform[Kept]):
-    """Everything ever made, drawn uniformly with replacement."""
+class Growing(Uniform[KeptIds]):
+    """All samples ever made, drawn uniformly with replacement."""
 
     ours = ("capacity",)
     reads_logits = False
     name: Literal["growing"] = "growing"
     capacity: int | None = None
-    """Samples kept; the oldest go first. None keeps all."""
+    """Samples kept; the oldest are dropped first. None keeps all."""
 
     def __post_init__(self) -> None:
         require(self.capacity is None or self.capacity >= 1, "memory capacity", self.capacity, "null or >= 1")
 
-    def init(self, teacher: Teacher, rng: Streams) -> Kept:
-        """Empty."""
-        return Kept(no_ids())
+    def init(self, teacher: Teacher, rng: Streams) -> KeptIds:
+        """Return an empty memory."""
+        return KeptIds(no_ids())
 
-    def add(self, state: Kept, store: Store, samples: Samples, *, teacher: Teacher, rng: Streams) -> Metrics:
-        """Append; drop what exceeds the capacity."""
+    def add(self, state: KeptIds, store: Store, samples: Samples, *, teacher: Teacher, rng: Streams) -> Metrics:
+        """Append the samples; drop the oldest beyond the capacity."""
         ids = torch.cat([state.ids, store.append(samples)])
         excess = 0 if self.capacity is None else max(0, len(ids) - self.capacity)
         store.drop(ids[:excess])
@@ -168,37 +169,38 @@ class Growing(Uniform[Kept]):
 
 
 @dataclass
-class ReservoirState(Kept):
-    """With the random key of each."""
+class ReservoirState(KeptIds):
+    """Adds the random key of each id."""
 
     keys: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reservoir(Uniform[ReservoirState]):
-    """Each sample gets a uniform random key, of stream `reservoir`; those of the smallest keys stay.
+    """Keeps the samples with the smallest random keys; each sample gets a uniform key from stream `reservoir`.
 
-    At every time all sets of `capacity` samples made so far are equally likely to be the ones kept. A store frees whole
-    rounds, and of most rounds something stays: a process may hold more than the live samples that are counted.
+    At any time, all sets of `capacity` of the samples made so far are equally likely to be the kept ones. A store frees
+    whole rounds, and some sample of most rounds is kept: a process may hold more than the live samples that are
+    counted.
     """
 
     ours = ("capacity",)
     reads_logits = False
     name: Literal["reservoir"] = "reservoir"
     capacity: int = 1280
-    """Samples kept; as many as MB-DFKD's bank has."""
+    """Samples kept; by default as many as in MB-DFKD's bank."""
 
     def __post_init__(self) -> None:
         require(self.capacity >= 1, "reservoir capacity", self.capacity, "an integer >= 1")
 
     def init(self, teacher: Teacher, rng: Streams) -> ReservoirState:
-        """Empty."""
+        """Return an empty memory."""
         return ReservoirState(no_ids(), torch.empty(0, dtype=torch.float64))
 
     def add(self, state: ReservoirState, store: Store, samples: Samples, *, teacher: Teacher, rng: Streams) -> Metrics:
-        """Keep the smallest keys of old and new; the rest is dropped."""
+        """Keep the smallest keys of old and new samples; drop the others."""
         ids = torch.cat([state.ids, store.append(samples)])
-        # 53 random bits: two equal keys are out of the question.
+        # 53 random bits make two equal keys practically impossible.
         fresh = torch.rand(len(samples), dtype=torch.float64, generator=rng.host("reservoir"))
         keys = torch.cat([state.keys, fresh])
         kept, lost = (rows.sort().values for rows in keys.argsort().tensor_split([self.capacity]))
@@ -208,60 +210,60 @@ class Reservoir(Uniform[ReservoirState]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Latest(ReplayMemory[Deck]):
-    """What adversarial hosts (DAFL) use: each student step gets fresh images while they last."""
+class Latest(ReplayMemory[IdQueue]):
+    """The latest round only, for adversarial hosts such as DAFL: student steps get fresh images while they last."""
 
     reads_logits = False
     name: Literal["latest"] = "latest"
 
-    def init(self, teacher: Teacher, rng: Streams) -> Deck:
-        """Empty."""
-        return Deck()
+    def init(self, teacher: Teacher, rng: Streams) -> IdQueue:
+        """Return an empty memory."""
+        return IdQueue()
 
-    def add(self, state: Deck, store: Store, samples: Samples, *, teacher: Teacher, rng: Streams) -> Metrics:
-        """The new round replaces the old."""
+    def add(self, state: IdQueue, store: Store, samples: Samples, *, teacher: Teacher, rng: Streams) -> Metrics:
+        """Replace the old round by the new one."""
         store.drop(state.ids)
-        fresh = Deck(store.append(samples))
+        fresh = IdQueue(store.append(samples))
         state.ids, state.order, state.cursor = fresh.ids, fresh.order, fresh.cursor
         return {}
 
-    def draw(self, state: Deck, store: Store, count: int, *, teacher: Teacher, rng: Streams) -> Draw:
-        """The next disjoint hand."""
-        return gathered(store, state.deal(count, rng))
+    def draw(self, state: IdQueue, store: Store, count: int, *, teacher: Teacher, rng: Streams) -> Draw:
+        """Return the next samples, disjoint from those before."""
+        return gathered(store, state.take(count, rng))
 
-    def live(self, state: Deck) -> Tensor:
-        """This round's ids."""
+    def live(self, state: IdQueue) -> Tensor:
+        """The latest round's ids."""
         return state.ids
 
 
 @dataclass
 class BankState:
-    """The fresh round, the entries (each a vector of ids, oldest first), and the rounds seen."""
+    """The fresh round, the entries (each a vector of ids, oldest first), and the number of rounds so far."""
 
-    fresh: Deck
+    fresh: IdQueue
     entries: list[Tensor]
     rounds: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bank(ReplayMemory[BankState]):
-    """A ring of entries; each draw takes `share` of its samples from one random entry, the rest fresh.
+    """A ring of entries; each draw takes `share` of its samples from one random entry, the others are fresh.
 
-    Departure: an entry is made when the round's images come, and is of the first of them; LRA makes it after the
-    student's steps, of the epoch's last batch.
+    Departure: an entry is made of the first images of a round when they arrive; LRA makes it after the student's steps,
+    of the epoch's last batch.
     """
 
     paper = "Binici et al., WACV 2022"
     reads_logits = False
     name: Literal["bank"] = "bank"
     entries: int = 10
-    """Entries kept; the oldest goes first."""
+    """Entries kept; the oldest is dropped first."""
     entry_size: int = 128
-    """Samples of an entry: the first of a round's."""
+    """Samples of an entry: the first ones of a round."""
     period: int = 5
     """Rounds between two entries; the first round makes one."""
     share: float = 1 / 9
-    """Share of each draw that comes from the bank, once it has an entry."""
+    """Share of each draw that comes from the bank."""
 
     def __post_init__(self) -> None:
         for what in ("entries", "entry_size", "period"):
@@ -269,13 +271,13 @@ class Bank(ReplayMemory[BankState]):
         require(0 <= self.share <= 1, "bank share", self.share, "0 <= share <= 1")
 
     def init(self, teacher: Teacher, rng: Streams) -> BankState:
-        """Empty."""
-        return BankState(Deck(), [])
+        """Return an empty memory."""
+        return BankState(IdQueue(), [])
 
     def add(self, state: BankState, store: Store, samples: Samples, *, teacher: Teacher, rng: Streams) -> Metrics:
-        """Fresh ids replace the last round's; every `period` rounds the first of them become an entry."""
+        """Replace the fresh ids; every `period` rounds the first of them become an entry."""
         before = self.live(state)
-        state.fresh = Deck(store.append(samples))
+        state.fresh = IdQueue(store.append(samples))
         if state.rounds % self.period == 0:
             state.entries = [*state.entries, state.fresh.ids[: self.entry_size]][-self.entries :]
         state.rounds += 1
@@ -283,12 +285,12 @@ class Bank(ReplayMemory[BankState]):
         return {}
 
     def draw(self, state: BankState, store: Store, count: int, *, teacher: Teacher, rng: Streams) -> Draw:
-        """Fresh samples, and evenly among them those of one entry."""
+        """Return fresh samples with those of one random entry mixed in evenly."""
         replayed = round(self.share * count)
         which, rows = torch.rand(1 + replayed, generator=rng.host("draw")).tensor_split([1])
         entry = state.entries[int(which * len(state.entries))]
         old = entry[(rows * len(entry)).long()]
-        return interleaved(gathered(store, state.fresh.deal(count - replayed, rng)), gathered(store, old))
+        return interleaved(gathered(store, state.fresh.take(count - replayed, rng)), gathered(store, old))
 
     def live(self, state: BankState) -> Tensor:
         """Fresh ids and those of all entries."""

@@ -1,9 +1,9 @@
-r"""SSD-KD's dynamic replay buffer (Liu et al., CVPR 2024, arXiv 2406.07876): small, and hard samples are drawn more.
+"""SSD-KD's dynamic replay buffer (Liu et al., CVPR 2024, arXiv 2406.07876): small, with hard samples drawn more often.
 
-Read (`methods.md` 4.2, 4.3): a buffer of fixed size, a tenth of the train set or less, updated partially; priorities
-from what teacher and student disagree on, kept up to date while the student learns; importance weights with the
-exponent beta that correct the bias of such draws. No code is public and the formulas below are recalled, not read:
-they are our choice, and so are all fields but the meaning of `scale` and `beta`.
+According to published summaries: a buffer of fixed size, a tenth of the train set or less, which is updated partially;
+priorities from the divergence between teacher and student, updated while the student learns; and importance weights
+with an exponent beta that correct the bias of these draws. There is no public code, so the formulas below are our
+choice, and so are all fields but `scale` and `beta`.
 
 Letters: N samples held, n samples drawn.
 """
@@ -25,9 +25,9 @@ from condkd_ray.models.teacher import Teacher
 
 @dataclass
 class PrioritizedState:
-    """Ids kept, oldest first; of each its delta and its last importance weight, float64. All (N,), on the device.
+    """Ids kept, oldest first, with the delta and the last importance weight of each, float64; all (N,), on the device.
 
-    There they are drawn from and written to: the host waits for neither.
+    They are read and written on the device, so the host does not wait.
     """
 
     ids: Tensor
@@ -35,7 +35,7 @@ class PrioritizedState:
     weights: Tensor
 
     def read(self) -> tuple[Tensor, Tensor, Tensor]:
-        """All three on the CPU. Waits for the device: not within a step."""
+        """Return all three on the CPU. Waits for the device, so it must not be called within a step."""
         return self.ids.cpu(), self.deltas.cpu(), self.weights.cpu()
 
 
@@ -43,9 +43,9 @@ class PrioritizedState:
 class Prioritized(ReplayMemory[PrioritizedState]):
     r"""Draws by P_i = (delta_i + eps)^alpha / \sum_j (delta_j + eps)^alpha, weighted by (N P_i)^-beta.
 
-    After a student step the drawn samples alone get delta_i = w_i KL(teacher || student), where w_i is their weight
-    (N P_i)^-beta of the last such time, at first 1; drawn more than once, they get the mean. New samples come with the
-    largest delta there is, so that each is seen soon.
+    After a student step, only the drawn samples get a new delta_i = w_i KL(teacher || student), where w_i is their
+    weight (N P_i)^-beta at the previous update, initially 1; a sample drawn more than once gets the mean. New samples
+    get the largest delta present, so that each is drawn soon.
     """
 
     paper = "Liu et al., CVPR 2024"
@@ -53,20 +53,21 @@ class Prioritized(ReplayMemory[PrioritizedState]):
     reads_logits = False
     name: Literal["prioritized"] = "prioritized"
     scale: float = 0.1
-    """Samples kept, as a share of the teacher's train set; the paper has 0.1 and goes down to 0.01."""
+    """Samples kept, as a share of the teacher's train set; the paper uses 0.1 and goes down to 0.01."""
     alpha: float = 1.0
-    """0 draws uniformly."""
+    """Exponent of the priorities; 0 draws uniformly."""
     beta: float = 0.4
-    """0 corrects nothing, 1 all of the bias. Prioritised replay's usual start, here constant."""
+    """Exponent of the correction: 0 corrects nothing, 1 the whole bias. The usual start value of prioritised replay,
+    constant here."""
     eps: float = 1e-6
-    """What even a sample without divergence has for a mass."""
+    """Mass of a sample without divergence."""
     divide_by: Literal["mean", "largest", "largest_held"] = "mean"
-    """What a draw's weights are divided by: their mean, which leaves the length of the student's steps alone; their
-    largest, as prioritised replay does, or that of all in the memory, which shorten them. The mean was chosen on
+    """Divisor of a draw's weights: their mean, which keeps the length of the student's steps; their largest, as in
+    prioritised replay, or the largest of all in the memory, which both shorten the steps. The mean was chosen on
     validation images (`experiments/LOG.md`)."""
     evict: Literal["lowest", "oldest"] = "lowest"
-    """Which samples make room for a round's: those of the lowest delta, or of the highest age. Among equals the oldest
-    go, and of a round larger than the memory its last samples stay."""
+    """Samples that a new round replaces: those of the lowest delta, or the oldest. Among equal deltas the oldest are
+    replaced first, and of a round larger than the memory its last samples are kept."""
 
     def __post_init__(self) -> None:
         require(self.scale > 0, "prioritized scale", self.scale, "> 0")
@@ -75,11 +76,11 @@ class Prioritized(ReplayMemory[PrioritizedState]):
         require(self.eps > 0, "prioritized eps", self.eps, "> 0")
 
     def capacity(self, teacher: Teacher) -> int:
-        """Samples kept."""
+        """Return the number of samples kept."""
         return round(self.scale * teacher.train_size)
 
     def init(self, teacher: Teacher, rng: Streams) -> PrioritizedState:
-        """Empty. Raises `InputError` where there is not room for one sample of each class."""
+        """Return an empty memory. Raises `InputError` if it has no room for one sample of each class."""
         size, least = teacher.train_size, teacher.num_classes
         accepted = f"at least {least / size:.2g}: {least} samples, one a class, where the train set has {size}"
         require(self.capacity(teacher) >= least, "prioritized scale", self.scale, accepted)
@@ -89,9 +90,9 @@ class Prioritized(ReplayMemory[PrioritizedState]):
     def add(
         self, state: PrioritizedState, store: Store, samples: Samples, *, teacher: Teacher, rng: Streams
     ) -> Metrics:
-        """A round's samples in the place of as many old ones as there is no room for.
+        """Add a round's samples; they replace as many old ones as exceed the capacity.
 
-        Raises `NonFiniteError` where a divergence since the last round was NaN or infinite.
+        Raises `NonFiniteError` if a divergence since the last round was NaN or infinite.
         """
         ids, deltas, weights = state.read()
         if not deltas.isfinite().all():
@@ -110,12 +111,12 @@ class Prioritized(ReplayMemory[PrioritizedState]):
         return {}
 
     def draw(self, state: PrioritizedState, store: Store, count: int, *, teacher: Teacher, rng: Streams) -> Draw:
-        """By P, with replacement. Ids lie on the device, too."""
+        """Draw by P, with replacement. The ids lie on the device, too."""
         chances = self._chances(state.deltas)
         at = torch.rand(count, dtype=torch.float64, generator=rng.host("draw"))
         rows = _rows_at(chances, sent(at, chances.device))
         corrections = (len(chances) * chances) ** -self.beta
-        # Rows that are never drawn, as their chance is too small for a number, correct nothing.
+        # Rows whose chance underflows to 0 are never drawn and need no correction.
         corrections = torch.where(chances > 0, corrections, 0)
         weights = corrections[rows]
         weights = weights / self._divisor(weights, corrections)
@@ -127,18 +128,18 @@ class Prioritized(ReplayMemory[PrioritizedState]):
         return state.ids
 
     def feedback(self, state: PrioritizedState, ids: Tensor, priority: Tensor) -> None:
-        """Bring deltas and weights of the drawn samples `ids` (n,) up to date by their divergences (n,).
+        """Update deltas and weights of the drawn samples `ids` (n,) with their divergences `priority` (n,).
 
-        One that is NaN or infinite makes its sample's delta NaN for good, which `add` finds.
+        A divergence that is NaN or infinite makes its sample's delta NaN for good, which `add` detects.
         """
         if not len(ids):
             return
         rows = torch.searchsorted(state.ids, ids)
-        # By all pairs, as a sum into places would add up in any order on a GPU.
+        # Over all pairs, because a scatter-add on a GPU sums in no fixed order.
         same = rows[:, None] == rows
         gaps = torch.where(same, priority.detach().double(), 0).sum(1) / same.sum(1)
-        astray = 0 * state.deltas[rows]
-        state.deltas = state.deltas.index_copy(0, rows, state.weights[rows] * gaps + astray)
+        non_finite = 0 * state.deltas[rows]
+        state.deltas = state.deltas.index_copy(0, rows, state.weights[rows] * gaps + non_finite)
         chances = self._chances(state.deltas)
         state.weights = state.weights.index_copy(0, rows, (len(chances) * chances[rows]) ** -self.beta)
 
@@ -148,16 +149,16 @@ class Prioritized(ReplayMemory[PrioritizedState]):
         return (drawn if self.divide_by == "largest" else held).max()
 
     def _chances(self, deltas: Tensor) -> Tensor:
-        """P (N,) of deltas (N,). The largest mass is 1: neither too large nor too small a number for any alpha."""
+        """Return P (N,) of deltas (N,). Masses are scaled to at most 1, against over- and underflow for any alpha."""
         masses = deltas.abs() + self.eps
         masses = (masses / masses.max()) ** self.alpha
         return masses / masses.sum()
 
 
 def _rows_at(chances: Tensor, at: Tensor) -> Tensor:
-    """Which of N rows, one after the other as long as their `chances` (N,), lies at each of `at` (n,) in [0, 1).
+    """Return the row whose interval contains each of `at` (n,) in [0, 1); interval lengths are the `chances` (N,).
 
-    Lengths are counted in 2^-53: sums of integers are the same in whatever order a GPU makes them.
+    Lengths are counted in units of 2^-53: sums of integers do not depend on a GPU's order of summation.
     """
     edges = (chances * 2.0**53).long().cumsum(0)
     return torch.searchsorted(edges, (at * edges[-1]).long(), right=True).clamp(max=len(edges) - 1)

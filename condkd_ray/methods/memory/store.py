@@ -1,8 +1,8 @@
-"""Where remembered samples lie: chunks of them, their Arrow files, which ids live, and the store of all.
+"""Stores of remembered samples: their chunks, the chunks' Arrow files, and the ids that are still in use.
 
 What is kept and what is drawn is the memory's policy; a store only holds rows. An id is the running number of a sample
-in its store; a chunk holds consecutive ids, and its file is named by them.
-Letters: N samples, M chunks, C channels, H W height and width, K classes.
+in its store; a chunk holds consecutive ids, and its file is named after them. Letters: N samples, M chunks, C channels,
+H W height and width, K classes.
 """
 
 import contextlib
@@ -30,34 +30,34 @@ from condkd_ray.methods.memory.device_rows import rows_on
 log = logging.getLogger(__name__)
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""Images, labels, logits of an `Encoded`, as numpy: what crosses process borders."""
+"""Images, labels and logits of an `Encoded` as numpy arrays, for transfer between processes."""
 
 
 def to_arrays(encoded: Encoded) -> Arrays:
-    """Tensors to numpy, on the CPU."""
+    """Return the tensors as numpy arrays on the CPU."""
     return tuple(column.detach().cpu().contiguous().numpy() for column in columns(encoded))  # type: ignore[return-value]
 
 
 def from_arrays(arrays: Arrays) -> Encoded:
-    """Numpy to tensors over the same memory. Read-only arrays stay so by our care: gather copies, nothing writes."""
+    """Return tensors over the same memory. Tensors over read-only arrays must not be written to; gathering copies."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return Encoded(*map(torch.from_numpy, arrays))
 
 
 def chunk_path(folder: Location, start: int, stop: int) -> Location:
-    """File of the chunk with ids start..stop-1."""
+    """Return the file of the chunk with ids start..stop-1."""
     return folder / f"{start:010d}-{stop:010d}.arrow"
 
 
 def chunk_range(path: Location) -> tuple[int, int]:
-    """(start, stop) from a chunk's file name."""
+    """Return (start, stop) from a chunk's file name."""
     start, stop = path.stem.split("-")
     return int(start), int(stop)
 
 
 def write_chunk(path: Location, arrays: Arrays) -> None:
-    """One Arrow IPC file with one record batch, written atomically. Logits (N, 0) have no column."""
+    """Write one Arrow IPC file with one record batch, atomically. Logits (N, 0) have no column."""
     wide = {"images": arrays[0], "logits": arrays[2]}
     columns, shapes = {"labels": pa.array(arrays[1], pa.int64())}, {}
     for name, array in wide.items():
@@ -75,7 +75,7 @@ def write_chunk(path: Location, arrays: Arrays) -> None:
 
 
 def read_chunk(path: Location) -> Arrays:
-    """The arrays of a chunk file, mapped read-only."""
+    """Return the arrays of a chunk file, memory-mapped read-only."""
     with reading(path) as local, pa.memory_map(str(local)) as source:
         batch = pa.ipc.open_file(source).get_batch(0)
     shapes = json.loads(batch.schema.metadata[b"shapes"])
@@ -90,22 +90,25 @@ def read_chunk(path: Location) -> Arrays:
 
 
 def read_stored(folder: Location) -> Iterator[tuple[int, int, Arrays]]:
-    """(First id, last id + 1, arrays) of the stored chunks, in order.
+    """Yield (first id, last id + 1, arrays) of the stored chunks, in order.
 
-    A damaged file, as a power loss leaves it, is deleted and told of: its samples are missing.
+    A damaged file, which a power loss can leave, is deleted with a log line; its samples are then missing.
     """
     for path in stored_chunks(folder):
         try:
             arrays = read_chunk(path)
         except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
-            log.info(f"{path} is damaged ({first_line(error)}) and deleted")
+            log.info(f"{path} is damaged ({first_line(error)}); deleted")
             path.unlink(missing_ok=True)
             continue
         yield *chunk_range(path), arrays
 
 
 def stored_chunks(folder: Location) -> list[Location]:
-    """Chunk files in order of their ids. Where a compacted file covers others (a crash between), it alone counts."""
+    """Return the chunk files in order of their ids.
+
+    If a compacted file covers others, as after a crash during compaction, only the compacted file counts.
+    """
     kept: list[Location] = []
     chunks = [path for path in files(folder) if fnmatch(path.name, "[0-9]*.arrow")]
     for path in sorted(chunks, key=lambda p: (chunk_range(p)[0], -chunk_range(p)[1])):
@@ -115,7 +118,7 @@ def stored_chunks(folder: Location) -> list[Location]:
 
 
 def duplicate(source: Location, target: Location) -> None:
-    """Let `target` be another name of a file that nobody will write to, or a copy where that cannot be."""
+    """Make `target` a hard link of a file that nobody writes to, or a copy if a link is impossible."""
     if isinstance(source, Path) and isinstance(target, Path):
         target.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(OSError):
@@ -125,53 +128,59 @@ def duplicate(source: Location, target: Location) -> None:
 
 
 class MissingSamplesError(ValueError):
-    """Chunks that a checkpoint refers to are not there: the trial can only start anew."""
+    """Chunks that a checkpoint refers to are missing: the trial can only start again."""
 
 
 class LiveIds:
-    """Classes and life of the ids given out so far, five bytes each. An id that no chunk ever covered is dead."""
+    """The class of each id given out so far, and whether it is live (in use), in five bytes per id.
+
+    An id that no chunk ever covered is not live.
+    """
 
     def __init__(self, num_classes: int) -> None:
         self._num_classes = num_classes
-        # With room behind them, so that a round does not copy all: `_resize`.
+        # With spare room at the end, so that a round does not copy all: see `_resize`.
         self._all_classes = torch.empty(0, dtype=torch.int32)
         self._all_live = torch.empty(0, dtype=torch.bool)
         self._resize(0)
 
     @property
     def num_ids(self) -> int:
-        """Ids given out so far."""
+        """Number of ids given out so far."""
         return len(self._live)
 
     @property
     def num_live(self) -> int:
-        """Ids not dropped."""
+        """Number of ids not dropped."""
         return int(self._live.sum())
 
     @property
     def class_counts(self) -> Tensor:
-        """(K,) int64: live ids of each class. Those of which the teacher has not been asked count nowhere."""
-        # One place further on, so that UNLABELLED, -1, has one too.
+        """(K,) int64: live ids of each class. Ids whose samples have no teacher logits are not counted."""
+        # Shifted by one place, so that UNLABELLED, -1, has one too.
         return torch.bincount(self._classes[self._live] + 1, minlength=self._num_classes + 1)[1:]
 
     def cover(self, start: int, classes: Tensor) -> None:
-        """A chunk with `classes` (n,) lies at the ids from `start`: new ids live, known ones are as alive as before."""
+        """Register a chunk with `classes` (n,) at the ids from `start`.
+
+        New ids become live, known ones keep their status.
+        """
         known, stop = self.num_ids, start + len(classes)
         self._resize(max(known, stop))
         self._classes[start:stop] = classes.cpu().int()
         self._live[max(start, known) : stop] = True
 
     def drop(self, ids: Tensor) -> None:
-        """Let `ids` die; ids unknown or dead already are passed over."""
+        """Mark `ids` as not live; unknown ids are ignored."""
         ids = ids.cpu()
         self._live[ids[(ids >= 0) & (ids < self.num_ids)]] = False
 
     def any_live(self, start: int, count: int) -> bool:
-        """Whether one of the `count` ids from `start` lives."""
+        """Return whether one of the `count` ids from `start` is live."""
         return bool(self._live[start : start + count].any())
 
     def restore(self, num_ids: int, live: Tensor) -> None:
-        """Become as at a checkpoint: `num_ids` given out, of them exactly `live` alive."""
+        """Restore the state of a checkpoint: `num_ids` given out, of which exactly `live` are live."""
         self._resize(num_ids)
         self._live[:] = False
         self._live[live.cpu()] = True
@@ -187,10 +196,10 @@ class LiveIds:
 
 
 class Store(ABC):
-    """Append-only rows with running ids, in chunks. Samples come back as encoded: uint8 or float16 images.
+    """Append-only rows with running ids, in chunks. Images come back as they were encoded: from uint8 or float16.
 
-    Logits, float16, come back where the codec has them and the samples came with them, otherwise as (B, 0). Where the
-    chunks lie is left to the subclasses; all of them read from a table of chunks and keep account of the ids that live.
+    Logits (float16) come back if the codec has them and the samples had them, otherwise as (B, 0). Subclasses decide
+    where the chunks lie; all of them read from a table of chunks and keep account of the live ids.
 
     `device_limit`: bytes of samples on a GPU, see `rows_on`.
     """
@@ -210,83 +219,84 @@ class Store(ABC):
 
     @property
     def num_ids(self) -> int:
-        """Ids given out so far."""
+        """Number of ids given out so far."""
         return self._ids.num_ids
 
     @property
     def class_counts(self) -> Tensor:
-        """(K,) int64: live samples of each class, as the teacher sees them; without logits they count nowhere."""
+        """(K,) int64: live samples of each class, by the teacher's logits; samples without logits are not counted."""
         return self._ids.class_counts
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the live samples, encoded. Chunks with dead ones among them take somewhat more."""
+        """Bytes of the live samples, encoded. Chunks that contain dropped samples take somewhat more."""
         return self._ids.num_live * self._table.row_bytes
 
     def append(self, samples: Samples) -> Tensor:
-        """Keep a round's samples as one chunk; their ids (B,), consecutive, on the CPU."""
+        """Store a round's samples as one chunk; returns their ids (B,), consecutive, on the CPU."""
         start = self.num_ids
         if len(samples):
             self._append(start, samples)
         return torch.arange(start, start + len(samples))
 
     def gather(self, ids: Tensor) -> Samples:
-        """Decoded copies of the samples `ids` (B,), in that order, on the device. Raises `KeyError` for an unknown id.
+        """Return decoded copies of the samples `ids` (B,), in that order, on the device.
 
-        `ids` that lie on the CPU are looked up there. Those on the device are looked up on it, and nobody waits for
-        them, unless some samples lie beyond the store's `device_limit`; an unknown one is then an error of the device.
+        `ids` on the CPU are looked up there; raises `KeyError` for an unknown id. Those on the device are looked up on
+        it, without the host waiting, unless some samples lie beyond the store's `device_limit`; an unknown id is then
+        an error of the device.
         """
         return self.codec.decode(self._table.gather(ids))
 
     def drop(self, ids: Tensor) -> None:
-        """Say that no memory refers to `ids` any more."""
+        """Record that no memory refers to `ids` any more."""
         self._ids.drop(ids)
 
     @abstractmethod
     def commit(self) -> None:
-        """A checkpoint has been written: what was dropped before it may now really go."""
+        """Free what was dropped before the checkpoint that has just been written."""
 
     def restore(self, num_ids: int, live: Tensor) -> None:
-        """Become as at a checkpoint: forget ids from `num_ids` on (they will be made again), drop all but `live`.
+        """Restore the state of a checkpoint: remove the ids from `num_ids` on and drop all others but `live`.
 
-        Raises `MissingSamplesError` where one of `live` is not there.
+        The removed ids will be made again. Raises `MissingSamplesError` if one of `live` is missing.
         """
         self._truncate(num_ids)
         try:
             self._table.check(live)
         except KeyError as error:
-            message = f"a checkpoint after {num_ids} samples needs what is gone: {error.args[0]}"
+            message = f"a checkpoint after {num_ids} samples refers to missing samples: {error.args[0]}"
             raise MissingSamplesError(message) from None
         self._ids.restore(num_ids, live)
 
     def _returned(self, chunk: Encoded) -> Encoded:
-        """A chunk from a file or the pool as this store gives it back: others may have stored logits with it.
+        """Return a chunk from a file or the pool with or without logits, as this store's codec requires.
 
-        Raises `MissingSamplesError` where it lacks logits that this store gives back.
+        Other trials may have stored logits with it. Raises `MissingSamplesError` if it lacks logits that are required.
         """
         if not self.codec.logits:
             return chunk.without_logits()
-        if not chunk.asked:
+        if not chunk.has_logits:
             raise MissingSamplesError("a chunk was stored without the teacher's logits, which this trial reads")
         return chunk
 
     @abstractmethod
     def _append(self, start: int, samples: Samples) -> None:
-        """Keep samples, encoded, as a chunk, and enter it into the table and among the live ids."""
+        """Encode and store samples as a chunk, and enter it into the table and the live ids."""
 
     @abstractmethod
     def _truncate(self, num_ids: int) -> None:
-        """Remove all chunks of ids from `num_ids` on, for good."""
+        """Remove all chunks of ids from `num_ids` on permanently."""
 
     def _dead(self) -> list[tuple[int, int]]:
-        """(First id, number of samples) of chunks of which nothing lives."""
+        """Return (first id, number of samples) of chunks without live samples."""
         return [(start, count) for start, count in self._table.spans() if not self._ids.any_live(start, count)]
 
 
 class LocalStore(Store):
-    """A store in this process, on the samples' device; with a `folder`, each chunk is a file there as well.
+    """A store in this process, on the samples' device; with a `folder`, each chunk is also a file there.
 
-    The files serve resuming alone: a checkpoint never holds images. See `Store` for the verbs.
+    The files serve resuming only, since a checkpoint never contains images. See `Store` for the methods.
     """
 
     def __init__(
@@ -313,10 +323,10 @@ class LocalStore(Store):
         self._put(start, from_arrays(arrays), encoded)
 
     def commit(self) -> None:
-        """Free chunks of which nothing lives, then join small neighbours in memory."""
+        """Free chunks without live samples, then join adjacent small ones in memory."""
         for start, count in self._dead():
             self._remove(start, count)
-        # Files stay one a round; only with a folder must a chunk in memory equal a file, so join just without one.
+        # With a folder, each chunk in memory must equal a file, one per round; so chunks are joined only without one.
         if self._folder is None:
             self._table.compact()
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from condkd_ray.core.method import InputError
@@ -21,6 +22,8 @@ from condkd_ray.report.statistics import ACCURACY, Difference, comparisons, judg
 from condkd_ray.report.tables import arms, search, teachers
 from condkd_ray.report.tables.table import Table, between, chance, compared, signed
 from condkd_ray.study.importance import LEAST, RESAMPLES, importances, stored_trials
+from condkd_ray.study.objective import Direction
+from condkd_ray.study.storage import quiet
 
 IMPORTANCE = "Importance of parameters"
 STUDY = "search"
@@ -75,11 +78,15 @@ def page(results: Results) -> Page:
     )
 
 
-def front(points: np.ndarray, directions: Sequence[str]) -> list[int]:
-    """Rows of (trials, objectives) that no other is at least as good as in all, and better than in one."""
-    costs = points * np.array([1 if direction == "minimize" else -1 for direction in directions])
-    beaten = [(np.all(costs <= one, 1) & np.any(costs < one, 1)).any() for one in costs]
-    return [place for place, worse in enumerate(beaten) if not worse]
+def front(points: np.ndarray, directions: Sequence[Direction]) -> list[int]:
+    """Return the rows of `points` (trials, objectives), all finite, on the Pareto front, as Optuna finds them.
+
+    No other row is at least as good in every objective and better in one; equal rows are on it together.
+    """
+    with quiet():
+        study = optuna.create_study(directions=list(directions))
+        study.add_trials([optuna.create_trial(values=row) for row in points.tolist()])
+    return [trial.number for trial in study.best_trials]
 
 
 def best(results: Results) -> list[str]:

@@ -59,7 +59,7 @@ def test_a_data_base_that_is_locked_or_broken_is_told_in_one_line(capsys, tmp_pa
     other.close()
     assert caught.value.code == 1
     told = (
-        "failed: the study's data base cannot be used: (sqlite3.OperationalError) database is locked; the same command"
+        "failed: the study's database cannot be used: (sqlite3.OperationalError) database is locked; the same command"
     )
     assert capsys.readouterr().err.splitlines()[-1].startswith(told.replace("(sqlite3.OperationalError) ", ""))
     storage.remove_session()

@@ -34,7 +34,7 @@ def test_folders_named_by_numbers_are_ordered_as_numbers(tmp_path: Path):
 def test_folder_without_classes_or_images_is_refused(tmp_path: Path):
     with pytest.raises(InputError, match="existing folder"):
         read_folder(tmp_path / "none")
-    with pytest.raises(InputError, match="one sub-folder a class"):
+    with pytest.raises(InputError, match="one sub-folder per class"):
         read_folder(tmp_path)
     write_folder(tmp_path, random_pixels(2), torch.arange(2), ["a", "b"])
     (tmp_path / "empty").mkdir()
@@ -94,8 +94,8 @@ def test_all_images_are_read_and_what_is_passed_over_is_told(tmp_path: Path):
     raw = read_folder(tmp_path)
     assert raw.labels.tolist() == [0, 0, 0, 1, 1]
     assert raw.notes == (
-        f"passed over in {tmp_path}: 2 .heic, 1 .png, 1 .txt, 1 folders, 1 without a suffix "
-        "(images are read from class folders alone, not from beside or below them)",
+        f"ignored in {tmp_path}: 2 .heic, 1 .png, 1 .txt, 1 folders, 1 without a suffix "
+        "(images are read only from class folders, not from beside or below them)",
     )
 
 
@@ -168,8 +168,8 @@ def test_copies_are_held_out_or_guide_never_both(tmp_path: Path):
     dataset = load(DataConfig(name="class_folders", root=write_folder(tmp_path, images, labels, NAMES)))
     train, test = ({row.numpy().tobytes() for row in part.pixels} for part in (dataset.train, dataset.test))
     assert (len(train & test), len(train | test), len(dataset.train) + len(dataset.test)) == (0, 12, 18)
-    assert "6 of 18 images are copies of others: each is on the side of its original" in dataset.notes
-    assert any(note.startswith("2 of 18 images have a copy of another label") for note in dataset.notes)
+    assert "6 of 18 images are copies of others: each is in the same part of the split as its original" in dataset.notes
+    assert any(note.startswith("2 of 18 images have an identical copy with another label") for note in dataset.notes)
 
 
 def test_copies_count_once(tmp_path: Path):

@@ -18,7 +18,7 @@ from data.image_files import as_image, png, random_pixels, write_folder, write_p
 def test_images_of_several_sizes_need_a_size(tmp_path: Path):
     write_folder(tmp_path, random_pixels(3, side=8), torch.zeros(3, dtype=torch.int64), ["a"])
     write_folder(tmp_path, random_pixels(3, side=12, seed=1), torch.zeros(3, dtype=torch.int64), ["b"])
-    with pytest.raises(InputError, match=r"\(12, 12\); accepted: \(8, 8\) as the first, or give a size"):
+    with pytest.raises(InputError, match=r"\(12, 12\); accepted: \(8, 8\) as in the first image, or set a size"):
         read_folder(tmp_path)
     raw = read_folder(tmp_path, size=6)
     both = torch.cat([resize(random_pixels(3, side=8), 6), resize(random_pixels(3, side=12, seed=1), 6)])
@@ -98,7 +98,7 @@ def test_images_in_parquet_are_turned_too(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_broken_exif_block_is_told():
     found = decoded(encoded(as_image(random_pixels(1)[0]), "PNG", exif=b"Exif\0\0no such thing"))
     assert torch.equal(found.pixels, random_pixels(1))
-    assert found.notes == ("1 image with an EXIF block that cannot be read in the set: read as they lie, not turned",)
+    assert found.notes == ("1 image with an EXIF block that cannot be read in the set: used without rotation",)
 
 
 def glyphs(grey: int, count: int = 3) -> list[Image.Image]:
@@ -120,7 +120,7 @@ def test_glyphs_in_the_alpha_channel_are_seen(mode: str, grey: int, ground: str)
     found = decoded(*(encoded(image.convert(mode)) for image in glyphs(grey)))
     assert found.pixels.shape[1] == len(mode) - 1
     assert found.ground == ground
-    assert found.notes == (f"3 images partly transparent in the set: laid on {ground}, as the whole set",)
+    assert found.notes == (f"3 images partly transparent in the set: placed on {ground}, like all of the set",)
     for k, image in enumerate(found.pixels):
         square = torch.full_like(image, {"white": 255, "black": 0}[ground])
         square[:, 1 : 3 + k, 2:6] = grey
@@ -169,7 +169,7 @@ def test_an_alpha_of_zero_everywhere_hides_nothing():
     image.putalpha(0)
     found = decoded(encoded(image))
     assert torch.equal(found.pixels, random_pixels(1))
-    assert "transparent everywhere in the set: their colours are read as they lie" in found.notes[0]
+    assert "fully transparent in the set: their colours are used" in found.notes[0]
 
 
 def test_train_and_test_lie_on_one_ground(tmp_path: Path):
@@ -180,9 +180,9 @@ def test_train_and_test_lie_on_one_ground(tmp_path: Path):
             image.save(path)
     dataset = load(DataConfig(name="image_folder", root=tmp_path))
     assert dataset.test.pixels.eq(255).all()
-    train, test = (note for note in dataset.notes if "laid on" in note)
-    assert train == f"12 images partly transparent in {tmp_path / 'train'}: laid on white, as the whole set"
-    assert test.endswith("test: laid on white, as the whole set; 12 of them show nothing there")
+    train, test = (note for note in dataset.notes if "placed on" in note)
+    assert train == f"12 images partly transparent in {tmp_path / 'train'}: placed on white, like all of the set"
+    assert test.endswith("test: placed on white, like all of the set; 12 of them have a single colour then")
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
@@ -190,7 +190,7 @@ def test_grey_of_sixteen_bits_is_scaled(kind: str):
     values = np.array([[0, 128, 129, 257], [32_768, 65_278, 65_406, 65_535]], np.uint16)
     found = decoded(encoded(Image.fromarray(values), kind))
     assert found.pixels.flatten().tolist() == [0, 0, 1, 1, 128, 254, 254, 255]
-    assert found.notes == ("1 image of 16 bits a channel in the set: read as 8 bits, 65 535 as 255",)
+    assert found.notes == ("1 image of 16 bits a channel in the set: converted to 8 bits, 65 535 to 255",)
 
 
 def test_the_first_of_several_frames_is_read_and_that_is_told():
@@ -198,7 +198,7 @@ def test_the_first_of_several_frames_is_read_and_that_is_told():
     found = decoded(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]))
     assert found.pixels.shape == (1, 3, 8, 8)
     assert torch.equal(found.pixels[0, :1], random_pixels(3, 1)[0])
-    assert found.notes == ("1 image of several frames in the set: the first is read",)
+    assert found.notes == ("1 image of several frames in the set: only the first frame is used",)
 
 
 def test_cmyk_is_colour():

@@ -78,7 +78,7 @@ def test_shards_may_have_a_hash_behind(tmp_path: Path):
     touch(tmp_path, f"data/{train}", *(f"data/{name}" for name in shards))
     assert found(tmp_path) == ([train], [shards])
     touch(tmp_path, f"data/{shards[0].replace('70d5', 'ffff')}")
-    with pytest.raises(InputError, match=r"number of shards of test in .* is 3; accepted: 2, all, each once"):
+    with pytest.raises(InputError, match=r"number of shards of test in .* is 3; accepted: 2, each shard once"):
         found(tmp_path)
 
 
@@ -88,7 +88,7 @@ def test_without_a_test_set_the_validation_set_is_it(tmp_path: Path, name: str, 
     file = f"{name}{behind}.parquet"
     touch(tmp_path, "train.parquet", file)
     assert found(tmp_path) == (["train.parquet"], [[file]])
-    assert notes(tmp_path) == (f"{file} is the test set, as there is no test file",)
+    assert notes(tmp_path) == (f"{file} is used as the test set, because there is no test file",)
     touch(tmp_path, "test.parquet")
     assert found(tmp_path)[1] == [["test.parquet"]]
     assert notes(tmp_path) == (f"Parquet files that are not read: {file}",)
@@ -112,7 +112,7 @@ def test_a_folder_a_split_as_the_hub_converts(tmp_path: Path, above: str, partia
     shards = [f"{number:04d}.parquet" for number in range(3)]
     touch(tmp_path, *(f"{above}{partial}train/{name}" for name in shards), f"{above}test/0000.parquet")
     assert found(tmp_path) == (shards, [["0000.parquet"]])
-    told = ("partial-train/ is but a part of the split: the Hub has converted no more",) if partial else ()
+    told = ("partial-train/ is only a part of the split: the Hub has not converted the rest",) if partial else ()
     assert notes(tmp_path) == told
     (tmp_path / f"{above}{partial}train" / shards[1]).unlink()
     with pytest.raises(InputError, match=r"numbers of the Parquet files in .*train is \[0, 2\]"):
@@ -121,7 +121,7 @@ def test_a_folder_a_split_as_the_hub_converts(tmp_path: Path, above: str, partia
 
 def test_a_converted_validation_split_is_the_test_set(tmp_path: Path):
     touch(tmp_path, "default/train/0000.parquet", "default/validation/0000.parquet")
-    assert notes(tmp_path) == ("validation/ is the test set, as there is no test file",)
+    assert notes(tmp_path) == ("validation/ is used as the test set, because there is no test file",)
 
 
 @pytest.mark.parametrize("file", ["{}/train/0000.parquet", "{}/train-00000-of-00001.parquet"])
@@ -154,7 +154,7 @@ def test_only_sets_that_are_read_must_be_whole(tmp_path: Path):
     touch(tmp_path, "validation-00000-of-00002.parquet")
     assert found(tmp_path) == (["train.parquet"], [["test.parquet"]])
     (tmp_path / "test.parquet").unlink()
-    with pytest.raises(InputError, match=r"number of shards of validation in .* is 1; accepted: 2, all"):
+    with pytest.raises(InputError, match=r"number of shards of validation in .* is 1; accepted: 2, each shard once"):
         found(tmp_path)
 
 

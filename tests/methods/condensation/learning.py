@@ -29,7 +29,7 @@ def accuracy_on_digits(method: AnyCondensation, *, seed: int = 0) -> float:
     def augment(images: torch.Tensor) -> torch.Tensor:
         return dsa(images, rng=rng["stranger"], choice=rng.host("stranger"), flip=False)
 
-    recipe = {"epochs": 60, "batch": 256, "lr": 0.05, "momentum": 0.9, "falls": True}
+    recipe = {"epochs": 60, "batch": 256, "lr": 0.05, "momentum": 0.9, "linear_decay": True}
     train(network, made, **recipe, augment=augment, rng=torch.Generator().manual_seed(1))  # type: ignore[arg-type]
     with torch.no_grad():
         return (network(test.images).argmax(1) == test.labels).float().mean().item()

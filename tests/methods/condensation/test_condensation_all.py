@@ -16,5 +16,5 @@ def test_all_images_class_after_class():
 
 def test_it_has_no_ipc_of_its_own():
     assert AllReal().ipc == 0
-    with pytest.raises(InputError, match="0, which stands for all"):
+    with pytest.raises(InputError, match="0, which means all"):
         AllReal(ipc=10)  # type: ignore[arg-type]

@@ -32,7 +32,7 @@ def test_whole_batches_equal_plain_gradient_descent(falls: bool):
     """Three epochs of one step each, written out."""
     real, network, plain = real_samples(), fresh().double(), fresh().double()
     real = type(real)(real.images.double(), real.labels, real.logits)
-    train(network, real, epochs=3, batch=1000, lr=0.1, weight_decay=0.01, falls=falls, rng=generator())
+    train(network, real, epochs=3, batch=1000, lr=0.1, weight_decay=0.01, linear_decay=falls, rng=generator())
     for step in range(3):
         gradients = torch.autograd.grad(F.cross_entropy(plain(real.images), real.labels), list(plain.parameters()))
         lr = 0.1 * (1 - step / 3) if falls else 0.1

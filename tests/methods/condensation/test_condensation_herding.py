@@ -103,4 +103,4 @@ def test_impossible_fields_are_refused(fields: dict, problem: str):
 
 
 def test_whole_is_itself():
-    assert Herding(ipc=3).whole() == Herding(ipc=3)
+    assert Herding(ipc=3).cached_config() == Herding(ipc=3)

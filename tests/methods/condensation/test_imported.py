@@ -66,7 +66,7 @@ def test_image_layouts_come_back(tmp_path: Path, layout: str):
 def test_every_wrong_declaration_is_refused_unless_forced(tmp_path: Path, space: str, declared: str):
     path = save(tmp_path / "x.pt", in_space(space))
     if space != declared:
-        with pytest.raises(InputError, match=rf"space of .*-space {space}\), as its pixels tell; or --force"):
+        with pytest.raises(InputError, match=rf"space of .*-space {space}\), by its pixels; or --force"):
             read(path, space=declared)
     assert len(read(path, space=declared, force=True)) == len(real_pixels()[1])
 
@@ -115,7 +115,7 @@ def test_any_smaller_ipc_is_served_and_none_larger(tmp_path: Path):
     pixels, labels = real_pixels()
     path = write_parquet(tmp_path / "x.parquet", pixels, labels)
     assert condense(Imported(path=path, ipc=20)).labels.bincount().tolist() == [20] * NUM_CLASSES
-    with pytest.raises(InputError, match="is 21; accepted: 1 to 20, what the file has"):
+    with pytest.raises(InputError, match="is 21; accepted: 1 to 20, as many as the file has"):
         condense(Imported(path=path, ipc=21))
 
 
@@ -131,7 +131,7 @@ class Malicious:
 def test_a_malicious_file_is_refused_and_not_run(tmp_path: Path, zipped: bool):
     path, target = tmp_path / "x.pt", tmp_path / "made by the pickle"
     torch.save({"data": [], "trap": Malicious(target)}, path, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(InputError, match=r"it names \w+\.mkdir, which is not allowed"):
+    with pytest.raises(InputError, match=r"it contains \w+\.mkdir, which is not allowed"):
         read(path)
     path.write_bytes(pickle.dumps(Malicious(target)))
     with pytest.raises(InputError, match="cannot read"):
@@ -215,9 +215,9 @@ def test_strangers_sets(file: str, data: str, ipc: int, spread: float):
     if "unconverged" in file:
         # Of noise that nobody knows the mean tells little: it is told.
         found = declared.judged(declared.stored(10, shape), **options)
-        assert any("looks more like normalised by the teacher's constants" in note for note in found.notes)
+        assert any("is more likely normalised by the teacher's constants" in note for note in found.notes)
     else:
-        with pytest.raises(InputError, match="as its pixels tell"):
+        with pytest.raises(InputError, match="by its pixels"):
             declared.read(image_shape=shape, **options)
 
 

@@ -131,7 +131,9 @@ def test_real_images_are_read_in_whatever_space_they_are(tmp_path, workshop, dat
     found = taken(workshop, path, ipc=4)
     assert same(found.images, to_model(unit, dataset.mean, dataset.std))
     assert torch.equal(found.labels, labels)
-    assert any("condensed set set.pt, 4 a class: the teacher names " in line and TOLD[kind] in line for line in heard)
+    assert any(
+        "condensed set set.pt, 4 a class: the teacher classifies " in line and TOLD[kind] in line for line in heard
+    )
 
 
 @pytest.mark.parametrize("each", [1, 10])
@@ -183,7 +185,7 @@ def test_without_a_teacher_only_certainty_undoes_a_normalisation(dataset):
     real = dataset.train.samples(dataset.mean, dataset.std)
     found = judge(StoredSet(twice, labels), Subject("a set", 10, dataset.mean, dataset.std), real=real)
     assert found.space.name == "normalised"
-    assert any("it may be normalised twice (--condensed-mean" in note for note in found.notes)
+    assert any("it may also be normalised twice (--condensed-mean" in note for note in found.notes)
 
 
 def test_images_normalised_twice_are_refused_with_how_to_take_them(tmp_path, workshop, dataset):
@@ -191,7 +193,7 @@ def test_images_normalised_twice_are_refused_with_how_to_take_them(tmp_path, wor
         unit, labels = make(dataset, 10)
         path = write(tmp_path, saved_as(unit, "twice", dataset.mean, dataset.std), labels)
         with pytest.raises(
-            InputError, match=r"normalised twice, .*--condensed-mean [\d.]+ --condensed-std [\d.]+ takes"
+            InputError, match=r"normalised twice, .*--condensed-mean [\d.]+ --condensed-std [\d.]+ accepts"
         ):
             taken(workshop, path)
         (m,), (s,) = dataset.mean, dataset.std
@@ -217,7 +219,9 @@ def test_what_the_pixels_leave_open_is_told_by_the_teachers_answers(tmp_path, wo
     unit, labels = condensed(dataset, 40)
     pale = 0.8 * saved_as(unit, "normalised", dataset.mean, dataset.std)
     path = write(tmp_path, pale, labels)
-    with pytest.raises(InputError, match=r"normalised\), in which the teacher names 9.* right, in the declared one"):
+    with pytest.raises(
+        InputError, match=r"normalised\), in which the teacher classifies 9.* correctly, in the declared one"
+    ):
         taken(workshop, path, space="signed")
     assert same(taken(workshop, path, ipc=40).images, pale)
 
@@ -229,9 +233,9 @@ def test_the_teacher_is_asked_about_the_parts_of_a_set_of_idc(tmp_path, workshop
     fours = small.view(10, 4, 2, 2, 4, 4).permute(0, 1, 2, 4, 3, 5).reshape(40, 1, 8, 8)
     path = write(tmp_path, fours, labels[::4])
     assert len(taken(workshop, path, ipc=16, factor=2)) == 160
-    told = next(line for line in heard if "set.pt, 16 a class: the teacher names" in line)
-    assert "read as 0 to 255, as its pixels tell" in told
-    assert float(told.partition("names ")[2].partition("%")[0]) > 25
+    told = next(line for line in heard if "set.pt, 16 a class: the teacher classifies" in line)
+    assert "read as 0 to 255, by its pixels" in told
+    assert float(told.partition("classifies ")[2].partition("%")[0]) > 25
     with pytest.raises(InputError, match=r"teacher's accuracy on condensed set set\.pt, 4 a class is"):
         taken(workshop, path)
 
@@ -246,7 +250,7 @@ def test_two_classes_that_changed_places_are_named_and_can_be_declared(tmp_path,
     assert torch.equal(taken(workshop, path, ipc=10, order=tuple(SWAPPED)).labels, labels)
     assert len(taken(workshop, path, force=True)) == 10
     right = write(tmp_path, unit, labels)
-    with pytest.raises(InputError, match=f"--condensed-order {' '.join(map(str, range(10)))} takes"):
+    with pytest.raises(InputError, match=f"--condensed-order {' '.join(map(str, range(10)))} corrects"):
         taken(workshop, right, order=tuple(SWAPPED))
 
 
@@ -286,9 +290,9 @@ def test_ten_images_are_no_evidence_against_a_set(tmp_path, workshop, dataset, h
     given = torch.where(labels < right, labels, right + (labels + 1 - right) % max(1, 10 - right))
     heard.clear()
     assert len(taken(workshop, write(tmp_path, unit, given))) == 10
-    doubted = any("no evidence that the teacher knows its images" in line for line in heard)
+    doubted = any("too low to show that the teacher recognises its images" in line for line in heard)
     assert doubted == (right < 3)
-    assert right == 10 or any("it names no image right" in line for line in heard)
+    assert right == 10 or any("no image of these classes is classified correctly" in line for line in heard)
 
 
 def test_a_set_is_judged_once_and_as_a_whole(tmp_path, workshop, dataset, heard):
@@ -296,14 +300,14 @@ def test_a_set_is_judged_once_and_as_a_whole(tmp_path, workshop, dataset, heard)
     path = write(tmp_path, unit, labels)
     heard.clear()
     workshop.prepare_all([replace(using(path, ipc=ipc), seed=seed) for ipc in (1, 5) for seed in (0, 1)])
-    assert sum("the teacher names" in line for line in heard) == 1
+    assert sum("the teacher classifies" in line for line in heard) == 1
 
 
 def test_what_the_file_refutes_is_refused_before_a_teacher_is_trained(tmp_path, dataset, heard):
     unit, labels = few(dataset, 4)
     cases = [
         (saved_as(unit, "twice", dataset.mean, dataset.std), {}, "normalised twice"),
-        (unit, {"space": "normalised"}, "as its pixels tell"),
+        (unit, {"space": "normalised"}, "by its pixels"),
         (unit, {"ipc": 5}, "condensation.ipc of .* is 5; accepted: 1 to 4"),
         (unit, {"mean": (0.5, 0.5), "std": (0.5, 0.5)}, "condensation.mean is .*1 values, one a channel"),
         (unit, {"order": (1, 0)}, "condensation.order is .*10 values, one a class"),
@@ -329,7 +333,7 @@ def test_soft_labels_are_told(tmp_path, workshop, dataset, heard):
     assert not any("soft labels" in line for line in heard)
     softened = 0.9 * hot + 0.01 * torch.arange(10)
     assert torch.equal(taken(workshop, write(tmp_path, unit, softened), ipc=4).labels, labels)
-    assert any("its soft labels are not used" in line for line in heard)
+    assert any("only the largest class of its soft labels is used" in line for line in heard)
 
 
 def test_a_set_of_kip_by_the_command(tmp_path, cache, workshop, dataset, monkeypatch, capsys):
@@ -352,4 +356,4 @@ def test_a_set_of_kip_by_the_command(tmp_path, cache, workshop, dataset, monkeyp
         __main__.main()
     said = capsys.readouterr()
     assert caught.value.code == 0, said.err
-    assert "condensed set kip.npz, 4 a class: the teacher names " in said.out + said.err
+    assert "condensed set kip.npz, 4 a class: the teacher classifies " in said.out + said.err

@@ -160,6 +160,6 @@ def test_impossible_fields_are_refused(fields: dict, problem: str):
 
 
 def test_whole_is_what_is_optimised_together():
-    assert DistributionMatching(ipc=1, condensed_together=7).whole() == DistributionMatching(
+    assert DistributionMatching(ipc=1, condensed_together=7).cached_config() == DistributionMatching(
         ipc=7, condensed_together=7
     )

@@ -226,4 +226,6 @@ def test_impossible_fields_are_refused(fields: dict, problem: str):
 
 
 def test_whole_is_what_is_optimised_together():
-    assert GradientMatching(ipc=1, condensed_together=7).whole() == GradientMatching(ipc=7, condensed_together=7)
+    assert GradientMatching(ipc=1, condensed_together=7).cached_config() == GradientMatching(
+        ipc=7, condensed_together=7
+    )

@@ -10,17 +10,17 @@ from condkd_ray.core.samples import to_model
 from condkd_ray.data.datasets import CONSTANTS
 from condkd_ray.methods.condensation.pixel_space import (
     CERTAIN,
-    WHOLE_GREY,
-    Looks,
+    GREY_VALUES,
+    ImageStatistics,
     Space,
     evidence,
+    image_statistics,
     known_spaces,
-    looks,
     plain,
 )
 
 MEAN, STD = CONSTANTS["cifar10"]
-REAL = Looks(torch.zeros(3), 1.2, 0.93)
+REAL = ImageStatistics(torch.zeros(3), 1.2, 0.93)
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -50,13 +50,13 @@ def test_every_space_is_found(name: str, grey: bool):
     (best, space), *others = ranked(CASES[name](photos(grey)))
     assert (space.name, space.whose) == (name, "the teacher's")
     apart = min(best - nats for nats, other in others if other.differs(space, STD))
-    assert apart > (WHOLE_GREY / 2 if grey else 1)
+    assert apart > (GREY_VALUES / 2 if grey else 1)
 
 
 def test_whole_grey_values_tell_constants_that_hardly_differ():
     (best, space), (next_best, _), *_ = ranked(to_model(photos(), *IMAGENET))
     assert space.whose == "imagenet's"
-    assert best - next_best > WHOLE_GREY / 2
+    assert best - next_best > GREY_VALUES / 2
     assert space.flags == "--condensed-mean 0.485 0.456 0.406 --condensed-std 0.229 0.224 0.225"
 
 
@@ -101,10 +101,10 @@ def test_each_space_is_known_once():
 
 def test_looks():
     ramp = torch.arange(8.0).expand(2, 1, 8, 8)
-    assert looks(ramp).neighbours == pytest.approx(1)
+    assert image_statistics(ramp).neighbours == pytest.approx(1)
     noise = torch.randn(50, 2, 8, 8, generator=torch.Generator().manual_seed(0)) + 3
-    found = looks(noise)
+    found = image_statistics(noise)
     assert abs(found.neighbours) < 0.05
     assert found.spread == pytest.approx(1, abs=0.05)
     assert found.mean.tolist() == pytest.approx([3, 3], abs=0.1)
-    assert not math.isnan(looks(torch.zeros(2, 1, 4, 4)).neighbours)
+    assert not math.isnan(image_statistics(torch.zeros(2, 1, 4, 4)).neighbours)

@@ -30,7 +30,9 @@ def trained(network: ResNet | ConvNet, seed: int = 9) -> nn.Module:
     with Streams(seed).forked("stranger"):
         module = network.build((3, 8, 8), NUM_CLASSES)
     rng = torch.Generator().manual_seed(seed)
-    return train(module, real_samples(seed=seed), epochs=12, batch=16, lr=0.05, momentum=0.9, falls=True, rng=rng)
+    return train(
+        module, real_samples(seed=seed), epochs=12, batch=16, lr=0.05, momentum=0.9, linear_decay=True, rng=rng
+    )
 
 
 def accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> float:
@@ -45,7 +47,7 @@ def test_an_independent_network_knows_the_images():
     with Streams(9).forked("stranger"):
         stranger = convnet_for(toy.IMAGE_SHAPE, width=16, depth=3).build(toy.IMAGE_SHAPE, toy.NUM_CLASSES)
     rng = torch.Generator().manual_seed(1)
-    train(stranger, theirs, epochs=6, batch=16, lr=0.05, momentum=0.9, falls=True, rng=rng)
+    train(stranger, theirs, epochs=6, batch=16, lr=0.05, momentum=0.9, linear_decay=True, rng=rng)
     assert accuracy(stranger, made.images, made.labels) > 2 / toy.NUM_CLASSES
     assert accuracy(stranger, torch.randn(made.images.shape, generator=rng), made.labels) < 2 / toy.NUM_CLASSES
 

@@ -110,5 +110,5 @@ def test_what_needs_too_much_memory_is_refused_with_what_would_fit():
     )
     with pytest.raises(InputError, match=r"as with batch 1$"):
         require_memory(needed, 2**20 * 8, steps=5, batch=10)
-    with pytest.raises(InputError, match=r"which no smaller steps or batch alone would fit$"):
+    with pytest.raises(InputError, match=r"for which reducing steps or batch alone is not enough$"):
         require_memory(needed, 2**20 * 7, steps=5, batch=10)

@@ -197,7 +197,7 @@ def test_noise_is_on_all_it_sees_from_the_stream_it_is_given_and_in_units_of_the
     wanted = reference.fool(judged[0].tolist()) + naming
     assert guidance.penalty(state, fake, LABELS, rng=stream()).item() == pytest.approx(wanted, rel=1e-5)
     takes = (state.network(noisy(real), LABELS)[0] > 0).float().mean()
-    assert guidance.examine(state, real, real, real, LABELS, rng=stream())["held_out_accuracy"] == takes
+    assert guidance.evaluate_held_out(state, real, real, real, LABELS, rng=stream())["held_out_accuracy"] == takes
     both = state.network(noisy(torch.cat([real, fake])), LABELS.repeat(2))[0].tolist()
     logged = guidance.update(state, fake, real, LABELS, rng=stream())["adversarial"].item()
     assert logged == pytest.approx(reference.tell_apart(both[:24], both[24:]), rel=1e-5)
@@ -213,7 +213,7 @@ def test_what_it_learns_by_heart_shows_in_the_images_held_out():
     for _ in range(150):
         terms = guidance.update(state, torch.randn(8, 64, generator=noise), few, labels, rng=RNG)
     seen_right = terms["real_accuracy"]
-    found = guidance.examine(state, few.repeat(50, 1), held_out, held_out, torch.arange(400) % 4, rng=RNG)
+    found = guidance.evaluate_held_out(state, few.repeat(50, 1), held_out, held_out, torch.arange(400) % 4, rng=RNG)
     assert seen_right > 0.95
     assert found["held_out_accuracy"] < 0.6
     # What it tells of fakes that are as good as can be is what it knows by heart.
@@ -228,7 +228,7 @@ def test_perfect_accuracy_is_the_share_told_right_of_condensed_images_and_of_tho
         guidance.update(state, seen(1.0), seen(), LABELS, rng=RNG)
     shown, held_out, fakes = seen(), seen(), seen(0.5)
     before = [tensor.clone() for tensor in state.network.state_dict().values()]
-    found = guidance.examine(state, shown, held_out, fakes, LABELS, rng=RNG)
+    found = guidance.evaluate_held_out(state, shown, held_out, fakes, LABELS, rng=RNG)
     assert all(map(torch.equal, before, state.network.state_dict().values()))
     state.network.eval()
     judged = [state.network(look * state.scale, LABELS)[0].tolist() for look in (shown, held_out, fakes)]
@@ -243,7 +243,7 @@ def test_after_it_is_examined_it_learns_as_if_it_had_not_been():
     for examined in (False, True):
         guidance, state = started()
         if examined:
-            guidance.examine(state, real, real, real, LABELS, rng=RNG)
+            guidance.evaluate_held_out(state, real, real, real, LABELS, rng=RNG)
         guidance.update(state, fake, real, LABELS, rng=RNG)
         found.append(list(state.network.state_dict().values()))
     assert all(map(torch.equal, *found))

@@ -297,7 +297,7 @@ def test_the_moments_are_of_views_under_the_augmentation_of_the_fakes(augment):
 def test_of_many_images_there_are_fewer_views(monkeypatch):
     from condkd_ray.methods.guidance import guidance as module
 
-    monkeypatch.setattr(module, "MOST_AT_START", 20)
+    monkeypatch.setattr(module, "MAX_INIT_FEATURES", 20)
     seen, teacher = [], make_teacher()
     _, _ = bound(Gaussian(views=16), teacher=teacher, host_augment=lambda images, stream: (seen.append(1), images)[1])
     assert len(seen) == 2
@@ -305,7 +305,7 @@ def test_of_many_images_there_are_fewer_views(monkeypatch):
 
 def test_one_image_a_class_that_nothing_augments_has_no_covariance():
     one = blobs(NUM_CLASSES, seed=4).samples(MEAN, STD)
-    accepted = "that of views that differ .augment dsa., or covariance none"
+    accepted = "above 0: views that differ .augment dsa., or covariance none"
     with pytest.raises(InputError, match=f"spread of the condensed features within their classes is .*{accepted}"):
         bound(Gaussian(), condensed=one)
     for guidance in (Gaussian(augment="dsa"), Gaussian(covariance="none")):
@@ -319,8 +319,8 @@ def test_one_image_a_class_that_nothing_augments_has_no_covariance():
     [
         ({"views": 0}, "gaussian views is 0; accepted: an integer >= 1"),
         ({"covariance_weight": -0.5}, "covariance_weight is -0.5; accepted: >= 0"),
-        ({"mixup": 0.5}, "gaussian mixup is 0.5; accepted: 0: it looks at no condensed images in a step"),
-        ({"noise": 0.5}, "gaussian noise is 0.5; accepted: 0: it looks at no condensed images in a step"),
+        ({"mixup": 0.5}, "gaussian mixup is 0.5; accepted: 0: it reads no condensed images in a step"),
+        ({"noise": 0.5}, "gaussian noise is 0.5; accepted: 0: it reads no condensed images in a step"),
     ],
 )
 def test_what_it_cannot_do_is_refused(settings, message):

@@ -111,7 +111,8 @@ def test_a_guidance_without_layouts_goes_on_and_is_refused_where_it_would_have_t
     step(guide, fakes(), teacher)
     assert len(carried.pairs) == 2
     message = (
-        r"layers and views of guidance witness, whose init takes no layout, is \(3, 1\); accepted: 1 and 1: no stages"
+        r"layers and views of guidance witness, whose init has no parameter layout, is \(3, 1\); accepted: 1 and 1: no "
+        "stages"
     )
     with pytest.raises(InputError, match=message):
         bound(Older(stages=2), teacher=teacher)
@@ -141,7 +142,7 @@ def expected(images):
 
 @pytest.mark.parametrize(("limit", "rows"), [(8, slice(None)), (7, slice(0, 8, 2)), (3, slice(0, 8, 3))])
 def test_it_begins_with_the_whole_condensed_set_unless_that_is_large(monkeypatch, limit, rows):
-    monkeypatch.setattr(guidance_module, "MOST_AT_START", limit)
+    monkeypatch.setattr(guidance_module, "MAX_INIT_FEATURES", limit)
     condensed = condensed_set(2)
     _, carried = bound(Witness(), condensed=condensed)
     ((features, labels),) = carried.pairs
@@ -247,7 +248,7 @@ class Examiner(Witness):
 
     held_out: float = 0.5
 
-    def examine(self, state, shown, held_out, fakes, labels, *, rng):
+    def evaluate_held_out(self, state, shown, held_out, fakes, labels, *, rng):
         state.pairs.append((shown, held_out, fakes, labels))
         return {}
 

@@ -231,7 +231,7 @@ def test_mixing_is_within_a_class_and_between_two_features():
 def test_the_others_share_is_uniform_up_to_the_setting():
     guidance, labels = Moments(mixup=0.5), torch.arange(2).repeat(4000)
     real = labels[:, None].float() * 10 + torch.randn(8000, 1, generator=RNG)
-    mixed = guidance.loosened(None, real, labels, torch.Generator().manual_seed(0))
+    mixed = guidance.perturbed(None, real, labels, torch.Generator().manual_seed(0))
     again = torch.Generator().manual_seed(0)
     partner = real[same_class_rows(labels, labels, again)]
     share = ((mixed - real) / (partner - real))[(partner - real).abs() > 0.1]
@@ -247,7 +247,7 @@ def test_noise_is_in_units_of_each_layers_spread(stages):
     guidance = Moments(noise=0.5, stages=stages)
     _, carried = bound(guidance, teacher=teacher)
     width = carried.features.shape[1]
-    noise = guidance.loosened(carried, torch.zeros(4000, width), torch.zeros(4000).long(), torch.Generator())
+    noise = guidance.perturbed(carried, torch.zeros(4000, width), torch.zeros(4000).long(), torch.Generator())
     layers = noise.split((16, 4, 8), 1) if stages else (noise,)
     units = [1.0] * 3 if stages else [by_hand(teacher.observe(few.images).features, few.labels)]
     for layer, unit in zip(layers, units, strict=True):

@@ -8,7 +8,7 @@ from toy import IMAGE_SHAPE, make_prepared, toy_config
 from condkd_ray.core.rng import Streams
 from condkd_ray.methods.guidance.guidance import Unguided
 from condkd_ray.methods.inversion import NoInversion
-from condkd_ray.methods.inversion.inversion import Lowest
+from condkd_ray.methods.inversion.inversion import BestStep
 from condkd_ray.methods.targets import Targets
 from condkd_ray.methods.weighing import equal_weights
 from condkd_ray.trial.run import local_store, run_trial
@@ -16,22 +16,22 @@ from condkd_ray.trial.run import local_store, run_trial
 
 @given(losses=st.lists(st.floats(-1e3, 1e3, width=32), min_size=1, max_size=8))
 def test_the_values_of_the_first_lowest_loss_are_kept(losses):
-    lowest = Lowest()
+    best = BestStep()
     for number, loss in enumerate(losses):
-        lowest.offer(torch.tensor(loss, requires_grad=True), torch.full((2, 3), float(number)), torch.tensor(number))
-    images, number = lowest.kept
+        best.update(torch.tensor(loss, requires_grad=True), torch.full((2, 3), float(number)), torch.tensor(number))
+    images, number = best.kept
     assert number == losses.index(min(losses))
     assert (images == number).all()
     assert not images.requires_grad
 
 
 def test_what_is_kept_is_a_copy():
-    lowest, leaf = Lowest(), torch.ones(3, requires_grad=True)
-    lowest.offer(torch.tensor(1.0), leaf)
+    best, leaf = BestStep(), torch.ones(3, requires_grad=True)
+    best.update(torch.tensor(1.0), leaf)
     with torch.no_grad():
         leaf.zero_()
-    lowest.offer(torch.tensor(2.0), leaf)
-    assert torch.equal(lowest.kept[0], torch.ones(3))
+    best.update(torch.tensor(2.0), leaf)
+    assert torch.equal(best.kept[0], torch.ones(3))
 
 
 def test_it_makes_no_images_and_opens_no_stream():

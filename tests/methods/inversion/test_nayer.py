@@ -15,7 +15,13 @@ from condkd_ray.core.rng import Streams
 from condkd_ray.methods.guidance.guidance import Unguided
 from condkd_ray.methods.inversion import Nayer
 from condkd_ray.methods.inversion import nayer as nayer_module
-from condkd_ray.methods.inversion.nayer import NamedGenerator, NoisyLayers, dealt, occurrences, read_embeddings
+from condkd_ray.methods.inversion.nayer import (
+    EmbeddingGenerator,
+    NoisyLayers,
+    occurrences,
+    read_embeddings,
+    split_evenly,
+)
 from condkd_ray.methods.targets import Balanced, Targets
 from condkd_ray.methods.weighing import equal_weights
 from condkd_ray.models import LeNet5
@@ -76,7 +82,7 @@ def test_the_loss_is_the_reference_also_with_remembered_statistics():
 
 
 def test_an_image_is_its_class_through_the_layer_of_its_place():
-    generator = NamedGenerator(6, 5, 4, (1, 8, 8))
+    generator = EmbeddingGenerator(6, 5, 4, (1, 8, 8))
     embeddings, rng = torch.randn(3, 6), torch.Generator().manual_seed(0)
     noisy = NoisyLayers(torch.randn(2, 5, 6, generator=rng), torch.randn(2, 5, generator=rng))
     labels, places = torch.tensor([2, 0, 2, 1]), torch.tensor([0, 0, 1, 1])
@@ -156,7 +162,7 @@ def test_a_new_generator_begins_as_it_was_drawn():
         synthesize(method, state, rng=rng, teacher=teacher)
         found.append(state.generator.body.linear.weight.detach().clone())
     with Streams(0).forked("init/generator/2"):
-        wanted = NamedGenerator(method.embedding, method.latent, method.width, teacher.image_shape)
+        wanted = EmbeddingGenerator(method.embedding, method.latent, method.width, teacher.image_shape)
     torch.testing.assert_close(found[1], wanted.body.linear.weight)
     assert not torch.allclose(found[0], found[1])
 
@@ -178,18 +184,18 @@ def test_the_warm_up_has_a_life_of_its_own_and_its_end_draws_a_new_generator(cha
 
 def test_each_loop_has_its_share_of_every_class():
     labels = Balanced().sample(803, make_teacher(), rng=Streams(0)).labels
-    parts = dealt(labels, 2)
+    parts = split_evenly(labels, 2)
     assert [len(part) for part in parts] == [402, 401]
     counts = torch.stack([part.bincount(minlength=NUM_CLASSES) for part in parts])
     assert (counts[0] - counts[1]).abs().max() <= 1
     assert torch.equal(counts.sum(0), labels.bincount(minlength=NUM_CLASSES))
-    assert torch.equal(dealt(labels, 1)[0], labels)
+    assert torch.equal(split_evenly(labels, 1)[0], labels)
 
 
 def test_a_round_of_two_loops_is_two_rounds_of_one():
     teacher, student, targets = make_teacher(), make_student(), Balanced().sample(32, make_teacher(), rng=Streams(1))
     found = []
-    for loops, parts in ((2, [targets]), (1, [Targets(part) for part in dealt(targets.labels, 2)])):
+    for loops, parts in ((2, [targets]), (1, [Targets(part) for part in split_evenly(targets.labels, 2)])):
         method, rng = small(Nayer, loops=loops), Streams(0)
         state = method.init(teacher, rng)
         with_all = {"teacher": teacher, "student": student, "guide": Unguided(), "weigh": equal_weights, "rng": rng}

@@ -11,7 +11,7 @@ from condkd_ray.core.method import InputError
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import UNLABELLED
 from condkd_ray.methods.inversion import PreDfkd
-from condkd_ray.methods.inversion.inversion import Look
+from condkd_ray.methods.inversion.inversion import StepBatch
 from condkd_ray.methods.targets import Targets
 
 
@@ -57,8 +57,8 @@ def test_the_gradient_of_the_adversarial_term_is_that_for_a_constant_answer_of_t
     method, teacher, student = small(PreDfkd, js_reduction=reduction), make_teacher(), make_student()
     images = samples(2, seed=1).images.requires_grad_()
     seen = teacher.observe(images)
-    look = Look(images, images, seen, Targets(seen.logits.argmax(1)), torch.ones(2))
-    terms = method.terms(look, teacher=teacher, student=student)
+    batch = StepBatch(images, images, seen, Targets(seen.logits.argmax(1)), torch.ones(2))
+    terms = method.terms(batch, teacher=teacher, student=student)
     (gradient,) = torch.autograd.grad(terms["adv"], images)
     exact, constant, step = copy.deepcopy(student).double(), seen.logits.tolist(), 1e-4
 

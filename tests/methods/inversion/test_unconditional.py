@@ -35,7 +35,7 @@ def test_fresh_images_wait_for_their_labels():
     leaf = torch.ones(1, requires_grad=True)
     made = fresh_images(lambda labels: leaf * torch.randn(len(labels), *IMAGE_SHAPE), unlabelled(20), 8)
     assert made.labels.eq(UNLABELLED).all()
-    assert not made.asked
+    assert not made.has_logits
     assert not made.images.requires_grad
 
 

@@ -7,7 +7,7 @@ from reference import kd
 from toy import IMAGE_SHAPE, NUM_CLASSES, make_teacher
 
 from condkd_ray.core.method import InputError
-from condkd_ray.methods.losses.kd import Answer, Attention, Hinton
+from condkd_ray.methods.losses.kd import Attention, Hinton, NetworkOutputs
 from condkd_ray.models import ConvNet
 
 RNG = torch.Generator().manual_seed(0)
@@ -26,7 +26,7 @@ def close(got, wanted):
 @pytest.mark.parametrize(("tau", "weight"), [(1.0, 250.0), (4.0, 1.0)])
 def test_it_equals_the_plain_loop(tau, weight):
     loss = Attention(**TWO, temperature=tau, weight=weight)
-    got = loss(Answer(STUDENT, (SHALLOW, DEEP)), Answer(TEACHER, (WIDE_SHALLOW, WIDE_DEEP)), LABELS)
+    got = loss(NetworkOutputs(STUDENT, (SHALLOW, DEEP)), NetworkOutputs(TEACHER, (WIDE_SHALLOW, WIDE_DEEP)), LABELS)
     pairs = [(SHALLOW.tolist(), WIDE_SHALLOW.tolist()), (DEEP.tolist(), WIDE_DEEP.tolist())]
     close(got, kd.attention(STUDENT.tolist(), TEACHER.tolist(), tau, weight, pairs))
 
@@ -36,10 +36,12 @@ def test_by_hand_two_networks_that_look_at_opposite_corners():
     ours[0, 0, 0, 0], wanted[0, :, 1, 1] = 5.0, 2.0
     logits = torch.zeros(1, 5)
     loss = Attention(**ONE, weight=1.0)
-    assert loss(Answer(logits, (ours,)), Answer(logits, (wanted,)), LABELS[:1]).item() == pytest.approx(2 / 4)
+    assert loss(NetworkOutputs(logits, (ours,)), NetworkOutputs(logits, (wanted,)), LABELS[:1]).item() == pytest.approx(
+        2 / 4
+    )
     both = ours + ours.flip(2, 3)
     by_hand = ((1 / sqrt(2) - 1) ** 2 + 0.5) / 4
-    got = loss(Answer(logits, (both,)), Answer(logits, (wanted,)), LABELS[:1])
+    got = loss(NetworkOutputs(logits, (both,)), NetworkOutputs(logits, (wanted,)), LABELS[:1])
     assert got.item() == pytest.approx(by_hand, rel=1e-5)
 
 
@@ -47,7 +49,7 @@ def test_by_hand_two_networks_that_look_at_opposite_corners():
 def test_the_larger_map_is_averaged_down(larger):
     small, large = DEEP, SHALLOW
     ours, wanted = (large, small) if larger == "student" else (small, large)
-    got = Attention(**ONE, weight=1.0)(Answer(STUDENT, (ours,)), Answer(STUDENT, (wanted,)), LABELS)
+    got = Attention(**ONE, weight=1.0)(NetworkOutputs(STUDENT, (ours,)), NetworkOutputs(STUDENT, (wanted,)), LABELS)
     distances = []
     for one, other in zip(small.tolist(), large.tolist(), strict=True):
         distances.append(kd.attention_distance(kd.energy(one), kd.halved(kd.energy(other))))
@@ -56,19 +58,21 @@ def test_the_larger_map_is_averaged_down(larger):
 
 def test_scale_and_channels_do_not_count():
     same = torch.cat([3 * SHALLOW, 3 * SHALLOW], 1)
-    got = Attention(**ONE)(Answer(STUDENT, (same,)), Answer(STUDENT, (SHALLOW,)), LABELS)
+    got = Attention(**ONE)(NetworkOutputs(STUDENT, (same,)), NetworkOutputs(STUDENT, (SHALLOW,)), LABELS)
     assert got.abs().max() <= 1e-4
 
 
 def test_without_weight_it_is_hintons():
     loss = Attention(**ONE, weight=0.0, temperature=4.0)
-    got = loss(Answer(STUDENT, (SHALLOW,)), Answer(TEACHER, (WIDE_SHALLOW,)), LABELS)
-    assert torch.equal(got, Hinton(temperature=4.0)(Answer(STUDENT), Answer(TEACHER), LABELS))
+    got = loss(NetworkOutputs(STUDENT, (SHALLOW,)), NetworkOutputs(TEACHER, (WIDE_SHALLOW,)), LABELS)
+    assert torch.equal(got, Hinton(temperature=4.0)(NetworkOutputs(STUDENT), NetworkOutputs(TEACHER), LABELS))
 
 
 def test_a_layer_that_says_nothing_leaves_the_gradient_finite():
     dead = torch.zeros(6, 3, 4, 4, requires_grad=True)
-    Attention(**ONE)(Answer(STUDENT, (dead,)), Answer(TEACHER, (WIDE_SHALLOW,)), LABELS).sum().backward()
+    Attention(**ONE)(
+        NetworkOutputs(STUDENT, (dead,)), NetworkOutputs(TEACHER, (WIDE_SHALLOW,)), LABELS
+    ).sum().backward()
     assert dead.grad is not None
     assert dead.grad.isfinite().all()
 

@@ -3,7 +3,7 @@ import torch
 from reference import kd
 
 from condkd_ray.core.method import InputError
-from condkd_ray.methods.losses.kd import Answer, Dkd, Hinton
+from condkd_ray.methods.losses.kd import Dkd, Hinton, NetworkOutputs
 
 RNG = torch.Generator().manual_seed(0)
 STUDENT, TEACHER = 4 * torch.randn(2, 12, 5, generator=RNG)
@@ -11,7 +11,7 @@ LABELS = torch.arange(12) % 5
 
 
 def found(loss, student=STUDENT, teacher=TEACHER, labels=LABELS):
-    return loss(Answer(student), Answer(teacher), labels)
+    return loss(NetworkOutputs(student), NetworkOutputs(teacher), labels)
 
 
 @pytest.mark.parametrize("tau", [1.0, 4.0])

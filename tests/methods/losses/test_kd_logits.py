@@ -6,7 +6,7 @@ from reference import kd
 from reference import losses as reference
 
 from condkd_ray.core.method import InputError
-from condkd_ray.methods.losses.kd import Answer, Hinton, LogitL1, SoftCrossEntropy
+from condkd_ray.methods.losses.kd import Hinton, LogitL1, NetworkOutputs, SoftCrossEntropy
 
 RNG = torch.Generator().manual_seed(0)
 STUDENT, TEACHER = 4 * torch.randn(2, 12, 5, generator=RNG)
@@ -14,7 +14,7 @@ LABELS = torch.arange(12) % 5
 
 
 def found(loss, student=STUDENT, teacher=TEACHER):
-    return loss(Answer(student), Answer(teacher), LABELS[: len(student)])
+    return loss(NetworkOutputs(student), NetworkOutputs(teacher), LABELS[: len(student)])
 
 
 def close(got, wanted):

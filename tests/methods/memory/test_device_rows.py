@@ -155,7 +155,7 @@ def test_rows_are_looked_up_on_the_device_as_on_the_host_whatever_has_changed(mo
 
     def alike(*spans: range) -> bool:
         ids = torch.tensor([i for span in reversed(spans) for i in span])
-        return rows._rows_there(ids).tolist() == rows._locate(ids.numpy()).tolist()
+        return rows._device_rows(ids).tolist() == rows._locate(ids.numpy()).tolist()
 
     assert alike(range(30))
     rows.remove(10)

@@ -3,7 +3,7 @@ import torch
 from toy import samples
 
 from condkd_ray.core.rng import Streams
-from condkd_ray.methods.memory.memory import Deck, Draw, interleaved
+from condkd_ray.methods.memory.memory import Draw, IdQueue, interleaved
 
 
 def draw(count, first_id, weight):
@@ -30,6 +30,6 @@ def test_what_is_mixed_stays_together():
 
 
 def test_a_deck_gives_none_where_none_are_asked_for():
-    deck, rng = Deck(torch.arange(4)), Streams(0)
-    assert deck.deal(0, rng).tolist() == []
-    assert sorted(deck.deal(4, rng).tolist()) == [0, 1, 2, 3]
+    queue, rng = IdQueue(torch.arange(4)), Streams(0)
+    assert queue.take(0, rng).tolist() == []
+    assert sorted(queue.take(4, rng).tolist()) == [0, 1, 2, 3]

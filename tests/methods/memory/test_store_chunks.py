@@ -37,7 +37,7 @@ def test_a_chunk_without_logits_comes_back_without_them(tmp_path):
     assert found.logits.shape == (5, 0)
     asked = encoded(5)
     write_chunk(path, to_arrays(Encoded(chunk.images, chunk.labels, asked.logits)))
-    assert from_arrays(read_chunk(path)).asked
+    assert from_arrays(read_chunk(path)).has_logits
 
 
 def test_images_in_channels_last_are_written_in_their_own_order(tmp_path):
