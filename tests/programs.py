@@ -50,5 +50,5 @@ def _ended(name: str, arguments: tuple[object, ...], program) -> CompletedProces
             code = ended.code or 0
     # A process has its folders until it ends, which this one does not yet.
     for taken in set(locks._claimed) - claimed:
-        locks.let_go(taken)
+        locks.release(taken)
     return CompletedProcess(whole, code, said.getvalue(), told.getvalue())
