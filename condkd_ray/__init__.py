@@ -11,6 +11,7 @@ _PUBLIC = {
     "Teacher": "models.teacher",
     "Trained": "runs.products",
     "TrialConfig": "trial.config",
+    "register": "core.families",
     **dict.fromkeys(("load", "search", "sweep", "train"), "api"),
 }
 """Modules of the public names; their types stand in `__init__.pyi`."""

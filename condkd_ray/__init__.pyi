@@ -4,6 +4,7 @@ from condkd_ray.api import load as load
 from condkd_ray.api import search as search
 from condkd_ray.api import sweep as sweep
 from condkd_ray.api import train as train
+from condkd_ray.core.families import register as register
 from condkd_ray.models.teacher import Teacher as Teacher
 from condkd_ray.runs.options import Options as Options
 from condkd_ray.runs.products import Trained as Trained

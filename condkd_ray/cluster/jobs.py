@@ -1,7 +1,7 @@
 """Packing of trials and their inputs, to send them to the workers that run them."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from condkd_ray.cluster.lost import patient
 from condkd_ray.cluster.pool import lasting_actor
 from condkd_ray.cluster.stores import call_actor
+from condkd_ray.core.families import plugin_modules
 from condkd_ray.models.own_module import copied, own_code
 from condkd_ray.trial.config import Prepared, TrialConfig
 from condkd_ray.trial.packing import (
@@ -91,11 +92,19 @@ def unpack(config: TrialConfig, refs: PreparedRefs, device: str) -> Prepared:
 
 def by_value(network: nn.Module, function: str) -> bytes:
     """Pickle a network together with the code of the user's own classes, instead of only their names."""
+    with _code_of(function):
+        return dumps(network)
+
+
+@contextmanager
+def _code_of(*modules: str) -> Iterator[None]:
+    """A block in which pickles hold the code of these modules and of those beside them, but for installed ones."""
     with ExitStack() as after:
-        for module in own_code(function):
+        # Once each: a module that is registered twice cannot be unregistered twice.
+        for module in {one.__name__: one for name in modules for one in own_code(name)}.values():
             register_pickle_by_value(module)
             after.callback(unregister_pickle_by_value, module)
-        return dumps(network)
+        yield
 
 
 def own_device() -> str:
@@ -115,13 +124,14 @@ class SweepJobs(Mapping[str, Job]):
 
     def __init__(self, jobs: Iterable[Job]) -> None:
         self._places: dict[str, tuple[int, int]] = {}
-        whole, numbers = bytearray(), {}
-        for job in jobs:
-            begin = len(whole)
-            # Object references are kept in a list beside the array, each once: Ray keeps an object alive only for
-            # references in its own messages. Its pickler stores by value a method defined in a script or a notebook.
-            whole += dumps(_with_refs(job, lambda ref: numbers.setdefault(ref, len(numbers))))
-            self._places[job.key] = begin, len(whole)
+        whole, numbers, jobs = bytearray(), {}, list(jobs)
+        with _code_of(*{module for job in jobs for module in plugin_modules(job.config)}):
+            for job in jobs:
+                begin = len(whole)
+                # Object references are kept in a list beside the array, each once: Ray keeps an object alive only for
+                # references in its own messages. Its pickler stores by value a method of a script or a notebook.
+                whole += dumps(_with_refs(job, lambda ref: numbers.setdefault(ref, len(numbers))))
+                self._places[job.key] = begin, len(whole)
         self._refs = list(numbers)
         self._bytes = np.frombuffer(whole, np.uint8)
 
@@ -175,7 +185,8 @@ class SearchJobs:
 
     def put(self, job: Job) -> None:
         """Store a job; returns once it is there."""
-        call_actor(self._actor.put, job)
+        with _code_of(*plugin_modules(job.config)):
+            call_actor(self._actor.put, job)
 
     def remove(self, key: str) -> None:
         """Delete the job of a trial that is over."""

@@ -1,12 +1,12 @@
 """The config that the flags of an experiment say."""
 
-from typing import Any, get_args
+from typing import Any
 
 from condkd_ray import models
 from condkd_ray.commands.experiment import Flags
 from condkd_ray.core.config import merge, read_tree, to_tree
 from condkd_ray.core.method import require
-from condkd_ray.methods.inversion import AnyInversion, Inversion
+from condkd_ray.methods.inversion import INVERSIONS, Inversion
 from condkd_ray.runs.presets import PARTS, check_parts, published, scaled, with_rounds
 from condkd_ray.trial.card import with_card
 from condkd_ray.trial.config import TrialConfig, from_tree
@@ -21,9 +21,9 @@ def base_config(flags: Flags) -> TrialConfig:
     require(bool(flags.ipcs) and min(flags.ipcs) >= 1, "--ipcs", flags.ipcs, accepted)
     require(bool(flags.seeds) and min(flags.seeds) >= 0, "--seeds", flags.seeds, "one or more integers >= 0")
     flags.prior  # noqa: B018  refused here, whatever the arms
-    own = {name: getattr(flags, name) for name in ("size", "val_fraction", "train_file", "test_file")}
-    if flags.size is None:
-        del own["size"]  # then a card may tell it
+    # What is not given is left out: a card may give a size, and only own data sets have files.
+    stated = {name: getattr(flags, name) for name in ("size", "val_fraction", "train_file", "test_file")}
+    own = {name: value for name, value in stated.items() if value is not None}
     epochs = TEACHER_EPOCHS.get(flags.dataset, 10) if flags.teacher_epochs is None else flags.teacher_epochs
     tree: dict[str, Any] = {
         "data": {"name": flags.dataset, "root": flags.data_root, **own},
@@ -65,8 +65,8 @@ def _own_parts(flags: Flags) -> dict[str, Any]:
     """Inversion, memory and length without a host."""
     require(flags.scale is None, "--scale without --host", flags.scale, "a published system to scale, --host NAME")
     name = flags.inversion or "fast"
-    # A name that is none of theirs is refused later, with all that are.
-    inversion = {kind.name: kind for kind in get_args(AnyInversion)}.get(name, Inversion)
+    # An unknown name is refused later, in a message with all that are accepted.
+    inversion = INVERSIONS.members().get(name, Inversion)
     rounds = 12 if flags.rounds is None else flags.rounds
     parts: dict[str, Any] = {"inversion": {"name": name}, "distiller": {}, "rounds": rounds}
     if hasattr(inversion, "width"):

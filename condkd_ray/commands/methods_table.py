@@ -1,4 +1,4 @@
-"""Every method there is, as the table of the README: `condkd methods`. Made from the unions, it cannot lag behind.
+"""Every method there is, as the table of the README, then the installed plug-ins: `condkd methods`.
 
 The architectures have a table of their own, with what they cost: `condkd methods --networks`; forms of guidance one of
 where their optimum lies: `condkd methods --check guidance`.
@@ -6,19 +6,22 @@ where their optimum lies: `condkd methods --check guidance`.
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import tyro
 
+from condkd_ray.core.families import Family, origin_of
 from condkd_ray.core.method import Method, require
-from condkd_ray.methods.condensation import AnyCondensation
+from condkd_ray.data.datasets import DATASETS
+from condkd_ray.methods.condensation import CONDENSATIONS
 from condkd_ray.methods.distiller import Distiller
-from condkd_ray.methods.guidance import AnyGuidance
-from condkd_ray.methods.inversion import AnyInversion
-from condkd_ray.methods.losses.kd import AnyKdLoss
-from condkd_ray.methods.memory import AnyMemory
-from condkd_ray.methods.targets import AnyTargets
-from condkd_ray.methods.weighing import AnyWeighing
+from condkd_ray.methods.guidance import GUIDANCES
+from condkd_ray.methods.inversion import INVERSIONS
+from condkd_ray.methods.losses.kd import KD_LOSSES
+from condkd_ray.methods.memory import MEMORIES
+from condkd_ray.methods.targets import TARGETS
+from condkd_ray.methods.weighing import WEIGHINGS
+from condkd_ray.models import NETWORKS as NETWORK_FAMILY
 from condkd_ray.models import parse
 from condkd_ray.models.cost import cost_of, short
 from condkd_ray.models.network import Network, label
@@ -26,16 +29,22 @@ from condkd_ray.models.torchvision import SMALLEST
 from condkd_ray.runs import compute
 
 FAMILIES = {
-    "condensation": AnyCondensation,
-    "targets": AnyTargets,
-    "weighing": AnyWeighing,
-    "inversion": AnyInversion,
-    "guidance": AnyGuidance,
-    "memory": AnyMemory,
+    "condensation": CONDENSATIONS,
+    "targets": TARGETS,
+    "weighing": WEIGHINGS,
+    "inversion": INVERSIONS,
+    "guidance": GUIDANCES,
+    "memory": MEMORIES,
     "distiller": Distiller,
-    "distiller.loss": AnyKdLoss,
+    "distiller.loss": KD_LOSSES,
 }
 """By the field of a trial's config."""
+OPEN = {
+    **{field: family for field, family in FAMILIES.items() if isinstance(family, Family)},
+    "student, teacher.network": NETWORK_FAMILY,
+    "data": DATASETS,
+}
+"""What plug-ins can be members of, by the field of a trial's config."""
 HEADER = "| family | name | published in | hyper-parameters with their defaults; *in italics what is our choice* |"
 NETWORKS = (
     *("lenet5", "lenet5_half", "alexnet", "alexnet_half", "convnet-3-128", "resnet-8-16", "resnet-20-16"),
@@ -70,7 +79,7 @@ def list_methods(command: Methods) -> int:
     given = [flag for flag, there in asked.items() if there]
     require(len(given) <= 1, " beside ".join(given), f"{len(given)} tables", "one of them")
     made = {"--networks": networks_table, "--published": compute.table, "--check": checked_guidance}
-    print(made[given[0]]() if given else table(), end="")
+    print(made[given[0]]() if given else table() + plugins_table(), end="")
     return 0
 
 
@@ -82,14 +91,22 @@ def checked_guidance() -> str:
 
 
 def methods(family: Any) -> tuple[type[Method], ...]:
-    """The members of a family, as its union lists them."""
-    return get_args(family) or (family,)
+    """The members of a family that this package defines."""
+    return family.own if isinstance(family, Family) else (family,)
 
 
 def table() -> str:
     """A Markdown table, a row a method."""
     rows = [_row(family, kind) for family, union in FAMILIES.items() for kind in methods(union)]
     return "\n".join([HEADER, "|---|---|---|---|", *rows]) + "\n"
+
+
+def plugins_table() -> str:
+    """A Markdown table, a row a plug-in; empty if there are none."""
+    members = [(field, kind) for field, family in OPEN.items() for kind in family.plugins().values()]
+    rows = [f"{_row(field, kind)} {origin_of(kind)} |" for field, kind in members]
+    head = ["", f"{HEADER} plug-in |", "|---|---|---|---|---|"]
+    return "\n".join([*head, *rows]) + "\n" if rows else ""
 
 
 def _row(family: str, kind: type[Method]) -> str:

@@ -9,17 +9,20 @@ import types
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from condkd_ray.core.families import family_of, hints, origin_of
 from condkd_ray.core.method import InputError, require, shown
 from condkd_ray.core.text import read_text
 from condkd_ray.core.yaml_text import load_yaml
 
 Tree = dict[str, Any]
 """Plain values only: what a YAML or JSON file holds."""
+PLUGIN = "plug-in"
+"""Key of the version of a method's code in its identity; no field can have this name."""
 T = TypeVar("T")
 
 
@@ -37,16 +40,16 @@ def build(kind: type[T], tree: Any, path: str) -> T:
 
     Raises `InputError` with the first bad key, its value and what is accepted; messages begin with `path`.
     """
-    require(isinstance(tree, dict), path, tree, f"a mapping with {', '.join(_hints(kind))}")
+    require(isinstance(tree, dict), path, tree, f"a mapping with {', '.join(hints(kind))}")
     for key in tree:
-        if key not in _hints(kind):
-            near = difflib.get_close_matches(str(key), _hints(kind), 1)
+        if key not in hints(kind):
+            near = difflib.get_close_matches(str(key), hints(kind), 1)
             hint = f" (did you mean {near[0]}?)" if near else ""
-            raise InputError(f"{path}: {shown(key)} names no field{hint}; accepted: {', '.join(_hints(kind))}")
+            raise InputError(f"{path}: {shown(key)} names no field{hint}; accepted: {', '.join(hints(kind))}")
     for f in dataclasses.fields(kind):  # type: ignore[arg-type]
         if f.name not in tree and not _known(f.default) and not _known(f.default_factory):
             raise InputError(f"{path}: {f.name} is not given; accepted: a value of your own, it has no default")
-    values = {key: _value(_hints(kind)[key], value, f"{path}: {key}", kind, key) for key, value in tree.items()}
+    values = {key: _value(hints(kind)[key], value, f"{path}: {key}", kind, key) for key, value in tree.items()}
     try:
         return kind(**values)
     except InputError as error:
@@ -58,9 +61,10 @@ def _value(hint: Any, value: Any, path: str, owner: type, key: str) -> Any:
     members: list[Any] = [kind for kind in kinds if dataclasses.is_dataclass(kind)]
     if not members or (value is None and type(None) in get_args(hint)):
         return _leaf(hint, value, path)
-    if len(members) == 1 and "name" not in _hints(members[0]):
+    family = family_of(members[0])
+    if family is None:
         return build(members[0], value, path)
-    by_name = {name: member for member in members for name in get_args(_hints(member)["name"])}
+    by_name = family.members()
     tree: Any = {"name": value} if isinstance(value, str) else value
     require(isinstance(tree, dict), path, value, ", ".join(by_name))
     # A tree that gives leaves but no name means the default method.
@@ -68,7 +72,7 @@ def _value(hint: Any, value: Any, path: str, owner: type, key: str) -> Any:
     name = tree.get("name", getattr(default, "name", None))
     if not isinstance(name, str) or name not in by_name:
         what = f"{path}: name is not given" if name is None else f"{path} is {shown(name)}"
-        raise InputError(f"{what}; accepted: {', '.join(by_name)}")
+        raise InputError(f"{what}; accepted: {', '.join(by_name)}{family.more}")
     return build(by_name[name], tree, path)
 
 
@@ -84,12 +88,6 @@ def _leaf(hint: Any, value: Any, path: str) -> Any:
         first = error.errors()[0]
         message = "a path" if first["type"] == "path_type" else first["msg"].removeprefix("Input should be ")
         raise InputError(f"{path} is {shown(value)}; accepted: {message}") from None
-
-
-@cache
-def _hints(kind: type) -> dict[str, Any]:
-    hints = get_type_hints(kind)
-    return {f.name: hints[f.name] for f in dataclasses.fields(kind)}
 
 
 _adapter = cache(TypeAdapter)
@@ -143,17 +141,20 @@ def identity(value: Any, *, complete: bool = False) -> Any:
     A field at its default is left out, so that a config keeps its identity when its class gets a new field. The `name`
     of a method always stays, as it tells which class the other fields are of. A default must therefore never change
     within one version of the numbers: see `condkd_ray.trial.plan.NUMBERS`. `complete` keeps fields at their
-    defaults too.
+    defaults too. A method from outside this package has the version of its code beside its fields.
 
     Fields marked `identity: False` are left out, for they stand elsewhere by content; a path in a field marked
     `identity: "content"` is read, and its file's digest put there. Raises `InputError` where it cannot be read.
     """
     if dataclasses.is_dataclass(value):
         parts = {f.name: _part(f, getattr(value, f.name), complete) for f in _kept(value)}
+        origin = origin_of(type(value))  # type: ignore[arg-type]
+        outside = {} if origin is None else {PLUGIN: str(origin)}
         if complete:
-            return parts
+            return parts | outside
         defaults = default_identities(type(value))  # type: ignore[arg-type]
-        return {k: part for k, part in parts.items() if k == "name" or k not in defaults or part != defaults[k]}
+        changed = {k: part for k, part in parts.items() if k == "name" or k not in defaults or part != defaults[k]}
+        return changed | outside
     if isinstance(value, (list, tuple)):
         return [identity(item, complete=complete) for item in value]
     return str(value) if isinstance(value, Path) else value

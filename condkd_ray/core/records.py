@@ -99,6 +99,8 @@ class Record:
     scope: str = "trial"
     """The trials that shared its synthetic images; see `condkd_ray.trial.plan.Scope`."""
     versions: dict[str, str] = field(default_factory=dict)
+    plugins: dict[str, str] = field(default_factory=dict)
+    """Methods from outside this package: `family/name` to the plug-in and its version; see `core.families`."""
     git: str = ""
     numbers: int = 1
     """`trial.plan.NUMBERS` at the time of the trial. Records of different versions are never compared. Records without
@@ -129,7 +131,9 @@ _STORED = (
     *("proxy_hash", "pool_key", "scope", "versions", "git", "node", "threads", "wall_seconds", "cpu_seconds"),
     *("peak_bytes", "rounds", "metrics", "history", "predictions", "held", "numbers"),
 )
-"""Keys in a record's file, in their order: fields of the record and of its outcome. A search adds `study`."""
+"""Keys in a record's file, in their order: fields of the record and of its outcome."""
+_IF_ANY = ("study", "plugins")
+"""Keys that follow where their values are not empty."""
 _DERIVED = ("wall_seconds", "cpu_seconds", "rounds")
 """Stored keys that are computed from the other fields and ignored on reading."""
 _OF_OUTCOME = {one.name for one in dataclasses.fields(Outcome)} & set(_STORED)
@@ -139,7 +143,7 @@ def flat(record: Record) -> dict[str, Any]:
     """Convert a record to its stored form: one level, without images."""
     derived = {key: getattr(record.outcome, key) for key in _DERIVED}
     tree = {**vars(record), **vars(record.outcome), **derived}
-    return {key: tree[key] for key in _STORED} | ({"study": record.study} if record.study else {})
+    return {key: tree[key] for key in _STORED} | {key: tree[key] for key in _IF_ANY if tree[key]}
 
 
 def unflat(tree: Mapping[str, Any]) -> Record:

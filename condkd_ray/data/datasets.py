@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Literal
 
 import torch
 
+from condkd_ray.core.families import Family
 from condkd_ray.core.method import Method, require
 from condkd_ray.core.rng import derive_seed
 from condkd_ray.data import copies, readers
@@ -41,10 +43,14 @@ SHOWN = 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig(Method):
-    """Which real data, in which split and size."""
+class DataSource(Method, ABC):
+    """Base of the data sets: where the images lie, and how they are resized, split and normalised.
 
-    name: DataName = "digits"
+    A data set from another package is a subclass with a `name`, fields of its own if it needs some, and `read`. It can
+    give `mean`, `std` and `flip_ok` other defaults.
+    """
+
+    name: str
     root: Path | None = field(default=None, metadata={"identity": False})
     """Folder of the data set; where it lies is not part of what it is. `digits` needs none."""
     size: int | None = None
@@ -53,12 +59,6 @@ class DataConfig(Method):
     """Share of the train images held out for validation, 0 to 0.5. `digits` always has its own 197."""
     seed: int = 0
     """Of every split; apart from the trial's seed."""
-    train_file: str | None = None
-    """Parquet only: name in `root`, path, or a pattern such as "train-*.parquet"."""
-    test_file: str | None = None
-    """Parquet only: as `train_file`."""
-    download: bool = False
-    """Let torchvision download a known data set into `root`."""
     mean: tuple[float, ...] | None = None
     """Normalisation of your own teacher, one value a channel, in units of [0, 1] pixels."""
     std: tuple[float, ...] | None = None
@@ -68,6 +68,33 @@ class DataConfig(Method):
     def __post_init__(self) -> None:
         require(self.size is None or self.size >= 1, "data.size", self.size, "an integer of at least 1, or none")
         require(0 <= self.val_fraction <= 0.5, "data.val_fraction", self.val_fraction, "0 to 0.5")
+        require((self.mean is None) == (self.std is None), "data.mean, data.std", (self.mean, self.std), "both or none")
+        require(all(map(math.isfinite, self.mean or ())), "data.mean", self.mean, "finite values")
+        require(all(0 < value < math.inf for value in self.std or ()), "data.std", self.std, "positive, finite values")
+
+    @abstractmethod
+    def read(self) -> Found:
+        """Return the train images, and the test images if the data set has some.
+
+        Raises `InputError` if something is missing. A digest of the images names the data set in records, so two calls
+        must return the same.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(DataSource):
+    """Which real data, in which split and size."""
+
+    name: DataName = "digits"
+    train_file: str | None = None
+    """Parquet only: name in `root`, path, or a pattern such as "train-*.parquet"."""
+    test_file: str | None = None
+    """Parquet only: as `train_file`."""
+    download: bool = False
+    """Let torchvision download a known data set into `root`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         own = self.name != "digits" or self.val_fraction == 0
         require(own, "data.val_fraction", self.val_fraction, "0: digits has 197 validation images of its own")
         files = (self.train_file, self.test_file)
@@ -75,9 +102,15 @@ class DataConfig(Method):
         require(parquet, f"data.train_file, data.test_file of {self.name}", files, "none: they name Parquet files")
         known = not self.download or self.name in IDX_SETS or self.name in TORCHVISION_SETS
         require(known, f"data.download of {self.name}", self.download, "false: torchvision has no such data set")
-        require((self.mean is None) == (self.std is None), "data.mean, data.std", (self.mean, self.std), "both or none")
-        require(all(map(math.isfinite, self.mean or ())), "data.mean", self.mean, "finite values")
-        require(all(0 < value < math.inf for value in self.std or ()), "data.std", self.std, "positive, finite values")
+
+    def read(self) -> Found:
+        """Return the images, resized if the reader does that best, and how to split them."""
+        return _find(self)
+
+
+AnyData = DataConfig
+"""The data sets of this package; each has a name of its own."""
+DATASETS = Family("datasets", DataSource, (DataConfig,))
 
 
 @dataclass(frozen=True)
@@ -107,10 +140,12 @@ class Dataset:
 
 
 @dataclass(frozen=True)
-class _Found:
-    """What was read, before splitting. `held_out`, `own_val`: images to be taken out of train for test, validation.
+class Found:
+    """Images as they were read, before splitting.
 
-    `why`: why a test set is held out where the data set has none of its own; `remedy`: how to name one.
+    `held_out`, `own_val`: numbers of train images to take out for test and validation. Without test images and
+    `held_out`, a fifth of the train images (10 000 of 50 000 or more) is the test set. `notes`: sentences for the user.
+    `why`: the reason for holding out a test set; `remedy`: the way to name one.
     """
 
     train: Raw
@@ -122,9 +157,11 @@ class _Found:
     remedy: str = ""
 
 
-def load(config: DataConfig) -> Dataset:
+def load(config: DataSource) -> Dataset:
     """Read, resize and split. Raises `InputError` for whatever is missing or does not fit."""
-    found = _find(config)
+    found = config.read()
+    if not isinstance(config, DataConfig):
+        found = _checked(config.name, found)
     classes = len(found.train.labels.unique())
     require(classes > 1, f"number of classes with images in {config.name}", classes, "2 or more: nothing to tell apart")
     (train, val, test), told = _split(config, found)
@@ -135,58 +172,72 @@ def load(config: DataConfig) -> Dataset:
     return Dataset(config.name, train, val, test, len(names), names, mean, std, flip_ok, digest, notes)
 
 
-def _find(config: DataConfig) -> _Found:
+def _checked(name: str, found: Found) -> Found:
+    """The images of a data set from another package. Raises `InputError` if they are none, or labels do not fit."""
+    for raw, part in ((found.train, "train"), (found.test, "test")):
+        if raw is None:
+            continue
+        what, pixels, labels = f"{part} images of data set {name}", raw.pixels, raw.labels
+        fits = pixels.dtype == torch.uint8 and pixels.ndim == 4 and pixels.shape[1] in (1, 3)
+        require(fits, what, f"{pixels.dtype} {tuple(pixels.shape)}", "uint8 (N, C, H, W) with 1 or 3 channels")
+        fits = labels.dtype == torch.int64 and labels.shape == pixels.shape[:1]
+        require(fits, f"labels of {what}", f"{labels.dtype} {tuple(labels.shape)}", f"int64 ({len(pixels)},)")
+        readers.check_labels(labels.tolist(), raw.class_names, what)
+    return found if found.test is not None or found.held_out else _held_out(found.train, found.notes, "no test images")
+
+
+def _find(config: DataConfig) -> Found:
     if config.name == "digits":
-        return _Found(readers.digits(), None, held_out=DIGITS_TEST, own_val=DIGITS_VAL)
+        return Found(readers.digits(), None, held_out=DIGITS_TEST, own_val=DIGITS_VAL)
     require(config.root is not None, f"data.root of {config.name}", None, "the folder it lies in")
     root = Path(config.root or "").expanduser()
     require(os.path.exists(root) or config.download, "data.root", str(root), "an existing folder")
     if config.name in IDX_SETS:
-        return _Found(*readers.idx_set(config.name, root, download=config.download))
+        return Found(*readers.idx_set(config.name, root, download=config.download))
     if config.name == "image_folder":
         return _image_folder(config, root)
     if config.name == "class_folders":
-        return _Found(*readers.read_halves(root, config.size, config.seed))
+        return Found(*readers.read_halves(root, config.size, config.seed))
     files = readers.find_parquet(root, config.train_file, config.test_file)
     if files is not None:
         return _parquet(config, files)
     accepted = "a folder with train*.parquet or train/*.parquet in it or in one sub-folder"
     require(config.name != "parquet", "data.root", str(root), accepted)
-    return _Found(*readers.torchvision_set(config.name, root, download=config.download))
+    return Found(*readers.torchvision_set(config.name, root, download=config.download))
 
 
-def _parquet(config: DataConfig, files: ParquetFiles) -> _Found:
+def _parquet(config: DataConfig, files: ParquetFiles) -> Found:
     train = readers.read_parquet(files.train.files, config.size)
     if len(files.tests) == 1:
-        return _Found(train, readers.read_parquet(files.tests[0].files, config.size, train.ground), notes=files.notes)
+        return Found(train, readers.read_parquet(files.tests[0].files, config.size, train.ground), notes=files.notes)
     names = ", ".join(one.label for one in files.tests)
     why = f"several test files ({names}) and none named" if files.tests else "no test file"
     return _held_out(train, files.notes, why, "; name one with --test-file")
 
 
-def _image_folder(config: DataConfig, root: Path) -> _Found:
+def _image_folder(config: DataConfig, root: Path) -> Found:
     train = readers.read_folder(root / "train", config.size)
     there = [name for name in ("test", "val") if (root / name).is_dir()]
     if not there:
         return _held_out(train, (), "neither test/ nor val/")
     notes = {"test": (), "val": ("val/ is the test set, as there is no test/",)}[there[0]]
     notes = notes if len(there) == 1 else ("val/ is not read: test/ is the test set",)
-    return _Found(train, readers.read_folder(root / there[0], config.size, train.ground), notes=notes)
+    return Found(train, readers.read_folder(root / there[0], config.size, train.ground), notes=notes)
 
 
-def _held_out(train: Raw, notes: tuple[str, ...], why: str, remedy: str = "") -> _Found:
+def _held_out(train: Raw, notes: tuple[str, ...], why: str, remedy: str = "") -> Found:
     """No test set is ever guessed: one is taken out of train, and the user is told."""
     count = HELD_OUT if len(train) >= HELD_OUT_FROM else len(train) // 5
-    return _Found(train, None, held_out=count, notes=notes, why=why, remedy=remedy)
+    return Found(train, None, held_out=count, notes=notes, why=why, remedy=remedy)
 
 
-def _held_out_note(config: DataConfig, found: _Found, count: int) -> Iterator[str]:
+def _held_out_note(config: DataSource, found: Found, count: int) -> Iterator[str]:
     if found.why:
         told = f"{count:,}".replace(",", " ")
         yield f"{found.why}: {told} images held out of train by data seed {config.seed}{found.remedy}"
 
 
-def _files_notes(found: _Found) -> Iterator[str]:
+def _files_notes(found: Found) -> Iterator[str]:
     """What the readers tell, and which classes have no image to learn from."""
     for raw in (found.train, found.test):
         yield from raw.notes if raw else ()
@@ -200,7 +251,7 @@ def _files_notes(found: _Found) -> Iterator[str]:
         yield from [f"{len(rare)} of {len(names)} classes have {told} ({shown})"] * bool(rare)
 
 
-def _split(config: DataConfig, found: _Found) -> tuple[tuple[RealImages, RealImages | None, RealImages], list[str]]:
+def _split(config: DataSource, found: Found) -> tuple[tuple[RealImages, RealImages | None, RealImages], list[str]]:
     """Train, validation and test, without a row or a copy in common where we split; and what to tell of copies."""
     train = _real(config, found.train)
     val_count = found.own_val or round(config.val_fraction * (len(train) - found.held_out))
@@ -225,13 +276,13 @@ def _split(config: DataConfig, found: _Found) -> tuple[tuple[RealImages, RealIma
     return (kept, val if val_count else None, test), told
 
 
-def _numbered(found: _Found) -> bool:
+def _numbered(found: Found) -> bool:
     """Whether train or test does not name its classes: then both have them by number."""
     sides = [raw.class_names for raw in (found.train, found.test) if raw is not None]
     return any(names == tuple(map(str, range(len(names)))) for names in sides)
 
 
-def _test(config: DataConfig, found: _Found, test: Raw) -> RealImages:
+def _test(config: DataSource, found: Found, test: Raw) -> RealImages:
     """The classes of test are those of train, by their names if both have some."""
     train, given = found.train, test
     if _decimal(train, test):
@@ -259,11 +310,11 @@ def _as_trains(train: Raw, test: Raw) -> torch.Tensor:
     return torch.tensor([place.get(int(name), -1) for name in test.class_names])[test.labels]
 
 
-def _real(config: DataConfig, raw: Raw) -> RealImages:
+def _real(config: DataSource, raw: Raw) -> RealImages:
     return RealImages(raw.pixels if config.size is None else readers.resize(raw.pixels, config.size), raw.labels)
 
 
-def _constants(config: DataConfig, train: RealImages) -> Constants:
+def _constants(config: DataSource, train: RealImages) -> Constants:
     """Given, known, or those of the train images."""
     channels = train.pixels.shape[1]
     if config.mean is not None and config.std is not None:

@@ -10,12 +10,13 @@ Letters: B batch, K classes, d units of the layer, k incoming weights of each un
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from condkd_ray.core.families import Family
 from condkd_ray.core.method import Method, require
 from condkd_ray.core.rng import Streams
 from condkd_ray.models.observation import PENULTIMATE
@@ -185,3 +186,4 @@ def _feature_convolutions(teacher: Teacher) -> list[str]:
 
 
 AnyTargets = Balanced | Soft
+TARGETS = Family("targets", TargetSource, get_args(AnyTargets))

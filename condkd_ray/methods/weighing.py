@@ -10,11 +10,12 @@ Letters: B batch, K classes.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
 
+from condkd_ray.core.families import Family
 from condkd_ray.core.method import Method, require
 from condkd_ray.models.observation import Observation
 
@@ -121,3 +122,4 @@ def uncertainty(logits: Tensor, gamma: float) -> Tensor:
 
 
 AnyWeighing = Equal | Modulating
+WEIGHINGS = Family("weighing", Weighing, get_args(AnyWeighing))

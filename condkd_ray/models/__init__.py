@@ -6,14 +6,15 @@ On command lines a network is one word, its name and then its fields: "resnet-14
 
 import re
 from dataclasses import fields
-from typing import get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin
 
-from condkd_ray.core.method import InputError
+from condkd_ray.core.families import Family, hints
+from condkd_ray.core.method import InputError, require
 from condkd_ray.models.alexnet import AlexNet, AlexNetHalf
 from condkd_ray.models.convnet import ConvNet
 from condkd_ray.models.lenet import LeNet5, LeNet5Half
 from condkd_ray.models.mobilenet import MobileNetV2
-from condkd_ray.models.network import OPTIONAL, label
+from condkd_ray.models.network import OPTIONAL, Network, label
 from condkd_ray.models.resnet import ResNet, ResNet18, ResNet34
 from condkd_ray.models.squeezenet import SqueezeNet
 from condkd_ray.models.torchvision import Torchvision
@@ -25,9 +26,17 @@ _Large = ResNet18 | ResNet34 | Wrn | Vgg11 | MobileNetV2 | SqueezeNet | Torchvis
 AnyNetwork = _Small | _Large
 """Told apart by `name`."""
 
-_BY_NAME: dict[str, type[AnyNetwork]] = {kind.name: kind for kind in get_args(AnyNetwork)}
+
+def _check_spelling(kind: type[Network]) -> None:
+    """Raise `InputError` unless the fields of a network can stand in one word: words, then whole numbers."""
+    words = [name for name, hint in hints(kind).items() if hint is str or get_origin(hint) is Literal]
+    for field in fields(kind):
+        fits = isinstance(field.default, str) if field.name in words else hints(kind)[field.name] is int
+        accepted = "a word with a default, a Literal of words, or int: command lines spell a network name:word-8-16"
+        require(fits, f"networks plug-in {kind.__name__}: field {field.name}", str(hints(kind)[field.name]), accepted)
 
 
+NETWORKS = Family("networks", Network, get_args(AnyNetwork), _check_spelling)
 OTHER = f"or {label(ResNet(depth=20, shortcut='a'))} for the shortcuts without weights of the CIFAR nets in the paper"
 
 
@@ -37,28 +46,28 @@ def parse(text: str) -> AnyNetwork:
     Raises `InputError` for a text that spells none (a path, say), and for values the architecture refuses.
     """
     match = re.fullmatch(r"([a-z0-9_]+)((?::[a-z0-9_]+)*)((?:-[0-9]{1,6})*)", text)
-    kind = _BY_NAME.get(match[1]) if match else None
+    kind: Any = NETWORKS.members().get(match[1]) if match else None
     if match is None or kind is None:
         raise _unknown(text)
     words, numbers = match[2].split(":")[1:], [int(number) for number in match[3].split("-")[1:]]
     takes_words, takes_numbers = _fields(kind)
     if len(words) > len(takes_words) or len(numbers) > len(takes_numbers):
         raise _unknown(text)
-    hints = get_type_hints(kind)
-    if any(word not in (get_args(hints[field]) or [word]) for field, word in zip(takes_words, words, strict=False)):
+    types = hints(kind)
+    if any(word not in (get_args(types[field]) or [word]) for field, word in zip(takes_words, words, strict=False)):
         raise _unknown(text)
     given = [*zip(takes_words, words, strict=False), *zip(takes_numbers, numbers, strict=False)]
     return kind(**dict(given))  # type: ignore[arg-type]
 
 
-def _fields(kind: type[AnyNetwork]) -> tuple[list[str], list[str]]:
+def _fields(kind: type[Network]) -> tuple[list[str], list[str]]:
     """Names of the fields of words and of numbers."""
     given = [field for field in fields(kind) if field.name != "name"]
     words = [field.name for field in given if isinstance(field.default, str)]
     return words, [field.name for field in given if field.name not in words]
 
 
-def _spelling(kind: type[AnyNetwork]) -> str:
+def _spelling(kind: Any) -> str:
     words, numbers = _fields(kind)
     optional = {field.name for field in fields(kind) if field.metadata == OPTIONAL}
     needed = [word.upper() for word in words if word not in optional]
@@ -66,5 +75,6 @@ def _spelling(kind: type[AnyNetwork]) -> str:
 
 
 def _unknown(text: str) -> InputError:
-    spellings = ", ".join(map(_spelling, _BY_NAME.values()))
-    return InputError(f"network is {text!r}; accepted: {spellings}, such as {label(ResNet())}, {OTHER}")
+    spellings = ", ".join(map(_spelling, NETWORKS.members().values()))
+    accepted = f"{spellings}, such as {label(ResNet())}, {OTHER}{NETWORKS.more}"
+    return InputError(f"network is {text!r}; accepted: {accepted}")

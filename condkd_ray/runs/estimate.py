@@ -21,6 +21,7 @@ import torch
 from condkd_ray.cluster.connection import connect
 from condkd_ray.core.config import content_hash
 from condkd_ray.core.environment import clean_process, peak_bytes, set_up_process
+from condkd_ray.core.families import plugins_in
 from condkd_ray.core.method import InputError, Metrics, NonFiniteError
 from condkd_ray.core.records import Record, check_same_experiment, grid_path, read_records, record_path, write_record
 from condkd_ray.core.rng import Streams
@@ -371,7 +372,9 @@ def finished_before(planned: Sequence[Plan], out: Path) -> dict[Plan, Record]:
     for record in records:
         # Skip a record of another version, which cannot equal a planned trial.
         with contextlib.suppress(InputError):
-            found[content_hash(from_tree(record.config)), record.scope] = record
+            config = from_tree(record.config)
+            if plugins_in(config) == record.plugins:
+                found[content_hash(config), record.scope] = record
     return {plan: found[key] for plan in planned if (key := (content_hash(plan.config), plan.scope)) in found}
 
 

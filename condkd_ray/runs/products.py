@@ -15,12 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from condkd_ray import models
+from condkd_ray.core.families import check_plugins
 from condkd_ray.core.method import InputError, require
 from condkd_ray.core.records import Outcome, Record, condensed_path, grid_path, read_manifest, read_records
 from condkd_ray.core.samples import Codec, Samples
 from condkd_ray.core.storage import Location, take
 from condkd_ray.methods.condensation import AllReal
 from condkd_ray.methods.inversion import NoInversion
+from condkd_ray.models import NETWORKS
 from condkd_ray.models.teacher import Teacher
 from condkd_ray.report.figures.image_grids import write_grid
 from condkd_ray.report.tensorboard.embeddings import KINDS, Points, points_path, write_points
@@ -164,8 +166,10 @@ def choose(out: Path, config_hash: str | None = None) -> Record:
     return found[0]
 
 
-def load_student(product: Product) -> nn.Module:
-    """The student in eval mode."""
+def load_student(product: Product, record: Record) -> nn.Module:
+    """The student of a trial in eval mode. Raises `InputError` if its network is of a plug-in that is not here."""
+    networks = {place: origin for place, origin in record.plugins.items() if place.startswith(f"{NETWORKS.name}/")}
+    check_plugins(networks, f"record {record.config_hash[:12]}")
     student = models.parse(product.network).build(product.image_shape, product.num_classes)
     student.load_state_dict(product.student)
     return student.eval()
@@ -187,7 +191,7 @@ class Trained:
             self.product is not None, "product of the trial", None, "a trial that finished and whose product is kept"
         )
         assert self.product is not None
-        return load_student(self.product)
+        return load_student(self.product, self.record)
 
     @property
     def samples(self) -> Samples | None:

@@ -80,7 +80,7 @@ def candidates(workshop: Workshop, config: TrialConfig) -> dict[str, Samples]:
 def scores(out: Path, record: Record, sets: dict[str, Samples]) -> dict[str, float]:
     """Return a trial's scores on each set: `<set>/agreement`, and `<set>/kl`, negated so that more is better."""
     product = read_product(kept_path(out, record.config_hash))
-    student = load_student(product).to(next(iter(sets.values())).images.device)
+    student = load_student(product, record).to(next(iter(sets.values())).images.device)
     found = {}
     for name, samples in sets.items():
         measured = compare(student, samples)

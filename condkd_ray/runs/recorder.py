@@ -23,6 +23,7 @@ from condkd_ray import models
 from condkd_ray.core.config import Tree, flattened, to_tree
 from condkd_ray.core.dispensable import Dispensable
 from condkd_ray.core.environment import CpuClock, git_state, versions
+from condkd_ray.core.families import plugins_in
 from condkd_ray.core.method import Metrics
 from condkd_ray.core.records import (
     MANIFEST,
@@ -290,6 +291,7 @@ def make_record(experiment: str, plan: Plan, key: str, prepared: Prepared, outco
         scope=plan.scope,
         pool_key=pool_key(plan.scope, key, config, prepared)[1],
         versions=versions(),
+        plugins=plugins_in(config),
         git=git_state(),
         numbers=NUMBERS,
         # The images go into their own files, not into the record.

@@ -13,14 +13,15 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from condkd_ray.core.method import InputError
+from condkd_ray.core.families import plugins_in
+from condkd_ray.core.method import InputError, require
 from condkd_ray.core.records import MANIFEST, Record, read_manifest, write_record
 from condkd_ray.runs.recorder import KEY, StudyWriter
 from condkd_ray.runs.search_spec import SearchSpec
 from condkd_ray.study.points import Point, check_point
 from condkd_ray.study.space import params_of
 from condkd_ray.study.study import Study
-from condkd_ray.trial.config import from_tree
+from condkd_ray.trial.config import of_record
 from condkd_ray.trial.hardware import Hardware, settled
 from condkd_ray.trial.plan import NUMBERS
 
@@ -100,7 +101,8 @@ def _params(tree: dict[str, Any], records: Mapping[int, Record], hardware: Hardw
     found, unfit = dict[int, Point](), dict[int, str]()
     for number, record in records.items():
         try:
-            config = from_tree(record.config, "record")
+            config = of_record(record)
+            require(plugins_in(config) == record.plugins, "plug-ins", record.plugins, f"{plugins_in(config)}, as here")
             point = params_of(tree, config, lambda one: settled(one, hardware))
             found[number] = check_point(tree, point, "parameters")
         except InputError as error:

@@ -6,7 +6,7 @@ Parameter names are paths, such as `inversion/bn_weight`.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ import yaml
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from condkd_ray.core.config import content_hash, to_tree
+from condkd_ray.core.families import plugins_named
 from condkd_ray.core.method import InputError, require
 from condkd_ray.core.text import read_text
 from condkd_ray.core.yaml_text import load_yaml
@@ -169,6 +170,21 @@ def _at(tree: Any, place: int, end: int) -> Any:
 def to_plain(tree: Any) -> Any:
     """Return the space as plain values, for comparison and storage."""
     return _replaced(tree, lambda leaf, path: {f"!{leaf.kind}": to_plain(list(leaf.values))})
+
+
+def plugins(tree: dict[str, Any]) -> list[str]:
+    """The plug-ins that a space names, with their versions: other versions are other values of the same parameters."""
+    return [f"{place}: {origin}" for place, origin in sorted(plugins_named(set(_words(tree))).items())]
+
+
+def _words(tree: Any) -> Iterator[str]:
+    """All texts in a space."""
+    parts = tree.values if isinstance(tree, Open) else tree.values() if isinstance(tree, dict) else tree
+    if isinstance(parts, str):
+        yield parts
+    elif isinstance(parts, Iterable):
+        for part in parts:
+            yield from _words(part)
 
 
 def close(tree: dict[str, Any], trial: optuna.trial.BaseTrial) -> TrialConfig:

@@ -26,7 +26,7 @@ from condkd_ray.core.method import InputError, require
 from condkd_ray.study.choices import Sampler
 from condkd_ray.study.objective import Constraint, Direction, Objective, known_excesses
 from condkd_ray.study.points import check_point, left_open
-from condkd_ray.study.space import close, distribution, leaves, to_plain
+from condkd_ray.study.space import close, distribution, leaves, plugins, to_plain
 from condkd_ray.study.storage import quiet
 from condkd_ray.study.strategies import IN_ORDER, check_sampler, make_sampler
 from condkd_ray.trial.config import TrialConfig
@@ -197,6 +197,7 @@ class Study(TrialLog):
         self._sampler: Sampler = sampler
         limits = [one.text for one in constraints]
         settings = {"space": to_plain(tree), "constraints": limits, "population": list(population)}
+        settings |= {"plugins": plugins(tree)}
         self._study = _open(storage, name, settings | {MADE: list(objective.names)}, objective)
         super().__init__(storage, name, objective, pruner=pruner)
         self._numbers = {content_hash(self._close(trial)): trial.number for trial in reversed(self.own)}
@@ -411,7 +412,7 @@ class Study(TrialLog):
         self.config(params)
         beyond = known_excesses(self._constraints, trial, self._objective.names)
         limited = ", ".join(one.name for one in self._constraints)
-        require(beyond is not None, "its metrics", f"not all of {limited}", "all that are limited")
+        require(beyond is not None, "its record of metrics", f"without some of {limited}", "one with all of them")
         return create_trial(
             params=params,
             distributions={name: distribution(leaves(self._tree)[name]) for name in params},

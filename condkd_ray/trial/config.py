@@ -12,9 +12,11 @@ from torch import Tensor
 
 from condkd_ray.core.compilation import Compile
 from condkd_ray.core.config import Tree, build, read_tree, to_tree
+from condkd_ray.core.families import check_plugins
 from condkd_ray.core.method import Method, require
+from condkd_ray.core.records import Record
 from condkd_ray.core.samples import Samples
-from condkd_ray.data.datasets import DataConfig, Dataset, RealImages
+from condkd_ray.data.datasets import AnyData, DataConfig, Dataset, RealImages
 from condkd_ray.methods.condensation import AnyCondensation
 from condkd_ray.methods.distiller import Distiller
 from condkd_ray.methods.guidance import AnyGuidance, NoGuidance
@@ -75,7 +77,7 @@ class TrialConfig(Method):
 
     seed: int = 0
     """Seed of everything in the trial except the data split and the teacher, which have their own seeds."""
-    data: DataConfig = DataConfig()
+    data: AnyData = DataConfig()
     teacher: TeacherConfig = TeacherConfig()
     student: AnyNetwork = ResNet(depth=8, width=8)
     condensation: AnyCondensation | None = None
@@ -190,6 +192,13 @@ def from_tree(tree: Tree, source: str = "config") -> TrialConfig:
 def read(path: Path) -> TrialConfig:
     """Return the config in a YAML file; see `from_tree`."""
     return from_tree(read_tree(path), str(path))
+
+
+def of_record(record: Record) -> TrialConfig:
+    """Return the config of a record. Raises `InputError` if a plug-in that it was made with is not here."""
+    source = f"record {record.config_hash[:12]}"
+    check_plugins(record.plugins, source)
+    return from_tree(record.config, source)
 
 
 def dump(config: TrialConfig) -> str:

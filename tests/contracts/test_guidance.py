@@ -8,11 +8,11 @@ import torch
 import yaml
 from toy import make_teacher, toy_config
 
-from condkd_ray.core import checkpoint
 from condkd_ray.core.method import InputError, Schedule
 from condkd_ray.core.rng import Streams
 from condkd_ray.methods.distiller import Distiller
 from condkd_ray.methods.guidance import AnyGuidance, NoGuidance
+from condkd_ray.testing.guidances import check_checkpoint, check_condensed_set_is_needed
 from condkd_ray.trial import config
 from contracts.toy_guides import (
     LABELS,
@@ -27,7 +27,7 @@ from contracts.toy_guides import (
     identity,
     step,
 )
-from contracts.toy_methods import frozen, pointers, same, small, snake, tensors
+from contracts.toy_methods import frozen, same, small, snake, tensors
 
 
 @each_form
@@ -131,36 +131,18 @@ def test_it_draws_from_its_own_stream_alone(kind, augment):
 
 @each_guidance
 @each_augmentation
-def test_a_saved_state_goes_on_bit_for_bit(kind, augment, tmp_path):
-    goes_on(small(kind, augment=augment), tmp_path)
+def test_a_saved_state_goes_on_bit_for_bit(kind, augment):
+    check_checkpoint(small(kind, augment=augment))
 
 
 @each_option
-def test_a_saved_state_of_each_option_goes_on_bit_for_bit(form, tmp_path):
-    goes_on(form, tmp_path)
-
-
-def goes_on(guidance, tmp_path):
-    teacher, rng = make_teacher(), Streams(0)
-    guide, live = bound(guidance, rng=rng, teacher=teacher)
-    step(guide, fakes(), teacher)
-    checkpoint.save(live, tmp_path / "state")
-    checkpoint.save(rng, tmp_path / "streams")
-    continued = checkpoint.load(Streams(9), tmp_path / "streams")
-    _, fresh = bound(guidance, rng=Streams(9), teacher=teacher)
-    loaded = checkpoint.load(fresh, tmp_path / "state")
-    assert same(list(tensors(loaded)), list(tensors(live)))
-    assert not pointers(loaded) & pointers(live)
-    other, _ = bound(guidance, rng=continued, teacher=teacher, carried=loaded)
-    for seed in (1, 2):
-        assert same(step(guide, fakes(seed), teacher), step(other, fakes(seed), teacher))
-    assert guidance.read(other).keys() == guidance.read(guide).keys()
+def test_a_saved_state_of_each_option_goes_on_bit_for_bit(form):
+    check_checkpoint(form)
 
 
 @each_guidance
 def test_without_a_condensed_set_it_is_refused(kind):
-    with pytest.raises(InputError, match="condensed set of a guided run"):
-        small(kind).start(make_teacher(), None, Streams(0))
+    check_condensed_set_is_needed(small(kind))
     with pytest.raises(InputError, match="guidance without a condensation"):
         toy_config(condensation=None, guidance=small(kind), distiller=Distiller(condensed_share=0.0))
 

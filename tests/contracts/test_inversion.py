@@ -12,12 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reference import losses as reference
 from torch.optim import Adam
-from toy import IMAGE_SHAPE, NUM_CLASSES, make_teacher, toy_config, wrap
+from toy import IMAGE_SHAPE, make_teacher, toy_config, wrap
 
-from condkd_ray.core import checkpoint
 from condkd_ray.core.method import InputError, NonFiniteError
 from condkd_ray.core.rng import Streams
-from condkd_ray.core.samples import UNLABELLED, Codec, to_unit
 from condkd_ray.methods.distiller import Distiller
 from condkd_ray.methods.guidance.guidance import Unguided
 from condkd_ray.methods.inversion import (
@@ -34,19 +32,24 @@ from condkd_ray.methods.inversion import (
 )
 from condkd_ray.methods.inversion.unconditional import Unconditional
 from condkd_ray.models.teacher import Teacher
+from condkd_ray.testing.inversions import (
+    check_checkpoint,
+    check_guide_is_followed,
+    check_guide_learns,
+    check_images,
+    check_networks_stay,
+    check_pixels,
+    check_seed,
+    check_weights_count,
+)
 from condkd_ray.trial import config
 from contracts.toy_methods import (
     INVERTERS,
     Breaking,
     Puller,
-    frozen,
-    make_student,
-    pointers,
-    same,
     small,
     snake,
     synthesize,
-    tensors,
     weights_of,
 )
 
@@ -65,18 +68,7 @@ TEACHER_DETACHED = {PreDfkd}
 @each_inverter
 @pytest.mark.parametrize("steps", [1, 3])
 def test_gives_one_labelled_finite_image_for_each_wanted(kind, steps):
-    inversion, teacher = small(kind, steps=steps), make_teacher()
-    made, _ = synthesize(inversion, teacher=teacher)
-    assert made.images.shape == (inversion.images_per_round, *IMAGE_SHAPE)
-    assert made.labels.shape == (inversion.images_per_round,)
-    assert (made.images.dtype, made.labels.dtype) == (torch.float32, torch.int64)
-    assert made.images.isfinite().all()
-    assert not made.images.requires_grad
-    assert made.logits.shape == (len(made), 0)
-    if inversion.labels_by_teacher:
-        assert made.labels.eq(UNLABELLED).all()
-    else:
-        assert (torch.bincount(made.labels, minlength=NUM_CLASSES) * NUM_CLASSES == len(made)).all()
+    check_images(small(kind, steps=steps))
 
 
 @each_inverter
@@ -100,16 +92,7 @@ def plain(optimizer, *args, fused, **settings):
 @each_inverter
 @pytest.mark.parametrize("steps", [1, 3])
 def test_pixels_lie_in_the_space_in_which_they_are_kept(kind, steps):
-    inversion, teacher = small(kind, steps=steps), make_teacher()
-    made, _ = synthesize(inversion, teacher=teacher)
-    if inversion.pixel_space == "unit":
-        pixels = to_unit(made.images, teacher.mean, teacher.std)
-        assert pixels.min() >= -1e-5
-        assert pixels.max() <= 1 + 1e-5
-    code = Codec(inversion.pixel_space, teacher.mean, teacher.std)
-    kept = code.decode(code.encode(made)).images
-    # Half a grey level, or half precision.
-    torch.testing.assert_close(kept, made.images, rtol=1e-3, atol=0.5 / 255 / teacher.std[0] + 1e-5)
+    check_pixels(small(kind, steps=steps))
 
 
 @each_term
@@ -194,27 +177,15 @@ def test_a_class_prior_and_its_temperature_are_told_to_be_our_choice(kind):
 
 @each_inverter
 def test_the_guide_is_heard_with_gradients(kind):
-    guide, inversion = Puller(), small(kind, steps=6)
-    guided, _ = synthesize(inversion, guide=guide)
-    plain, _ = synthesize(inversion)
-    assert not torch.equal(guided.images, plain.images)
-    for images, seen, labels in guide.shown:
-        assert images.requires_grad
-        assert seen.features.requires_grad
-        assert seen.logits.requires_grad
-        assert len(images) == len(seen.logits) == len(labels)
+    check_guide_is_followed(small(kind, steps=6))
 
 
 @each_inverter
 def test_the_guide_learns_after_each_step_from_the_values_it_judged(kind):
+    check_guide_learns(small(kind))
     guide = Puller()
     synthesize(small(kind), guide=guide)
     assert guide.calls == ["penalty", "update"] * 3
-    for (images, seen, labels), (learnt, looked, named) in zip(guide.shown, guide.learnt, strict=True):
-        assert not any(t.requires_grad for t in (learnt, looked.logits, looked.features, looked.bn))
-        assert torch.equal(looked.features, seen.features)
-        assert torch.equal(named, labels)
-        assert learnt.shape == images.shape
 
 
 @each_inverter
@@ -227,18 +198,12 @@ def test_bn_statistics_are_computed_for_the_hosts_that_read_them_alone(kind):
 
 @each_inverter
 def test_the_weights_of_samples_are_heard(kind):
-    inversion = small(kind)
-    halved, _ = synthesize(inversion, weigh=lambda seen, labels: torch.arange(len(labels)) % 2.0)
-    plain, _ = synthesize(inversion)
-    assert not torch.equal(halved.images, plain.images)
+    check_weights_count(small(kind))
 
 
 @each_inverter
 def test_teacher_and_student_are_left_as_they_were(kind):
-    teacher, student = make_teacher(), make_student()
-    before = frozen(teacher.network), frozen(student)
-    synthesize(small(kind), teacher=teacher, student=student, guide=Puller())
-    assert same(before, (frozen(teacher.network), frozen(student)))
+    check_networks_stay(small(kind))
 
 
 @pytest.mark.parametrize("kind", [kind for kind in INVERTERS if "adv" in weights_of(kind)], ids=lambda k: k.__name__)
@@ -276,10 +241,7 @@ class Echo(torch.nn.Module):
 
 @each_inverter
 def test_the_seed_alone_decides(kind):
-    first, again, other = (synthesize(small(kind), seed=seed)[0] for seed in (0, 0, 1))
-    assert torch.equal(first.images, again.images)
-    assert torch.equal(first.labels, again.labels)
-    assert not torch.equal(first.images, other.images)
+    check_seed(small(kind))
 
 
 @each_inverter
@@ -301,24 +263,8 @@ def test_any_two_inversions_differ():
 
 
 @each_inverter
-def test_a_saved_state_goes_on_bit_for_bit(kind, tmp_path):
-    inversion, teacher, rng = small(kind), make_teacher(), Streams(0)
-    live = inversion.init(teacher, rng)
-    synthesize(inversion, live, rng=rng, teacher=teacher)
-    checkpoint.save(live, tmp_path / "state")
-    checkpoint.save(rng, tmp_path / "streams")
-    # Of the same seed: networks built in a later round take theirs from it and the round's number.
-    continued = Streams(0)
-    loaded = checkpoint.load(inversion.init(teacher, continued), tmp_path / "state")
-    continued = checkpoint.load(continued, tmp_path / "streams")
-    assert same(list(tensors(loaded)), list(tensors(live)))
-    assert not pointers(loaded) & pointers(live)
-    assert len(pointers(loaded)) == len(list(tensors(loaded)))
-    for _ in range(2):
-        wanted, metrics = synthesize(inversion, live, rng=rng, teacher=teacher)
-        found, same_metrics = synthesize(inversion, loaded, rng=continued, teacher=teacher)
-        assert torch.equal(found.images, wanted.images)
-        assert same_metrics == metrics
+def test_a_saved_state_goes_on_bit_for_bit(kind):
+    check_checkpoint(small(kind))
 
 
 @pytest.mark.parametrize("kind", get_args(AnyInversion), ids=lambda kind: kind.__name__)

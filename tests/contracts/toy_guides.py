@@ -3,12 +3,14 @@
 from typing import get_args
 
 import pytest
-import torch
-from toy import NUM_CLASSES, blobs, make_teacher, samples
 
-from condkd_ray.core.rng import Streams
 from condkd_ray.methods.guidance import AnyGuidance, Discriminator, Gaussian, Mmd, Moments, NoGuidance
 from condkd_ray.methods.guidance.discriminator import Condition
+from condkd_ray.testing.guidances import LABELS as LABELS
+from condkd_ray.testing.guidances import bound as bound
+from condkd_ray.testing.guidances import fakes as fakes
+from condkd_ray.testing.guidances import identity as identity
+from condkd_ray.testing.guidances import step as step
 from contracts.toy_methods import small
 
 CONDITIONS = get_args(Condition)
@@ -30,40 +32,9 @@ OPTIONS = {
 """Forms with what they leave out by default."""
 MIDDLE = "stages.1"
 """A layer of the toy teacher that has places."""
-LABELS = torch.arange(16) % NUM_CLASSES
-
 each_guidance = pytest.mark.parametrize("kind", GUIDES, ids=lambda kind: kind.__name__)
 each_form = pytest.mark.parametrize("form", FORMS, ids=lambda form: f"{form.name} {getattr(form, 'condition', '')}")
 each_option = pytest.mark.parametrize("form", OPTIONS.values(), ids=OPTIONS)
 AUGMENTATIONS = ["host", "condensed", "dsa"]
 each_augmentation = pytest.mark.parametrize("augment", AUGMENTATIONS)
 each_layer = pytest.mark.parametrize("layer", ["penultimate", MIDDLE])
-
-
-def identity(images, stream):
-    return images
-
-
-def bound(guidance, *, rng=None, teacher=None, condensed=None, host_augment=identity, carried=None, progress=0.0):
-    """A guide over two condensed images a class, and its state."""
-    rng, teacher = rng or Streams(0), teacher or make_teacher()
-    condensed = condensed or blobs(8, seed=4).samples(teacher.mean, teacher.std)
-    carried = guidance.start(teacher, condensed, rng, host_augment) if carried is None else carried
-    guide = guidance.bind(
-        carried, teacher=teacher, condensed=condensed, host_augment=host_augment, rng=rng, progress=progress
-    )
-    return guide, carried
-
-
-def fakes(seed=0):
-    return samples(len(LABELS), seed, LABELS).images
-
-
-def step(guide, images, teacher):
-    """What a host does with a guide, once; the penalty and its gradient at the images."""
-    images = images.clone().requires_grad_()
-    seen = teacher.observe(images, guide.layers)
-    penalty = guide.penalty(images, seen, LABELS)
-    (gradient,) = torch.autograd.grad(penalty + 0 * images.sum(), images)
-    guide.update(images.detach(), seen.detach(), LABELS)
-    return penalty.detach(), gradient

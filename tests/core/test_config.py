@@ -248,8 +248,9 @@ def test_every_method_at_its_defaults_has_a_hash_of_its_own():
 @cache
 def newer(kind: type, default: int) -> type:
     """The class as a later version might have it: with one more field."""
-    more = dataclasses.field(default=default)
-    return dataclasses.make_dataclass(kind.__name__, [("newer", int, more)], bases=(kind,), frozen=True, kw_only=True)
+    more, place = dataclasses.field(default=default), {"__module__": kind.__module__}
+    given = {"bases": (kind,), "namespace": place, "frozen": True, "kw_only": True}
+    return dataclasses.make_dataclass(kind.__name__, [("newer", int, more)], **given)
 
 
 def grown(value: Any, given: int = 7) -> Any:

@@ -98,7 +98,7 @@ def test_the_page_of_the_search_is_made_again_once_its_best_are_confirmed(home: 
     ran: list[str] = []
     done = RunResult(finished / "confirmed", complete=True, failed=0)
     monkeypatch.setattr(experiment, "run", lambda name, *rest, **more: ran.append(name) or done)
-    monkeypatch.setattr("condkd_ray.commands.search.tell_results", lambda out: ran.append(out.name))
+    monkeypatch.setattr("condkd_ray.commands.search.report_results", lambda out: ran.append(out.name))
     (finished / "report.html").unlink()
     assert confirm(read(home / "small.yaml"), SearchFlags(out=finished), best=1, seeds=[5]) == 0
     assert ran == ["confirm", "confirmed"]
@@ -779,7 +779,7 @@ def test_what_breaks_a_limit_is_marked_and_never_the_best(tmp_path):
     assert results.ranked == []
     table = search_table(results)
     assert [row[1] for row in table.rows] == ["finished, infeasible", "pruned"]
-    assert "Infeasible are those that break one of time/wall_seconds<=3, proxy/kl<=2" in table.markdown()
+    assert "Infeasible trials violate one of time/wall_seconds<=3, proxy/kl<=2" in table.markdown()
     complete, pruned = Study(
         open_storage(None, tmp_path),
         "search",

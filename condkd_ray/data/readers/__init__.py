@@ -5,7 +5,7 @@ All files are read in place and nothing is written. Only files whose md5 torchvi
 
 from condkd_ray.data.readers.class_folders import read_folder, read_halves
 from condkd_ray.data.readers.idx import read_idx, read_idx_pair
-from condkd_ray.data.readers.images import Raw, RealImages, resize
+from condkd_ray.data.readers.images import Raw, RealImages, check_labels, resize
 from condkd_ray.data.readers.known import IDX_SETS, TORCHVISION_SETS, digits, idx_set, torchvision_set
 from condkd_ray.data.readers.parquet import read_parquet
 from condkd_ray.data.readers.parquet_files import ParquetFiles, find_parquet
@@ -16,6 +16,7 @@ __all__ = [
     "ParquetFiles",
     "Raw",
     "RealImages",
+    "check_labels",
     "digits",
     "find_parquet",
     "idx_set",

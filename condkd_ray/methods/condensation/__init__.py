@@ -3,6 +3,9 @@
 A member is a frozen dataclass with `condense` and `whole`, and a line here.
 """
 
+from typing import get_args
+
+from condkd_ray.core.families import Family
 from condkd_ray.methods.condensation.condensation import AllReal, Herding, RandomReal
 from condkd_ray.methods.condensation.condensation import Condensation as Condensation
 from condkd_ray.methods.condensation.imported import Imported
@@ -13,3 +16,4 @@ from condkd_ray.methods.condensation.trajectory_matching import TrajectoryMatchi
 _Real = RandomReal | AllReal | Herding
 _Matching = DistributionMatching | GradientMatching | TrajectoryMatching
 AnyCondensation = _Real | _Matching | SqueezeRecover | Imported
+CONDENSATIONS = Family("condensation", Condensation, get_args(AnyCondensation))

@@ -1,5 +1,8 @@
 """Guidance: condensed images steer the inversion through the teacher's features."""
 
+from typing import get_args
+
+from condkd_ray.core.families import Family
 from condkd_ray.methods.guidance.discriminator import Discriminator
 from condkd_ray.methods.guidance.from_guides import FromGuides as FromGuides
 from condkd_ray.methods.guidance.gaussian import Gaussian
@@ -8,6 +11,7 @@ from condkd_ray.methods.guidance.guidance import NoGuidance
 from condkd_ray.methods.guidance.matching import Mmd, Moments
 
 AnyGuidance = NoGuidance | Discriminator | Mmd | Moments | Gaussian
+GUIDANCES = Family("guidance", Guidance, get_args(AnyGuidance))
 FORMS: dict[str, Discriminator | Mmd | Moments | Gaussian] = {
     "projection": Discriminator(),
     "auxiliary": Discriminator(condition="auxiliary"),

@@ -1,5 +1,8 @@
 """Inversion: a teacher turned back into images. One paper, one file."""
 
+from typing import get_args
+
+from condkd_ray.core.families import Family
 from condkd_ray.methods.inversion.cmi import Cmi
 from condkd_ray.methods.inversion.dafl import Dafl
 from condkd_ray.methods.inversion.deep_inversion import DeepInversion
@@ -14,3 +17,4 @@ from condkd_ray.methods.inversion.soft_target import SoftTarget
 from condkd_ray.methods.inversion.zskt import Zskt
 
 AnyInversion = Fast | Cmi | DeepInversion | Dafl | Zskt | Dfad | Dfq | PreDfkd | SoftTarget | Nayer | NoInversion
+INVERSIONS = Family("inversion", Inversion, get_args(AnyInversion))

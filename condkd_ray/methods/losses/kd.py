@@ -15,12 +15,13 @@ Zagoruyko and Komodakis, ICLR 2017.
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from condkd_ray.core.families import Family
 from condkd_ray.core.method import Method, require
 from condkd_ray.models.hooks import spatial_layers
 from condkd_ray.models.teacher import Teacher
@@ -228,3 +229,4 @@ def attention(activations: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 AnyKdLoss = Hinton | LogitL1 | SoftCrossEntropy | Dkd | Attention
+KD_LOSSES = Family("kd_loss", KdLoss, get_args(AnyKdLoss))

@@ -1,5 +1,8 @@
 """Replay memory: which synthetic samples stay and which are drawn. The samples themselves lie in a store."""
 
+from typing import get_args
+
+from condkd_ray.core.families import Family
 from condkd_ray.methods.memory.generative import Generative
 from condkd_ray.methods.memory.memory import Bank, Growing, Latest, Reservoir
 from condkd_ray.methods.memory.memory import Draw as Draw
@@ -9,3 +12,4 @@ from condkd_ray.methods.memory.store import LocalStore as LocalStore
 from condkd_ray.methods.memory.store import Store as Store
 
 AnyMemory = Growing | Latest | Reservoir | Bank | Generative | Prioritized
+MEMORIES = Family("memory", ReplayMemory, get_args(AnyMemory))

@@ -144,7 +144,7 @@ def test_a_search(tmp_path):
 def test_the_front_of_a_search(tmp_path):
     records, about = searched(tmp_path, several=True)
     seen = Seen(written(tmp_path, records, search=about))
-    at = seen.text.index("Trials that no other beats")
+    at = seen.text.index("Trials that no other trial beats")
     front = [row[0] for row in seen.rows if len(row) == 8 and row[1] == "finished"]
     # Heavier than 3 is worse and dearer; of the lighter ones each is cheaper than all that are better.
     assert front[:6] == ["2", "6", "0", "3", "11", "9"]

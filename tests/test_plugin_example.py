@@ -1,0 +1,184 @@
+"""The example package, installed by pip into a folder of its own: every command and a cluster know its methods."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from places import EXPERIMENTS
+
+EXAMPLE = Path(__file__).parent / "plugin_example"
+CONFIG = """
+data: {name: blobs, count: 200}
+teacher: {network: tiny, training: {epochs: 5}}
+student: {name: tiny, width: 4}
+condensation: {name: random_real, ipc: 2}
+inversion: {name: smooth, steps: 2, batch: 16}
+guidance: class_means
+distiller: {loss: logit_l2, steps: 2, batch: 16, condensed_share: 0.25}
+rounds: 2
+"""
+SPACE = CONFIG.replace("{name: smooth, steps: 2, batch: 16}", "!choice [{name: smooth, steps: !int [1, 2]}, dafl]")
+PLUGINS = {
+    "datasets/blobs": "condkd-blobs 1.0.0",
+    "networks/tiny": "condkd-blobs 1.0.0",
+    "inversion/smooth": "condkd-blobs 1.0.0",
+    "guidance/class_means": "condkd-blobs 1.0.0",
+    "kd_loss/logit_l2": "condkd-blobs 1.0.0",
+}
+Program = Callable[..., subprocess.CompletedProcess]
+
+
+def installed(source: Path, target: Path) -> Path:
+    """Install the package of a folder into `target`, without a network."""
+    options = ["--no-deps", "--no-build-isolation", "--no-index", "--quiet", "--target", str(target)]
+    command = [sys.executable, "-m", "pip", "install", *options, str(source)]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+    return target
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the example package."""
+    source = tmp_path_factory.mktemp("source") / "example"
+    shutil.copytree(EXAMPLE, source)
+    return installed(source, tmp_path_factory.mktemp("site"))
+
+
+@pytest.fixture
+def program(site: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Program:
+    """Runs Python in `tmp_path` with the package on its path, or, `without`, without it."""
+    (tmp_path / "trial.yaml").write_text(CONFIG)
+    (tmp_path / "space.yaml").write_text(SPACE)
+
+    def run(*arguments: object, without: bool = False) -> subprocess.CompletedProcess:
+        paths = [os.environ.get("PYTHONPATH", ""), *([] if without else [str(site)])]
+        variables = os.environ | {
+            "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+            "CONDKD_CACHE": str(site.parent / "cache"),
+        }
+        command = [sys.executable, *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=variables, check=False)
+
+    return run
+
+
+def records(folder: Path) -> list[dict]:
+    return [json.loads(path.read_text()) for path in sorted((folder / "records").glob("*.json"))]
+
+
+def test_methods_lists_each_with_its_distribution(program: Program):
+    told = program("-m", "condkd_ray", "methods")
+    assert told.returncode == 0, told.stderr
+    lines = [line for line in told.stdout.splitlines() if line.endswith("| condkd-blobs 1.0.0 |")]
+    assert [line.split("|")[1].strip() for line in lines] == [
+        *("inversion", "guidance", "distiller.loss", "student, teacher.network", "data")
+    ]
+    assert "| inversion | `smooth` | an example | steps 100, batch 128, lr 0.1, " in told.stdout
+    assert "condkd-blobs" not in program("-m", "condkd_ray", "methods", without=True).stdout
+
+
+def test_a_trial_runs_with_flags_of_its_fields_and_repeats_from_its_record(program: Program, tmp_path: Path):
+    flags = ("--inversion.smooth-weight", "0.2", "--student.width", "3", "--data.count", "240")
+    trained = program("-m", "condkd_ray", "train", "trial.yaml", "--out", "out", *flags)
+    assert trained.returncode == 0, trained.stderr
+    (record,) = records(tmp_path / "out")
+    assert record["plugins"] == PLUGINS
+    assert record["config"]["inversion"]["smooth_weight"] == 0.2
+    assert (record["student"], record["teacher"], record["dataset"]) == ("tiny-3", "tiny-8", "blobs")
+    key = record["config_hash"][:8]
+    again = program("-m", "condkd_ray", "train", "--from-record", "out", key, "--out", "again")
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.splitlines()[-1].startswith("equal: test accuracy")
+    # Without the package its records still make a report; what needs its code says which is missing.
+    report = program("-m", "condkd_ray", "report", "out", without=True)
+    assert report.returncode == 0, report.stderr
+    missing = "of plug-in condkd-blobs 1.0.0, which is neither installed nor registered here"
+    for command in (("train", "--from-record", "out", key, "--out", "third"), ("export", "out", "--to", "exported")):
+        refused = program("-m", "condkd_ray", *command, without=True)
+        assert refused.returncode == 2
+        assert missing in refused.stderr
+    unknown = program("-m", "condkd_ray", "train", "trial.yaml", "--out", "fourth", without=True)
+    told = "data is 'blobs'; accepted: digits, mnist, fashion_mnist, cifar10, cifar100, svhn, parquet, image_folder, "
+    told += "class_folders, or a plug-in once it is installed or registered"
+    assert (unknown.returncode, told in unknown.stderr) == (2, True)
+    assert not {"third", "fourth", "exported"} & {path.name for path in tmp_path.iterdir()}
+
+
+def test_a_new_version_is_a_new_trial(program: Program, site: Path, tmp_path: Path):
+    def hashed() -> str:
+        code = "from condkd_ray.core.config import content_hash; from condkd_ray.trial.config import read; "
+        told = program("-c", f"{code}print(content_hash(read(__import__('pathlib').Path('trial.yaml'))))")
+        assert told.returncode == 0, told.stderr
+        return told.stdout
+
+    first = hashed()
+    info = next(site.glob("condkd_blobs-*.dist-info")) / "METADATA"
+    text = info.read_text()
+    try:
+        info.write_text(text.replace("Version: 1.0.0", "Version: 1.0.1"))
+        assert hashed() != first
+    finally:
+        info.write_text(text)
+    assert hashed() == first
+
+
+def test_a_broken_package_is_told_and_breaks_no_other_command(program: Program, site: Path, tmp_path: Path):
+    module = site / "condkd_blobs" / "guidance.py"
+    text = module.read_text()
+    try:
+        module.write_text("import no_such_library\n")
+        told = program("-m", "condkd_ray", "methods")
+        reason = (
+            "failed to load condkd_blobs.guidance:ClassMeans (ModuleNotFoundError: No module named 'no_such_library')"
+        )
+        assert told.returncode == 0
+        assert "| inversion | `smooth` |" in told.stdout
+        assert told.stderr.splitlines() == [f"plug-in condkd-blobs 1.0.0 {reason}"]
+        refused = program("-m", "condkd_ray", "train", "trial.yaml", "--out", "out")
+        assert refused.returncode == 2
+        last = refused.stderr.splitlines()[-1]
+        assert last.startswith("error: trial.yaml: guidance is 'class_means'; accepted: none, discriminator, ")
+        assert last.endswith(f"; plug-in condkd-blobs 1.0.0 {reason}")
+        assert not (tmp_path / "out").exists()
+    finally:
+        module.write_text(text)
+
+
+def test_each_keeps_the_contract_of_its_family(program: Program):
+    run = program(EXAMPLE / "check.py")
+    assert run.returncode == 0, run.stderr
+    names = ("smooth", "class_means", "tiny", "blobs", "logit_l2")
+    assert run.stdout.splitlines() == [f"{name} keeps its contract" for name in names]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_an_ablation_takes_it_by_flags_on_a_cluster(program: Program, tmp_path: Path):
+    flags = ["--inversion", "smooth", "--guidance", "class_means", "--teacher", "tiny-8", "--student", "tiny-4"]
+    flags += ["--dataset", "blobs", "--ipcs", "1", "--seeds", "0", "--arms", "guided", "--no-reference"]
+    flags += ["--rounds", "1", "--condensation", "random_real", "--teacher-epochs", "2", "--out", "out"]
+    flags += ["--config", "small.yaml"]
+    (tmp_path / "small.yaml").write_text("inversion: {steps: 1, batch: 16}\ndistiller: {steps: 1, batch: 16}\n")
+    run = program(EXPERIMENTS / "ablate_ipc.py", *flags)
+    assert run.returncode == 0, run.stderr
+    (record,) = records(tmp_path / "out")
+    assert (record["status"], record["inversion"], record["guidance"]) == ("finished", "smooth", "class_means")
+    assert record["plugins"] == {name: origin for name, origin in PLUGINS.items() if not name.startswith("kd_loss")}
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_search_chooses_between_it_and_ours(program: Program, tmp_path: Path):
+    flags = ["--trials", "4", "--sampler", "random", "--out", "out"]
+    run = program("-m", "condkd_ray", "search", "space.yaml", *flags)
+    assert run.returncode == 0, run.stderr
+    found = records(tmp_path / "out")
+    assert {record["inversion"] for record in found} == {"smooth", "dafl"}
+    assert {record["status"] for record in found} == {"finished"}
+    for record in found:
+        assert ("inversion/smooth" in record["plugins"]) == (record["inversion"] == "smooth")
