@@ -17,7 +17,7 @@ from condkd_ray.core.records import Record
 from condkd_ray.core.samples import to_pixels
 from condkd_ray.core.storage import atomic_write
 from condkd_ray.data.writers import write_images
-from condkd_ray.runs.products import choose, kept_path, load_student, merit
+from condkd_ray.report.kept import choose, kept_path, load_student, merit
 from condkd_ray.trial.outcome import Product, read_product
 
 log = logging.getLogger(__name__)

@@ -73,9 +73,9 @@ def report_results(out: Path, *, study: str | None = None, report: Reporter | No
 def kept(out: Path, study: str | None = None) -> list[str]:
     """Return the files in `out` and the commands that use them, as aligned lines."""
     # Imported here because these modules import PyTorch and Optuna, and scripts import this one along with their flags.
+    from condkd_ray.report.kept import kept_path
     from condkd_ray.report.page import PAGE
     from condkd_ray.report.tensorboard.writer import FOLDER
-    from condkd_ray.runs.products import kept_path
     from condkd_ray.study.storage import JOURNAL
 
     place, products = shlex.quote(str(out)), kept_path(out, "").parent

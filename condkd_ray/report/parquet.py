@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from condkd_ray.core.method import InputError
 from condkd_ray.core.records import Manifest, Record, flat, record_path
 from condkd_ray.core.storage import atomic_write
 from condkd_ray.report.results import Results
+from condkd_ray.report.statistics import Difference
 
 _INTEGERS = ("ipc", "seed", "threads", "rounds", "peak_bytes", "numbers")
 _SECONDS = ("wall_seconds", "cpu_seconds")
@@ -68,6 +70,19 @@ def predictions_table(out: Path, records: Sequence[Record], manifest: Manifest) 
     schema = pa.schema([(name, _type(name)) for name in _TRIAL] + list(images.items()))
     parts = [_predictions(out, record, labels, schema) for record in records if record.outcome.predictions]
     return pa.concat_tables([schema.empty_table(), *parts])
+
+
+def comparisons_table(differences: Sequence[Difference]) -> pa.Table:
+    """A row a comparison of two arms: see `condkd_ray.report.results.Results.comparisons`."""
+    ends = ("low", "high", "images_low", "images_high")
+    numbers = ("mean", "std", "low", "high", "p", "images_low", "images_high")
+    kinds = {"left": pa.string(), "right": pa.string(), "ipc": pa.int64(), "n": pa.int64()}
+    kinds |= dict.fromkeys(numbers, pa.float64()) | {"method": pa.string()}
+    rows = []
+    for one in differences:
+        intervals = (*(one.over_seeds or (None, None)), *(one.over_images or (None, None)))
+        rows.append({**asdict(one), **dict(zip(ends, intervals, strict=True))})
+    return pa.Table.from_pylist(rows, schema=pa.schema(list(kinds.items())))
 
 
 def _predictions(out: Path, record: Record, labels: np.ndarray, schema: pa.Schema) -> pa.Table:

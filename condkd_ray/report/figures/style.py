@@ -53,6 +53,15 @@ Looks = Mapping[str, tuple[str, str]]
 """Colour and marker of each arm."""
 
 
+class Inline(Figure):
+    """A figure that a notebook shows, without pyplot and whatever its backend is."""
+
+    def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
+        """The picture, and the size in which it is shown, in CSS pixels."""
+        width, height = (round(96 * inches) for inches in self.get_size_inches())
+        return drawn(self, "png"), {"width": width, "height": height}
+
+
 @dataclass(frozen=True)
 class Label:
     """Text to place right of the axes, connected to the data point (x, y) of `axes`."""
@@ -135,7 +144,7 @@ def panels(
     size: tuple[float, float], lines: int, across: int, place: dict[str, Any], sharex: Literal["none", "col"] = "none"
 ) -> tuple[Figure, list[Axes]]:
     """Return a figure of `size` inches with panels row by row; `place`: arguments of their GridSpec."""
-    figure = Figure(figsize=size)
+    figure = Inline(figsize=size)
     FigureCanvasAgg(figure)
     return figure, [*figure.subplots(lines, across, sharex=sharex, squeeze=False, gridspec_kw=place).flat]
 
@@ -214,6 +223,13 @@ def keep_apart(wanted: Sequence[float], gap: float, low: float, high: float) -> 
 
 
 @styled
+def drawn(figure: Figure, kind: str) -> bytes:
+    """Return the figure as a file of this kind, such as `png` or `svg`, without dates."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=kind, dpi=_DPI, metadata={"Date": None} if kind == "svg" else None)
+    return buffer.getvalue()
+
+
 def save(path: Path, figure: Figure | None) -> None:
     """Write the figure, without dates, in the format of the path's suffix; with None, remove an existing file.
 
@@ -222,7 +238,4 @@ def save(path: Path, figure: Figure | None) -> None:
     if figure is None:
         path.unlink(missing_ok=True)
         return
-    buffer = io.BytesIO()
-    kind = path.suffix[1:]
-    figure.savefig(buffer, format=kind, dpi=_DPI, metadata={"Date": None} if kind == "svg" else None)
-    atomic_write(path, buffer.getvalue())
+    atomic_write(path, drawn(figure, path.suffix[1:]))

@@ -1,14 +1,13 @@
 """The page of a search: the best trial, how certain the choice is, and the importance of the parameters."""
 
-import argparse
 import math
-import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import optuna
-from optuna.trial import FrozenTrial, TrialState
+from matplotlib.figure import Figure
+from optuna.trial import TrialState
 
 from condkd_ray.core.method import InputError
 from condkd_ray.core.records import MANIFEST, Record
@@ -21,13 +20,11 @@ from condkd_ray.report.results import Results, read, value
 from condkd_ray.report.statistics import ACCURACY, Difference, comparisons, judged
 from condkd_ray.report.tables import arms, search, teachers
 from condkd_ray.report.tables.table import Table, between, chance, compared, signed
-from condkd_ray.study.importance import LEAST, RESAMPLES, importances, stored_trials
+from condkd_ray.study.importance import LEAST, RESAMPLES, importances
 from condkd_ray.study.objective import Direction
 from condkd_ray.study.storage import quiet
 
 IMPORTANCE = "Importance of parameters"
-STUDY = "search"
-"""Name of the study if the command does not give one."""
 BEST, LISTED = 6, 8
 """Numbers of best trials whose images are shown, and whose rounds are in a table."""
 CONFIRMED = "confirmed"
@@ -151,17 +148,42 @@ def _course(results: Results) -> list[float]:
 
 def _over_rounds(results: Results) -> Section:
     """Return the section of the objective over the rounds: lines of all trials, the best in colour, and a table."""
-    objective, title = results.objectives[0], "Over the rounds"
-    others = [one for one in results.records if one.status in ("pruned", "running")]
-    curves = {one.arm: curve for one in [*results.ranked, *others] if len((curve := _curve(one, objective))[0]) > 1}
+    objective, title, curves = results.objectives[0], "Over the rounds", _curves(results)
     if not curves:
         return Section(title, [])
-    named = sum(one.arm in curves for one in results.ranked[: len(COLOURS)])
-    drawn = vector(rounds_plot(curves, objective, named), f"{objective} over the rounds")
+    drawn = vector(_rounds_plot(results, curves), f"{objective} over the rounds")
     direction = results.manifest.search["directions"][0]
     rows = [_row(one.arm, *curves[one.arm], direction) for one in results.ranked[:LISTED] if one.arm in curves]
     table = Table("Rounds", ["trial", "last", "best", "in round", "forgetting"], rows, _FORGETTING, keys=1)
     return Section(title, [*drawn, *tables(table)])
+
+
+def figures(results: Results) -> dict[str, Figure | None]:
+    """Return the figures of the page by name; None for those without data."""
+    curves, known = _curves(results), _known(results)
+    try:
+        trials = results.study_trials
+    except InputError:  # a study that lies elsewhere, or not there any more
+        trials = []
+    complete = sum(trial.state == TrialState.COMPLETE for trial in trials)
+    directions = results.manifest.search["directions"]
+    return {
+        "course": course_plot(_course(results), directions[0], results.objectives[0]),
+        "rounds": _rounds_plot(results, curves) if curves else None,
+        "front": _front_plot(results, known) if known else None,
+        "importance": importance_plot(importances(trials, directions), complete),
+    }
+
+
+def _curves(results: Results) -> dict[str, tuple[list[int], list[float]]]:
+    """The first objective over the rounds of each trial that has more than one, the best trials first."""
+    objective, others = results.objectives[0], [one for one in results.records if one.status in ("pruned", "running")]
+    return {one.arm: curve for one in [*results.ranked, *others] if len((curve := _curve(one, objective))[0]) > 1}
+
+
+def _rounds_plot(results: Results, curves: dict[str, tuple[list[int], list[float]]]) -> Figure:
+    named = sum(one.arm in curves for one in results.ranked[: len(COLOURS)])
+    return rounds_plot(curves, results.objectives[0], named)
 
 
 def _curve(record: Record, objective: str) -> tuple[list[int], list[float]]:
@@ -179,7 +201,7 @@ def _row(trial: str, rounds: list[int], values: list[float], direction: str) -> 
 
 def _importance(results: Results) -> list[Element]:
     try:
-        trials = _trials(results)
+        trials = results.study_trials
     except InputError as error:
         return [Text(f"Importance of parameters is not shown: {error}.")]
     complete = sum(trial.state == TrialState.COMPLETE for trial in trials)
@@ -194,26 +216,30 @@ def _importance(results: Results) -> list[Element]:
     return vector(importance_plot(found, complete), "importance of each parameter", caption)
 
 
-def _trials(results: Results) -> list[FrozenTrial]:
-    """Return the trials of the study, from the storage that the command names."""
-    flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    # In a manifest edited by hand a flag may lack its value; it then counts as not given.
-    flags.add_argument("--study", nargs="?")
-    flags.add_argument("--study-storage", nargs="?")
-    given, _ = flags.parse_known_args(shlex.split(results.manifest.command))
-    return stored_trials(results.out, given.study or STUDY, given.study_storage)
+def _known(results: Results) -> list[Record]:
+    """Return, if there are several objectives, the ranked trials that have a value in each."""
+    objectives = results.objectives
+    found = [one for one in results.ranked if np.isfinite([value(one, key) for key in objectives]).all()]
+    return found if len(objectives) > 1 else []
+
+
+def _on_front(results: Results, known: Sequence[Record]) -> tuple[np.ndarray, list[int]]:
+    """Return the values (trials, objectives) and the Pareto-optimal rows."""
+    points = np.array([[value(one, key) for key in results.objectives] for one in known])
+    return points, front(points, results.manifest.search["directions"])
+
+
+def _front_plot(results: Results, known: Sequence[Record]) -> Figure:
+    names = [one.arm.removeprefix("trial ") for one in known]
+    return front_plot(*_on_front(results, known), names, results.objectives)
 
 
 def _front(results: Results) -> Section:
     """Return the section of the Pareto front; empty with a single objective."""
-    objectives, title = results.objectives, "Pareto front"
-    known = [one for one in results.ranked if np.isfinite([value(one, key) for key in objectives]).all()]
-    if len(objectives) < 2 or not known:
+    title, known = "Pareto front", _known(results)
+    if not known:
         return Section(title, [])
-    points = np.array([[value(one, key) for key in objectives] for one in known])
-    best = front(points, results.manifest.search["directions"])
-    names = [one.arm.removeprefix("trial ") for one in known]
+    _, best = _on_front(results, known)
     table = search.search_table(replace(results, records=[known[place] for place in best]))
-    drawn = front_plot(points, best, names, objectives)
     text = "Trials that no other trial beats in one objective without losing in another."
-    return Section(title, [*vector(drawn, title), Text(text), Rows(table)])
+    return Section(title, [*vector(_front_plot(results, known), title), Text(text), Rows(table)])

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from condkd_ray.core.records import Manifest, Record
-from condkd_ray.report.results import Results
+from condkd_ray.report.results import CALL, Results
 from condkd_ray.report.tables.table import WIDTH
 
 SHORTEST = 6
@@ -44,6 +44,8 @@ def _commands(failed: Sequence[Record], names: dict[str, str], manifest: Manifes
 
     For the folder of a single trial, return the command that made it.
     """
+    if manifest.command.startswith(CALL):
+        return ["Again: the same call."]
     if manifest.experiment == "train":
         return ["To run it again:", f"  {shlex.join(_without(HERE, manifest.command))}"]
     first = min(failed, key=lambda record: (record.outcome.rounds, record.ipc, record.config_hash))
