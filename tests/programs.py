@@ -42,13 +42,16 @@ def script(path: Path, *arguments: object) -> CompletedProcess[str]:
 
 def _ended(name: str, arguments: tuple[object, ...], program) -> CompletedProcess[str]:
     whole, code, said, told = [name, *map(str, arguments)], 0, io.StringIO(), io.StringIO()
-    claimed = set(locks._claimed)
-    with logger_restored(), patch.object(sys, "argv", whole), redirect_stdout(said), redirect_stderr(told):
+    # A program has its folders until its process ends, which this one does not yet.
+    with (
+        locks.released_after(),
+        logger_restored(),
+        patch.object(sys, "argv", whole),
+        redirect_stdout(said),
+        redirect_stderr(told),
+    ):
         try:
             program()
         except SystemExit as ended:
             code = ended.code or 0
-    # A process has its folders until it ends, which this one does not yet.
-    for taken in set(locks._claimed) - claimed:
-        locks.let_go(taken)
     return CompletedProcess(whole, code, said.getvalue(), told.getvalue())
