@@ -6,13 +6,16 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "InputError": "core.method",
     "Options": "runs.options",
+    "Plan": "trial.plan",
+    "Results": "report.results",
     "SearchSpec": "runs.search_spec",
     "Teacher": "models.teacher",
-    "Trained": "runs.products",
+    "Trained": "report.kept",
     "TrialConfig": "trial.config",
     "register": "core.families",
-    **dict.fromkeys(("load", "search", "sweep", "train"), "api"),
+    **dict.fromkeys(("load", "read_config", "search", "sweep", "train"), "api"),
 }
 """Modules of the public names; their types stand in `__init__.pyi`."""
 
@@ -20,7 +23,7 @@ logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 
 def __getattr__(name: str) -> object:
-    """A public name. It is imported on first use: PyTorch takes seconds to import, and this package none."""
+    """Import a public name on first use: PyTorch takes seconds to import, this package none."""
     if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_PUBLIC[name]}"), name)

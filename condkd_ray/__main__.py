@@ -1,22 +1,22 @@
-"""The command line `condkd`: a try, a trial, a search, a condensed set, an export, a report, the pool, the methods."""
+"""The command line `condkd`. Its verbs are in `condkd_ray.commands.front`."""
 
 import sys
 
 
 def main() -> None:
-    """Entry point of `condkd`; exit codes as an experiment's."""
+    """Run `condkd`. Exit codes are those of `condkd_ray.commands.experiment.command_line`."""
     try:
         from condkd_ray.commands.console.exit_codes import exit_codes
-        from condkd_ray.commands.front import VERBS, answered, claim_out
+        from condkd_ray.commands.front import VERBS, claim_out, exit_code_without_command
     except KeyboardInterrupt:
         sys.exit(130)
     with exit_codes():
-        code = answered(sys.argv[1:])
+        code = exit_code_without_command(sys.argv[1:])
         if code is not None:
             sys.exit(code)
         name, *rest = sys.argv[1:]
         claim_out(VERBS[name], rest)
-        # From here on it takes seconds.
+        # The next line imports PyTorch and Ray, which takes seconds.
         flags, run = VERBS[name].load()
         if VERBS[name].configured:
             sys.exit(run(rest))

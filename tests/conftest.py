@@ -15,10 +15,14 @@ from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from hypothesis import settings
 from places import EXPERIMENTS
+from programs import logger_restored
+
+from condkd_ray.core.environment import usable_cpus
 
 # Scripts find `benchmark` and `chaos` beside them; tests, and the workers that these start, find them here.
 sys.path.append(str(EXPERIMENTS))
@@ -34,9 +38,37 @@ settings.register_profile("condkd_ray", deadline=None, derandomize=True, databas
 settings.load_profile("condkd_ray")
 
 
-def pytest_addoption(parser):
+MOST_PROCESSES = 8
+PROCESS_BYTES = 3 * 2**30
+"""Memory for a process of tests with a Ray cluster of its own and the trials that this runs (our choice)."""
+
+
+def pytest_addoption(parser, pluginmanager):
+    if not pluginmanager.hasplugin("xdist"):
+        # With `-p no:xdist` the options in `pyproject.toml` are accepted, and all runs in this process.
+        for name in ("--numprocesses", "--dist"):
+            parser.addoption(name, help="of pytest-xdist, which is not loaded")
+        parser.addoption("--no-loadscope-reorder", action="store_true", help="of pytest-xdist, which is not loaded")
     parser.addoption("--update-golden", action="store_true", help="rewrite tests/golden/*.json with today's numbers")
     parser.addoption("--fuzz", type=int, default=85, help="how many files of each kind are tried")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Number of processes of a plain `pytest`: the CPUs, as far as there is memory; `-n 0` runs all in this process."""
+    if config.option.markexpr == "gpu":
+        return 0  # tests that measure a GPU have it for themselves
+    return max(1, min(usable_cpus(), MOST_PROCESSES, psutil.virtual_memory().total // PROCESS_BYTES))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files that have tests on Ray first.
+
+    They take longest: a process that is given one of them last would run alone at the end.
+    """
+    on_ray = {item.path for item in items if "ray" in item.keywords or "cluster" in getattr(item, "fixturenames", ())}
+    items.sort(key=lambda item: item.path not in on_ray)
 
 
 @pytest.fixture(autouse=True)
@@ -53,12 +85,9 @@ def deterministic(request):
 
 @pytest.fixture(autouse=True)
 def silent() -> Iterator[None]:
-    """The package is silent again after a test of a command, which speaks."""
-    logger = logging.getLogger("condkd_ray")
-    before = (logger.level, logger.propagate, list(logger.handlers))
-    yield
-    logger.setLevel(before[0])
-    logger.propagate, logger.handlers = before[1:]
+    """The package is silent again after a test of a command, which writes for its user."""
+    with logger_restored():
+        yield
 
 
 @pytest.fixture

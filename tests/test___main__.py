@@ -187,8 +187,8 @@ def test_of_a_record_of_other_numbers_it_is_said_that_it_may_not_repeat(trained,
     again = ("--out", str(folder / "repeated"), "--cache", str(folder / "cache"))
     assert run(monkeypatch, "train", "--from-record", str(older), "0ld", *again) == 0
     said = capsys.readouterr()
-    version = f"the record is of version 1 of the numbers, this program of version {NUMBERS}"
-    assert f"{version}: the number cannot be expected to repeat" in said.err
+    version = f"the record has version 1 of the numbers, this program has version {NUMBERS}"
+    assert f"{version}: the result may differ" in said.err
     assert said.out.splitlines()[-1].startswith("equal: test accuracy ")
     # Also where it has a field that is gone, and so cannot be run.
     write_record(older, dataclasses.replace(record, config_hash="1ld", config=tree | {"gone": 1}, numbers=1))

@@ -1,12 +1,27 @@
-"""The public API: what the commands do, callable, silent, and imported in no time."""
+"""The public API: what the commands do, callable, silent, a good citizen of its process, and imported in no time."""
 
+import asyncio
+import faulthandler
+import importlib
+import json
+import logging
+import os
+import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
+from places import README
+from torch import Tensor, nn
 from toy import TEACHER
 
 import condkd_ray
@@ -20,10 +35,12 @@ from condkd_ray.methods.supervised import Supervised, TeacherConfig
 from condkd_ray.models import ResNet
 from condkd_ray.models.teacher import Teacher
 from condkd_ray.runs.options import Options
-from condkd_ray.runs.search_spec import SearchSpec
-from condkd_ray.trial.config import TrialConfig
+from condkd_ray.trial.artifacts import Workshop
+from condkd_ray.trial.config import TrialConfig, dump
+from condkd_ray.trial.plan import Plan
 
-PUBLIC = ("load", "search", "sweep", "train", "Options", "SearchSpec", "Teacher", "Trained", "TrialConfig")
+PUBLIC = ("load", "read_config", "search", "sweep", "train", "InputError", "Options", "Plan", "Results", "SearchSpec",
+          "Teacher", "Trained", "TrialConfig")  # fmt: skip
 TINY = TrialConfig(
     data=DataConfig(name="digits"),
     teacher=TeacherConfig(network=TEACHER, training=Supervised(epochs=3)),
@@ -33,11 +50,72 @@ TINY = TrialConfig(
     distiller=Distiller(steps=2, batch=16, condensed_share=0.25),
     rounds=2,
 )
+NOTEBOOK_CLASS = """
+from torch import nn
+
+class Own(nn.Module):
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images):
+        return self.network(images)
+"""
+(NOTEBOOK,) = (
+    block.split("```")[0]
+    for block in README.read_text(encoding="utf-8").split("```python\n")[1:]
+    if "condkd_ray.train(" in block
+)
+"""The README's example for notebooks."""
 
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def module(cache) -> nn.Module:
+    """The teacher of `TINY` as a user has it who trains in a notebook: its class is nobody's who could import it."""
+    names: dict[str, Any] = {"__name__": "__main__"}
+    exec(NOTEBOOK_CLASS, names)
+    network = Workshop(cache).teacher(TINY).network
+    return names["Own"](network).train().requires_grad_(True)
+
+
+@pytest.fixture(scope="module")
+def teacher(cache, module) -> Teacher:
+    known = Workshop(cache).teacher(TINY)
+    return Teacher.from_module(module, num_classes=10, image_shape=(1, 8, 8), mean=known.mean, std=known.std)
+
+
+def process() -> dict[str, Any]:
+    """What a library must leave as it was."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+    loggers = [logging.root, *map(logging.getLogger, ("condkd_ray", "ray.tune", "optuna"))]
+    return {
+        "environment": dict(os.environ),
+        "signals": [signal.getsignal(number) for number in numbers],
+        "loggers": [(one.level, list(one.handlers), one.propagate) for one in loggers],
+        "streams": (sys.stdout, sys.stderr, sys.excepthook, sys.displayhook),
+        "torch": (torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled()),
+        "random": torch.get_rng_state().tolist(),
+        "folder": os.getcwd(),
+        "faults": faulthandler.is_enabled(),
+        "backend": os.environ.get("MPLBACKEND"),
+    }
+
+
+@contextmanager
+def citizen(capfd) -> Iterator[None]:
+    """Nothing is written to the streams in the block, whoever writes, and the process is afterwards as it was."""
+    importlib.import_module("condkd_ray.api")
+    before = process()
+    capfd.readouterr()
+    yield
+    assert capfd.readouterr() == ("", "")
+    after = process()
+    assert {name: (before[name], after[name]) for name in before if before[name] != after[name]} == {}
 
 
 def test_the_package_is_imported_at_once_and_has_all_it_names():
@@ -49,27 +127,33 @@ def test_the_package_is_imported_at_once_and_has_all_it_names():
         _ = condkd_ray.teach
 
 
+def test_all_public_names_have_types():
+    shipped = files(condkd_ray)
+    assert (shipped / "py.typed").is_file()
+    text = (shipped / "__init__.pyi").read_text(encoding="utf-8")
+    assert all(f" import {name} as {name}\n" in text for name in PUBLIC)
+
+
 def test_options_need_neither_ray_nor_optuna():
     code = "import sys; from condkd_ray import Options; print(*({'ray', 'optuna', 'matplotlib'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"
 
 
 def test_a_trial_is_trained_in_silence_with_the_numbers_of_the_command(cache, tmp_path, capfd):
-    trained = condkd_ray.train(TINY, cache=cache, device="cpu")
-    assert capfd.readouterr() == ("", "")
-    assert trained.record.status == "finished"
-    assert len(trained.record.history) == 2
-    assert trained.samples is not None
-    assert trained.samples.images.shape == (32, 1, 8, 8)
-    again = condkd_ray.train(TINY, out=tmp_path / "out", cache=cache, device="cpu")
-    assert capfd.readouterr() == ("", "")
-    assert again.record.outcome.predictions == trained.record.outcome.predictions
-    loaded = condkd_ray.load(tmp_path / "out")
-    assert loaded.record == again.record
-    for name, tensor in trained.student.state_dict().items():
-        assert torch.equal(tensor, loaded.student.state_dict()[name])
-    with torch.no_grad():
-        assert loaded.student(trained.samples.images).shape == (32, 10)
+    with citizen(capfd):
+        trained = condkd_ray.train(TINY, cache=cache, device="cpu")
+        assert trained.record.status == "finished"
+        assert len(trained.record.history) == 2
+        assert trained.samples is not None
+        assert trained.samples.images.shape == (32, 1, 8, 8)
+        again = condkd_ray.train(TINY, out=tmp_path / "out", cache=cache, device="cpu")
+        assert again.record.outcome.predictions == trained.record.outcome.predictions
+        loaded = condkd_ray.load(tmp_path / "out").best()
+        assert loaded.record == again.record
+        for name, tensor in trained.student.state_dict().items():
+            assert torch.equal(tensor, loaded.student.state_dict()[name])
+        with torch.no_grad():
+            assert loaded.student(trained.samples.images).shape == (32, 10)
 
 
 def test_a_trial_that_fails_has_no_student(cache):
@@ -85,25 +169,318 @@ def test_a_folder_without_results_is_refused(tmp_path):
         condkd_ray.load(tmp_path)
 
 
+def test_a_config_is_read_as_the_command_reads_it(tmp_path):
+    (tmp_path / "trial.yaml").write_text(dump(TINY), encoding="utf-8")
+    assert condkd_ray.read_config(str(tmp_path / "trial.yaml")) == TINY
+    (tmp_path / "trial.yaml").write_text("round: 2", encoding="utf-8")
+    with pytest.raises(InputError, match=r"'round' names no field \(did you mean rounds\?\)"):
+        condkd_ray.read_config(tmp_path / "trial.yaml")
+
+
+def test_a_module_of_ones_own_teaches_with_the_numbers_of_its_weights(cache, module, teacher, tmp_path, capfd):
+    with citizen(capfd):
+        before = {name: value.clone() for name, value in module.state_dict().items()}
+        own = condkd_ray.train(TINY, teacher=teacher, out=tmp_path, cache=cache, device="cpu")
+        same = condkd_ray.train(TINY, cache=cache, device="cpu")
+        assert own.record.outcome.predictions == same.record.outcome.predictions
+        assert own.record.config["teacher"]["module"] == own.record.teacher != same.record.teacher
+        assert own.record.teacher.startswith("given:")
+        assert module.training
+        assert all(weight.requires_grad for weight in module.parameters())
+        assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+        # Its record and its student need no module.
+        loaded = condkd_ray.load(tmp_path)
+        assert loaded.best().student is not None
+        assert "the teacher classifies" in " ".join(loaded.manifest.notes).lower()
+
+
+def test_an_equal_teacher_goes_on_and_another_does_not(cache, module, teacher, tmp_path):
+    def key(one: Teacher, config: TrialConfig = TINY) -> str:
+        return condkd_ray.train(config, teacher=one, out=tmp_path, cache=cache, device="cpu").record.config_hash
+
+    known = {"num_classes": 10, "image_shape": (1, 8, 8), "mean": teacher.mean, "std": teacher.std}
+    first = key(teacher)
+    assert key(Teacher.from_module(module, **known)) == first
+    assert key(teacher, replace(TINY, teacher=TeacherConfig(network=ResNet(depth=14), seed=3))) == first
+    changed = Teacher.from_module(module, **known)
+    with torch.no_grad():
+        next(changed.network.parameters()).mul_(1.001)
+    assert key(changed) != first
+
+
+class Told(nn.Module):
+    """Answers with what a function makes of the images."""
+
+    def __init__(self, answer):
+        super().__init__()
+        self.linear, self.answer = nn.Linear(64, 10), answer
+
+    def forward(self, images: Tensor):
+        return self.answer(self.linear(images.flatten(1)))
+
+
+KNOWN: dict[str, Any] = {"num_classes": 10, "image_shape": (1, 8, 8), "mean": [0.5], "std": [0.25]}
+
+
+@pytest.mark.parametrize(
+    ("module", "changes", "said"),
+    [
+        ("net", {}, r"teacher module is 'str'; accepted: a torch.nn.Module"),
+        (nn.Flatten(), {}, r"parameters of the teacher module is 0"),
+        (Told(lambda x: x[:, :9]), {}, r"answer to 2 images is \(2, 9\); accepted: '?\(2, 10\)"),
+        (Told(lambda x: {"logits": x}), {}, r"type of the teacher's answer .* is 'dict'; accepted: a tensor"),
+        (Told(lambda x: {}["logits"]), {}, r"cannot read images of shape \(1, 8, 8\): 'logits'"),
+        (Told(lambda x: x * float("nan")), {}, r"is 'NaN or infinite'; accepted: finite logits of 10 classes"),
+        (nn.Sequential(nn.Conv2d(1, 10, 8), nn.Flatten()), {}, r"last linear layer of the teacher is None"),
+        (Told(abs), {"std": [0.0]}, r"std of the teacher is \(0\.0,\); accepted: positive"),
+    ],
+)
+def test_a_module_that_is_no_teacher_is_refused(module, changes, said):
+    with pytest.raises(InputError, match=said):
+        Teacher.from_module(module, **KNOWN | changes)
+
+
+def test_what_cannot_be_copied_is_refused():
+    module = Told(abs)
+    module.held = threading.Lock()
+    with pytest.raises(InputError, match=r"teacher module is a Told, which cannot be copied \(cannot pickle"):
+        Teacher.from_module(module, **KNOWN)
+
+
+@pytest.mark.parametrize(
+    ("config", "changes", "said"),
+    [
+        (
+            TINY,
+            {"image_shape": (1, 16, 16)},
+            r"image_shape of the teacher is \(1, 16, 16\); accepted: \(1, 8, 8\), that",
+        ),
+        (TINY, {"num_classes": 4}, r"num_classes of the teacher is 4; accepted: 10, that of the data set digits"),
+        (TINY, {}, r"teacher's accuracy on 970 images of digits is 0\.\d+; accepted: more than 0\.250"),
+        (
+            replace(TINY, data=DataConfig(mean=(0.1,), std=(1.0,))),
+            {},
+            r"data\.mean is \(0\.1,\); accepted: none, or \(0",
+        ),
+        (replace(TINY, data=DataConfig(flip_ok=True)), {}, r"data\.flip_ok is True; accepted: none, or False"),
+        (
+            replace(TINY, teacher=TeacherConfig(weights=Path("w.pt"))),
+            {},
+            r"teacher\.weights is .*; accepted: none beside",
+        ),
+        ("digits.yaml", {}, r"config is 'str'; accepted: a condkd_ray\.TrialConfig"),
+    ],
+)
+def test_a_teacher_that_does_not_fit_is_refused(cache, config, changes, said, tmp_path):
+    known = KNOWN | changes
+    torch.manual_seed(0)
+    head = nn.Linear(8, known["num_classes"])
+    module = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
+    with pytest.raises(InputError, match=said):
+        condkd_ray.train(config, teacher=Teacher.from_module(module, **known), out=tmp_path / "out", cache=cache)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_teacher_whose_outputs_stand_in_another_order_is_told_the_order(cache, module):
+    known = Workshop(cache).teacher(TINY)
+    facts = {"num_classes": 10, "image_shape": (1, 8, 8), "mean": known.mean, "std": known.std}
+    turned = Teacher.from_module(module, **facts).in_order([1, 2, 3, 4, 5, 6, 7, 8, 9, 0])
+    with pytest.raises(InputError) as refused:
+        condkd_ray.train(TINY, teacher=turned, cache=cache)
+    order = str(refused.value).partition("give teacher.in_order(")[2].partition(")")[0]
+    assert order == "[9, 0, 1, 2, 3, 4, 5, 6, 7, 8]"
+    assert condkd_ray.train(TINY, teacher=turned.in_order(json.loads(order)), cache=cache).record.status == "finished"
+
+
+@pytest.mark.parametrize("call", [condkd_ray.train, condkd_ray.sweep, condkd_ray.search])
+def test_a_bare_module_is_no_teacher(call, tmp_path):
+    what = {condkd_ray.train: TINY, condkd_ray.sweep: {"one": TINY}, condkd_ray.search: "rounds: !int [1, 2]"}[call]
+    with pytest.raises(InputError, match=r"teacher is 'Linear'; accepted: Teacher\.from_module\(module, num_classes="):
+        call(what, teacher=nn.Linear(1, 1), out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "more", "said"),
+    [
+        ([{"one": TINY}], {}, r"out is None; accepted: a folder for the results, as out= or in Options"),
+        ([{"one": "config"}], {}, r"arm 'one' is 'str'; accepted: a condkd_ray\.TrialConfig"),
+        ([[TINY]], {}, r"plan is 'TrialConfig'; accepted: a condkd_ray\.Plan"),
+        ([TINY], {}, r"arms is 'TrialConfig'; accepted: configs by their names, or a list of plans"),
+        ([{"one": TINY}, "x"], {}, r"Options of the call is 'str'; accepted: a condkd_ray\.Options"),
+        ([{"one": TINY}], {"seeds": 3}, r"seeds is 3; accepted: a sequence of integers"),
+        ([{"one": TINY}], {"baseline": "two"}, r"baseline is 'two'; accepted: none, or one of one"),
+        ([{"one": TINY}], {"out": "x", "outt": "x"}, r"Options: 'outt' names no field \(did you mean out\?\)"),
+        ([{"one": TINY}], {"out": "x", "max_concurrent": "two"}, r"Options: max_concurrent is 'two'; accepted"),
+        ([[Plan("one", 2, 0, TINY)]], {"seeds": (0,)}, r"seeds beside plans is \(0,\); accepted: none"),
+        ([{}], {"out": "x"}, r"number of trials is 0; accepted: at least one arm"),
+    ],
+)
+def test_a_sweep_that_cannot_be_is_refused(arguments, more, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=said):
+        condkd_ray.sweep(*arguments, **more)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("space", "more", "said"),
+    [
+        (3, {}, r"search space is 'int'; accepted: a path, YAML text or a tree"),
+        ("nowhere.yaml", {}, r"nowhere\.yaml"),
+        ("rounds: 2", {}, r"open leaves of the space is 0"),
+        ("teacher: {seed: !int [0, 3]}", {}, r"open leaves of the space is 'teacher/seed'; accepted: none beside"),
+    ],
+)
+def test_a_space_that_cannot_be_searched_is_refused(space, more, said, teacher, tmp_path):
+    with pytest.raises(InputError, match=said):
+        condkd_ray.search(space, out=tmp_path / "out", teacher=teacher, **more)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_is_for_one_call_at_a_time_and_free_afterwards(cache, tmp_path, monkeypatch):
+    from condkd_ray.core.locks import busy
+    from condkd_ray.runs.output_folder import alone_in
+
+    out = tmp_path / "out"
+    with alone_in(out), pytest.raises(InputError, match=r"where another call of this process runs"):
+        condkd_ray.train(TINY, out=out, cache=cache)
+    condkd_ray.train(TINY, out=out, cache=cache)
+    script = f"from pathlib import Path; from condkd_ray.core.locks import busy; print(busy(Path({str(out)!r})))"
+    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert told == "False\n"
+    assert not busy(out)
+
+
 @pytest.mark.ray
 def test_arms_are_swept_over_seeds(cluster, cache, tmp_path, capfd):
-    options = Options(out=tmp_path / "out", cache=cache)
-    records = condkd_ray.sweep({"mixed": TINY}, options, seeds=(0, 1))
-    assert [(one.arm, one.seed, one.status) for one in records] == [("mixed", 0, "finished"), ("mixed", 1, "finished")]
-    assert (tmp_path / "out" / "table.md").is_file()
-    alone = condkd_ray.train(TINY, cache=cache, device="cpu")
-    assert records[0].outcome.predictions == alone.record.outcome.predictions
-    assert condkd_ray.load(tmp_path / "out").record in records
-    assert capfd.readouterr().out == ""
+    with citizen(capfd):
+        import ray
+
+        results = condkd_ray.sweep({"mixed": TINY}, Options(cache=cache), out=str(tmp_path / "out"), seeds=(0, 1))
+        records = results.records
+        assert [(one.arm, one.seed, one.status) for one in records] == [
+            ("mixed", 0, "finished"),
+            ("mixed", 1, "finished"),
+        ]
+        assert (tmp_path / "out" / "table.md").is_file()
+        alone = condkd_ray.train(TINY, cache=cache, device="cpu")
+        assert records[0].outcome.predictions == alone.record.outcome.predictions
+        loaded = condkd_ray.load(tmp_path / "out")
+        assert loaded.records == records
+        assert loaded.best().record in records
+        assert loaded.trained(
+            records[1].config_hash[:12] if loaded.best().record == records[1] else records[0].config_hash
+        )
+        # A folder in which trials are missing has results, too.
+        (tmp_path / "out" / "records" / f"{records[1].config_hash}.json").unlink()
+        assert repr(condkd_ray.load(tmp_path / "out")).endswith("sweep, 1 of 2 trials finished>")
+        plans = [Plan("mixed", 2, seed, replace(TINY, seed=seed)) for seed in (0, 1)]
+        assert len(condkd_ray.sweep(plans, out=tmp_path / "out", cache=cache).finished) == 2
+        assert ray.is_initialized()
 
 
 @pytest.mark.ray
-def test_a_space_is_searched(cluster, cache, tmp_path):
-    tree = to_tree(TINY)
-    text = yaml.safe_dump(tree).replace("steps: 2", "steps: !int [1, 2]", 1)
-    (tmp_path / "space.yaml").write_text(text)
-    spec = SearchSpec(out=tmp_path / "out", cache=cache, trials=2)
-    records = condkd_ray.search(tmp_path / "space.yaml", spec)
-    scores = [record.metrics["proxy/agreement"] for record in records]
-    assert len(scores) == 2
-    assert scores == sorted(scores, reverse=True)
+def test_a_space_is_searched(cluster, cache, tmp_path, capfd):
+    with citizen(capfd):
+        tree = to_tree(TINY)
+        text = yaml.safe_dump(tree).replace("steps: 2", "steps: !int [1, 2]", 1)
+        found = condkd_ray.search(text, out=tmp_path / "out", cache=cache, trials=2, objective="proxy/agreement")
+        scores = [record.metrics["proxy/agreement"] for record in found.ranked]
+        assert len(scores) == 2
+        assert scores == sorted(scores, reverse=True)
+        assert set(found.study["config_hash"]) >= {record.config_hash for record in found.records}
+        assert {"course", "rounds"} <= set(found.figures)
+        assert found.best().student is not None
+        assert "condkd_ray" not in found.manifest.command
+
+
+@pytest.mark.ray
+def test_a_module_of_ones_own_sweeps_and_searches_from_any_thread_and_loop(cluster, cache, teacher, tmp_path, capfd):
+    with citizen(capfd):
+        found: list[condkd_ray.Results] = []
+
+        def sweep() -> None:
+            found.append(
+                condkd_ray.sweep({"one": replace(TINY, rounds=1)}, out=tmp_path / "a", cache=cache, teacher=teacher)
+            )
+
+        async def within_a_loop() -> None:
+            sweep()
+
+        with pytest.raises(InputError):
+            condkd_ray.sweep({"one": TINY}, out=tmp_path / "a", cache=cache, time_budget="soon")
+        thread = threading.Thread(target=sweep)
+        thread.start()
+        thread.join()
+        asyncio.run(within_a_loop())
+        assert [len(one.finished) for one in found] == [1, 1]
+        text = yaml.safe_dump(to_tree(replace(TINY, rounds=1))).replace("steps: 2", "steps: !int [1, 2]", 1)
+        searched = condkd_ray.search(text, out=tmp_path / "b", cache=cache, trials=1, teacher=teacher)
+        assert {one.teacher for one in searched.records} == {found[0].records[0].teacher}
+
+
+class Unsendable:
+    """Can be copied, and not be pickled."""
+
+    def __deepcopy__(self, memo: dict) -> "Unsendable":
+        return self
+
+    def __reduce__(self):
+        raise TypeError("a handle of the device")
+
+
+@pytest.mark.ray
+def test_a_module_that_cannot_go_to_the_workers_is_refused_before_any_trial(
+    cluster, cache, module, teacher, tmp_path, monkeypatch
+):
+    known = {"num_classes": 10, "image_shape": (1, 8, 8), "mean": teacher.mean, "std": teacher.std}
+    module = type(module)(module.network)
+    module.handle = Unsendable()
+    held = Teacher.from_module(module, **known)
+    with pytest.raises(InputError, match=r"cannot be sent to workers \(TypeError: a handle of the device\); accepted"):
+        condkd_ray.sweep({"one": TINY}, out=tmp_path / "a", cache=cache, teacher=held)
+    # Installed here alone: it is not sent, and nowhere else found.
+    (tmp_path / "site-packages").mkdir()
+    (tmp_path / "site-packages" / "nets_installed_here.py").write_text(NOTEBOOK_CLASS, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path / "site-packages"))
+    installed = importlib.import_module("nets_installed_here").Own(module.network)
+    missing = Teacher.from_module(installed, **known)
+    with pytest.raises(InputError, match=r"cannot be loaded on node .*No module named 'nets_installed_here'"):
+        condkd_ray.search("rounds: !int [1, 2]", out=tmp_path / "b", cache=cache, teacher=missing)
+    assert not list(tmp_path.glob("*/records/*"))
+
+
+CITIZEN = """
+import faulthandler, logging, os, signal, sys, threading
+
+def process():
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+    return (dict(os.environ), [signal.getsignal(one) for one in numbers], list(logging.root.handlers), sys.stdout,
+            sys.stderr, sys.excepthook, faulthandler.is_enabled(), threading.active_count(), os.getcwd())
+
+import condkd_ray.api, torch
+before = process()
+"""
+AFTERWARDS = """
+import ray
+assert not ray.is_initialized()
+assert process() == before, [pair for pair in zip(process(), before) if pair[0] != pair[1]]
+assert "matplotlib.pyplot" not in sys.modules
+assert net.training and all(weight.requires_grad for weight in net.parameters())
+assert teacher.network is not net and len(results.finished) == 4 and len(found.finished) == 3
+assert figure._repr_png_()[0].startswith(b"\\x89PNG") and "<table" in results._repr_html_()
+assert results.manifest.command == "condkd_ray.sweep(...)"
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_the_readmes_notebook_runs_in_silence_and_leaves_nothing_behind(cache, tmp_path):
+    """In a process without a script, as a notebook is one: no class of it can be imported."""
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment["CONDKD_CACHE"] = str(cache)
+    script = CITIZEN + NOTEBOOK + AFTERWARDS
+    run = {"capture_output": True, "text": True, "env": environment, "cwd": tmp_path, "timeout": 500}
+    done = subprocess.run([sys.executable, "-"], input=script, **run)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -251,7 +251,7 @@ METHODS = [
     ),
     (
         "guidance: {name: mmd, stages: 1, layer: stages.1}",
-        "guidance layer with stages 1 is 'stages.1'; accepted: penultimate, or a layer that is none of the stages",
+        "guidance layer with stages 1 is 'stages.1'; accepted: penultimate, or a layer other than the stages",
     ),
     (
         "guidance: {name: discriminator, alignment: marginal}",

@@ -1,5 +1,6 @@
 """Connection to a given cluster, or a private local one that only this machine can reach. Nothing is discovered."""
 
+import faulthandler
 import importlib
 import json
 import logging
@@ -9,16 +10,17 @@ import re
 import secrets
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 import condkd_ray
-from condkd_ray.core.environment import usable_cpus
+from condkd_ray.core.environment import set_variables, usable_cpus
 from condkd_ray.core.errors import first_line
 from condkd_ray.core.method import ClusterError, InputError, require
 from condkd_ray.core.view import SILENT, View
@@ -194,9 +196,11 @@ def connect(
     found = checked(address)
     environment = QUIET | ({} if found else _one_nodes_environment())
     # Closing the terminal must not end the run, nor Ray's processes, which inherit this.
-    with _environment(environment), handling(signal.SIGHUP, signal.SIG_IGN):
+    with _environment(environment), handling(signal.SIGHUP, signal.SIG_IGN), _process_kept():
         import ray
 
+        # Tune logs each failed trial with its trace, and missing trials after Ctrl-C; this package reports both.
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
         if ray.is_initialized():
             yield
             return
@@ -211,6 +215,34 @@ def connect(
             with handling(signal.SIGINT, signal.SIG_IGN):
                 _kill_helpers()
                 ray.shutdown()
+
+
+LEFT_BY_RAY = ("PYTHONBREAKPOINT", "RAY_CLIENT_MODE")
+"""Environment variables that Ray sets when it is imported or connects."""
+
+
+@contextmanager
+def _process_kept() -> Iterator[None]:
+    """Restore, after the block, what Ray and Tune change in a process when they are imported, connect or run.
+
+    These are handlers of SIGTERM and SIGUSR1, the hook for uncaught exceptions, Python's fault handler, the level of
+    Tune's logger, and two environment variables.
+    """
+    tune, hook, dumps = logging.getLogger("ray.tune"), sys.excepthook, faulthandler.is_enabled()
+    level, variables = tune.level, {name: os.environ.get(name) for name in LEFT_BY_RAY}
+    with ExitStack() as handlers:
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            # None: a handler that is not Python's, which Python cannot set again.
+            if (handler := signal.getsignal(number)) is not None:
+                handlers.enter_context(handling(number, handler))
+        try:
+            yield
+        finally:
+            tune.setLevel(level)
+            sys.excepthook = hook
+            if not dumps:
+                faulthandler.disable()
+            set_variables(variables)
 
 
 def _kill_helpers() -> None:
@@ -292,10 +324,7 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
     try:
         yield
     finally:
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
+        set_variables(before)
 
 
 def _init(address: str | None, cpus: int | None, gpus: int | None, received: Sequence[int]) -> None:
@@ -319,8 +348,6 @@ def _init(address: str | None, cpus: int | None, gpus: int | None, received: Seq
         # Ray counts the CPUs of the machine, and none in a container that has half of one.
         sizes = {"num_cpus": cpus or usable_cpus(), "num_gpus": gpus, **_memory()}
         _start_ray(lambda: ray.init(address="local", include_dashboard=False, **sizes, **common), received)
-    # Tune logs each failed trial with its trace, and missing trials after Ctrl-C; this package reports both itself.
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
 
 
 def _start_ray(start: Callable[[], object], received: Sequence[int]) -> None:

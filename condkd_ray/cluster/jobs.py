@@ -1,6 +1,6 @@
 """Packing of trials and their inputs, to send them to the workers that run them."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from condkd_ray.cluster.lost import patient
 from condkd_ray.cluster.pool import lasting_actor
 from condkd_ray.cluster.stores import call_actor
+from condkd_ray.core.errors import first_line
 from condkd_ray.core.families import plugin_modules
+from condkd_ray.core.method import InputError
 from condkd_ray.models.own_module import copied, own_code
 from condkd_ray.trial.config import Prepared, TrialConfig
 from condkd_ray.trial.packing import (
@@ -90,18 +92,24 @@ def unpack(config: TrialConfig, refs: PreparedRefs, device: str) -> Prepared:
     return Prepared(**contents, hashes=refs.hashes)
 
 
-def by_value(network: nn.Module, function: str) -> bytes:
-    """Pickle a network together with the code of the user's own classes, instead of only their names."""
-    with _code_of(function):
-        return dumps(network)
+def by_value(network: nn.Module, name: str) -> bytes:
+    """Pickle the teacher module `name` together with the code of the user's own classes, instead of only their names.
+
+    Raises `InputError` if it cannot be pickled.
+    """
+    with _code_by_value({name, *(type(layer).__module__ for layer in network.modules())}):
+        try:
+            return dumps(network)
+        except Exception as error:  # whatever the attributes of a user's classes raise
+            text = f"teacher module {name} cannot be sent to workers ({type(error).__name__}: {first_line(error)})"
+            raise InputError(f"{text}; accepted: one whose attributes can be pickled") from error
 
 
 @contextmanager
-def _code_of(*modules: str) -> Iterator[None]:
-    """A block in which pickles hold the code of these modules and of those beside them, but for installed ones."""
+def _code_by_value(names: Collection[str]) -> Iterator[None]:
+    """Context in which pickles contain the code of these modules, and of those of their packages, unless installed."""
     with ExitStack() as after:
-        # Once each: a module that is registered twice cannot be unregistered twice.
-        for module in {one.__name__: one for name in modules for one in own_code(name)}.values():
+        for module in own_code(names):
             register_pickle_by_value(module)
             after.callback(unregister_pickle_by_value, module)
         yield
@@ -125,7 +133,7 @@ class SweepJobs(Mapping[str, Job]):
     def __init__(self, jobs: Iterable[Job]) -> None:
         self._places: dict[str, tuple[int, int]] = {}
         whole, numbers, jobs = bytearray(), {}, list(jobs)
-        with _code_of(*{module for job in jobs for module in plugin_modules(job.config)}):
+        with _code_by_value({module for job in jobs for module in plugin_modules(job.config)}):
             for job in jobs:
                 begin = len(whole)
                 # Object references are kept in a list beside the array, each once: Ray keeps an object alive only for
@@ -185,7 +193,7 @@ class SearchJobs:
 
     def put(self, job: Job) -> None:
         """Store a job; returns once it is there."""
-        with _code_of(*plugin_modules(job.config)):
+        with _code_by_value(plugin_modules(job.config)):
             call_actor(self._actor.put, job)
 
     def remove(self, key: str) -> None:

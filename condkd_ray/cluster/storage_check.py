@@ -2,6 +2,7 @@
 
 import secrets
 import time
+from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -29,13 +30,8 @@ def check_reach(storage: Location, what: str = "--storage") -> None:
     marker = f".marker-{secrets.token_hex(8)}"
     put_text(storage / marker, "")
     try:
-        answers = [_start(node["NodeID"], storage, marker) for node in nodes]
-        # Collect all answers before refusing: a node that is cut off during its check would leave its file behind.
-        results = [_answer(node["NodeID"], storage, marker, one) for node, one in zip(nodes, answers, strict=True)]
-        for node, wrong in zip(nodes, results, strict=True):
-            if wrong:
-                where = f"{what} is {str(storage)!r}, which node {node['NodeManagerAddress']} cannot use ({wrong})"
-                raise InputError(f"{where}; accepted: {SHARED}")
+        for node, wrong in failing_nodes(look, storage, marker).items():
+            raise InputError(f"{what} is {str(storage)!r}, which node {node} cannot use ({wrong}); accepted: {SHARED}")
     finally:
         (storage / marker).unlink(missing_ok=True)
 
@@ -51,13 +47,22 @@ def look(storage: Location, marker: str) -> str:
     return ""
 
 
-def _start(node: str, storage: Location, marker: str) -> Any:
+def failing_nodes(task: Callable[..., str], *given: Any) -> dict[str, str]:
+    """Run `task(*given)` on every node. Return its answers that are not empty, by the node's address."""
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    answers = [_start(node["NodeID"], task, given) for node in nodes]
+    # Collect all answers before any refusal: a node that is cut off during its check would leave its file behind.
+    results = [_answer(node["NodeID"], task, given, one) for node, one in zip(nodes, answers, strict=True)]
+    return {node["NodeManagerAddress"]: wrong for node, wrong in zip(nodes, results, strict=True) if wrong}
+
+
+def _start(node: str, task: Callable[..., str], given: tuple[Any, ...]) -> Any:
     place = NodeAffinitySchedulingStrategy(node, soft=False)
     options: dict[str, Any] = {"num_cpus": 0, "max_retries": 0, "scheduling_strategy": place}
-    return ray.remote(**options)(look).remote(storage, marker)
+    return ray.remote(**options)(task).remote(*given)
 
 
-def _answer(node: str, storage: Location, marker: str, answer: Any) -> str:
+def _answer(node: str, task: Callable[..., str], given: tuple[Any, ...], answer: Any) -> str:
     """Return a node's answer; repeat the check while it fails for a reason of Ray's.
 
     Returns an empty string for a node lost meanwhile, as no trial will run on it. Ray takes some seconds to notice.
@@ -72,4 +77,4 @@ def _answer(node: str, storage: Location, marker: str, answer: Any) -> str:
             if isinstance(error, RayTaskError) or time.monotonic() > deadline:
                 return f"it does not answer: {first_line(error)}"
         time.sleep(1)
-        answer = _start(node, storage, marker)
+        answer = _start(node, task, given)

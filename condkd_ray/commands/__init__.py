@@ -1,1 +1,1 @@
-"""The verbs of `condkd`, one a file."""
+"""The verbs of `condkd`, one module each."""

@@ -1,4 +1,4 @@
-"""A condensed set by itself: made as a trial would make it, and written for other programs, beside its control."""
+"""`condkd condense`: make a condensed set as a trial would, and write it, with a control set, for other programs."""
 
 import json
 import logging
@@ -31,31 +31,35 @@ TORCH = (".pt", ".pth")
 class Condense:
     """Make the condensed set that a trial config names, and write it as image Parquet.
 
-    It is the set that `condkd train` and experiments use. No teacher is trained, unless the set is made of the
-    teacher itself: an imported set is judged by its pixels, and by a teacher only if it is your own. Of the config,
-    condensation, data and seed count; every field is a flag too, over the file: `condkd condense trial.yaml --out
-    set.parquet --condensation.ipc 5`. The mean and std it prints are of the normalised images.
+    The set is the one that `condkd train` and experiments use for the same config. Only the fields condensation, data
+    and seed affect it. A teacher is trained only if the method itself needs one. An imported set is checked by its
+    pixels, and by the teacher only if the weights are your own. Every field is a flag too and overrides the file:
+    `condkd condense trial.yaml --out set.parquet --condensation.ipc 5`. The printed mean and std are those of the
+    normalised images.
     """
 
     config: tyro.conf.Positional[Path]
     """A YAML file of config fields."""
     out: Path
-    """Parquet: PNG images and labels, as Hugging Face lays them out. 8 bit, so values outside [0, 1] are clipped. What
-    the set is stands in its metadata."""
+    """Parquet file to write: PNG images and labels, in the layout of Hugging Face datasets. Pixels are 8 bit, so values
+    outside [0, 1] are clipped. The file's metadata describes the set."""
     dc: Path | None = None
-    """A further `.pt` file in the layout of DC, DSA and DM: normalised float32, exact."""
+    """A further `.pt` file, in the layout of DC, DSA and DM, with the exact normalised float32 values."""
     control: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Write random real images of the same number, seed and data beside it, as <name>_random_real."""
+    """Also write a control set of random real images, with equal ipc, seed and data, as <name>_random_real."""
     force: tyro.conf.FlagCreatePairsOff[bool] = False
     """Overwrite files that exist."""
     cache: Path | None = None
-    """Condensed sets; $CONDKD_CACHE or a folder in the user's cache home if not given."""
+    """Cache of condensed sets; default: $CONDKD_CACHE, else a folder in the user's cache home."""
     threads: int = 1
-    """Of the CPU. More were slower wherever other work shared the cores."""
+    """CPU threads. More than one was slower whenever other work used the same cores."""
 
 
 def condense(arguments: list[str]) -> int:
-    """`condkd condense FILE`, with flags that are fields of the config. Raises `InputError` before any set is made."""
+    """Run `condkd condense FILE`, with flags for the config's fields; return the exit code.
+
+    Raises `InputError` before any set is made.
+    """
     command, config = configured(Condense, arguments, "condkd condense")
     planned = _plan(command, config)
     for path in chain.from_iterable(planned.values()):
@@ -63,16 +67,16 @@ def condense(arguments: list[str]) -> int:
         require(not path.is_dir(), "file", str(path), "a file, not a folder")
         there = next(folder for folder in path.resolve().parents if folder.exists())
         writable = there.is_dir() and os.access(there, os.W_OK | os.X_OK)
-        require(writable, "file", str(path), f"one in a folder that can be written; {there} cannot")
+        require(writable, "file", str(path), f"a file in a writable folder; {there} is not writable")
     set_up_process(command.threads)
     workshop = Workshop(command.cache, device=default_device(), view=TERMINAL, train_judges=False)
     if any(method.needs_teacher for method in planned):
         workshop.check(config)
     if isinstance(config.condensation, Imported):
-        # It judges the set; how it would be inverted does not matter here.
+        # Only the set is checked with the teacher, so the teacher need not fit the config's inversion.
         workshop.check_teacher(config)
     print(HEAD)
-    # The control first: it is made at once, and refuses an ipc that the data do not have.
+    # The control set is made first: it takes no time, and an ipc beyond the data's is refused before the other set.
     clipped = [_make(workshop, method, config, paths) for method, paths in reversed(planned.items())]
     if any(clipped) and command.dc is None:
         log.info("8 bit: values outside [0, 1] were clipped; --dc FILE.pt keeps them")
@@ -80,7 +84,7 @@ def condense(arguments: list[str]) -> int:
 
 
 def _plan(command: Condense, config: TrialConfig) -> dict[AnyCondensation, list[Path]]:
-    """Which sets are to be made, and the files of each: Parquet, then the others."""
+    """Return the sets to make, each with its files: first Parquet, then the others. Raises `InputError`."""
     method = config.condensation
     require(command.threads >= 1, "--threads", command.threads, "an integer >= 1")
     require(command.out.suffix == ".parquet", "--out", str(command.out), "a file name that ends in .parquet")
@@ -91,13 +95,14 @@ def _plan(command: Condense, config: TrialConfig) -> dict[AnyCondensation, list[
     if not command.control:
         return {method: paths}
     itself = isinstance(method, (RandomReal, AllReal))
-    require(not itself, "--control of condensation", method.name, "one that is not itself real images chosen at random")
+    accepted = "a method other than random_real and all_real, of which the control would be a copy"
+    require(not itself, "--control of condensation", method.name, accepted)
     beside = [path.with_name(f"{path.stem}_random_real{path.suffix}") for path in paths]
     return {method: paths, RandomReal(ipc=method.ipc): beside}
 
 
 def _make(workshop: Workshop, method: AnyCondensation, config: TrialConfig, paths: list[Path]) -> bool:
-    """Make and write one set, print its line; whether 8 bit clip any of its values."""
+    """Make and write one set and print its line; return True if its 8-bit encoding clips any value."""
     config = replace(config, condensation=method)
     dataset, samples = workshop.data(config), workshop.condensed(config)
     assert samples is not None
@@ -108,7 +113,7 @@ def _make(workshop: Workshop, method: AnyCondensation, config: TrialConfig, path
     write_images(parquet, encoded.images, samples.labels, names=dataset.class_names, about=about | pixels)
     for path in exact:
         write_dc(path, samples.images, samples.labels, about=about | {"pixels": "float32, (pixel - mean) / std"})
-    # What rounding to 8 bit does not keep: more than half a grey level outside [0, 1].
+    # Rounding to 8 bit clips only values more than half a grey level outside [0, 1].
     grey = 255 * to_unit(samples.images, dataset.mean, dataset.std)
     share = ((grey < -0.5) | (grey > 255.5)).float().mean().item()
     numbers = f"{config.seed:>5}{method.ipc or 'all':>5}{len(samples):>8}"
@@ -118,7 +123,7 @@ def _make(workshop: Workshop, method: AnyCondensation, config: TrialConfig, path
 
 
 def _about(dataset: Dataset, method: AnyCondensation, seed: int) -> dict[str, str]:
-    """All a stranger needs to use the set, and how it was made; values other than names are JSON."""
+    """Return the metadata of a set: what a reader needs to use it, and how it was made. Values are names or JSON."""
     return {
         "dataset": dataset.name,
         "data_digest": dataset.digest,

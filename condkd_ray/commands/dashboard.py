@@ -1,4 +1,4 @@
-"""Both windows on a running or finished experiment: the Optuna dashboard and TensorBoard, on this machine alone."""
+"""`condkd dashboard`: serve the Optuna dashboard and TensorBoard for a running or finished experiment, on loopback."""
 
 import logging
 import os
@@ -28,37 +28,38 @@ log = logging.getLogger(__name__)
 
 HOST = "127.0.0.1"
 START_SECONDS = 60.0
-"""After which a server that does not answer is given up."""
-LAST_WORDS = 12
-"""Lines that are shown of a server that has failed."""
+"""A server that does not answer within this time has failed."""
+LAST_LINES = 12
+"""Lines of a failed server's output that are logged."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dashboard:
-    """Start the Optuna dashboard, where there is a study, and TensorBoard on loopback, until Ctrl-C.
+    """Start the Optuna dashboard, if there is a study, and TensorBoard on loopback, until Ctrl-C.
 
-    Neither asks who you are, and the Optuna dashboard can delete trials: both can be reached from this machine alone.
-    Of what is added to a running search TensorBoard shows all but new embeddings, which it reads when it starts.
+    Neither has a login, and the Optuna dashboard can delete trials, so both are reachable from this machine only.
+    TensorBoard updates itself during a running search, except for embeddings, which it reads only when it starts.
     """
 
     out: tyro.conf.Positional[Path]
     """The `--out` of a search or an experiment, running or finished."""
     study_storage: str | None = None
-    """Where the search was given a `--study-storage`, the same."""
+    """The `--study-storage` of the search, if it had one."""
     optuna_port: int = 0
-    """0: any that is free."""
+    """Port of the Optuna dashboard; 0: any free port."""
     tensorboard_port: int = 0
+    """Port of TensorBoard; 0: any free port."""
 
 
 def dashboard(command: Dashboard) -> int:
-    """`condkd dashboard`."""
+    """Run `condkd dashboard` until it is interrupted; return 0, or 1 if a server has ended by itself."""
     read_manifest(command.out)
     if _has_study(command):
         there = exists(command.study_storage, command.out)
-        require(there, "--study-storage", command.study_storage, "where the search has kept its study")
-        # What a killed driver has left in a journal, its server would wait for without end, or not read.
+        require(there, "--study-storage", command.study_storage, "the storage in which the search keeps its study")
+        # Opening the storage repairs a journal of a killed driver; the server would wait for it forever or not read it.
         open_storage(command.study_storage, command.out)
-    # Whoever starts us in the background may have had SIGINT ignored; and neither signal may leave the servers behind.
+    # SIGINT may be ignored, as in a background job of a shell; and neither signal may leave the servers behind.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     with servers(command) as running:
@@ -69,41 +70,42 @@ def dashboard(command: Dashboard) -> int:
         except KeyboardInterrupt:
             return 0
         for server in ended:
-            log.info(f"{server.last_words()}\nfailed: {server.name} has ended by itself")
+            log.info(f"{server.output_end()}\nfailed: {server.name} has ended by itself")
     return 1
 
 
 @dataclass(frozen=True)
 class Server:
-    """One of the two, and the file of what it says: a line a request, which nobody wants to read."""
+    """One of the two servers, and the file that receives its output: a line per request, shown only on failure."""
 
     name: str
     process: subprocess.Popen[bytes]
-    said: IO[bytes]
+    output: IO[bytes]
 
-    def last_words(self) -> str:
-        """The end of what it has said."""
-        self.said.seek(0)
-        return "\n".join(self.said.read().decode(errors="replace").splitlines()[-LAST_WORDS:])
+    def output_end(self) -> str:
+        """Return the last lines of the output."""
+        self.output.seek(0)
+        return "\n".join(self.output.read().decode(errors="replace").splitlines()[-LAST_LINES:])
 
 
 @contextmanager
 def servers(command: Dashboard) -> Iterator[list[Server]]:
-    """Both, once each answers and its address has been printed; they end with the block."""
+    """Start the servers, print the address of each as soon as it answers, and end them with the block."""
     running: list[Server] = []
     commands = list(_commands(command))
     for name, wanted, _ in commands:
-        _free(name, wanted)  # what cannot be had is refused before either starts
+        _free(name, wanted)  # raises for a port in use before either server starts
     try:
         for name, wanted, arguments in commands:
             port = _free(name, wanted)
             running.append(_started(name, port, arguments))
             while not _comes_up(running[-1], port):
-                # Between our look at the port and the server's, another program may have taken it.
+                # Another program may have taken the port between the check and the server's start.
                 if wanted or running[-1].process.poll() is None or _is_free(port):
-                    log.info(running[-1].last_words())
-                    require(False, f"{name} at port {port}", "no answer", "a port that is free, and what it is to show")
-                running.pop().said.close()
+                    log.info(running[-1].output_end())
+                    accepted = "a free port, and files that the server can show"
+                    require(False, f"{name} at port {port}", "no answer", accepted)
+                running.pop().output.close()
                 port = _free(name, wanted)
                 running.append(_started(name, port, arguments))
             print(f"{name:11}  http://{HOST}:{port}/", flush=True)
@@ -113,18 +115,18 @@ def servers(command: Dashboard) -> Iterator[list[Server]]:
             server.process.terminate()
         for server in running:
             server.process.wait()
-            server.said.close()
+            server.output.close()
 
 
 def _started(name: str, port: int, arguments: list[str]) -> Server:
-    said = tempfile.TemporaryFile()  # noqa: SIM115
+    output = tempfile.TemporaryFile()  # noqa: SIM115
     place = ["--host", HOST, "--port", str(port)]
-    process = subprocess.Popen([sys.executable, *arguments, *place], stdout=said, stderr=said, env=_direct())
-    return Server(name, process, said)
+    process = subprocess.Popen([sys.executable, *arguments, *place], stdout=output, stderr=output, env=_environment())
+    return Server(name, process, output)
 
 
 def _comes_up(server: Server, port: int) -> bool:
-    """Whether it answers in time. Whoever answers in the place of one that has ended is another program."""
+    """Return True if the server answers in time. An answer after its process has ended is another program's."""
     deadline = time.monotonic() + START_SECONDS
     while server.process.poll() is None and time.monotonic() < deadline:
         if _answers(port) and server.process.poll() is None:
@@ -134,11 +136,11 @@ def _comes_up(server: Server, port: int) -> bool:
 
 
 def _commands(command: Dashboard) -> Iterator[tuple[str, int, list[str]]]:
-    """Name, port (0: any that is free), and arguments of Python of each."""
+    """Yield name, port (0: any free one) and Python arguments of each server."""
     artifacts = str(command.out / ARTIFACTS)
     if _has_study(command):
         storage = place_of(command.study_storage, command.out)
-        # Optuna's own lock of a journal leads to the path that it was given, and must not dangle.
+        # Optuna locks a journal by a symbolic link to the path that it was given; a relative one would dangle.
         storage = storage if "://" in storage else str(Path(storage).absolute())
         main = "from optuna_dashboard._cli import main; main()"
         yield "Optuna", command.optuna_port, ["-c", main, storage, "--artifact-dir", artifacts, "--quiet"]
@@ -151,7 +153,7 @@ def _has_study(command: Dashboard) -> bool:
 
 
 def _free(name: str, wanted: int) -> int:
-    """A port that nobody listens at: the one that is wanted, unless it is 0. Raises `InputError`."""
+    """Return a free port: `wanted`, or any if that is 0. Raises `InputError` if `wanted` is in use or invalid."""
     accepted = "one that is free, or 0 for any"
     require(0 <= wanted < 2**16, f"port of {name}", wanted, accepted)
     try:
@@ -169,13 +171,14 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def _direct() -> dict[str, str]:
-    """The environment of a server. TensorBoard asks a process of its own by gRPC, and no proxy can reach that.
+def _environment() -> dict[str, str]:
+    """Return the environment of a server, in which gRPC connections to this machine bypass any proxy.
 
-    What other hosts are asked by stays as it is: gRPC alone reads `no_grpc_proxy`, and before `no_proxy`.
+    TensorBoard sends gRPC requests to a process of its own, which no proxy can reach. Only gRPC reads `no_grpc_proxy`,
+    and prefers it to `no_proxy`, so all other connections keep their proxies.
     """
-    spared = next((os.environ[name] for name in ("no_grpc_proxy", "no_proxy") if name in os.environ), "")
-    return os.environ | {"no_grpc_proxy": ",".join(filter(None, (spared, HOST, "localhost")))}
+    exempt = next((os.environ[name] for name in ("no_grpc_proxy", "no_proxy") if name in os.environ), "")
+    return os.environ | {"no_grpc_proxy": ",".join(filter(None, (exempt, HOST, "localhost")))}
 
 
 def _answers(port: int) -> bool:

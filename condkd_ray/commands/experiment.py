@@ -1,7 +1,7 @@
-"""What all experiment scripts share: flags -> base config -> plans -> run -> tables and exit code.
+"""The flags that all experiment scripts share, and the run of their plans: base config, plans, run, report, exit code.
 
-What is imported here, and so by a script beside its flags, needs neither PyTorch nor Ray: help, a flag that is none and
-a folder in use are answered before they are imported.
+Neither this module nor those it imports load PyTorch or Ray, so a script that imports it with its flags prints help,
+and refuses an unknown flag or a busy folder, without waiting for these imports.
 """
 
 import sys
@@ -14,7 +14,7 @@ import tyro
 
 from condkd_ray.commands.console.exit_codes import ended, exit_codes, show, speak
 from condkd_ray.commands.console.live import TERMINAL
-from condkd_ray.commands.report import Tell, tell_results
+from condkd_ray.commands.report import Reporter, report_results
 from condkd_ray.commands.teacher_flags import TeacherFlags
 from condkd_ray.core.locks import claim_early
 from condkd_ray.runs.arms import BOTH, PRIOR, Arm, Prior, arm, spread
@@ -30,120 +30,124 @@ if TYPE_CHECKING:
 __all__ = ["Flags", "Plan", "Plans", "arm", "command_line", "run"]
 
 Plans = Iterable[Plan]
-"""Trials of an experiment."""
+"""The trials of an experiment."""
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Flags(TeacherFlags, Options):
-    """Flags common to all experiments. Anything else of a trial's config can be set by a YAML file, `--config`."""
+    """Flags common to all experiments. A YAML file, `--config`, can set any other field of a trial's config."""
 
     ipcs: tuple[int, ...] = (1, 5, 10)
-    """Condensed images per class."""
+    """Condensed images per class (IPC), one or more values."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    """Of the trials; a condensed set has its trial's seed."""
+    """Seeds of the trials; the condensed set of a trial has the same seed."""
     host: str | None = None
-    """A published system to build all arms on: its inversion, memory, loss, student recipe and length. Those there are:
-    `condkd methods --published`. With --inversion instead, that inversion stands beside this project's own recipe."""
+    """A published system on which all arms are built: its inversion, memory, loss, student recipe and length.
+    `condkd methods --published` lists them. Cannot be combined with --inversion."""
     scale: float | None = None
-    """With --host: share of the published optimiser steps that a trial takes; all of them if not given."""
+    """With --host: share of the published optimiser steps that a trial takes; default: 1."""
     inversion: str | None = None
-    """`fast` if neither this nor --host is given."""
+    """The inversion, with this project's own recipe; default: `fast`, or that of --host."""
     guidance: str = "discriminator"
     guidance_weight: float | None = None
-    """Weight of the guidance in the inversion's loss; the method's default if not given."""
+    """Weight of the guidance in the inversion's loss; default: the method's own."""
     prior_weight: float = PRIOR.weight
-    """Of the tempered class prior, weight x CE(teacher's logits / temperature, class), which the arms mixed_prior,
-    guided and guided_only have in the place of the inversion's own. 0: no arm has it, and there is no mixed_prior."""
+    """Weight of the tempered class prior, weight x CE(teacher's logits / temperature, class). It replaces the
+    inversion's class prior in the arms mixed_prior, guided and guided_only. 0: it is not used, and the arm mixed_prior
+    does not exist."""
     prior_temperature: float = PRIOR.temperature
-    """Of that prior. Soft targets have a temperature of their own, which is taken with them."""
+    """Temperature of that prior. With soft targets, the temperature of the targets is used instead."""
     condensation: str = "distribution_matching"
     condensed_path: Path | None = None
-    """A condensed set of somebody else's: a DC/DSA/DM .pt, a KIP .npz, Parquet, or an image folder."""
+    """An existing condensed set to import: a DC/DSA/DM .pt, a KIP .npz, Parquet, or an image folder."""
     condensed_space: Literal["auto", "unit", "signed", "normalised", "uint8", "zca"] = "auto"
-    """Pixel space of that set: [0, 1], [-1, 1], normalised by the teacher's constants, or 0 to 255. `auto` looks at the
-    pixels, and asks the teacher where they do not tell."""
+    """Pixel space of that set: [0, 1], [-1, 1], normalised by the teacher's constants, 0 to 255, or ZCA-whitened.
+    `auto` infers it from the pixels, and from the teacher's accuracy if the pixels are ambiguous."""
     condensed_mean: tuple[float, ...] | None = None
-    """Constants with which that set is normalised, where they are not the teacher's: one a channel, in units of [0, 1]
-    pixels."""
+    """Mean with which that set is normalised, if not the teacher's: one value per channel, for pixels in [0, 1]."""
     condensed_std: tuple[float, ...] | None = None
+    """Standard deviation of that normalisation."""
     condensed_order: tuple[int, ...] | None = None
-    """Its classes in another order than the teacher's: the label that images of class k have there, at place k."""
+    """Class order of that set, if not the teacher's: position k holds the label that the set gives to class k."""
     force_condensed: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Take it although its pixels or the teacher's answers speak against it."""
+    """Import the set although its pixels or the teacher's predictions contradict these flags."""
     condensed_share: float = 0.5
-    """Share of condensed images in the student's batches, in the arms that mix."""
+    """Share of condensed images in the student's batches, in the arms with both kinds of images."""
     dataset: str = "digits"
     data_root: Path | None = None
     train_file: str | None = None
     test_file: str | None = None
     size: int | None = None
-    """Side the images are resized to."""
+    """Side in pixels to which images are resized."""
     val_fraction: float = 0.0
-    """Share of train held out for validation (digits has its own 197)."""
+    """Share of the training images held out for validation (digits has 197 validation images of its own)."""
     teacher: str | None = None
-    """Architecture of the teacher (`condkd methods --networks`); the card's, that of which the weights have the names,
-    or resnet-8-16, if not given."""
+    """Architecture of the teacher (`condkd methods --networks`); default: that of the card, else that which the names
+    of the weights determine, else resnet-8-16."""
     teacher_epochs: int | None = None
     teachers: int = 1
-    """The seeds are spread over so many teachers, each trained with another seed: the i-th of --seeds has teacher i mod
-    N. With one teacher a difference between arms says nothing about other teachers."""
+    """Number of teachers, each trained with another seed, over which the seeds are spread: the i-th of --seeds has
+    teacher i mod N. With one teacher, a difference between arms shows nothing about other teachers."""
     student: str = "resnet-8-8"
     rounds: int | None = None
-    """Of the student; 12 if not given. With --host the recipe's; or these, with all that it counts in rounds scaled."""
+    """Rounds of the student; default: 12, or those of --host. With --host, other lengths in rounds are scaled alike."""
     test_rounds: TestRounds = "subset"
     """Test images measured in each round: `subset`, at most 1000; `full`, all of them (slower), as the published mean
-    and variance over rounds need. The final test accuracy is of all in any case."""
+    and variance over rounds require. The final test accuracy always uses all of them."""
     explain: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Tell how many trials there are and what they will take, and stop: nothing is trained or written."""
+    """Print the number of trials and what they will take, and stop. Nothing is trained or written."""
     only: tuple[str, ...] = ()
-    """Run only these of the planned trials: (beginnings of) hashes as the tables and records name them."""
+    """Run only these of the planned trials: hashes, or beginnings of hashes, from the tables and records."""
     producers: int = 0
-    """Processes of each trial that make its images while its student learns; 0: they are made and learnt in turn."""
+    """Processes per trial that make its images while its student learns; 0: both take turns in one process."""
     staleness: int | None = None
-    """With producers: rounds by which they are ahead, and the student that they ask behind; 1 if not given."""
+    """With producers: rounds by which the images are ahead and the student that they use is behind; default: 1."""
     config: Path | None = None
-    """A YAML file of config fields that goes over the flags."""
+    """A YAML file of config fields that override the flags."""
 
     def base(self) -> "TrialConfig":
-        """The config all arms start from, at the largest IPC. Raises `InputError`: field, value, what is accepted."""
-        # What needs PyTorch stands apart, for nobody waits for it who asks for help or has mistyped a flag.
+        """Return the config from which all arms are derived, at the largest IPC. Raises `InputError` for bad flags."""
+        # Imported here because it imports PyTorch, which help and mistyped flags must not wait for.
         from condkd_ray.commands.base_config import base_config
 
         return base_config(self)
 
     @property
     def prior(self) -> Prior:
-        """The class prior of the guided arms and their control. Raises `InputError`."""
+        """The class prior of the arms mixed_prior, guided and guided_only. Raises `InputError` for bad values."""
         return Prior(self.prior_weight, self.prior_temperature)
 
     @property
     def mixing(self) -> tuple[Arm, ...]:
-        """The arm guided and before it those that it is read against, the nearest last."""
+        """The arms with both kinds of images: the guided arm, preceded by its controls, the closest one last."""
         return ("mixed", "mixed_prior", "guided") if self.prior_weight else ("mixed", "guided")
 
     def arms_or(self, given: Sequence[Arm] | None, default: Sequence[Arm]) -> Sequence[Arm]:
-        """The arms `given`, else those of `default` that there are with this prior: at weight 0 no mixed_prior."""
+        """Return the arms `given`, or those of `default` that exist: with prior weight 0 there is no mixed_prior."""
         return [name for name in default if name not in BOTH or name in self.mixing] if given is None else given
 
     @property
     def teacher_label(self) -> str:
-        """The teacher's architecture, of the flag, the card or by default."""
+        """The teacher's architecture: from the flag, else from the card, else the default."""
         from condkd_ray.commands.base_config import teacher_label
 
         return teacher_label(self)
 
 
 def command_line(flags: type[T], main: Callable[[T], int], *, own_folder: bool = True) -> None:
-    """Parse, run, exit: 0 done, 1 some trials failed, 2 bad input, 3 out of time, 130 interrupted.
+    """Parse the flags, run `main` and exit with its code.
 
-    Where flags are `Options`, nobody else may run in `--out`, unless it is not `own_folder`: the program leaves it be.
+    Exit codes: 0 done, 1 some trials failed, 2 bad input, 3 the time budget is spent, 130 interrupted.
+
+    Flags that are `Options` lock the folder `--out`, so that no other process runs in it. `own_folder` False: the
+    program writes nothing there, and does not lock it.
     """
     with exit_codes():
         given = tyro.cli(flags)
         if own_folder and isinstance(given, Options) and not getattr(given, "explain", False):
             claim_early(given.out, "--out")
-        # From here on it takes seconds.
+        # The next import loads PyTorch, which takes seconds.
         from condkd_ray.core.environment import set_up_process
 
         set_up_process(1)
@@ -158,11 +162,12 @@ def run(
     *,
     baseline: "Baseline" = "none",
     workshop: "Workshop | None" = None,
-    tell: Tell | None = None,
+    report: Reporter | None = None,
 ) -> int:
-    """Run what is missing of `plans`, write records as trials end, report; each arm is compared with its `baseline`.
+    """Run the missing trials of `plans`, write records as they end, report, and return the exit code.
 
-    `workshop`: one that has made something of it already, else a new one is made. The exit code: see `command_line`.
+    `baseline`: the arm with which the other arms are compared. `workshop`: the artifacts made so far, else a new one is
+    made. `report`: replaces the standard report. The exit codes are those of `command_line`.
     """
     from condkd_ray.runs import experiment
 
@@ -173,5 +178,5 @@ def run(
         return 0
     kept = {"only": flags.only, "baseline": baseline, "workshop": workshop, "view": TERMINAL}
     result = experiment.run(name, question, plans, flags, **kept)
-    tell_results(flags.out, tell=tell)
+    report_results(flags.out, report=report)
     return ended(result)

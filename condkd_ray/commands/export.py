@@ -1,4 +1,4 @@
-"""`condkd export`: the best student and its synthetic images, in forms that need nothing of this package."""
+"""`condkd export`: write the best student and its synthetic images in formats that do not require this package."""
 
 import json
 import logging
@@ -17,7 +17,7 @@ from condkd_ray.core.records import Record
 from condkd_ray.core.samples import to_pixels
 from condkd_ray.core.storage import atomic_write
 from condkd_ray.data.writers import write_images
-from condkd_ray.runs.products import choose, kept_path, load_student, merit
+from condkd_ray.report.kept import choose, kept_path, load_student, merit
 from condkd_ray.trial.outcome import Product, read_product
 
 log = logging.getLogger(__name__)
@@ -25,22 +25,23 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Export:
-    """Write the best student and its synthetic images in forms that need nothing of this package.
+    """Write the best student and its synthetic images in formats that do not require this package.
 
-    The best by validation accuracy, or by agreement on the proxy set where there is none; never by test accuracy, and
-    not the reference that was taught with all real images. An experiment keeps the best trial of each arm and IPC.
+    The best student has the highest validation accuracy or, without validation images, the highest agreement with the
+    teacher on the proxy set. Test accuracy is never used, and the reference trained on all real images is excluded. An
+    experiment keeps the best trial of each arm and IPC.
     """
 
     out: tyro.conf.Positional[Path]
     """The `--out` of an experiment or of `condkd train`."""
     trial: str | None = None
-    """The (beginning of the) hash of another kept trial."""
+    """The hash, or the beginning of the hash, of another trial that the experiment has kept."""
     to: Path = Path("export")
     """A new or empty folder."""
 
 
 def export_best(command: Export) -> int:
-    """`condkd export`."""
+    """Run `condkd export`; return 0."""
     record = choose(command.out, command.trial)
     empty = not command.to.exists() or (command.to.is_dir() and not any(command.to.iterdir()))
     require(empty, "--to", str(command.to), "a new or empty folder")
@@ -53,7 +54,10 @@ def export_best(command: Export) -> int:
 
 
 class FromPixels(nn.Module):
-    """A student that reads [0, 1] pixels (B, C, H, W): normalised twice, or not at all, cannot happen to it."""
+    """A student that reads pixels in [0, 1], shape (B, C, H, W), and normalises them itself.
+
+    So a caller can neither forget to normalise them nor do it twice.
+    """
 
     mean: Tensor
     std: Tensor
@@ -65,22 +69,22 @@ class FromPixels(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Logits (B, K)."""
+        """Return the logits, shape (B, K)."""
         return self.student((pixels - self.mean) / self.std)
 
 
 def export(out: Path, record: Record, to: Path) -> list[str]:
-    """Write student and synthetic set of `record`'s trial to the folder `to`; what was written, a line each.
+    """Write the student and the synthetic images of a trial to the folder `to`; return one line of text per file.
 
-    `student.safetensors` and `student.json`: weights and what they are. `student.pt2`: the same as a program of
-    `torch.export` that reads [0, 1] pixels. `synthetic.parquet`: the images with labels and the teacher's logits.
+    `student.safetensors` and `student.json`: the weights and their description. `student.pt2`: the student as a
+    program of `torch.export` that reads pixels in [0, 1]. `synthetic.parquet`: images, labels and teacher's logits.
     """
     product = read_product(kept_path(out, record.config_hash))
     student = load_student(product, record)
     to.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.contiguous() for name, tensor in product.student.items()}
     atomic_write(to / "student.safetensors", save(weights, metadata={"network": product.network}))
-    atomic_write(to / "student.json", (json.dumps(card_of(product, record), indent=1) + "\n").encode())
+    atomic_write(to / "student.json", (json.dumps(model_card(product, record), indent=1) + "\n").encode())
     program = torch.export.export(
         FromPixels(student, product.mean, product.std).eval(),
         (torch.rand(2, *product.image_shape),),
@@ -88,20 +92,20 @@ def export(out: Path, record: Record, to: Path) -> list[str]:
     )
     torch.export.save(program, to / "student.pt2")
     written = [
-        f"student.safetensors  weights of {product.network}; student.json says what they are",
-        "student.pt2          the same for torch.export.load; reads [0, 1] pixels (B, C, H, W), gives logits",
+        f"student.safetensors  weights of {product.network}; student.json describes them",
+        "student.pt2          the same for torch.export.load; reads [0, 1] pixels (B, C, H, W), returns logits",
     ]
     samples, unit = product.samples, product.space == "unit"
     if samples is None:
-        return [*written, "no synthetic.parquet: this trial remembers no images"]
+        return [*written, "no synthetic.parquet: this trial has no images in memory"]
     pixels = samples.images if unit else to_pixels(samples.images.float(), product.mean, product.std)
     write_images(to / "synthetic.parquet", pixels, samples.labels, logits=samples.logits.float())
-    clipped = "" if unit else " (8 bit: what lay outside [0, 1] is clipped)"
-    return [*written, f"synthetic.parquet    {len(samples)} images with label and the teacher's logits{clipped}"]
+    clipped = "" if unit else " (8 bit: values outside [0, 1] are clipped)"
+    return [*written, f"synthetic.parquet    {len(samples)} images with labels and the teacher's logits{clipped}"]
 
 
-def card_of(product: Product, record: Record) -> dict[str, object]:
-    """All a reader needs to use the weights, and where they come from."""
+def model_card(product: Product, record: Record) -> dict[str, object]:
+    """Return what a reader needs to use the weights, and how they were made."""
     name, value = merit(record)
     return {
         "network": to_tree(models.parse(product.network)),

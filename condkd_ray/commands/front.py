@@ -1,8 +1,8 @@
-"""What `condkd` answers before PyTorch and Ray are imported, which takes seconds, and half a minute on a busy machine.
+"""The part of `condkd` that runs before PyTorch and Ray are imported: help, version, unknown verbs, busy folders.
 
-Help, the version, a verb that does not exist, and that the output folder is in use. The help of a verb is stored beside
-this module, in `help/`, as it is made of classes whose modules need PyTorch. `python -m condkd_ray.commands.front`
-writes it anew.
+Those imports take seconds, and half a minute on a busy machine. The help text of each verb is stored in `help/` beside
+this module, because the classes of the flags are in modules that import PyTorch. `python -m
+condkd_ray.commands.front` writes these files anew.
 """
 
 import difflib
@@ -25,19 +25,19 @@ HELP = ("-h", "--help")
 
 @dataclass(frozen=True)
 class Verb:
-    """A command: the module in `commands/`, its flags and its function, and what it does in a sentence."""
+    """A command: its module in `commands/`, the class of its flags, its function, and a one-sentence summary."""
 
     module: str
     flags: str
     function: str
-    told: str
+    summary: str
     out: str | None = None
-    """The default of `--out`, where it is a folder that the command has for itself."""
+    """Default of `--out`, if the command locks that folder; None if it does not."""
     configured: bool = False
-    """Whether each field of a trial's config is a flag too, so that it reads its arguments itself."""
+    """True if each field of a trial's config is a flag too; the function then parses the arguments itself."""
 
     def load(self) -> tuple[type, Any]:
-        """The class of its flags, and its function: imports all that it needs."""
+        """Import the command's module; return the class of its flags and its function."""
         module = import_module(f"condkd_ray.commands.{self.module}")
         return getattr(module, self.flags), getattr(module, self.function)
 
@@ -59,8 +59,11 @@ VERBS = {
 }
 
 
-def answered(arguments: Sequence[str]) -> int | None:
-    """The exit code of what needs no command, once it is answered; None where one is to be run. Raises `InputError`."""
+def exit_code_without_command(arguments: Sequence[str]) -> int | None:
+    """Print help or the version if the arguments request it, and return the exit code; None if a command is to run.
+
+    Raises `InputError` if the verb does not exist.
+    """
     if not arguments or arguments[0] in HELP:
         print(_usage(), file=sys.stdout if arguments else sys.stderr)
         return 0 if arguments else 2
@@ -72,7 +75,7 @@ def answered(arguments: Sequence[str]) -> int | None:
         near = difflib.get_close_matches(name, VERBS, 1)
         hint = f" (did you mean {near[0]}?)" if near else ""
         raise InputError(f"verb is {name!r}{hint}; accepted: {', '.join(VERBS)}, --help, --version")
-    if _asks_for_help(rest):
+    if _requests_help(rest):
         print(stored_help(name), end="")
         return 0
     return None
@@ -80,18 +83,18 @@ def answered(arguments: Sequence[str]) -> int | None:
 
 def _usage() -> str:
     width = max(map(len, VERBS))
-    lines = (f"  {name:<{width}}  {verb.told}" for name, verb in VERBS.items())
-    more = "condkd VERB --help tells its flags; README.md has a tour."
+    lines = (f"  {name:<{width}}  {verb.summary}" for name, verb in VERBS.items())
+    more = "condkd VERB --help lists the flags of a verb; README.md has a tour."
     return "\n".join(["usage: condkd [-h] [--version] VERB ...", "", *lines, "", more])
 
 
-def _asks_for_help(rest: Sequence[str]) -> bool:
-    # With a record in place of a file, `train` has other flags.
+def _requests_help(rest: Sequence[str]) -> bool:
+    # `train --from-record` has flags other than those of the stored help.
     return any(one in HELP for one in rest) and not any(one.partition("=")[0] == "--from-record" for one in rest)
 
 
 def claim_out(verb: Verb, rest: Sequence[str]) -> None:
-    """Claim the folder that a command will have for itself, if it is there. Raises `InputError`."""
+    """Lock the command's `--out` folder if it exists. Raises `InputError` if another process runs there."""
     if verb.out is None or "--explain" in rest:
         return
     given = [one.removeprefix("--out=") for one in rest if one.startswith("--out=")]
@@ -104,22 +107,22 @@ def _help_path(name: str) -> Path:
 
 
 def stored_help(name: str) -> str:
-    """The help of a verb as it is stored."""
+    """Return the stored help text of a verb."""
     return _help_path(name).read_text(encoding="utf-8")
 
 
-def made_help(name: str) -> str:
-    """The help of a verb, made of its flags."""
+def render_help(name: str) -> str:
+    """Return the help text of a verb, rendered from its flags."""
     import tyro
 
-    said = StringIO()
+    rendered = StringIO()
     plain = {"COLUMNS": "80", "NO_COLOR": "1"}
-    with patch.dict("os.environ", plain), redirect_stdout(said), suppress(SystemExit):
+    with patch.dict("os.environ", plain), redirect_stdout(rendered), suppress(SystemExit):
         tyro.cli(VERBS[name].load()[0], prog=f"condkd {name}", args=["--help"])
-    return said.getvalue()
+    return rendered.getvalue()
 
 
 if __name__ == "__main__":
     for each in VERBS:
         _help_path(each).parent.mkdir(exist_ok=True)
-        _help_path(each).write_text(made_help(each), encoding="utf-8")
+        _help_path(each).write_text(render_help(each), encoding="utf-8")

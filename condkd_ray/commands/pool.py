@@ -1,4 +1,4 @@
-"""What the pool of a sweep holds, as it has last written it down: for `condkd pool`, while the sweep runs or after."""
+"""`condkd pool`: print the status file of a sweep's sample pool, during the sweep or after it."""
 
 import json
 import time
@@ -19,25 +19,25 @@ COLUMNS = ("key", "trials", "rounds", "chunks", "samples", "MB", "MB on disk alo
 
 @dataclass(frozen=True)
 class Pool:
-    """Print what the pool of a sweep holds: keys, chunks, bytes, readers, rounds that sharing spared."""
+    """Print what the pool of a sweep holds: keys, chunks, bytes, readers, and the rounds that sharing saved."""
 
     out: tyro.conf.Positional[str]
-    """The `--out` of an experiment, running or interrupted; or its `--storage`, where it has one apart."""
+    """The `--out` of an experiment, running or interrupted; or its `--storage`, if that is another folder."""
 
 
 def show_pool(command: Pool) -> int:
-    """`condkd pool`."""
+    """Run `condkd pool`; return 0."""
     print(pool_table(locate(command.out, "storage")))
     return 0
 
 
 def pool_table(storage: Location) -> str:
-    """Keys, chunks, bytes, readers and what sharing spared. Raises `InputError` where no pool has written."""
+    """Return the pool's status as a table. Raises `InputError` if no pool has written a status there."""
     try:
         status = json.loads(get_text(storage / "chunks" / STATUS))
         rows = [_row(key) for key in status["keys"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        accepted = "the --out (or --storage) of an experiment that has begun"
+        accepted = "the --out (or --storage) of an experiment that has started"
         raise InputError(f"{storage} holds no chunks/{STATUS} ({reason(error)}); accepted: {accepted}") from None
     held, disk = (sum(key[name] for key in status["keys"]) / 1e6 for name in ("bytes", "spilled_bytes"))
     seconds = max(0.0, time.time() - status["time"])

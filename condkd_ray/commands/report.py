@@ -1,4 +1,4 @@
-"""`condkd report`, and how every run ends: its tables, and what is kept where and how to look at it."""
+"""`condkd report`, and the end of every run: rebuild the report, print its tables and list the files of the run."""
 
 import logging
 import shlex
@@ -17,69 +17,70 @@ log = logging.getLogger(__name__)
 
 TABLES = ("search.md", "table.md")
 FIGURES = ("figure.png", "curves.png", "diagnosis.png")
-Tell = Callable[[Path], str]
-"""Makes the report of an output folder in another way, and gives what is printed of it."""
+Reporter = Callable[[Path], str]
+"""Writes the report of an output folder and returns the text to print."""
 
 
 @dataclass(frozen=True)
 class Report:
     """Rebuild tables, figures, page, Parquet and TensorBoard files of a result folder from what is stored there.
 
-    Of two folders: one page that compares them, trials of equal arm, IPC and seed side by side; nothing else changes.
+    With two folders: write one page that compares trials of equal arm, IPC and seed side by side, and nothing else.
     """
 
     out: tyro.conf.Positional[Path]
     """The `--out` of an experiment or a search."""
     other: tyro.conf.Positional[Path | None] = None
-    """Another's on the same data set, that is compared with the first."""
+    """The `--out` of another run on the same data set, which is compared with the first."""
     to: Path | None = None
-    """File of the comparison; `comparison.html` in the first folder if not given."""
+    """File of the comparison; default: `comparison.html` in the first folder."""
 
 
 def rebuild(command: Report) -> int:
-    """`condkd report`; its exit code, which is 1 where a part could not be written."""
+    """Run `condkd report`; return the exit code, which is 1 if a part of the report could not be written."""
     if command.other is not None:
-        # It draws, which the other commands need not wait for.
+        # Imported here because it imports matplotlib, which other commands do not need.
         from condkd_ray.report import page
 
         print(page.compare(command.out, command.other, command.to))
         return 0
-    require(command.to is None, "--to", str(command.to), "with two folders; that of one is report.html in it")
+    accepted = "--to only with two folders; the page of a single folder is report.html in it"
+    require(command.to is None, "--to", str(command.to), accepted)
     failed: list[Exception] = []
 
-    def tell(out: Path) -> str:
+    def report(out: Path) -> str:
         from condkd_ray.report.build import build
 
         return build(out, width=columns(), failed=failed)
 
-    tell_results(command.out, tell=tell)
+    report_results(command.out, report=report)
     return 1 if failed else 0
 
 
-def tell_results(out: Path, *, study: str | None = None, tell: Tell | None = None) -> None:
-    """Rebuild tables, figures and page from the records, print the tables, and say where all of it is.
+def report_results(out: Path, *, study: str | None = None, report: Reporter | None = None) -> None:
+    """Rebuild the report of `out` from its records, print the tables and log where the files are.
 
-    `study`: the storage that was named for it.
+    `study`: the study storage, if the user named one. `report`: replaces `condkd_ray.report.build.build`.
     """
     from condkd_ray.report.build import build
 
     with TERMINAL.bar("tables, figures and page"):
-        tables = build(out, width=columns()) if tell is None else tell(out)
+        tables = build(out, width=columns()) if report is None else report(out)
     show(tables)
     log.info("\n".join(kept(out, study)))
 
 
 def kept(out: Path, study: str | None = None) -> list[str]:
-    """What lies under `out`, and the commands that show it or go on with it; a line each, aligned."""
-    # Here, as what runs imports this beside its flags, and these import PyTorch and Optuna.
+    """Return the files in `out` and the commands that use them, as aligned lines."""
+    # Imported here because these modules import PyTorch and Optuna, and scripts import this one along with their flags.
+    from condkd_ray.report.kept import kept_path
     from condkd_ray.report.page import PAGE
     from condkd_ray.report.tensorboard.writer import FOLDER
-    from condkd_ray.runs.products import kept_path
     from condkd_ray.study.storage import JOURNAL
 
     place, products = shlex.quote(str(out)), kept_path(out, "").parent
-    # The storage's address may hold a password.
-    where, named = ("where --study-storage says", " --study-storage ...") if study else (out / JOURNAL, "")
+    # The address of the storage is not printed, because it may contain a password.
+    where, named = ("in the --study-storage", " --study-storage ...") if study else (out / JOURNAL, "")
     take_along = str(Path("export") / out.resolve().name)
     lines = {
         "study": f"{where}" if study or (out / JOURNAL).is_file() else "",
@@ -93,4 +94,4 @@ def kept(out: Path, study: str | None = None) -> list[str]:
         else "",
     }
     width = max(map(len, lines))
-    return [f"{name:<{width}}  {told}" for name, told in lines.items() if told]
+    return [f"{name:<{width}}  {text}" for name, text in lines.items() if text]

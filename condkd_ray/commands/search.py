@@ -1,6 +1,6 @@
-"""`condkd search`, and what scripts that search share.
+"""`condkd search`, and the functions that search scripts share.
 
-What is imported here needs neither PyTorch nor Optuna; see `condkd_ray.commands.experiment`.
+This module imports neither PyTorch nor Optuna; `condkd_ray.commands.experiment` explains why.
 """
 
 import logging
@@ -13,7 +13,7 @@ import tyro
 
 from condkd_ray.commands.console.exit_codes import ended, show, speak
 from condkd_ray.commands.console.live import TERMINAL
-from condkd_ray.commands.report import tell_results
+from condkd_ray.commands.report import report_results
 from condkd_ray.commands.teacher_flags import TeacherFlags
 from condkd_ray.core.config import merge
 from condkd_ray.core.method import require
@@ -24,15 +24,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class SearchFlags(TeacherFlags, SearchSpec):
-    """Flags of every search. Those of the teacher go over its space."""
+    """Flags of every search. The flags of the teacher override the same fields of the space."""
 
     explain: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Tell what the search will take, from probes of the space's corners, and stop: nothing is trained or written."""
+    """Print what the search will take, estimated from probes of the space's corners, and stop. Nothing is trained or
+    written."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Search(SearchFlags):
-    """Search a space. The same command again goes on: what was running first, from where it stood."""
+    """Search a space. Running the same command again continues an interrupted search, unfinished trials first."""
 
     space: tyro.conf.Positional[Path]
     """A YAML file of a config with open leaves, such as search_spaces/guidance.yaml."""
@@ -40,14 +41,14 @@ class Search(SearchFlags):
 
 
 def search(command: Search) -> int:
-    """`condkd search SPACE`. The exit code: as an experiment's."""
+    """Run `condkd search SPACE`; return the exit code, see `condkd_ray.commands.experiment.command_line`."""
     from condkd_ray.study.space import read
 
     return run(f"Which {command.space.stem} is best?", read(command.space), command)
 
 
 def run(question: str, tree: dict[str, Any], flags: SearchFlags) -> int:
-    """Run what is missing of a search of the space `tree`, and report. The exit code: as an experiment's."""
+    """Run the missing trials of a search of the space `tree`, report, and return the exit code."""
     from condkd_ray.runs import search as searches
 
     speak(flags.verbose)
@@ -56,40 +57,40 @@ def run(question: str, tree: dict[str, Any], flags: SearchFlags) -> int:
         show(searches.explained(tree, flags, view=TERMINAL))
         return 0
     result = searches.run(question, tree, flags, view=TERMINAL)
-    tell_results(flags.out, study=flags.study_storage)
+    report_results(flags.out, study=flags.study_storage)
     return ended(result)
 
 
 def confirm(tree: dict[str, Any], flags: SearchFlags, *, best: int, seeds: Sequence[int]) -> int:
-    """Run the best trials of a finished search again with other seeds, and report. The exit code."""
+    """Run the `best` best trials of a finished search again with other seeds, report, and return the exit code."""
     from condkd_ray.report.build import build
     from condkd_ray.runs import search as searches
 
     result = searches.confirm(with_flags(tree, flags), flags, best=best, seeds=seeds, view=TERMINAL)
-    tell_results(result.out)
+    report_results(result.out)
     code = ended(result)
     with TERMINAL.bar("page of the search"):
         build(flags.out, tensorboard=False)
-    log.info(f"the page of the search now shows what came of them: {flags.out / 'report.html'}")
+    log.info(f"the page of the search now shows their results: {flags.out / 'report.html'}")
     return code
 
 
 def with_flags(tree: dict[str, Any], flags: SearchFlags) -> dict[str, Any]:
-    """The space with what the flags say of the teacher over it, and what its card tells under it.
+    """Return the space, overridden by the flags of the teacher and completed by the teacher's card.
 
-    Raises `InputError` where flags would replace a whole part of the space, such as an open choice of data.
+    Raises `InputError` if flags would replace a whole part of the space, such as an open choice of data.
     """
     about = flags.about_teacher()
     for part, given in about.items():
         old = tree.get(part, {})
         flagged = ", ".join(f"{part}.{name}" for name in given)
-        accepted = f"a mapping or a name, over which the flags for {flagged} can go; or no such flags"
+        accepted = f"a mapping or a name, which the flags for {flagged} can override; or no such flags"
         require(isinstance(old, (dict, str)), f"{part} of the search space", old, accepted)
     return _carded(merge(tree, about))
 
 
 def _carded(tree: dict[str, Any]) -> dict[str, Any]:
-    """As `with_card`; of an open choice of data each alternative lies over the card."""
+    """Return `with_card(tree)`; in an open choice of data, each alternative is completed by the card."""
     from condkd_ray.study.space import Open
     from condkd_ray.trial.card import with_card
 
@@ -97,6 +98,6 @@ def _carded(tree: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(data, Open) or data.kind != "choice":
         return with_card(tree)
     over = tuple(with_card({**tree, "data": one})["data"] for one in data.values)
-    # A name alone stays one where the card tells nothing of data: its parameter keeps its name.
+    # If the card has no data fields, a choice of names stays one, so that the study parameter keeps its name.
     plain = all(part in (one, {"name": one}) for part, one in zip(over, data.values, strict=True))
     return with_card({**tree, "data": {}}) | {"data": data if plain else Open(data.kind, over)}

@@ -1,4 +1,4 @@
-"""The flags of a user's own teacher, the same in all commands that have flags instead of a config."""
+"""The flags for a user's own teacher, shared by all commands with flags instead of a config file."""
 
 import os
 from dataclasses import dataclass
@@ -13,37 +13,41 @@ from condkd_ray.core.method import InputError, require
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherFlags:
-    """What is known of a user's own teacher."""
+    """Flags for a user's own teacher."""
 
     teacher_weights: Path | None = None
-    """Your own teacher: safetensors, or a `.pt` with a state dict; `file.pt#ema` takes the one under the key `ema`."""
+    """Your own teacher: a safetensors file, or a `.pt` file with a state dict. `file.pt#ema` reads the key `ema` of the
+    file."""
     teacher_module: str | None = None
-    """`package.module:function`, found in the working directory too: the module it returns is the teacher, as it is or
-    with `--teacher-weights` loaded into it. `--teacher` is then not read."""
+    """`package.module:function`, also looked up in the working directory. The module that it returns is the teacher, as
+    returned or with `--teacher-weights` loaded into it. `--teacher` is then ignored."""
     card: Path | None = None
-    """What is known of the weights, as `condkd export` writes it; a .json of their name beside them if not given."""
+    """JSON file that describes the weights, as `condkd export` writes it; default: the .json file of the same name
+    beside the weights, if there is one."""
     mean: tuple[float, ...] | None = None
-    """Normalisation of the teacher, a value a channel, of [0, 1] pixels; the card's, or that of the data."""
+    """Mean with which the teacher's input is normalised, one value per channel, for pixels in [0, 1]; default: the
+    card's value, else that of the data set."""
     std: tuple[float, ...] | None = None
+    """Standard deviation of that normalisation; default as for `--mean`."""
     class_order: tuple[str, ...] | None = None
-    """Names of the data's classes in the order of the teacher's outputs, where that is another than the data's."""
+    """Names of the data set's classes in the order of the teacher's outputs; default: the data set's order."""
     force_teacher: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Go on with a teacher that does not name the images as it should."""
+    """Continue although the teacher's accuracy on the images is too low for a teacher of these classes."""
 
     def about_teacher(self) -> Tree:
-        """The fields of a config that are given, as plain values. Raises `InputError` where weights are no file."""
+        """Return the config fields set by these flags, as plain values. Raises `InputError` if weights are no file."""
         from condkd_ray.models.weights import located  # which imports PyTorch
 
         weights = self.teacher_weights
         if weights is not None and not os.path.isfile(located(weights)[0]):
-            # The path of no characters is ".".
+            # str(Path("")) is ".", so an empty path is reported as a folder.
             why = "a folder" if os.path.isdir(weights) else "no such file"
             what = f"--teacher-weights is {str(weights)!r}, which cannot be read ({why})"
             raise InputError(f"{what}; accepted: a safetensors file, or a .pt")
         return self.given_of_teacher()
 
     def given_of_teacher(self) -> Tree:
-        """Likewise, without a look at the weights."""
+        """Return the same as `about_teacher`, without checking that the weights exist."""
         require((self.mean is None) == (self.std is None), "--mean, --std", (self.mean, self.std), "both or none")
         own = {"weights": self.teacher_weights, "module": self.teacher_module}
         teacher: dict[str, Any] = {**own, "card": self.card, "class_order": self.class_order}

@@ -1,4 +1,4 @@
-"""`condkd train`: one trial in this process, of a YAML file, or of an earlier record, to see whether it repeats."""
+"""`condkd train`: run one trial in this process, from a YAML file, or from a record to check that it repeats."""
 
 import dataclasses
 import logging
@@ -11,7 +11,7 @@ import tyro
 
 from condkd_ray.commands.console.exit_codes import show
 from condkd_ray.commands.console.live import TERMINAL
-from condkd_ray.commands.report import tell_results
+from condkd_ray.commands.report import report_results
 from condkd_ray.core.config import Tree, merge, read_tree
 from condkd_ray.core.environment import set_up_process
 from condkd_ray.core.method import require
@@ -25,52 +25,56 @@ log = logging.getLogger(__name__)
 
 C = TypeVar("C")
 SHAPING = ("numbers", "teacher_hash", "data_hash", "condensed_hash", "proxy_hash", "threads", "git", "node")
-"""Fields of a record, beside config and versions, that can make a repeated number differ."""
+"""Fields of a record that can change its numbers, in addition to `config` and `versions`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Here:
-    """What both ways to name a trial have in common."""
+    """Flags common to a trial from a file and a trial from a record."""
 
     out: Path = Path("runs/train")
+    """Folder of the results."""
     cache: Path | None = None
-    """Teachers and condensed sets; $CONDKD_CACHE or a folder in the user's cache home if not given."""
+    """Folder of teachers and condensed sets; default: $CONDKD_CACHE, else a folder in the user's cache home."""
     threads: int = 1
-    """Of the CPU. More were slower wherever other work shared the cores."""
+    """CPU threads. More than one was slower whenever other work used the same cores."""
     fresh: bool = False
-    """Move what `--out` holds aside and begin anew."""
+    """Move the present content of `--out` aside and start anew."""
     device_pool_limit: str | None = None
-    """Such as 500MB or 4GB of the GPU for synthetic images; what is beyond it is sent from the host's memory when it is
-    drawn. A quarter of the GPU if not given."""
+    """GPU memory for synthetic images, such as 500MB or 4GB; images beyond it stay in the host's memory and are copied
+    to the GPU when they are drawn. Default: a quarter of the GPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Train(_Here):
-    """Run one trial in this process, without Ray. The same command again continues from its checkpoint.
+    """Run one trial in this process, without Ray. Running the same command again continues from its checkpoint.
 
-    Every field of the config is a flag too, over the file: `condkd train trial.yaml --inversion.steps 20`. A flag that
-    does not exist lists what is accepted. `condkd train --from-record DIR HASH` repeats a trial of an experiment.
+    Every field of the config is a flag too and overrides the file: `condkd train trial.yaml --inversion.steps 20`. The
+    error for an unknown flag lists the accepted ones. `condkd train --from-record DIR HASH` repeats a recorded trial.
     """
 
     config: tyro.conf.Positional[Path]
-    """A YAML file of config fields; those it leaves out keep their defaults."""
+    """A YAML file of config fields; fields that it omits keep their defaults."""
     arm: str = "trial"
-    """The name of this run in tables."""
+    """Name of this trial in the tables."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Repeat(_Here):
-    """Repeat a trial from its record, and say whether the number is equal and, if not, what differs.
+    """Repeat a trial from its record; print whether the result is equal and, if not, what differs.
 
-    One that failed may fail again; where it raises an exception, its whole trace is shown.
+    A trial that failed may fail again; if it raises an exception, the whole traceback is printed.
     """
 
     from_record: tuple[Path, str]
-    """A result folder, and the (beginning of the) hash of one of its trials."""
+    """A result folder, and the hash, or the beginning of the hash, of one of its trials."""
 
 
 def configured(kind: type[C], arguments: list[str], prog: str) -> tuple[C, TrialConfig]:
-    """A command with a `config` file, and that config with the remaining flags, which are fields of it."""
+    """Parse a command that has a `config` file and a flag for each field of that config; return both parsed.
+
+    The flags override the file, and the file overrides the teacher's card.
+    """
     command, rest = tyro.cli(kind, args=arguments, prog=prog, return_unknown_args=True)
     path: Path = command.config  # type: ignore[attr-defined]
     tree = read_tree(path)
@@ -79,7 +83,7 @@ def configured(kind: type[C], arguments: list[str], prog: str) -> tuple[C, Trial
         return flagged_config(from_tree(tree, str(path)), rest, prog)
 
     config = flagged(tree)
-    # What is known of weights lies under the file as the flags lie over it; the weights may be among these.
+    # The weights may be given by a flag, so the flags are applied once to find the card and once more over the card.
     given = {"weights": config.teacher.weights, "module": config.teacher.module, "card": config.teacher.card}
     own = {name: str(value) for name, value in given.items() if value is not None}
     return command, flagged(with_card(merge(tree, {"teacher": own}))) if own else config
@@ -115,7 +119,7 @@ def _restored(value: Any) -> Any:
 
 
 def train(arguments: list[str]) -> int:
-    """`condkd train`: of a file, with flags that are fields of the config, or from a record as it stands."""
+    """Run `condkd train`, from a file with flags for the config's fields, or from a record; return the exit code."""
     if any(argument.partition("=")[0] == "--from-record" for argument in arguments):
         return repeat(tyro.cli(Repeat, args=arguments, prog="condkd train"))
     command, config = configured(Train, arguments, "condkd train")
@@ -123,36 +127,36 @@ def train(arguments: list[str]) -> int:
 
 
 def repeat(command: Repeat) -> int:
-    """`condkd train --from-record`. The exit code: 1 also where the trial ends otherwise than before."""
+    """Run `condkd train --from-record`; return the exit code, which is 1 also if the result is not equal."""
     first = find_record(*command.from_record)
-    drawn = f"{first.scope}: it drew what other trials made, as they came"
-    require(first.scope != "sweep", "scope of the record", drawn, "a trial with images of its own")
+    drawn = f"{first.scope}: the images that it drew from other trials depended on their timing"
+    require(first.scope != "sweep", "scope of the record", drawn, "a trial that used only its own images")
     if first.numbers != NUMBERS:
-        # First, as it may also be why the config is refused.
-        versions = f"the record is of version {first.numbers} of the numbers, this program of version {NUMBERS}"
-        log.info(f"{versions}: the number cannot be expected to repeat")
+        # Logged before the config is parsed, because a config of another version may be refused.
+        versions = f"the record has version {first.numbers} of the numbers, this program has version {NUMBERS}"
+        log.info(f"{versions}: the result may differ")
     config = of_record(first)
     again = _run(config, first.arm, command)
-    equal, told = compare(first, again)
-    show(told)
+    equal, text = compare(first, again)
+    show(text)
     return 1 if again.status == "failed" or not equal else 0
 
 
 def _run(config: TrialConfig, arm: str, command: _Here) -> Record:
-    """Run the trial and report; its record."""
+    """Run the trial, report, and return its record."""
     require(command.threads >= 1, "--threads", command.threads, "an integer >= 1")
     set_up_process(command.threads)
     kept = {"cache": command.cache, "fresh": command.fresh, "view": TERMINAL}
     kept["device_pool_limit"] = command.device_pool_limit
     record = experiment.run_alone(config, command.out, arm=arm, **kept)
-    tell_results(command.out)
+    report_results(command.out)
     return record
 
 
 def compare(first: Record, again: Record) -> tuple[bool, str]:
-    """Whether a trial and its repetition agree in test accuracy and in every prediction, and that in words.
+    """Compare a trial with its repetition; return whether they are equal, and the comparison as text.
 
-    Two that failed agree where they did so for the same reason.
+    Equal means equal test accuracy and equal predictions for all test images, or failure for the same reason.
     """
     if "failed" in (first.status, again.status):
         then, now = (f"{record.status} ({record.outcome.reason})".removesuffix(" ()") for record in (first, again))
@@ -167,5 +171,5 @@ def compare(first: Record, again: Record) -> tuple[bool, str]:
     for old, new in ((first.versions, again.versions), (first.plugins, again.plugins)):
         pairs |= {name: (old.get(name), new.get(name)) for name in old | new}
     unlike = [f"{name} ({old or 'none'} then, {new or 'none'} now)" for name, (old, new) in pairs.items() if old != new]
-    cause = ", ".join(unlike) or "nothing that is recorded: please report it"
+    cause = ", ".join(unlike) or "nothing that is recorded; please report this"
     return False, f"not equal: test accuracy {before:.4%} then, {now:.4%} now, {others} predictions; differs: {cause}"

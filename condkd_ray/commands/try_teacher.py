@@ -1,8 +1,8 @@
-"""One teacher, one folder of images, minutes: does guidance help here, and at what cost?
+"""`condkd try`: measure within minutes whether guidance helps with one teacher and one folder of images.
 
-Half of the images of each class are held out for the verdict and never guide. Nothing is selected on them. Channels,
-classes, their order, normalisation and mirroring are checked first: what is wrong with any of these looks like a bad
-teacher, or like guidance that does not help.
+Half of the images of each class are held out for the verdict. They never guide, and no choice depends on them.
+The channels, the classes and their order, the normalisation and the mirroring are checked first, because a mistake in
+any of them looks like a bad teacher or like guidance that does not help.
 """
 
 import logging
@@ -48,72 +48,79 @@ from condkd_ray.trial.plan import Plan
 log = logging.getLogger(__name__)
 
 QUESTION = "Does guiding the inversion with these few images help here, and at what cost?"
-FEW_REAL = "'Real' in the diagnosis are the guides and what a class has beyond them; without more, it is 'condensed'."
+FEW_REAL = (
+    "In the diagnosis, 'real' images are the guides and all other images that are not held out; without others, 'real' "
+    "and 'condensed' images are the same."
+)
 ARMS: tuple[Arm, ...] = ("none", "condensed_only", "mixed", "mixed_prior", "guided")
 CONFIG = "guided.yaml"
-"""The guided trial of seed 0, in the output folder: for `condkd train`, and for the same command to know its rounds."""
+"""File in the output folder: the config of the guided trial of seed 0. `condkd train` runs it; `condkd try`
+reads the number of rounds from it when it continues."""
 MOST_GUIDES = 10
-"""A class, unless more are asked for."""
+"""Default limit of the number of guides per class."""
 WIDTH = 64
-"""Of the generator, half of what is the rule: more rounds in the same minutes."""
+"""Width of the generator. It is half the default of `fast`, so that more rounds fit into the same time."""
 LEAST_ROUNDS, MOST_ROUNDS = 3, 200
-"""Of a trial, when they are chosen: fewer teach a student nothing, and more are no longer a try."""
+"""Limits of the number of rounds that `condkd try` chooses: with fewer a student learns nothing, and more would make a
+run of hours."""
 AROUND = 25.0
-"""Seconds that a run takes beside its trials: processes start, tables and figures are made."""
+"""Seconds that a run takes in addition to its trials: starting processes, writing tables and figures."""
 MIRRORED = 0.9
-"""Part of the accuracy that mirrored images must keep to count as of their class (our choice)."""
+"""Mirrored images keep their class if the teacher's accuracy on them is at least this share of its accuracy on the
+images as they are (our choice)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Try(TeacherFlags):
     """Does guidance help for your teacher and your few images? An answer in minutes, with its interval and its cost.
 
-    Half of the images of each class are held out for the verdict; the others guide. The same command again continues.
+    Half of the images of each class are held out for the verdict; the others guide. Running the same command again
+    continues an interrupted run.
     """
 
     images: Path
-    """A folder with one sub-folder a class, of 3 or more images each. The classes are those of the teacher in their
-    order: alphabetical (numbers as numbers), or as a file `classes.txt` there lists them."""
+    """A folder with one sub-folder per class, each with 3 or more images. The sub-folders must be in the order of the
+    teacher's classes: alphabetical (numbers by value), or as listed in a file `classes.txt` in the folder."""
     teacher: str | None = None
-    """Architecture of the teacher, such as resnet-8-16 (`condkd methods --networks`), where neither a card nor the
-    names of the weights tell it."""
+    """Architecture of the teacher, such as resnet-8-16 (`condkd methods --networks` lists them). Needed only if neither
+    a card nor the names of the weights determine it."""
     student: str = "resnet-8-8"
     size: int | None = None
-    """Side that images are resized to; the card's, or as they are, if not given."""
+    """Side in pixels to which images are resized; default: the card's value, else the images keep their size."""
     flip_ok: bool | None = None
-    """Whether a mirrored image keeps its class; the card's, or what the teacher says of mirrored guides."""
+    """Whether a mirrored image keeps its class; default: the card's value, else measured with the teacher."""
     guides: int | None = None
-    """Images that guide, a class; what is not held out, less one for the proxy set, and at most 10 if not given."""
+    """Images per class that guide; default: all that are not held out, less one for the proxy set, but at most 10."""
     seeds: tuple[int, ...] = (0, 1, 2)
     minutes: float = 10.0
-    """That all may take; as many rounds are run as fit."""
+    """Time limit of the whole run; the number of rounds is chosen to fit it."""
     rounds: int | None = None
-    """Rounds of each trial, instead."""
+    """Rounds of each trial; replaces the choice by `--minutes`."""
     config: Path | None = None
-    """A YAML file of config fields that goes over the flags: inversion, guidance, distiller and so on. A class prior in
-    it, oh_weight and oh_temperature of the inversion, is that of mixed_prior and guided."""
+    """A YAML file of config fields that override the flags: inversion, guidance, distiller and others. A class prior in
+    it (oh_weight and oh_temperature of the inversion) applies to mixed_prior and guided only."""
     force_teacher: Annotated[tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(aliases=["--force"])] = False
-    """Go on with a teacher that does not name the images as it should."""
+    """Continue although the teacher's accuracy on the images is too low for a teacher of these classes."""
     cpus_per_trial: float = 1.0
     gpus_per_trial: float = 0.0
     max_concurrent: int | None = None
-    """Trials at once, at most; as many as fit if not given."""
+    """Limit of the number of trials at once; default: as many as fit."""
     out: Path = Path("runs/try")
-    """The same folder again continues: what is finished stays."""
+    """Folder of the results. If it already holds this run, finished trials are kept and the rest continues."""
     cache: Path | None = None
-    """Of nothing dear here; $CONDKD_CACHE or a folder in the user's cache home if not given."""
+    """Cache of small artifacts; default: $CONDKD_CACHE, else a folder in the user's cache home."""
     fresh: bool = False
-    """Move what `--out` holds aside and begin anew."""
+    """Move the present content of `--out` aside and start anew."""
 
 
 def try_out(command: Try) -> int:
-    """`condkd try`. The exit code: as an experiment's."""
+    """Run `condkd try`; return the exit code, see `condkd_ray.commands.experiment.command_line`."""
     begin = time.monotonic()
     require(command.minutes > 0, "--minutes", command.minutes, "more than 0")
     require(command.rounds is None or command.rounds >= 1, "--rounds", command.rounds, "an integer >= 1")
     there = command.teacher_weights is not None or command.teacher_module is not None
     require(there, "--teacher-weights", None, "a safetensors file, or a .pt; or --teacher-module")
-    is_folder, accepted = os.path.isdir(command.images), "an existing folder with one sub-folder a class"
+    is_folder, accepted = os.path.isdir(command.images), "an existing folder with one sub-folder per class"
     require(is_folder, "--images", str(command.images), accepted)
     if not command.fresh:
         records.check_same_experiment(command.out, "try")
@@ -121,11 +128,11 @@ def try_out(command: Try) -> int:
     workshop = Workshop(command.cache, device="cuda" if command.gpus_per_trial else "cpu", view=TERMINAL)
     base = configure(command, workshop)
     dataset, teacher = workshop.data(base), workshop.teacher(base)
-    share, answers = named_right(teacher, dataset)
+    share, answers = agreement_with_folders(teacher, dataset)
     count, held_out = len(dataset.train) + len(dataset.test), len(dataset.test)
     head = (
-        f"Teacher {base.teacher.label} names {share:.1%} of your {count} images as their folders do; "
-        f"{held_out} of them are held out for the verdict, {base.ipc} a class guide."
+        f"Teacher {base.teacher.label} classifies {share:.1%} of your {count} images as their folders do; "
+        f"{held_out} of them are held out for the verdict, and {base.ipc} per class guide the inversion."
     )
     log.info(head)
     open_folder(command.out, "try", fresh=command.fresh)
@@ -137,76 +144,86 @@ def try_out(command: Try) -> int:
         kept = ("out", "cache", "seeds", "cpus_per_trial", "gpus_per_trial", "max_concurrent")
         flags = Flags(**{name: getattr(command, name) for name in kept})
         return experiment.run(
-            "try", QUESTION, plans, flags, workshop=workshop, tell=lambda out: tell(out, head, answers.tolist())
+            "try", QUESTION, plans, flags, workshop=workshop, report=lambda out: report(out, head, answers.tolist())
         )
 
 
 def configure(command: Try, workshop: Workshop) -> TrialConfig:
-    """The base of all arms, less its rounds. Raises `InputError` for what does not fit together."""
+    """Return the config from which all arms are derived, without its rounds.
+
+    Raises `InputError` if the teacher, the images and the config do not fit together.
+    """
     known = _known(command)
     data, recipe, dataset = known.data, known.teacher, workshop.data(known)
     if recipe.module is None and recipe.weights is not None:
         check_form(recipe.build(dataset), recipe.weights, dataset, command.images)
     if data.flip_ok is None:
         data = replace(data, flip_ok=mirrors(workshop.teacher(known), dataset.train))
-        log.info(f"images are {'' if data.flip_ok else 'not '}mirrored: the teacher was asked (--flip-ok)")
+        log.info(f"images are {'' if data.flip_ok else 'not '}mirrored: measured with the teacher (--flip-ok sets it)")
     guides = {"condensation": "random_real", "ipcs": (_most_guides(command, dataset),)}
     flags = Flags(student=command.student, seeds=command.seeds, **guides)
     base = replace(flags.base(), data=data, teacher=recipe, inversion=Fast(width=WIDTH))
     if command.config is not None:
         base = from_tree(merge(to_tree(base), read_tree(command.config)), str(command.config))
     guided = base.condensation is not None and not isinstance(base.guidance, NoGuidance)
-    require(guided, f"guidance in {command.config}", base.guidance.name, "one that guides, with a condensation")
+    accepted = "a guidance other than none, with a condensation"
+    require(guided, f"guidance in {command.config}", base.guidance.name, accepted)
     makes = not isinstance(base.inversion, NoInversion)
-    require(makes, f"inversion in {command.config}", base.inversion.name, "one that makes images, such as fast")
+    require(
+        makes, f"inversion in {command.config}", base.inversion.name, "an inversion that makes images, such as fast"
+    )
     plans_of(base, command.seeds)
     workshop.check(_guided(base))
     if (own := own_prior(base)) is not None:
         usual = usual_prior(base.inversion)
         log.info(
-            f"mixed_prior and guided are made under the class prior of {command.config}, weight {own.weight:g} at "
-            f"temperature {own.temperature:g}; mixed under the usual one of {base.inversion.name}, weight "
-            f"{usual.weight:g} at {usual.temperature:g}"
+            f"mixed_prior and guided use the class prior of {command.config}: weight {own.weight:g}, temperature "
+            f"{own.temperature:g}; mixed uses the default one of {base.inversion.name}: weight {usual.weight:g}, "
+            f"temperature {usual.temperature:g}"
         )
     return base
 
 
 def plans_of(base: TrialConfig, seeds: Sequence[int]) -> list[Plan]:
-    """All trials. Raises `InputError` where there cannot be one."""
+    """Return the plans of all trials. Raises `InputError` if an arm cannot be built from the config."""
     return [_planned(base, name, seed) for name in ARMS for seed in seeds]
 
 
 def own_prior(base: TrialConfig) -> Prior | None:
-    """The class prior that the user's config gives the inversion; None where it is the inversion's usual one.
+    """Return the class prior that the user's config sets in the inversion, or None if it is the inversion's default.
 
-    It is meant for the arms that have a prior of choice, mixed_prior and guided: else the config's would be replaced
-    there, and `mixed` alone would have it. Raises `InputError` for one of weight 0, which leaves nothing to compare.
+    It applies to the arms whose prior can be chosen, mixed_prior and guided. If it stayed in the base config, these
+    arms would replace it and only `mixed` would use it. Raises `InputError` if its weight is 0, because there is then
+    nothing to compare.
     """
     inversion, usual = base.inversion, usual_prior(base.inversion)
     weight, temperature = (getattr(inversion, name) for name in ("oh_weight", "oh_temperature"))
     found = Prior(weight, temperature)
     if found == usual:
         return None
-    accepted = "more than 0, of the class prior of mixed_prior and guided; or leave it out"
+    accepted = "more than 0, for the class prior of mixed_prior and guided; or no such field"
     require(found.weight > 0, "inversion.oh_weight", found.weight, accepted)
-    # Soft targets have a temperature of their own, which is taken where none is given.
+    # Soft targets set the temperature themselves; the arms accept the default one of the prior and replace it.
     given = found.temperature != usual.temperature or not base.targets.soft
     return found if given else Prior(found.weight, PRIOR.temperature)
 
 
 def usual_prior(inversion: AnyInversion) -> Prior:
-    """That of an inversion whose config says nothing of it."""
+    """Return the class prior of an inversion whose config does not set one."""
     default: dict[str, Any] = {field.name: field.default for field in fields(inversion)}
     return Prior(default["oh_weight"], default["oh_temperature"])
 
 
-def tell(out: Path, head: str, answers: Sequence[int]) -> str:
-    """Make the report of `out`, with the verdict; what is printed. `answers`: the teacher's, for held-out images."""
-    # It draws, which whoever imports this need not wait for.
+def report(out: Path, head: str, answers: Sequence[int]) -> str:
+    """Write the report of `out`, with the verdict in its notes; return the text to print.
+
+    `answers`: the classes that the teacher predicts for the held-out images.
+    """
+    # Imported here because it imports matplotlib, which other users of this module do not need.
     from condkd_ray.report.build import build
 
     manifest, counted = records.read_manifest(out), results.read(out).records
-    found = verdict.told(counted, labels := manifest.test_labels, answers)
+    found = verdict.lines(counted, labels := manifest.test_labels, answers)
     records.write_manifest(out, replace(manifest, notes=[*manifest.notes, head, FEW_REAL, *found]))
     build(out)
     tables = [make(counted, labels, answers) for make in (verdict.arms_table, verdict.differences_table)]
@@ -215,27 +232,30 @@ def tell(out: Path, head: str, answers: Sequence[int]) -> str:
 
 
 def _known(command: Try) -> TrialConfig:
-    """Data and teacher by flags, then by card, then by the names of its weights. Raises `InputError`."""
+    """Return the config of data and teacher: from the flags, else the card, else the names of the weights.
+
+    Raises `InputError` if the architecture stays unknown.
+    """
     data = {"size": command.size, "flip_ok": command.flip_ok}
     own = {"data": {name: value for name, value in data.items() if value is not None}, "teacher": {}}
     own["data"] |= {"name": "class_folders", "root": str(command.images)}
     if command.teacher is not None and command.teacher_module is None:
         own["teacher"]["network"] = to_tree(models.parse(command.teacher))
     tree = with_card(merge(own, command.about_teacher()))
-    accepted = "its architecture, such as resnet-8-16 (condkd methods --networks lists them), or a --card that tells it"
+    accepted = "an architecture such as resnet-8-16 (condkd methods --networks lists them), or a --card with one"
     require(not {"network", "module"}.isdisjoint(tree["teacher"]), "--teacher", None, accepted)
     if "mean" not in tree["data"]:
-        log.info("neither a card nor --mean and --std: the images are normalised by their own mean and std")
+        log.info("no card and no --mean and --std: the images are normalised by their own mean and std")
     return from_tree(tree, "flags")
 
 
 def _guided(base: TrialConfig) -> TrialConfig:
-    """The trial of the arm guided at the base's own seed."""
+    """Return the config of the trial of the arm guided at the base's own seed."""
     return _planned(base, "guided", base.seed).config
 
 
 def _planned(base: TrialConfig, name: Arm, seed: int) -> Plan:
-    """The trial of an arm. A class prior of the user's own is that of mixed_prior and guided; mixed has the usual."""
+    """Return the trial of an arm: mixed_prior and guided have the user's class prior, the others the default one."""
     own = own_prior(base)
     if own is None:
         return arm(base, name, base.ipc, seed)
@@ -248,26 +268,30 @@ def _most_guides(command: Try, dataset: Dataset) -> int:
     fewest = int(dataset.train.labels.bincount(minlength=dataset.num_classes).min()) - 1
     if command.guides is None:
         return min(fewest, MOST_GUIDES)
-    accepted = f"1 to {fewest}: half of each class is held out, and one of each is for the proxy set"
+    accepted = f"1 to {fewest}: half of each class is held out, and one image of each class is for the proxy set"
     require(1 <= command.guides <= fewest, "--guides", command.guides, accepted)
     return command.guides
 
 
 def rounds_of(command: Try, base: TrialConfig, workshop: Workshop, begin: float) -> int:
-    """Those asked for, those chosen before for the same trials, or as many as the minutes since `begin` allow."""
-    asked = read_tree(command.config).get("rounds") if command.config and not command.rounds else command.rounds
-    if asked is not None:
-        return asked
+    """Return the number of rounds per trial, by the first of these that applies.
+
+    It is the number in the flags or in the config, the number chosen by an earlier run of the same trials, or as many
+    rounds as fit into `--minutes` from `begin` (a time of `time.monotonic`).
+    """
+    given = read_tree(command.config).get("rounds") if command.config and not command.rounds else command.rounds
+    if given is not None:
+        return given
     if (command.out / CONFIG).is_file():
         known = read(command.out / CONFIG)
         if content_hash(known) == content_hash(_guided(replace(base, rounds=known.rounds))):
-            log.info(f"{known.rounds} rounds a trial, as chosen before (--rounds or --fresh changes that)")
+            log.info(f"{known.rounds} rounds a trial, as in the earlier run (--rounds or --fresh changes that)")
             return known.rounds
     at_once = slots(command.cpus_per_trial, command.gpus_per_trial)
     at_once = min(at_once, command.max_concurrent or at_once)
     tried = [_planned(base, name, command.seeds[0]) for name in ("guided", "condensed_only")]
     guided, alone = (round_seconds(plan, workshop.prepare(plan.config)) for plan in tried)
-    # Each synthetic arm is taken to be as dear as the guided.
+    # The cost of `guided` stands for each arm that makes images.
     synthetic = len(ARMS) - 1
     each, trials = len(command.seeds) * (synthetic * guided + alone), len(command.seeds) * len(ARMS)
     left = 60 * command.minutes - (time.monotonic() - begin) - AROUND
@@ -275,14 +299,14 @@ def rounds_of(command: Try, base: TrialConfig, workshop: Workshop, begin: float)
     rounds = min(max(most, LEAST_ROUNDS), MOST_ROUNDS)
     log.info(f"a guided round takes {guided:.2g} s: {rounds} rounds a trial, {trials} trials, {at_once} at once")
     if most < LEAST_ROUNDS:
-        log.info(f"that takes longer than {command.minutes:g} minutes, and is very little: give it more --minutes")
+        log.info(f"this takes longer than {command.minutes:g} minutes and is very little: more --minutes are needed")
     return rounds
 
 
 def check_form(network: nn.Module, weights: Path, dataset: Dataset, images: Path) -> None:
-    """Raise `InputError` where the weights are those of `network` but for the number of channels or classes.
+    """Raise `InputError` if the weights fit `network` in all but the number of channels or of classes.
 
-    `network`: built for the images of `dataset`. Any other misfit is left to whoever loads the weights.
+    `network`: built for the images of `dataset`. Loading the weights raises the error for any other misfit.
     """
     own, given = network.state_dict(), nearest(network, weights)
     first = next((name for name, tensor in own.items() if tensor.ndim == 4), "")
@@ -296,13 +320,16 @@ def check_form(network: nn.Module, weights: Path, dataset: Dataset, images: Path
 
 
 def check_classes(known: int, dataset: Dataset, images: Path) -> None:
-    """Raise `InputError` where there are more or fewer folders than the teacher has classes."""
+    """Raise `InputError` if the number of folders is not the teacher's number of classes, `known`."""
     accepted = f"{known}, one for each class of the teacher, in their order"
     require(dataset.num_classes == known, f"number of class folders in {images}", dataset.num_classes, accepted)
 
 
-def named_right(teacher: Teacher, dataset: Dataset) -> tuple[float, Tensor]:
-    """The share of all images that the teacher names as their folder, and its answers (N,) for the held-out ones."""
+def agreement_with_folders(teacher: Teacher, dataset: Dataset) -> tuple[float, Tensor]:
+    """Return the share of images that the teacher assigns to their folder, and its predictions for those held out.
+
+    The share is over all images. The predictions are class indices of shape (N,), with N held-out images.
+    """
     parts = (dataset.train, dataset.test)
     answers = [predict(teacher.network, part, teacher) for part in parts]
     right = torch.cat([found == part.labels for found, part in zip(answers, parts, strict=True)])
@@ -310,6 +337,6 @@ def named_right(teacher: Teacher, dataset: Dataset) -> tuple[float, Tensor]:
 
 
 def mirrors(teacher: Teacher, images: RealImages) -> bool:
-    """Whether the teacher names mirrored images (almost) as well."""
+    """Return True if the teacher's accuracy on mirrored images is at least `MIRRORED` of that on the images."""
     mirrored = RealImages(images.pixels.flip(3), images.labels)
     return accuracy(teacher.network, mirrored, teacher) >= MIRRORED * accuracy(teacher.network, images, teacher)

@@ -9,11 +9,12 @@ import re
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -79,6 +80,50 @@ def set_up_gpu(part: float = 1.0, *, by_time: bool = False) -> None:
     elif part >= 1 and torch.cuda.is_initialized():
         # Reset a limit set earlier in this process. Without a CUDA context there is none.
         torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+LEFT_BY_LIBRARIES = ("KMP_INIT_AT_FORK", "KMP_DUPLICATE_LIB_OK", "TORCHINDUCTOR_CACHE_DIR")
+"""Environment variables that scikit-learn and PyTorch set when they are imported or used."""
+
+
+@contextmanager
+def settings_kept() -> Iterator[None]:
+    """Restore, after the block, what this package and its libraries set in a process.
+
+    These are the settings of PyTorch that `set_up_gpu` makes, and `LEFT_BY_LIBRARIES`.
+    """
+    variables = {name: os.environ.get(name) for name in LEFT_BY_LIBRARIES}
+    try:
+        with _gpu_settings_kept() if torch.cuda.is_available() else nullcontext():
+            yield
+    finally:
+        set_variables(variables)
+
+
+def set_variables(values: Mapping[str, str | None]) -> None:
+    """Set these environment variables, and remove those whose value is None."""
+    for name, value in values.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
+
+
+@contextmanager
+def _gpu_settings_kept() -> Iterator[None]:
+    cudnn: Any = torch.backends.cudnn
+    flags, convolutions = (cudnn.deterministic, cudnn.benchmark), cudnn.conv.fp32_precision
+    precision = None
+    with suppress(RuntimeError):  # PyTorch refuses to tell where somebody has used both its older and newer switches
+        precision = torch.get_float32_matmul_precision()
+    fraction = torch.cuda.get_per_process_memory_fraction() if torch.cuda.is_initialized() else 1.0
+    try:
+        yield
+    finally:
+        (cudnn.deterministic, cudnn.benchmark), cudnn.conv.fp32_precision = flags, convolutions
+        if precision is not None:
+            torch.set_float32_matmul_precision(precision)
+        if torch.cuda.is_initialized():
+            torch.cuda.set_per_process_memory_fraction(fraction)
 
 
 def set_up_process(threads: int, gpus: float = 1.0) -> None:

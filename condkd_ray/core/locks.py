@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 
 from condkd_ray.core.method import InputError
@@ -29,6 +30,8 @@ Claim = tuple[int, int]
 
 _claimed: dict[Claim, int] = {}
 """File descriptors of the folders that this process has locked. The system closes them when the process ends."""
+_taken: ContextVar[list[Claim] | None] = ContextVar("taken", default=None)
+"""Locks that this thread has taken since it entered `released_after`; None outside of it."""
 
 
 def claim(folder: Path, what: str) -> Claim | None:
@@ -55,6 +58,8 @@ def claim(folder: Path, what: str) -> Claim | None:
             return None
         held.pop_all()
     _claimed[key] = descriptor
+    if (taken := _taken.get()) is not None:
+        taken.append(key)
     return key
 
 
@@ -107,9 +112,21 @@ def _lock(descriptor: int) -> None:
 
 
 def release(taken: Claim | None) -> None:
-    """Release a lock that `claim` returned; None is ignored."""
-    if taken is not None:
+    """Release a lock that `claim` returned; None, and a lock that was released before, are ignored."""
+    if taken is not None and taken in _claimed:
         os.close(_claimed.pop(taken))
+
+
+@contextmanager
+def released_after() -> Iterator[None]:
+    """Release, after the block, the locks that this thread has taken in it."""
+    token = _taken.set(taken := [])
+    try:
+        yield
+    finally:
+        _taken.reset(token)
+        for key in taken:
+            release(key)
 
 
 @contextmanager

@@ -47,7 +47,7 @@ class Distiller(Method):
     """SGD or Adam on the distillation loss, under a learning-rate schedule over the student's rounds.
 
     The defaults are the recipe of CMI's and Fast's released code, with fewer steps and a warm-up. The list gives the
-    recipe of each released code (batches are shifted and flipped only if "augmented" stands there; a round is one pass
+    recipe of each released code (batches are shifted and flipped only where "augmented" is listed; a round is one pass
     of the innermost loop that contains inversion and student steps):
 
     - CMI: SGD, lr 0.1, momentum 0.9, weight decay 1e-4; cosine to 0 over 200 epochs, `lr_epoch` 1; batch 256, from

@@ -113,14 +113,14 @@ def predicted_classes(
     return torch.cat([network(part.samples(mean, std).images).argmax(1) for part in parts])
 
 
-def recognition(answers: Tensor, labels: Tensor, num_classes: int) -> Recognition:
-    """Compare predictions `answers` (N,) with labels (N,), int64 on the CPU, each of 0 to K - 1; N >= 1."""
+def recognition(predictions: Tensor, labels: Tensor, num_classes: int) -> Recognition:
+    """Compare `predictions` (N,) with labels (N,), int64 on the CPU, each of 0 to K - 1; N >= 1."""
     counts = labels.bincount(minlength=num_classes).double()
     there = counts > 0
-    rates = _rates(answers, labels, num_classes)
+    rates = _rates(predictions, labels, num_classes)
     share, present = rates.diagonal()[there].mean().item(), int(there.sum())
     low, high = _wilson(share, present**2 / counts[there].reciprocal().sum().item())
-    order = _other_order(answers, labels, num_classes)
+    order = _other_order(predictions, labels, num_classes)
     ordered = 0.0 if order is None else rates[torch.arange(num_classes), order][there[order]].mean().item()
     return Recognition(share, low, high, present, None if order is None else tuple(order.tolist()), ordered)
 
@@ -136,12 +136,12 @@ def sign_test(won: int, lost: int, *, among: int = 1) -> bool:
     return won > 0 and bool(binom.sf(won - 1, won + lost, 0.5) * among <= SIGNIFICANT)
 
 
-def confusion_cycles(answers: Tensor, labels: Tensor, num_classes: int) -> list[list[int]]:
+def confusion_cycles(predictions: Tensor, labels: Tensor, num_classes: int) -> list[list[int]]:
     """Return cycles of classes whose most frequent prediction is the next class of the cycle (the last: the first).
 
     Swapped labels give such cycles; with few images, or a teacher that confuses classes, others can occur.
     """
-    rates = _rates(answers, labels, num_classes)
+    rates = _rates(predictions, labels, num_classes)
     most, predicted = rates.max(0)
     predicted = torch.where(most > rates.diagonal(), predicted, torch.arange(num_classes)).tolist()
     cycles, seen = [], set()
@@ -156,9 +156,9 @@ def confusion_cycles(answers: Tensor, labels: Tensor, num_classes: int) -> list[
     return cycles
 
 
-def _rates(answers: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+def _rates(predictions: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     """Return (K, K) float64: the share of a label's images (a column) that is predicted as each class (a row)."""
-    pairs = (answers * num_classes + labels).bincount(minlength=num_classes**2).view(num_classes, num_classes)
+    pairs = (predictions * num_classes + labels).bincount(minlength=num_classes**2).view(num_classes, num_classes)
     return pairs.double() / pairs.sum(0).clamp(min=1)
 
 
@@ -170,20 +170,20 @@ def _wilson(share: float, images: float) -> tuple[float, float]:
     return middle - half, middle + half
 
 
-def _other_order(answers: Tensor, labels: Tensor, num_classes: int) -> Tensor | None:
+def _other_order(predictions: Tensor, labels: Tensor, num_classes: int) -> Tensor | None:
     """Return (K,) the order that certainly fits better, whole or in some of its cycles; None if there is none.
 
     It is found on one half of the images and tested on the other, and vice versa: on the images on which it was found,
     the best of all K! orders always fits.
     """
     half = _halves(labels, num_classes)
-    parts = [(answers[half == side], labels[half == side]) for side in (0, 1)]
+    parts = [(predictions[half == side], labels[half == side]) for side in (0, 1)]
     if not all(len(labels) for _, labels in parts):
         return None
     found = [_best(*part, num_classes) for part in parts]
     tried = [(order, *part) for order, part in zip(found, reversed(parts), strict=True)]
     if _certainly_better(tried, torch.ones(num_classes, dtype=torch.bool)):
-        return _best(answers, labels, num_classes)
+        return _best(predictions, labels, num_classes)
     order = torch.arange(num_classes)
     for cycle in _cycles(found[0]):
         if torch.equal(found[0][cycle], found[1][cycle]) and _certainly_better(tried, _mask(cycle, num_classes)):
@@ -199,11 +199,11 @@ def _halves(labels: Tensor, num_classes: int) -> Tensor:
     return torch.empty_like(labels).index_copy_(0, order, place % 2)
 
 
-def _best(answers: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+def _best(predictions: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     """Return (K,) the order with the highest balanced accuracy; among equals the one that moves the fewest classes."""
     from scipy.optimize import linear_sum_assignment  # imported here, because every command would wait for it
 
-    rates = _rates(answers, labels, num_classes)
+    rates = _rates(predictions, labels, num_classes)
     _, order = linear_sum_assignment((rates + 1e-6 * torch.eye(num_classes)).numpy(), maximize=True)
     return torch.as_tensor(order)
 
@@ -231,12 +231,12 @@ def _certainly_better(tried: list[tuple[Tensor, Tensor, Tensor]], among: Tensor)
     exactly one of the two orders classifies correctly.
     """
     won, lost, gains = 0, 0, []
-    for order, answers, labels in tried:
+    for order, predictions, labels in tried:
         count = len(order)
         moved = (order != torch.arange(count)) & among
         rows = moved[labels]
-        answers, labels = answers[rows], labels[rows]
-        other, given = order[answers] == labels, answers == labels
+        predictions, labels = predictions[rows], labels[rows]
+        other, given = order[predictions] == labels, predictions == labels
         won, lost = won + int((other & ~given).sum()), lost + int((given & ~other).sum())
         there = labels.bincount(minlength=count) > 0
         net = torch.zeros(count, dtype=torch.float64).index_add_(0, labels, other.double() - given.double())

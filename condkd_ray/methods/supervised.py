@@ -257,8 +257,8 @@ class TeacherConfig(Method):
     def _require_better_than_chance(self, network: nn.Module, dataset: Dataset, device: str) -> None:
         """Raise `InputError` unless the balanced train accuracy is certainly above chance: see `recognition`."""
         checked = dataset.train[choose(dataset.train.labels, max_images_per_class(dataset.num_classes), seed=self.seed)]
-        answers = predicted_classes(network, checked, dataset.mean, dataset.std, device).cpu()
-        found = recognition(answers, checked.labels, dataset.num_classes)
+        predictions = predicted_classes(network, checked, dataset.mean, dataset.std, device).cpu()
+        found = recognition(predictions, checked.labels, dataset.num_classes)
         what = f"balanced train accuracy of teacher {label(self.network)} after training"
         remedy = (
             f"more than {1 / found.num_classes:.3f}, chance, by the 95 % interval of {len(checked)} images, which "

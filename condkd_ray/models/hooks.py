@@ -120,8 +120,10 @@ def trace(network: nn.Module, num_classes: int, shape: tuple[int, int, int]) -> 
             hooks.enter_context(module.register_forward_hook(partial(see, name)))
         try:
             logits = network(images := torch.zeros(2, *shape, device=device))
-        except RuntimeError as error:
+        except Exception as error:  # whatever a network's own code raises
             raise InputError(f"the teacher cannot read images of shape {shape}: {error}") from error
+    what = f"type of the teacher's answer to 2 images of shape {shape}"
+    require(isinstance(logits, Tensor), what, type(logits).__name__, f"a tensor of shape (2, {num_classes})")
     answered, expected = tuple(logits.shape), (2, num_classes)
     require(answered == expected, "shape of the teacher's answer to 2 images", answered, str(expected))
     last = linear[-1] if linear else None

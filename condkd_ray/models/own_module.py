@@ -11,7 +11,7 @@ import inspect
 import os
 import sys
 import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec, PathFinder
@@ -27,6 +27,8 @@ from condkd_ray.core.config import content_hash, file_digest
 from condkd_ray.core.method import InputError, require
 from condkd_ray.models.shortcut import NARROW, Shortcut
 
+GIVEN = "given:"
+"""Begins the name of a module that was handed over as an object; a digest of what it is follows."""
 FORM = "package.module:function, a function without arguments that returns a torch.nn.Module"
 INSTALLED = ("site-packages", "dist-packages")
 """Folders of packages that other machines have, too."""
@@ -36,11 +38,12 @@ STANDARD = Path(sysconfig.get_path("stdlib")).resolve()
 
 @dataclass(frozen=True)
 class OwnModule:
-    """What a user's function returned, in eval mode on the CPU, and what names its code."""
+    """A module of a user's, in eval mode on the CPU, and what names its code."""
 
     network: nn.Module
     code: str
-    """Digest of the name, of the file in which the function is defined, and of those of the user's that it imports."""
+    """Digest of its code: of one that a function returned the function's name, the file that defines it, and the files
+    of the user's that this imports; of one that was handed over see `code_digest.structure_digest`."""
 
 
 def own_module(name: str) -> OwnModule:
@@ -48,6 +51,8 @@ def own_module(name: str) -> OwnModule:
 
     It draws from a fixed seed where it draws. Raises `InputError` in one sentence, also where their code fails.
     """
+    handed = "the module itself, in Python: teacher=Teacher.from_module(...); its code lies in no file that is known"
+    require(not name.startswith(GIVEN), "teacher module", name, handed)
     make = _function(name)
     with _working_directory(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -197,18 +202,39 @@ def copied(network: nn.Module) -> nn.Module:
     return copy.deepcopy(network).cpu()
 
 
-def own_code(name: str) -> list[ModuleType]:
-    """Imported modules that other machines may not have: of the package that `name` is of, or of the working directory.
+def own_code(names: Iterable[str]) -> list[ModuleType]:
+    """Return the imported modules that other machines may not have: of the packages of these names, or of this folder.
 
-    What is installed, Python itself and this package are not among them.
+    A name is that of a module or of a function, `package.module:function`. Installed packages, Python itself and this
+    package are left out.
     """
-    package, here = name.partition(":")[0].partition(".")[0], Path.cwd().resolve()
-    return [module for module in list(sys.modules.values()) if _is_own(module, package, here)]
+    here = Path.cwd().resolve()
+    packages = {name.partition(":")[0].partition(".")[0] for name in names}
+    if not packages:
+        return []
+    return [module for module in list(sys.modules.values()) if _is_own(module, packages, here)]
 
 
-def _is_own(module: ModuleType, package: str, here: Path) -> bool:
-    file = getattr(module, "__file__", None)
-    return isinstance(file, str) and _is_own_file(getattr(module, "__name__", ""), file, package, here)
+def is_installed(module: str) -> bool:
+    """Whether other machines have the module `module` too: of a package that is installed, of Python or of this one.
+
+    A module that is not imported, or has no file, is not; nor is what runs, a script or a notebook.
+    """
+    if module == "__main__":
+        return False
+    if module.partition(".")[0] in (*sys.builtin_module_names, condkd_ray.__name__):
+        return True
+    file = getattr(sys.modules.get(module), "__file__", None)
+    return isinstance(file, str) and _installed(Path(file).resolve())
+
+
+def _installed(path: Path) -> bool:
+    return bool(set(INSTALLED) & set(path.parts)) or path.is_relative_to(STANDARD)
+
+
+def _is_own(module: ModuleType, packages: Collection[str], here: Path) -> bool:
+    file, name = getattr(module, "__file__", None), getattr(module, "__name__", "")
+    return isinstance(file, str) and any(_is_own_file(name, file, package, here) for package in packages)
 
 
 def _is_own_file(module: str, file: str, package: str, here: Path) -> bool:
@@ -217,5 +243,4 @@ def _is_own_file(module: str, file: str, package: str, here: Path) -> bool:
     if top in ("__main__", condkd_ray.__name__) or not os.path.isabs(file):
         return False
     path = Path(file).resolve()
-    installed = bool(set(INSTALLED) & set(path.parts)) or path.is_relative_to(STANDARD)
-    return path.suffix == ".py" and not installed and (top == package or path.is_relative_to(here))
+    return path.suffix == ".py" and not _installed(path) and (top == package or path.is_relative_to(here))

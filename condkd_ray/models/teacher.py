@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from condkd_ray.core.method import require
+from condkd_ray.core.method import InputError, require
 from condkd_ray.models.folding import folded
 from condkd_ray.models.hooks import cast, sharing, trace
 from condkd_ray.models.observation import PENULTIMATE, Observation, Observer
+from condkd_ray.models.own_module import with_safe_convolutions
 
 log = logging.getLogger(__name__)
 
@@ -82,22 +83,48 @@ class Teacher:
         train_size: int = 50_000,
         flip_ok: bool = False,
     ) -> Teacher:
-        """A teacher from any module that maps (B, C, H, W) normalised images to (B, K) logits.
+        """Make a teacher of any module that maps (B, C, H, W) normalised images to (B, K) logits.
 
-        The module is copied; the caller's own is left as it was. Raises `InputError` where images of `image_shape`
-        do not give `num_classes` logits, or where no linear layer produces them.
+        The module is copied; the caller's own is left as it was, on its device, in its mode.
+
+        Args:
+            module: Ends in a `torch.nn.Linear` with K outputs.
+            num_classes: K.
+            image_shape: (C, H, W).
+            mean: Per channel, of the normalisation that the module was trained with, in units of [0, 1] pixels.
+            std: Likewise.
+            train_size: Number of images that it was trained on. `train`, `sweep` and `search` take the number of train
+                images of their data set instead.
+            flip_ok: Whether a mirrored image keeps its class; False is right for all classes.
+
+        Raises:
+            InputError: `module` is no module with parameters, cannot be copied, does not map two images of
+                `image_shape` to (2, K) finite logits, or no linear layer produces them.
         """
+        kind = type(module).__name__
+        require(isinstance(module, nn.Module), "teacher module", kind, "a torch.nn.Module")
+        require(next(module.parameters(), None) is not None, "parameters of the teacher module", 0, "1 or more")
         require(len(mean) == image_shape[0], "length of mean", len(mean), f"{image_shape[0]}, one a channel")
         require(len(std) == image_shape[0], "length of std", len(std), f"{image_shape[0]}, one a channel")
-        return cls(
-            copy.deepcopy(module),
+        require(all(value > 0 for value in std), "std of the teacher", tuple(std), "positive values")
+        try:
+            network = copy.deepcopy(module)
+        except Exception as error:
+            text = f"teacher module is a {kind}, which cannot be copied ({error})"
+            raise InputError(f"{text}; accepted: a module that copy.deepcopy copies") from error
+        made = cls(
+            with_safe_convolutions(network),
             num_classes=num_classes,
-            image_shape=image_shape,
-            mean=tuple(mean),
-            std=tuple(std),
+            image_shape=(image_shape[0], image_shape[1], image_shape[2]),
+            mean=tuple(map(float, mean)),
+            std=tuple(map(float, std)),
             train_size=train_size,
             flip_ok=flip_ok,
         )
+        finite = bool(made.answers(made._some()).isfinite().all())
+        what = f"the teacher's answer to 2 images of shape {made.image_shape}"
+        require(finite, what, "NaN or infinite", f"finite logits of {num_classes} classes")
+        return made
 
     @property
     def device(self) -> torch.device:

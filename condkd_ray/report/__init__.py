@@ -1,1 +1,1 @@
-"""Tables, figures, pages and event files, made from the records of an experiment."""
+"""The report of an experiment or a search, made from its records: tables, figures, pages and TensorBoard files."""

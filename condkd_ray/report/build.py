@@ -1,4 +1,4 @@
-"""The whole report of a result folder, made again from its records."""
+"""Rebuild the whole report of a result folder from its records."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,17 +17,18 @@ from condkd_ray.report.tensorboard import writer as boards
 
 
 def build(out: Path, tensorboard: bool = True, width: int | None = None, failed: list[Exception] | None = None) -> str:
-    """Rebuild everything from what is stored under `out`; the tables and what failed, as text of so many columns.
+    """Rebuild the report of `out`; return the tables and the list of failed trials as text, `width` columns wide.
 
-    Makes the Parquet files, `table.md`, `table.csv`, `figure.png`, `figure.svg`, `curves.png`, `diagnosis.png`,
-    `histograms.png`, `report.html` and `tensorboard/`; of a search `search.md`, `search.csv`, `report.html` and
-    `tensorboard/`. Any part of the planned trials will do. Records of trials that the manifest does not plan, as after
-    a change of flags, go into the Parquet files alone. What cannot be written is told, and left out; what was
-    raised there is added to `failed`.
+    Of an experiment, writes the Parquet files, `table.md`, `table.csv`, `figure.png`, `figure.svg`, `curves.png`,
+    `diagnosis.png`, `histograms.png`, `report.html` and `tensorboard/`; of a search, the Parquet files, `search.md`,
+    `search.csv`, `report.html` and `tensorboard/`. The planned trials need not be complete. Records of trials that are
+    not in the manifest's plan, for example after a change of flags, are written to the Parquet files only. If a part
+    cannot be written, a message is logged, the exception is added to `failed`, and the other parts are written.
 
-    Where another process runs in `out`, what is made is marked as interim. `tensorboard/` is that process's own and
-    stays as it is; all other files are replaced whole, and made again at its end. Until this returns no run can begin
-    there; other reports can be made. Raises `InputError` where `out` is not the folder of an experiment.
+    If another process is running trials in `out`, the report is marked as interim, and `tensorboard/` is left alone
+    because that process writes it. All other files are replaced atomically, and again when that process ends. No run
+    can start in `out` until this function returns; other reports can. Raises `InputError` if `out` is not the folder of
+    an experiment.
     """
     out = Path(out)
     with kept(out) as alone:
@@ -39,7 +40,7 @@ def build(out: Path, tensorboard: bool = True, width: int | None = None, failed:
 
 
 def _write(results: Results, failed: list[Exception], *, tensorboard: bool) -> None:
-    """Each part by itself: the others are made also where one cannot be."""
+    """Write each part; a part that cannot be written does not keep the others from being written."""
 
     @contextmanager
     def part(what: str) -> Iterator[None]:
@@ -47,7 +48,7 @@ def _write(results: Results, failed: list[Exception], *, tensorboard: bool) -> N
             yield
         failed.extend(raised)
 
-    remedy, tables = f"condkd report {results.out} makes it anew", search if results.searching else arms
+    remedy, tables = f"condkd report {results.out} writes it again", search if results.searching else arms
     with part("Parquet files"):
         parquet.write_tables(results)
     with part("tables"):

@@ -1,8 +1,9 @@
-"""The same records as three Parquet files, for pandas, DuckDB and the like."""
+"""The records of an experiment as three Parquet files, for pandas, DuckDB and similar programs."""
 
 import io
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from condkd_ray.core.method import InputError
 from condkd_ray.core.records import Manifest, Record, flat, record_path
 from condkd_ray.core.storage import atomic_write
 from condkd_ray.report.results import Results
+from condkd_ray.report.statistics import Difference
 
 _INTEGERS = ("ipc", "seed", "threads", "rounds", "peak_bytes", "numbers")
 _SECONDS = ("wall_seconds", "cpu_seconds")
@@ -25,9 +27,9 @@ _COLUMNS = (*_ORDER, *_HASHES, "numbers", "versions", "plugins", "git", *_COSTS)
 
 
 def write_tables(results: Results) -> None:
-    """Build `records.parquet`, `rounds.parquet` and `predictions.parquet` from all that is stored of an experiment.
+    """Write `records.parquet`, `rounds.parquet` and `predictions.parquet` from all stored records of an experiment.
 
-    Trials of all versions of the numbers are in them: the column `numbers` says which may be compared.
+    They contain trials of every version of the numbers. Only trials of equal `numbers`, a column, may be compared.
     """
     out, records = results.out, results.stored
     _write(out / "records.parquet", records_table(records))
@@ -36,7 +38,7 @@ def write_tables(results: Results) -> None:
 
 
 def records_table(records: Sequence[Record]) -> pa.Table:
-    """A row a trial; metrics are float64 columns, null where a trial has none of that name, NaN where it diverged."""
+    """Return a table with a row per trial. Metrics are float64: null if not measured, NaN if the trial diverged."""
     fixed = [pa.field(name, _type(name)) for name in _COLUMNS]
     names = _names([record.metrics for record in records])
     rows = [flat(record) | _trees(record) | record.metrics for record in records]
@@ -44,7 +46,7 @@ def records_table(records: Sequence[Record]) -> pa.Table:
 
 
 def rounds_table(records: Sequence[Record]) -> pa.Table:
-    """A row a round of each trial."""
+    """Return a table with a row per round of each trial."""
     names = [name for name in _names([row for record in records for row in record.history]) if name != "round"]
     trial = [(name, _type(name)) for name in ("config_hash", "seed", "arm", "ipc")]
     schema = pa.schema([*trial, ("round", pa.int32()), *((name, pa.float64()) for name in names)])
@@ -57,7 +59,10 @@ def rounds_table(records: Sequence[Record]) -> pa.Table:
 
 
 def predictions_table(out: Path, records: Sequence[Record], manifest: Manifest) -> pa.Table:
-    """A row a test image of each trial. Classes are uint8, or uint16 from 257 classes on."""
+    """Return a table with a row per trial and test image. Classes are uint8, or uint16 with more than 256 classes.
+
+    Raises `InputError` if a trial does not have one prediction per test image.
+    """
     labels = np.asarray(manifest.test_labels, dtype=np.int64)
     small = int(manifest.dataset.get("num_classes", 0)) <= 256 and labels.max(initial=0) < 256
     kind = pa.uint8() if small else pa.uint16()
@@ -67,11 +72,24 @@ def predictions_table(out: Path, records: Sequence[Record], manifest: Manifest) 
     return pa.concat_tables([schema.empty_table(), *parts])
 
 
+def comparisons_table(differences: Sequence[Difference]) -> pa.Table:
+    """A row a comparison of two arms: see `condkd_ray.report.results.Results.comparisons`."""
+    ends = ("low", "high", "images_low", "images_high")
+    numbers = ("mean", "std", "low", "high", "p", "images_low", "images_high")
+    kinds = {"left": pa.string(), "right": pa.string(), "ipc": pa.int64(), "n": pa.int64()}
+    kinds |= dict.fromkeys(numbers, pa.float64()) | {"method": pa.string()}
+    rows = []
+    for one in differences:
+        intervals = (*(one.over_seeds or (None, None)), *(one.over_images or (None, None)))
+        rows.append({**asdict(one), **dict(zip(ends, intervals, strict=True))})
+    return pa.Table.from_pylist(rows, schema=pa.schema(list(kinds.items())))
+
+
 def _predictions(out: Path, record: Record, labels: np.ndarray, schema: pa.Schema) -> pa.Table:
     if len(record.outcome.predictions) != len(labels):
         raise InputError(
             f"{record_path(out, record.config_hash)} has {len(record.outcome.predictions)} predictions; "
-            f"accepted: {len(labels)}, one a test image of experiment.json"
+            f"accepted: {len(labels)}, one for each test image of experiment.json"
         )
     trial = {name: pa.repeat(getattr(record, name), len(labels)) for name in _TRIAL}
     images = {"image": np.arange(len(labels)), "prediction": record.outcome.predictions, "label": labels}

@@ -1,50 +1,218 @@
-"""What is stored of an experiment, read once, and the statistics that its tables and pages share."""
+"""The results of an experiment or a search, read once: records, statistics, frames, figures and kept trials."""
 
+from __future__ import annotations
+
+import argparse
+import html
 import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args
 
 from condkd_ray.core.locks import busy
+from condkd_ray.core.method import require
 from condkd_ray.core.records import Manifest, Record, Status, newest, read_all_records, read_manifest
 from condkd_ray.report import statistics
 from condkd_ray.report.statistics import Difference, Ranking
 from condkd_ray.study.objective import at_end, parse_constraints
 
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+    from matplotlib.figure import Figure
+    from optuna.trial import FrozenTrial
 
-@dataclass(frozen=True)
+    from condkd_ray.report.kept import Trained
+
+CALL = "condkd_ray."
+"""Begins the command in a manifest where it was a call in Python: nothing that can be repeated word for word."""
+STUDY = "search"
+"""Name of a study that has been given none."""
+Frame = Literal["trials", "rounds", "predictions", "comparisons"]
+
+
+@dataclass(frozen=True, repr=False)
 class Results:
-    """The trials of an experiment or a search that may be compared. What follows from them is computed when needed."""
+    """The trials of an experiment or a search that may be compared, with the statistics of the tables and the page.
+
+    Everything but the records is computed when it is first used. A folder whose trials have not all ended has results
+    too, of those that have: `interim` is not empty while another process runs there. Accuracies are fractions, times
+    are seconds.
+    """
 
     out: Path
     manifest: Manifest
-    """Its notes include which stored trials are left out."""
+    """Plan, teacher, data set and notes. The notes include which stored trials are left out."""
     records: Sequence[Record]
-    """Planned trials of the newest `numbers` among these, by arm, IPC and seed."""
+    """Planned trials of the newest version of the numbers among these, by arm, IPC and seed."""
     stored: Sequence[Record] = ()
-    """All that is stored, of whatever plan and `numbers`."""
+    """All stored trials, of whatever plan and version of the numbers."""
     running: bool = False
-    """Whether another process runs there."""
+    """True while another process runs in the folder."""
+
+    def __repr__(self) -> str:
+        ended = f"{len(self.finished)} of {self.planned} trials finished"
+        return f"<Results of {self.out}: {self.manifest.experiment}, {self.interim or ended}>"
+
+    def __str__(self) -> str:
+        """The tables as plain text, as a command prints them."""
+        from condkd_ray.report.tables import arms, search
+
+        return (search if self.searching else arms).terminal_table(self)
+
+    def _repr_html_(self) -> str:
+        """The tables, as a notebook shows them."""
+        import pandas as pd
+
+        from condkd_ray.report.tables import arms, search
+
+        tables = (
+            [search.search_table(self)]
+            if self.searching
+            else [arms.accuracy_table(self), arms.difference_table(self.judged)]
+        )
+        parts = [f"<p>{html.escape(repr(self)[1:-1])}</p>"]
+        for table in tables:
+            if table.rows:
+                frame = pd.DataFrame(table.rows, columns=list(table.header))
+                parts.append(f"<b>{html.escape(table.title)}</b>{frame.to_html(index=False, border=0)}")
+        return "\n".join(parts)
+
+    @cached_property
+    def trials(self) -> pd.DataFrame:
+        """A row a trial: its kind, config, hashes, costs, and all metrics at its end."""
+        return self.to_arrow("trials").to_pandas()
+
+    @cached_property
+    def rounds(self) -> pd.DataFrame:
+        """A row a round of each trial, with its metrics."""
+        return self.to_arrow("rounds").to_pandas()
+
+    @cached_property
+    def predictions(self) -> pd.DataFrame:
+        """A row a test image of each trial: the student's class and the label."""
+        return self.to_arrow("predictions").to_pandas()
+
+    @cached_property
+    def comparisons(self) -> pd.DataFrame:
+        """A row a comparison of two arms at one IPC, in test accuracy, paired by seed.
+
+        `mean` of `left` minus `right` over `n` seeds with its standard deviation `std`; the 95 % interval over seeds
+        from `low` to `high` by `method`, and over test images from `images_low` to `images_high`; `p` of the paired t
+        test, after Holm's correction over all arms that are compared with the same one at the same IPC. NaN where
+        there is no such value, as with one seed.
+        """
+        return self.to_arrow("comparisons").to_pandas()
+
+    def to_arrow(self, frame: Frame) -> pa.Table:
+        """Return `trials`, `rounds`, `predictions` or `comparisons` as an Arrow table. Raises `InputError` for others.
+
+        Of `records`; the Parquet files in the folder hold all `stored` ones.
+        """
+        from condkd_ray.report import parquet
+
+        require(frame in get_args(Frame), "frame", frame, ", ".join(get_args(Frame)))
+        if frame == "comparisons":
+            return parquet.comparisons_table(self.judged)
+        if frame == "predictions":
+            return parquet.predictions_table(self.out, self.records, self.manifest)
+        return (parquet.records_table if frame == "trials" else parquet.rounds_table)(self.records)
+
+    @cached_property
+    def study(self) -> pd.DataFrame:
+        """A row a trial of a search's study, in the order of proposals.
+
+        `number`, `state`, a column an objective, a column an open leaf, and `config_hash`. States are `complete`,
+        `pruned`, `fail` and `running`, and for proposals that did not run `repeated` (equal to an earlier one) and
+        `impossible`. Raises `InputError` where this is no search, or its study is not where the search has kept it.
+        """
+        import pandas as pd
+
+        from condkd_ray.study.study import IMPOSSIBLE, REPEAT
+
+        def state(trial: FrozenTrial) -> str:
+            passed = {REPEAT: "repeated", IMPOSSIBLE: "impossible"}
+            return next((passed[key] for key in passed if key in trial.user_attrs), trial.state.name.lower())
+
+        def values(trial: FrozenTrial) -> dict[str, float]:
+            return dict(zip(self.objectives, trial.values or [], strict=False))
+
+        rows = [
+            {"number": one.number, "state": state(one), **values(one), **one.params}
+            | {"config_hash": one.user_attrs.get("config_hash", "")}
+            for one in self.study_trials
+        ]
+        return pd.DataFrame(rows)
+
+    @cached_property
+    def study_trials(self) -> list[FrozenTrial]:
+        """Optuna's trials of a search's study. Raises `InputError` as `study` does."""
+        from condkd_ray.study.importance import stored_trials
+
+        require(self.searching, f"study of {self.out}", None, "the folder of a search")
+        flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        # A value may be missing in a manifest that somebody has edited: then it is as if the flag were not there.
+        flags.add_argument("--study", nargs="?")
+        flags.add_argument("--study-storage", nargs="?")
+        given, _ = flags.parse_known_args(shlex.split(self.manifest.command))
+        # A study that was named in Python stands in no flag.
+        named = {trial["study"]: None for trial in self.manifest.planned if trial.get("study")}
+        name = STUDY if STUDY in named or not named else list(named)[-1]
+        return stored_trials(self.out, given.study or name, given.study_storage)
+
+    @cached_property
+    def figures(self) -> dict[str, Figure]:
+        """The figures of the page by name, as far as there are data; drawn without pyplot, and shown by a notebook.
+
+        Of an experiment `figure` (test accuracy of each arm), `curves`, `diagnosis` and `histograms`; of a search
+        `course`, `rounds`, `front` and `importance`.
+        """
+        from condkd_ray.report.figures import accuracy
+        from condkd_ray.report.page import search
+
+        drawn = search.figures(self) if self.searching else accuracy.draw(self.records, self.manifest)
+        return {name: figure for name, figure in drawn.items() if figure is not None}
+
+    def best(self) -> Trained:
+        """Return the best kept trial with its student and synthetic images.
+
+        The best by validation accuracy, or by agreement on the proxy set where there are no validation images; never
+        by test accuracy. A reference that learnt from all real images is never the best beside others. Raises
+        `InputError` where none is kept.
+        """
+        return self._trained(None)
+
+    def trained(self, beginning: str) -> Trained:
+        """Return the kept trial whose `config_hash` begins so. Raises `InputError` unless that is just one."""
+        return self._trained(beginning)
+
+    def _trained(self, beginning: str | None) -> Trained:
+        from condkd_ray.report.kept import Trained, chosen, kept_product
+
+        record = chosen(self.records, self.out, beginning)
+        return Trained(record, kept_product(self.out, record.config_hash))
 
     @property
     def searching(self) -> bool:
-        """Whether it is a search."""
+        """True for a search."""
         return bool(self.manifest.search)
 
     @property
     def objectives(self) -> Sequence[str]:
-        """What a search looked at; of an experiment, the proxy that its notes rank the trials by."""
+        """Objectives of a search; of an experiment, the proxy by which its notes rank the trials."""
         return self.manifest.search.get("objective", ["proxy/agreement"])
 
     @property
     def planned(self) -> int:
-        """How many trials there are to be."""
+        """Number of planned trials."""
         return len(self.manifest.planned) or len(self.records)
 
     @property
     def interim(self) -> str:
-        """That these are no final results, in words; empty where they are."""
+        """A sentence that these results are not final; empty where they are."""
         ended = sum(self.counts.values())
         if self.running and self.searching:
             # Its process may still hold the folder when all has been written.
@@ -57,16 +225,16 @@ class Results:
 
     @property
     def cpu_seconds(self) -> float:
-        """Of all trials, as far as known."""
+        """CPU time of all trials, as far as it is known."""
         return math.fsum(spent for one in self.records if math.isfinite(spent := one.outcome.cpu_seconds))
 
     def of(self, status: Status) -> list[Record]:
-        """The trials of this status."""
+        """Return the trials of this status."""
         return [one for one in self.records if one.status == status]
 
     @property
     def counts(self) -> dict[Status, int]:
-        """How many trials have finished, were pruned and failed."""
+        """Numbers of trials that have finished, were pruned and failed."""
         return {status: len(self.of(status)) for status in ("finished", "pruned", "failed")}
 
     @cached_property
@@ -87,7 +255,7 @@ class Results:
 
     @cached_property
     def rankings(self) -> list[Ranking]:
-        """How well the first objective ranked the trials by test accuracy."""
+        """Rank correlations of the first objective with test accuracy."""
         return statistics.rankings(self.records, self.objectives[0])
 
     @cached_property
@@ -97,12 +265,12 @@ class Results:
 
     @cached_property
     def ranked(self) -> list[Record]:
-        """Of a search, the finished trials that keep to all limits, the best by the first objective first."""
+        """Finished trials of a search that keep to all limits, the best by the first objective first."""
         return [one for one in self.ended if one.status == "finished" and self.keeps(one)]
 
     @cached_property
     def ended(self) -> list[Record]:
-        """Of a search, all trials but those that run: the `ranked` first, then other finished ones, then the rest."""
+        """All trials of a search that have ended: the `ranked` first, then other finished ones, then the rest."""
         sign = 1 if self.manifest.search["directions"][0] == "minimize" else -1
 
         def place(record: Record) -> tuple[bool, bool, float, str]:
@@ -114,17 +282,17 @@ class Results:
 
     @property
     def limits(self) -> Sequence[str]:
-        """The constraints of a search, as its user has written them."""
+        """Constraints of a search, as its user has written them."""
         return self.manifest.search.get("constraints", [])
 
     def keeps(self, record: Record) -> bool:
-        """Whether a trial has kept to all limits of its search, as far as it came."""
+        """Return whether a trial has kept to all limits of its search, up to the round in which it ended."""
         return all(not one.excess(value(record, one.name)) > 0 for one in parse_constraints(self.limits))
 
 
 def read(out: Path) -> Results:
-    """The results under `out`. Raises `InputError` where it is not the folder of an experiment."""
-    # Asked first: what it writes after this is in what is read, where it has ended by now.
+    """Return the results under `out`. Raises `InputError` where it is not the folder of an experiment or a search."""
+    # Before the records: if the other process has ended by now, all that it wrote is read below.
     running = busy(out)
     manifest, stored = read_manifest(out), read_all_records(out)
     wanted = {trial["config_hash"] for trial in manifest.planned}
@@ -136,20 +304,20 @@ def read(out: Path) -> Results:
 
 
 def value(record: Record, name: str) -> float:
-    """An objective at the trial's end, or where it was stopped."""
+    """Return an objective at the end of the trial, or at the round in which it was stopped."""
     return record.metrics.get(name, at_end(name, record.history))
 
 
 def _left_out(records: Sequence[Record], counted: Sequence[Record]) -> list[str]:
-    """How many stored trials are in no table and figure, and why."""
+    """Return sentences on how many stored trials are in no table and figure, and why."""
     shown = counted[0].numbers if counted else 0
     older = sum(record.numbers < shown for record in records)
     others = len(records) - older
-    told = [
+    older_line = [
         f"{_trials(older)} left out of tables and figures: made by an earlier version whose numbers differ; shown are "
         f"those of version {shown} of the numbers."
     ] * bool(older)
-    return told + [f"{_trials(others)} of other settings and left out of tables and figures."] * bool(others)
+    return older_line + [f"{_trials(others)} of other settings and left out of tables and figures."] * bool(others)
 
 
 def _trials(count: int) -> str:

@@ -30,10 +30,11 @@ from condkd_ray.core.view import SILENT, OnStep, View, no_bar
 from condkd_ray.methods.condensation import AnyCondensation
 from condkd_ray.methods.supervised import bf16_pays
 from condkd_ray.report.figures.image_grids import write_grid
+from condkd_ray.report.kept import kept_path
 from condkd_ray.report.tables.table import Table
 from condkd_ray.report.tensorboard.embeddings import points_path
 from condkd_ray.runs.options import Options
-from condkd_ray.runs.products import PER_STORED_BYTE, kept_path, most_bytes
+from condkd_ray.runs.products import PER_STORED_BYTE, most_bytes
 from condkd_ray.runs.recorder import make_record
 from condkd_ray.study.space import corners, default
 from condkd_ray.trial.artifacts import StandIns, Workshop

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from condkd_ray.cluster.connection import connect, in_job_folder
 from condkd_ray.cluster.files import clear, empty
@@ -30,6 +31,7 @@ from condkd_ray.trial.allowance import Allowance
 from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import Prepared, TrialConfig
 from condkd_ray.trial.device_pool import FLAG, check_on_gpu, check_round_fits
+from condkd_ray.trial.given_teacher import GivenTeacher
 from condkd_ray.trial.hardware import CPU, Hardware, compute_line, hardware_of, settled
 from condkd_ray.trial.outcome import product_path
 from condkd_ray.trial.plan import Plan, PlannedTrial, Scope, trial_hash
@@ -101,12 +103,14 @@ def run(
     with connect(options.address, view=view):
         # These import Ray, which takes a second.
         from condkd_ray.cluster.hardware import trial_hardware
+        from condkd_ray.cluster.module_check import check_modules
         from condkd_ray.cluster.storage_check import check_reach
         from condkd_ray.cluster.sweep import sweep
 
         cluster = options.of_cluster(deadline)
         cluster.check([plan.config for plan in planned])
         check_reach(options.place, options.place_flag)
+        check_modules(own_modules([plan.config for plan in planned], workshop))
         hardware = trial_hardware(options.gpus_per_trial)
         planned = settled_plans(planned, hardware)
         if options.fresh:
@@ -134,6 +138,12 @@ def run(
         spent = records.clock.look()
     write_manifest(options.out, dataclasses.replace(manifest, cpu_seconds=spent))
     return RunResult(options.out, complete, records.failed, ("time",) if time.time() >= deadline else ())
+
+
+def own_modules(configs: Sequence[TrialConfig], workshop: Workshop) -> dict[str, nn.Module]:
+    """The users' own modules that these configs have as teachers, by name."""
+    names = dict.fromkeys(config.teacher.module for config in configs)
+    return {name: workshop.own_module(name).network for name in names if name is not None}
 
 
 def explained(experiment: str, plans: Sequence[Plan], options: Options, *, view: View = SILENT) -> str:
@@ -219,14 +229,16 @@ def run_alone(
     device: str | None = None,
     fresh: bool = False,
     device_pool_limit: str | None = None,
+    given: GivenTeacher | None = None,
     view: View = SILENT,
 ) -> Record:
     """One trial in this process, without Ray, with the records of an experiment of one trial; its record.
 
     What its checkpoint in `out` leaves is run, and nothing where it has its record already. `fresh` moves what
-    `out` holds aside. `device_pool_limit`: as in `Options`. Raises `InputError`.
+    `out` holds aside. `device_pool_limit`: as in `Options`. `given`: the teacher, where the config names it. Raises
+    `InputError`.
     """
-    workshop = Workshop(cache, device=device or default_device(), view=view)
+    workshop = Workshop(cache, device=device or default_device(), view=view, given=given)
     workshop.check(config)
     limit = alone_limit(device_pool_limit, config, workshop)
     hardware = hardware_of(workshop.device)

@@ -4,13 +4,36 @@ import datetime
 import itertools
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from condkd_ray.core.locks import claim, release
-from condkd_ray.core.method import InputError
+from condkd_ray.core.locks import claim, release, released_after
+from condkd_ray.core.method import InputError, require
 from condkd_ray.core.records import check_same_experiment
 
 log = logging.getLogger(__name__)
+
+
+_runs: set[Path] = set()
+"""Folders in which calls of this process run. A lock keeps out other processes only."""
+
+
+@contextmanager
+def alone_in(out: Path) -> Iterator[None]:
+    """Keep `out` for one call of this process, and release the locks that the call takes.
+
+    Raises `InputError` if a call of another thread runs in `out`.
+    """
+    whole = out.resolve()
+    accepted = "a folder of its own, or the same once that has ended"
+    require(whole not in _runs, "--out", f"{out}, where another call of this process runs", accepted)
+    _runs.add(whole)
+    try:
+        with released_after():
+            yield
+    finally:
+        _runs.discard(whole)
 
 
 def open_folder(out: Path, experiment: str, *, fresh: bool) -> None:
@@ -23,9 +46,8 @@ def open_folder(out: Path, experiment: str, *, fresh: bool) -> None:
         taken = claim(out, "--out")
         try:
             _move_aside(out)
-        except InputError:
+        finally:
             release(taken)
-            raise
     check_same_experiment(out, experiment)
     try:
         out.mkdir(parents=True, exist_ok=True)

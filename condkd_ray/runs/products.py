@@ -7,24 +7,19 @@ OUT/points/<hash>.safetensors      of the same trials, for the report alone, as 
 """
 
 import logging
-import math
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from condkd_ray import models
-from condkd_ray.core.families import check_plugins
-from condkd_ray.core.method import InputError, require
-from condkd_ray.core.records import Outcome, Record, condensed_path, grid_path, read_manifest, read_records
-from condkd_ray.core.samples import Codec, Samples
+from condkd_ray.core.method import InputError
+from condkd_ray.core.records import Outcome, Record, condensed_path, grid_path, read_records
+from condkd_ray.core.samples import Codec
 from condkd_ray.core.storage import Location, take
-from condkd_ray.methods.condensation import AllReal
 from condkd_ray.methods.inversion import NoInversion
-from condkd_ray.models import NETWORKS
 from condkd_ray.models.teacher import Teacher
 from condkd_ray.report.figures.image_grids import write_grid
+from condkd_ray.report.kept import kept_path, merit
 from condkd_ray.report.tensorboard.embeddings import KINDS, Points, points_path, write_points
 from condkd_ray.trial.config import Prepared
 from condkd_ray.trial.outcome import Product, class_major, product_path, read_product
@@ -36,8 +31,6 @@ MOST_POINTS = 200
 PER_STORED_BYTE = 8
 """Bytes on disk for each byte of a points file: itself, and the same values as text in two embeddings."""
 _BATCH = 50
-MERITS = ("student/val_accuracy", "proxy/agreement")
-"""What the best is chosen by: the first that was measured. Never test accuracy."""
 
 
 def write_grids(out: Path, record: Record, outcome: Outcome, prepared: Prepared) -> None:
@@ -88,20 +81,6 @@ def _rows(labels: Tensor) -> Tensor:
     return order[places.round().long()]
 
 
-def kept_path(out: Path, config_hash: str) -> Path:
-    """Where the product of that trial is kept, if it is."""
-    return Path(out) / "products" / f"{config_hash}.safetensors"
-
-
-def merit(record: Record) -> tuple[str, float]:
-    """The name of what it is judged by, and its value; minus infinity where nothing was measured."""
-    for name in MERITS:
-        value = record.metrics.get(name, math.nan)
-        if not math.isnan(value):
-            return name, value
-    return "nothing", -math.inf
-
-
 def _group(record: Record) -> tuple[str, int, int]:
     """Trials of which one is kept: those of an arm and IPC, or all of a search, of one version of the numbers."""
     return ("search", 0, record.numbers) if record.experiment == "search" else (record.arm, record.ipc, record.numbers)
@@ -145,63 +124,3 @@ class Shelf:
         if former is not None and former.config_hash != record.config_hash:
             for path in (kept_path, points_path):
                 path(self._out, former.config_hash).unlink(missing_ok=True)
-
-
-def choose(out: Path, config_hash: str | None = None) -> Record:
-    """The best of the kept trials, or the one whose hash begins with `config_hash`.
-
-    Trials of the newest version of the numbers come first, as those of different versions cannot be compared.
-    Those that were taught with all real images are references, chosen unasked only where there are no others.
-    Raises `InputError` where none is kept, or where none or several hashes begin so.
-    """
-    read_manifest(out)
-    kept = [record for record in read_records(out) if kept_path(out, record.config_hash).is_file()]
-    require(bool(kept), f"trials kept in {out}", 0, "a folder whose experiment kept the best of each arm")
-    if config_hash is None:
-        others = [record for record in kept if record.condensation != AllReal.name]
-        return max(others or kept, key=lambda record: (record.numbers, merit(record)[1]))
-    found = [record for record in kept if record.config_hash.startswith(config_hash)]
-    there = ", ".join(f"{r.config_hash[:12]} ({r.arm} ipc {r.ipc} seed {r.seed})" for r in kept)
-    require(len(found) == 1, "trial", config_hash, f"the beginning of just one of {there}")
-    return found[0]
-
-
-def load_student(product: Product, record: Record) -> nn.Module:
-    """The student of a trial in eval mode. Raises `InputError` if its network is of a plug-in that is not here."""
-    networks = {place: origin for place, origin in record.plugins.items() if place.startswith(f"{NETWORKS.name}/")}
-    check_plugins(networks, f"record {record.config_hash[:12]}")
-    student = models.parse(product.network).build(product.image_shape, product.num_classes)
-    student.load_state_dict(product.student)
-    return student.eval()
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What came of a trial."""
-
-    record: Record
-    """Its status, config, metrics, history and predictions."""
-    product: Product | None
-    """Student, synthetic images and how to use them; None where the trial failed, or a better one's is kept instead."""
-
-    @property
-    def student(self) -> nn.Module:
-        """The student in eval mode, a new one each time; it reads images normalised by the product's mean and std."""
-        require(
-            self.product is not None, "product of the trial", None, "a trial that finished and whose product is kept"
-        )
-        assert self.product is not None
-        return load_student(self.product, self.record)
-
-    @property
-    def samples(self) -> Samples | None:
-        """The synthetic images in the teacher's normalised space; None where the trial remembers none."""
-        if self.product is None or self.product.samples is None:
-            return None
-        return Codec(self.product.space, self.product.mean, self.product.std).decode(self.product.samples)
-
-
-def kept_product(out: Path, config_hash: str) -> Product | None:
-    """The product of that trial, if it is kept."""
-    path = kept_path(out, config_hash)
-    return read_product(path) if path.is_file() else None

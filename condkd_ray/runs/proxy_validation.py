@@ -21,9 +21,9 @@ from condkd_ray.core.storage import atomic_write
 from condkd_ray.methods.condensation.condensation import first_per_class
 from condkd_ray.methods.guidance import NoGuidance
 from condkd_ray.methods.inversion import DeepInversion
+from condkd_ray.report.kept import kept_path, load_student
 from condkd_ray.report.statistics import ACCURACY
 from condkd_ray.report.tables.table import Table
-from condkd_ray.runs.products import kept_path, load_student
 from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import TrialConfig
 from condkd_ray.trial.evaluation import compare, views

@@ -40,6 +40,7 @@ from condkd_ray.core.view import AGREEMENT, NONE, SILENT, Best, Goal, View
 from condkd_ray.methods.condensation import Imported
 from condkd_ray.methods.supervised import TeacherConfig
 from condkd_ray.report.figures.image_grids import write_grid
+from condkd_ray.report.results import CALL
 from condkd_ray.report.statistics import Baseline
 from condkd_ray.report.tensorboard.events import Scalar
 from condkd_ray.report.tensorboard.writer import EventFiles, beyond_base, hparams, run_name, varying
@@ -95,7 +96,7 @@ def describe_experiment(
     return Manifest(
         experiment=experiment,
         question=question.strip().split("\n")[0],
-        command=shlex.join([Path(sys.executable).name, *sys.argv]),
+        command=_command(experiment),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         baseline=baseline,
         planned=list(planned.values()),
@@ -112,6 +113,13 @@ def describe_experiment(
         test_labels=dataset.test.labels.tolist(),
         notes=[*_own_teachers(plans, workshop), *_notes(plans, dataset.val is not None)],
     )
+
+
+def _command(experiment: str) -> str:
+    """How the experiment is run again: a command line, or in a notebook or another interactive Python a call."""
+    if not hasattr(sys.modules["__main__"], "__file__"):
+        return f"{CALL}{experiment}(...)"
+    return shlex.join([Path(sys.executable).name, *sys.argv])
 
 
 def _teachers(plans: Sequence[Plan], workshop: Workshop) -> list[dict[str, Any]]:

@@ -45,10 +45,15 @@ from condkd_ray.trial.plan import Plan
 log = logging.getLogger(__name__)
 
 
-def run(question: str, tree: dict[str, Any], spec: SearchSpec, *, view: View = SILENT) -> RunResult:
-    """Run what is missing of a search of the space `tree`, and write its results. Raises `InputError`."""
+def run(
+    question: str, tree: dict[str, Any], spec: SearchSpec, *, workshop: Workshop | None = None, view: View = SILENT
+) -> RunResult:
+    """Run what is missing of a search of the space `tree`, and write its results.
+
+    `workshop`: a new one if not given. Raises `InputError` before anything is written.
+    """
     deadline = time.time() + spec.budget_seconds
-    workshop = Workshop(spec.cache, device=default_device(), view=view)
+    workshop = workshop or Workshop(spec.cache, device=default_device(), view=view)
     known = _check_all(tree, spec, workshop)
     if spec.study_storage is not None:
         open_storage(spec.study_storage, spec.out)
@@ -63,9 +68,11 @@ def run(question: str, tree: dict[str, Any], spec: SearchSpec, *, view: View = S
         # Imported here, as these import Ray, which takes a second.
         from condkd_ray.cluster import search as ray_search
         from condkd_ray.cluster.hardware import trial_hardware
+        from condkd_ray.cluster.module_check import check_modules
         from condkd_ray.cluster.storage_check import check_reach
 
         check_reach(spec.place, spec.place_flag)
+        check_modules(experiment.own_modules([default(tree)], workshop))
         check_resources(spec.cpus_per_trial, spec.gpus_per_trial, spec.resources)
         hardware = trial_hardware(spec.gpus_per_trial)
         if "precision" not in leaves(tree):

@@ -412,7 +412,7 @@ class Study(TrialLog):
         self.config(params)
         beyond = known_excesses(self._constraints, trial, self._objective.names)
         limited = ", ".join(one.name for one in self._constraints)
-        require(beyond is not None, "its metrics", f"not all of {limited}", "all that are limited")
+        require(beyond is not None, "its record of metrics", f"without some of {limited}", "one with all of them")
         return create_trial(
             params=params,
             distributions={name: distribution(leaves(self._tree)[name]) for name in params},

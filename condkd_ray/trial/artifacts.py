@@ -40,6 +40,7 @@ from condkd_ray.trial.card import Card, check_card, overruled, read_card
 from condkd_ray.trial.config import Prepared, TrialConfig, digests, tensor_digest
 from condkd_ray.trial.diagnosis import REAL_PER_CLASS, Landmarks, make_landmarks
 from condkd_ray.trial.evaluation import accuracy, views
+from condkd_ray.trial.given_teacher import GivenTeacher
 from condkd_ray.trial.known_teacher import check_known
 from condkd_ray.trial.synthesis import host_augment
 
@@ -121,6 +122,7 @@ class Workshop:
 
     With `stand_ins`, slow artifacts are replaced by stand-ins and listed in it. If `train_judges` is false, no teacher
     is trained only to check an imported condensed set; a teacher loaded from the user's own weights always checks it.
+    `given`: the teacher of the configs that name it.
     """
 
     def __init__(
@@ -131,13 +133,14 @@ class Workshop:
         stand_ins: StandIns | None = None,
         *,
         train_judges: bool = True,
+        given: GivenTeacher | None = None,
     ) -> None:
         self.cache = (cache or default_cache()).expanduser()
         self.device = device
         if torch.device(device).type == "cuda":
             # The same settings in every process give the same teachers and sets.
             set_up_gpu()
-        self._view, self._stand_ins, self._train_judges = view, stand_ins, train_judges
+        self._view, self._stand_ins, self._train_judges, self._given = view, stand_ins, train_judges, given
         self._made: dict[Any, Any] = {}
 
     def prepare_all(self, configs: Sequence[TrialConfig]) -> list[Prepared]:
@@ -166,7 +169,7 @@ class Workshop:
         """Return the hashes of the artifacts; the hash of a user's own module includes its code."""
         if config.teacher.module is None:
             return found
-        return found | {"teacher": content_hash([found["teacher"], self._own_module(config.teacher.module).code])}
+        return found | {"teacher": content_hash([found["teacher"], self.own_module(config.teacher.module).code])}
 
     def data(self, config: TrialConfig) -> Dataset:
         """Return the data set, read once."""
@@ -227,6 +230,7 @@ class Workshop:
         about: dict[str, Any] = {"promised": card.test_accuracy, "in_folders": in_folders}
         if config.teacher.class_order is not None:
             about["order"] = _places(config.teacher.class_order, self.data(config))
+        about["handed"] = self._given is not None and config.teacher.module == self._given.name
         about |= {"what": f"the images in {config.data.root}"} if in_folders else {}
         sentence = check_known(self.teacher(config), self.data(config), force=config.teacher.force, **about)
         self._log_note(sentence)
@@ -248,8 +252,13 @@ class Workshop:
         check_card(path, card, self.data(config))
         return card
 
-    def _own_module(self, name: str) -> OwnModule:
-        """Return the module that the user's function builds; the function is called once."""
+    def own_module(self, name: str) -> OwnModule:
+        """Return the user's module of this name: of the given teacher, or built by the function, which is called once.
+
+        Raises `InputError` if there is none.
+        """
+        if self._given is not None and name == self._given.name:
+            return self._given.module
         return self._once(("own module", name), lambda: own_module(name))
 
     def _network(self, config: TrialConfig) -> nn.Module:
@@ -257,7 +266,9 @@ class Workshop:
         dataset, recipe = self.data(config), config.teacher
         if recipe.module is None:
             return recipe.build(dataset)
-        network = copied(self._own_module(recipe.module).network)
+        if self._given is not None and recipe.module == self._given.name:
+            self._given.check_images(dataset)
+        network = copied(self.own_module(recipe.module).network)
         check_answers(network, dataset.image_shape, dataset.num_classes, recipe.module)
         return network
 
@@ -456,7 +467,7 @@ class Workshop:
 
     def _module_digests(self, name: str) -> dict[str, str]:
         """Return the hashes that identify a user's module: of its code and of its initial state dict."""
-        made = self._own_module(name)
+        made = self.own_module(name)
         return {
             "code": made.code,
             "state": self._once(("state", name), lambda: tensor_digest(made.network.state_dict())),

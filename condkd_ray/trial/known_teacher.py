@@ -118,6 +118,8 @@ class Findings:
     """The test accuracy that the teacher's card states, as a fraction."""
     in_folders: bool
     """Whether a `classes.txt` in the image folder could set the class order."""
+    handed: bool = False
+    """True for a teacher that was passed as an object: its message then names arguments instead of flags."""
 
     @property
     def found(self) -> Recognition:
@@ -160,9 +162,8 @@ class Findings:
             return self._untrained_bn
         if self.better is not None:
             share, ordered = self.better.best, self._ordered(self.better) if self.better.reordered else ""
-            other = (
-                f"another --mean and --std than it was trained with: with {self.better.flags} it would be {share:.3f}"
-            )
+            remedy = f"with {self._remedy(self.better)} it would be {share:.3f}"
+            other = f"another --mean and --std than it was trained with: {remedy}"
             return f"likely causes: {other}, {ordered}".removesuffix(", ")
         if self.given.reordered and self._sure_of_order:
             return self._ordered(self.given)
@@ -183,7 +184,17 @@ class Findings:
         cause = "the network was never trained, or its weights were saved without these statistics"
         return f"{which} BN layers have untrained statistics (running means 0, variances 1): {cause}"
 
+    def _remedy(self, reading: Reading) -> str:
+        """Flags or arguments that set this normalisation."""
+        if not self.handed:
+            return reading.flags
+        mean, std = ([float(f"{value:.6g}") for value in values] for values in (reading.mean, reading.std))
+        return f"mean={mean}, std={std} of Teacher.from_module"
+
     def _ordered(self, reading: Reading) -> str:
+        if self.handed and reading.found.order:
+            labels = list(reading.found.order)
+            return f"in another order of its outputs it would be {reading.best:.3f}: give teacher.in_order({labels})"
         order = [self.names[reading.found.order[place]] for place in self.order] if reading.found.order else []
         given = f"--class-order {shlex.join(order)} (teacher.class_order)"
         plain = self.in_folders and self.order == tuple(range(len(self.names)))
@@ -202,7 +213,7 @@ class Findings:
             short = found.high < self.promised - SHORT
             text += f"; its card states {self.promised:.1%}" + short * ": the measured accuracy is far lower"
         if self.better is not None:
-            text += f"; with {self.better.flags} it would be {self.better.best:.1%}"
+            text += f"; with {self._remedy(self.better)} it would be {self.better.best:.1%}"
         # Not an error in an accurate teacher, whose BN may be folded into the weights.
         fresh = f"{self._untrained_bn}; an inversion that matches BN statistics has nothing to match"
         return f"{text}; {fresh}" if self.fresh else text
@@ -216,11 +227,12 @@ def examine(
     order: Sequence[int] = (),
     in_folders: bool = False,
     promised: float | None = None,
+    handed: bool = False,
 ) -> Findings:
     """Classify images of `dataset` with the teacher, always the same ones; train images unless a class has few of them.
 
     `what`: description of the images, if it is more than their number. `order`: for each output of the network, before
-    the outputs were sorted, the label of its class. `in_folders`, `promised`: see `Findings`.
+    the outputs were sorted, the label of its class. `in_folders`, `promised`, `handed`: see `Findings`.
     """
     affordable = int(AFFORDABLE / cost(teacher.network, dataset.image_shape).multiply_adds)
     images = _chosen_images(dataset, max(LEAST, affordable))
@@ -242,6 +254,7 @@ def examine(
         order=tuple(order) or tuple(range(teacher.num_classes)),
         promised=promised,
         in_folders=in_folders,
+        handed=handed,
     )
 
 

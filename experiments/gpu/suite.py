@@ -32,7 +32,8 @@ def suite(setup: Setup, box: Box) -> Verdict:
     if find_spec("pytest") is None:
         raise SkippedError("pytest is not installed")
     files = files_of(CHECKOUT / "tests")
-    plain = ["-v", "-rs", "--tb=short", "-p", "no:cacheprovider", "-p", "gpu.left_out"]
+    # In one process, as there is one GPU.
+    plain = ["-v", "-rs", "--tb=short", "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "gpu.left_out"]
     command = [sys.executable, "-m", "pytest", "-m", "gpu", *plain, *map(str, files)]
     seconds = max(box.left - 1, 1)
     code, told = _output(command, seconds)

@@ -74,9 +74,11 @@ def test_the_environment_is_put_back(monkeypatch):
 def test_a_long_folder_of_temporary_files_is_not_used_for_sockets(monkeypatch):
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     monkeypatch.setenv("TMPDIR", "/tmp/" + "x" * 60)
-    assert module._private_environment()["RAY_TMPDIR"] == "/tmp"
+    with module.private():
+        assert os.environ["RAY_TMPDIR"] == "/tmp"
     monkeypatch.setenv("TMPDIR", "/short")
-    assert "RAY_TMPDIR" not in module._private_environment()
+    with module.private():
+        assert "RAY_TMPDIR" not in os.environ
 
 
 def test_a_connected_process_stays_connected(cluster):
@@ -238,11 +240,13 @@ def test_a_private_cluster_has_the_cpus_of_this_process_and_memory_whatever_is_f
     assert asked[0]["_memory"] >= 4 * asked[0]["object_store_memory"] > 0
 
 
-def test_a_small_container_on_a_large_machine_gets_a_small_store(monkeypatch):
+def test_a_small_container_on_a_large_machine_gets_a_small_store(fails_to_start, monkeypatch):
+    asked = fails_to_start(SLOW)
     monkeypatch.setattr("ray._common.utils.get_system_memory", lambda: 2**30)
-    found = module._memory()
-    assert found["object_store_memory"] <= 2**28
-    assert found["_memory"] == 2**30
+    with pytest.raises(ClusterError), connect("local"):
+        pass
+    assert asked[0]["object_store_memory"] <= 2**28
+    assert asked[0]["_memory"] == 2**30
 
 
 def test_what_ray_logs_of_lost_processes_is_skipped_though_it_was_imported_before(cluster):

@@ -22,6 +22,7 @@ def checkpoints(folder: Path) -> set[str]:
     return {path.parent.name for path in folder.glob("trials/*/state.safetensors")}
 
 
+@pytest.mark.fault
 def test_sigterm_ends_a_sweep_in_order_and_leaves_no_process(tmp_path):
     with driving(tmp_path) as driver:
         driver.until("listening", *SECOND)

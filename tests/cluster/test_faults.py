@@ -39,6 +39,7 @@ def test_a_trial_killed_more_often_than_it_may_fail_finishes(cluster, tmp_path):
     assert heard.rounds["a"] == list(range(1, 9))
 
 
+@pytest.mark.slow
 def test_a_trial_that_raises_is_tried_three_times_and_by_the_next_sweep_again(cluster, tmp_path):
     config, heard = toy.toy_config(rounds=3), Heard()
     # A folder where the trial wants a file: its checkpoint cannot be saved.
@@ -121,6 +122,7 @@ def test_a_straggler_holds_up_nobody_and_finishes_when_it_can(cluster, tmp_path)
         assert_equal_numbers(heard.outcomes[key], direct(config))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("whose", "file"), [(TRIAL, "state.safetensors"), (POOL, ".arrow")])
 def test_a_limit_on_file_size_ends_the_sweep_with_the_path_and_the_next_goes_on(cluster, tmp_path, whose, file):
     configs = {key: toy.toy_config(rounds=12, seed=seed) for seed, key in enumerate("ab")}

@@ -54,6 +54,7 @@ def assert_equal(outcome: Outcome, expected: Outcome) -> None:
     assert timeless(outcome.history) == timeless(blind)
 
 
+@pytest.mark.slow
 def test_generation_by_generation_the_numbers_are_those_of_one_run(cluster, tmp_path):
     guide = Generations(CONFIGS)
     assert search(guide, ClusterOptions(folder=tmp_path, checkpoint_seconds=1000))

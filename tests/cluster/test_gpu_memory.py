@@ -154,6 +154,7 @@ def test_gpus_on_paper_and_whole_ones_pass(cluster):
         check_packing([job("a", toy.toy_config())], part, part)
 
 
+@pytest.mark.slow
 def test_a_search_waits_for_no_gpu_that_its_own_trials_hold(tmp_path):
     """On one GPU, on paper: each half that comes free is for a trial, and the whole of it is never free again."""
     done = subprocess.run(

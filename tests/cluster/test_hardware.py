@@ -88,6 +88,7 @@ def test_gpus_on_paper_are_the_cpu(cluster):
     assert trial_hardware(0.5) == CPU
 
 
+@pytest.mark.slow
 def test_a_driver_without_a_gpu_asks_the_nodes_that_have_some():
     command = [sys.executable, str(TESTS / "cluster" / "gpu_nodes.py")]
     environment = os.environ | {"PYTHONPATH": PATH}
@@ -96,6 +97,7 @@ def test_a_driver_without_a_gpu_asks_the_nodes_that_have_some():
     assert done.stdout.splitlines()[-1] == str(CPU)
 
 
+@pytest.mark.slow
 def test_a_sweep_settles_its_configs_once_and_says_so(cluster, fake, tmp_path, heard):
     cache = tmp_path / "cache"
     plans = [Plan("tiny", 0, 0, TINY)]
@@ -115,6 +117,7 @@ def test_two_trials_that_the_hardware_makes_equal_are_refused(cluster, fake, tmp
         experiment.run("toy", "?", plans, Options(out=tmp_path / "out", cache=tmp_path, gpus_per_trial=0.5))
 
 
+@pytest.mark.slow
 def test_a_search_computes_in_one_precision(cluster, fake, tmp_path, heard):
     spec = {"out": tmp_path / "out", "cache": tmp_path / "cache", "trials": 1}
     assert search.run("?", SPACE, SearchSpec(**spec, gpus_per_trial=0.5)).complete

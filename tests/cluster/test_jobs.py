@@ -1,6 +1,7 @@
 import pickle
 from dataclasses import dataclass
 
+import pytest
 import torch
 import toy
 
@@ -46,6 +47,7 @@ def test_references_are_kept_once(cluster):
     assert len(pickle.dumps(jobs._places)) + jobs._bytes.nbytes < 20 * 4000
 
 
+@pytest.mark.slow
 def test_a_method_of_a_script_or_notebook_travels_too(cluster):
     import ray
 

@@ -109,6 +109,7 @@ def test_whoever_is_killed_the_numbers_stay(cluster, tmp_path):
         assert guide.outcomes[key].predictions == expected.predictions
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("most", [1, None])
 def test_a_process_that_dies_between_two_trials_fails_neither(cluster, tmp_path, caplog, most):
     configs = {key: toy.toy_config(seed=seed, rounds=3) for seed, key in enumerate("abc")}
@@ -223,6 +224,7 @@ rounds: 3
 """
 
 
+@pytest.mark.slow
 def test_a_search_says_which_budget_is_spent_and_counts_all_its_runs(cluster, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(searches, "connect", lambda address, view: contextlib.nullcontext())
     common = {"out": tmp_path / "out", "cache": tmp_path / "cache", "trials": 2, "gpus_per_trial": 0.5}

@@ -49,6 +49,7 @@ def gone(name: str) -> bool:
     return True
 
 
+@pytest.mark.slow
 def test_a_sweep_gives_the_numbers_of_one_process(cluster, tmp_path):
     free = toy.toy_config(inversion=DeepInversion(steps=2, batch=16), memory=Latest())
     configs = {
@@ -70,10 +71,8 @@ def test_a_sweep_gives_the_numbers_of_one_process(cluster, tmp_path):
     assert {path.relative_to(tmp_path).parts[1] for path in tmp_path.glob("*/*")} <= {"pool.json", "nan"}
 
 
-@pytest.mark.parametrize(
-    "victim",
-    [PRODUCER, pytest.param(LEARNER, marks=pytest.mark.slow), pytest.param("SyntheticPool", marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [PRODUCER, LEARNER, "SyntheticPool"])
 def test_whoever_is_killed_the_numbers_stay_as_they_were(cluster, tmp_path, victim):
     config, killed = replace(TWO, rounds=8), []
 
@@ -231,7 +230,13 @@ def pids(monkeypatch) -> dict[str, int]:
     return found
 
 
-@pytest.mark.parametrize("saved", [0, 1000], ids=["its state saved each round", "its state never saved"])
+@pytest.mark.parametrize(
+    "saved",
+    [
+        pytest.param(0, id="its state saved each round", marks=pytest.mark.slow),
+        pytest.param(1000, id="its state never saved"),
+    ],
+)
 def test_a_killed_maker_leaves_all_their_numbers(cluster, tmp_path, pids, saved):
     """It comes back and goes on, or the one that waits takes over: whichever is first."""
     killed, stopped = [], []
@@ -277,6 +282,7 @@ def test_one_that_reads_no_logits_makes_them_for_those_that_do(cluster, tmp_path
     ray.kill(pool)
 
 
+@pytest.mark.slow
 def test_one_that_waits_follows_a_maker_that_is_gone_for_good(cluster, tmp_path):
     import ray
 
@@ -297,6 +303,7 @@ def test_one_that_waits_follows_a_maker_that_is_gone_for_good(cluster, tmp_path)
     ray.kill(pool)
 
 
+@pytest.mark.slow
 def test_a_killed_pool_leaves_sharers_their_numbers(cluster, tmp_path):
     killed = []
 
@@ -312,6 +319,7 @@ def test_a_killed_pool_leaves_sharers_their_numbers(cluster, tmp_path):
     assert_as_alone(heard.outcomes, configs)
 
 
+@pytest.mark.slow
 def test_in_a_sweeps_pool_trials_draw_from_one_another(cluster, tmp_path):
     configs = {f"seed {seed}": toy.toy_config(seed=seed, rounds=4) for seed in range(4)}
     heard = Heard()

@@ -173,7 +173,7 @@ def test_a_trial_without_gpu_memory_fails_once_by_name_and_the_sweep_goes_on(clu
     assert_equal_numbers(heard.outcomes["other"], direct(other))
 
 
-@pytest.mark.parametrize("place", ["folder", "s3"])
+@pytest.mark.parametrize("place", ["folder", pytest.param("s3", marks=pytest.mark.slow)])
 def test_a_killed_trial_and_a_killed_pool_leave_the_numbers_as_they_were(cluster, tmp_path, place, request):
     storage = tmp_path if place == "folder" else locate(request.getfixturevalue("bucket"))
     config = toy.toy_config(rounds=7, memory=toy.toy_config().memory)
@@ -198,6 +198,7 @@ def test_a_killed_trial_and_a_killed_pool_leave_the_numbers_as_they_were(cluster
     assert place == "folder" or everything(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_between_two_trials_fails_neither(cluster, tmp_path, caplog):
     configs = {key: toy.toy_config(rounds=2, seed=seed) for seed, key in enumerate("abc")}
 
@@ -275,6 +276,7 @@ def test_ctrl_c_at_the_end_of_tune_runs_nothing_again(cluster, tmp_path, monkeyp
     assert list(heard.outcomes) == ["a"]
 
 
+@pytest.mark.slow
 def test_an_error_of_the_callers_ends_the_sweep(cluster, tmp_path):
     def disturb(trial: PlannedTrial, metrics: Metrics) -> None:
         raise OSError("the disk is full")
@@ -322,7 +324,7 @@ def test_where_a_trial_runs_is_told_once_a_place_to_who_wants_to_know(verbose, c
     monitor = Monitor(None, observer)  # type: ignore[arg-type]
     monitor.add(SimpleNamespace(key="a", label="trial 0", place=("trial", "a")))  # type: ignore[arg-type]
     for number, node in ((1, "one"), (2, "one"), (3, "two")):
-        monitor.heard("a", {"round": number, "kd/loss": 0.5, "hostname": node, "pid": 7})
+        monitor.reported("a", {"round": number, "kd/loss": 0.5, "hostname": node, "pid": 7})
     assert rounds == [{"round": number, "kd/loss": 0.5} for number in (1, 2, 3)]
     told = "trial 0 runs on one, process 7\ntrial 0 runs on two, process 7\n"
     assert capsys.readouterr().err == (told if verbose else "")
@@ -362,6 +364,7 @@ LOOPBACK = "node:127.0.0.1"
 """A resource of which each node of a cluster on loopback has 1."""
 
 
+@pytest.mark.slow
 def test_at_its_deadline_a_sweep_ends_and_what_ran_has_a_checkpoint(cluster, tmp_path):
     configs = {key: toy.toy_config(seed=seed, rounds=100_000) for seed, key in enumerate("abcd")}
     heard = Heard()
@@ -378,7 +381,9 @@ def test_at_its_deadline_a_sweep_ends_and_what_ran_has_a_checkpoint(cluster, tmp
     assert stored == {"a", "b"}
 
 
-@pytest.mark.parametrize("limit", [{"max_concurrent": 1}, {"resources": {LOOPBACK: 0.6}}])
+@pytest.mark.parametrize(
+    "limit", [pytest.param({"max_concurrent": 1}, marks=pytest.mark.slow), {"resources": {LOOPBACK: 0.6}}]
+)
 def test_fewer_trials_at_once(cluster, tmp_path, limit):
     told: list[str] = []
     configs = {key: toy.toy_config(seed=seed, rounds=2) for seed, key in enumerate("ab")}

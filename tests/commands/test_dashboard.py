@@ -99,7 +99,7 @@ def test_the_servers_reach_one_another_and_other_hosts_as_before(monkeypatch, se
         monkeypatch.delenv(name, raising=False)
     for name, value in set_before.items():
         monkeypatch.setenv(name, value)
-    found = dashboard._direct()
+    found = dashboard._environment()
     assert found.get("no_proxy") == set_before.get("no_proxy")
     assert found["no_grpc_proxy"] == spared
 
@@ -120,7 +120,7 @@ def test_what_is_wrong_with_a_study_is_told_before_a_server_starts(tmp_path, mon
         journal.write_bytes(content)
         with pytest.raises(InputError, match=message):
             dashboard.dashboard(Dashboard(out=Path("out")))
-    with pytest.raises(InputError, match=r"--study-storage is 'none\.journal'; accepted: where"):
+    with pytest.raises(InputError, match=r"--study-storage is 'none\.journal'; accepted: the storage"):
         dashboard.dashboard(Dashboard(out=Path("out"), study_storage="none.journal"))
     assert not Path("none.journal").exists()
     # The lock of the server's Optuna leads to the journal wherever it runs.

@@ -16,7 +16,8 @@ from condkd_ray.core.method import InputError
 from condkd_ray.core.samples import to_unit
 from condkd_ray.data.readers import read_parquet
 from condkd_ray.methods.inversion import Dafl, NoInversion
-from condkd_ray.runs.products import Shelf, choose, kept_path
+from condkd_ray.report.kept import choose, kept_path
+from condkd_ray.runs.products import Shelf
 from condkd_ray.trial.outcome import read_product
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import condkd_ray
-from condkd_ray.commands.front import VERBS, answered, claim_out, made_help, stored_help
+from condkd_ray.commands.front import VERBS, claim_out, exit_code_without_command, render_help, stored_help
 
 HEAVY = ("torch", "ray", "optuna", "numpy", "pyarrow", "pydantic", "matplotlib", "tyro")
 CHILD = f"""
@@ -80,7 +80,7 @@ def test_the_help_that_is_stored_is_that_of_the_flags(verb):
         return re.findall(r"[\w./*$'=-]+", text)
 
     told = "python -m condkd_ray.commands.front writes it anew"
-    assert words(stored_help(verb)) == words(made_help(verb)), told
+    assert words(stored_help(verb)) == words(render_help(verb)), told
     assert stored_help(verb).isascii()
 
 
@@ -89,7 +89,7 @@ def test_a_verb_is_what_the_table_says(verb):
     flags, function = VERBS[verb].load()
     assert callable(function)
     # Of its docstring the table tells the first sentence, or what is most of it.
-    words = {word.lower() for word in re.findall(r"\w{4,}", VERBS[verb].told)}
+    words = {word.lower() for word in re.findall(r"\w{4,}", VERBS[verb].summary)}
     known = {word.lower() for word in re.findall(r"\w{4,}", inspect.getdoc(flags) or "")}
     assert len(words & known) >= len(words) / 2
     if VERBS[verb].out is not None:
@@ -144,7 +144,7 @@ def test_what_needs_no_folder_for_itself_is_not_refused(tmp_path, monkeypatch, a
     Path("there").mkdir()
     held = os.open("there", os.O_RDONLY)
     fcntl.flock(held, fcntl.LOCK_EX)
-    assert answered(arguments) is None
+    assert exit_code_without_command(arguments) is None
     claim_out(VERBS[arguments[0]], arguments[1:])
     os.close(held)
     assert [path.name for path in tmp_path.iterdir()] == ["there"]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from condkd_ray.commands import report
 from condkd_ray.commands.console.exit_codes import speak
-from condkd_ray.commands.report import Report, kept, rebuild, tell_results
+from condkd_ray.commands.report import Report, kept, rebuild, report_results
 
 
 def told(out: Path, study: str | None = None) -> dict[str, str]:
@@ -47,7 +47,7 @@ def test_tables_are_as_wide_as_the_terminal_and_come_first(tmp_path: Path, monke
     monkeypatch.setattr(report, "columns", lambda: 47)
     monkeypatch.setattr("condkd_ray.report.build.build", lambda out, width: f"tables of {out} in {width} columns")
     speak()
-    tell_results(tmp_path)
+    report_results(tmp_path)
     assert capsys.readouterr() == (f"tables of {tmp_path} in 47 columns\n", "\n".join(kept(tmp_path)) + "\n")
 
 

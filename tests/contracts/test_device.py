@@ -7,6 +7,7 @@ from typing import get_args
 import pytest
 import torch
 from guard import DEVICE, Guard, WaitsError, simulated, unheard
+from thinned import thinned
 from toy import NUM_CLASSES, blobs, make_teacher
 
 from condkd_ray.core.device import sent
@@ -21,7 +22,7 @@ from condkd_ray.methods.memory import AnyMemory, Generative, LocalStore, Priorit
 from condkd_ray.methods.memory.prioritized import PrioritizedState
 from condkd_ray.methods.memory.store import LiveIds
 from condkd_ray.methods.weighing import Equal, Modulating
-from contracts.toy_guides import FORMS, MIDDLE, each_augmentation, each_layer, each_option
+from contracts.toy_guides import AUGMENTATIONS, FORMS, MIDDLE, each_layer, each_option
 from contracts.toy_methods import INVERTERS, make_student, small, synthesize
 
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -141,7 +142,7 @@ def test_starts_from_the_guides(kind, world, device):
 
 
 @each_device
-@each_augmentation
+@pytest.mark.parametrize("augment", thinned(AUGMENTATIONS, lambda augment: augment == "host"))
 @each_layer
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: f"{form.name} {getattr(form, 'condition', '')}")
 def test_guidances(form, augment, layer, world, device):

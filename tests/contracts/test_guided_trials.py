@@ -1,6 +1,7 @@
 """What guidance does in a whole trial, and what it must not do there."""
 
 from dataclasses import replace
+from functools import cache
 
 import pytest
 from reference import losses as reference
@@ -34,13 +35,18 @@ def outcome(guidance, inverter, prepared):
     return numbers(live, "guidance/"), student(prepared.proxy.images), frozen(student), made
 
 
+@cache
+def unguided_outcome(inverter):
+    """The outcome of a trial without guidance."""
+    return outcome(NoGuidance(), inverter, make_prepared())
+
+
 @pytest.mark.parametrize("inverter", INVERTERS, ids=lambda kind: kind.__name__)
 @pytest.mark.parametrize("augment", ["host", "dsa"])
 @each_guidance
 def test_weight_0_is_the_mixed_run_bit_for_bit(kind, inverter, augment):
-    prepared = make_prepared()
-    guided = outcome(small(kind, weight=0.0, augment=augment), inverter, prepared)
-    assert same(guided, outcome(NoGuidance(), inverter, prepared))
+    guided = outcome(small(kind, weight=0.0, augment=augment), inverter, make_prepared())
+    assert same(guided, unguided_outcome(inverter))
 
 
 @pytest.mark.parametrize("augment", ["host", "condensed", "dsa"])

@@ -35,5 +35,6 @@ MIDDLE = "stages.1"
 each_guidance = pytest.mark.parametrize("kind", GUIDES, ids=lambda kind: kind.__name__)
 each_form = pytest.mark.parametrize("form", FORMS, ids=lambda form: f"{form.name} {getattr(form, 'condition', '')}")
 each_option = pytest.mark.parametrize("form", OPTIONS.values(), ids=OPTIONS)
-each_augmentation = pytest.mark.parametrize("augment", ["host", "condensed", "dsa"])
+AUGMENTATIONS = ["host", "condensed", "dsa"]
+each_augmentation = pytest.mark.parametrize("augment", AUGMENTATIONS)
 each_layer = pytest.mark.parametrize("layer", ["penultimate", MIDDLE])

@@ -23,7 +23,6 @@ from condkd_ray.core.environment import (
     CpuClock,
     clean_process,
     free_bytes,
-    git_state,
     keep_imports,
     peak_bytes,
     set_up_gpu,
@@ -223,9 +222,38 @@ def test_free_memory_is_that_of_the_machine():
     assert free_bytes(torch.device("cpu")) == pytest.approx(1024 * available, rel=0.2)
 
 
-def test_versions_and_commit_are_told():
+def test_the_version_of_pytorch_is_that_which_runs():
     assert torch.__version__.startswith(versions()["torch"])
-    assert git_state() == "" or len(git_state().removesuffix("+")) == 12
+
+
+def test_the_commit_is_that_of_the_packages_checkout_marked_once_it_is_changed(tmp_path, monkeypatch):
+    package = tmp_path / "checkout" / "condkd_ray"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("", encoding="utf-8")
+    monkeypatch.setattr(environment.condkd_ray, "__file__", str(package / "__init__.py"))
+    git_state = environment.git_state.__wrapped__
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
+    assert git_state() == ""
+
+    def git(*arguments: str) -> str:
+        identity = ("-c", "user.name=test", "-c", "user.email=test@localhost")
+        done = subprocess.run(["git", *identity, *arguments], cwd=package, check=True, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    git("init", "--quiet")
+    git("add", ".")
+    git("commit", "--quiet", "--message", "first")
+    commit = git("rev-parse", "HEAD")
+    assert git_state() == commit[:12]
+    (package.parent / "notes.txt").write_text("beside the package", encoding="utf-8")
+    assert git_state() == commit[:12]
+    (package / "__init__.py").write_text("changed = True\n", encoding="utf-8")
+    assert git_state() == f"{commit[:12]}+"
+
+
+def test_without_git_there_is_no_commit(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert environment.git_state.__wrapped__() == ""
 
 
 def test_versions_leave_out_what_is_not_installed(monkeypatch):

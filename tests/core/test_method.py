@@ -1,4 +1,5 @@
 import dataclasses
+import weakref
 
 import pytest
 import torch
@@ -42,10 +43,19 @@ def test_a_term_that_recovers_is_still_reported():
 
 
 def test_a_meter_holds_no_graph():
-    weight = torch.ones((), requires_grad=True)
-    found = Meter("kd")
-    found.add(loss=weight * 2)
-    assert not found._terms["loss"][0].requires_grad
+    class Hook:
+        """It lives as long as the graph that it is part of."""
+
+        def __call__(self, gradient):
+            return gradient
+
+    hook, loss, found = Hook(), torch.ones((), requires_grad=True) * 2, Meter("kd")
+    loss.register_hook(hook)
+    alive = weakref.ref(hook)
+    found.add(loss=loss)
+    del loss, hook
+    assert alive() is None
+    assert found.read() == {"kd/loss": 2.0}
 
 
 def test_require_names_thing_value_and_what_is_accepted():

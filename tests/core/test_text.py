@@ -5,9 +5,8 @@ import pytest
 from condkd_ray.core.config import read_tree
 from condkd_ray.core.method import InputError
 from condkd_ray.core.text import decoded, read_text
-from condkd_ray.runs.search import _points
-from condkd_ray.runs.search_spec import SearchSpec
 from condkd_ray.study import space
+from condkd_ray.study.points import points_of
 
 NAMES = "naïve\ncafé\n猫\n"
 
@@ -42,7 +41,7 @@ def test_configs_spaces_and_points_are_read_in_each_encoding(tmp_path: Path, enc
 
 
 def points(path: Path) -> list[dict[str, object]]:
-    return [dict(point) for point in _points({"seed": space.Open("int", (0, 9))}, SearchSpec(points=path))]
+    return [dict(point) for point in points_of({"seed": space.Open("int", (0, 9))}, path)]
 
 
 @pytest.mark.parametrize("read", [read_tree, space.read, points])

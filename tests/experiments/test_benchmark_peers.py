@@ -1,8 +1,7 @@
-import os
-import subprocess
 import sys
 from typing import get_args
 
+import programs
 import pytest
 import torch
 from benchmark.checkouts import PEERS, check
@@ -59,10 +58,9 @@ def test_rows_tell_the_processor_and_what_shapes_them():
         (["--cmi", "."], "--cmi is '.'; accepted: a checkout of github.com/zju-vipa/CMI"),
     ],
 )
-def test_it_refuses_before_it_measures(flags, told, tmp_path):
-    script, env = str(EXPERIMENTS / "benchmark_peers.py"), os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, script, "--rows", str(tmp_path / "rows.parquet"), *flags]
-    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=tmp_path, timeout=120)
+def test_it_refuses_before_it_measures(flags, told, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = programs.script(EXPERIMENTS / "benchmark_peers.py", "--rows", tmp_path / "rows.parquet", *flags)
     assert done.returncode == 2, done.stderr
     assert told in done.stderr
     assert "measuring" not in done.stderr

@@ -1,11 +1,11 @@
 """Claims: parsed strictly, planned whole, never paired across machines, and rendered from rows alone."""
 
 import os
-import subprocess
-import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import programs
 import pytest
 import yaml
 from campaign.claims import Claim, located, read_claim, read_claims
@@ -17,7 +17,7 @@ from campaign.sources import set_digest
 from campaign.state import State, listed, plans_of, read_state
 from campaign.units import trials_of
 from claims import Args, main
-from places import CHECKOUT, EXPERIMENTS, README
+from places import EXPERIMENTS, README
 
 from condkd_ray.core.config import to_tree
 from condkd_ray.core.method import InputError
@@ -645,10 +645,7 @@ def made_record(metrics: dict[str, float]) -> Record:
     return Record(**dict.fromkeys(kinds, "x"), ipc=1, seed=0, config={}, config_hash="x", outcome=outcome)
 
 
-def script(*flags: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(EXPERIMENTS / "claims.py"), *flags]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(CHECKOUT)}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+script = partial(programs.script, EXPERIMENTS / "claims.py")
 
 
 @pytest.mark.parametrize("mode", [{}, {"lists": True}, {"checks": True}, {"writes": True}], ids=str)

@@ -129,6 +129,7 @@ def test_the_same_call_runs_nothing_and_leaves_the_file_be(whole, home):
     assert (path.read_bytes(), path.stat().st_mtime_ns) == before
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_seed_by_seed_it_comes_to_the_same_rows(whole, home):
     for seed in (11, 10):
@@ -170,6 +171,7 @@ def test_what_is_missing_after_a_whole_run_is_told_and_does_not_count_as_done(wh
     assert told in heard
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_on_a_machine_without_the_records_only_what_is_missing_is_run(whole, home):
     rows = home / "rows-alike" / "tiny.parquet"
@@ -180,6 +182,7 @@ def test_on_a_machine_without_the_records_only_what_is_missing_is_run(whole, hom
     assert numbers(read_rows(rows)) == numbers(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_unit_begun_with_another_teacher_is_told_and_run_whole(whole, home, heard):
     rows = home / "rows-strange" / "tiny.parquet"
@@ -193,6 +196,7 @@ def test_a_unit_begun_with_another_teacher_is_told_and_run_whole(whole, home, he
     assert numbers(read_rows(rows)) == numbers(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_what_another_kind_of_machine_has_begun_is_not_gone_on_with(whole, home, monkeypatch):
     there = place(home, "moved", seeds=[10], cells=["one"])

@@ -78,6 +78,7 @@ def numbers(tree):
     return [float(tree)] if isinstance(tree, (int, float)) else []
 
 
+@pytest.mark.slow
 def test_all_parts_run_in_small_on_a_cpu_without_ray_optuna_and_tyro(tmp_path):
     (tmp_path / "sitecustomize.py").write_text(BLOCKED)
     out = tmp_path / "found" / "check.json"
@@ -804,6 +805,7 @@ def followed(monkeypatch):
     compilation.forget()
 
 
+@pytest.mark.slow
 def test_compiled_rows_are_compiled_and_graphs_on_a_cpu_are_refused(tmp_path, monkeypatch, followed):
     monkeypatch.setattr(compilation, "_fault", lambda device: None)
     given = setup(tmp_path, sizes=replace(tiny(), compiled=True, batches=(8,), repeats=1))

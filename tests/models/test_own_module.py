@@ -139,10 +139,10 @@ def test_answers_that_are_no_logits_are_refused(answer, said: str):
 @pytest.mark.usefixtures("here")
 def test_code_of_the_working_directory_is_found_and_no_other():
     own_module("nets_of_a_user.small:teacher")
-    names = {module.__name__ for module in own_code("nets_of_a_user.small:teacher")}
+    names = {module.__name__ for module in own_code(["nets_of_a_user.small:teacher"])}
     assert "nets_of_a_user.small" in names
     os.chdir("/")
-    elsewhere = {module.__name__ for module in own_code("nets_of_a_user.small:teacher")}
+    elsewhere = {module.__name__ for module in own_code(["nets_of_a_user.small:teacher"])}
     assert names <= elsewhere
     tops = {name.partition(".")[0] for name in elsewhere}
     assert not tops & {"condkd_ray", "torch", "numpy", "ray", "os", "collections"}

@@ -113,7 +113,9 @@ def test_the_newest_of_two_folders_are_compared(tmp_path):
     records = sweep(ARMS, (5,), SEEDS)
     first = store(tmp_path / "a", [*of_version(records, 1, accuracy=0.01), *of_version(records, 2)])
     second = store(tmp_path / "b", of_version(records, 2))
-    assert "Each trial that is in both has the same test accuracy there." in Seen(page.compare(first, second)).text
+    assert (
+        "Each trial that is in both runs has the same test accuracy in both." in Seen(page.compare(first, second)).text
+    )
 
 
 def test_searches_of_different_versions_are_not_compared(tmp_path):
@@ -140,7 +142,7 @@ def test_a_search_shows_trials_with_new_seeds_of_its_own_version_alone(tmp_path,
     build(tmp_path, tensorboard=False)
     text = Seen(tmp_path / "report.html").text
     assert ("With new seeds:" in text) == shown
-    assert ("not shown: they were made by version 2 of the numbers" in text) == (not shown)
+    assert ("not shown, because they have version 2 of the numbers" in text) == (not shown)
 
 
 def test_the_table_of_numbers_is_the_newest_ones_own(tmp_path):

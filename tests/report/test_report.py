@@ -120,7 +120,7 @@ def test_what_cannot_be_written_is_told_once_and_all_else_is_made(folder, heard,
     assert len(failed) == 1
     (told,) = heard
     assert told.startswith(f"{what} cannot be written (")
-    assert told.endswith(f"; condkd report {out} makes it anew")
+    assert told.endswith(f"; condkd report {out} writes it again")
     if name != "tensorboard":
         shutil.rmtree(out / name)
     assert {path.name for path in out.iterdir()} >= {"records.parquet", "table.md", "report.html"} - {name}

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import optuna
+import programs
 
 from condkd_ray.study.storage import open_storage
 
@@ -36,8 +37,8 @@ def environment() -> dict[str, str]:
 
 
 def search(home: Path, out: str, *flags: str) -> subprocess.CompletedProcess[str]:
-    """To its end."""
-    return subprocess.run(command(home, out, *flags), capture_output=True, text=True, env=environment(), timeout=240)
+    """To its end, within this process."""
+    return programs.condkd(*command(home, out, *flags)[3:])
 
 
 def told_by(journal: Path) -> str:

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import optuna
+import programs
 import pytest
 import toy
 import yaml
@@ -42,20 +43,19 @@ ARMS = {("none", 0), ("real", 0), ("condensed_only", 1), ("mixed", 1), ("mixed_p
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def home(cluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ablation")
     (folder / "small.yaml").write_text(yaml.safe_dump(SMALL))
     return folder
 
 
-def command(home: Path, out: str, *flags: str) -> list[str]:
+def arguments(home: Path, out: str, *flags: str) -> list[str]:
     fixed = ["--ipcs", "1", "--seeds", "0", "--teacher-epochs", "1", "--config", str(home / "small.yaml")]
-    return [sys.executable, str(SCRIPT), *fixed, "--out", str(home / out), "--cache", str(home / "cache"), *flags]
+    return [*fixed, "--out", str(home / out), "--cache", str(home / "cache"), *flags]
 
 
 def ablate(home: Path, out: str, *flags: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(command(home, out, *flags), capture_output=True, text=True, env=environment, timeout=240)
+    return programs.script(SCRIPT, *arguments(home, out, *flags))
 
 
 def numbers(record: Record) -> tuple[object, ...]:
@@ -111,23 +111,18 @@ def test_the_same_command_runs_nothing_anew(home: Path, finished: Path):
 def test_condkd_train_gives_the_row_of_the_sweep(home: Path, finished: Path):
     (swept,) = [record for record in read_records(finished) if record.arm == "guided"]
     (home / "row.yaml").write_text(yaml.safe_dump(swept.config))
-    arguments = [str(home / "row.yaml"), "--out", str(home / "train"), "--cache", str(home / "cache")]
-    subprocess.run(
-        [sys.executable, "-m", "condkd_ray", "train", *arguments],
-        check=True,
-        capture_output=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+    done = programs.condkd("train", home / "row.yaml", "--out", home / "train", "--cache", home / "cache")
+    assert done.returncode == 0, done.stderr
     (trained,) = read_records(home / "train")
     assert numbers(trained) == numbers(swept)
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_interrupted_it_reports_and_goes_on_to_the_same_rows(home: Path, finished: Path):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        command(home, "cut", "--rounds", "2"), stderr=subprocess.PIPE, text=True, env=environment
-    ) as run:
+    command = [sys.executable, str(SCRIPT), *arguments(home, "cut", "--rounds", "2")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as run:
         assert run.stderr is not None
         for line in run.stderr:
             if line.startswith("[1/6]"):

@@ -25,10 +25,11 @@ from condkd_ray.core.storage import locate
 from condkd_ray.methods.condensation import AllReal
 from condkd_ray.methods.inversion import DeepInversion, NoInversion
 from condkd_ray.report.figures.image_grids import captioned, write_grid
+from condkd_ray.report.kept import choose, kept_path, merit
 from condkd_ray.report.tensorboard.embeddings import points_path, read_points, write_points
 from condkd_ray.report.tensorboard.writer import rebuild
 from condkd_ray.runs import products
-from condkd_ray.runs.products import Shelf, choose, feature_points, kept_path, merit, most_bytes, write_grids
+from condkd_ray.runs.products import Shelf, feature_points, most_bytes, write_grids
 from condkd_ray.runs.recorder import Recorder, make_record
 from condkd_ray.trial.outcome import Product, product_path, read_product
 from condkd_ray.trial.plan import Plan, PlannedTrial, trial_hash

@@ -382,7 +382,7 @@ def test_a_trial_is_told_whole_but_for_the_test(tmp_path):
         **{"time/wall_seconds": 4.0, "memory/bytes": 9.0},
     }
     assert study.direction.name == "MAXIMIZE"
-    files = optuna.artifacts.get_all_artifact_meta(trial, storage=study._storage)
+    files = optuna.artifacts.get_all_artifact_meta(trial, storage=open_storage(None, tmp_path))
     assert {one.filename for one in files} == {"a.png", "a.yaml"}
     journal = told_by(tmp_path / "study.journal")
     assert "test" not in journal

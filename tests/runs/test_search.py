@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import optuna
+import programs
 import pytest
 from killing import killed_after
 from optuna.trial import TrialState
@@ -42,7 +43,7 @@ from runs.small_search import SPACE, command, environment, search, stored, told_
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def home(cluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("search")
     (folder / "small.yaml").write_text(SPACE)
     return folder
@@ -97,17 +98,21 @@ def test_the_page_of_the_search_is_made_again_once_its_best_are_confirmed(home: 
     ran: list[str] = []
     done = RunResult(finished / "confirmed", complete=True, failed=0)
     monkeypatch.setattr(experiment, "run", lambda name, *rest, **more: ran.append(name) or done)
-    monkeypatch.setattr("condkd_ray.commands.search.tell_results", lambda out: ran.append(out.name))
+    monkeypatch.setattr("condkd_ray.commands.search.report_results", lambda out: ran.append(out.name))
     (finished / "report.html").unlink()
     assert confirm(read(home / "small.yaml"), SearchFlags(out=finished), best=1, seeds=[5]) == 0
     assert ran == ["confirm", "confirmed"]
     assert (finished / "report.html").is_file()
 
 
-def evolve(home: Path, out: str, *flags: str) -> list[str]:
+def evolving(home: Path, out: str, *flags: str) -> list[str]:
     (home / "population.yaml").write_text(POPULATION)
     given = [str(home / "population.yaml"), "--out", str(home / out), "--cache", str(home / "cache")]
-    return [sys.executable, "-m", "condkd_ray", "search", *given, "--population", "4", *flags]
+    return ["search", *given, "--population", "4", *flags]
+
+
+def evolve(home: Path, out: str, *flags: str) -> subprocess.CompletedProcess[str]:
+    return programs.condkd(*evolving(home, out, *flags))
 
 
 def told(out: Path) -> list:
@@ -117,7 +122,7 @@ def told(out: Path) -> list:
 
 @pytest.fixture(scope="module")
 def evolved(home: Path) -> Path:
-    done = subprocess.run(evolve(home, "evolved"), capture_output=True, text=True, env=environment(), timeout=240)
+    done = evolve(home, "evolved")
     assert done.returncode == 0, done.stderr
     return home / "evolved"
 
@@ -149,7 +154,7 @@ def test_a_real_population_whose_journal_was_cut_is_whole_again(home: Path, evol
     records = kept_records(out)
     lines = (out / "study.journal").read_bytes().splitlines(keepends=True)
     (out / "study.journal").write_bytes(b"".join(lines[:-lost]))
-    done = subprocess.run(evolve(home, out.name), capture_output=True, text=True, env=environment(), timeout=240)
+    done = evolve(home, out.name)
     assert done.returncode == 0, done.stderr
     assert told(out) == told(evolved)
     assert kept_records(out) == records
@@ -159,14 +164,15 @@ def test_a_real_population_whose_journal_was_cut_is_whole_again(home: Path, evol
 
 @pytest.mark.fault
 def test_a_population_that_was_killed_and_continued_ends_as_the_undisturbed_one(home: Path, evolved: Path):
+    command = [sys.executable, "-m", "condkd_ray", *evolving(home, "hit")]
     for rounds in (3, 14):
-        with subprocess.Popen(evolve(home, "hit"), env=environment(), stderr=subprocess.PIPE) as driver:
+        with subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE) as driver:
             while rounds_told(home / "hit") < rounds:
                 assert driver.poll() is None
                 time.sleep(0.05)
             driver.kill()
             driver.communicate()
-    done = subprocess.run(evolve(home, "hit"), capture_output=True, text=True, env=environment(), timeout=240)
+    done = evolve(home, "hit")
     assert done.returncode == 0, done.stderr
     assert told(home / "hit") == told(evolved)
     assert len(read_records(home / "hit")) == 4
@@ -193,7 +199,7 @@ def rounds_told(out: Path) -> int:
 )
 def test_what_a_population_cannot_do_is_refused(home: Path, evolved: Path, flags, message):
     before = (evolved / "study.journal").read_bytes()
-    done = subprocess.run(evolve(home, "evolved", *flags), capture_output=True, text=True, env=environment())
+    done = evolve(home, "evolved", *flags)
     assert done.returncode == 2
     assert message in done.stderr
     assert (evolved / "study.journal").read_bytes() == before
@@ -333,7 +339,7 @@ def test_bad_input_is_refused_and_the_study_left(home: Path, finished: Path, fla
     assert (finished / "study.journal").read_bytes() == before
 
 
-def test_what_a_cpu_cannot_do_is_refused_before_earlier_results_are_moved(tmp_path: Path):
+def test_what_a_cpu_cannot_do_is_refused_before_earlier_results_are_moved(cluster, tmp_path: Path):
     (tmp_path / "small.yaml").write_text(f"{SPACE}graphs: true\n")
     (tmp_path / "out").mkdir()
     for out in ("out", "new"):
@@ -773,7 +779,7 @@ def test_what_breaks_a_limit_is_marked_and_never_the_best(tmp_path):
     assert results.ranked == []
     table = search_table(results)
     assert [row[1] for row in table.rows] == ["finished, infeasible", "pruned"]
-    assert "Infeasible are those that break one of time/wall_seconds<=3, proxy/kl<=2" in table.markdown()
+    assert "Infeasible trials violate one of time/wall_seconds<=3, proxy/kl<=2" in table.markdown()
     complete, pruned = Study(
         open_storage(None, tmp_path),
         "search",

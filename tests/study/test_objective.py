@@ -97,7 +97,7 @@ def test_the_best_keeps_to_all_limits_and_each_trial_says_how_far_it_is(tmp_path
     assert found.ranked == [] == found.front
     kept = ended(found, 0.6, KEEPS)
     assert [trial.number for trial in found.ranked] == [kept] == [trial.number for trial in found.front]
-    stored = optuna.load_study(study_name="s", storage=found._storage)
+    stored = optuna.load_study(study_name="s", storage=open_storage(None, tmp_path))
     assert stored.best_trial.number == kept
     broken, fine = stored.trials
     assert broken.constraints == {"memory/bytes<=2e+06": 10**6, "proxy/agreement>=0.5": 0.25}
@@ -159,7 +159,7 @@ def test_an_earlier_study_is_known_as_far_as_it_tells_of_the_limits(tmp_path):
         number = earlier.propose().number
         earlier.note(number, told)
         earlier.complete(number, [0.9])
-    other = optuna.load_study(study_name="s", storage=earlier._storage)
+    other = optuna.load_study(study_name="s", storage=open_storage(None, tmp_path / "a"))
     found = study(tmp_path / "b", constraints=LIMITS)
     assert found.learn_from(other) == 1
     assert found.trials[0].constraints == {"memory/bytes<=2e+06": 10**6, "proxy/agreement>=0.5": -0.4}

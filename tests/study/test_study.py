@@ -36,6 +36,11 @@ def study(folder, space=SPACE, objective=("proxy/agreement",), place=None, **opt
     return Study(storage, "s", parse(space), Objective(objective), **options)
 
 
+def stored(folder) -> optuna.Study:
+    """What is kept of it, as anybody may open it."""
+    return optuna.load_study(study_name="s", storage=open_storage(None, folder))
+
+
 def values(proposal) -> tuple[float, int]:
     return proposal.config.inversion.bn_weight, proposal.config.inversion.steps
 
@@ -491,13 +496,14 @@ def test_what_a_killed_driver_had_begun_to_draw_is_drawn_to_its_end_as_it_would_
 
 
 def test_a_driver_killed_while_it_made_its_study_leaves_one_that_goes_on(tmp_path, monkeypatch):
-    wanted = study(tmp_path / "alone", constraints=parse_constraints(("memory/bytes<=9",)))
+    study(tmp_path / "alone", constraints=parse_constraints(("memory/bytes<=9",)))
     for writes in range(8):
         with killed_after(writes, monkeypatch):
             study(tmp_path / str(writes), constraints=parse_constraints(("memory/bytes<=9",)))
-        again = study(tmp_path / str(writes), constraints=parse_constraints(("memory/bytes<=9",)))
-        assert again._study.user_attrs == wanted._study.user_attrs
-        assert again._study.metric_names == wanted._study.metric_names
+        study(tmp_path / str(writes), constraints=parse_constraints(("memory/bytes<=9",)))
+        again, calm = (stored(tmp_path / name) for name in (str(writes), "alone"))
+        assert again.user_attrs == calm.user_attrs
+        assert again.metric_names == calm.metric_names
         with pytest.raises(InputError, match="was made for another space"):
             study(tmp_path / str(writes), SMALL)
 

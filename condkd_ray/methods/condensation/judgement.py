@@ -150,14 +150,14 @@ class _Analysis:
     def nats(self) -> dict[Space, float]:
         """The pixels' evidence for each space, the likeliest first."""
         spaces = known_spaces(self.subject.mean, self.subject.std)
-        if self.declared is not None and all(_apart(self.declared, space) for space in spaces):
+        if self.declared is not None and all(_differ(self.declared, space) for space in spaces):
             spaces.append(self.declared)
         found = {s: evidence(self.pixels, s, self.real, self.subject.mean, self.subject.std) for s in spaces}
         return dict(sorted(found.items(), key=lambda pair: -pair[1]))
 
     def gap(self, space: Space) -> float:
         """Return the nats by which the evidence for the likeliest space exceeds that for `space`."""
-        return max(self.nats.values()) - next(n for s, n in self.nats.items() if not _apart(s, space))
+        return max(self.nats.values()) - next(n for s, n in self.nats.items() if not _differ(s, space))
 
     @cached_property
     def likeliest(self) -> Space:
@@ -223,10 +223,10 @@ class _Analysis:
 
     def reason(self, space: Space) -> str:
         """Return why the set is read in this space."""
-        if self.declared is not None and not _apart(space, self.declared):
+        if self.declared is not None and not _differ(space, self.declared):
             return ", as declared"
         if space is self.likeliest or self.teacher is None:
-            near = [other for other in self.nats if _apart(other, space) and self.gap(other) < CERTAIN]
+            near = [other for other in self.nats if _differ(other, space) and self.gap(other) < CERTAIN]
             alike = any(not other.differs(space, self.subject.std) for other in near)
             how = "probably, by its pixels" if self._rivals(space) else "by its pixels"
             return f", {how}{' (constants that hardly differ are indistinguishable)' if alike else ''}"
@@ -256,7 +256,7 @@ class _Analysis:
         if self.declared is not None:
             # Constants that hardly differ are reported too, if the pixels' evidence for them is certain.
             sure = likely.differs(space, self.subject.std) or self.gap(space) > REFUTED
-            return [f"it is more likely {likely.title} ({likely.flags})"] if sure and _apart(likely, space) else []
+            return [f"it is more likely {likely.title} ({likely.flags})"] if sure and _differ(likely, space) else []
         may = " or ".join(f"{rival.title} ({rival.flags})" for rival in self._rivals(space))
         return [f"it may also be {may}; {space.flags} confirms this choice"] if may else []
 
@@ -276,7 +276,7 @@ class _Analysis:
         return found
 
 
-def _apart(space: Space, other: Space) -> bool:
+def _differ(space: Space, other: Space) -> bool:
     return (space.mean, space.std) != (other.mean, other.std)
 
 

@@ -223,15 +223,15 @@ def gaussian_class(
         sides = (layout.split(found), layout.split(means), layout.split(fake - found[labels]))
         for place, (own, target, rest) in enumerate(zip(*sides, strict=True)):
             weight = guidance.stages_weight if place else 1.0
-            apart = (own - target).square().sum(1)
+            distance = (own - target).square().sum(1)
             if place < len(covariances):
                 spread, wanted = rest.T @ rest / freedom, covariances[place]
                 size = wanted.square().sum()
                 if guidance.unbiased:
-                    apart = apart - enough * spread.trace() / counts.clamp_min(1)
+                    distance = distance - enough * spread.trace() / counts.clamp_min(1)
                     wanted = as_sampled(wanted, freedom)
                 covariance = covariance + weight * enough * (spread - wanted).square().sum() / size
-            mean = mean + weight * (apart * present).sum() / present.sum().clamp_min(1)
+            mean = mean + weight * (distance * present).sum() / present.sum().clamp_min(1)
         return mean, covariance
 
 

@@ -473,12 +473,12 @@ def spread(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     hot = torch.nn.functional.one_hot(labels, num_classes).to(features.dtype)
     counts = hot.sum(0)
     means = hot.T @ features / counts.clamp_min(1)[:, None]
-    apart = (features - means[labels]).square().sum()
+    scatter = (features - means[labels]).square().sum()
     total = (features - features.mean(0)).square().sum()
-    within = apart / (counts - 1).clamp_min(0).sum().clamp_min(1)
+    within = scatter / (counts - 1).clamp_min(0).sum().clamp_min(1)
     overall = total / max(1, len(features) - 1)
     level = NEGLIGIBLE * features.square().sum()
-    squared = torch.where(apart > level, within, torch.where(total > level, overall, torch.ones_like(overall)))
+    squared = torch.where(scatter > level, within, torch.where(total > level, overall, torch.ones_like(overall)))
     return squared.sqrt()
 
 

@@ -74,7 +74,7 @@ def class_moments(
     """
     with torch.autocast(left.device.type, enabled=False):
         sides = [_centred(x, y, num_classes) for x, y in ((left, left_labels), (right, right_labels))]
-        return _moments_apart(*sides)
+        return _moment_distances(*sides)
 
 
 def marginal_moments(
@@ -87,7 +87,7 @@ def marginal_moments(
         for features, share in zip((left, right), shares, strict=True):
             mean = share[None] @ features
             sides.append((mean, features - mean, share, torch.ones_like(share)[:, None]))
-        return _moments_apart(*sides)
+        return _moment_distances(*sides)
 
 
 Centred = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -95,7 +95,7 @@ Centred = tuple[Tensor, Tensor, Tensor, Tensor]
 (N, G)."""
 
 
-def _moments_apart(left: Centred, right: Centred) -> tuple[Tensor, Tensor]:
+def _moment_distances(left: Centred, right: Centred) -> tuple[Tensor, Tensor]:
     """See `class_moments`; means over common groups."""
     (mean, rest, share, hot), (mean_, rest_, share_, hot_) = left, right
     present = (hot.sum(0) > 0) & (hot_.sum(0) > 0)
@@ -105,9 +105,9 @@ def _moments_apart(left: Centred, right: Centred) -> tuple[Tensor, Tensor]:
         """Sum over common groups of tr(S T), S of x and T of y."""
         return ((a * present) @ b.T * (u[:, None] * v) * (x @ y.T).square()).sum()
 
-    apart = ((mean - mean_).square().sum(1) * present).sum()
+    mean_distance = ((mean - mean_).square().sum(1) * present).sum()
     own = product(rest, share, hot, rest, share, hot) + product(rest_, share_, hot_, rest_, share_, hot_)
-    return apart / count, (own - 2 * product(rest, share, hot, rest_, share_, hot_)) / count
+    return mean_distance / count, (own - 2 * product(rest, share, hot, rest_, share_, hot_)) / count
 
 
 def _centred(features: Tensor, labels: Tensor, num_classes: int) -> Centred:

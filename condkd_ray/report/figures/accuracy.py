@@ -1,6 +1,6 @@
-"""The result as pictures for a paper: test accuracy by arm and images per class, and what else there is by round.
+"""Test accuracy by arm and images per class as a figure for a paper; draws and saves all figures of an experiment.
 
-Drawn without pyplot, so nothing global is touched, and the same records give the same bytes of SVG.
+Drawn without pyplot, so no global state changes and equal records give byte-identical SVG files.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,21 +20,21 @@ from condkd_ray.report.statistics import ACCURACY, groups, tested
 from condkd_ray.report.tables import teachers
 
 _DODGE = 0.02
-"""Neighbouring curves are this share of the axis apart, so that their bars do not cover each other; many are less."""
+"""Distance of neighbouring curves as a share of the axis, so that their error bars do not overlap; less for many."""
 _MARGIN = 0.06
-"""Share of the axis beside the outermost IPCs, at least."""
+"""Share of the axis left free beyond the smallest and the largest IPC, at least."""
 _BREAK = 0.8
-"""References that stand this many heights of the data, or more, beyond it are drawn beyond a break of the axis; where
-arms are rows, `real` is then told in words."""
+"""References this many times the height of the data, or more, above the data are drawn beyond a break of the axis. In
+the figure with a row per arm, `real` is then only given as a number."""
 
 
 Found = Mapping[tuple[str, int], np.ndarray]
-"""Test accuracies in percent of the seeds, by arm and IPC."""
+"""Test accuracies of the seeds in percent, by arm and IPC."""
 
 
 @dataclass(frozen=True)
 class _Level:
-    """A horizontal line in percent: an arm without condensed images, or the teacher."""
+    """A horizontal line: the accuracy, in percent, of an arm without condensed images or of the teacher."""
 
     label: str
     color: str
@@ -42,7 +42,7 @@ class _Level:
     mean: float
     std: float
     reference: bool
-    """References may stand beyond a break of the axis; `none` is what the arms are read against and may not."""
+    """True if the line may be drawn beyond a break of the axis. False for `none`, with which the arms are compared."""
 
     @property
     def ends(self) -> list[float]:
@@ -50,11 +50,11 @@ class _Level:
 
 
 FIGURES = ("figure", "curves", "diagnosis", "histograms")
-"""Names of their files, without suffixes."""
+"""Names of the figures' files, without suffixes."""
 
 
 def save(out: Path, drawn: Mapping[str, Figure | None]) -> None:
-    """Write `figure.*`, `curves.png`, `diagnosis.png` and `histograms.png` under `out`, as far as there is data."""
+    """Write `figure.svg` and a PNG file per figure to `out`; remove the old file of a figure that is None."""
     style.save(Path(out) / "figure.svg", drawn["figure"])
     for stem, figure in drawn.items():
         style.save(Path(out) / f"{stem}.png", figure)
@@ -62,7 +62,7 @@ def save(out: Path, drawn: Mapping[str, Figure | None]) -> None:
 
 @style.styled
 def draw(records: Sequence[Record], manifest: Manifest) -> dict[str, Figure | None]:
-    """The figures by the names of their files; None where there is no data."""
+    """Return the figures by the names of their files; None for a figure without data."""
     finished = [record for record in records if record.status == "finished"]
     styles = arm_looks(records, manifest)
     ipcs = {trial["ipc"] for trial in manifest.planned} | {record.ipc for record in records}
@@ -76,11 +76,12 @@ def draw(records: Sequence[Record], manifest: Manifest) -> dict[str, Figure | No
 
 
 def arm_looks(records: Sequence[Record], manifest: Manifest) -> style.Looks:
-    """By what is planned, so that nothing changes its look while an experiment runs."""
+    """Return the looks of all planned and recorded arms, so that no look changes while an experiment runs."""
     return style.looks([*(trial["arm"] for trial in manifest.planned), *(record.arm for record in records)])
 
 
 def _tested(records: Sequence[Record]) -> Found:
+    """Return the test accuracies of the tested records, in percent, by arm and IPC."""
     found = groups(tested(records))
     return {key: np.array([100 * one.metrics[ACCURACY] for one in members]) for key, members in found.items()}
 
@@ -123,7 +124,7 @@ def _levels(found: Found, manifest: Manifest, looks: style.Looks) -> list[_Level
 
 
 def _curves(found: Found) -> dict[str, dict[int, np.ndarray]]:
-    """By arm and IPC, of the arms with condensed images."""
+    """Return the accuracies by arm and IPC, of the arms with condensed images."""
     curves: dict[str, dict[int, np.ndarray]] = {}
     for (arm, ipc), values in found.items():
         if ipc:
@@ -132,7 +133,7 @@ def _curves(found: Found) -> dict[str, dict[int, np.ndarray]]:
 
 
 def _limits(levels: Sequence[_Level], curves: Mapping[str, Mapping[int, np.ndarray]]) -> list[tuple[float, float]]:
-    """Vertical range of each panel, top panel first: one, or two where the references would crush the data."""
+    """Return the vertical range of each panel, top first: two panels if one would compress the data too much."""
     data = [value for points in curves.values() for values in points.values() for value in _extent(values)]
     data += [end for level in levels if not level.reference for end in level.ends]
     above = [end for level in levels if level.reference for end in level.ends]
@@ -142,7 +143,7 @@ def _limits(levels: Sequence[_Level], curves: Mapping[str, Mapping[int, np.ndarr
 
 
 def _extent(values: np.ndarray) -> list[float]:
-    """Single seeds, and the ends of one standard deviation about their mean."""
+    """Return the accuracies of the single seeds, and their mean plus and minus one standard deviation."""
     mean, std = float(values.mean()), style.deviation(values)
     return [*values.tolist(), mean - std, mean + std]
 
@@ -158,12 +159,12 @@ def _padded(values: Sequence[float], share: float = 0.06, least: float = 0.12) -
 
 
 def _dodge(curves: int) -> float:
-    """Share of the axis between neighbours of so many curves."""
+    """Return the distance between neighbours of so many curves, as a share of the axis."""
     return min(_DODGE, 0.8 / max(curves, 1))
 
 
 def _ipc_axis(axes: Axes, ipcs: Sequence[int], curves: int) -> None:
-    """An axis that holds the outermost of so many curves, its single seeds beside it."""
+    """Set a logarithmic IPC axis that is wide enough for the outermost curves and the points of their seeds."""
     axes.set_xscale("log")
     low, high = (ipcs[0], ipcs[-1]) if ipcs else (1, 1)
     share = max(_MARGIN, _dodge(curves) * (curves + 1) / 2)
@@ -186,7 +187,7 @@ def _draw_level(axes: Axes, level: _Level) -> style.Label:
 def _draw_curve(
     axes: Axes, arm: str, points: Mapping[int, np.ndarray], look: tuple[str, str], aside: float
 ) -> style.Label:
-    """`aside`: the share of the axis by which it is moved to keep bars apart."""
+    """Draw an arm's curve, its error bars and its single seeds, shifted by the share `aside` of the axis."""
     color, marker = look
     left, right = axes.get_xlim()
     at = np.array(list(points)) * (right / left) ** aside
@@ -201,7 +202,7 @@ def _draw_curve(
 
 
 def _mark_break(panels: Sequence[Axes]) -> None:
-    """Two slanted strokes on the vertical axis where it is cut."""
+    """Mark the break of the vertical axis with two slanted strokes."""
     upper, lower = panels
     upper.spines.bottom.set_visible(False)
     upper.tick_params(axis="x", length=0, labelbottom=False)
@@ -213,15 +214,15 @@ def _mark_break(panels: Sequence[Axes]) -> None:
 
 
 def _over_seeds(found: Found, points: bool, spread: str = "bars and bands") -> str:
-    """`points`: whether single seeds are drawn where there are several."""
+    """Return the caption's sentence on seeds; `points`: single seeds are drawn as points if there are several."""
     counts = {len(values) for values in found.values()}
     return style.over_seeds(counts, " (small points: single seeds)" if points and counts != {1} else "", spread)
 
 
 def dots_figure(records: Sequence[Record], manifest: Manifest, looks: style.Looks) -> Figure | None:
-    """A row an arm, where at most one number of condensed images was tried; None without a tested trial.
+    """Draw a row per arm, for experiments with at most one IPC; None without a tested trial.
 
-    Means, deviations and single seeds of each arm, and the baseline as a line.
+    A row shows the mean, the standard deviation and the single seeds; the baseline's mean is a vertical line.
     """
     found = _tested(records)
     if not found:
@@ -244,8 +245,8 @@ def dots_figure(records: Sequence[Record], manifest: Manifest, looks: style.Look
 def _draw_row(axes: Axes, place: int, values: np.ndarray, look: tuple[str, str], high: float) -> None:
     color, marker = look
     mean, std = float(values.mean()), style.deviation(values)
-    told = f"{mean:.1f}" + (f" ± {std:.1f}" if len(values) > 1 else "")
-    axes.text(1.02, place, told, transform=axes.get_yaxis_transform(), va="center", color=style.dark(color))
+    text = f"{mean:.1f}" + (f" ± {std:.1f}" if len(values) > 1 else "")
+    axes.text(1.02, place, text, transform=axes.get_yaxis_transform(), va="center", color=style.dark(color))
     if mean > high:
         axes.plot([0.985], [place], transform=axes.get_yaxis_transform(), marker=">", ms=5, color=color, ls="")
         return
@@ -264,6 +265,6 @@ def _row_limits(found: Found) -> tuple[float, float]:
 
 def _rows_caption(found: Found, arms: Sequence[str], manifest: Manifest) -> str:
     teacher = teachers.accuracy(manifest)
-    told = [f"Dashed: {style.name(arm)}." for arm in dict.fromkeys(arms) if arm == manifest.baseline]
-    told += [f"{teacher[0].capitalize()}: {100 * teacher[1]:.1f} %."] if teacher else []
-    return _over_seeds(found, True, "bars") + (f"\n{' '.join(told)}" if told else "")
+    parts = [f"Dashed: {style.name(arm)}." for arm in dict.fromkeys(arms) if arm == manifest.baseline]
+    parts += [f"{teacher[0].capitalize()}: {100 * teacher[1]:.1f} %."] if teacher else []
+    return _over_seeds(found, True, "bars") + (f"\n{' '.join(parts)}" if parts else "")

@@ -1,4 +1,4 @@
-"""Grids of images as PNG files, a row a class; and the grids of a trial side by side, under captions."""
+"""Grids of images as PNG files, with a row per class, and one picture of a trial's grids side by side with captions."""
 
 import io
 from collections.abc import Sequence
@@ -13,22 +13,25 @@ from condkd_ray.core.storage import atomic_write
 
 _GUTTER = 2
 _VISIBLE = 48
-"""Images are magnified by whole factors until their shorter side has about this many pixels."""
+"""Images are magnified by an integer factor so that their shorter side has about this many pixels."""
 _PAPER = 255
 _HEAD, _GAP, _MARGIN = 32, 24, 3
-"""Pixels: above a grid, between two of them, before a caption."""
+"""Pixels above a grid, between two grids, and before a caption."""
 _LETTERS = 22
-"""Height of the captions: TensorBoard shows pictures at less than half their size."""
+"""Font size of the captions in pixels; large, because TensorBoard shows pictures at less than half their size."""
 
 
 def write_grid(path: Path, images: Any, per_class: int) -> None:
-    """Write images (N, C, H, W) uint8, grey or RGB, class by class, as rows of `per_class`. Takes numpy or torch."""
+    """Write images, uint8 (N, 1 or 3, H, W) from numpy or torch, sorted by class, in rows of `per_class`, as PNG.
+
+    Raises `ValueError` for other types or shapes.
+    """
     pixels = np.asarray(images.cpu() if hasattr(images, "cpu") else images)
     if pixels.ndim != 4 or pixels.dtype != np.uint8 or pixels.shape[1] not in (1, 3) or 0 in pixels.shape:
         raise ValueError(f"images are {pixels.dtype} {pixels.shape}; accepted: uint8 (N, 1 or 3, H, W), N > 0")
     if per_class < 1:
         raise ValueError(f"per_class is {per_class}; accepted: at least 1")
-    # Nearest neighbour, so that an 8 x 8 digit shows its pixels and not a blur.
+    # Nearest-neighbour magnification keeps the pixels of an 8 x 8 digit sharp.
     factor = max(1, round(_VISIBLE / min(pixels.shape[2:])))
     buffer = io.BytesIO()
     picture = Image.fromarray(_tile(pixels.repeat(factor, axis=2).repeat(factor, axis=3), per_class))
@@ -37,7 +40,7 @@ def write_grid(path: Path, images: Any, per_class: int) -> None:
 
 
 def _tile(pixels: np.ndarray, columns: int) -> np.ndarray:
-    """(N, C, H, W) to one (height, width) or (height, width, 3) picture; missing places in the last row stay blank."""
+    """Tile (N, C, H, W) into one picture (height, width) or (height, width, 3); unused places stay blank."""
     blank = -len(pixels) % columns
     places = np.pad(pixels, ((0, blank), (0, 0), (0, _GUTTER), (0, _GUTTER)), constant_values=_PAPER)
     _, channels, height, width = places.shape
@@ -48,12 +51,13 @@ def _tile(pixels: np.ndarray, columns: int) -> np.ndarray:
 
 
 def captioned(out: Path, record: Record) -> list[tuple[str, Path]]:
-    """Captions and files of the trial's grids, as far as they are there: of condensed images, then of synthetic ones.
+    """Return captions and files of the trial's existing grids: first condensed images, then synthetic ones.
 
-    All real images, as a condensed set, are shown where nothing else is: they guide nobody.
+    If the condensed set is all real images, its grid is shown only in trials without synthetic images, because it
+    guides no inversion.
     """
     own, real = grid_path(out, record.config_hash), record.condensation == ALL_REAL
-    # Where nothing is synthesised, a trial's own examples are of the images it was given.
+    # Without an inversion, the trial's own grid shows the images that it was given.
     if record.inversion == "none":
         found = [("real" if real else "condensed", own)]
     elif real or not record.condensed_hash:
@@ -64,7 +68,7 @@ def captioned(out: Path, record: Record) -> list[tuple[str, Path]]:
 
 
 def beside(grids: Sequence[tuple[str, Path]]) -> Image.Image:
-    """One picture of captioned PNG files, left to right. At least one; colour where one of them has colour."""
+    """Paste captioned PNG files, one or more, side by side into one picture; in colour if any of them is."""
     pictures = []
     for _, path in grids:
         with Image.open(path) as picture:

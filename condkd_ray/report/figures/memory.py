@@ -1,4 +1,4 @@
-"""What the memories held in the end, as a picture: how even the classes are, and how sure the teacher is of them."""
+"""Histograms of the memories at the end: classes and the teacher's confidence in the images held."""
 
 from collections.abc import Sequence
 
@@ -11,13 +11,13 @@ from condkd_ray.core.records import Record
 from condkd_ray.report.figures import style
 
 _ROW, _FOOT, _HEAD = 0.72, 0.85, 0.3
-"""Heights in inches."""
+"""Heights of a row, of the caption and of the titles, in inches."""
 _WHISKERS = 25
-"""Of more bars than this the whiskers would run into one another."""
+"""Error bars are drawn up to this number of bars; more of them would overlap."""
 
 
 def held_figure(records: Sequence[Record], looks: style.Looks) -> Figure | None:
-    """A row an arm, at the largest IPC or without condensed images; None where no memory held anything."""
+    """Draw a row per arm, at the largest IPC or without condensed images; None if no memory held any image."""
     largest, at = style.largest_ipc(records)
     found = style.at_ipc([record for record in records if record.outcome.held], largest)
     if not found:
@@ -33,15 +33,17 @@ def held_figure(records: Sequence[Record], looks: style.Looks) -> Figure | None:
         shares = [_shares(members, kind) for kind in ("class", "confidence")]
         for axes, values in zip(row, shares, strict=True):
             _bars(axes, values, color)
-        _tell(row, arm, shares, color)
+        _label(row, arm, shares, color)
     _frame(lines)
-    told = style.over_seeds({len(members) for members in found.values()}, spread="whiskers")
-    what = f"Synthetic images the memory held in the end{at}, by the teacher's answers. Dashed: even classes; uneven: "
-    return style.finished(figure, f"{what}share of the\nimages that would have to be of another class. {told}")
+    seeds = style.over_seeds({len(members) for members in found.values()}, spread="whiskers")
+    what = (
+        f"Synthetic images in the memory at the end{at}, by the teacher's predictions. Dashed: even classes; uneven: "
+    )
+    return style.finished(figure, f"{what}share of the\nimages that would have to be of another class. {seeds}")
 
 
 def _shares(members: Sequence[Record], kind: str) -> np.ndarray:
-    """(seeds, bins) in percent."""
+    """Return the share of each bin in percent, shape (seeds, bins)."""
     counts = np.array([one.outcome.held[kind] for one in members], dtype=float)
     return 100 * counts / counts.sum(1, keepdims=True)
 
@@ -56,8 +58,8 @@ def _bars(axes: Axes, shares: np.ndarray, color: str) -> None:
     axes.tick_params(length=2)
 
 
-def _tell(row: Sequence[Axes], arm: str, shares: Sequence[np.ndarray], color: str) -> None:
-    """The arm's name, and in a number each what its bars show: means over seeds would hide uneven classes."""
+def _label(row: Sequence[Axes], arm: str, shares: Sequence[np.ndarray], color: str) -> None:
+    """Write the arm's name and, per histogram, a statistic of single seeds, as means over seeds hide uneven classes."""
     left, right = row
     classes, confidence = shares
     even = 100 / classes.shape[1]
@@ -72,7 +74,7 @@ def _tell(row: Sequence[Axes], arm: str, shares: Sequence[np.ndarray], color: st
 
 
 def _frame(panels: Sequence[Sequence[Axes]]) -> None:
-    """One scale a column, and words at the edges."""
+    """Give each column of panels one vertical scale, and set titles and axis labels."""
     for column, title in enumerate(("share of each class (%)", "share of each confidence (%)")):
         axes = [row[column] for row in panels]
         top = max(one.get_ylim()[1] for one in axes)

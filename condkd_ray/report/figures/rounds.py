@@ -1,4 +1,4 @@
-"""Pictures over the rounds: test accuracy as measured while training, and where the synthetic images lay."""
+"""Figures over the rounds: test accuracy measured during training, and the diagnosis of the synthetic images."""
 
 from collections.abc import Mapping, Sequence
 
@@ -21,13 +21,13 @@ _PANELS = {
 }
 _AS_REAL = ("diagnosis/diversity", "diagnosis/nearest_guide")
 _LEGEND_COLUMNS, _ROOM = 4, 120
-"""At most, and letters in a row of the legend, of which each entry takes ten for its line."""
+"""Columns of the legend, at most, and letters that fit into one of its rows; a line sample takes ten letters."""
 _MOST_BANDS = 6
-"""Of more arms than this the bands would hide one another."""
+"""Bands are drawn up to this number of arms; more of them would hide one another."""
 
 
 def curves_figure(records: Sequence[Record], looks: style.Looks) -> Figure | None:
-    """Test accuracy for the largest IPC and the arms without condensed images; None where none was measured."""
+    """Draw the test accuracy of the arms at the largest IPC or without condensed images; None if never measured."""
     largest, at = style.largest_ipc(records)
     arms = style.at_ipc(records, largest)
     shown = _by_arm(arms, ACCURACY)
@@ -38,12 +38,12 @@ def curves_figure(records: Sequence[Record], looks: style.Looks) -> Figure | Non
     images = test_images([record for members in arms.values() for record in members])
     axes.set(xlabel=f"round (measured on {images} test images)", ylabel="test accuracy (%)")
     style.whole_numbers(axes, 8)
-    told = _over_seeds({len(values) for _, values in shown.values()}, len(shown))
-    return style.finished(figure, f"As measured while training{at}. {told}", labels)
+    seeds = _over_seeds({len(values) for _, values in shown.values()}, len(shown))
+    return style.finished(figure, f"Measured during training{at}. {seeds}", labels)
 
 
 def diagnosis_figure(records: Sequence[Record], looks: style.Looks) -> Figure | None:
-    """A panel a figure of the diagnosis, for the same arms; None where none was recorded."""
+    """Draw a panel per metric of the diagnosis, for the same arms; None if no metric was recorded."""
     largest, at = style.largest_ipc(records)
     trials = style.at_ipc(records, largest)
     kept = {metric: curves for metric in _PANELS if (curves := _by_arm(trials, metric))}
@@ -69,7 +69,7 @@ def diagnosis_figure(records: Sequence[Record], looks: style.Looks) -> Figure | 
 
 
 def _columns(labels: Sequence[str]) -> int:
-    """Of a legend, so that its rows do not reach beyond the figure."""
+    """Return the number of columns of a legend whose rows fit into the figure."""
     return max(1, min(_LEGEND_COLUMNS, _ROOM // (max(map(len, labels)) + 10)))
 
 
@@ -78,11 +78,11 @@ def _over_seeds(counts: set[int], arms: int) -> str:
 
 
 def _by_arm(trials: Mapping[str, Sequence[Record]], metric: str) -> dict[str, tuple[list[int], np.ndarray]]:
-    """Rounds that all seeds with that metric have measured, and values (seeds, rounds), of arms that have any."""
+    """Return, by arm, the rounds measured by all seeds that have the metric, and its values (seeds, rounds)."""
     found = {}
     for arm, members in trials.items():
-        told = [[row for row in one.history if np.isfinite(row.get(metric, np.nan))] for one in members]
-        series = [{int(row["round"]): row[metric] for row in rows} for rows in told if rows]
+        measured = [[row for row in one.history if np.isfinite(row.get(metric, np.nan))] for one in members]
+        series = [{int(row["round"]): row[metric] for row in rows} for rows in measured if rows]
         rounds = sorted(set.intersection(*map(set, series))) if series else []
         if rounds:
             found[arm] = rounds, np.array([[one[number] for number in rounds] for one in series])
@@ -92,7 +92,7 @@ def _by_arm(trials: Mapping[str, Sequence[Record]], metric: str) -> dict[str, tu
 def _draw(
     axes: Axes, arm: str, rounds: Sequence[int], values: np.ndarray, looks: style.Looks, arms: int
 ) -> style.Label:
-    """An arm's curve; its band only where there are few arms."""
+    """Draw an arm's curve, with its band if there are few arms."""
     (color, marker), line = looks[arm], "-." if arm == "real" else "-"
     mean = values.mean(0)
     style.grid(axes, "y")

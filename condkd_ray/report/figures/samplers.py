@@ -1,4 +1,4 @@
-"""How fast searches find good trials: best-so-far curves of several samplers, and the area between two of them."""
+"""Comparison of samplers: how fast their searches find good trials, as best-so-far curves and areas between them."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,14 +13,14 @@ from condkd_ray.report.tables.table import Table
 from condkd_ray.study.objective import Objective
 
 Curves = Mapping[str, np.ndarray]
-"""By sampler: the best value until each trial, (seeds, trials)."""
+"""Best value until each trial, shape (seeds, trials), by sampler."""
 
 
 def compare(out: Path, searches: Mapping[str, Sequence[Sequence[Path]]], first: int, objective: Objective) -> str:
-    """Write `samplers.png` and `samplers.md` into `out`; the table as plain text.
+    """Write `samplers.png` and `samplers.md` to `out`; return the table as plain text.
 
-    `searches`: by sampler, for each seed the folders of the search that all share, of `first` trials, and of its own.
-    Raises `InputError` where their trials are of different `numbers`.
+    `searches`: by sampler and seed, the folder of the search with the `first` trials, common to all samplers, and the
+    folder of the sampler's own search. Raises `InputError` if their trials have different `numbers`.
     """
     name, direction = objective.names[0], objective.directions[0]
     found = {part: read_records(part) for folders in searches.values() for parts in folders for part in parts}
@@ -37,18 +37,18 @@ def compare(out: Path, searches: Mapping[str, Sequence[Sequence[Path]]], first: 
 
 
 def in_order(records: Sequence[Record]) -> list[Record]:
-    """The trials of a search as they were proposed."""
+    """Return the trials of a search in the order in which they were proposed."""
     return sorted(records, key=lambda record: int(record.arm.split()[-1]))
 
 
 def curve(records: Sequence[Record], objective: str, direction: str) -> np.ndarray:
-    """The best value until each of these trials, (trials,). One that came to nothing changes nothing."""
+    """Return the best value until each of these trials, shape (trials,). Unfinished trials do not change it."""
     best = np.fmax if direction == "maximize" else np.fmin
     return best.accumulate([_ended(record, objective) for record in records])
 
 
 def chosen(records: Sequence[Record], objective: str, direction: str) -> float:
-    """Test accuracy of the trial that a search of these would choose: by the objective, the earlier of equal ones."""
+    """Return the test accuracy of the trial with the best objective, of equal ones the earliest."""
     sign = -1 if direction == "maximize" else 1
     best = min(records, key=lambda record: np.nan_to_num(sign * _ended(record, objective), nan=np.inf))
     return _ended(best, ACCURACY)
@@ -59,14 +59,14 @@ def _ended(record: Record, metric: str) -> float:
 
 
 def area(left: np.ndarray, right: np.ndarray, first: int) -> np.ndarray:
-    """Per seed, the mean of `left` minus `right` over the trials after the `first`, which both share."""
+    """Return, per seed, the mean of `left` minus `right` over the trials after the common `first` ones."""
     return (left - right)[:, first:].mean(1)
 
 
 def samplers_table(curves: Curves, tested: Curves, baseline: str, first: int, objective: str) -> Table:
-    """A row a sampler: where it came to, the area between its curve and the baseline's, test accuracy of its choice.
+    """Return a table with a row per sampler: best value, area above the baseline's curve, test accuracy of the choice.
 
-    `tested`: by sampler, (seeds,).
+    `tested`: test accuracy of the chosen trial, shape (seeds,), by sampler.
     """
     header = ["sampler", "n", "best", f"area above {baseline}", "test accuracy (%)", f"minus {baseline}'s"]
     rows = [
@@ -82,9 +82,9 @@ def samplers_table(curves: Curves, tested: Curves, baseline: str, first: int, ob
     ]
     trials = next(iter(curves.values())).shape[1]
     legend = (
-        f"Best {objective} after {trials} trials, the first {first} of which are the same random ones for all; area: "
-        f"mean over the others of the best so far minus {baseline}'s; test accuracy of the trial that is then best by "
-        "the objective. Mean and standard deviation over seeds; 95 % intervals, paired by seed."
+        f"Best {objective} after {trials} trials; the first {first} are random ones common to all samplers. Area: mean "
+        f"over the other trials of the best so far minus {baseline}'s. Test accuracy: that of the trial with the best "
+        "objective. Mean and standard deviation over seeds; 95 % intervals, paired by seed."
     )
     return Table("Samplers", header, rows, legend, keys=1)
 
@@ -101,7 +101,7 @@ def _paired(differences: np.ndarray) -> str:
 
 @style.styled
 def draw(path: Path, curves: Curves, first: int, objective: str) -> None:
-    """Each seed as a thin line, their mean as a thick one; the shared start is shaded."""
+    """Draw each seed as a thin line and their mean as a thick one; the common first trials are shaded."""
     looks = style.looks(curves)
     figure, (axes,) = style.canvas(3.0)
     labels = []
@@ -114,5 +114,5 @@ def draw(path: Path, curves: Curves, first: int, objective: str) -> None:
     axes.set(xlabel="trials", ylabel=f"best {objective} so far", xlim=(1, None))
     style.whole_numbers(axes)
     seeds = len(next(iter(curves.values())))
-    told = f"Thin: each of {seeds} seeds; thick: their mean. Shaded: random trials shared by all."
-    style.save(path, style.finished(figure, told, labels))
+    caption = f"Thin: each of {seeds} seeds; thick: their mean. Shaded: random trials common to all samplers."
+    style.save(path, style.finished(figure, caption, labels))

@@ -1,4 +1,4 @@
-"""The pictures that only a page has: proxy against test accuracy, and of a search its course, importance and front."""
+"""The figures of a search's page: proxy against test accuracy, objective, parameter importance and Pareto front."""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,12 +13,12 @@ from condkd_ray.study.importance import Importance
 
 _BLUE, _ORANGE = "#0072B2", "#D55E00"
 COLOURS = (_BLUE, _ORANGE, "#009E73", "#CC79A7")
-"""Of the lines that are named."""
+"""Colours of the lines with a label."""
 
 
 @style.styled
 def proxy_plot(records: Sequence[Record], proxy: str, looks: style.Looks | None) -> Figure | None:
-    """A point a trial, coloured by arm where `looks` are given; None where fewer than two have both."""
+    """Draw a point per trial, coloured by arm if `looks` is given; None if fewer than two trials have both metrics."""
     shown = [one for one in records if np.isfinite([one.metrics.get(key, np.nan) for key in (proxy, ACCURACY)]).all()]
     if len(shown) < 2:
         return None
@@ -29,36 +29,39 @@ def proxy_plot(records: Sequence[Record], proxy: str, looks: style.Looks | None)
         members = [one for one in shown if not looks or one.arm == arm]
         color, marker = looks[arm] if looks else (_BLUE, "o")
         x, y = (np.array([one.metrics[key] for one in members]) for key in (proxy, ACCURACY))
-        # A star's arms are thin.
+        # A star needs a larger size, because its points are thin.
         size = 8.5 if marker == "*" else 4.5
         axes.plot(x, 100 * y, **style.POINT, marker=marker, ms=size, mew=0.5, color=color, alpha=0.85)
         last = int(x.argmax())
         labels += [style.Label(axes, float(x[last]), float(100 * y[last]), style.name(arm), color)] if looks else []
     _frame(axes, proxy, "test accuracy (%)")
-    ties = " Lines go to an arm's rightmost point." if labels else ""
-    told = f"n = {len(shown)} trials, a point each.{ties}"
-    return style.finished(figure, told, labels if len(labels) <= 14 else ())
+    ties = " A label's line ends at the rightmost point of its arm." if labels else ""
+    caption = f"n = {len(shown)} trials, a point each.{ties}"
+    return style.finished(figure, caption, labels if len(labels) <= 14 else ())
 
 
 @style.styled
 def course_plot(values: Sequence[float], direction: str, objective: str) -> Figure | None:
-    """The objective of each trial in the order of their numbers, and the best so far; NaN where one has none."""
-    told = np.array(values, dtype=float)
-    if not np.isfinite(told).any():
+    """Draw the objective of each trial in the order of proposal, and the best so far; NaN for a trial without one.
+
+    Returns None if no trial has an objective.
+    """
+    found = np.array(values, dtype=float)
+    if not np.isfinite(found).any():
         return None
-    best = (np.fmin if direction == "minimize" else np.fmax).accumulate(told)
+    best = (np.fmin if direction == "minimize" else np.fmax).accumulate(found)
     figure, (axes,) = style.canvas(3.1)
-    numbers = np.arange(len(told))
-    axes.plot(numbers, told, **style.POINT, marker="o", ms=3.8, mew=0.5, color=style.GREY, alpha=0.7)
+    numbers = np.arange(len(found))
+    axes.plot(numbers, found, **style.POINT, marker="o", ms=3.8, mew=0.5, color=style.GREY, alpha=0.7)
     axes.step(numbers, best, where="post", color=_BLUE, lw=1.4)
     _frame(axes, "trial, in the order of proposals", objective)
     labels = [style.Label(axes, numbers[-1], best[-1], "best so far", _BLUE)]
-    return style.finished(figure, f"n = {int(np.isfinite(told).sum())} finished trials, a point each.", labels)
+    return style.finished(figure, f"n = {int(np.isfinite(found).sum())} finished trials, a point each.", labels)
 
 
 @style.styled
 def rounds_plot(curves: Mapping[str, tuple[Sequence[int], Sequence[float]]], objective: str, named: int) -> Figure:
-    """The objective over the rounds, a line a trial by its name: the first `named` in colours, the others grey."""
+    """Draw the objective over the rounds, a line per trial: the first `named` in colour with labels, others grey."""
     figure, (axes,) = style.canvas(3.1)
     labels = []
     for place, (trial, (rounds, values)) in enumerate(curves.items()):
@@ -68,13 +71,13 @@ def rounds_plot(curves: Mapping[str, tuple[Sequence[int], Sequence[float]]], obj
         labels += [style.Label(axes, rounds[-1], values[-1], trial, color)] if place < named else []
     style.whole_numbers(axes, 8)
     _frame(axes, "round", objective)
-    told = f"n = {len(curves)} trials, a line each; the best in colours, dots where a trial ended."
-    return style.finished(figure, told, labels)
+    caption = f"n = {len(curves)} trials, a line each; the best in colours, dots where a trial ended."
+    return style.finished(figure, caption, labels)
 
 
 @style.styled
 def importance_plot(found: Sequence[Importance], trials: int) -> Figure | None:
-    """A bar a parameter, with the range of the bootstrap."""
+    """Draw a bar per parameter, with the range of the bootstrap; None without parameters."""
     if not found:
         return None
     figure, axes = style.rows([one.name for one in found])
@@ -90,7 +93,7 @@ def importance_plot(found: Sequence[Importance], trials: int) -> Figure | None:
 
 @style.styled
 def front_plot(points: np.ndarray, front: Sequence[int], names: Sequence[str], objectives: Sequence[str]) -> Figure:
-    """Two objectives of each trial (trials, 2), those of the front labelled and joined."""
+    """Draw two objectives of each trial, shape (trials, 2), with the trials of the front labelled and joined."""
     figure, (axes,) = style.canvas(3.4)
     axes.plot(points[:, 1], points[:, 0], **style.POINT, marker="o", ms=4, mew=0.5, color=style.GREY, alpha=0.6)
     best = sorted(front, key=lambda i: points[i, 1])
@@ -98,8 +101,8 @@ def front_plot(points: np.ndarray, front: Sequence[int], names: Sequence[str], o
     for i in best[:12]:
         axes.annotate(names[i], (points[i, 1], points[i, 0]), (4, 4), textcoords="offset points", fontsize=7)
     _frame(axes, objectives[1], objectives[0])
-    told = f"n = {len(points)} complete trials; diamonds: no other is better in every objective."
-    return style.finished(figure, told)
+    caption = f"n = {len(points)} complete trials; diamonds: no other is better in every objective."
+    return style.finished(figure, caption)
 
 
 def _frame(axes: Axes, below: str, beside: str) -> None:

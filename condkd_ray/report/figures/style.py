@@ -1,4 +1,4 @@
-"""What all figures share: the look of an arm, panels, axes, labels that keep apart, files equal each time."""
+"""The style that all figures share: looks of arms, panels, axes, labels that do not overlap, reproducible files."""
 
 import io
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,17 +26,17 @@ STYLE: Any = {
     "grid.linewidth": 0.3, "grid.color": "#DDDDDD", "svg.hashsalt": "condkd_ray", "svg.fonttype": "none",
 }  # fmt: skip
 styled = matplotlib.rc_context(STYLE)
-"""Decorates what draws or saves a figure."""
+"""Decorator of functions that draw or save a figure; sets the style while they run."""
 POINT: Any = {"ls": "", "mec": "white"}
-"""Of a marker without a line: set off by a white edge."""
+"""Style of a marker without a line; the white edge separates it from others."""
 GREY = "#555555"
-# Okabe and Ito's colours, which the colour-blind tell apart; the markers tell them apart in grey.
+# The colours of Okabe and Ito, which colour-blind readers can distinguish; in grey, the markers differ.
 _LOOK = {
     "none": (GREY, "o"), "condensed_only": ("#E69F00", "s"), "mixed": ("#0072B2", "o"),
     "mixed_prior": ("#56B4E9", "P"), "guided": ("#D55E00", "D"), "guided_only": ("#CC79A7", "^"),
     "real": ("#009E73", "v"),
 }  # fmt: skip
-# For arms of other names: two that no standard arm has, then what standard arms leave over, then Tol's muted ones.
+# Looks of other arms: first two that no standard arm has, then those of absent standard arms, then Tol's muted colours.
 _SPARE = (("#A08A00", "X"), ("#000000", "*"))
 _MORE = (
     *(("#332288", "h"), ("#AA4499", "p"), ("#44AA99", "<"), ("#882255", ">"), ("#999933", "d"), ("#6699CC", "H")),
@@ -44,18 +44,27 @@ _MORE = (
 )
 _NAMES = {"none": "none (no condensed)", "real": "KD on real data"}
 _GAP = 0.165
-"""Least distance of two labels, in inches."""
+"""Smallest distance of two labels, in inches."""
 _LEFT, _RIGHT, _TOP, _BOTTOM = 0.105, 0.735, 0.97, 0.2
 _DPI = 200
 _WIDTH, WIDE = 5.5, 7.2
-"""Of figures, in inches: of most, and of those with panels side by side."""
+"""Widths of figures in inches: most figures, and figures with panels side by side."""
 Looks = Mapping[str, tuple[str, str]]
 """Colour and marker of each arm."""
 
 
+class Inline(Figure):
+    """A figure that a notebook shows, without pyplot and whatever its backend is."""
+
+    def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
+        """The picture, and the size in which it is shown, in CSS pixels."""
+        width, height = (round(96 * inches) for inches in self.get_size_inches())
+        return drawn(self, "png"), {"width": width, "height": height}
+
+
 @dataclass(frozen=True)
 class Label:
-    """Text to stand right of the axes, tied to the data point (x, y) of `axes`."""
+    """Text to place right of the axes, connected to the data point (x, y) of `axes`."""
 
     axes: Axes
     x: float
@@ -65,33 +74,33 @@ class Label:
 
 
 def name(arm: str) -> str:
-    """How a figure calls an arm."""
+    """Return the name of an arm in figures."""
     return _NAMES.get(arm, arm)
 
 
 def looks(arms: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """A look for each arm: the standard seven have their own, the others, in their order, one that no arm here has."""
+    """Return a look for each arm: a fixed one for a standard arm, and for others, in their order, an unused one."""
     named = sorted(set(arms), key=arm_rank)
     free = [*_SPARE, *(look for arm, look in _LOOK.items() if arm not in named and arm != "none"), *_MORE]
     others = [arm for arm in named if arm not in _LOOK]
-    # Once round, the same colours come with other markers.
+    # Once all free looks are used, their colours are combined with other markers.
     markers = [marker for _, marker in free]
     given = {arm: (free[i % len(free)][0], markers[(i + i // len(free)) % len(free)]) for i, arm in enumerate(others)}
     return {arm: _LOOK[arm] if arm in _LOOK else given[arm] for arm in named}
 
 
 def dark(color: str) -> tuple[float, ...]:
-    """A colour for text."""
+    """Return a darker shade of a colour, for text."""
     return tuple(0.8 * part for part in to_rgb(color))
 
 
 def deviation(values: np.ndarray) -> float:
-    """Standard deviation (n - 1); 0 of a single value."""
+    """Return the standard deviation (n - 1); 0 for a single value."""
     return float(values.std(ddof=1)) if len(values) > 1 else 0.0
 
 
 def over_seeds(counts: set[int], points: str = "", spread: str = "bars and bands") -> str:
-    """What means are of, and what shows their spread, if anything does."""
+    """Return the sentence of a caption on the number of seeds and, if a spread is drawn, on how it is drawn."""
     if counts == {1}:
         return "One seed (n = 1), so no spread is known."
     n = " to ".join(str(count) for count in sorted({min(counts), max(counts)}))
@@ -99,13 +108,13 @@ def over_seeds(counts: set[int], points: str = "", spread: str = "bars and bands
 
 
 def canvas(height: float, ratios: Sequence[float] = (1,)) -> tuple[Figure, list[Axes]]:
-    """A figure of paper width (5.5 inches) with panels one above the other and room for labels at the right."""
+    """Return a figure of paper width (5.5 inches): panels one above the other, with space for labels at the right."""
     place = {"left": _LEFT, "right": _RIGHT, "top": _TOP, "bottom": _BOTTOM, "hspace": 0.07, "height_ratios": ratios}
     return panels((_WIDTH, height), len(ratios), 1, place)
 
 
 def rows(labels: Sequence[str]) -> tuple[Figure, Axes]:
-    """A figure of paper width with a row a label, the first on top, and room for a few words right of each."""
+    """Return a figure of paper width: a row per label, the first on top, with space for short text right of each."""
     foot, head = 0.75, 0.1
     height = foot + head + 0.26 * max(len(labels), 2)
     left = min(0.2 + 0.064 * max(map(len, labels)), 0.5 * _WIDTH)
@@ -118,7 +127,7 @@ def rows(labels: Sequence[str]) -> tuple[Figure, Axes]:
 
 
 def tiles(count: int, foot: float) -> tuple[Figure, list[Axes]]:
-    """Small panels, three in a row, over rounds, and `foot` inches below them for a legend."""
+    """Return a figure of small panels over rounds, three per row, with `foot` inches below them for a legend."""
     lines, across = -(-count // 3), min(count, 3)
     height = 1.65 * lines + foot
     top, bottom = 1 - 0.22 / height, foot / height
@@ -134,36 +143,36 @@ def tiles(count: int, foot: float) -> tuple[Figure, list[Axes]]:
 def panels(
     size: tuple[float, float], lines: int, across: int, place: dict[str, Any], sharex: Literal["none", "col"] = "none"
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of that size in inches with panels row by row; `place`: of its GridSpec."""
-    figure = Figure(figsize=size)
+    """Return a figure of `size` inches with panels row by row; `place`: arguments of their GridSpec."""
+    figure = Inline(figsize=size)
     FigureCanvasAgg(figure)
     return figure, [*figure.subplots(lines, across, sharex=sharex, squeeze=False, gridspec_kw=place).flat]
 
 
 def grid(axes: Axes, axis: Literal["both", "x", "y"] = "both") -> None:
-    """Thin lines behind the data."""
+    """Draw thin grid lines behind the data."""
     axes.grid(True, axis=axis)
     axes.set_axisbelow(True)
 
 
 def whole_numbers(axes: Axes, most: int = 10) -> None:
-    """Ticks of rounds or trials."""
+    """Place the ticks of rounds or trials at integers, at most `most` of them."""
     axes.xaxis.set_major_locator(MaxNLocator(most, integer=True))
 
 
 def at_ipc(records: Iterable[Record], ipc: int) -> dict[str, list[Record]]:
-    """Trials at that IPC and those without condensed images, by arm; of an arm with both, the former."""
+    """Return, by arm, the trials at `ipc`, or those without condensed images if the arm has none at `ipc`."""
     return {arm: members for (arm, own), members in groups(records).items() if own in (0, ipc)}
 
 
 def largest_ipc(records: Iterable[Record]) -> tuple[int, str]:
-    """The largest IPC of these trials, 0 without condensed images; and how a caption tells it."""
+    """Return the largest IPC of these trials (0 without condensed images), and its words in a caption."""
     largest = max((record.ipc for record in records), default=0)
     return largest, f" at IPC {largest}" if largest else ""
 
 
 def finished(figure: Figure, caption: str, labels: Sequence[Label] = ()) -> Figure:
-    """The figure with its labels, if any, beside their points and the caption in small print at the foot."""
+    """Add the labels beside their points, and the caption in small print at the bottom; return the figure."""
     if labels:
         _place(figure, labels)
     figure.text(0.012, 0.015, caption, fontsize=6.5, color=GREY, va="bottom")
@@ -171,9 +180,9 @@ def finished(figure: Figure, caption: str, labels: Sequence[Label] = ()) -> Figu
 
 
 def _place(figure: Figure, labels: Sequence[Label]) -> None:
-    """Labels are moved apart just as far as needed."""
+    """Place the labels, moved apart vertically only as far as needed."""
     for axes in figure.axes:
-        # Autoscaling waits for somebody to ask; transData does not ask.
+        # Autoscaling is delayed until the limits are read, and transData below does not read them.
         axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())
     texts = [figure.text(0, 0, one.text, color=dark(one.color), va="center", fontsize=8) for one in labels]
     share = _widened(figure, max(text.get_window_extent().width for text in texts) / figure.dpi)
@@ -187,7 +196,7 @@ def _place(figure: Figure, labels: Sequence[Label]) -> None:
 
 
 def _widened(figure: Figure, label: float) -> float:
-    """Make the figure as wide as a label of that many inches needs; the share of it that was there before.
+    """Widen the figure for a label of that width in inches; return the old width as a share of the new one.
 
     The panels keep their size in inches.
     """
@@ -202,7 +211,7 @@ def _widened(figure: Figure, label: float) -> float:
 
 
 def keep_apart(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Positions in [low, high], at least `gap` apart in the order of `wanted`, nearest to it in least squares."""
+    """Return positions in [low, high], at least `gap` apart and in the order of `wanted`, closest in least squares."""
     if not wanted:
         return []
     order = np.argsort(wanted, kind="stable")
@@ -214,15 +223,19 @@ def keep_apart(wanted: Sequence[float], gap: float, low: float, high: float) -> 
 
 
 @styled
-def save(path: Path, figure: Figure | None) -> None:
-    """Write the figure in the format of the suffix, without dates; with None remove an older one.
+def drawn(figure: Figure, kind: str) -> bytes:
+    """Return the figure as a file of this kind, such as `png` or `svg`, without dates."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=kind, dpi=_DPI, metadata={"Date": None} if kind == "svg" else None)
+    return buffer.getvalue()
 
-    A picture of an earlier state would contradict the tables beside it.
+
+def save(path: Path, figure: Figure | None) -> None:
+    """Write the figure, without dates, in the format of the path's suffix; with None, remove an existing file.
+
+    A file of an earlier state would contradict the tables beside it.
     """
     if figure is None:
         path.unlink(missing_ok=True)
         return
-    buffer = io.BytesIO()
-    kind = path.suffix[1:]
-    figure.savefig(buffer, format=kind, dpi=_DPI, metadata={"Date": None} if kind == "svg" else None)
-    atomic_write(path, buffer.getvalue())
+    atomic_write(path, drawn(figure, path.suffix[1:]))

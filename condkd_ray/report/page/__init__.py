@@ -1,4 +1,4 @@
-"""The whole result as one HTML page that asks for no other file and needs no script."""
+"""The report as one HTML page, which loads no other file and needs no script."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,15 +14,15 @@ PAGE, COMPARISON = "report.html", "comparison.html"
 
 
 def write(results: Results, drawn: Mapping[str, Figure | None] | None = None) -> None:
-    """Write `report.html`. `drawn`: of an experiment, the figures of `report.figures.accuracy`."""
+    """Write `report.html`. `drawn`: for an experiment, the figures of `condkd_ray.report.figures.accuracy`."""
     page = search.page(results) if drawn is None else experiment.page(results, drawn)
     atomic_write(results.out / PAGE, rendered(page))
 
 
 def compare(out: Path, other: Path, to: Path | None = None) -> Path:
-    """Write one page on two folders, `comparison.html` in the first if not told otherwise; where it lies.
+    """Write a page that compares two folders to `to`, by default `comparison.html` in the first; return its path.
 
-    Raises `InputError` where they cannot be compared, by their data sets, kinds or formats.
+    Raises `InputError` if the folders differ in data set, in kind (experiment or search) or in format.
     """
     path = out / COMPARISON if to is None else to
     atomic_write(path, rendered(comparison.page(out, other)))

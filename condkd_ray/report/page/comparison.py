@@ -1,4 +1,4 @@
-"""The page on two folders: arms of equal name side by side, and all in which the two runs differ."""
+"""The page that compares two folders: arms of equal name side by side, and all differences between the two runs."""
 
 import json
 from collections import Counter, defaultdict
@@ -23,31 +23,32 @@ from condkd_ray.report.tables import search, teachers
 from condkd_ray.report.tables.table import CPU, Table, count, over, place, shown
 
 LEAVES = 10
-"""Of the configs, on the first screen."""
+"""Number of changed config fields shown at the head of the page."""
 A, B = "A", "B"
 Pair = tuple[Record, Record]
 Change = tuple[str, str]
-"""A leaf's value in A and in B."""
+"""The values of a config field in A and in B."""
 Sides = Mapping[str, Results]
-"""A and B."""
+"""The results of each run, by its letter, A or B."""
 
 
 @dataclass(frozen=True)
 class Pairing:
-    """Trials of equal arm, IPC and seed whose configs differ only in what the two runs differ in; the others apart.
-
-    `changes`: by the path of a leaf, its value in A and in B and in how many of all pairs it is so.
-    """
+    """Trials of two runs, paired by arm, IPC and seed."""
 
     pairs: Sequence[Pair]
+    """Pairs whose configs differ only by `changes`; only these are compared."""
     odd: Sequence[Pair]
+    """Pairs whose configs differ in other ways."""
     changes: Mapping[str, tuple[Change, int]]
+    """The most frequent change of each config field, by its path, and the number of pairs, of all, that have it."""
 
 
 def paired(first: Sequence[Record], second: Sequence[Record]) -> Pairing:
-    """What two runs differ in is, leaf by leaf, the change that most of the pairs in which it changes have in common.
+    """Pair the trials of two runs, and find the changes of config fields that are common to the runs.
 
-    A pair in which a leaf changes otherwise differs in more than that and is not compared.
+    The common change of a field is the most frequent one among the pairs in which the field changes. Pairs with
+    another change of a field are `odd`.
     """
     theirs = {_key(record): record for record in second}
     pairs = [(record, theirs[_key(record)]) for record in first if _key(record) in theirs]
@@ -65,7 +66,7 @@ def paired(first: Sequence[Record], second: Sequence[Record]) -> Pairing:
 
 
 def differences(pairing: Pairing, labels: Sequence[int]) -> list[Difference]:
-    """B minus A in test accuracy of each arm and IPC, paired by seed."""
+    """Return B minus A in test accuracy for each arm and IPC, paired by seed."""
     groups: dict[tuple[str, int], list[Record]] = defaultdict(list)
     for a, b in pairing.pairs:
         groups[a.arm, a.ipc] += [replace(a, arm=A), replace(b, arm=B)]
@@ -74,9 +75,9 @@ def differences(pairing: Pairing, labels: Sequence[int]) -> list[Difference]:
 
 
 def page(out: Path, other: Path) -> Page:
-    """B minus A.
+    """Return the page that compares the folders `out` (A) and `other` (B), with differences as B minus A.
 
-    Raises `InputError` where the data sets, what was done with them, or the versions of the numbers differ.
+    Raises `InputError` if the data sets, the kinds of run, or the versions of the numbers differ.
     """
     first, second = read(out), read(other)
     sides = {A: first, B: second}
@@ -106,7 +107,7 @@ def _check(first: Results, second: Results) -> None:
     same = f"{ours}, the data set of {first.out}"
     require(ours == theirs, f"the data set of {second.out}", theirs, same)
     kinds = ["a search" if one.searching else "an experiment" for one in (first, second)]
-    require(kinds[0] == kinds[1], str(second.out), kinds[1], f"{kinds[0]}, as {first.out} is")
+    require(kinds[0] == kinds[1], str(second.out), kinds[1], f"{kinds[0]}, like {first.out}")
     check_same_numbers({one.out: one.records for one in (first, second)})
 
 
@@ -115,29 +116,29 @@ def _unequal(ours: Mapping[str, str], theirs: Mapping[str, str], absent: str) ->
 
 
 def _both(ours: Mapping[str, str], theirs: Mapping[str, str], absent: str) -> dict[str, Change]:
-    """The values of each key in A and in B."""
+    """Return the values of each key in A and in B; `absent` where one has none."""
     return {key: (ours.get(key, absent), theirs.get(key, absent)) for key in {**ours, **theirs}}
 
 
 def _facts(first: Results, second: Results) -> list[tuple[str, str]]:
-    """Once where they are equal."""
+    """Return the facts of both runs; a fact that is equal in both appears once."""
     both = _both(dict(facts(first)), dict(facts(second)), "none")
     return [(key, a if a == b else f"{A} {a}; {B} {b}") for key, (a, b) in both.items()]
 
 
 def _teachers(sides: Sides) -> str:
-    """What the seeds' teachers mean for the intervals; once where both runs say the same."""
-    told = {letter: sentence for letter, side in sides.items() if (sentence := teachers.sentence(side))}
-    if len(told) == len(sides) and len(set(told.values())) == 1:
-        return next(iter(told.values()))
-    return " ".join(f"{letter}: {sentence}" for letter, sentence in told.items())
+    """Return the sentences of both runs on sharing teachers, or one sentence if they are equal."""
+    found = {letter: sentence for letter, side in sides.items() if (sentence := teachers.sentence(side))}
+    if len(found) == len(sides) and len(set(found.values())) == 1:
+        return next(iter(found.values()))
+    return " ".join(f"{letter}: {sentence}" for letter, sentence in found.items())
 
 
 def _verdict(found: Sequence[Difference]) -> list[str]:
     if not found:
-        return ["The two have no finished trial of equal arm, IPC and seed in common that may be compared."]
+        return ["The two runs have no finished trials of equal arm, IPC and seed that may be compared."]
     if all(one.mean == 0 and one.std in (None, 0) for one in found):
-        return ["Each trial that is in both has the same test accuracy there."]
+        return ["Each trial that is in both runs has the same test accuracy in both."]
     arms = [replace(one, left=one.left.removesuffix(f": {B}")) for one in found]
     return [f"{B} against {A}, {judgement(arms)}.", *caution(arms)]
 
@@ -152,13 +153,13 @@ def _side_by_side(first: Results, second: Results) -> list[Element]:
         accuracies = [shown(over(members, ACCURACY), count(members), factor=100) for members in both]
         seconds = [shown(over(members, CPU), len(members), digits=1) for members in both]
         rows.append([*place(name(arm), ipc), *numbers, *accuracies, *seconds])
-    legend = "Mean ± standard deviation over n seeds; a dash where a run has no such arm."
+    legend = "Mean ± standard deviation over n seeds; a dash: the run does not have this arm."
     return [Rows(Table("Arms side by side", header, rows, legend, keys=2))]
 
 
 def _differences(found: Sequence[Difference], pairing: Pairing) -> list[Element]:
     odd = [f"{a.arm} IPC {a.ipc or '-'} seed {a.seed}" for a, _ in pairing.odd]
-    words = f"Not compared, as their configs differ in more than the runs do: {', '.join(odd)}."
+    words = f"Not compared, because their configs differ by more than the changes common to the runs: {', '.join(odd)}."
     table = [Rows(tables.difference_table(found))] if found else []
     return [*table, *([Text(words, small=True)] if odd else [])]
 
@@ -169,37 +170,37 @@ def _configs(pairing: Pairing) -> list[Element]:
     if not total:
         return []
     if not rows:
-        return [Text("Nothing: trials of equal name have equal configs.")]
-    legend = "The change that most pairs have in common, and in how many pairs of trials of equal name it is made."
+        return [Text("None: trials of equal arm, IPC and seed have equal configs.")]
+    legend = "The most frequent change of each field, and the number of pairs of trials that have it."
     return [Rows(Table("Configs", ["field", A, B, "pairs"], rows, legend, keys=1))]
 
 
 def _differing(first: Results, second: Results, pairing: Pairing) -> Element:
-    """Versions, places, what was made beforehand, and the first leaves of the configs: what differs."""
+    """Return a table of all that differs: environment, teachers, and the first fields of the configs."""
     rows = [[key, *change] for key, change in _unequal(_about(first), _about(second), "-").items()]
     rows += [[path, *change] for path, (change, _) in list(pairing.changes.items())[:LEAVES]]
     if not rows:
         return Text("Both ran the same experiment with equal configs, versions and teachers in the same places.")
     return Rows(
-        Table("What differs", ["differs", A, B], rows, "Of environments and configs; the commands stand below.", keys=1)
+        Table("What differs", ["differs", A, B], rows, "Environments and configs; for the commands see below.", keys=1)
     )
 
 
 def _about(side: Results) -> dict[str, str]:
     manifest, known = side.manifest, teachers.listed(side.manifest)
-    told = {
+    about = {
         "experiment": manifest.experiment,
-        "begun": manifest.created,
+        "started": manifest.created,
         "teacher": ", ".join(str(one.get("label", "")) for one in known),
         "teacher hash": ", ".join(str(one.get("hash", "")) for one in known),
     }
     accuracies = [f"{100 * one['test_accuracy']:.2f}" for one in known if one.get("test_accuracy") is not None]
-    told |= {"teacher's test accuracy (%)": ", ".join(accuracies)} if accuracies else {}
-    return told | sections.environment(side.records)
+    about |= {"teacher's test accuracy (%)": ", ".join(accuracies)} if accuracies else {}
+    return about | sections.environment(side.records)
 
 
 def _own(letter: str, side: Results) -> list[Section]:
-    """What a run has that cannot be laid over the other's."""
+    """Return the sections that show one run alone: its figures, or the trials of a search."""
     if side.searching:
         return [Section(f"Trials of {letter}", [Rows(search.search_table(side), most=5)])]
     drawn = accuracy.draw(side.records, side.manifest)
@@ -216,7 +217,7 @@ def _key(record: Record) -> tuple[str, int, int]:
 
 
 def _changes(first: Tree, second: Tree) -> dict[str, Change]:
-    """The values, as JSON, of the leaves in which two configs differ, by their paths."""
+    """Return the fields in which two configs differ, by their paths, with their values in both as JSON."""
     ours, theirs = (
         {path: json.dumps(leaf, sort_keys=True) for path, leaf in flattened(tree).items()} for tree in (first, second)
     )

@@ -1,4 +1,4 @@
-"""What a page is made of, as plain values, and the one place where they become HTML: all text is escaped there."""
+"""The elements of a page as plain values, and their rendering to HTML, which escapes all text."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,15 +10,15 @@ from condkd_ray.report.statistics import Difference, Interval
 from condkd_ray.report.tables.table import Table, chance
 
 LONG = 30
-"""Of longer tables the rest is folded away."""
+"""Rows of a table that are shown; further ones are folded."""
 SURE = 0.05
-"""Of a corrected p, below which a difference is taken to be no chance find."""
+"""Significance level: a difference with a smaller corrected p is marked as better or worse."""
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#A08A00", "#999999")
 
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph; a small one below what it explains."""
+    """A paragraph; `small`: an explanation of the element above it."""
 
     text: str
     small: bool = False
@@ -26,14 +26,14 @@ class Text:
 
 @dataclass(frozen=True)
 class Code:
-    """Words of a machine, as they are."""
+    """Text of a program, such as a command, shown in a fixed-width font."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Rows:
-    """A table. Its legend stands below it, all but the first `most` rows are folded away."""
+    """A table with its legend below it; all but the first `most` rows are folded."""
 
     table: Table
     most: int = LONG
@@ -41,7 +41,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Picture:
-    """An image by its data URI, with words for who cannot see it, and a caption."""
+    """An image as a data URI, with an alternative text (`words`) and a caption."""
 
     uri: str
     words: str
@@ -57,28 +57,32 @@ class Gallery:
 
 @dataclass(frozen=True)
 class Bars:
-    """Stacked bars with the names of their parts: labels, widths in per cent of the longest row, words behind them."""
+    """Stacked bars, one per row, with a key of their parts."""
 
     parts: Sequence[str]
+    """Names of the parts."""
     rows: Sequence[tuple[str, Sequence[float], str]]
+    """Label, widths of the parts in percent of the longest row, and text behind the bar."""
 
 
 @dataclass(frozen=True)
 class Forest:
-    """Differences below one another on a scale from `low` to `high`; without an interval a point alone.
-
-    `ipcs`: whether rows name their IPC. `p`: whether any has one. `legend` says what the lines are.
-    """
+    """A forest plot: one difference per row on a common scale, with its interval if it has one."""
 
     rows: Sequence[tuple[Difference, Interval | None]]
     low: float
+    """Left end of the scale."""
     high: float
+    """Right end of the scale."""
     ipcs: bool
+    """Whether rows show their IPC."""
     p: bool
+    """Whether any row has a p-value."""
     legend: str
+    """What the lines of the plot mean."""
 
     def place(self, value: float) -> str:
-        """Where a value stands, in per cent of the width."""
+        """Return the position of a value, in percent of the width."""
         return f"{100 * (value - self.low) / (self.high - self.low):.2f}"
 
 
@@ -86,60 +90,60 @@ Element = Text | Code | Rows | Picture | Gallery | Bars | Forest
 
 
 def tables(*found: Table, most: int = LONG) -> list[Element]:
-    """Those that have rows."""
+    """Return the tables that have rows."""
     return [Rows(table, most) for table in found if table.rows]
 
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands below it; left out where that is nothing."""
+    """A heading and its elements; a section without elements is left out of the page."""
 
     title: str
     elements: Sequence[Element]
 
     @property
     def anchor(self) -> str:
-        """The name it is reached by."""
+        """The HTML id of the section, to which links refer."""
         return "".join(letter if letter.isalnum() else "-" for letter in self.title.lower())
 
 
 @dataclass(frozen=True)
 class Page:
-    """The first screen, which has the answer, and sections below it."""
+    """A page: its head with the answer, and sections below it."""
 
     name: str
     question: str
     verdict: Sequence[str]
-    """The answer in sentences, the first the most important."""
+    """The answer in sentences, the most important first."""
     facts: Sequence[tuple[str, str]]
-    """What it rests on: names and values."""
+    """Names and values of the facts behind the answer."""
     lead: Sequence[Element]
-    """Beside one another on a wide screen."""
+    """Elements below the head, side by side on a wide screen."""
     sections: Sequence[Section] = field(default_factory=tuple)
     interim: str = ""
-    """That it shows no final results, in words; empty where it does."""
+    """Notice that the results are not final; "" if they are."""
 
 
 def mood(one: Difference) -> str:
-    """Whether more seeds would likely show the same sign: better, worse or open."""
+    """Return "better" or "worse" if the corrected p-value is below `SURE`, otherwise "open"."""
     if one.p is None or one.p >= SURE:
         return "open"
     return "better" if one.mean > 0 else "worse"
 
 
 def points(fraction: float) -> str:
-    """In percentage points, as the tables have it."""
+    """Return a fraction in percentage points with a sign and two decimals, as in the tables."""
     return f"{100 * fraction:+.2f}".replace("-", "\N{MINUS SIGN}")
 
 
 def rendered(page: Page) -> bytes:
-    """One HTML file that asks for no other and needs no script."""
-    # Undefined names raise: a misspelt one would leave a hole that nobody sees.
+    """Return the page as one HTML file, which loads no other file and needs no script."""
+    # An undefined name in the template raises; by default it would leave an unnoticed gap.
     loader = FileSystemLoader(Path(__file__).parent)
     templates = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     templates.filters.update(kind=lambda element: type(element).__name__, points=points, chance=chance, mood=mood)
     sections = [section for section in page.sections if section.elements]
-    told = templates.get_template("page.html").render(page=page, sections=sections, palette=PALETTE)
-    return (told.rstrip() + "\n").encode()
+    html = templates.get_template("page.html").render(page=page, sections=sections, palette=PALETTE)
+    return (html.rstrip() + "\n").encode()

@@ -1,4 +1,4 @@
-"""The page of an experiment: arms, compared with a baseline."""
+"""The page of an experiment, in which arms are compared with a baseline."""
 
 from collections.abc import Mapping
 
@@ -15,7 +15,7 @@ from condkd_ray.report.tables import arms, teachers
 
 
 def page(results: Results, drawn: Mapping[str, Figure | None]) -> Page:
-    """What `report.tables` has and `drawn`, the figures of `report.figures.accuracy`, on one page."""
+    """Return the page: the tables of `report.tables`, and `drawn`, the figures of `report.figures.accuracy`."""
     shown = at_largest(results.judged)
     looks = accuracy.arm_looks(results.records, results.manifest)
     by_arm = {f"{name(arm)}{f', IPC {ipc}' if ipc else ''}": one for (arm, ipc), one in results.groups.items()}

@@ -1,4 +1,4 @@
-"""Pictures as data URIs, so that a page needs no file beside it."""
+"""Pictures as data URIs, so that a page loads no other file."""
 
 import base64
 import io
@@ -13,12 +13,15 @@ from condkd_ray.report.figures.style import STYLE, Looks, name
 from condkd_ray.report.page.elements import Element, Gallery, Picture, Text
 
 MOST = 12
-"""Grids at most; a page shall open at once."""
-_WHAT = "Some of the newest images in the memory at the trial's end, a row a class; condensed ones where none are made."
+"""Number of grids, at most, so that the page opens at once."""
+_WHAT = (
+    "Some of the newest images in the memory at the end of the trial, a row per class; condensed images if the trial "
+    "makes no synthetic ones."
+)
 
 
 def vector(figure: Figure | None, words: str, caption: str = "") -> list[Element]:
-    """A figure as SVG whose letters are drawn, so that it looks alike everywhere; nothing where there is none."""
+    """Return a figure as SVG with letters as paths, so that it looks the same everywhere; [] for None."""
     if figure is None:
         return []
     buffer = io.BytesIO()
@@ -28,7 +31,7 @@ def vector(figure: Figure | None, words: str, caption: str = "") -> list[Element
 
 
 def grids(out: Path, records: Sequence[Record], looks: Looks) -> list[Element]:
-    """The synthetic images of one trial an arm: at its largest IPC, of the first seed that has any."""
+    """Return the image grids of one trial per arm: at the arm's largest IPC, the first seed that has a grid."""
     chosen: dict[str, Record] = {}
     for record in sorted(records, key=lambda one: (-one.ipc, one.seed)):
         if grid_path(out, record.config_hash).is_file():
@@ -37,7 +40,7 @@ def grids(out: Path, records: Sequence[Record], looks: Looks) -> list[Element]:
 
 
 def gallery(out: Path, chosen: Sequence[Record]) -> list[Element]:
-    """The grids of these trials, as far as they have made any and there is room."""
+    """Return the image grids of these trials, as far as they exist and up to `MOST` of them."""
     there = [record for record in chosen if grid_path(out, record.config_hash).is_file()]
     if not there:
         return []
@@ -48,8 +51,8 @@ def gallery(out: Path, chosen: Sequence[Record]) -> list[Element]:
 
 def _grid(out: Path, record: Record) -> Picture:
     at = f", IPC {record.ipc}" if record.ipc else ""
-    told = f"{name(record.arm)}{at}, seed {record.seed}"
-    return Picture(_uri(grid_path(out, record.config_hash).read_bytes(), "png"), f"synthetic images of {told}", told)
+    trial = f"{name(record.arm)}{at}, seed {record.seed}"
+    return Picture(_uri(grid_path(out, record.config_hash).read_bytes(), "png"), f"synthetic images of {trial}", trial)
 
 
 def _uri(content: bytes, kind: str) -> str:

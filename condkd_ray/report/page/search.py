@@ -1,14 +1,13 @@
-"""The page of a search: what was found, how sure the choice is, and which parameters mattered."""
+"""The page of a search: the best trial, how certain the choice is, and the importance of the parameters."""
 
-import argparse
 import math
-import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import optuna
-from optuna.trial import FrozenTrial, TrialState
+from matplotlib.figure import Figure
+from optuna.trial import TrialState
 
 from condkd_ray.core.method import InputError
 from condkd_ray.core.records import MANIFEST, Record
@@ -21,33 +20,31 @@ from condkd_ray.report.results import Results, read, value
 from condkd_ray.report.statistics import ACCURACY, Difference, comparisons, judged
 from condkd_ray.report.tables import arms, search, teachers
 from condkd_ray.report.tables.table import Table, between, chance, compared, signed
-from condkd_ray.study.importance import LEAST, RESAMPLES, importances, stored_trials
+from condkd_ray.study.importance import LEAST, RESAMPLES, importances
 from condkd_ray.study.objective import Direction
 from condkd_ray.study.storage import quiet
 
 IMPORTANCE = "Importance of parameters"
-STUDY = "search"
-"""The name a study has where the command gives it none."""
 BEST, LISTED = 6, 8
-"""So many of the best trials show their images; and their rounds in a table."""
+"""Numbers of best trials whose images are shown, and whose rounds are in a table."""
 CONFIRMED = "confirmed"
-"""The folder, below the search's, of the best trials and the default, run again with new seeds."""
-_ONE_SEED = "All trials share one seed; whether it is better than another shows only with new ones."
+"""Folder in the search's folder with the best trials and the default config, run again with new seeds."""
+_ONE_SEED = "All trials share one seed; only trials with new seeds can show whether one is better than another."
 _OTHER = (
-    "The trials with new seeds are not shown: they were made by version {} of the numbers, the search's by another."
+    "The trials with new seeds are not shown, because they have version {} of the numbers, and the search another one."
 )
 _OBJECTIVE = (
-    "The same difference in what the search looked at, in its own unit; intervals and p as above. A gain here that "
-    "test accuracy does not show is one of the proxy alone."
+    "The same differences in the objective of the search, in its own unit; intervals and p as above. A gain here that "
+    "test accuracy does not show is a gain of the proxy only."
 )
 _FORGETTING = (
-    "Forgetting: how much better the best round was than the last, in the objective. Test accuracy is not measured "
-    "in the rounds of a search, so that nothing can follow it."
+    "Forgetting: how much better the objective was in the best round than in the last. A search does not measure test "
+    "accuracy in the rounds, so that no choice can depend on it."
 )
 
 
 def page(results: Results) -> Page:
-    """What `report.tables.search` has, the study, and what came of the best with new seeds."""
+    """Return the page: the tables of `report.tables.search`, the study, and the results with new seeds."""
     manifest, objective = results.manifest, results.objectives[0]
     again, sentences = confirmed(results)
     course = course_plot(_course(results), manifest.search["directions"][0], objective)
@@ -90,25 +87,25 @@ def front(points: np.ndarray, directions: Sequence[Direction]) -> list[int]:
 
 
 def best(results: Results) -> list[str]:
-    """Which trial, with which values, and what it is worth."""
+    """Return the best trial with its parameter values and its objective, and its test accuracy, in sentences."""
     ranked, objective, table = results.ranked, results.objectives[0], search.search_table(results)
     if not ranked:
-        return ["No trial that has finished keeps to all limits." if results.finished else "No trial has finished yet."]
+        return ["No finished trial satisfies all limits." if results.finished else "No trial has finished yet."]
     first, row = ranked[0], dict(zip(table.header, table.rows[0], strict=True))
     leaves = ", ".join(f"{path} {row[path]}" for path in results.manifest.search["parameters"] if row[path])
     equal = sum(value(one, objective) == value(first, objective) for one in ranked[1:])
-    tied = f", with {equal} as good," if equal else ""
-    told = f"{first.arm.capitalize()}{tied} is the best of {len(ranked)} by {objective}, {row[objective]}: {leaves}."
+    tied = f", with {equal} equally good ones," if equal else ""
+    text = f"{first.arm.capitalize()}{tied} is the best of {len(ranked)} by {objective}, {row[objective]}: {leaves}."
     test = first.metrics.get(ACCURACY)
-    return [told, *([f"Its test accuracy, which decided nothing: {100 * test:.2f} %."] if test is not None else [])]
+    return [text, *([f"Its test accuracy, which decided nothing: {100 * test:.2f} %."] if test is not None else [])]
 
 
 def confirmed(results: Results) -> tuple[Section | None, list[str]]:
-    """What came of the best trials and the default with new seeds: the only claim that a search makes.
+    """Return the section on the best trials and the default with new seeds, and what it shows, in sentences.
 
-    The section, its first element for the first screen, and the claim, with what a trial is worth beside itself without
-    guidance; where nothing was run again, a caution. Trials of another version of the numbers than the search's are not
-    shown beside them.
+    This is the only claim that a search makes. The section's first element belongs to the head of the page. The
+    sentences include the comparison of a trial with itself without guidance. If no trial was run again, the section is
+    None and the sentence says that seeds are missing; so too if the trials have another version of the numbers.
     """
     place, objective = results.out / CONFIRMED, results.objectives[0]
     again = read(place) if (place / MANIFEST).is_file() else None
@@ -117,13 +114,13 @@ def confirmed(results: Results) -> tuple[Section | None, list[str]]:
         return None, [_ONE_SEED, _OTHER.format(again.records[0].numbers)]
     if again is None or not again.judged:
         return None, [_ONE_SEED]
-    told = [arms.accuracy_table(again), arms.difference_table(again.judged)]
+    found = [arms.accuracy_table(again), arms.difference_table(again.judged)]
     if objective != ACCURACY:
-        found = comparisons(again.finished, baseline=again.manifest.baseline, metric=objective)
-        told.append(_objective_table(judged(found), objective))
+        compared_by = comparisons(again.finished, baseline=again.manifest.baseline, metric=objective)
+        found.append(_objective_table(judged(compared_by), objective))
     shown = forest(again.judged, teachers.sentence(again))
     claim, *controls = [verdict(again.judged)[0], *unguided(again.judged)]
-    section = Section("The best again, with new seeds", [shown, *tables(*told, arms.rounds_table(again))])
+    section = Section("The best again, with new seeds", [shown, *tables(*found, arms.rounds_table(again))])
     return section, [f"With new seeds: {claim[0].lower()}{claim[1:]}", *controls]
 
 
@@ -144,30 +141,55 @@ def _objective_table(found: Sequence[Difference], objective: str) -> Table:
 
 
 def _course(results: Results) -> list[float]:
-    """The first objective of each trial as proposed; NaN for those that have not come to their end."""
+    """Return the first objective of each trial in the order of proposal; NaN for trials without a result."""
     done = {one.config_hash: value(one, results.objectives[0]) for one in results.ranked}
     return [done.get(trial["config_hash"], math.nan) for trial in results.manifest.planned]
 
 
 def _over_rounds(results: Results) -> Section:
-    """Lines of all trials, the best in colours, and a table of these."""
-    objective, title = results.objectives[0], "Over the rounds"
-    others = [one for one in results.records if one.status in ("pruned", "running")]
-    curves = {one.arm: curve for one in [*results.ranked, *others] if len((curve := _curve(one, objective))[0]) > 1}
+    """Return the section of the objective over the rounds: lines of all trials, the best in colour, and a table."""
+    objective, title, curves = results.objectives[0], "Over the rounds", _curves(results)
     if not curves:
         return Section(title, [])
-    named = sum(one.arm in curves for one in results.ranked[: len(COLOURS)])
-    drawn = vector(rounds_plot(curves, objective, named), f"{objective} over the rounds")
+    drawn = vector(_rounds_plot(results, curves), f"{objective} over the rounds")
     direction = results.manifest.search["directions"][0]
     rows = [_row(one.arm, *curves[one.arm], direction) for one in results.ranked[:LISTED] if one.arm in curves]
     table = Table("Rounds", ["trial", "last", "best", "in round", "forgetting"], rows, _FORGETTING, keys=1)
     return Section(title, [*drawn, *tables(table)])
 
 
+def figures(results: Results) -> dict[str, Figure | None]:
+    """Return the figures of the page by name; None for those without data."""
+    curves, known = _curves(results), _known(results)
+    try:
+        trials = results.study_trials
+    except InputError:  # a study that lies elsewhere, or not there any more
+        trials = []
+    complete = sum(trial.state == TrialState.COMPLETE for trial in trials)
+    directions = results.manifest.search["directions"]
+    return {
+        "course": course_plot(_course(results), directions[0], results.objectives[0]),
+        "rounds": _rounds_plot(results, curves) if curves else None,
+        "front": _front_plot(results, known) if known else None,
+        "importance": importance_plot(importances(trials, directions), complete),
+    }
+
+
+def _curves(results: Results) -> dict[str, tuple[list[int], list[float]]]:
+    """The first objective over the rounds of each trial that has more than one, the best trials first."""
+    objective, others = results.objectives[0], [one for one in results.records if one.status in ("pruned", "running")]
+    return {one.arm: curve for one in [*results.ranked, *others] if len((curve := _curve(one, objective))[0]) > 1}
+
+
+def _rounds_plot(results: Results, curves: dict[str, tuple[list[int], list[float]]]) -> Figure:
+    named = sum(one.arm in curves for one in results.ranked[: len(COLOURS)])
+    return rounds_plot(curves, results.objectives[0], named)
+
+
 def _curve(record: Record, objective: str) -> tuple[list[int], list[float]]:
-    """Rounds, and the objective in each. Times are those of a round: what counts is the sum, which is no curve."""
-    told = [] if objective.startswith("time/") else record.history
-    known = [(int(row["round"]), row[objective]) for row in told if math.isfinite(row.get(objective, math.nan))]
+    """Return the rounds and the objective in each; none for times, of which only the sum over the rounds counts."""
+    rows = [] if objective.startswith("time/") else record.history
+    known = [(int(row["round"]), row[objective]) for row in rows if math.isfinite(row.get(objective, math.nan))]
     return [number for number, _ in known], [value for _, value in known]
 
 
@@ -179,41 +201,45 @@ def _row(trial: str, rounds: list[int], values: list[float], direction: str) -> 
 
 def _importance(results: Results) -> list[Element]:
     try:
-        trials = _trials(results)
+        trials = results.study_trials
     except InputError as error:
         return [Text(f"Importance of parameters is not shown: {error}.")]
     complete = sum(trial.state == TrialState.COMPLETE for trial in trials)
     found = importances(trials, results.manifest.search["directions"])
     if not found:
-        return [Text(f"Importance of parameters is told from {LEAST} complete trials on; there are {complete}.")]
+        return [Text(f"Importance of parameters is shown from {LEAST} complete trials on; there are {complete}.")]
     caption = (
-        f"Importance by PED-ANOVA: how much the best trials' values of a parameter differ from all. Lines: {RESAMPLES} "
-        "bootstrap resamples of the trials; where they overlap, the order is not known. The Optuna dashboard counts "
-        "fewer trials as the best and may tell another order."
+        "Importance by PED-ANOVA: how much the values of a parameter in the best trials differ from those in all. "
+        f"Lines: {RESAMPLES} bootstrap resamples of the trials; where they overlap, the order is uncertain. The Optuna "
+        "dashboard counts fewer trials as the best and may show another order."
     )
     return vector(importance_plot(found, complete), "importance of each parameter", caption)
 
 
-def _trials(results: Results) -> list[FrozenTrial]:
-    """Of the study, wherever the command has put it."""
-    flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    # A value may be missing in a manifest that somebody has edited: then it is as if the flag were not there.
-    flags.add_argument("--study", nargs="?")
-    flags.add_argument("--study-storage", nargs="?")
-    given, _ = flags.parse_known_args(shlex.split(results.manifest.command))
-    return stored_trials(results.out, given.study or STUDY, given.study_storage)
+def _known(results: Results) -> list[Record]:
+    """Return, if there are several objectives, the ranked trials that have a value in each."""
+    objectives = results.objectives
+    found = [one for one in results.ranked if np.isfinite([value(one, key) for key in objectives]).all()]
+    return found if len(objectives) > 1 else []
+
+
+def _on_front(results: Results, known: Sequence[Record]) -> tuple[np.ndarray, list[int]]:
+    """Return the values (trials, objectives) and the Pareto-optimal rows."""
+    points = np.array([[value(one, key) for key in results.objectives] for one in known])
+    return points, front(points, results.manifest.search["directions"])
+
+
+def _front_plot(results: Results, known: Sequence[Record]) -> Figure:
+    names = [one.arm.removeprefix("trial ") for one in known]
+    return front_plot(*_on_front(results, known), names, results.objectives)
 
 
 def _front(results: Results) -> Section:
-    """With several objectives, the trials among which none is better in all."""
-    objectives, title = results.objectives, "Pareto front"
-    known = [one for one in results.ranked if np.isfinite([value(one, key) for key in objectives]).all()]
-    if len(objectives) < 2 or not known:
+    """Return the section of the Pareto front; empty with a single objective."""
+    title, known = "Pareto front", _known(results)
+    if not known:
         return Section(title, [])
-    points = np.array([[value(one, key) for key in objectives] for one in known])
-    best = front(points, results.manifest.search["directions"])
-    names = [one.arm.removeprefix("trial ") for one in known]
+    _, best = _on_front(results, known)
     table = search.search_table(replace(results, records=[known[place] for place in best]))
-    drawn = front_plot(points, best, names, objectives)
-    told = "Trials that no other beats in one objective without losing in another."
-    return Section(title, [*vector(drawn, title), Text(told), Rows(table)])
+    text = "Trials that no other trial beats in one objective without losing in another."
+    return Section(title, [*vector(_front_plot(results, known), title), Text(text), Rows(table)])

@@ -1,4 +1,4 @@
-"""Sections that the page of an experiment and that of a search have in common."""
+"""Sections common to the page of an experiment and the page of a search."""
 
 import math
 import re
@@ -19,27 +19,27 @@ from condkd_ray.report.tables.table import CPU, WALL, Table, over, shown
 
 
 def proxy(results: Results, looks: Looks | None) -> Section:
-    """How well what may be looked at ranks the trials by what counts."""
+    """Return the section that shows how well the objective, a proxy, ranks the trials by test accuracy."""
     metric, found = results.objectives[0], results.rankings
     drawn = vector(proxy_plot(tested(results.records), metric, looks), f"{metric} against test accuracy")
     words: list[Element] = []
     if found:
         rhos, trials = sorted(one.rho for one in found), sum(one.n for one in found)
-        told = f"Spearman's rho of {metric} with test accuracy: {rhos[0]:+.2f} over {trials} trials of one proxy set."
+        text = f"Spearman's rho of {metric} with test accuracy: {rhos[0]:+.2f} over {trials} trials of one proxy set."
         if len(rhos) > 1:
-            told = (
-                f"Spearman's rho of {metric} with test accuracy within a proxy set: {median(rhos):+.2f} in the middle, "
+            text = (
+                f"Spearman's rho of {metric} with test accuracy within a proxy set: median {median(rhos):+.2f}, "
                 f"{rhos[0]:+.2f} to {rhos[-1]:+.2f} over {len(rhos)} proxy sets, {trials} trials."
             )
-        words = [Text(told)]
+        words = [Text(text)]
     elif drawn:
-        words = [Text("No rho: fewer than four trials share a proxy set, or all are equal.")]
-    note = "Choices rest on the proxy alone. Points of several proxy sets do not share one scale."
+        words = [Text("No rho: fewer than four trials share a proxy set, or all values are equal.")]
+    note = "All choices are made by the proxy alone. Points of different proxy sets are not on a common scale."
     return Section("Proxy against test accuracy", [*words, *drawn, Text(note, small=True)] if drawn else [])
 
 
 def cost(groups: Mapping[str, Sequence[Record]]) -> Section:
-    """Mean seconds of each phase of a trial, a row a group."""
+    """Return the section on cost: mean seconds of each phase of a trial, a row per group."""
     kept = {label: members for label, members in groups.items() if members}
     metrics = sorted({key for members in kept.values() for one in members for key in one.metrics if _phase(key)})
     totals = {label: [_mean(members, metric) for metric in metrics] for label, members in kept.items()}
@@ -64,25 +64,25 @@ def cost(groups: Mapping[str, Sequence[Record]]) -> Section:
 
 
 def trouble(results: Results) -> Section:
-    """What failed, why, and the command that runs it again."""
+    """Return the section on failed trials: names, reasons, and the commands that run them again."""
     wrong = failures.screen(results)
     return Section("Failures", [Code(wrong.rstrip())] if wrong else [])
 
 
 def repeat(results: Results) -> Section:
-    """The command, and where the numbers were made."""
+    """Return the section on repeating the run: its command, versions, machines and hashes."""
     manifest = results.manifest
     hashed = [("data", manifest.dataset), *(("teacher", teacher) for teacher in teachers.listed(manifest))]
-    rows = [[key, told] for key, told in environment(results.records).items()]
+    rows = [[key, text] for key, text in environment(results.records).items()]
     rows += [[f"{kind} hash", str(tree["hash"])] for kind, tree in hashed if tree.get("hash")]
-    rows += [["begun", manifest.created]]
-    words = "The same command with the same versions on the same kind of machine gives the same numbers, but for times."
+    rows += [["started", manifest.created]]
+    words = "The same command with the same versions on the same kind of machine gives equal numbers, except times."
     table = Table("Environment", ["", "of the trials"], rows, "", keys=1)
     return Section("Repeat it", [Code(manifest.command), Text(words, small=True), Rows(table, most=99)])
 
 
 def environment(records: Sequence[Record]) -> dict[str, str]:
-    """Versions and places; where trials differ, each with how many trials it is of."""
+    """Return versions, node and threads of the trials; values that differ come with their numbers of trials."""
     seen: dict[str, Counter[str]] = defaultdict(Counter)
     for record in records:
         about = {
@@ -106,7 +106,7 @@ def _values(counts: Counter[str]) -> str:
 
 
 def _phase(metric: str) -> str:
-    """The name of the phase whose time a metric is; empty of another metric, and of the time of all phases."""
+    """Return the phase that a metric times; "" for any other metric and for the time of all phases."""
     timed = re.fullmatch("time/(.+)_seconds", metric)
     return timed[1] if timed and metric not in (WALL, CPU) else ""
 

@@ -1,4 +1,4 @@
-"""The first screen of a page: what the numbers say, in sentences, and the differences on one scale."""
+"""The head of a page: the verdict in sentences, the facts behind it, and the differences on one scale."""
 
 from collections.abc import Mapping, Sequence
 
@@ -19,46 +19,47 @@ from condkd_ray.report.tables import teachers
 from condkd_ray.report.tables.table import between
 
 MOST = 14
-"""Rows of the first screen; all are in the table below."""
+"""Rows of the forest plot; the table in the page has all."""
 NAMED, SENTENCES, GUIDED_ARMS = 4, 4, 2
+"""Limits: arms named in a list, reference arms with a sentence, guided arms with sentences."""
 REAL = "real"
 
 
 def at_largest(found: Sequence[Difference]) -> list[Difference]:
-    """Those with the most condensed images, and those without any: what one look can take in."""
+    """Return the differences at the largest IPC and those without condensed images, few enough for the page's head."""
     largest = max((one.ipc for one in found), default=0)
     return [one for one in found if one.ipc in (0, largest)]
 
 
 def verdict(found: Sequence[Difference]) -> list[str]:
-    """What guides are worth, then a sentence for each arm that others are compared with; that most are with first."""
+    """Return the verdict in sentences: on the guides, then one per reference arm, that with most comparisons first."""
     largest = max(one.ipc for one in found)
     by_right: dict[str, list[Difference]] = {}
     for one in found:
         by_right.setdefault(one.right, []).append(one)
     at = f" with {largest} condensed {'image' if largest == 1 else 'images'} per class" if largest else ""
-    told = sorted(by_right.items(), key=lambda pair: -len(pair[1]))[:SENTENCES]
-    # Told once, where an arm has them: a reference on all real data has none.
-    first = next((right for right, pairs in told if any(one.ipc for one in pairs)), None)
-    lines = [f"Against {right}{at if right == first else ''}, {judgement(pairs)}." for right, pairs in told]
+    ordered = sorted(by_right.items(), key=lambda pair: -len(pair[1]))[:SENTENCES]
+    # The IPC is named once, for an arm that has condensed images; the reference on all real data has none.
+    first = next((right for right, pairs in ordered if any(one.ipc for one in pairs)), None)
+    lines = [f"Against {right}{at if right == first else ''}, {judgement(pairs)}." for right, pairs in ordered]
     return [*guides(found, at), *lines, *caution(found)]
 
 
 def guides(found: Sequence[Difference], at: str = "") -> list[str]:
-    """Whether guided beats both its controls, and what of its gain needs the condensed images as guides.
+    """Return sentences on whether guided beats both its controls and how much of its gain is due to the guides.
 
-    Two sentences for each guided arm, the first few; nothing without any. Each control has its own 95 % interval over
-    seeds: that both must be beaten needs no correction.
+    Two sentences for each of the first guided arms; [] without a guided arm. Each control has its own 95 % interval
+    over seeds; since both must be beaten, no correction is needed.
     """
-    # Which of two is the baseline decides which way round they are compared.
+    # The baseline determines the direction of a comparison, so each one is known in both directions.
     known = {(one.left, one.right): one for two in found for one in (turned(two), two)}
     tails = [left.removeprefix(GUIDED) for left, _ in known if left.startswith(GUIDED)]
-    told = [lines for tail in dict.fromkeys(tails) if (lines := _worth(known, tail, at))]
-    return [*(line for lines in told[:GUIDED_ARMS] for line in lines), *_more(len(told) - GUIDED_ARMS)]
+    by_arm = [lines for tail in dict.fromkeys(tails) if (lines := _worth(known, tail, at))]
+    return [*(line for lines in by_arm[:GUIDED_ARMS] for line in lines), *_more(len(by_arm) - GUIDED_ARMS)]
 
 
 def unguided(found: Sequence[Difference]) -> list[str]:
-    """Whether arms beat themselves without their guidance, a sentence for each of the first few; else nothing."""
+    """Return a sentence for each of the first arms that were also run without their guidance."""
     pairs = [one for one in found if one.right == f"{one.left}{UNGUIDED}"]
     words = {1: "{} beats itself without guidance", -1: "{} is worse than itself without guidance"}
     unsure = "It is not shown that {} beats itself without guidance"
@@ -67,19 +68,20 @@ def unguided(found: Sequence[Difference]) -> list[str]:
 
 
 def _more(count: int) -> list[str]:
-    """A sentence on guided arms that no sentence tells of."""
+    """Return a sentence with the number of guided arms that have no sentence of their own."""
     few = "1 more guided arm is" if count == 1 else f"{count} more guided arms are"
     return [f"{few} compared in the table of paired differences."] if count > 0 else []
 
 
 def _worth(known: Mapping[tuple[str, str], Difference], tail: str, at: str) -> list[str]:
-    """Of the guided arm whose name ends in `tail`; nothing where it is compared with neither control."""
+    """Return the sentences on the guided arm whose name ends in `tail`; [] if it is compared with neither control."""
     guided, mixed, prior = (f"{arm}{tail}" for arm in (GUIDED, MIXED, PRIOR))
     all_of_it, by_guides, by_prior = (known.get((f"{left}{tail}", f"{right}{tail}")) for left, right in CONTROLS)
     if by_guides is None:
         gain = all_of_it is not None and side(all_of_it) == 1
-        what = "what of it needs the condensed images as guides" if gain else "what the condensed images give as guides"
-        unknown = f"{what} is not known, as there is no arm {prior}"
+        part = "the part of it that needs the condensed images as guides"
+        what = part if gain else "the gain from the condensed images as guides"
+        unknown = f"{what} is unknown, because there is no arm {prior}"
         return [f"{_sentence(_measured(all_of_it))}{at}; {unknown}."] if all_of_it else []
     if all_of_it is None:
         return [f"{_sentence(_measured(by_guides))}{at}; there is no arm {mixed} to compare with."]
@@ -94,26 +96,27 @@ def _worth(known: Mapping[tuple[str, str], Difference], tail: str, at: str) -> l
     }.get(sides, f"It is not shown that {guided} beats {both}")
     lines = [f"{shown}{at}: {measured[0]}; {measured[1]}."]
     guides_give = {
-        1: f"{points(by_guides.mean)} points of guidance need the condensed images as guides",
-        0: "that the condensed images give anything as guides is not shown",
+        1: f"the condensed images give {points(by_guides.mean)} points as guides",
+        0: "it is not shown that the condensed images give anything as guides",
         -1: f"the condensed images cost {points(by_guides.mean)} points as guides",
     }[side(by_guides)]
     if by_prior is None:
         return [*lines, f"{_sentence(guides_give)}."]
     prior_gives = {
-        1: "a class prior gives part without any guide" if sides[0] == 1 else "a class prior alone helps",
-        0: "that a class prior gives anything without them is not shown",
+        1: "a class prior alone gives part of the gain" if sides[0] == 1 else "a class prior alone helps",
+        0: "it is not shown that a class prior alone gives anything",
         -1: "a class prior alone does harm",
     }[side(by_prior)]
     theirs = sides[0] == 1 and sides[1] != 1 and side(by_prior) == 1
     shown_part = (
-        f"; so all that is shown of the gain over {mixed} is a class prior's, and needs no condensed image as a guide"
+        f"; so all of the gain over {mixed} that is shown is due to the class prior and needs no condensed image as a "
+        "guide"
     )
     return [*lines, f"{_sentence(guides_give)}; {prior_gives}: {_measured(by_prior)}{shown_part * theirs}."]
 
 
 def side(one: Difference) -> int:
-    """1 or -1 where the interval over seeds lies above or below 0, else 0, as where there is none."""
+    """Return 1 or -1 if the interval over seeds lies above or below 0, otherwise 0, also without an interval."""
     low, high = one.over_seeds or (0.0, 0.0)
     return int(low > 0) - int(high < 0)
 
@@ -129,36 +132,36 @@ def _sentence(words: str) -> str:
 
 
 def alone(results: Results) -> list[str]:
-    """Where no two arms have a seed in common: what there is."""
+    """Return the test accuracies of the first trials, for results in which no two arms have a common seed."""
     found = [
         f"{one.arm}{f' IPC {one.ipc}' if one.ipc else ''} seed {one.seed} ({100 * one.metrics[ACCURACY]:.2f} %)"
         for one in tested(results.records)
     ]
     more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
-    said = f"Test accuracy: {', '.join(found[:NAMED])}{more}. " if found else ""
-    return [f"{said}No two arms can be compared yet."]
+    accuracies = f"Test accuracy: {', '.join(found[:NAMED])}{more}. " if found else ""
+    return [f"{accuracies}No two arms can be compared yet."]
 
 
 def judgement(found: Sequence[Difference]) -> str:
-    """What came out how, the largest difference first."""
+    """Return a clause that lists better, worse and indistinguishable arms, each by decreasing difference."""
     single = all(one.n == 1 for one in found)
-    # A single interval may leave out 0 where this says so: p is corrected for the arms compared with one at one IPC.
+    # p is corrected for all arms compared with one arm at one IPC, so an uncorrected interval may still exclude 0.
     families = {(one.right, one.ipc) for one in found}
     corrected = " after Holm's correction" * (len(found) > len(families))
-    unsure = "with one seed" if single else f"not told apart beyond chance{corrected}"
+    unsure = "with one seed" if single else f"not distinguishable{corrected}"
     words = {"better": "better", "worse": "worse", "open": unsure}
     groups: dict[str, list[Difference]] = {}
     for one in sorted(found, key=lambda one: -one.mean):
         groups.setdefault(mood(one), []).append(one)
-    return "; ".join(f"{told}: {_listed(groups[kind])}" for kind, told in words.items() if kind in groups)
+    return "; ".join(f"{text}: {_listed(groups[kind])}" for kind, text in words.items() if kind in groups)
 
 
 def _listed(pairs: Sequence[Difference]) -> str:
     several = len({one.ipc for one in pairs} - {0}) > 1
     ipcs = [f" IPC {one.ipc}" if several and one.ipc else "" for one in pairs]
-    # The reference sees all real data, whatever the condensed images of the others.
-    seen = ["on all real data, " if one.left == REAL else "" for one in pairs]
-    named = list(zip(pairs, ipcs, seen, strict=True))[:NAMED]
+    # The arm `real` trains on all real data, whatever the IPC of the others.
+    data_used = ["on all real data, " if one.left == REAL else "" for one in pairs]
+    named = list(zip(pairs, ipcs, data_used, strict=True))[:NAMED]
     shown = [f"{one.left}{ipc} ({data}{points(one.mean)})" for one, ipc, data in named]
     more = [f"{len(pairs) - NAMED} more"] if len(pairs) > NAMED else []
     shown[0] = f"{shown[0].removesuffix(')')} points)"
@@ -167,16 +170,16 @@ def _listed(pairs: Sequence[Difference]) -> str:
 
 
 def caution(found: Sequence[Difference]) -> list[str]:
-    """What the intervals do not know."""
+    """Return a warning if there is a single seed, so that no interval covers other seeds."""
     if all(one.n == 1 for one in found):
-        return ["One seed: the interval is over test images alone, and another seed may change every sign."]
+        return ["One seed: the interval is over test images only, and another seed may change every sign."]
     return []
 
 
 def forest(found: Sequence[Difference], remark: str = "") -> Forest:
-    """The differences on one scale; the interval is that over seeds, with one seed that over test images.
+    """Return the differences on one scale, with intervals over seeds or, with one seed, over test images.
 
-    `remark`: a last sentence of the legend.
+    `remark`: last sentence of the legend.
     """
     rows = [(one, one.over_images if one.n == 1 else one.over_seeds) for one in found[:MOST]]
     known = [0.0, *(value for one, ends in rows for value in (one.mean, *(ends or ())))]
@@ -196,13 +199,13 @@ def _legend(found: Sequence[Difference]) -> str:
     over = "test images (one seed)" if all(one.n == 1 for one in found) else "seeds"
     count = sum(one.p is not None for one in found)
     parts = ["Differences in test accuracy, percentage points, paired by seed.", f"Lines: 95 % over {over}."]
-    parts += ["p: paired t test, corrected by Holm for the arms compared with the same one."] * bool(count)
+    parts += ["p: paired t test, corrected by Holm for all arms compared with the same arm."] * bool(count)
     left = len(found) - MOST
     return " ".join([*parts, *([f"{left} more in the table."] if left > 0 else [])])
 
 
 def facts(results: Results) -> list[tuple[str, str]]:
-    """What the answer rests on."""
+    """Return names and values of the facts behind the verdict: trials, seeds, data, teachers, CPU time, date."""
     manifest, counts = results.manifest, results.counts
     data = manifest.dataset
     found = [("trials finished", f"{counts['finished']} of {results.planned}")]
@@ -213,12 +216,12 @@ def facts(results: Results) -> list[tuple[str, str]]:
         *found,
         *teachers.fact(manifest),
         ("CPU time of the trials", seconds(results.cpu_seconds)),
-        ("begun", manifest.created[:10]),
+        ("started", manifest.created[:10]),
     ]
 
 
 def seconds(value: float) -> str:
-    """Short, with a unit."""
+    """Return a duration as text in s, min or h."""
     for size, unit in ((3600, "h"), (60, "min")):
         if value >= 2 * size:
             return f"{value / size:.1f} {unit}"

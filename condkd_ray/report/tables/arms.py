@@ -1,7 +1,8 @@
-"""The result as tables: Markdown to read, CSV to compute with, plain text for the terminal's end.
+"""The tables of an experiment, in Markdown, in CSV, and as plain text for a terminal.
 
-All three show the same rows. Markdown and text are in percent and percentage points; the CSV is in fractions. Beside
-the accuracies: how the rounds went and what they cost, and where the synthetic images lie.
+All three have the same rows. Markdown and text are in percent and percentage points, the CSV is in fractions. The
+tables are: accuracies, paired differences, statistics over the rounds with their cost, and the position of the
+synthetic images in the teacher's feature space.
 """
 
 import csv
@@ -38,18 +39,18 @@ _PERCENT = {
     "proxy/agreement": "proxy agreement (%)",
 }
 _LEGEND = (
-    "Mean ± standard deviation over n seeds. Test accuracy is that of the last round on the whole test set; validation "
-    "as measured while training."
+    "Mean ± standard deviation over n seeds. Test accuracy is measured after the last round on the whole test set, "
+    "validation accuracy during training."
 )
 _INTERVALS = (
     "Differences are paired by seed, in percentage points. The first interval is over seeds (another seed, with the "
-    "same teachers), the second over test images at these seeds (another test set); both 95 %, not corrected for the "
-    "number of comparisons. Over seeds: paired t with n - 1 degrees of freedom (df); where differences are skewed it "
-    "covers less than 95 %. Over test images: adjusted Wald of Bonett and Price."
+    "same teachers), the second over test images at these seeds (another test set); both are 95 % intervals, not "
+    "corrected for the number of comparisons. Over seeds: paired t with n - 1 degrees of freedom (df); for skewed "
+    "differences it covers less than 95 %. Over test images: adjusted Wald of Bonett and Price."
 )
 _HOLM = (
-    "p is that of the paired t test over seeds, corrected by Holm for all arms that are compared with the same one at "
-    "the same IPC: below 0.05 the difference is no chance find among them."
+    "p is the p-value of the paired t test over seeds, corrected by Holm for all arms that are compared with the same "
+    "arm at the same IPC: below 0.05, the difference is unlikely to be chance."
 )
 
 
@@ -62,10 +63,10 @@ class _Column:
 
 
 _SUBSET = 1000
-"""Test images measured in a round, at most, by trials whose record does not say how many they were."""
+"""Test images measured per round, at most, by trials whose record has no `student/test_images`."""
 _MEAN, _IMAGES = "student/test_accuracy_mean", "student/test_images"
 _ON = _Column("test images", _MEAN)
-"""Not the metric itself, but on how many images it was measured."""
+"""Its cells hold the number of test images on which the metric was measured, not the metric."""
 _ROUNDS = (
     _ON,
     _Column("mean (%)", _MEAN, 100, 2),
@@ -90,21 +91,21 @@ _PLACES = (
     _Column("gap", "diagnosis/gap"),
 )
 _ROUNDS_LEGEND = (
-    "Mean, variance and best of the test accuracy over the measured rounds. The column test images says on how many "
-    "they were measured: a fixed subset, or all (--test-rounds full), as papers do that report a mean over rounds. The "
-    "best is for comparison with papers only, nothing may be chosen by it. Forgetting is the best minus the last. "
-    "Memory at the end, times of the whole trial."
+    "Mean, variance and best of the test accuracy over the measured rounds. The column test images gives the number of "
+    "images per round: a fixed subset, or all (--test-rounds full), as in papers that report a mean over rounds. The "
+    "best is only for comparison with papers; nothing may be chosen by it. Forgetting is the best minus the last. "
+    "Memory is that at the end, times are those of the whole trial."
 )
 _D_LEGEND = (
-    " D: what the discriminator tells right in the last round (50 is chance); with perfect fakes: what it would where "
-    "the generator's images were condensed images held out."
+    " D: accuracy of the discriminator in the last round (50 is chance). Perfect fakes: its accuracy if the generated "
+    "images were replaced by condensed images held out from its training."
 )
 _PLACES_LEGEND = (
-    "Synthetic images of the last round in the teacher's features; distances class by class, diversity and distance to "
-    "the nearest guide (condensed image) in units of real images'. Compare arms within a column, as the sets differ in "
-    "size. Less diversity and nearer to the guides than 1 is collapse onto them; a smaller distance to real images is "
-    "what guidance is for. For the report only: all but the distances to condensed images, confidence and gap need "
-    "real train images, and no method or search sees any."
+    "Synthetic images of the last round in the teacher's feature space. Distances are measured class by class; "
+    "diversity and the distance to the nearest guide (condensed image) are relative to real images. Compare arms only "
+    "within a column, because the sets differ in size. Diversity and nearest guide below 1 mean a collapse onto the "
+    "guides; guidance aims at a smaller distance to real images. For the report only: all columns except the distance "
+    "and MMD to condensed images, confidence and gap use real training images, which no method and no search uses."
 )
 
 
@@ -115,7 +116,7 @@ def write(results: Results) -> None:
 
 
 def terminal_table(results: Results, width: int = WIDTH) -> str:
-    """What the Markdown shows, less the table of rounds, as plain text."""
+    """Return all tables but that of the rounds as plain text, with the notes."""
     places = places_table(results)
     parts = [table.text(width) for table in [*_tables(results), places] if table.rows]
     parts += [textwrap.fill(places.legend, min(width, WIDTH)) + "\n"] if places.rows else []
@@ -125,7 +126,7 @@ def terminal_table(results: Results, width: int = WIDTH) -> str:
 
 
 def accuracy_table(results: Results) -> Table:
-    """A row an arm and IPC that has begun. Columns that nobody measured, or no trial failed, are left out."""
+    """Return a table with a row per arm and IPC with an ended trial. Columns without any value are left out."""
     found = groups(record for record in results.records if record.status != "running")
     measured = {metric for record in results.finished for metric in record.metrics}
     percent = {metric: name for metric, name in _PERCENT.items() if metric in measured or metric == ACCURACY}
@@ -143,9 +144,9 @@ def accuracy_table(results: Results) -> Table:
 
 
 def difference_table(found: Sequence[Difference]) -> Table:
-    """A row a comparison and IPC."""
-    told = any(one.p is not None for one in found)
-    p_header = ["p (Holm)"] if told else []
+    """Return a table with a row per comparison and IPC."""
+    corrected = any(one.p is not None for one in found)
+    p_header = ["p (Holm)"] if corrected else []
     header = ["difference", "IPC", "n", "points", "95 % over seeds", *p_header, "method", "95 % over test images"]
     rows = [
         [
@@ -153,33 +154,34 @@ def difference_table(found: Sequence[Difference]) -> Table:
             str(one.n),
             signed(one),
             between(one.over_seeds),
-            *([chance(one.p)] if told else []),
+            *([chance(one.p)] if corrected else []),
             one.method,
             between(one.over_images),
         ]
         for one in found
     ]
-    return Table("Paired differences in test accuracy", header, rows, f"{_INTERVALS} {_HOLM}" if told else _INTERVALS)
+    legend = f"{_INTERVALS} {_HOLM}" if corrected else _INTERVALS
+    return Table("Paired differences in test accuracy", header, rows, legend)
 
 
 def rounds_table(results: Results) -> Table:
-    """A row an arm and IPC: over the rounds, memory and times."""
+    """Return a table with a row per arm and IPC: test accuracy over the rounds, memory and times."""
     legend = _ROUNDS_LEGEND + (_D_LEGEND if over(results.records, "guidance/accuracy") else "")
     return _table("Over the rounds", _ROUNDS, legend, results)
 
 
 def places_table(results: Results) -> Table:
-    """A row an arm and IPC that made synthetic images: what a diagnosis of the last measured round found."""
+    """Return a table with a row per arm and IPC with synthetic images: the diagnosis of the last measured round."""
     return _table("Where the synthetic images lie", _PLACES, _PLACES_LEGEND, results)
 
 
 def test_images(records: Sequence[Record]) -> str:
-    """Of how many test images the rounds of these trials were measured, of how many there are: `1 000 of 10 000`."""
-    return " and ".join(_told(*pair) for pair in sorted({_measured(record) for record in records}))
+    """Return the number of test images measured per round by these trials, such as `1 000 of 10 000`."""
+    return " and ".join(_out_of(*pair) for pair in sorted({_measured(record) for record in records}))
 
 
 def notes(results: Results) -> list[str]:
-    """Teachers, progress, pruned trials, cost, how the proxy ranked, and what the manifest says; a sentence each."""
+    """Return one sentence each on data, teachers, progress, pruned trials, cost and proxy, and the stored notes."""
     manifest = results.manifest
     name = manifest.dataset.get("name")
     lines = [f"Data {name}: {len(manifest.test_labels)} test images." if name else "", *teachers.lines(results)]
@@ -196,13 +198,13 @@ def notes(results: Results) -> list[str]:
         f"(n = {one.n} trials of one proxy set, IPC {', '.join(str(ipc or '-') for ipc in one.ipcs)})."
         for one in results.rankings
     ]
-    # A reason may be a traceback's last lines; a note is one line.
-    told = [*lines, *manifest.dataset.get("notes", ()), *manifest.notes]
-    return [" ".join(line.split()) for line in told if line]
+    # A reason may hold several lines of a traceback; a note is one line.
+    stored = [*lines, *manifest.dataset.get("notes", ()), *manifest.notes]
+    return [" ".join(line.split()) for line in stored if line]
 
 
 def _tables(results: Results) -> list[Table]:
-    """Those of each teacher are without rows where no arm has several teachers."""
+    """Return the tables of accuracies and differences; those per teacher have no rows unless arms have several."""
     by_teacher = [teachers.accuracy_table(results), teachers.difference_table(results)]
     return [accuracy_table(results), difference_table(results.judged), *by_teacher]
 
@@ -233,7 +235,7 @@ def _csv(results: Results) -> str:
 
 
 def _accuracy_rows(results: Results) -> Iterator[tuple[object, ...]]:
-    """Of each arm and IPC every metric, and of each teacher's students test accuracy where there are several."""
+    """Yield a row per arm, IPC and metric, and a row per teacher, arm and IPC if there are several teachers."""
     for (arm, ipc), members in results.groups.items():
         measured = {metric for record in members for metric in record.metrics}
         found = {metric: over(members, metric) for metric in sorted(measured)}
@@ -248,12 +250,12 @@ def _accuracy_rows(results: Results) -> Iterator[tuple[object, ...]]:
 
 
 def _measured(record: Record) -> tuple[int, int]:
-    """Test images measured in a round, and all of them; 0 where that is not known."""
+    """Return the number of test images measured per round, and of all test images; 0 stands for unknown."""
     number, total = record.metrics.get(_IMAGES, math.nan), len(record.outcome.predictions)
     return (min(_SUBSET, total) if math.isnan(number) else int(number)), total
 
 
-def _told(number: int, total: int) -> str:
+def _out_of(number: int, total: int) -> str:
     if not number:
         return f"at most {_SUBSET}"
     part, whole = (f"{value:,}".replace(",", " ") for value in (number, total))
@@ -263,7 +265,7 @@ def _told(number: int, total: int) -> str:
 
 
 def _table(title: str, columns: Sequence[_Column], legend: str, results: Results) -> Table:
-    """Without the columns, and the rows, of which nothing was measured."""
+    """Return a table without the columns and rows for which nothing was measured."""
     found = results.groups
     kept = [one for one in columns if any(over(members, one.metric) for members in found.values())]
     rows = [

@@ -1,6 +1,6 @@
-"""Failed trials on one screen: which, why, the command that repeats one, and the one that runs only these again.
+"""The failed trials of a run as plain text: names, reasons, and the commands that run them again.
 
-A search runs none again.
+A search has only the command that repeats one trial, because it does not run a failed trial again.
 """
 
 import shlex
@@ -8,21 +8,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from condkd_ray.core.records import Manifest, Record
-from condkd_ray.report.results import Results
+from condkd_ray.report.results import CALL, Results
 from condkd_ray.report.tables.table import WIDTH
 
 SHORTEST = 6
-"""Digits of a hash, at least, in commands and lists."""
+"""Digits of a hash in commands and lists, at least."""
 REASONS = 6
-"""As many different reasons are told, those of most trials; the others are in the records."""
+"""Number of different reasons shown, those of most trials first; the records hold all."""
 NAMED = 5
-"""As many trials that failed for one reason are named; the rest are counted."""
+"""Number of trials named per reason; further ones are counted."""
 HERE = ("--only", "--fresh", "--explain")
-"""Flags of a command that shall not stand in the one that runs its failed trials again."""
+"""Flags that the command for the failed trials must not take over from the command of the run."""
 
 
 def screen(results: Results) -> str:
-    """What went wrong, as plain text; empty where nothing did."""
+    """Return the failed trials and their reasons as plain text; "" if no trial failed."""
     failed, manifest, out = results.of("failed"), results.manifest, results.out
     if not failed:
         return ""
@@ -32,23 +32,25 @@ def screen(results: Results) -> str:
     for record in failed:
         reasons.setdefault(" ".join(record.outcome.reason.split()) or "no reason stored", []).append(record)
     lines = [f"{len(failed)} of {results.planned} trials failed", ""]
-    told = sorted(reasons.items(), key=lambda pair: -len(pair[1]))
-    for reason, members in told[:REASONS]:
+    by_count = sorted(reasons.items(), key=lambda pair: -len(pair[1]))
+    for reason, members in by_count[:REASONS]:
         lines += _group(reason, members, names, out)
-    lines += [f"and {len(told) - REASONS} more reasons, in {out / 'records'}"] if len(told) > REASONS else []
+    lines += [f"and {len(by_count) - REASONS} more reasons, in {out / 'records'}"] if len(by_count) > REASONS else []
     return "\n".join([*lines, "", *_commands(failed, names, manifest, out), ""])
 
 
 def _commands(failed: Sequence[Record], names: dict[str, str], manifest: Manifest, out: Path) -> list[str]:
-    """The smallest to repeat one, and but for a search, to which they are over, one to run all that failed.
+    """Return the command that repeats the smallest failed trial and, except for a search, that for all failed trials.
 
-    Of a single trial's folder, the command of before.
+    For the folder of a single trial, return the command that made it.
     """
+    if manifest.command.startswith(CALL):
+        return ["Again: the same call."]
     if manifest.experiment == "train":
-        return ["Again:", f"  {shlex.join(_without(HERE, manifest.command))}"]
+        return ["To run it again:", f"  {shlex.join(_without(HERE, manifest.command))}"]
     first = min(failed, key=lambda record: (record.outcome.rounds, record.ipc, record.config_hash))
     one = [
-        "One of them again, in one process, with its whole trace where it raises an exception:",
+        "To repeat one of them in one process, with the whole traceback if it raises an exception:",
         f"  {_repeat(first, names[first.config_hash], manifest, out)}",
     ]
     if manifest.search:
@@ -56,13 +58,13 @@ def _commands(failed: Sequence[Record], names: dict[str, str], manifest: Manifes
     only = [names[record.config_hash] for record in failed]
     return [
         *one,
-        "Only these again:",
+        "To run only these again:",
         f"  {shlex.join([*_without(HERE, manifest.command), '--only', *only])}",
     ]
 
 
 def _short(hashes: Sequence[str]) -> dict[str, str]:
-    """The shortest beginning of each hash that is no other's."""
+    """Return for each hash its shortest beginning that no other hash has."""
     known = set(hashes)
     return {
         whole: next(
@@ -98,7 +100,7 @@ def _repeat(record: Record, name: str, manifest: Manifest, out: Path) -> str:
 
 
 def _without(flags: Sequence[str], command: str) -> list[str]:
-    """The words of a command, less these flags and their values."""
+    """Return the words of a command without these flags and their values."""
     words = shlex.split(command)
     for flag in flags:
         for place in reversed(_places(words, flag)):
@@ -107,7 +109,7 @@ def _without(flags: Sequence[str], command: str) -> list[str]:
 
 
 def _places(words: Sequence[str], flag: str) -> list[slice]:
-    """Where `flag` stands with its values, in the order of the words."""
+    """Return the positions of each occurrence of `flag` and its values, in order."""
     found = []
     for start, word in enumerate(words):
         if word.partition("=")[0] == flag:

@@ -1,4 +1,4 @@
-"""A search as tables: its trials, the best first, with what the search looked at and, apart from it, test accuracy."""
+"""The tables of a search: its trials, best first, with the objectives and, separately, the test accuracy."""
 
 import csv
 import io
@@ -13,18 +13,18 @@ from condkd_ray.report.statistics import ACCURACY
 from condkd_ray.report.tables.table import WIDTH, Table
 
 SHOWN = 12
-"""As many of the best trials, at most, stand in the table for a terminal."""
+"""Number of best trials in the table for a terminal, at most."""
 _LEGEND = (
-    "The best trial first, by {first}. The search saw nothing but {objective}; test accuracy was measured once, when "
-    "the study had been told, and decides nothing: of many trials the best by it is too good to be true."
+    "Best trial first, by {first}. The search used only {objective}. Test accuracy was measured once per trial, after "
+    "its result was in the study, and decides nothing: the highest of many trials is biased upwards."
 )
-_LIMITED = " Infeasible are those that break one of {}: they are never the best."
+_LIMITED = " Infeasible trials violate one of {}; they are never the best."
 
 
 def search_table(results: Results) -> Table:
-    """A row a trial that is over: objectives, test accuracy, seconds, and the values of its open leaves.
+    """Return a table with a row per ended trial: objectives, test accuracy, CPU seconds and the open leaves' values.
 
-    Where the folder has trials of several studies each is named with its own; one that several have stands once.
+    If the folder has trials of several studies, each row names its study; a trial that is in several has one row.
     """
     several = len({record.study for record in results.ended} - {""}) > 1
     objectives, paths = results.objectives, results.manifest.search["parameters"]
@@ -57,7 +57,7 @@ def write(results: Results) -> None:
 
 
 def terminal_table(results: Results, width: int = WIDTH) -> str:
-    """The best of the same as plain text."""
+    """Return the rows of the best trials and the notes as plain text."""
     manifest, table = results.manifest, search_table(results)
     best = replace(table, title=f"Trials, the best by {results.objectives[0]} first", rows=table.rows[:SHOWN])
     more = [f"and {len(table.rows) - SHOWN} more, in search.md\n"] * (len(table.rows) > SHOWN)
@@ -68,9 +68,9 @@ def terminal_table(results: Results, width: int = WIDTH) -> str:
 
 
 def notes(results: Results) -> list[str]:
-    """How many trials came to what, and how well what was looked at ranks them by test accuracy."""
-    told = ", ".join(f"{count} trials {name}" for name, count in results.counts.items() if count)
-    lines = [f"{told or 'No trial has ended yet'}."]
+    """Return one sentence each on the trials by status, on how the objectives rank them, on cost, and stored notes."""
+    counts = ", ".join(f"{count} trials {name}" for name, count in results.counts.items() if count)
+    lines = [f"{counts or 'No trial has ended yet'}."]
     lines += [
         f"Spearman's rho of {one.proxy} with test accuracy over {one.n} finished trials: {one.rho:+.2f}."
         for one in results.rankings
@@ -80,7 +80,7 @@ def notes(results: Results) -> list[str]:
 
 
 def _leaf(config: Mapping[str, Any], path: str) -> str:
-    """The value of an open leaf in a trial's config; nothing where its method has no such leaf."""
+    """Return the value of an open leaf in a trial's config as text; "" if the trial's method has no such leaf."""
     found: Any = config
     for key in path.split("/"):
         if isinstance(found, list):
@@ -93,7 +93,7 @@ def _leaf(config: Mapping[str, Any], path: str) -> str:
 
 
 def _objective(name: str, number: float) -> str:
-    """Times and bytes in as many digits as they need, others so that a column's points stand below one another."""
+    """Return times and bytes with four significant digits, other objectives with four decimals so that they align."""
     return _number(number, ".4g" if name.startswith(("time/", "memory/")) else ".4f")
 
 

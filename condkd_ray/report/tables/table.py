@@ -1,4 +1,4 @@
-"""What all tables share: their form in Markdown and on a terminal, and how a mean with its spread is written."""
+"""The form of all tables, in Markdown and as text, and the form of numbers in their cells."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from condkd_ray.core.records import Record
 from condkd_ray.report.statistics import ACCURACY, Difference, Interval, Spread, spread
 
 WIDTH = 120
-"""Columns of a table as text, where nothing else is asked for; wider tables go on below."""
+"""Default width of a table as text, in columns; wider tables continue in a second block."""
 _GAP = "  "
 CPU, WALL = "time/cpu_seconds", "time/wall_seconds"
 
@@ -24,15 +24,15 @@ class Table:
     keys: int = 3
 
     def markdown(self) -> str:
-        """As a GitHub table."""
-        # A bar in a cell, as in some label, would end the cell.
+        """Return the table as GitHub Markdown."""
+        # A bar in a cell would end the cell, and some labels contain one.
         lines = [[cell.replace("|", "\\|") for cell in row] for row in (self.header, *self.rows)]
         rule = ["---", *["--:"] * (len(self.header) - 1)]
         body = "\n".join("| " + " | ".join(line) + " |" for line in (lines[0], rule, *lines[1:]))
         return f"## {self.title}\n\n{body}\n\n{self.legend}\n"
 
     def text(self, width: int = WIDTH) -> str:
-        """In aligned columns, those beyond `width` in a further block with the same rows."""
+        """Return the table as aligned columns; those beyond `width` follow in further blocks with the same rows."""
         lines = (self.header, *self.rows)
         widths = [max(len(line[column]) for line in lines) for column in range(len(self.header))]
         blocks = ["\n".join(_aligned(lines, widths, columns)) for columns in _fold(widths, self.keys, width)]
@@ -40,7 +40,7 @@ class Table:
 
 
 def _fold(widths: Sequence[int], keys: int, width: int) -> list[list[int]]:
-    """Numbers of the columns of each block: the keys, and as many others, at least one, as fit."""
+    """Return the column numbers of each block: the key columns, and as many others as fit, at least one."""
     head = list(range(min(keys, len(widths))))
     blocks = [head]
     for column in range(len(head), len(widths)):
@@ -59,18 +59,18 @@ def _aligned(lines: Sequence[Sequence[str]], widths: Sequence[int], columns: Seq
 
 
 def over(records: Sequence[Record], metric: str) -> Spread | None:
-    """Mean and spread of a metric over the trials that have it."""
+    """Return mean and spread of a metric over the trials that have it; None if none has."""
     return spread(record.metrics.get(metric, math.nan) for record in records)
 
 
 def count(records: Sequence[Record]) -> int:
-    """How many trials were tested."""
+    """Return the number of trials with a test accuracy."""
     found = over(records, ACCURACY)
     return found.n if found else 0
 
 
 def shown(found: Spread | None, n: int | None, *, factor: float = 1.0, digits: int = 2, deviation: bool = True) -> str:
-    """Mean, and standard deviation where there is one; a mean over another number of trials than `n` says so."""
+    """Return mean and, if known, standard deviation as text; adds the number of trials if it differs from `n`."""
     if found is None:
         return "-"
     std = f" ± {factor * found.std:.{digits}f}" if deviation and found.std is not None else ""
@@ -78,17 +78,17 @@ def shown(found: Spread | None, n: int | None, *, factor: float = 1.0, digits: i
 
 
 def place(arm: str, ipc: int) -> list[str]:
-    """The cells of an arm, or of a comparison of two, and of its IPC; a dash for none."""
+    """Return the cells of an arm, or of a comparison of two arms, and of its IPC; a dash for IPC 0."""
     return [arm, str(ipc or "-")]
 
 
 def compared(one: Difference) -> list[str]:
-    """The cells of a comparison and its IPC."""
+    """Return the cells of a comparison and its IPC."""
     return place(f"{one.left} - {one.right}", one.ipc)
 
 
 def signed(found: Difference | None, *, factor: float = 100.0, digits: int = 2) -> str:
-    """A mean difference with its sign, and its standard deviation where there is one; a dash without any."""
+    """Return a mean difference with its sign and, if known, its standard deviation; a dash for None."""
     if found is None:
         return "-"
     std = "" if found.std is None else f" ± {factor * found.std:.{digits}f}"
@@ -96,12 +96,12 @@ def signed(found: Difference | None, *, factor: float = 100.0, digits: int = 2) 
 
 
 def chance(p: float | None) -> str:
-    """The p of a difference; a dash without any."""
+    """Return the p-value of a difference as text; a dash for None."""
     if p is None:
         return "-"
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def between(found: Interval | None, *, factor: float = 100.0, digits: int = 2, unknown: str = "-") -> str:
-    """An interval with signs; `unknown` where there is none."""
+    """Return an interval with signs as text; `unknown` for None."""
     return " to ".join(f"{factor * end:+.{digits}f}" for end in found) if found else unknown

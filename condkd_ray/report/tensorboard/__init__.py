@@ -1,1 +1,1 @@
-"""TensorBoard event files of a report."""
+"""The TensorBoard event files of a report."""

@@ -1,7 +1,7 @@
-"""TensorBoard's custom scalars: arms side by side.
+"""The charts of TensorBoard's Custom Scalars tab, in which arms and trials are compared.
 
-First, once the trials have ended, charts with a line and a band an arm; then for each telling scalar one with a line a
-trial, families as categories. The Scalars tab shows the same figures among all the others.
+Once the trials have ended, the first charts have a line and a band per arm. They are followed by a chart per scalar of
+`charted`, with a line per trial, in one category per family. The Scalars tab shows the same curves among all scalars.
 """
 
 import math
@@ -13,30 +13,30 @@ from condkd_ray.core.records import Record
 from condkd_ray.report.statistics import groups
 
 Layout = dict[str, dict[str, tuple[str, list[str]]]]
-"""By category and title, the kind of each chart, and its expressions: as torch's `custom_scalars` takes them."""
+"""Kind and tag patterns of each chart, by category and title, in the form of torch's `custom_scalars`."""
 ARMS = "arms, over their seeds"
 METRICS = ("student/test_accuracy", "student/val_accuracy", "proxy/agreement", "proxy/kl")
-"""Of which an arm has a mean, lowest and highest over its seeds: scalars such as `mean/proxy/kl`."""
+"""Scalars whose mean, lowest and highest over the seeds of an arm are charted, as `mean/proxy/kl` and the like."""
 _WHOLE = ("kd", "inversion", "guidance", "diagnosis", "memory")
 FAMILIES = ("student", "proxy", *_WHOLE)
-"""In this order; of the first two the terms in `METRICS`, of the others all: losses, and where the images lie."""
+"""Order of the categories. The first two have charts of the terms in `METRICS`, the others of all their terms."""
 BESIDE: Mapping[str, str] = {"guidance/perfect_accuracy": "guidance/accuracy"}
-"""Scalars that stand in the chart of another, where there is that one: they are what it is to be compared with."""
+"""Scalars drawn in the chart of another scalar, with which they are compared, if that one exists."""
 
 
-def telling(tags: Iterable[str]) -> set[str]:
-    """Those of `family/term` that get a chart."""
+def charted(tags: Iterable[str]) -> set[str]:
+    """Return the tags, each `family/term`, that get a chart."""
     whole = tuple(f"{family}/" for family in _WHOLE)
     return {tag for tag in tags if tag in METRICS or tag.startswith(whole)}
 
 
 def layout(tags: Iterable[str], spread: Iterable[str] = ()) -> Layout:
-    """The charts of `tags`: each expression is met by one of them, and a chart has one but for `BESIDE`.
+    """Return the charts of `tags`: each pattern matches one tag, and each chart has one pattern, but for `BESIDE`.
 
-    `spread`: metrics of which there are means and ranges over the seeds of an arm; their charts come first.
+    `spread`: metrics with a mean and a range over the seeds of an arm; their charts come first.
     """
-    shown = sorted(telling(tags))
-    # TensorBoard shows charts with bands from the last to the first, those with lines as they come.
+    shown = sorted(charted(tags))
+    # TensorBoard shows charts with bands in reverse order, and those with lines in order.
     bands = [name for name in reversed(METRICS) if name in set(spread)]
     charts: Layout = {ARMS: {f"{name}, mean and range": ("Margin", _parts(name)) for name in bands}}
     for family in FAMILIES:
@@ -47,9 +47,9 @@ def layout(tags: Iterable[str], spread: Iterable[str] = ()) -> Layout:
 
 
 def over_seeds(records: Sequence[Record]) -> Iterator[tuple[Record, list[dict[str, float]]]]:
-    """Of each arm and IPC with two finished trials or more: one of them, and rows of its rounds.
+    """Yield, for each arm and IPC with two or more finished trials, one of them and rows of statistics by round.
 
-    A round counts where all of them measured it: a mean over other seeds than the round before would jump.
+    Only rounds that all trials measured have a row, because a mean over changing sets of seeds would jump.
     """
     finished = [record for record in records if record.status == "finished"]
     for members in groups(finished).values():
@@ -72,5 +72,5 @@ def _spread(rows: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def _parts(name: str) -> list[str]:
-    """The scalars over the seeds that there are of a metric."""
+    """Return the tags of a metric's statistics over the seeds."""
     return [f"{part}/{name}" for part in ("mean", "lowest", "highest")]

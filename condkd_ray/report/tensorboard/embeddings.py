@@ -1,9 +1,9 @@
-"""Real, condensed and synthetic images as the teacher sees them, kept beside a trial's record and shown by TensorBoard.
+"""Real, condensed and synthetic images in the teacher's feature space, stored per trial and shown by TensorBoard.
 
     OUT/points/<hash>.safetensors    of the trials whose products are kept: the best of each arm and IPC, or of a search
 
-In TensorBoard's projector they are an embedding, coloured and searched by class and kind: one in the run of each such
-trial, and in the run of the whole experiment one in which all of them lie in one teacher's space.
+TensorBoard's projector shows them as embeddings, with colours and search by class and kind: one in the run of each
+such trial, and one in the run of the whole experiment, with all trials of one teacher.
 """
 
 import json
@@ -23,15 +23,15 @@ from condkd_ray.core.method import InputError
 from condkd_ray.core.records import ALL_REAL, Record
 from condkd_ray.core.storage import atomic_write
 
-# The classes of this module are made at import from a descriptor, which no type checker sees.
+# Protobuf creates the classes of this module at import, so type checkers do not find them.
 _CONFIG: Any = projector_config_pb2
 
 KINDS = ("real", "condensed", "synthetic")
 COLUMNS = ("what", "kind", "class", "arm", "ipc", "seed")
-"""What is said of each point. `what` is all but class and seed in one, for colours."""
+"""Metadata of each point. `what` combines all but class and seed, for colours."""
 TENSORS, METADATA, BOOKMARKS = "tensors.tsv", "metadata.tsv", "bookmarks.json"
 COLOURS = {"by what it is": "what", "by class": "class"}
-"""Bookmarks, one click each, and the column that each colours the points by: at first they have one colour."""
+"""Bookmarks, each with the column by which it colours the points. Without one, all points have one colour."""
 
 
 @dataclass(frozen=True)
@@ -39,22 +39,22 @@ class Points:
     """Images of one kind."""
 
     features: Tensor
-    """(N, D): of the teacher's penultimate layer, in units of the real images' root mean squared norm."""
+    """Outputs of the teacher's penultimate layer, shape (N, D), divided by the real images' root mean squared norm."""
     classes: Tensor
-    """(N,): labels; of synthetic images the classes that were asked for."""
+    """Labels, shape (N,); of synthetic images, the classes for which they were made."""
 
 
 Cloud = tuple[Points, Mapping[str, str]]
-"""Points of one kind, and what is said of all of them by column."""
+"""Points of one kind, and their common metadata by column."""
 
 
 def points_path(out: Path, config_hash: str) -> Path:
-    """Where the points of that trial are kept, if they are."""
+    """Return the path of a trial's points, which need not exist."""
     return Path(out) / "points" / f"{config_hash}.safetensors"
 
 
 def write_points(path: Path, found: Mapping[str, Points]) -> None:
-    """Atomically; features as float16, which is finer than any picture."""
+    """Write points by kind atomically. Features are stored as float16, which is precise enough for a picture."""
     tensors = {}
     for kind, points in found.items():
         tensors[kind] = points.features.half().cpu().contiguous()
@@ -63,7 +63,7 @@ def write_points(path: Path, found: Mapping[str, Points]) -> None:
 
 
 def read_points(path: Path) -> dict[str, Points]:
-    """Points by kind. Raises `InputError` where the file is damaged."""
+    """Return the points by kind. Raises `InputError` if the file is damaged."""
     try:
         tensors = load_file(path)
     except (SafetensorError, ValueError) as error:
@@ -72,15 +72,15 @@ def read_points(path: Path) -> dict[str, Points]:
 
 
 def write_own(folder: Path, out: Path, record: Record) -> None:
-    """The embedding of a trial, where its points are kept, into the `folder` of its run."""
+    """Write the embedding of a trial to `folder`, that of its run, if the trial's points are kept."""
     if clouds := _clouds(out, record):
         _write(folder, "teacher features", list(clouds.values()))
 
 
 def write_together(folder: Path, out: Path, records: Sequence[Record]) -> None:
-    """Those of all `records` of the first one's teacher and data; images that trials have in common stand there once.
+    """Write one embedding of all trials that share the teacher and the data of the first one.
 
-    Nothing is written where there are not two of them.
+    Images that several trials share appear once. Nothing is written for fewer than two trials.
     """
     kept = [record for record in records if points_path(out, record.config_hash).is_file()]
     alike = [one for one in kept if (one.teacher_hash, one.data_hash) == (kept[0].teacher_hash, kept[0].data_hash)]
@@ -94,40 +94,40 @@ def write_together(folder: Path, out: Path, records: Sequence[Record]) -> None:
 
 
 def _clouds(out: Path, record: Record) -> dict[tuple[str, ...], Cloud]:
-    """By what makes two of them equal."""
+    """Return a trial's points by kind and hash; points with equal keys are equal."""
     path = points_path(out, record.config_hash)
     found = read_points(path) if path.is_file() else {}
-    # All real images, as a condensed set, stand there as real ones.
+    # If the condensed set is all real images, they are shown as real ones only.
     if record.condensation == ALL_REAL:
         found.pop("condensed", None)
     ipc, name = str(record.ipc), f"ipc {record.ipc}" if record.ipc else "no ipc"
     own = {"arm": record.arm, "ipc": ipc, "seed": str(record.seed)}
-    told: dict[str, tuple[str, dict[str, str]]] = {
+    about: dict[str, tuple[str, dict[str, str]]] = {
         "real": ("", {"what": "real"}),
         "condensed": (record.condensed_hash, {"what": f"condensed {name}", "ipc": ipc}),
         "synthetic": (record.config_hash, {"what": f"synthetic {record.arm} {name}"} | own),
     }
-    return {(kind, told[kind][0]): (points, {"kind": kind} | told[kind][1]) for kind, points in found.items()}
+    return {(kind, about[kind][0]): (points, {"kind": kind} | about[kind][1]) for kind, points in found.items()}
 
 
 def _write(folder: Path, name: str, clouds: Sequence[Cloud]) -> None:
     features = np.concatenate([points.features.numpy() for points, _ in clouds])
     rows = ["\t".join(f"{value:.3g}" for value in row) for row in features.tolist()]
-    said = [{**told, "class": str(label)} for points, told in clouds for label in points.classes.tolist()]
-    lines = ["\t".join(COLUMNS), *("\t".join(row.get(column, "-") for column in COLUMNS) for row in said)]
+    table = [{**about, "class": str(label)} for points, about in clouds for label in points.classes.tolist()]
+    lines = ["\t".join(COLUMNS), *("\t".join(row.get(column, "-") for column in COLUMNS) for row in table)]
     atomic_write(folder / TENSORS, "".join(f"{row}\n" for row in rows).encode())
     atomic_write(folder / METADATA, "".join(f"{line}\n" for line in lines).encode())
     views = [_view(label, column, features.shape) for label, column in COLOURS.items()]
     atomic_write(folder / BOOKMARKS, json.dumps(views).encode())
     paths = {"tensor_path": TENSORS, "metadata_path": METADATA, "bookmarks_path": BOOKMARKS}
     embedding = _CONFIG.EmbeddingInfo(tensor_name=name, tensor_shape=features.shape, **paths)
-    # Last, for who reads it reads the others.
+    # Written last, because TensorBoard finds the other files by this one.
     config = _CONFIG.ProjectorConfig(embeddings=[embedding])
     atomic_write(folder / metadata.PROJECTOR_FILENAME, text_format.MessageToString(config).encode())
 
 
 def _view(label: str, column: str, shape: Sequence[int]) -> Mapping[str, Any]:
-    """A state of the projector: the two largest principal components, which it has computed by then, in colours."""
+    """Return a state of the projector: the first two principal components, which it always computes, in colours."""
     sides: dict[str, Any] = {}
     for side in ("XLeft", "XRight", "YUp", "YDown"):
         sides |= {f"custom{side}Text": "", f"custom{side}Regex": False}

@@ -1,7 +1,7 @@
-"""What stands in TensorBoard's event files, as Summary protos; torch and TensorBoard make those that they can.
+"""The contents of TensorBoard's event files, as Summary protos made by torch and TensorBoard where these can.
 
-The columns of the HParams tab are put together here: neither marks those that `differ`, torch's `add_hparams` writes
-an experiment of its own for every trial, which collide, and TensorBoard's `summary` imports TensorFlow.
+This module builds the columns of the HParams tab itself: torch and TensorBoard do not mark the columns that `differ`,
+torch's `add_hparams` writes a colliding experiment for each trial, and TensorBoard's `summary` imports TensorFlow.
 """
 
 import io
@@ -18,28 +18,28 @@ from torch.utils.tensorboard import summary
 
 from condkd_ray.core.records import Status
 
-# The classes of these modules are made at import from a descriptor, which no type checker sees.
+# Protobuf creates the classes of these modules at import, so type checkers do not find them.
 _API: Any = api_pb2
 _DATA: Any = plugin_data_pb2
 _SUMMARY: Any = summary_pb2
 
 Scalar = str | bool | int | float
 _MAX_CHOICES = 20
-# A pruned trial neither failed nor can be compared with complete ones: TensorBoard calls that unknown.
+# A pruned trial has not failed and cannot be compared with complete ones; its status in TensorBoard is unknown.
 _STATUS: dict[Status, int] = {"finished": _API.STATUS_SUCCESS, "failed": _API.STATUS_FAILURE}
 
 
 def columns(planned: Sequence[Mapping[str, Scalar]], always: Sequence[str]) -> dict[str, Any]:
-    """The columns of the HParams tab, HParamInfo by name: `always`, then what the planned trials have beside.
+    """Return the columns of the HParams tab, HParamInfo by name: `always`, then further ones of the planned trials.
 
-    TensorBoard shows those that differ, or belong to some trials alone, before the others, and only five at first.
+    TensorBoard first shows the columns that differ or that only some trials have, and only five of them initially.
     """
     names = dict.fromkeys([*always, *(name for trial in planned for name in trial)])
     return {name: _column(name, planned) for name in names}
 
 
 def intervals(ranges: Mapping[str, tuple[float, float]]) -> dict[str, Any]:
-    """Columns of numbers between two bounds."""
+    """Return float columns, by name, with the given lower and upper bounds."""
     return {
         name: _API.HParamInfo(name=name, type=_API.DATA_TYPE_FLOAT64, differs=True, domain_interval=_interval(bounds))
         for name, bounds in ranges.items()
@@ -47,7 +47,7 @@ def intervals(ranges: Mapping[str, tuple[float, float]]) -> dict[str, Any]:
 
 
 def experiment(infos: Mapping[str, Any], metrics: Sequence[str]) -> Any:
-    """The summary that makes a folder an HParams experiment."""
+    """Return the summary that makes a folder an HParams experiment."""
     content = _API.Experiment(
         time_created_secs=time.time(),
         hparam_infos=infos.values(),
@@ -57,19 +57,19 @@ def experiment(infos: Mapping[str, Any], metrics: Sequence[str]) -> Any:
 
 
 def session_start(name: str, hparams: Mapping[str, Scalar], infos: Mapping[str, Any], when: float) -> Any:
-    """The summary that enters a trial, still running, in the HParams tab. `when`: seconds since 1970."""
+    """Return the summary that adds a running trial to the HParams tab. `when`: seconds since 1970."""
     values = {key: _value(value, infos.get(key)) for key, value in hparams.items()}
     return summary_v2.hparams_pb(values, trial_id=name, start_time_secs=when)
 
 
 def session_end(status: Status, when: float) -> Any:
-    """The summary that ends a trial."""
+    """Return the summary that ends a trial. `when`: seconds since 1970."""
     content = _DATA.SessionEndInfo(status=_STATUS.get(status, _API.STATUS_UNKNOWN), end_time_secs=when)
     return _plugin_summary(metadata.SESSION_END_INFO_TAG, session_end_info=content)
 
 
 def scalars(metrics: Mapping[str, float]) -> Any:
-    """One summary with a value for each finite metric."""
+    """Return one summary with a value for each finite metric."""
     values = [
         _SUMMARY.Summary.Value(tag=name, simple_value=float(value))
         for name, value in sorted(metrics.items())
@@ -79,7 +79,7 @@ def scalars(metrics: Mapping[str, float]) -> Any:
 
 
 def histogram(tag: str, counts: Sequence[int], edges: Sequence[float]) -> Any:
-    """A summary with `counts` of the bins between as many `edges` and one more; values count as their bin's middle."""
+    """Return a summary of `counts` (n) in bins with `edges` (n + 1); each value counts as its bin's middle."""
     middles = [(low + high) / 2 for low, high in itertools.pairwise(edges)]
     total = sum(n * x for n, x in zip(counts, middles, strict=True))
     squares = sum(n * x * x for n, x in zip(counts, middles, strict=True))
@@ -87,7 +87,7 @@ def histogram(tag: str, counts: Sequence[int], edges: Sequence[float]) -> Any:
 
 
 def image(tag: str, picture: Image.Image) -> Any:
-    """A summary with the picture; grey ones stay grey, which torch's would not."""
+    """Return a summary with the picture. A grey picture stays grey; torch's function would convert it to RGB."""
     content = io.BytesIO()
     picture.save(content, format="PNG")
     shown = _SUMMARY.Summary.Image(
@@ -125,7 +125,7 @@ def _data_type(name: str, values: list[Scalar]) -> int:
 
 
 def _value(value: Scalar, info: Any | None) -> str | bool | float:
-    """The value as its column's type, so that a column never mixes types."""
+    """Return the value in the type of its column, because a column must not mix types."""
     if isinstance(value, str) or (info is not None and info.type == _API.DATA_TYPE_STRING):
         return str(value)
     return value if isinstance(value, bool) else float(value)

@@ -1,4 +1,4 @@
-"""TensorBoard: a run a trial, comparable in the HParams tab from its first second; in the end also a run an arm."""
+"""TensorBoard files of an experiment: one run per trial, in the HParams tab from its start, finally one per arm."""
 
 import math
 import re
@@ -31,28 +31,28 @@ METRICS = (
     *("time/inversion_seconds", "time/distillation_seconds", "time/evaluation_seconds"),
     *("time/wall_seconds", "time/cpu_seconds"),
 )
-"""Of these TensorBoard shows the first five, until told otherwise."""
+"""Metrics of the HParams tab; TensorBoard initially shows the first five."""
 
 
 def run_name(record: Record) -> str:
-    """`ipc10/guided/seed0-1a2b3c`, or `none/seed0-1a2b3c` for an arm without condensed images.
+    """Return a trial's run name: `ipc10/guided/seed0-1a2b3c`, or `none/seed0-1a2b3c` without condensed images.
 
-    Of an arm's name what a regular expression would take for an operator is left out, and `-` stands for spaces:
-    `trial 7` is `trial-7`, so that what is typed into TensorBoard's filter finds it.
+    In the arm's name, characters with a meaning in regular expressions are removed and spaces become `-`, so that the
+    name can be typed into TensorBoard's filter: `trial 7` becomes `trial-7`.
     """
     return f"{arm_name(record)}/seed{record.seed}-{record.config_hash[:6]}"
 
 
 def arm_name(record: Record) -> str:
-    """What the run names of all seeds of an arm and IPC begin with: `ipc10/guided`."""
+    """Return the common beginning of the run names of an arm and IPC: `ipc10/guided`."""
     arm = re.sub(r"[^\w.,=-]+", "-", re.sub(r"['\"()\[\]]", "", record.arm)).strip("-") or "-"
     return f"ipc{record.ipc}/{arm}" if record.ipc else arm
 
 
 def varying(configs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Dotted names of the leaves in which the configuration trees that have them differ.
+    """Return the dotted names of the config fields whose values differ among the configs that have them.
 
-    A leaf that only some have, and all alike, tells no more than the method it belongs to, which is a column already.
+    A field that only some configs have, with one value, adds nothing to the name of its method, which has a column.
     """
     flat = [_flatten(config) for config in configs]
     names = sorted({name for leaves in flat for name in leaves})
@@ -60,28 +60,28 @@ def varying(configs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def beyond_base(names: Iterable[str]) -> list[str]:
-    """Those of the leaves that `BASE` does not have as columns already: kinds, IPC and seed it has."""
+    """Return the names without those already in the columns of `BASE`: method names, IPC and seed."""
     there = {*BASE, "condensation.ipc", *(f"{name}.name" for name in BASE)}
     return [name for name in names if name not in there]
 
 
 def hparams(record: Record, names: Iterable[str] = ()) -> dict[str, Scalar]:
-    """A trial as a flat dict: `BASE`, and the named leaves of its configuration as far as it has them."""
+    """Return a trial's hyper-parameters: those of `BASE`, and the config fields in `names` that it has."""
     leaves = _flatten(record.config)
     return {name: getattr(record, name) for name in BASE} | {name: leaves[name] for name in names if name in leaves}
 
 
 def bin_edges(name: str, bins: int) -> list[float]:
-    """Where the bins of a histogram in `Record.held` begin and end: classes at their numbers, confidences in [0, 1]."""
+    """Return the edges of a histogram in `Record.held`: bins are centred on class numbers, or divide [0, 1] evenly."""
     return [number - 0.5 if name == "class" else number / bins for number in range(bins + 1)]
 
 
 class EventFiles:
-    """Event files of a running experiment under `out`/tensorboard. One process writes them, the driver.
+    """The event files of a running experiment in `out`/tensorboard, written by one process, the driver.
 
-    `planned`: the hyper-parameters of every trial to come, as `hparams` gives them. The columns of the HParams tab and
-    their types are made from these once, so that running trials stand there too; and from `ranges`, in which those that
-    nobody knows yet will lie. Times are seconds since 1970.
+    The columns of the HParams tab and their types are fixed at the start, so that running trials have entries too.
+    `planned`: the hyper-parameters of all planned trials, from `hparams`. `ranges`: bounds of the hyper-parameters
+    whose values are not known at the start. Times are seconds since 1970.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class EventFiles:
         self._columns = events.columns([_flatten(trial) for trial in planned], BASE) | events.intervals(ranges)
         self._writers: dict[str, FileWriter] = {}
         self._latest: dict[str, tuple[int, Mapping[str, float]]] = {}
-        # One experiment a tree: tensorboard keeps the first it finds. What is over seeds lacks those to come.
+        # TensorBoard keeps only the first experiment in a tree; and new trials make runs over seeds outdated.
         for stale in self._folder.rglob("events.out.tfevents.*"):
             if not stale.parent.name.startswith("seed"):
                 stale.unlink()
@@ -111,7 +111,7 @@ class EventFiles:
         history: Sequence[Mapping[str, float]] = (),
         when: float | None = None,
     ) -> None:
-        """Open a run afresh, unless it is open. `history`: the rounds so far of a trial that resumes."""
+        """Start a run, unless it is open; its old files are deleted. `history`: earlier rounds of a resumed trial."""
         if run in self._writers:
             return
         shutil.rmtree(self._folder / run, ignore_errors=True)
@@ -125,7 +125,7 @@ class EventFiles:
             self.round(run, int(row["round"]), row, now)
 
     def round(self, run: str, step: int, metrics: Mapping[str, float], when: float | None = None) -> None:
-        """Add a round's metrics. A round already written, as after a resume, is not written twice."""
+        """Add a round's metrics. A round that was already written, for example before a resume, is skipped."""
         if run not in self._writers or step <= self._latest.get(run, (-1, {}))[0]:
             return
         self._writers[run].add_summary(events.scalars(metrics), step, when)
@@ -133,15 +133,15 @@ class EventFiles:
         self._latest[run] = (step, dict(metrics))
 
     def chart(self, metrics: Mapping[str, float]) -> None:
-        """See that there is a chart of each of these scalars that is finite and telling."""
-        fresh = charts.telling(name for name, value in metrics.items() if math.isfinite(value)) - self._charts
+        """Add charts of the finite metrics that `charts.charted` selects and that have no chart yet."""
+        fresh = charts.charted(name for name, value in metrics.items() if math.isfinite(value)) - self._charts
         if fresh:
             self._charts |= fresh
-            # Of several layouts TensorBoard takes the last.
+            # TensorBoard uses the last layout.
             self._root.add_summary(custom_scalars(charts.layout(self._charts, self._spread)), len(self._charts))
 
     def arm(self, run: str, rows: Sequence[Mapping[str, float]], when: float | None = None) -> None:
-        """Write a run over the seeds of an arm; to be charted, before any scalar of a trial."""
+        """Write a run of statistics over an arm's seeds. To get charts, call this before adding trials' scalars."""
         writer = _opened(self._folder / run)
         for row in rows:
             writer.add_summary(events.scalars(row), int(row["round"]), when)
@@ -149,12 +149,12 @@ class EventFiles:
         _close(writer)
 
     def trial_finished(self, record: Record, when: float | None = None) -> None:
-        """Add final metrics, what the memory held, what is there of images and embedding, and the status; close."""
+        """Add final metrics, histograms of the memory, image grid, embedding and status, and close the run."""
         run, now = run_name(record), time.time() if when is None else when
         self.trial_started(run, hparams(record, self._columns), record.history, when)
         writer = self._writers.pop(run)
         step, written = self._latest.get(run, (record.outcome.rounds, {}))
-        # The last round may have measured a subset of the test images; an equal value stands there already.
+        # The metric differs from that of the last round if the round used a subset of the test images.
         final = {name: value for name, value in record.metrics.items() if written.get(name) != value}
         writer.add_summary(events.scalars(final), step, now)
         self.chart(final)
@@ -167,14 +167,14 @@ class EventFiles:
         _close(writer)
 
     def close(self) -> None:
-        """Close all runs; those still open stay without an end, which TensorBoard shows as unknown."""
+        """Close all runs. Open ones stay without an end, and TensorBoard shows their status as unknown."""
         for writer in [self._root, *self._writers.values()]:
             _close(writer)
         self._writers.clear()
 
 
 def rebuild(out: Path, records: Sequence[Record]) -> None:
-    """Delete the folder and write it again from records and grids. The end of a trial is the time of its file."""
+    """Delete the folder and write it again from records and grids. A trial ended at its record's modification time."""
     shutil.rmtree(Path(out) / FOLDER, ignore_errors=True)
     names = varying([record.config for record in records])
     files = EventFiles(out, [hparams(record, names) for record in records])
@@ -199,7 +199,7 @@ def _opened(folder: Path) -> FileWriter:
 
 
 class _Silent(event_file_writer._AsyncWriterThread):
-    """Writes to a file. What goes wrong is raised by the next call of its writer, and shall not be printed as well."""
+    """Writer thread that does not print errors, because the next call of its writer raises them."""
 
     def run(self) -> None:
         with suppress(Exception):
@@ -207,7 +207,7 @@ class _Silent(event_file_writer._AsyncWriterThread):
 
 
 def _close(writer: FileWriter) -> None:
-    """Raises what has gone wrong since the last call, too, of which TensorBoard's own says nothing."""
+    """Close the writer; unlike TensorBoard's method, also raise an error that has occurred since the last call."""
     writer.close()
     writer.event_writer._async_writer._check_worker_status()
 

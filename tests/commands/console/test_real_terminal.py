@@ -69,6 +69,7 @@ def search(tmp_path: Path, trials: int) -> list[str]:
     return [sys.executable, "-m", "condkd_ray", "search", *given, *place]
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_search_shows_a_live_table_and_ends_with_where_all_is(tmp_path: Path):
     session, tables = Session(search(tmp_path, 3), rows=40), set[str]()

@@ -98,14 +98,14 @@ def test_elsewhere(two, tmp_path):
 
 def test_a_run_equals_itself(two):
     seen = Seen(page.compare(two[0], two[0]))
-    assert "Each trial that is in both has the same test accuracy there." in seen.text
-    assert "Nothing: trials of equal name have equal configs." in seen.text
+    assert "Each trial that is in both runs has the same test accuracy in both." in seen.text
+    assert "None: trials of equal arm, IPC and seed have equal configs." in seen.text
 
 
 def test_nothing_in_common(tmp_path):
     a = store(tmp_path / "a", sweep(("none",), (), (0,)))
     b = store(tmp_path / "b", sweep(("mixed",), (5,), (0,)))
-    assert "no finished trial of equal arm, IPC and seed in common" in Seen(page.compare(a, b)).text
+    assert "no finished trials of equal arm, IPC and seed that may be compared" in Seen(page.compare(a, b)).text
 
 
 def test_two_searches(tmp_path):
@@ -136,7 +136,7 @@ def test_a_search_and_an_ablation_are_refused(two, tmp_path):
     (tmp_path / "s").mkdir()
     records, about = searched(tmp_path / "s")
     search = store(tmp_path / "s", records, search=about)
-    with pytest.raises(InputError, match=r"a search'; accepted: an experiment, as .*a is"):
+    with pytest.raises(InputError, match=r"a search'; accepted: an experiment, like .*a$"):
         page.compare(two[0], search)
 
 
@@ -150,7 +150,7 @@ def test_trials_without_a_test_accuracy_are_passed_over(tmp_path):
 def test_the_command_line(two, tmp_path, capsys, heard):
     assert rebuild(Report(two[0], two[1])) == 0
     assert capsys.readouterr().out.strip() == str(two[0] / "comparison.html")
-    with pytest.raises(InputError, match=r"--to is .*accepted: with two folders"):
+    with pytest.raises(InputError, match=r"--to is .*accepted: --to only with two folders"):
         rebuild(Report(two[0], to=tmp_path / "page.html"))
     assert rebuild(Report(two[0])) == 0
     assert any("report.html" in line for line in heard)

@@ -70,7 +70,7 @@ def test_only_the_failed_ones_are_run_again():
     single = screen(
         results(records, make_manifest(records, command="condkd train x.yaml --fresh", experiment="train"), OUT)
     )
-    assert single.endswith("\n\nAgain:\n  condkd train x.yaml\n")
+    assert single.endswith("\n\nTo run it again:\n  condkd train x.yaml\n")
 
 
 def test_a_search_which_runs_no_failed_trial_again_names_no_command_that_would():

@@ -18,7 +18,7 @@ from condkd_ray.report.tables import teachers
 from report.page.page_reader import Seen
 from report.report_factory import make_manifest, make_record, results, sweep
 
-SHARED = "seeds share one teacher: the intervals say nothing about another teacher."
+SHARED = "seeds share one teacher: the intervals do not cover other teachers."
 ARMS = ("none", "condensed_only", "mixed", "guided")
 
 
@@ -72,7 +72,7 @@ def test_nothing_is_said_where_there_is_nothing_to_say():
 def test_arms_with_a_teacher_each_share_it_within_the_arm():
     records = [taught(make_record(arm, 5, seed), arm) for arm in ("mixed", "guided") for seed in (0, 1)]
     assert teachers.sentence(results(records)) == (
-        "All seeds of an arm share one teacher: the intervals say nothing about another teacher."
+        "All seeds of an arm share one teacher: the intervals do not cover other teachers."
     )
     assert by_teacher(records) == {}
 
@@ -84,7 +84,7 @@ def test_spread_seeds_are_listed_and_no_teacher_is_hidden():
     )
     assert SHARED not in told
     assert teachers.sentence(results(spread_out(3, range(3)))) == (
-        "Each of the 3 seeds has a teacher of its own: the intervals over seeds hold for other teachers too."
+        "Each of the 3 seeds has its own teacher: the intervals over seeds hold for other teachers too."
     )
     assert "teacher 0: 15 seeds" in teachers.sentence(results(spread_out(2, range(30), ("mixed",))))
 

@@ -5,7 +5,7 @@ import pytest
 
 from condkd_ray.core.records import Record
 from condkd_ray.report.statistics import ACCURACY
-from condkd_ray.report.tables.verdict import arms_table, cost, differences_table, named, sentence, told
+from condkd_ray.report.tables.verdict import arms_table, cost, differences_table, graded, lines, sentence
 from report.report_factory import LABELS, altered, make_record
 
 TRUTH = LABELS.tolist()
@@ -60,18 +60,19 @@ def test_it_speaks_as_both_intervals_do(guided: tuple[int, ...], said: str):
         ((99, 98, 100), "guidance helps here: ", "; as guides your images give +9.2 of these points (over seeds +"),
         (
             (62, 62, 61),
-            "guided is better here, but that your images help as guides is not shown: ",
-            "; as guides your images give, which is not told apart from nothing, -0.1 of these points (over seeds ",
+            "guided is better here, but it is not shown that your images help as guides: ",
+            "; as guides your images give -0.1 of these points (over seeds ",
         ),
         (
             (30, 31, 33),
-            "guided is better here, but that your images help as guides is not shown: ",
+            "guided is better here, but it is not shown that your images help as guides: ",
             "; as guides your images cost -7.7 of these points (over seeds -",
         ),
         (
             (),
-            "guided is better here, but that your images help as guides is not shown: ",
-            "; what of this needs your images as guides is not known, as no seed of mixed_prior has finished with it.",
+            "guided is better here, but it is not shown that your images help as guides: ",
+            "; the part of this that your images give as guides is unknown, because guided and mixed_prior have no "
+            "finished seed in common.",
         ),
     ],
 )
@@ -81,7 +82,8 @@ def test_guidance_does_not_help_by_what_a_class_prior_gives_without_guides(
     told = sentence(trials((60, 62, 64), prior=prior), TRUTH)
     assert told.startswith(f"Verdict: with 3 seeds {said}guided - mixed is +9.5 points")
     assert parts in told
-    assert ("and a class prior without any guide gives +" in told) == bool(prior)
+    assert ("; not distinguishable from 0), and a class prior" in told) == ("give -" in parts)
+    assert ("and a class prior without guides gives +" in told) == bool(prior)
     assert told.count(". ") == 0
 
 
@@ -89,7 +91,11 @@ def test_guidance_does_not_help_by_what_a_class_prior_gives_without_guides(
     ("prior", "said"),
     [
         ((200, 201, 203), "; as guides your images give +14.9 points (over seeds"),
-        ((), "; what your images give as guides is not known, as no seed of mixed_prior has finished with it."),
+        (
+            (),
+            "; the gain from your images as guides is unknown, because guided and mixed_prior have no finished seed in "
+            "common.",
+        ),
     ],
 )
 def test_without_a_gain_nothing_is_a_part_of_it(prior: tuple[int, ...], said: str):
@@ -116,7 +122,7 @@ def test_without_a_pair_there_is_no_verdict():
     ("alone", "said"),
     [
         ((10, 12, 13), "; your images alone are better (-12.6, over seeds "),
-        ((20, 60, 120), "; that it beats your images alone is not shown (+1.2, over seeds "),
+        ((20, 60, 120), "; guided is not shown to beat your images alone (+1.2, over seeds "),
         ((200, 201, 202), ""),
     ],
 )
@@ -129,7 +135,7 @@ def test_what_is_known_of_the_images_alone_is_told_as_far_as_it_is(alone: tuple[
 
 def test_agreement_is_with_the_teacher_and_accuracy_with_the_folders():
     found, teacher = trials((60, 62, 64)), answers(60, 0)
-    first = next(record for record in named(found, teacher) if (record.arm, record.seed) == ("guided", 0))
+    first = next(record for record in graded(found, teacher) if (record.arm, record.seed) == ("guided", 0))
     assert first.metrics[ACCURACY] == 1
     rows = {row[0]: row for row in arms_table(found, TRUTH, teacher).rows}
     assert rows["guided"][2:4] == ["3", "84.5 ± 0.5"]
@@ -143,9 +149,9 @@ def test_agreement_is_with_the_teacher_and_accuracy_with_the_folders():
 
 
 def test_students_that_are_barely_taught_are_told_of_before_the_verdict():
-    lines = told(trials((250, 251, 252), (255, 260, 265), prior=(255, 261, 262)), TRUTH, TRUTH)
-    assert len(lines) == 2
-    assert lines[0].startswith("The students agree with the teacher on at most 37% of the held-out images")
-    assert lines[1].startswith("Verdict: ")
-    assert told(trials((60, 62, 64)), TRUTH, TRUTH) == [sentence(trials((60, 62, 64)), TRUTH)]
-    assert len(told([], TRUTH, TRUTH)) == 1
+    found = lines(trials((250, 251, 252), (255, 260, 265), prior=(255, 261, 262)), TRUTH, TRUTH)
+    assert len(found) == 2
+    assert found[0].startswith("The students agree with the teacher on at most 37% of the held-out images")
+    assert found[1].startswith("Verdict: ")
+    assert lines(trials((60, 62, 64)), TRUTH, TRUTH) == [sentence(trials((60, 62, 64)), TRUTH)]
+    assert len(lines([], TRUTH, TRUTH)) == 1

@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.plugin_event_multiplexer import EventM
 from tensorboard.context import RequestContext
 from tensorboard.plugins.base_plugin import TBContext
 
-from condkd_ray.report.tensorboard.charts import ARMS, layout, over_seeds, telling
+from condkd_ray.report.tensorboard.charts import ARMS, charted, layout, over_seeds
 from condkd_ray.report.tensorboard.writer import EventFiles, hparams, rebuild, run_name
 from report.report_factory import altered, diagnosed, make_record
 
@@ -84,7 +84,7 @@ def test_without_any_scalar_there_is_no_layout(tmp_path):
 
 @pytest.mark.parametrize("tag", ["student/test_rounds", "time/wall_seconds", "pool/made", "round", "kd", "other/term"])
 def test_what_tells_nothing_has_no_chart(tag):
-    assert telling([tag, "kd/loss"]) == {"kd/loss"}
+    assert charted([tag, "kd/loss"]) == {"kd/loss"}
 
 
 def test_categories_are_in_order_and_expressions_literal():

@@ -1,0 +1,94 @@
+"""A module without a file is identified by what it computes: by its layers, its settings and its own code."""
+
+import copy
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from condkd_ray.models.code_digest import all_tensors, structure_digest
+
+SOURCE = """
+import torch
+from torch import nn
+
+SCALE = 2.0
+UNUSED = 1
+
+def scaled(x):
+    return x * SCALE
+
+class Net(nn.Module):
+    def __init__(self, power=1):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+        self.head = nn.Linear(4, 10)
+        self.power = power
+        self.register_buffer("shift", torch.zeros(1), persistent=False)
+
+    @property
+    def gain(self):
+        return 1.0
+
+    def forward(self, x):
+        "Says nothing of what it computes."
+        return self.head(scaled(self.body(x)).mean((2, 3)) ** self.power) * self.gain
+"""
+
+
+def made(source: str = SOURCE, *arguments: int) -> nn.Module:
+    """The network of a source without a file, as a notebook's cell is one."""
+    names: dict = {"__name__": "__main__"}
+    exec(source, names)
+    torch.manual_seed(0)
+    return names["Net"](*arguments)
+
+
+def test_the_same_code_in_another_cell_is_the_same_teacher():
+    first = structure_digest(made())
+    assert structure_digest(made()) == first
+    assert structure_digest(copy.deepcopy(made())) == first
+    assert structure_digest(made().double().eval().requires_grad_(False)) == first
+    assert structure_digest(made(f"\n\n{SOURCE}")) == first
+    assert structure_digest(made(SOURCE.replace("UNUSED = 1", "UNUSED = 2"))) == first
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (".mean((2, 3))", ".amax((2, 3))"),
+        ("SCALE = 2.0", "SCALE = 3.0"),
+        ("return x * SCALE", "return x + SCALE"),
+        ("nn.ReLU()", "nn.ELU()"),
+        ("nn.Conv2d(1, 4, 3)", "nn.Conv2d(1, 4, 3, stride=2)"),
+        ("return 1.0", "return 2.0"),
+        ("power=1", "power=2"),
+    ],
+)
+def test_whatever_changes_its_answers_makes_another_teacher(old: str, new: str):
+    assert old in SOURCE
+    assert structure_digest(made(SOURCE.replace(old, new))) != structure_digest(made())
+
+
+def test_settings_and_hooks_count():
+    hooked = made()
+    hooked.head.register_forward_hook(lambda layer, inputs, output: output * 2)
+    assert len({structure_digest(one) for one in (made(), made(SOURCE, 3), hooked)}) == 3
+
+
+def test_buffers_count_that_no_state_dict_has():
+    assert "shift" in all_tensors(made())
+    assert "shift" not in made().state_dict()
+
+
+def test_it_is_the_same_in_another_process():
+    script = f"""
+import torch
+{SOURCE}
+from condkd_ray.models.code_digest import structure_digest
+print(structure_digest(Net()))
+"""
+    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert told.strip() == structure_digest(made())
