@@ -42,13 +42,16 @@ def script(path: Path, *arguments: object) -> CompletedProcess[str]:
 
 def _ended(name: str, arguments: tuple[object, ...], program) -> CompletedProcess[str]:
     whole, code, output, errors = [name, *map(str, arguments)], 0, io.StringIO(), io.StringIO()
-    claimed = set(locks._claimed)
-    with logger_restored(), patch.object(sys, "argv", whole), redirect_stdout(output), redirect_stderr(errors):
+    # A program keeps its folders until its process ends; this process continues.
+    with (
+        locks.released_after(),
+        logger_restored(),
+        patch.object(sys, "argv", whole),
+        redirect_stdout(output),
+        redirect_stderr(errors),
+    ):
         try:
             program()
         except SystemExit as ended:
             code = ended.code or 0
-    # A process keeps its folders until it ends; this one continues.
-    for taken in set(locks._claimed) - claimed:
-        locks.let_go(taken)
     return CompletedProcess(whole, code, output.getvalue(), errors.getvalue())

@@ -258,7 +258,7 @@ def cache(tmp_path_factory) -> Path:
                 "guided nayer - mixed nayer",
             ),
         ],
-        lambda case: case[0] in ("few_shot", "ablate_memory"),
+        lambda case: case[0] == "few_shot",
     ),
 )
 def test_it_runs_and_compares_with_its_baseline(cluster, name, flags, told, tmp_path, cache):

@@ -199,8 +199,6 @@ def connect(
     with _environment(environment), handling(signal.SIGHUP, signal.SIG_IGN), _process_kept():
         import ray
 
-        # Tune logs each failed trial with its trace, and missing trials after Ctrl-C; this package reports both.
-        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
         if ray.is_initialized():
             yield
             return
@@ -225,11 +223,15 @@ LEFT_BY_RAY = ("PYTHONBREAKPOINT", "RAY_CLIENT_MODE")
 def _process_kept() -> Iterator[None]:
     """Restore, after the block, what Ray and Tune change in a process when they are imported, connect or run.
 
-    These are handlers of SIGTERM and SIGUSR1, the hook for uncaught exceptions, Python's fault handler, the level of
-    Tune's logger, and two environment variables.
+    These are handlers of SIGTERM and SIGUSR1, the hook for uncaught exceptions, Python's fault handler, the levels
+    of two of their loggers, and two environment variables.
     """
-    tune, hook, dumps = logging.getLogger("ray.tune"), sys.excepthook, faulthandler.is_enabled()
-    level, variables = tune.level, {name: os.environ.get(name) for name in LEFT_BY_RAY}
+    # Tune logs each failed trial with its trace, and missing trials after Ctrl-C; this package reports both. In a
+    # notebook Ray logs that widgets are not installed.
+    levels = {name: logging.getLogger(name).level for name in ("ray.tune", "ray.widgets")}
+    hook, dumps, variables = sys.excepthook, faulthandler.is_enabled(), {k: os.environ.get(k) for k in LEFT_BY_RAY}
+    for name in levels:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     with ExitStack() as handlers:
         for number in (signal.SIGTERM, signal.SIGUSR1):
             # None: a handler that is not Python's, which Python cannot set again.
@@ -238,7 +240,8 @@ def _process_kept() -> Iterator[None]:
         try:
             yield
         finally:
-            tune.setLevel(level)
+            for name, level in levels.items():
+                logging.getLogger(name).setLevel(level)
             sys.excepthook = hook
             if not dumps:
                 faulthandler.disable()

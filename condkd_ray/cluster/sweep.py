@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ray import tune
-from ray.tune import Callback, Stopper
+from ray.tune import Callback, ProgressReporter, Stopper
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
@@ -305,6 +305,15 @@ class _Proposing(_Hook, Searcher):
     def restore(self, checkpoint_path: str) -> None: ...
 
 
+class _NoReports(ProgressReporter):
+    """Reports nothing. In a notebook Tune would display an empty area by default."""
+
+    def should_report(self, trials: list[Any], done: bool = False) -> bool:
+        return False
+
+    def report(self, trials: list[Any], done: bool, *sys_info: str) -> None: ...
+
+
 class _InOrder(FIFOScheduler):
     """Runs trials in their order, and retries a trial after any loss of its process."""
 
@@ -432,6 +441,7 @@ def fit(listener: Listener, context: WorkerContext, crews: Mapping[str, int] | N
                 name="sweep",
                 storage_path=str(scratch),
                 verbose=0,
+                progress_reporter=_NoReports(),
                 stop=_StopOnError(token),
                 failure_config=tune.FailureConfig(max_failures=UNLIMITED),
                 callbacks=[events],

@@ -87,6 +87,7 @@ def test_a_search_ends_with_what_was_proposed_each_tested_once_all_else_was_told
     assert [path for name in ("trials", "chunks", "tune") for path in (tmp_path / name).glob("*/")] == []
 
 
+@pytest.mark.slow
 def test_whoever_is_killed_the_numbers_stay(cluster, tmp_path):
     configs = {key: toy.toy_config(seed=seed, rounds=6) for seed, key in enumerate("ab")}
     killed = []

@@ -230,13 +230,8 @@ def pids(monkeypatch) -> dict[str, int]:
     return found
 
 
-@pytest.mark.parametrize(
-    "saved",
-    [
-        pytest.param(0, id="its state saved each round", marks=pytest.mark.slow),
-        pytest.param(1000, id="its state never saved"),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("saved", [0, 1000], ids=["its state saved each round", "its state never saved"])
 def test_a_killed_maker_leaves_all_their_numbers(cluster, tmp_path, pids, saved):
     """It comes back and goes on, or the one that waits takes over: whichever is first."""
     killed, stopped = [], []

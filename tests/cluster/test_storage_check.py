@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 
+import pytest
 from places import TESTS
 
 from condkd_ray.cluster.storage_check import check_reach, look
@@ -11,6 +12,7 @@ OF_EACH_PROCESS = "/proc/self/cwd/storage"
 """A path that is another folder to each node."""
 
 
+@pytest.mark.slow
 def test_every_node_of_a_cluster_is_asked(tmp_path, bucket):
     shared = tmp_path / "shared"
     environment = os.environ | {"PYTHONPATH": str(TESTS)}

@@ -143,6 +143,7 @@ def test_a_sweep_gives_the_numbers_of_runs_without_ray(cluster, tmp_path, capfd)
     assert {path.relative_to(tmp_path).parts[1] for path in tmp_path.glob("*/*")} == {"broken", "pool.json"}
 
 
+@pytest.mark.slow
 def test_a_trial_without_gpu_memory_fails_once_by_name_and_the_sweep_goes_on(cluster, tmp_path):
     words = "CUDA out of memory. Tried to allocate 2.00 GiB."
 

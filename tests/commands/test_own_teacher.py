@@ -194,7 +194,9 @@ def test_flags_of_an_experiment_become_a_config_over_the_card(home: Path):
 
 
 @pytest.mark.usefixtures("cluster")
-@pytest.mark.parametrize(("program", "weights"), [("ablation", "carded"), ("search", "carded")])
+@pytest.mark.parametrize(
+    ("program", "weights"), [("ablation", "carded"), pytest.param("search", "carded", marks=pytest.mark.slow)]
+)
 def test_an_experiment_and_a_search_take_a_card(
     program: str, weights: str, call: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

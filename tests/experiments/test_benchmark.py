@@ -34,6 +34,7 @@ def test_draws_before_and_after_compaction_are_measured(cluster):
     assert min(*after.values, *before.values) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_memory_of_readers_is_measured(cluster):
     (measured,) = figures.reader()
@@ -41,6 +42,7 @@ def test_memory_of_readers_is_measured(cluster):
     assert max(measured.values) < 100
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_trials_in_which_nothing_is_left_to_do_are_heard_of_and_cleared_up(cluster, tmp_path):
     heard = []

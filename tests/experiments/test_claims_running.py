@@ -215,6 +215,7 @@ def test_what_another_kind_of_machine_has_begun_is_not_gone_on_with(whole, home,
     assert numbers(rows) == numbers([row for row in whole if (row.cell, row.record.seed) == ("one", 10)])
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_halving_goes_rung_by_rung_and_stores_nothing_of_the_test_images(cluster, home):
     there = place(home, "rungs")

@@ -159,6 +159,7 @@ def test_only_trials_that_were_planned_can_be_chosen(home: Path, finished: Path)
     assert "holds no experiment.json" in nowhere.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_seeds_under_several_teachers(home: Path):
     flags = ("--rounds", "1", "--seeds", "0", "1", "2", "--arms", "none", "--no-reference", "--test-rounds", "full")

@@ -144,6 +144,7 @@ print("digest", tensor_digest(teacher.network.state_dict()))
 """
 
 
+@pytest.mark.slow
 def test_of_two_processes_on_one_cache_only_one_trains(tmp_path):
     (tmp_path / "trial.yaml").write_text(dump(CONFIG))
     command = [sys.executable, "-c", CHILD, str(tmp_path)]

@@ -122,7 +122,8 @@ def lines(records: Sequence[Record], labels: Sequence[int], answers: Sequence[in
 def sentence(records: Sequence[Record], labels: Sequence[int]) -> str:
     """Return the verdict. Guidance helps or hurts only if the intervals over seeds and over images both exclude 0.
 
-    It helps only if guided beats mixed and also mixed_prior: otherwise a class prior alone may achieve the same.
+    It helps only if guided beats mixed and also mixed_prior, each by its own intervals: otherwise a class prior alone
+    may achieve the same.
     """
     one, own, prior = (compared(records, left, right, labels) for left, right in CONTROLS)
     if one is None:
