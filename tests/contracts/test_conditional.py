@@ -15,7 +15,7 @@ from condkd_ray.methods.inversion import DeepInversion, Zskt
 from condkd_ray.methods.targets import Balanced, Soft
 from condkd_ray.models.generator import Generator, LabelledGenerator
 from condkd_ray.trial.plan import production_key
-from contracts.toy_methods import INVERTERS, Puller, small, synthesize
+from contracts.toy_methods import INVERTERS, RecordingGuide, small, synthesize
 from contracts.toy_trials import goes_on_alike
 
 KINDS = [kind for kind in INVERTERS if "conditional" in {field.name for field in fields(kind)}]
@@ -51,12 +51,12 @@ def test_it_hears_labels_and_images_keep_them(kind):
 
 @each_kind
 def test_the_guide_and_the_class_prior_are_told_the_given_labels(kind):
-    guide = Puller()
+    guide = RecordingGuide()
     _, metrics = synthesize(told(kind, steps=1), guide=guide)
-    ((_, seen, labels),) = guide.shown
+    ((_, seen, labels),) = guide.penalty_calls
     assert (labels.bincount(minlength=NUM_CLASSES) == len(labels) // NUM_CLASSES).all()
     assert not torch.equal(labels, seen.logits.argmax(1))
-    assert torch.equal(guide.learnt[0][2], labels)
+    assert torch.equal(guide.update_calls[0][2], labels)
     if "inversion/oh" in metrics:
         assert metrics["inversion/oh"] == pytest.approx(F.cross_entropy(seen.logits, labels).item(), rel=1e-5)
 
@@ -99,7 +99,7 @@ def test_without_it_the_generator_is_the_published_one(kind):
 def test_only_its_own_streams_are_drawn_from(kind):
     inversion, teacher, rng = told(kind), make_teacher(), Streams(0)
     before = torch.random.get_rng_state()
-    synthesize(inversion, inversion.init(teacher, rng), rng=rng, teacher=teacher, guide=Puller())
+    synthesize(inversion, inversion.init(teacher, rng), rng=rng, teacher=teacher, guide=RecordingGuide())
     assert rng.state_dict()["device"].keys() == {"targets", "latents"}
     assert torch.equal(torch.random.get_rng_state(), before)
 

@@ -21,7 +21,7 @@ from condkd_ray.trial.loop import run_round, start
 from condkd_ray.trial.plan import production_key
 from condkd_ray.trial.run import local_store
 from contracts.toy_guides import LABELS, bound, each_guidance
-from contracts.toy_methods import INVERTERS, Verdict, same, small, synthesize
+from contracts.toy_methods import INVERTERS, ConstantPenalties, same, small, synthesize
 from contracts.toy_trials import goes_on_alike, numbers
 
 STARTING = [kind for kind in INVERTERS if kind.starts_from_images]
@@ -30,7 +30,7 @@ HALF = FromGuides(share=0.5, noise=0.0)
 each_host = pytest.mark.parametrize("kind", STARTING, ids=lambda kind: kind.__name__)
 
 
-class Starter(Verdict):
+class Starter(ConstantPenalties):
     """Keeps all that is shown to it, and the first step's images for the best; says where a batch starts as `guide`."""
 
     def __init__(self, guide, steps=3):
@@ -48,7 +48,7 @@ def first_images(kind, from_guides, *, rng=None, steps=3, **changes):
     guide = Starter(bound(small(Mmd, from_guides=from_guides), teacher=teacher, rng=rng)[0], steps)
     inversion = small(kind, steps=steps, **changes)
     _, metrics = synthesize(inversion, inversion.init(teacher, rng), teacher=teacher, rng=rng, guide=guide)
-    return guide.shown[0], guide.started, metrics
+    return guide.penalty_calls[0], guide.started, metrics
 
 
 def test_the_hosts_that_optimise_pixels_or_latents_have_it():
@@ -141,7 +141,7 @@ def test_the_hosts_own_draws_are_the_same_with_it(kind):
 
 @each_host
 def test_a_guide_that_cannot_say_leaves_the_host_as_it_is(kind):
-    teacher, guide = make_teacher(), Verdict(*[0.0] * 3)
+    teacher, guide = make_teacher(), ConstantPenalties(*[0.0] * 3)
     assert not hasattr(guide, "start")
     older, _ = synthesize(small(kind), teacher=teacher, guide=guide)
     assert torch.equal(older.images, synthesize(small(kind), guide=Unguided())[0].images)
@@ -208,7 +208,7 @@ def test_the_label_of_a_soft_target_says_whose_image_it_starts_from():
     given = {"teacher": teacher, "student": teacher.network, "guide": guide, "rng": rng}
     inversion.synthesize(None, targets, weigh=lambda seen, labels: torch.ones(len(labels)), **given)
     condensed = guide.guide.condensed
-    rows = [(condensed.images == image).flatten(1).all(1).nonzero().item() for image in guide.shown[0][:8]]
+    rows = [(condensed.images == image).flatten(1).all(1).nonzero().item() for image in guide.penalty_calls[0][:8]]
     assert torch.equal(condensed.labels[rows], targets.labels[:8])
 
 

@@ -27,7 +27,7 @@ from contracts.toy_guides import (
     identity,
     step,
 )
-from contracts.toy_methods import frozen, same, small, snake, tensors
+from contracts.toy_methods import same, small, snake, snapshot, tensors
 
 
 @each_form
@@ -108,11 +108,11 @@ def test_learning_changes_its_state_and_nothing_else(kind, augment):
     images = fakes().requires_grad_()
     seen = teacher.observe(images)
     before = [t.clone() for t in tensors(carried)]
-    outside = frozen(teacher.network), images.detach().clone(), seen.features.detach().clone(), guide.condensed.images
+    outside = snapshot(teacher.network), images.detach().clone(), seen.features.detach().clone(), guide.condensed.images
     outside = [*outside[:3], outside[3].clone()]
     guide.update(images.detach(), seen.detach(), LABELS)
     assert same(before, list(tensors(carried))) != guide.guidance.uses_condensed_batches
-    assert same(outside, [frozen(teacher.network), images.detach(), seen.features.detach(), guide.condensed.images])
+    assert same(outside, [snapshot(teacher.network), images.detach(), seen.features.detach(), guide.condensed.images])
     assert images.grad is None
 
 

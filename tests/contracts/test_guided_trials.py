@@ -14,7 +14,7 @@ from condkd_ray.methods.inversion import Fast
 from condkd_ray.trial.loop import run_round, start
 from condkd_ray.trial.run import local_store
 from contracts.toy_guides import FORMS, MIDDLE, each_guidance
-from contracts.toy_methods import INVERTERS, frozen, same, small
+from contracts.toy_methods import INVERTERS, same, small, snapshot
 from contracts.toy_trials import goes_on_alike, numbers
 
 
@@ -32,7 +32,7 @@ def outcome(guidance, inverter, prepared):
     live, store = trial(toy_config(inversion=small(inverter), guidance=guidance, rounds=2), prepared)
     student = live.distiller.student
     made = store.gather(live.memory.ids).images
-    return numbers(live, "guidance/"), student(prepared.proxy.images), frozen(student), made
+    return numbers(live, "guidance/"), student(prepared.proxy.images), snapshot(student), made
 
 
 @cache

@@ -34,19 +34,19 @@ from condkd_ray.methods.inversion.unconditional import Unconditional
 from condkd_ray.models.teacher import Teacher
 from condkd_ray.testing.inversions import (
     check_checkpoint,
-    check_guide_is_followed,
-    check_guide_learns,
+    check_guide_changes_images,
+    check_guide_updates,
+    check_image_weights,
     check_images,
-    check_networks_stay,
+    check_networks_unchanged,
     check_pixels,
     check_seed,
-    check_weights_count,
 )
 from condkd_ray.trial import config
 from contracts.toy_methods import (
     INVERTERS,
     Breaking,
-    Puller,
+    RecordingGuide,
     small,
     snake,
     synthesize,
@@ -115,10 +115,10 @@ def test_every_loss_term_alone_moves_the_images(kind, term):
 @each_inverter
 def test_the_loss_is_the_weighted_sum_of_the_logged_terms(kind):
     published, terms = small(kind, steps=2), weights_of(kind)
-    _, metrics = synthesize(published, guide=Puller())
+    _, metrics = synthesize(published, guide=RecordingGuide())
     assert ("inversion/oh" in metrics) == (kind not in OWN_PRIOR)
     inversion = replace(published, oh_weight=published.oh_weight or 0.3)
-    _, metrics = synthesize(inversion, guide=Puller())
+    _, metrics = synthesize(inversion, guide=RecordingGuide())
     total = sum(getattr(inversion, f"{term}_weight") * metrics[f"inversion/{term}"] for term in terms)
     assert metrics["inversion/loss"] == pytest.approx(total + metrics["inversion/guide"], rel=1e-4)
     assert metrics.keys() == {f"inversion/{name}" for name in [*terms, "guide", "loss"]}
@@ -129,9 +129,9 @@ def test_a_class_prior_is_that_of_the_tempered_answers(kind):
     """Asked of what the guide is shown of the only step, whoever wants the class: targets or the teacher's argmax."""
     found, made = {}, {}
     for temperature in (1.0, 8.0):
-        inversion, guide = small(kind, steps=1, oh_weight=0.3, oh_temperature=temperature), Puller()
+        inversion, guide = small(kind, steps=1, oh_weight=0.3, oh_temperature=temperature), RecordingGuide()
         _, metrics = synthesize(inversion, guide=guide)
-        (_, seen, labels), *_ = guide.shown
+        (_, seen, labels), *_ = guide.penalty_calls
         assert (labels == seen.logits.argmax(1)).all() or not issubclass(kind, Unconditional)
         told = reference.mean(reference.class_prior(seen.logits.tolist(), labels.tolist(), temperature))
         assert metrics["inversion/oh"] == pytest.approx(told, rel=1e-4)
@@ -177,33 +177,33 @@ def test_a_class_prior_and_its_temperature_are_told_to_be_our_choice(kind):
 
 @each_inverter
 def test_the_guide_is_heard_with_gradients(kind):
-    check_guide_is_followed(small(kind, steps=6))
+    check_guide_changes_images(small(kind, steps=6))
 
 
 @each_inverter
 def test_the_guide_learns_after_each_step_from_the_values_it_judged(kind):
-    check_guide_learns(small(kind))
-    guide = Puller()
+    check_guide_updates(small(kind))
+    guide = RecordingGuide()
     synthesize(small(kind), guide=guide)
     assert guide.calls == ["penalty", "update"] * 3
 
 
 @each_inverter
 def test_bn_statistics_are_computed_for_the_hosts_that_read_them_alone(kind):
-    guide, reads = Puller(), kind in {Cmi, DeepInversion, Dfq, Fast, Nayer}
+    guide, reads = RecordingGuide(), kind in {Cmi, DeepInversion, Dfq, Fast, Nayer}
     synthesize(small(kind), guide=guide)
     assert kind.reads_bn == reads
-    assert [seen.bn.numel() > 0 for _, seen, _ in guide.shown] == [reads] * len(guide.shown)
+    assert [seen.bn.numel() > 0 for _, seen, _ in guide.penalty_calls] == [reads] * len(guide.penalty_calls)
 
 
 @each_inverter
 def test_the_weights_of_samples_are_heard(kind):
-    check_weights_count(small(kind))
+    check_image_weights(small(kind))
 
 
 @each_inverter
 def test_teacher_and_student_are_left_as_they_were(kind):
-    check_networks_stay(small(kind))
+    check_networks_unchanged(small(kind))
 
 
 @pytest.mark.parametrize("kind", [kind for kind in INVERTERS if "adv" in weights_of(kind)], ids=lambda k: k.__name__)
@@ -250,7 +250,7 @@ def test_only_its_own_streams_are_drawn_from(kind):
     rng, before = Streams(0), torch.random.get_rng_state()
     carried = inversion.init(teacher, rng)
     for _ in range(2):
-        synthesize(inversion, carried, rng=rng, teacher=teacher, guide=Puller())
+        synthesize(inversion, carried, rng=rng, teacher=teacher, guide=RecordingGuide())
     opened = rng.state_dict()
     assert opened["device"].keys() <= {"targets", "latents", "augment/inversion", "negatives"}
     assert not opened["host"]
@@ -330,18 +330,18 @@ def test_a_shift_that_is_no_share_of_the_side_is_refused(kind, share):
 @each_inverter
 def test_a_nan_of_the_guide_is_named(kind):
     with pytest.raises(NonFiniteError, match="inversion/guide is not finite at step 3"):
-        synthesize(small(kind, steps=5), guide=Puller(breaks_at=3))
+        synthesize(small(kind, steps=5), guide=RecordingGuide(nan_at=3))
 
 
 @each_inverter
 def test_a_nan_of_the_teacher_is_named_by_a_term_that_asks_it(kind):
-    network, guide = Breaking(make_teacher().network), Puller()
+    network, guide = Breaking(make_teacher().network), RecordingGuide()
     teacher = wrap(network)
     network.arm(3)
     with pytest.raises(NonFiniteError) as caught:
         synthesize(small(kind, steps=5), teacher=teacher, guide=guide)
     # A host that looks at two views a step gets its third answer in the second.
-    broken = [bool(seen.logits.isnan().any()) for _, seen, _ in guide.shown].index(True)
+    broken = [bool(seen.logits.isnan().any()) for _, seen, _ in guide.penalty_calls].index(True)
     term = "adv" if kind in OWN_PRIOR else "oh"
     assert f"inversion/{term} is not finite at step {broken + 1}" in str(caught.value)
     assert broken > 0

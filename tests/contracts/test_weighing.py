@@ -10,7 +10,7 @@ from toy import NUM_CLASSES, make_teacher, toy_config
 
 from condkd_ray.methods.weighing import AnyWeighing, Equal
 from condkd_ray.trial import config
-from contracts.toy_methods import INVERTERS, frozen, same, small, snake, synthesize
+from contracts.toy_methods import INVERTERS, same, small, snake, snapshot, synthesize
 
 KINDS = get_args(AnyWeighing)
 each_weighing = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
@@ -31,7 +31,7 @@ def looked(teacher, count=12):
 def test_gives_a_finite_weight_a_sample_without_gradient(kind, held):
     teacher, counts = make_teacher(), held.clone()
     seen, labels = looked(teacher)
-    before = frozen(teacher.network)
+    before = snapshot(teacher.network)
     weights = kind().bind(counts)(seen, labels)
     assert weights.shape == (12,)
     assert weights.dtype == torch.float32
@@ -40,7 +40,7 @@ def test_gives_a_finite_weight_a_sample_without_gradient(kind, held):
     assert weights.sum() > 0
     assert not weights.requires_grad
     assert torch.equal(counts, held)
-    assert same(before, frozen(teacher.network))
+    assert same(before, snapshot(teacher.network))
 
 
 @each_weighing

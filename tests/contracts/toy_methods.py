@@ -7,12 +7,12 @@ from typing import get_args
 from torch import nn
 
 from condkd_ray.methods.inversion import AnyInversion, NoInversion
-from condkd_ray.testing.inversions import Puller
+from condkd_ray.testing.inversions import RecordingGuide
 from condkd_ray.testing.inversions import synthesize as synthesize
-from condkd_ray.testing.states import frozen as frozen
 from condkd_ray.testing.states import parts as parts
 from condkd_ray.testing.states import pointers as pointers
 from condkd_ray.testing.states import same as same
+from condkd_ray.testing.states import snapshot as snapshot
 from condkd_ray.testing.states import tensors as tensors
 from condkd_ray.testing.world import make_student as make_student
 
@@ -70,7 +70,7 @@ class Breaking(nn.Module):
         return logits * float("nan") if self.left == 0 else logits
 
 
-class Verdict(Puller):
+class ConstantPenalties(RecordingGuide):
     """A guide whose penalties are constants: it decides which step has the lowest loss, and moves nothing."""
 
     def __init__(self, *penalties):
@@ -78,5 +78,5 @@ class Verdict(Puller):
         self.penalties = penalties
 
     def penalty(self, images, seen, labels):
-        self.shown.append(images.detach().clone())
-        return seen.logits.new_tensor(self.penalties[len(self.shown) - 1])
+        self.penalty_calls.append(images.detach().clone())
+        return seen.logits.new_tensor(self.penalties[len(self.penalty_calls) - 1])

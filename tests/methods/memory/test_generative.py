@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from contracts.toy_methods import Breaking, frozen, same, small
+from contracts.toy_methods import Breaking, same, small, snapshot
 from torch import nn
 from toy import MEAN, NUM_CLASSES, STD, answered, blobs, make_prepared, make_teacher, toy_config, wrap
 
@@ -116,9 +116,9 @@ def test_recollections_go_beside_fresh_images_once_there_has_been_a_round():
 def test_a_draw_changes_neither_memory_nor_teacher(statistics):
     played, _ = after(small(Generative, statistics=statistics), [[0], [1]])
     networks = [played.state.encoder, played.state.decoder, TEACHER.network]
-    before = [frozen(network)[:2] for network in networks]
+    before = [snapshot(network)[:2] for network in networks]
     played.draw(12)
-    assert same([frozen(network)[:2] for network in networks], before)
+    assert same([snapshot(network)[:2] for network in networks], before)
 
 
 def test_with_the_batchs_own_statistics_recalled_images_differ_as_much_as_fresh_ones():
