@@ -1,7 +1,7 @@
-"""The package's programs, run within the process of the tests, which has PyTorch and perhaps a Ray cluster already.
+"""Runs the package's programs in the test process, which has already imported PyTorch and may have a Ray cluster.
 
-A process of its own takes some ten seconds to import them and to start Ray, so it is for what needs one: signals,
-kills, terminals, and what is imported when.
+A separate process needs about ten seconds to import them and to start Ray. It is used only for tests of signals, kills,
+terminals and imports.
 """
 
 import io
@@ -20,7 +20,7 @@ from condkd_ray.core import locks
 
 @contextmanager
 def logger_restored() -> Iterator[None]:
-    """The package's logger is left as it was found: programs have it write for their users."""
+    """Restore the package's logger after the block, because programs configure it."""
     logger = logging.getLogger("condkd_ray")
     before = (logger.level, logger.propagate, list(logger.handlers))
     try:
@@ -31,27 +31,27 @@ def logger_restored() -> Iterator[None]:
 
 
 def condkd(*arguments: object) -> CompletedProcess[str]:
-    """`condkd` with these arguments: exit code, standard output and standard error."""
-    return _ended("condkd", arguments, __main__.main)
+    """Run `condkd` with these arguments and return exit code, standard output and standard error."""
+    return _completed("condkd", arguments, __main__.main)
 
 
 def script(path: Path, *arguments: object) -> CompletedProcess[str]:
-    """A script with these arguments."""
-    return _ended(str(path), arguments, lambda: runpy.run_path(str(path), run_name="__main__"))
+    """Run a script with these arguments and return the same."""
+    return _completed(str(path), arguments, lambda: runpy.run_path(str(path), run_name="__main__"))
 
 
-def _ended(name: str, arguments: tuple[object, ...], program) -> CompletedProcess[str]:
-    whole, code, said, told = [name, *map(str, arguments)], 0, io.StringIO(), io.StringIO()
-    # A program has its folders until its process ends, which this one does not yet.
+def _completed(name: str, arguments: tuple[object, ...], program) -> CompletedProcess[str]:
+    whole, code, output, errors = [name, *map(str, arguments)], 0, io.StringIO(), io.StringIO()
+    # A program keeps its folder locks until its process ends; here they are released when it returns.
     with (
         locks.released_after(),
         logger_restored(),
         patch.object(sys, "argv", whole),
-        redirect_stdout(said),
-        redirect_stderr(told),
+        redirect_stdout(output),
+        redirect_stderr(errors),
     ):
         try:
             program()
         except SystemExit as ended:
             code = ended.code or 0
-    return CompletedProcess(whole, code, said.getvalue(), told.getvalue())
+    return CompletedProcess(whole, code, output.getvalue(), errors.getvalue())

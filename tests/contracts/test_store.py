@@ -281,7 +281,7 @@ class StoreModel:
         self.store.commit()
 
     def restore(self, anew: int) -> None:
-        """Restore the last checkpoint in this store or, if its chunks are persistent and `anew` is odd, in a new one."""
+        """Restore the last checkpoint in this store, or in a new one if `anew` is odd and chunks are persistent."""
         if anew % 2 and self.lasts:
             self.store = self.open_store()
         num_ids, self.held = self.kept[0], dict(self.kept[1])

@@ -265,7 +265,7 @@ class Stopped(BaseException):
         ("chunks/*.arrow", lambda whole: bytes(len(whole))),
     ],
 )
-def test_a_trial_whose_files_are_damaged_begins_anew_and_says_so(tmp_path, which, damage, monkeypatch, heard):
+def test_a_trial_whose_files_are_damaged_begins_anew_and_says_so(tmp_path, which, damage, monkeypatch, logged):
     config = toy.toy_config(memory=Latest(), rounds=4)
     trial = PlannedTrial("0" * 16, Plan("trial", 1, 0, config), toy.make_prepared())
     experiment._record(trial, tmp_path / "whole", SILENT, None)
@@ -284,10 +284,10 @@ def test_a_trial_whose_files_are_damaged_begins_anew_and_says_so(tmp_path, which
     whole = path.read_bytes()
     path.unlink()  # what is mapped of it stays
     path.write_bytes(damage(whole))
-    heard.clear()
+    logged.clear()
     experiment._record(trial, tmp_path / "out", SILENT, None)
-    assert any(str(path) in line for line in heard)
-    assert any("the trial begins anew" in line for line in heard)
+    assert any(str(path) in line for line in logged)
+    assert any("the trial begins anew" in line for line in logged)
     (first,), (again,) = read_records(tmp_path / "whole"), read_records(tmp_path / "out")
     assert numbers(again) == numbers(first)
 

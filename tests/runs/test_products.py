@@ -69,7 +69,7 @@ def test_the_best_of_each_arm_is_kept_by_validation_and_never_by_test_accuracy(t
     assert choose(out, "d") == other
 
 
-def test_a_damaged_product_is_not_kept_in_place_of_an_earlier_one(tmp_path, heard):
+def test_a_damaged_product_is_not_kept_in_place_of_an_earlier_one(tmp_path, logged):
     out = folder_of(tmp_path)
     BestProducts(out).update(ran(out, "a", val_accuracy=0.5))
     better = ran(out, "b", val_accuracy=0.9)
@@ -82,7 +82,7 @@ def test_a_damaged_product_is_not_kept_in_place_of_an_earlier_one(tmp_path, hear
         kept.write_bytes(content)
         BestProducts(out).update(better, PREPARED)
         assert {path.stem for path in (out / "products").iterdir()} == {"a"}
-        assert f"product is {str(kept)!r}, which cannot be read" in heard[-1]
+        assert f"product is {str(kept)!r}, which cannot be read" in logged[-1]
     assert choose(out).config_hash == "a"
 
 
