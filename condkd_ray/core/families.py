@@ -294,9 +294,11 @@ def check_plugins(made_with: dict[str, str], source: str) -> None:
         here = None if family is None else family.plugins().get(name)
         if family is None or here is None:
             why = f", which is neither installed nor registered here{'' if family is None else family.failures}"
-            raise InputError(f"{source}: {group} is {name!r} of plug-in {origin}{why}; accepted: with that plug-in")
+            raise InputError(
+                f"{source}: {group} is {name!r} of plug-in {origin}{why}; accepted: a process that has this plug-in"
+            )
         if str(origin_of(here)) != origin:
-            log.warning(f"{source}: {group} {name} was of plug-in {origin}, and is of {origin_of(here)} here")
+            log.warning(f"{source}: {group} {name} was made by plug-in {origin}; the plug-in here is {origin_of(here)}")
 
 
 def name_of(kind: type) -> str:

@@ -60,7 +60,7 @@ def chosen(records: Sequence[Record], out: Path, beginning: str | None = None) -
     no trial is kept, or unless exactly one hash begins with `beginning`.
     """
     kept = [record for record in records if kept_path(out, record.config_hash).is_file()]
-    require(bool(kept), f"trials kept in {out}", 0, "a folder whose experiment kept the best of each arm")
+    require(bool(kept), f"trials kept in {out}", 0, "a folder with the product of at least one trial")
     if beginning is None:
         others = [record for record in kept if record.condensation != ALL_REAL]
         return max(others or kept, key=lambda record: (record.numbers, merit(record)[1]))

@@ -51,9 +51,14 @@ def check_plans(planned: Sequence[Plan]) -> None:
     for plan in planned:
         twin = first.setdefault((plan.config, plan.scope), plan)
         same = f"{twin.label} and {plan.label}"
-        require(twin is plan, "one trial, planned twice,", same, "arms, IPCs and seeds that differ")
+        require(twin is plan, "trial planned twice", same, "arms, IPCs and seeds that differ")
         alone = plan.scope == "trial" or plan.config.pipeline is None
-        require(alone, "--share with --producers", plan.scope, "trial: what a trial's own producers make ends with it")
+        require(
+            alone,
+            "--share with --producers",
+            plan.scope,
+            "trial: the images of a trial's own producers are deleted with it",
+        )
 
 
 def scoped(plan: Plan, scope: Scope) -> Plan:
@@ -104,7 +109,7 @@ def run(
     workshop = workshop or Workshop(options.cache, device=default_device(), view=view)
     planned, baseline = checked(plans, options, workshop), scoped_baseline(baseline, plans, options.share)
     _check_only(only, options)
-    where = "a folder that outlives the job, by its absolute path"
+    where = "a folder that outlives the job, as an absolute path"
     require(not in_job_folder(options.out), "--out", str(options.out), where)
     if options.storage is not None:
         check_writable(options.place)
@@ -205,7 +210,7 @@ def checked(plans: Sequence[Plan], options: Options, workshop: Workshop) -> list
 def _log_idle(configs: Sequence[TrialConfig]) -> None:
     """Log each option that is set but has no effect, once."""
     for what in dict.fromkeys(what for config in configs for what in config.idle):
-        log.info(f"{what} does nothing")
+        log.info(f"{what} has no effect")
 
 
 def _check_only(only: Sequence[str], options: Options) -> None:
@@ -214,7 +219,7 @@ def _check_only(only: Sequence[str], options: Options) -> None:
     Users know hashes only from an earlier run, so this can be checked before a teacher is trained.
     """
     if only:
-        require(not options.fresh, "--only", " ".join(only), "trials of an earlier run, so not with --fresh")
+        require(not options.fresh, "--only", " ".join(only), "hashes of trials of an earlier run, without --fresh")
         before = read_manifest(options.out).planned
         _chosen({trial["config_hash"]: f"{trial['arm']} seed {trial['seed']}" for trial in before}, only)
 
@@ -229,7 +234,7 @@ def _missing(trials: list[Trial], options: Options, only: Sequence[str]) -> list
     wanted = _chosen({trial.key: trial.label for trial in trials}, only)
     before = sum(trial.key in done for trial in trials)
     chosen = f", {len(wanted)} of them chosen" if only else ""
-    log.info(f"{len(trials)} trials{chosen}, {before} of them finished before; results in {options.out}")
+    log.info(f"{len(trials)} trials{chosen}, {before} of them already finished; results in {options.out}")
     return [trial for trial in trials if trial.key in wanted - done]
 
 
@@ -241,7 +246,7 @@ def _chosen(labels: Mapping[str, str], beginnings: Sequence[str]) -> set[str]:
     there = ", ".join(f"{key[:8]} ({label})" for key, label in list(labels.items())[:20])
     for beginning in beginnings:
         found = sum(key.startswith(beginning) for key in labels)
-        require(found == 1, "--only", beginning, f"the beginnings of hashes of planned trials, here {there or 'none'}")
+        require(found == 1, "--only", beginning, f"the beginning of the hash of one planned trial: {there or 'none'}")
     return {key for key in labels if not beginnings or key.startswith(tuple(beginnings))}
 
 
@@ -327,7 +332,7 @@ def _record(trial: Trial, out: Path, view: View, device_limit: int | None) -> No
         try:
             outcome = attempt()
         except (MissingSamplesError, DamagedError) as error:
-            log.info(f"{error}: the trial begins anew")
+            log.info(f"{error}: the trial restarts from the beginning")
             checkpoint.unlink(missing_ok=True)
             outcome = attempt()
         recorder.ended(trial, outcome)

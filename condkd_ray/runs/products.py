@@ -122,7 +122,7 @@ class BestProducts:
             product = read_product(kept)
         except InputError as error:
             # The machine failed while the product was written. Only the record of the trial remains.
-            log.info(f"{error}; it is deleted, and an earlier one is kept")
+            log.info(f"{error}; it is deleted, and the product of the former best trial is kept")
             return kept.unlink(missing_ok=True)
         if prepared is not None:
             write_points(points_path(self._out, record.config_hash), feature_points(prepared, product))

@@ -113,7 +113,7 @@ def test_a_sweep_settles_its_configs_once_and_says_so(cluster, fake, tmp_path, l
 
 def test_two_trials_that_the_hardware_makes_equal_are_refused(cluster, fake, tmp_path):
     plans = [Plan("open", 0, 0, TINY), Plan("asked for", 0, 0, TrialConfig(**vars(TINY) | {"precision": "bfloat16"}))]
-    with pytest.raises(InputError, match="one trial, planned twice, is 'open seed 0 and asked for seed 0'"):
+    with pytest.raises(InputError, match="trial planned twice is 'open seed 0 and asked for seed 0'"):
         experiment.run("toy", "?", plans, Options(out=tmp_path / "out", cache=tmp_path, gpus_per_trial=0.5))
 
 

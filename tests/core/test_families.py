@@ -344,7 +344,9 @@ def test_check_plugins_reports_missing_plug_ins_and_other_versions(mine, logged)
     check_plugins(plugins_in(Holder(thing=mine())), "record abc")
     assert not logged
     check_plugins({"things/mine": "my-things 0.1"}, "record abc")
-    assert logged == [f"record abc: things mine was of plug-in my-things 0.1, and is of {origin_of(mine)} here"]
+    assert logged == [
+        f"record abc: things mine was made by plug-in my-things 0.1; the plug-in here is {origin_of(mine)}"
+    ]
     message = "record abc: things is 'yours' of plug-in your-things 0.2, which is neither installed nor registered here"
     with pytest.raises(InputError, match=f"^{message}; accepted: "):
         check_plugins({"things/yours": "your-things 0.2"}, "record abc")

@@ -42,7 +42,7 @@ def test_kept_blocks_other_processes_during_its_block(tmp_path):
     with kept(tmp_path) as alone:
         assert alone
         found = subprocess.run(command, capture_output=True, text=True)
-        assert "where a report has not ended for 0.5 s; accepted: a folder of its own, or" in found.stderr
+        assert "where a report has not ended for 0.5 s; accepted: another folder, or" in found.stderr
     assert subprocess.run(command, capture_output=True, text=True).returncode == 0
 
 
