@@ -238,6 +238,12 @@ def read_all_records(out: Path) -> list[Record]:
     return sorted(records, key=lambda r: (arm_rank(r.arm), r.ipc, r.seed, r.config_hash))
 
 
+def planned(records: Sequence[Record], manifest: Manifest) -> list[Record]:
+    """Return the records of trials that the manifest plans; all records if it plans none."""
+    wanted = {trial["config_hash"] for trial in manifest.planned}
+    return [record for record in records if not wanted or record.config_hash in wanted]
+
+
 def newest(records: Sequence[Record]) -> tuple[list[Record], list[Record]]:
     """Split records into those of their newest `numbers` and those of older ones."""
     last = max((record.numbers for record in records), default=0)

@@ -1,6 +1,6 @@
 """Finds and loads the trials of a folder whose student and synthetic images are kept, and chooses the best of them.
 
-OUT/products/<hash>.safetensors    the best trial of each arm and IPC, or of a search
+OUT/products/<hash>.safetensors    the best trial of each arm and IPC, or of a search; each trial of `condkd train`
 """
 
 import math
@@ -13,8 +13,8 @@ from torch import nn
 
 from condkd_ray import models
 from condkd_ray.core.families import check_plugins
-from condkd_ray.core.method import require
-from condkd_ray.core.records import ALL_REAL, Record, read_manifest, read_records
+from condkd_ray.core.method import InputError, require
+from condkd_ray.core.records import ALL_REAL, Record, newest, planned, read_all_records, read_manifest
 from condkd_ray.core.samples import Codec, Samples
 from condkd_ray.models import NETWORKS
 from condkd_ray.trial.outcome import Product, read_product
@@ -48,24 +48,34 @@ def choose(out: Path, beginning: str | None = None) -> Record:
 
     Raises `InputError` where `chosen` does, and if `out` is not the folder of an experiment.
     """
-    read_manifest(out)
-    return chosen(read_records(out), out, beginning)
+    manifest, stored = read_manifest(out), read_all_records(out)
+    counted, _ = newest(planned(stored, manifest))
+    return chosen(counted, out, beginning, stored=stored)
 
 
-def chosen(records: Sequence[Record], out: Path, beginning: str | None = None) -> Record:
+def chosen(
+    records: Sequence[Record], out: Path, beginning: str | None = None, *, stored: Sequence[Record] = ()
+) -> Record:
     """Return the best of the `records` with a product under `out`, or the one whose hash begins with `beginning`.
 
-    Only trials of the newest version of the numbers can be the best, because versions cannot be compared. Reference
-    trials, whose student was trained on all real images, are chosen only if there are no others. Raises `InputError` if
-    no trial is kept, or unless exactly one hash begins with `beginning`.
+    Only `records`, which are planned and of one version of the numbers, can be the best, because others cannot be
+    compared with them. A hash may also be that of another `stored` trial. Reference trials, whose student was trained
+    on all real images, are chosen only if there are no others. Raises `InputError` if none of the `records` is kept, or
+    unless exactly one hash begins with `beginning`.
     """
-    kept = [record for record in records if kept_path(out, record.config_hash).is_file()]
-    require(bool(kept), f"trials kept in {out}", 0, "a folder with the product of at least one trial")
+    named = [record for record in stored or records if kept_path(out, record.config_hash).is_file()]
+    there = ", ".join(f"{r.config_hash[:12]} ({r.arm} ipc {r.ipc} seed {r.seed})" for r in named)
     if beginning is None:
+        keys = {record.config_hash for record in records}
+        kept = [record for record in named if record.config_hash in keys]
+        accepted = "a folder with the product of at least one trial"
+        if named:
+            accepted += f" of the present plan; products of other trials, which can be chosen by hash: {there}"
+        require(bool(kept), f"trials kept in {out}", 0, accepted)
         others = [record for record in kept if record.condensation != ALL_REAL]
-        return max(others or kept, key=lambda record: (record.numbers, merit(record)[1]))
-    found = [record for record in kept if record.config_hash.startswith(beginning)]
-    there = ", ".join(f"{r.config_hash[:12]} ({r.arm} ipc {r.ipc} seed {r.seed})" for r in kept)
+        return max(others or kept, key=lambda record: merit(record)[1])
+    require(bool(named), f"trials kept in {out}", 0, "a folder with the product of at least one trial")
+    found = [record for record in named if record.config_hash.startswith(beginning)]
     require(len(found) == 1, "trial", beginning, f"the beginning of just one of {there}")
     return found[0]
 
@@ -104,11 +114,19 @@ class Trained:
 
         Raises `InputError` if there is no product.
         """
-        require(
-            self.product is not None, "product of the trial", None, "a trial that finished and whose product is kept"
-        )
-        assert self.product is not None
+        if self.product is None:
+            raise InputError(f"product of trial {self.record.config_hash[:12]} is None; accepted: {self._missing}")
         return load_student(self.product, self.record)
+
+    @property
+    def _missing(self) -> str:
+        """Where to find a product if that of this trial does not exist."""
+        if self.record.status != "finished":
+            return f"a trial that finished; this one is {self.record.status}"
+        return (
+            "a trial whose product is kept. This one finished, but its folder keeps that of another trial, which "
+            "condkd_ray.load(folder).best() returns; to get that of this one, run it in another folder (out)"
+        )
 
     @property
     def samples(self) -> Samples | None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from condkd_ray.core.locks import busy
 from condkd_ray.core.method import require
-from condkd_ray.core.records import Manifest, Record, Status, newest, read_all_records, read_manifest
+from condkd_ray.core.records import Manifest, Record, Status, newest, planned, read_all_records, read_manifest
 from condkd_ray.report import statistics
 from condkd_ray.report.statistics import Difference, Ranking
 from condkd_ray.study.objective import at_end, parse_constraints
@@ -178,7 +178,7 @@ class Results:
         return {name: figure for name, figure in drawn.items() if figure is not None}
 
     def best(self) -> Trained:
-        """Return the best kept trial with its student and synthetic images.
+        """Return the best kept trial in `records` with its student and synthetic images.
 
         The criterion is validation accuracy, or agreement on the proxy set if there are no validation images. Test
         accuracy is never used. A reference trial, whose student was trained on all real images, is returned only if no
@@ -187,13 +187,16 @@ class Results:
         return self._trained(None)
 
     def trained(self, beginning: str) -> Trained:
-        """Return the only kept trial whose `config_hash` has this prefix. Raises `InputError` if none or several do."""
+        """Return the only kept trial in `stored` whose `config_hash` has this prefix.
+
+        Raises `InputError` if none or several have it.
+        """
         return self._trained(beginning)
 
     def _trained(self, beginning: str | None) -> Trained:
         from condkd_ray.report.kept import Trained, chosen, kept_product
 
-        record = chosen(self.records, self.out, beginning)
+        record = chosen(self.records, self.out, beginning, stored=self.stored)
         return Trained(record, kept_product(self.out, record.config_hash))
 
     @property
@@ -296,8 +299,7 @@ def read(out: Path) -> Results:
     # This precedes the reading of records: if no process runs at this point, all records are complete.
     running = busy(out)
     manifest, stored = read_manifest(out), read_all_records(out)
-    wanted = {trial["config_hash"] for trial in manifest.planned}
-    counted, _ = newest([record for record in stored if not wanted or record.config_hash in wanted])
+    counted, _ = newest(planned(stored, manifest))
     kept = {record.config_hash for record in counted}
     left_out = [record for record in stored if record.config_hash not in kept]
     notes = [*manifest.notes, *_left_out(left_out, counted)]

@@ -26,6 +26,7 @@ from condkd_ray.report.statistics import Baseline
 from condkd_ray.runs.estimate import explain
 from condkd_ray.runs.options import Options, RunResult
 from condkd_ray.runs.output_folder import open_folder
+from condkd_ray.runs.products import ALONE
 from condkd_ray.runs.recorder import Recorder, StudyRecorder, describe_experiment, teacher_line
 from condkd_ray.trial.allowance import Allowance
 from condkd_ray.trial.artifacts import Workshop
@@ -40,8 +41,6 @@ from condkd_ray.trial.run import local_store, run_trial
 log = logging.getLogger(__name__)
 
 Trial = PlannedTrial[Prepared]
-ALONE = "train"
-"""Name of the experiment that consists of a single trial, run without Ray."""
 
 
 def check_plans(planned: Sequence[Plan]) -> None:

@@ -1,19 +1,30 @@
 """Keeps results of trials beside their records: image grids, the products of the best trials, and feature points.
 
 OUT/grids/...                      image grids of every trial and of every condensed set
-OUT/products/<hash>.safetensors    student and synthetic images of the best trial of each arm and IPC so far
+OUT/products/<hash>.safetensors    student and synthetic images of the best planned trial of each arm and IPC so far, of
+                                   the best trial of a search, and of each trial of `condkd train`
 OUT/points/<hash>.safetensors      feature points of the same trials. Only the report reads them, because they contain
                                    features of real training images: see `condkd_ray.report.tensorboard.embeddings`
 """
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from condkd_ray.core.method import InputError
-from condkd_ray.core.records import Outcome, Record, condensed_path, grid_path, read_records
+from condkd_ray.core.records import (
+    MANIFEST,
+    Outcome,
+    Record,
+    condensed_path,
+    grid_path,
+    planned,
+    read_all_records,
+    read_manifest,
+)
 from condkd_ray.core.samples import Codec
 from condkd_ray.core.storage import Location, take
 from condkd_ray.methods.inversion import NoInversion
@@ -26,6 +37,8 @@ from condkd_ray.trial.outcome import Product, class_major, product_path, read_pr
 
 log = logging.getLogger(__name__)
 
+ALONE = "train"
+"""Name of the experiment that consists of a single trial, run without Ray."""
 MOST_POINTS = 200
 """Maximum number of images of each kind; they are spread evenly over the classes."""
 PER_STORED_BYTE = 8
@@ -87,33 +100,44 @@ def _rows(labels: Tensor) -> Tensor:
 def _group(record: Record) -> tuple[str, int, int]:
     """Return the key of the group in which only the best trial's product is kept.
 
-    A group is an arm and IPC, or a whole search, for one version of the numbers.
+    A group is an arm and IPC, or a whole search, for one version of the numbers. A trial that was run alone is a group
+    by itself, because its user has asked for this trial and not for the best one.
     """
+    if record.experiment == ALONE:
+        return record.config_hash, record.ipc, record.numbers
     return ("search", 0, record.numbers) if record.experiment == "search" else (record.arm, record.ipc, record.numbers)
 
 
 class BestProducts:
     """The products of the best trials under `out` so far: one for each arm and IPC, or one for a search.
 
+    A trial is compared only with those of the present plan, in the manifest and by `update`. The product of a trial
+    that is no longer planned stays until a planned one of its group is at least as good.
+
     `storage`: the location at which trials write their products; `out` if not given.
     """
 
     def __init__(self, out: Path, storage: Location | None = None) -> None:
         self._out, self._storage = Path(out), storage or Path(out)
-        self._best = {_group(r): r for r in read_records(out) if kept_path(out, r.config_hash).is_file()}
+        stored = read_all_records(out)
+        self._kept = {r.config_hash: r for r in stored if kept_path(out, r.config_hash).is_file()}
+        present = planned(stored, read_manifest(out)) if (self._out / MANIFEST).is_file() else stored
+        self._planned = {record.config_hash for record in present}
 
     def update(self, record: Record, prepared: Prepared | None = None) -> None:
         """Keep the product of a trial that has ended if the trial is the best of its group; else delete the product.
 
-        A former best product is deleted. If `prepared` is given, the feature points of the trial are written as well.
+        Former products of the group are deleted unless they are better. If `prepared` is given, the feature points of
+        the trial are written as well.
         """
         fresh = product_path(self._storage / "trials" / record.config_hash)
         kept = kept_path(self._out, record.config_hash)
         # A kept product without a record was left by a driver that died before it wrote the record.
         if record.status != "finished" or not (fresh.is_file() or kept.is_file()):
             return
-        former = self._best.get(_group(record))
-        if former is not None and merit(former)[1] >= merit(record)[1]:
+        self._planned.add(record.config_hash)
+        group = [one for one in self._kept.values() if _group(one) == _group(record)]
+        if any(merit(one)[1] >= merit(record)[1] for one in group if one.config_hash in self._planned):
             fresh.unlink(missing_ok=True)
             return
         if fresh.is_file():
@@ -126,7 +150,13 @@ class BestProducts:
             return kept.unlink(missing_ok=True)
         if prepared is not None:
             write_points(points_path(self._out, record.config_hash), feature_points(prepared, product))
-        self._best[_group(record)] = record
-        if former is not None and former.config_hash != record.config_hash:
+        self._kept[record.config_hash] = record
+        self._drop(
+            [one for one in group if one.config_hash != record.config_hash and merit(one)[1] <= merit(record)[1]]
+        )
+
+    def _drop(self, records: Sequence[Record]) -> None:
+        for record in records:
+            del self._kept[record.config_hash]
             for path in (kept_path, points_path):
-                path(self._out, former.config_hash).unlink(missing_ok=True)
+                path(self._out, record.config_hash).unlink(missing_ok=True)

@@ -10,6 +10,7 @@ from report.report_factory import make_record as a_record
 from toy import NUM_CLASSES, make_prepared, samples, toy_config
 
 from condkd_ray.core import checkpoint as states
+from condkd_ray.core.method import InputError
 from condkd_ray.core.records import (
     ALL_REAL,
     Manifest,
@@ -26,6 +27,7 @@ from condkd_ray.methods.condensation import AllReal
 from condkd_ray.methods.inversion import DeepInversion, NoInversion
 from condkd_ray.report.figures.image_grids import captioned, write_grid
 from condkd_ray.report.kept import choose, kept_path, merit
+from condkd_ray.report.results import read
 from condkd_ray.report.tensorboard.embeddings import points_path, read_points, write_points
 from condkd_ray.report.tensorboard.writer import rebuild
 from condkd_ray.runs import products
@@ -94,6 +96,41 @@ def test_what_older_numbers_made_is_neither_compared_with_new_nor_chosen_before_
     BestProducts(out).update(ran(out, "b", val_accuracy=0.5))
     assert kept_path(out, "b").is_file()
     assert choose(out).config_hash == "b"
+
+
+def planned_in(out: Path, *keys: str) -> None:
+    plan = [{"arm": "mixed", "ipc": 2, "seed": seed, "config_hash": key} for seed, key in enumerate(keys)]
+    write_manifest(out, Manifest(experiment="test", question="", command="", created="", planned=plan))
+
+
+def test_a_better_trial_that_is_no_longer_planned_does_not_displace_a_planned_one(tmp_path):
+    out = folder_of(tmp_path)
+    planned_in(out, "a")
+    BestProducts(out).update(ran(out, "a", val_accuracy=0.9))
+    planned_in(out, "b", "c")
+    best = BestProducts(out)
+    best.update(ran(out, "b", val_accuracy=0.5))
+    assert {path.stem for path in (out / "products").iterdir()} == {"a", "b"}
+    best.update(ran(out, "c", val_accuracy=0.4))
+    results = read(out)
+    assert results.best().record == choose(out) == choose(out, "b")
+    # A hash still selects the product of the former plan.
+    assert results.trained("a").record == choose(out, "a")
+    # It goes as soon as a planned trial is as good.
+    planned_in(out, "b", "c", "d")
+    BestProducts(out).update(ran(out, "d", val_accuracy=0.9))
+    assert {path.stem for path in (out / "products").iterdir()} == {"d"}
+
+
+def test_a_folder_that_keeps_only_a_trial_no_longer_planned_names_it(tmp_path):
+    out = folder_of(tmp_path)
+    BestProducts(out).update(ran(out, "a", val_accuracy=0.9))
+    ran(out, "b", val_accuracy=0.5)
+    planned_in(out, "b")
+    for find in (lambda: choose(out), read(out).best):
+        with pytest.raises(InputError, match=r"trials kept in .* is 0; .* by hash: a \(mixed ipc 2 seed 0\)"):
+            find()
+    assert choose(out, "a").config_hash == "a"
 
 
 def test_a_product_is_fetched_from_a_bucket(tmp_path, bucket):
