@@ -552,8 +552,7 @@ def _open(storage: BaseStorage, name: str, settings: dict[str, Any], objective: 
     for key, value in settings.items():
         before = stored_settings.get(key, [])
         if (begun or key in stored_settings) and before != json.loads(json.dumps(value)):
-            made = f"study {name!r} was made for another {key}, {_short(before)}"
-            raise InputError(f"{made}; accepted: the same {key}, or another --out or --study")
+            raise InputError(_difference(name, key, before, value))
     if summary is not None:
         found = [direction.name.lower() for direction in summary.directions]
         accepted = f"{' '.join(objective.directions)}, or another --out or --study"
@@ -594,6 +593,19 @@ def _fixed_otherwise(other: Tree, own: Tree) -> str:
     theirs, ours = flattened(other), flattened(own)
     both = [name for name in theirs if name in ours and "!" not in name and theirs[name] != ours[name]]
     return ", ".join(f"{name} {theirs[name]!r} there and {ours[name]!r} here" for name in both)
+
+
+def _difference(name: str, key: str, before: Any, now: Any) -> str:
+    """Return the message for a study whose setting `key` is `before`, while that of this run is `now`."""
+    if key == "plugins":
+        made, same = f"with plug-ins {_listed(before)}; this run has {_listed(now)}", "plug-in versions"
+    else:
+        made, same = f"for {'other' if key.endswith('s') else 'another'} {key}, {_short(before)}", key
+    return f"study {name!r} was made {made}; accepted: the same {same}, or another --out or --study"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names) or "none"
 
 
 def _short(value: Any) -> str:

@@ -326,7 +326,7 @@ def fetched(address: str):
             ("--constraint", "memory/bytes<=9", "--sampler", "random"),
             "--sampler is 'random with --constraint'; accepted",
         ),
-        (("--constraint", "memory/bytes<=9"), "study 'search' was made for another constraints, []; accepted"),
+        (("--constraint", "memory/bytes<=9"), "study 'search' was made for other constraints, []; accepted"),
         (("--gpu-hours", "4"), "--gpus-per-trial with --gpu-hours is 0.0; accepted: a number > 0"),
         (("--pruner", "asha", "--objective", "proxy/kl", "memory/bytes"), "--pruner is 'asha for the objectives"),
     ],

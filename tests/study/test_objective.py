@@ -146,10 +146,10 @@ def test_a_repeat_is_as_feasible_as_its_twin(tmp_path):
 
 def test_other_limits_are_another_search(tmp_path):
     study(tmp_path, constraints=LIMITS)
-    with pytest.raises(InputError, match="study 's' was made for another constraints, "):
+    with pytest.raises(InputError, match="study 's' was made for other constraints, "):
         study(tmp_path)
     study(tmp_path / "none")
-    with pytest.raises(InputError, match=r"was made for another constraints, \[\]; accepted: the same constraints"):
+    with pytest.raises(InputError, match=r"was made for other constraints, \[\]; accepted: the same constraints"):
         study(tmp_path / "none", constraints=LIMITS)
 
 

@@ -528,6 +528,19 @@ def test_another_search_under_the_same_name_is_refused_and_the_study_left(tmp_pa
     assert (tmp_path / "study.journal").read_bytes() == before
 
 
+def test_a_study_of_other_plug_in_versions_is_refused_with_both(tmp_path, monkeypatch):
+    from condkd_ray.study import study as module
+
+    monkeypatch.setattr(module, "plugins", lambda tree: ["inversion/mine: mine 1.0"])
+    study(tmp_path).propose()
+    monkeypatch.setattr(module, "plugins", lambda tree: ["inversion/mine: mine 2.0"])
+    said = (
+        "made with plug-ins inversion/mine: mine 1.0; this run has inversion/mine: mine 2.0; accepted: the same plug-in"
+    )
+    with pytest.raises(InputError, match=said):
+        study(tmp_path)
+
+
 def test_a_study_of_other_numbers_is_refused_and_taught_to_none(tmp_path):
     study(tmp_path).propose()
     other = optuna.load_study(study_name="s", storage=open_storage(None, tmp_path))
