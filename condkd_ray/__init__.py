@@ -19,15 +19,20 @@ _PUBLIC = {
 }
 """Modules that define the public names, relative to this package; type checkers read `__init__.pyi`."""
 
+_SUBMODULES = ("api", "testing")
+"""Modules that users reach as attributes of this package."""
+
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name on first use, because importing PyTorch takes seconds."""
+    """Import a public name or submodule on first use, because importing PyTorch takes seconds."""
+    if name in _SUBMODULES:
+        return import_module(f"{__name__}.{name}")
     if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_PUBLIC[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_PUBLIC})
+    return sorted({*globals(), *_PUBLIC, *_SUBMODULES})

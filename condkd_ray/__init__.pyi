@@ -1,5 +1,7 @@
 """Types of the public names, which `__init__.py` imports on first use."""
 
+from condkd_ray import api as api
+from condkd_ray import testing as testing
 from condkd_ray.api import load as load
 from condkd_ray.api import read_config as read_config
 from condkd_ray.api import search as search
