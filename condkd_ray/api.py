@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
-from condkd_ray.core.config import build, merge
-from condkd_ray.core.environment import default_device, settings_kept
+from condkd_ray.core.config import Natural, build, checked, checked_fields, merge
+from condkd_ray.core.environment import checked_device, default_device, settings_kept
 from condkd_ray.core.method import require
 from condkd_ray.core.view import SILENT, View
 from condkd_ray.models.teacher import Teacher
@@ -35,7 +35,7 @@ from condkd_ray.trial.config import read as read_trial
 from condkd_ray.trial.given_teacher import GivenTeacher
 from condkd_ray.trial.hardware import hardware_of, settled
 from condkd_ray.trial.outcome import product_path, read_product
-from condkd_ray.trial.plan import Plan, trial_hash
+from condkd_ray.trial.plan import Plan, Scope, trial_hash
 from condkd_ray.trial.run import local_store, run_trial
 
 __all__ = ["load", "read_config", "search", "sweep", "train"]
@@ -62,35 +62,38 @@ def train(
         out: Folder for the record, the checkpoint and the product, in the format of `condkd train`; the same call
             again continues the trial. If not given, no file is kept.
         cache: Folder of teachers and condensed sets. Default: $CONDKD_CACHE, or a folder in the user's cache home.
-        device: `cpu` or `cuda`. Default: the GPU if there is one.
+        device: `cpu`, `cuda`, or the name of one of several GPUs, such as `cuda:1`. Default: the GPU if there is one.
         device_pool_limit: GPU memory for synthetic images, such as 4GB; images beyond it stay in the host's memory and
             are copied when they are drawn. Default: a quarter of the GPU's memory.
         view: Shows the progress of the teacher's training, of the condensation and of the trial.
 
     Returns:
-        The record and the product. The record's status is `failed` if a loss was not finite or the GPU ran out of
-        memory.
+        The record and the product of this trial, even if another trial in `out` has a better student. The record's
+        status is `failed` if a loss was not finite or the GPU ran out of memory.
 
     Raises:
         InputError: The config or an argument cannot be used, or `teacher` does not recognise the images of the data
             set.
     """
-    _check_kind("config", config, TrialConfig)
+    config = _config("config", config)
     given = None if teacher is None else GivenTeacher(teacher)
     config = config if given is None else given.in_config(config)
-    cache = None if cache is None else Path(cache)
+    folder, cached = checked(Path | None, out, "out"), checked(Path | None, cache, "cache")
+    device_pool_limit = checked(str | None, device_pool_limit, "device_pool_limit", "a size such as 500MB or 4GB")
+    device = default_device() if device is None else checked_device(device)
+    _check_view(view)
     with settings_kept():
-        if out is not None:
-            kept = {"cache": cache, "device": device, "device_pool_limit": device_pool_limit, "view": view}
-            with alone_in(Path(out)):
-                record = experiment.run_alone(config, Path(out), given=given, **kept)
-                return Trained(record, kept_product(Path(out), record.config_hash))
-        workshop = Workshop(cache, device or default_device(), view, given=given)
+        if folder is not None:
+            kept = {"cache": cached, "device": device, "device_pool_limit": device_pool_limit, "view": view}
+            with alone_in(folder):
+                record = experiment.run_alone(config, folder, given=given, **kept)
+                return Trained(record, kept_product(folder, record.config_hash))
+        workshop = Workshop(cached, device, view, given=given)
         limit = experiment.alone_limit(device_pool_limit, config, workshop)
         config = settled(config, hardware_of(workshop.device))
         prepared = workshop.prepare(config)
-        with TemporaryDirectory() as folder:
-            path = product_path(Path(folder))
+        with TemporaryDirectory() as temporary:
+            path = product_path(Path(temporary))
             outcome = run_trial(config, prepared, local_store(config, prepared, None, limit), product=path)
             product = read_product(path) if outcome.status == "finished" else None
         plan = Plan("trial", config.ipc, config.seed, config)
@@ -133,7 +136,8 @@ def sweep(
         InputError: An arm, an option or the teacher cannot be used. No trial has run then.
         ClusterError: Ray does not start or does not respond.
     """
-    plans = _plans(arms, seeds, baseline)
+    _check_view(view)
+    plans, question = _plans(arms, seeds, baseline), checked(str, question, "question", "a text")
     chosen = _options(Options, options, out, fields)
     given = None if teacher is None else GivenTeacher(teacher)
     if given is not None:
@@ -176,7 +180,8 @@ def search(
         InputError: The space, the spec or the teacher cannot be used. No trial has run then.
         ClusterError: Ray does not start or does not respond.
     """
-    chosen = _options(SearchSpec, spec, out, fields)
+    _check_view(view)
+    chosen, question = _options(SearchSpec, spec, out, fields), checked(str, question, "question", "a text")
     tree, given = _tree(space), None if teacher is None else GivenTeacher(teacher)
     tree = tree if given is None else _with_teacher(tree, given)
     with settings_kept(), alone_in(chosen.out):
@@ -189,7 +194,7 @@ def load(path: Path | str) -> Results:
 
     Raises `InputError` if `path` is not such a folder.
     """
-    return read_results(Path(path))
+    return read_results(checked(Path, path, "path", "a folder of results"))
 
 
 def read_config(path: Path | str) -> TrialConfig:
@@ -197,7 +202,7 @@ def read_config(path: Path | str) -> TrialConfig:
 
     Raises `InputError` that names the first bad key, its value and the accepted values.
     """
-    return read_trial(Path(path))
+    return read_trial(checked(Path, path, "path", "the path of a YAML file"))
 
 
 def _reported(result: RunResult) -> Results:
@@ -215,30 +220,63 @@ def _check_kind(what: str, value: object, kind: type) -> None:
     require(isinstance(value, kind), what, type(value).__name__, f"a condkd_ray.{kind.__name__}")
 
 
+def _check_view(view: object) -> None:
+    fits = all(callable(getattr(view, name, None)) for name in ("bar", "trials"))
+    require(fits, "view", type(view).__name__, "an object with the methods of condkd_ray.core.view.View")
+
+
+def _config(what: str, value: object) -> TrialConfig:
+    """Return a config with fields of the declared types. Raises `InputError` if `value` is not such a config."""
+    _check_kind(what, value, TrialConfig)
+    assert isinstance(value, TrialConfig)
+    return checked_fields(value, what)
+
+
+def _plan(value: object) -> Plan:
+    """Return a plan with fields of the declared types. Raises `InputError` if `value` is not such a plan."""
+    _check_kind("plan", value, Plan)
+    assert isinstance(value, Plan)
+    what = f"plan {value.arm!r}"
+    return Plan(
+        arm=checked(str, value.arm, "arm of a plan", "a text"),
+        ipc=checked(Natural, value.ipc, f"ipc of {what}", "an integer >= 0"),
+        seed=checked(Natural, value.seed, f"seed of {what}", "an integer >= 0"),
+        config=_config(f"config of {what}", value.config),
+        scope=checked(Scope, value.scope, f"scope of {what}", ", ".join(get_args(Scope))),
+    )
+
+
 def _plans(
     arms: Mapping[str, TrialConfig] | Sequence[Plan], seeds: Sequence[int] | None, baseline: Baseline
 ) -> list[Plan]:
     """Return the plans of a sweep. Raises `InputError` for bad arms, seeds, plans or baselines."""
     if isinstance(arms, Mapping):
-        accepted = "a sequence of integers, such as (0, 1, 2)"
-        require(seeds is None or not isinstance(seeds, int | str), "seeds", seeds, accepted)
-        for name, config in arms.items():
-            _check_kind(f"arm {name!r}", config, TrialConfig)
+        accepted = "a sequence of integers >= 0, such as (0, 1, 2)"
+        chosen = (0,) if seeds is None else checked(tuple[Natural, ...], seeds, "seeds", accepted)
+        configs = {
+            checked(str, name, "name of an arm", "a text"): _config(f"arm {name!r}", config)
+            for name, config in arms.items()
+        }
         plans = [
             Plan(name, config.ipc, seed, replace(config, seed=seed))
-            for name, config in arms.items()
-            for seed in ((0,) if seeds is None else seeds)
+            for name, config in configs.items()
+            for seed in chosen
         ]
     else:
         require(isinstance(arms, Sequence), "arms", type(arms).__name__, "configs by their names, or a list of plans")
         require(seeds is None, "seeds beside plans", seeds, "none: each plan has its own")
-        plans = list(arms)
-        for plan in plans:
-            _check_kind("plan", plan, Plan)
+        plans = [_plan(plan) for plan in arms]
+    fits = isinstance(baseline, str | Mapping)
+    require(fits, "baseline", baseline, "none, the name of an arm, or a mapping from arms to their baselines")
     names = {plan.arm for plan in plans}
     others = [baseline] if isinstance(baseline, str) else [*baseline, *baseline.values()]
     for other in others:
-        require(other == "none" or other in names, "baseline", other, f"none, or one of {', '.join(sorted(names))}")
+        require(
+            isinstance(other, str) and other in {"none", *names},
+            "baseline",
+            other,
+            f"none, or one of {', '.join(sorted(names))}",
+        )
     return plans
 
 

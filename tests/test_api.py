@@ -17,6 +17,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -34,6 +35,7 @@ from condkd_ray.methods.inversion import Fast
 from condkd_ray.methods.supervised import Supervised, TeacherConfig
 from condkd_ray.models import ResNet
 from condkd_ray.models.teacher import Teacher
+from condkd_ray.report.kept import choose
 from condkd_ray.runs.options import Options
 from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import TrialConfig, dump
@@ -127,6 +129,11 @@ def test_the_package_is_imported_at_once_and_has_all_it_names():
         _ = condkd_ray.teach
 
 
+def test_submodules_are_reached_after_importing_the_package_alone():
+    code = "import sys, condkd_ray; assert 'torch' not in sys.modules; condkd_ray.testing.check; condkd_ray.api.train"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_all_public_names_have_types():
     shipped = files(condkd_ray)
     assert (shipped / "py.typed").is_file()
@@ -162,6 +169,65 @@ def test_a_trial_that_fails_has_no_student(cache):
     assert failed.samples is None
     with pytest.raises(InputError, match="a trial that finished"):
         _ = failed.student
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"device": "gpu"}, "device is 'gpu'; accepted: cpu"),
+        ({"device": "cuda:99"}, "device is 'cuda:99'; accepted: cpu"),
+        ({"device": 0}, "device is 0; accepted: cpu"),
+        ({"cache": 3}, "cache is 3; accepted: a path"),
+        ({"out": 3}, "out is 3; accepted: a path"),
+        ({"device_pool_limit": 4}, "device_pool_limit is 4; accepted: a size such as 500MB or 4GB"),
+        ({"view": 3}, "view is 'int'; accepted: an object with the methods of condkd_ray.core.view.View"),
+        (
+            {"config": replace(TINY, data="digits")},
+            "config: data is 'digits'; accepted: an object of the method digits",
+        ),
+        (
+            {"config": replace(TINY, inversion=Fast(steps=2.5))},
+            "config: inversion: steps is 2.5; accepted: a valid int",
+        ),
+    ],
+)
+def test_a_trial_is_refused_for_an_argument_of_another_type(arguments, said, tmp_path):
+    given = {"config": TINY, "out": tmp_path / "out"} | arguments
+    with pytest.raises(InputError, match=said):
+        condkd_ray.train(**given)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("call", [condkd_ray.load, condkd_ray.read_config])
+def test_only_a_path_is_read(call):
+    for path in (3, {"rounds": 1}, None):
+        with pytest.raises(InputError, match=r"path is .*; accepted: (a folder of results|the path of a YAML file)"):
+            call(path)
+
+
+def test_numbers_of_numpy_and_lists_for_tuples_give_the_same_trial(cache, module, teacher, tmp_path):
+    shape = [np.int64(1), np.int32(8), 8]
+    mean, std = np.array(teacher.mean), torch.tensor(teacher.std, dtype=torch.float64)
+    same = Teacher.from_module(module, num_classes=np.int64(10), image_shape=shape, mean=mean, std=std)  # type: ignore[arg-type]
+    assert (same.image_shape, same.mean, same.std) == ((1, 8, 8), teacher.mean, teacher.std)
+    data = replace(TINY.data, mean=list(teacher.mean), std=np.array(teacher.std), flip_ok=np.bool_(False))
+    loose = replace(TINY, rounds=np.int64(2), seed=np.int64(0), data=data)
+    given = {"out": tmp_path, "cache": str(cache), "device": torch.device("cpu")}
+    first = condkd_ray.train(TINY, teacher=teacher, **given)
+    assert condkd_ray.train(loose, teacher=same, **given).record == first.record
+
+
+def test_a_trial_has_its_own_student_whatever_was_trained_in_the_folder_before(cache, tmp_path):
+    given = {"out": tmp_path, "cache": cache, "device": "cpu"}
+    configs = [TINY, replace(TINY, rounds=1, distiller=Distiller(steps=1, batch=16, condensed_share=0.25))]
+    for config in [*configs, *configs]:
+        trained = condkd_ray.train(config, **given)
+        assert trained.student is not None
+        assert condkd_ray.load(tmp_path).best().record == trained.record == choose(tmp_path)
+    for path in (tmp_path / "products").iterdir():
+        path.unlink()
+    with pytest.raises(InputError, match=r"product of trial \w+ is None; accepted: .* run it in another folder"):
+        _ = condkd_ray.train(configs[0], **given).student
 
 
 def test_a_folder_without_results_is_refused(tmp_path):
@@ -233,6 +299,14 @@ KNOWN: dict[str, Any] = {"num_classes": 10, "image_shape": (1, 8, 8), "mean": [0
         (Told(lambda x: x * float("nan")), {}, r"is 'NaN or infinite'; accepted: finite logits of 10 classes"),
         (nn.Sequential(nn.Conv2d(1, 10, 8), nn.Flatten()), {}, r"last linear layer of the teacher is None"),
         (Told(abs), {"std": [0.0]}, r"std of the teacher is \(0\.0,\); accepted: positive"),
+        (Told(abs), {"mean": 0.5}, r"mean of the teacher is 0\.5; accepted: a sequence with one finite number per"),
+        (Told(abs), {"mean": ["0.5"]}, r"mean of the teacher is \['0\.5'\]; accepted: a sequence with one finite"),
+        (Told(abs), {"std": [float("nan")]}, r"std of the teacher is \[nan\]; accepted: a sequence with one finite"),
+        (Told(abs), {"image_shape": 8}, r"image_shape of the teacher is 8; accepted: three integers >= 1"),
+        (Told(abs), {"image_shape": (8, 8)}, r"image_shape of the teacher is \(8, 8\); accepted: three integers"),
+        (Told(abs), {"num_classes": "10"}, r"num_classes of the teacher is '10'; accepted: an integer >= 1"),
+        (Told(abs), {"train_size": 0}, r"train_size of the teacher is 0; accepted: an integer >= 1"),
+        (Told(abs), {"flip_ok": "no"}, r"flip_ok of the teacher is 'no'; accepted: True or False"),
     ],
 )
 def test_a_module_that_is_no_teacher_is_refused(module, changes, said):
@@ -266,7 +340,7 @@ def test_what_cannot_be_copied_is_refused():
         (
             replace(TINY, teacher=TeacherConfig(weights=Path("w.pt"))),
             {},
-            r"teacher\.weights is .*; accepted: none beside",
+            r"teacher\.weights is .*; accepted: none if",
         ),
         ("digits.yaml", {}, r"config is 'str'; accepted: a condkd_ray\.TrialConfig"),
     ],
@@ -309,6 +383,18 @@ def test_a_bare_module_is_no_teacher(call, tmp_path):
         ([TINY], {}, r"arms is 'TrialConfig'; accepted: configs by their names, or a list of plans"),
         ([{"one": TINY}, "x"], {}, r"Options of the call is 'str'; accepted: a condkd_ray\.Options"),
         ([{"one": TINY}], {"seeds": 3}, r"seeds is 3; accepted: a sequence of integers"),
+        ([{"one": TINY}], {"seeds": [0.5]}, r"seeds is \[0\.5\]; accepted: a sequence of integers"),
+        ([{"one": TINY}], {"seeds": ["0"]}, r"seeds is \['0'\]; accepted: a sequence of integers"),
+        ([{"one": TINY}], {"seeds": [True]}, r"seeds is \[True\]; accepted: a sequence of integers"),
+        ([{"one": TINY}], {"seeds": [-1]}, r"seeds is \[-1\]; accepted: a sequence of integers >= 0"),
+        ([{1: TINY}], {}, r"name of an arm is 1; accepted: a text"),
+        ([[Plan("one", 2, 0.5, TINY)]], {}, r"seed of plan 'one' is 0\.5; accepted: an integer >= 0"),  # type: ignore[arg-type]
+        ([[Plan("one", 2, 0, TINY, "all")]], {}, r"scope of plan 'one' is 'all'; accepted: trial, inversion"),  # type: ignore[arg-type]
+        ([{"one": replace(TINY, rounds=1.5)}], {}, r"arm 'one': rounds is 1\.5; accepted: a valid integer"),
+        ([{"one": TINY}], {"baseline": 3}, r"baseline is 3; accepted: none, the name of an arm, or a mapping"),
+        ([{"one": TINY}], {"question": 3}, r"question is 3; accepted: a text"),
+        ([{"one": TINY}], {"view": 3}, r"view is 'int'; accepted: an object with the methods of condkd_ray\.core"),
+        ([{"one": TINY}, Options(cache=3)], {}, r"Options: cache is 3; accepted: a path"),  # type: ignore[arg-type]
         ([{"one": TINY}], {"baseline": "two"}, r"baseline is 'two'; accepted: none, or one of one"),
         ([{"one": TINY}], {"out": "x", "outt": "x"}, r"Options: 'outt' names no field \(did you mean out\?\)"),
         ([{"one": TINY}], {"out": "x", "max_concurrent": "two"}, r"Options: max_concurrent is 'two'; accepted"),
@@ -327,9 +413,16 @@ def test_a_sweep_that_cannot_be_is_refused(arguments, more, said, tmp_path, monk
     ("space", "more", "said"),
     [
         (3, {}, r"search space is 'int'; accepted: a path, YAML text or a tree"),
+        ("rounds: !int [1, 2]", {"question": 3}, r"question is 3; accepted: a text"),
+        ("rounds: !int [1, 2]", {"trials": "few"}, r"SearchSpec: trials is 'few'; accepted: a valid integer"),
+        ("rounds: !int [1, 2]", {"view": 3}, r"view is 'int'; accepted: an object with the methods"),
         ("nowhere.yaml", {}, r"nowhere\.yaml"),
         ("rounds: 2", {}, r"open leaves of the space is 0"),
-        ("teacher: {seed: !int [0, 3]}", {}, r"open leaves of the space is 'teacher/seed'; accepted: none beside"),
+        (
+            "teacher: {seed: !int [0, 3]}",
+            {},
+            r"open leaves of the space is 'teacher/seed'; accepted: none if",
+        ),
     ],
 )
 def test_a_space_that_cannot_be_searched_is_refused(space, more, said, teacher, tmp_path):

@@ -9,10 +9,10 @@ import types
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, Strict, TypeAdapter, ValidationError
 
 from condkd_ray.core.families import family_of, hints, origin_of
 from condkd_ray.core.method import InputError, require, shown
@@ -24,6 +24,14 @@ Tree = dict[str, Any]
 PLUGIN = "plug-in"
 """Key of a plug-in's code version in the identity of a method; no field can have this name."""
 T = TypeVar("T")
+Flag = Annotated[bool, Strict()]
+"""True or False, and no number or text."""
+Natural = Annotated[int, Field(strict=True, ge=0)]
+"""An integer >= 0, such as a seed; neither a text nor a truth value."""
+Positive = Annotated[int, Field(strict=True, ge=1)]
+"""An integer >= 1, likewise."""
+Finite = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+"""A number that is neither infinite nor NaN."""
 
 
 def to_tree(value: Any) -> Any:
@@ -56,9 +64,68 @@ def build(kind: type[T], tree: Any, path: str) -> T:
         raise InputError(f"{path}: {error}") from None
 
 
+def checked(hint: Any, value: Any, what: str, accepted: str | None = None) -> Any:
+    """Return an argument converted to the type `hint`; arrays and scalars of numpy and PyTorch count as plain values.
+
+    `hint` contains no dataclass. Raises `InputError` with `what`, the value, and `accepted` or the type's own words.
+    """
+    try:
+        return _leaf(hint, _unwrapped(value), what)
+    except InputError:
+        require(accepted is None, what, value, accepted or "")
+        raise
+
+
+def checked_fields(config: T, what: str) -> T:
+    """Return a config whose fields, and those of its methods, have values of their declared types.
+
+    A dataclass does not check what Python code passes to it. Values that YAML can express stay as they are, so that the
+    identity of the config does not change; numpy numbers become plain ones, lists tuples, texts paths. Raises
+    `InputError` for the first field with a value of another type; messages begin with `what`.
+    """
+    kinds, changed = hints(type(config)), {}
+    for f in dataclasses.fields(config):  # type: ignore[arg-type]
+        value, path = getattr(config, f.name), f"{what}: {f.name}"
+        fresh = _checked_field(kinds[f.name], value, path)
+        if fresh is not value:
+            changed[f.name] = fresh
+    try:
+        return dataclasses.replace(config, **changed) if changed else config  # type: ignore[type-var]
+    except InputError as error:
+        raise InputError(f"{what}: {error}") from None
+
+
+def _checked_field(hint: Any, value: Any, path: str) -> Any:
+    members: list[Any] = [kind for kind in _alternatives(hint) if dataclasses.is_dataclass(kind)]
+    if not members or (value is None and type(None) in get_args(hint)):
+        fresh = checked(hint, value, path)
+        return value if _is_plain(value) and fresh == value else fresh
+    family = family_of(members[0])
+    fits = isinstance(value, tuple(members)) or (family is not None and family_of(type(value)) is family)
+    names = (member.__name__ for member in members) if family is None else family.members()
+    require(fits, path, value, f"an object of the method {', '.join(names)}")
+    return checked_fields(value, path)
+
+
+def _is_plain(value: Any) -> bool:
+    """Return whether a value is of the types that configs read from YAML have."""
+    if type(value) is tuple:
+        return all(map(_is_plain, value))
+    return value is None or type(value) in (bool, int, float, str) or isinstance(value, Path)
+
+
+def _unwrapped(value: Any) -> Any:
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return [_unwrapped(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
 def _value(hint: Any, value: Any, path: str, owner: type, key: str) -> Any:
-    kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-    members: list[Any] = [kind for kind in kinds if dataclasses.is_dataclass(kind)]
+    members: list[Any] = [kind for kind in _alternatives(hint) if dataclasses.is_dataclass(kind)]
     if not members or (value is None and type(None) in get_args(hint)):
         return _leaf(hint, value, path)
     family = family_of(members[0])

@@ -228,6 +228,18 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def checked_device(name: object) -> str:
+    """Return the name of a device for PyTorch, given as text or as a `torch.device`.
+
+    Raises `InputError` unless it is the CPU or a GPU that exists.
+    """
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    names = ["cpu", *["cuda"] * bool(gpus), *(f"cuda:{index}" for index in range(gpus))]
+    plain = str(name) if isinstance(name, torch.device) else name
+    require(plain in names, "device", plain, ", ".join(names) if gpus else "cpu, because there is no GPU")
+    return str(plain)
+
+
 def free_bytes(device: torch.device) -> int:
     """Return the free memory of a device in bytes, including GPU memory that PyTorch has reserved but not used."""
     if device.type != "cuda":

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from condkd_ray.core.config import Finite, Flag, Positive, checked
 from condkd_ray.core.method import InputError, require
 from condkd_ray.models.folding import folded
 from condkd_ray.models.hooks import cast, sharing, trace
@@ -98,12 +99,20 @@ class Teacher:
             flip_ok: Whether a mirrored image keeps its class; False is right for all classes.
 
         Raises:
-            InputError: `module` is no module with parameters, cannot be copied, does not map two images of
-                `image_shape` to (2, K) finite logits, or no linear layer produces them.
+            InputError: An argument has a wrong type or value; `module` is no module with parameters, cannot be copied,
+                does not map two images of `image_shape` to (2, K) finite logits, or no linear layer produces them.
         """
         kind = type(module).__name__
         require(isinstance(module, nn.Module), "teacher module", kind, "a torch.nn.Module")
         require(next(module.parameters(), None) is not None, "parameters of the teacher module", 0, "1 or more")
+        three = "three integers >= 1: channels, height and width"
+        image_shape = checked(tuple[Positive, Positive, Positive], image_shape, "image_shape of the teacher", three)
+        num_classes = checked(Positive, num_classes, "num_classes of the teacher", "an integer >= 1")
+        train_size = checked(Positive, train_size, "train_size of the teacher", "an integer >= 1")
+        flip_ok = checked(Flag, flip_ok, "flip_ok of the teacher", "True or False")
+        each = f"a sequence with one finite number per channel ({image_shape[0]})"
+        mean = checked(tuple[Finite, ...], mean, "mean of the teacher", each)
+        std = checked(tuple[Finite, ...], std, "std of the teacher", each)
         require(len(mean) == image_shape[0], "length of mean", len(mean), f"{image_shape[0]}, one a channel")
         require(len(std) == image_shape[0], "length of std", len(std), f"{image_shape[0]}, one a channel")
         require(all(value > 0 for value in std), "std of the teacher", tuple(std), "positive values")
@@ -115,9 +124,9 @@ class Teacher:
         made = cls(
             with_safe_convolutions(network),
             num_classes=num_classes,
-            image_shape=(image_shape[0], image_shape[1], image_shape[2]),
-            mean=tuple(map(float, mean)),
-            std=tuple(map(float, std)),
+            image_shape=image_shape,
+            mean=tuple(mean),
+            std=tuple(std),
             train_size=train_size,
             flip_ok=flip_ok,
         )

@@ -62,6 +62,7 @@ class GivenTeacher:
         normalisation = {"mean": teacher.mean, "std": teacher.std, "flip_ok": teacher.flip_ok}
         for field, value in normalisation.items():
             given = getattr(data, field)
+            given = tuple(given) if isinstance(given, list) else given
             require(given in (None, value), f"data.{field}", given, f"none, or {value}, the value of the teacher")
         return replace(data, **normalisation)
 

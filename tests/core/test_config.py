@@ -1,19 +1,22 @@
 import dataclasses
 import hashlib
 import json
+import re
 import types
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+import numpy as np
 import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from condkd_ray.core.config import content_hash, flattened, identity, merge, to_tree
-from condkd_ray.core.method import InputError
+from condkd_ray.core.config import checked_fields, content_hash, flattened, identity, merge, to_tree
+from condkd_ray.core.method import InputError, Method
 from condkd_ray.data.datasets import DataConfig
 from condkd_ray.methods.condensation import Imported
 from condkd_ray.methods.inversion import Dafl, DeepInversion, Fast, Nayer
@@ -339,3 +342,39 @@ def test_names_may_be_integers_without_quotes():
     for wrong in ([True, 0], [1.5, 0], 3):
         with pytest.raises(InputError, match="class_order"):
             from_tree({"teacher": of | {"class_order": wrong}})
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Inner(Method):
+    sizes: tuple[int, ...] = (1, 2)
+    rate: float = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Outer(Method):
+    inner: _Inner = _Inner()
+    optional: _Inner | None = None
+    file: Path | None = None
+    steps: int = 3
+
+
+def test_fields_of_a_config_made_in_python_get_their_types_and_keep_their_identity():
+    whole = _Outer(inner=_Inner(rate=1), optional=_Inner())
+    assert checked_fields(whole, "config") is whole
+    loose = _Outer(inner=_Inner(sizes=np.array([1, 3])), file="a.bin", steps=np.int64(3))  # type: ignore[arg-type]
+    fixed = checked_fields(loose, "config")
+    assert fixed == _Outer(inner=_Inner(sizes=(1, 3)), file=Path("a.bin"))
+    assert [type(fixed.steps), type(fixed.inner.sizes[0])] == [int, int]
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (_Outer(steps=1.5), "config: steps is 1.5; accepted: a valid integer"),  # type: ignore[arg-type]
+        (_Outer(inner=None), "config: inner is None; accepted: an object of the method _Inner"),  # type: ignore[arg-type]
+        (_Outer(inner=_Inner(sizes=3)), "config: inner: sizes is 3; accepted: a valid tuple"),  # type: ignore[arg-type]
+    ],
+)
+def test_a_field_of_another_type_is_refused(config, said):
+    with pytest.raises(InputError, match=re.escape(said)):
+        checked_fields(config, "config")
