@@ -1,4 +1,4 @@
-"""Asks a cluster what went to disk, just after each of its nodes but the head was lost.
+"""Reads which files a cluster has written to disk, just after all its nodes except the head were lost.
 
 usage: losing_nodes.py FOLDER
 """

@@ -14,7 +14,7 @@ def normalised(image, mean, std):
 
 
 def rolled(image, down, right):
-    """Content goes down by `down` and right by `right`; what leaves comes in at the other edge."""
+    """Shift content down by `down` and right by `right`; pixels that leave re-enter at the opposite edge."""
     height, width = len(image[0]), len(image[0][0])
     return [
         [[ch[(i - down) % height][(j - right) % width] for j in range(width)] for i in range(height)] for ch in image

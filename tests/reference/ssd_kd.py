@@ -4,7 +4,7 @@ from reference.losses import argmax, softmax
 
 
 def phi(logits, gamma, held=(), batch=True):
-    """Modulating function of rows of logits; `held`: counts by class of what is counted beside the batch."""
+    """Modulating function of rows of logits; `held`: counts by class of samples counted besides the batch."""
     classes = [argmax(row) for row in logits]
     counted = [kind for kind, count in enumerate(held) for _ in range(count)] + (classes if batch else [])
     values = []
