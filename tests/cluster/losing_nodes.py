@@ -1,4 +1,4 @@
-"""Reads which files a cluster has written to disk, just after all its nodes except the head were lost.
+"""Logs how much a cluster has spilled to disk, just after each of its nodes except the head was lost.
 
 usage: losing_nodes.py FOLDER
 """
