@@ -17,13 +17,13 @@ _PUBLIC = {
     "register": "core.families",
     **dict.fromkeys(("load", "read_config", "search", "sweep", "train"), "api"),
 }
-"""Modules of the public names; their types stand in `__init__.pyi`."""
+"""Modules that define the public names, relative to this package; type checkers read `__init__.pyi`."""
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name on first use: PyTorch takes seconds to import, this package none."""
+    """Import a public name on first use, because importing PyTorch takes seconds."""
     if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_PUBLIC[name]}"), name)

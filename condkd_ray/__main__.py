@@ -1,4 +1,4 @@
-"""The command line `condkd`. Its verbs are in `condkd_ray.commands.front`."""
+"""Entry point of the command line `condkd`. Its subcommands are defined in `condkd_ray.commands.front`."""
 
 import sys
 

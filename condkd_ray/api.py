@@ -1,9 +1,9 @@
 """Functions for notebooks and other programs: `train`, `sweep`, `search`, `load` and `read_config`.
 
-They compute what the commands compute, with the same numbers. They print nothing unless a `View` is given, and leave
-the process as it was: its streams, loggers, signals, environment, threads, and a Ray that runs there. They raise
-`InputError` where a command would end with code 2, and `KeyboardInterrupt` after Ctrl-C, when all trials that have
-ended are recorded; the same call again goes on.
+They compute the same numbers as the commands. They print nothing unless a `View` is given, and restore the state of the
+process: random number generators, loggers, signal handlers, environment, thread counts, and a running Ray connection.
+They raise `InputError` where a command would exit with code 2. After Ctrl-C they raise `KeyboardInterrupt` once all
+trials that have ended are recorded; calling the function again with the same arguments continues.
 """
 
 from collections.abc import Mapping, Sequence
@@ -57,18 +57,19 @@ def train(
 
     Args:
         config: The trial.
-        teacher: Your own, in place of the config's: see `Teacher.from_module`. The data set of the config has its
-            normalisation and `flip_ok`.
-        out: A folder for record, checkpoint and product, as `condkd train` writes it; the same call again continues.
-            Without it nothing is kept but what is returned.
-        cache: Folder of teachers and condensed sets; $CONDKD_CACHE or a folder in the user's cache home if not given.
-        device: `cpu` or `cuda`; the GPU where there is one if not given.
-        device_pool_limit: Such as 4GB of the GPU for synthetic images; those beyond it are sent from the host's memory
-            when they are drawn. A quarter of the GPU if not given.
-        view: Shows the training of a teacher, the making of a condensed set, and the trial as it runs.
+        teacher: Your own teacher, which replaces that of the config: see `Teacher.from_module`. Its normalisation and
+            `flip_ok` also replace those of the config's data set.
+        out: Folder for the record, the checkpoint and the product, in the format of `condkd train`; the same call
+            again continues the trial. If not given, no file is kept.
+        cache: Folder of teachers and condensed sets. Default: $CONDKD_CACHE, or a folder in the user's cache home.
+        device: `cpu` or `cuda`. Default: the GPU if there is one.
+        device_pool_limit: GPU memory for synthetic images, such as 4GB; images beyond it stay in the host's memory and
+            are copied when they are drawn. Default: a quarter of the GPU's memory.
+        view: Shows the progress of the teacher's training, of the condensation and of the trial.
 
     Returns:
-        The record, with status `failed` where a loss was not finite or a GPU out of memory, and the product.
+        The record and the product. The record's status is `failed` if a loss was not finite or the GPU ran out of
+        memory.
 
     Raises:
         InputError: The config or an argument cannot be used, or `teacher` does not recognise the images of the data
@@ -108,28 +109,29 @@ def sweep(
     view: View = SILENT,
     **fields: Any,
 ) -> Results:
-    """Run each arm with each seed on a Ray cluster, and write records, tables, figures and page to a folder.
+    """Run each arm with each seed on a Ray cluster, and write records, tables, figures and an HTML page to a folder.
 
-    A Ray that this process is connected to is used and left running; otherwise one is started, or connected to, for
-    the length of the call.
+    If this process is connected to Ray, that connection is used and left open; otherwise the call starts a Ray cluster,
+    or connects to one, and ends or leaves it when it returns.
 
     Args:
-        arms: Configs by the names that tables give them, whose own seeds do not count; or plans, which have seeds.
-        options: Where and how much is run. The same call again runs what is missing.
-        out: The folder; needed where `options` are not given.
-        seeds: Of the trials of each arm, 0 alone if not given; a condensed set has its trial's seed.
-        baseline: The arm that every other is compared with, or for each arm its own.
-        question: The question of the experiment, for the page.
-        teacher: Your own, for all arms, as in `train`. Code of its classes that is not installed goes to the workers.
-        view: Shows the trials as they run.
-        fields: Fields of `Options`, which come before those in `options`, such as `cache` or `time_budget`.
+        arms: Configs by the names of their arms, in which `seed` is ignored; or plans, which have their own seeds.
+        options: Output folder, budget and resources. The same call again runs only the missing trials.
+        out: The output folder; required if `options` is not given.
+        seeds: Seeds of the trials of each arm. Default: 0 only. A condensed set is made with the seed of its trial.
+        baseline: The arm that every other arm is compared with, or a mapping from each arm to its baseline.
+        question: The question of the experiment, shown on the page.
+        teacher: Your own teacher for all arms, as in `train`. The code of its classes is sent to the workers unless it
+            is installed.
+        view: Shows the progress of the trials.
+        fields: Fields of `Options`, such as `cache` or `time_budget`; they override those in `options`.
 
     Returns:
-        The results of all trials planned in that folder that have ended; not all have once the time budget is spent.
+        The results of all planned trials in the folder that have ended. Some are missing if the time budget was spent.
 
     Raises:
-        InputError: An arm, an option or the teacher cannot be used; nothing has run then.
-        ClusterError: Ray does not come up.
+        InputError: An arm, an option or the teacher cannot be used. No trial has run then.
+        ClusterError: Ray does not start or does not respond.
     """
     plans = _plans(arms, seeds, baseline)
     chosen = _options(Options, options, out, fields)
@@ -152,27 +154,27 @@ def search(
     view: View = SILENT,
     **fields: Any,
 ) -> Results:
-    """Search a space on a Ray cluster, and write study, records, tables, figures and page to a folder.
+    """Search a space on a Ray cluster, and write study, records, tables, figures and an HTML page to a folder.
 
     Ray is used as in `sweep`.
 
     Args:
-        space: A config with open leaves: the path of a YAML file, YAML text, or the tree that `study.space.parse` makes
-            of it.
-        spec: The objective, the sampler, the number of trials, and where they run. The same call again goes on.
-        out: The folder; needed where `spec` is not given.
-        question: The question of the search, for the page.
-        teacher: Your own, for all trials, as in `sweep`. The space then opens no leaf of the teacher.
-        view: Shows the trials as they run.
-        fields: Fields of `SearchSpec`, which come before those in `spec`, such as `trials` or `objective`.
+        space: A config with open leaves (values to search): the path of a YAML file, YAML text, or the tree that
+            `study.space.parse` returns.
+        spec: Objective, sampler, number of trials, output folder and resources. The same call again continues.
+        out: The output folder; required if `spec` is not given.
+        question: The question of the search, shown on the page.
+        teacher: Your own teacher for all trials, as in `sweep`. The space must then have no open leaf of the teacher.
+        view: Shows the progress of the trials.
+        fields: Fields of `SearchSpec`, such as `trials` or `objective`; they override those in `spec`.
 
     Returns:
-        The results of the trials that have ended. `ranked` are those that keep to the constraints, the best by the
-        objective first; `best()` is the best of those that are kept, with its student.
+        The results of the trials that have ended. `ranked` lists the finished trials that satisfy the constraints, the
+        best by the objective first; `best()` returns the best kept trial with its student.
 
     Raises:
-        InputError: The space, the spec or the teacher cannot be used; nothing has run then.
-        ClusterError: Ray does not come up.
+        InputError: The space, the spec or the teacher cannot be used. No trial has run then.
+        ClusterError: Ray does not start or does not respond.
     """
     chosen = _options(SearchSpec, spec, out, fields)
     tree, given = _tree(space), None if teacher is None else GivenTeacher(teacher)
@@ -183,24 +185,24 @@ def search(
 
 
 def load(path: Path | str) -> Results:
-    """Read the results of a folder that a command, `train`, `sweep` or `search` has written, finished or not.
+    """Read the results in a folder that a command, `train`, `sweep` or `search` has written, even while it still runs.
 
-    Raises `InputError` where `path` is no such folder.
+    Raises `InputError` if `path` is not such a folder.
     """
     return read_results(Path(path))
 
 
 def read_config(path: Path | str) -> TrialConfig:
-    """Read a trial's config from a YAML file; leaves not given keep their defaults.
+    """Read the config of a trial from a YAML file; fields that the file omits have their defaults.
 
-    Raises `InputError` with the first bad key, its value and what is accepted.
+    Raises `InputError` that names the first bad key, its value and the accepted values.
     """
     return read_trial(Path(path))
 
 
 def _reported(result: RunResult) -> Results:
-    """Make the report and read the results; then pass on a Ctrl-C that has ended the run."""
-    # It draws, which whoever imports this module need not wait for.
+    """Write the report and return the results. Raises `KeyboardInterrupt` if Ctrl-C has ended the run."""
+    # Imported here because it imports plotting libraries, which makes the import of this module slow.
     from condkd_ray.report.build import build as build_report
 
     build_report(result.out)
@@ -216,7 +218,7 @@ def _check_kind(what: str, value: object, kind: type) -> None:
 def _plans(
     arms: Mapping[str, TrialConfig] | Sequence[Plan], seeds: Sequence[int] | None, baseline: Baseline
 ) -> list[Plan]:
-    """The plans of a sweep. Raises `InputError`."""
+    """Return the plans of a sweep. Raises `InputError` for bad arms, seeds, plans or baselines."""
     if isinstance(arms, Mapping):
         accepted = "a sequence of integers, such as (0, 1, 2)"
         require(seeds is None or not isinstance(seeds, int | str), "seeds", seeds, accepted)
@@ -243,7 +245,10 @@ def _plans(
 def _options(
     kind: type[AnyOptions], given: AnyOptions | None, out: Path | str | None, more: Mapping[str, Any]
 ) -> AnyOptions:
-    """The options that are given and, before these, their fields in `more`. Raises `InputError`."""
+    """Return the options `given`, with `out` and the fields in `more` replaced.
+
+    Raises `InputError` for an unknown field, a bad value, or if there is no output folder.
+    """
     named, what = {field.name: field for field in fields(kind)}, kind.__name__
     if given is not None:
         _check_kind(f"{what} of the call", given, kind)
@@ -257,7 +262,10 @@ def _options(
 
 
 def _tree(space: Path | str | dict[str, Any]) -> dict[str, Any]:
-    """The tree of a search space. A text of one line without a colon and a space is a path. Raises `InputError`."""
+    """Return the tree of a search space, which may be given as a tree, YAML text or a path.
+
+    A text of one line without ": " is a path. Raises `InputError` if the space cannot be read.
+    """
     if isinstance(space, dict):
         return space
     require(isinstance(space, str | Path), "search space", type(space).__name__, "a path, YAML text or a tree")
@@ -266,15 +274,18 @@ def _tree(space: Path | str | dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_teacher(tree: dict[str, Any], given: GivenTeacher) -> dict[str, Any]:
-    """The space with a teacher that is handed over. Raises `InputError` where it opens a leaf of another."""
-    fixed = "none beside a teacher that is handed over"
+    """Return the space with the given teacher.
+
+    Raises `InputError` if a leaf of the teacher, or `data` as a whole, is open.
+    """
+    fixed = "none if a teacher object is given"
     opened = [name for name in leaves(tree) if name.split("/")[0] == "teacher"]
     require(not opened, "open leaves of the space", ", ".join(opened), fixed)
     data = tree.get("data", {})
     require(not isinstance(data, Open), "open leaf data of the space", data, fixed)
     config = given.in_config(default(tree))
-    theirs = {name: getattr(config.data, name) for name in ("mean", "std", "flip_ok")}
-    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in theirs.items()}
+    normalisation = {name: getattr(config.data, name) for name in ("mean", "std", "flip_ok")}
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in normalisation.items()}
     base = {"data": {}} | {key: value for key, value in tree.items() if key != "teacher"}
     teacher = {"module": config.teacher.module, "force": config.teacher.force}
     return merge(base, {"teacher": teacher, "data": plain})

@@ -1,9 +1,9 @@
-"""Fixtures and options of all tests. This file also puts its folder on the import path, for `import toy` and others."""
+"""Settings and fixtures of all tests. This file puts its folder on the import path, so that tests can `import toy`."""
 
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# No test may use the credentials of the person who runs it, or request some from a cloud machine.
+# Tests must use neither the user's AWS keys nor the keys that a cloud machine provides.
 os.environ |= {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_EC2_METADATA_DISABLED": "true"}
 
 import logging
@@ -24,38 +24,38 @@ from programs import logger_restored
 
 from condkd_ray.core.environment import usable_cpus
 
-# Scripts find `benchmark` and `chaos` in their own folder; tests, and the workers they start, find them by these paths.
+# Scripts import `benchmark` and `chaos` from their own folder; tests and their workers need that folder on the path.
 sys.path.append(str(EXPERIMENTS))
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(EXPERIMENTS)]))
 torch.set_num_threads(1)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # Programs started by a test would inherit an ignored SIGINT, and tests could not interrupt them. Workers of xdist
-    # and background processes of a shell ignore it.
+    # Processes of xdist and of background jobs ignore SIGINT. Programs that a test starts would inherit this, and could
+    # not be interrupted.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-# The same examples in every run of the same files (Hypothesis takes some from constants of imported modules), and no
-# time limit on a busy machine.
+# With `derandomize` the examples are the same in every run of the same files; Hypothesis takes some from constants of
+# imported modules. Without a deadline, a busy machine does not cause failures.
 settings.register_profile("condkd_ray", deadline=None, derandomize=True, database=None)
 settings.load_profile("condkd_ray")
 
 
 MOST_PROCESSES = 8
 PROCESS_BYTES = 3 * 2**30
-"""Memory for a test process with its own Ray cluster and that cluster's trials (our choice)."""
+"""Memory for one test process with its own Ray cluster and trials (our choice)."""
 
 
 def pytest_addoption(parser, pluginmanager):
     if not pluginmanager.hasplugin("xdist"):
-        # With `-p no:xdist` the options in `pyproject.toml` must be accepted; all tests run in this process.
+        # With `-p no:xdist`, accept the options in `pyproject.toml` and run all tests in this process.
         for name in ("--numprocesses", "--dist"):
-            parser.addoption(name, help="of pytest-xdist, which is not loaded")
-        parser.addoption("--no-loadscope-reorder", action="store_true", help="of pytest-xdist, which is not loaded")
-    parser.addoption("--update-golden", action="store_true", help="rewrite tests/golden/*.json with today's numbers")
-    parser.addoption("--fuzz", type=int, default=85, help="number of files of each kind to try")
+            parser.addoption(name, help="ignored: pytest-xdist is not loaded")
+        parser.addoption("--no-loadscope-reorder", action="store_true", help="ignored: pytest-xdist is not loaded")
+    parser.addoption("--update-golden", action="store_true", help="rewrite tests/golden/*.json with current numbers")
+    parser.addoption("--fuzz", type=int, default=85, help="number of files of each kind that are tested")
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Return the number of processes of a plain `pytest`: CPUs, limited by memory; `-n 0` uses this process only."""
+    """Return the number of test processes: one per CPU, limited by memory; `-n 0` runs all tests in this process."""
     if config.option.markexpr == "gpu":
         return 0  # tests that measure a GPU must not share it
     return max(1, min(usable_cpus(), MOST_PROCESSES, psutil.virtual_memory().total // PROCESS_BYTES))
@@ -63,9 +63,9 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put files with tests on Ray first.
+    """Move the files with Ray tests to the front.
 
-    They take longest: a process that starts one of them last would run alone at the end.
+    They take longest, and the other processes would wait for one that starts late.
     """
     on_ray = {item.path for item in items if "ray" in item.keywords or "cluster" in getattr(item, "fixturenames", ())}
     items.sort(key=lambda item: item.path not in on_ray)
@@ -73,11 +73,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def deterministic(request):
-    """Seed the global generator. On the CPU, operations without a deterministic form raise an error, and uninitialised
-    memory is NaN.
+    """Seed the global random generator, and make nondeterministic operations on the CPU raise an error.
+
+    Uninitialised memory is then filled with NaN.
     """
     torch.manual_seed(0)
-    # Not `use_deterministic_algorithms`, which imports the compiler.
+    # `use_deterministic_algorithms` is not used because it imports the compiler.
     torch.set_deterministic_debug_mode("default" if "gpu" in request.keywords else "error")
     yield
     torch.set_deterministic_debug_mode("default")
@@ -85,29 +86,29 @@ def deterministic(request):
 
 @pytest.fixture(autouse=True)
 def silent() -> Iterator[None]:
-    """Restore the package's logger after each test, because commands make it print."""
+    """Restore the package's logger after each test, because commands configure it."""
     with logger_restored():
         yield
 
 
 @pytest.fixture
-def heard(silent) -> list[str]:
-    """Messages that the package logs while the test runs."""
+def logged(silent) -> list[str]:
+    """The list of messages that the package logs during the test."""
     messages: list[str] = []
 
-    class Listener(logging.Handler):
+    class Collector(logging.Handler):
         def emit(self, record):
             messages.append(record.getMessage())
 
     logger = logging.getLogger("condkd_ray")
     logger.setLevel(logging.INFO)
-    logger.addHandler(Listener())
+    logger.addHandler(Collector())
     return messages
 
 
 @pytest.fixture(scope="session")
 def s3() -> Iterator[str]:
-    """Query string for URIs of buckets on the tests' own S3 server, which is empty at first."""
+    """The query part of bucket URIs on a local S3 server, which is empty at first."""
     missing = [name for name in ("moto", "flask", "flask_cors") if find_spec(name) is None]
     if missing:
         pytest.skip(f"the S3 server of the tests is not installed: {', '.join(missing)} (pip install '.[test]')")
@@ -136,7 +137,7 @@ def bucket(s3) -> str:
 
 @pytest.fixture(scope="session")
 def cluster():
-    """The private Ray cluster that all tests share: two CPUs and two simulated GPUs."""
+    """The private Ray cluster of all tests, with two CPUs and two GPUs that exist only as Ray resources."""
     from condkd_ray.cluster.connection import connect
 
     with connect("local", cpus=2, gpus=2):

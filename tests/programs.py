@@ -1,7 +1,7 @@
-"""Runs the package's programs inside the test process, which has already imported PyTorch and perhaps started Ray.
+"""Runs the package's programs in the test process, which has already imported PyTorch and may have a Ray cluster.
 
-A separate process takes about ten seconds to import them and to start Ray; it is only for tests that need one: signals,
-kills, terminals, and import times.
+A separate process needs about ten seconds to import them and to start Ray. It is used only for tests of signals, kills,
+terminals and imports.
 """
 
 import io
@@ -20,7 +20,7 @@ from condkd_ray.core import locks
 
 @contextmanager
 def logger_restored() -> Iterator[None]:
-    """Restore the package's logger after the block: programs make it print."""
+    """Restore the package's logger after the block, because programs configure it."""
     logger = logging.getLogger("condkd_ray")
     before = (logger.level, logger.propagate, list(logger.handlers))
     try:
@@ -31,18 +31,18 @@ def logger_restored() -> Iterator[None]:
 
 
 def condkd(*arguments: object) -> CompletedProcess[str]:
-    """Run `condkd` with these arguments, and return exit code, standard output and standard error."""
-    return _ended("condkd", arguments, __main__.main)
+    """Run `condkd` with these arguments and return exit code, standard output and standard error."""
+    return _completed("condkd", arguments, __main__.main)
 
 
 def script(path: Path, *arguments: object) -> CompletedProcess[str]:
-    """Run a script with these arguments, and return the same as `condkd`."""
-    return _ended(str(path), arguments, lambda: runpy.run_path(str(path), run_name="__main__"))
+    """Run a script with these arguments and return the same."""
+    return _completed(str(path), arguments, lambda: runpy.run_path(str(path), run_name="__main__"))
 
 
-def _ended(name: str, arguments: tuple[object, ...], program) -> CompletedProcess[str]:
+def _completed(name: str, arguments: tuple[object, ...], program) -> CompletedProcess[str]:
     whole, code, output, errors = [name, *map(str, arguments)], 0, io.StringIO(), io.StringIO()
-    # A program keeps its folders until its process ends; this process continues.
+    # A program keeps its folder locks until its process ends; here they are released when it returns.
     with (
         locks.released_after(),
         logger_restored(),

@@ -1,4 +1,4 @@
-"""Matrices of test cases, of which the default run tries some and the slow tests the rest."""
+"""Test matrices of which the default run includes some cases, and the slow tests the others."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -7,9 +7,9 @@ import pytest
 
 
 def thinned(cases: Iterable[Any], default: Callable[[Any], bool]) -> list[Any]:
-    """Return the cases of a `parametrize`; all that are not in the default run are marked slow."""
+    """Return the cases for `parametrize`, with the mark `slow` on those for which `default` is false."""
     found = list(cases)
-    assert any(map(default, found)), "the default run would try none"
+    assert any(map(default, found)), "the default run would have no cases"
     return [case if default(case) else pytest.param(*_values(case), marks=pytest.mark.slow) for case in found]
 
 

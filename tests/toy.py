@@ -1,4 +1,4 @@
-"""A small world that trains in a second: four classes of blobs, a teacher, and configs. No files, no Ray.
+"""A toy data set of four classes of blobs, a small teacher, and matching configs. Uses no files and no Ray.
 
 Letters: N images, C channels, H W height and width, K classes.
 """
@@ -28,7 +28,7 @@ IPC = 2
 
 
 def by_layer(bn: torch.Tensor, teacher: Teacher) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Split `Observation.bn` or `Teacher.bn[0]` (2, S) into (mean, variance) of each BN layer."""
+    """Split `Observation.bn` or `Teacher.bn[0]` (2, S) into a (mean, variance) pair for each BN layer."""
     return list(zip(*(row.split(list(teacher.bn_inputs.values())) for row in bn), strict=True))
 
 
@@ -40,8 +40,11 @@ def answered(images: RealImages, teacher: Teacher) -> Samples:
 
 
 def make_prepared(condensed: bool = True) -> Prepared:
-    """Return the inputs of `toy_config` trials: 128 test and 64 validation images, two condensed images per class, a
-    proxy set, landmarks."""
+    """Return the inputs of trials of `toy_config`.
+
+    128 test and 64 validation images, two condensed images per class unless `condensed` is false, a proxy set, and
+    landmarks.
+    """
     teacher = make_teacher()
     few = answered(blobs(IPC * NUM_CLASSES, seed=4), teacher) if condensed else None
     proxy = views(blobs(NUM_CLASSES, seed=5).samples(MEAN, STD), teacher, seed=0)
@@ -56,7 +59,7 @@ def make_prepared(condensed: bool = True) -> Prepared:
 
 
 def toy_config(**changes: Any) -> TrialConfig:
-    """Return a config of three rounds of a tenth of a second; `changes` are fields. Fits `make_prepared()`."""
+    """Return a config with three rounds of about 0.1 s for `make_prepared()`; `changes` are fields of `TrialConfig`."""
     fields: dict[str, Any] = {
         "teacher": TeacherConfig(network=TEACHER),
         "student": ResNet(depth=8, width=2),
@@ -69,6 +72,6 @@ def toy_config(**changes: Any) -> TrialConfig:
 
 
 def sure(*classes: int) -> Samples:
-    """Return samples whose logits are one-hot at these classes, with any labels."""
-    logits = F.one_hot(torch.tensor(classes), NUM_CLASSES).float()
-    return replace(samples(len(classes)), logits=logits)
+    """Return samples whose logits assign them to these classes; their labels are random."""
+    seen = F.one_hot(torch.tensor(classes), NUM_CLASSES).float()
+    return replace(samples(len(classes)), logits=seen)

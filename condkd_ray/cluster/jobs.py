@@ -1,4 +1,4 @@
-"""Packing of trials and their inputs, to send them to the workers that run them."""
+"""Packs trials and their inputs, and sends them to the workers that run them."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -33,11 +33,11 @@ from condkd_ray.trial.packing import (
 from condkd_ray.trial.plan import PlannedTrial
 
 _unpacked: dict[tuple[str, ...], Any] = {}
-"""Contents used by the last trial of this process, by name, device and teacher."""
+"""Unpacked contents that the last trial of this process used, keyed by name, device and teacher."""
 
 
 class Packer:
-    """Packs the trials of one sweep, in the driver, which owns the objects."""
+    """Packs the trials of one sweep. It runs in the driver, which owns the objects in Ray's object store."""
 
     def __init__(self) -> None:
         self._stored: dict[str, ContentRef] = {}
@@ -55,7 +55,7 @@ class Packer:
         return PlannedTrial(trial.key, trial.plan, self.pack(trial.prepared), trial.lineage)
 
     def _store_module(self, prepared: Prepared, function: str) -> ContentRef:
-        """Store a network made by a user's function, with its code, which the nodes of a cluster may lack."""
+        """Store a network from a user's function together with its code, which may not be installed on the nodes."""
         name = f"{MODULE}/{prepared.hashes['teacher']}"
         if name not in self._stored:
             pickled = np.frombuffer(by_value(copied(prepared.teacher.network), function), np.uint8)
@@ -73,9 +73,9 @@ def _put(content: Any) -> Any:
 
 
 def unpack(config: TrialConfig, refs: PreparedRefs, device: str) -> Prepared:
-    """Return the packed `Prepared`, with everything but the real images on `device`.
+    """Return the `Prepared` that `refs` refers to, with everything except the real images on `device`.
 
-    On the CPU all tensors but the teacher's weights are views of shared memory, which must not be written to.
+    On the CPU all tensors except the teacher's weights are views of shared memory; they must not be written to.
     """
     whole = {kind: content for kind, content in refs.contents.items() if kind != MODULE}
     keys = {kind: (content.name, device, config.teacher.label) for kind, content in whole.items()}
@@ -93,9 +93,9 @@ def unpack(config: TrialConfig, refs: PreparedRefs, device: str) -> Prepared:
 
 
 def by_value(network: nn.Module, name: str) -> bytes:
-    """Pickle the teacher module `name` together with the code of the user's own classes, instead of only their names.
+    """Return a pickle of the teacher module `name` that contains the code of the user's own classes, not only names.
 
-    Raises `InputError` if it cannot be pickled.
+    Raises `InputError` if the module cannot be pickled.
     """
     with _code_by_value({name, *(type(layer).__module__ for layer in network.modules())}):
         try:
@@ -107,7 +107,7 @@ def by_value(network: nn.Module, name: str) -> bytes:
 
 @contextmanager
 def _code_by_value(names: Collection[str]) -> Iterator[None]:
-    """Context in which pickles contain the code of these modules, and of those of their packages, unless installed."""
+    """Within this context, pickles contain the code of these modules and of their packages, unless installed."""
     with ExitStack() as after:
         for module in own_code(names):
             register_pickle_by_value(module)
@@ -125,9 +125,9 @@ Job = PlannedTrial[PreparedRefs]
 
 
 class SweepJobs(Mapping[str, Job]):
-    """Jobs by key, each pickled separately into one array, which Ray passes on without a copy.
+    """Mapping from keys to jobs. Each job is pickled separately into one array, which workers read without a copy.
 
-    In a dictionary every trial would unpickle all jobs: thousands of jobs, thousands of times.
+    With a dictionary, each trial would unpickle the jobs of all trials of the sweep.
     """
 
     def __init__(self, jobs: Iterable[Job]) -> None:
@@ -136,8 +136,9 @@ class SweepJobs(Mapping[str, Job]):
         with _code_by_value({module for job in jobs for module in plugin_modules(job.config)}):
             for job in jobs:
                 begin = len(whole)
-                # Object references are kept in a list beside the array, each once: Ray keeps an object alive only for
-                # references in its own messages. Its pickler stores by value a method of a script or a notebook.
+                # Object references are kept once each in a separate list, because Ray keeps an object alive only for
+                # references that it serialises itself. Ray's pickler includes the code of methods that a script or a
+                # notebook defines.
                 whole += dumps(_with_refs(job, lambda ref: numbers.setdefault(ref, len(numbers))))
                 self._places[job.key] = begin, len(whole)
         self._refs = list(numbers)
@@ -161,17 +162,17 @@ def _with_refs(job: Job, stand_in: Callable[[Any], Any]) -> Job:
 
 
 class JobTable:
-    """The actor behind `SearchJobs`."""
+    """Actor that holds the jobs of `SearchJobs`."""
 
     def __init__(self) -> None:
         self._jobs: dict[str, Job] = {}
 
     def put(self, job: Job) -> None:
-        """Store a job; it replaces one with the same key."""
+        """Store a job, replacing any job with the same key."""
         self._jobs[job.key] = job
 
     def take(self, key: str) -> Job:
-        """Return the job `key`. Raises `KeyError` if there is none, as after a restart of the actor, which is empty."""
+        """Return the job `key`. Raises `KeyError` if there is none; after a restart the actor has no jobs."""
         return self._jobs[key]
 
     def remove(self, key: str) -> None:
@@ -180,9 +181,9 @@ class JobTable:
 
 
 class SearchJobs:
-    """Jobs by key, put there one by one. The driver creates and closes it, and sends it to workers.
+    """Table of jobs by key, to which the driver adds jobs one by one. The driver also creates and closes the table.
 
-    If its actor dies, the trial that does not find its job is retried, and the driver puts the job again before that.
+    If the actor dies, a trial that does not find its job is retried, and the driver stores the job again before.
     """
 
     def __init__(self) -> None:
@@ -192,12 +193,12 @@ class SearchJobs:
         return call_actor(self._actor.take, key)
 
     def put(self, job: Job) -> None:
-        """Store a job; returns once it is there."""
+        """Store a job; returns when the actor has stored it."""
         with _code_by_value(plugin_modules(job.config)):
             call_actor(self._actor.put, job)
 
     def remove(self, key: str) -> None:
-        """Delete the job of a trial that is over."""
+        """Delete the job of a trial that has ended."""
         self._actor.remove.remote(key)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Check, before any trial, that every node can load the users' own modules that are teachers."""
+"""Checks, before any trial runs, that every node can load the users' own teacher modules."""
 
 from collections.abc import Mapping
 
@@ -11,15 +11,15 @@ from condkd_ray.core.errors import first_line
 from condkd_ray.core.method import InputError
 
 ACCEPTED = (
-    "a module whose code is installed on every node, or lies in a file of yours that is not installed, or in a "
-    "notebook: such code is sent along"
+    "a module whose code is installed on every node, or is in a notebook or in a file that is not installed and "
+    "that is therefore sent to the nodes"
 )
 
 
 def check_modules(modules: Mapping[str, nn.Module]) -> None:
-    """Raise `InputError`, naming the node, unless every node can load each of these teacher modules, by name.
+    """Raise `InputError` that names the node if a node cannot load one of the teacher modules, given by name.
 
-    Code that is not installed is sent with them. Nodes that join later are not checked.
+    Code that is not installed is sent with the modules. Nodes that join later are not checked.
     """
     for name, network in modules.items():
         for node, wrong in failing_nodes(load, by_value(network, name)).items():
@@ -27,7 +27,7 @@ def check_modules(modules: Mapping[str, nn.Module]) -> None:
 
 
 def load(pickled: bytes) -> str:
-    """What keeps this machine from loading a pickled module; empty if nothing does."""
+    """Return the reason why this machine cannot load a pickled module; empty if it can."""
     try:
         loads(pickled)
     except Exception as error:  # whatever the code of a user's module raises

@@ -1,4 +1,4 @@
-"""Digest of the source code that a class consists of, for classes that no installed distribution has."""
+"""Computes a digest of the source code of a class, for classes that are not part of an installed distribution."""
 
 import hashlib
 import inspect
@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from typing import Any
 
 CONSTANTS = (bool, int, float, str)
-"""Types of the global values and class attributes that count as code; tuples of these do too."""
+"""Types of global values and class attributes that are included in the digest, also as tuples of these."""
 
 
 def class_digest(kind: type) -> str | None:
-    """Return 12 hex digits of the SHA-256 of a class's source, and of what its code uses of the same package or script.
+    """Return the first 12 hex digits of the SHA-256 of a class's source; None if no source is found.
 
-    None if no source is found. What the class imports from other packages does not count.
+    The digest covers the class, its bases, and the functions, classes and constants that its code uses from the same
+    package or script. Code of other packages is not included.
     """
     texts = dict(_texts(kind, kind.__module__.partition(".")[0], {}))
     if not texts:
@@ -23,7 +24,7 @@ def class_digest(kind: type) -> str | None:
 
 
 def _texts(value: Any, top: str, seen: dict[int, Any]) -> Iterator[tuple[str, str]]:
-    """Places and texts of a class or function of the package `top`, and of all of that package which its code names."""
+    """Yield (place, source) of a class or function in the package `top` and, recursively, of all that it uses there."""
     if id(value) in seen or not isinstance(value, (type, types.FunctionType)) or _top(value) != top:
         return
     seen[id(value)] = value
@@ -40,9 +41,10 @@ def _texts(value: Any, top: str, seen: dict[int, Any]) -> Iterator[tuple[str, st
 
 
 def _own_texts(value: Any, functions: list[types.FunctionType]) -> Iterator[tuple[str, str]]:
-    """The lines of a class or function; of a class that a notebook defines, the lines of its functions and constants.
+    """Yield (place, source) of a class or function itself.
 
-    Python finds the lines of the functions of such a class, but not those of the class.
+    For a class defined in a notebook, Python finds the source of the methods but not of the class. For such a class
+    this yields the source of its methods and the values of its constants.
     """
     place = f"{value.__module__}.{value.__qualname__}"
     lines = _lines(value)
@@ -63,17 +65,17 @@ def _lines(value: Any) -> str | None:
 
 
 def _functions(value: Any) -> Iterator[types.FunctionType]:
-    """The functions in a class's body, or a function itself."""
+    """Yield the functions in the body of a class, or the function itself."""
     for one in vars(value).values() if isinstance(value, type) else [value]:
         parts = [one.fget, one.fset] if isinstance(one, property) else [getattr(one, "__func__", one)]
         for part in map(inspect.unwrap, filter(callable, parts)):
-            # Those that the dataclass decorator has written follow from the fields.
+            # Methods that the dataclass decorator generates are left out: they follow from the fields.
             if isinstance(part, types.FunctionType) and part.__code__.co_filename != "<string>":
                 yield part
 
 
 def _global_names(code: types.CodeType) -> set[str]:
-    """All names in a function's code and in the functions inside it; those of attributes are among them."""
+    """Return all names in the code of a function and its inner functions, including names of attributes."""
     inner = [_global_names(one) for one in code.co_consts if isinstance(one, types.CodeType)]
     return set(code.co_names).union(*inner)
 

@@ -1,4 +1,4 @@
-"""Families of methods: the members that this package defines, and the plug-ins, members from other packages.
+"""Families of interchangeable methods: the members defined in this package, and plug-ins from other packages.
 
 A plug-in joins its family by an entry point of its distribution, in the group `condkd_ray.<family>`, or by a call of
 `register`. It is a frozen dataclass that derives from the family's base class. Entry points are loaded when the members
@@ -26,9 +26,9 @@ log = logging.getLogger(__name__)
 OWN = __name__.partition(".")[0]
 """This package, and the beginning of the names of its entry-point groups."""
 ORIGIN = "__condkd_plugin__"
-"""Class attribute of a plug-in with its `Origin`. It travels with a class that is pickled by value."""
+"""Name of the class attribute that holds a plug-in's `Origin`; pickling a class by value preserves it."""
 LEAVES = (bool, int, float, str, Path, types.NoneType)
-"""Types of the values that YAML holds."""
+"""Types of fields that are single YAML values."""
 M = TypeVar("M", bound=type)
 
 
@@ -44,13 +44,13 @@ class Origin:
 
 
 class Family:
-    """All methods that a field of a config accepts: a base class, this package's members, and the plug-ins.
+    """The methods that a field of a config accepts: a base class, the members of this package, and plug-ins.
 
     Args:
-        name: The last part of the entry-point group `condkd_ray.<name>`.
-        base: The class that each member derives from.
-        own: The members that this package defines.
-        check: Raises `InputError` for a class that breaks a rule of this family alone.
+        name: Last part of the name of the entry-point group, `condkd_ray.<name>`.
+        base: Base class of all members.
+        own: Members that this package defines.
+        check: Additional check of a plug-in class for this family; raises `InputError`.
     """
 
     def __init__(
@@ -67,14 +67,14 @@ class Family:
         return f"{OWN}.{self.name}"
 
     def members(self) -> dict[str, Any]:
-        """All member classes by method name: this package's in their order, then the plug-ins.
+        """Return all member classes by method name: those of this package first, then the plug-ins.
 
-        Raises `InputError` if an entry point names a class that breaks the contract, or a name that is taken.
+        Raises `InputError` if the class of an entry point breaks the contract or has the name of another member.
         """
         return {**self._own_names(), **self.plugins()}
 
     def plugins(self) -> dict[str, type]:
-        """The members from outside, by method name; see `members`."""
+        """Return the plug-ins by method name; the first call loads the entry points. Raises as `members` does."""
         with self._lock:
             if self._loaded is None:
                 self._loaded = {}
@@ -87,16 +87,20 @@ class Family:
 
     @property
     def failures(self) -> str:
-        """Plug-ins whose import failed, and why, as the end of a message; empty if there are none."""
+        """Plug-ins whose import failed, with the reason, as text to append to a message; empty if there are none."""
         return "".join(f"; {text}" for text in self._failed)
 
     @property
     def more(self) -> str:
-        """The end of a message that lists the accepted names: what else can be one, and why a plug-in is missing."""
+        """Text to append to a list of accepted names: it mentions plug-ins, and those whose import failed."""
         return f", or a plug-in once it is installed or registered{self.failures}"
 
     def register(self, kind: type, version: str | None) -> None:
-        """Add a class; a later definition of the same class, as when a notebook cell runs again, replaces the first."""
+        """Add a class to the family.
+
+        A later definition of the same class replaces the earlier one, as when a notebook cell runs again. Raises
+        `InputError` if the class breaks the contract or another class has its name.
+        """
         self.check_contract(kind)
         origin = _origin(kind, version)
         with self._lock:
@@ -108,7 +112,7 @@ class Family:
             self._registered[name_of(kind)] = kind
 
     def unregister(self, kind: type) -> None:
-        """Remove a class that was registered; nothing if it was not."""
+        """Remove a registered class; no effect if it is not registered."""
         with self._lock:
             self._registered = {name: one for name, one in self._registered.items() if one is not kind}
 
@@ -116,7 +120,7 @@ class Family:
         return {name: kind for kind in self.own for name in _names(kind)}
 
     def _load(self, found: dict[str, type]) -> None:
-        """Import what entry points name, into `found`."""
+        """Import the classes of the entry points and add them to `found`."""
         self._failed.clear()
         for point in metadata.entry_points(group=f"{OWN}.{self.name}"):
             assert point.dist is not None
@@ -144,7 +148,10 @@ class Family:
         raise InputError(f"{self.name} {name_of(kind)!r} is defined twice; accepted: {accepted}")
 
     def check_contract(self, kind: object, what: str = "") -> None:
-        """Raise `InputError` unless `kind` is a frozen dataclass that can be a member."""
+        """Raise `InputError` unless `kind` satisfies the contract of the family: a concrete frozen dataclass.
+
+        `what`: how the message names the class; by default its module and name.
+        """
         what = what or _place(kind)
         base = f"a class that derives from {_place(self.base)}"
         require(isinstance(kind, type) and issubclass(kind, self.base), f"{self.name} plug-in", what, base)
@@ -160,7 +167,7 @@ class Family:
 
 
 def _check_fields(kind: type, what: str) -> None:
-    """Raise `InputError` unless a dataclass has a fixed name and fields that YAML can hold."""
+    """Raise `InputError` unless a dataclass has a fixed `name` and only fields that can be written to YAML."""
     try:
         types_of = hints(kind)
     except (NameError, TypeError) as error:
@@ -175,11 +182,11 @@ def _check_fields(kind: type, what: str) -> None:
 
 
 _FAMILIES: dict[str, Family] = {}
-"""Families by name, of the modules imported so far."""
+"""All families in the modules imported so far, by name."""
 
 
 def family_of(kind: type) -> Family | None:
-    """The family that has `kind` as one of its own members, or whose base class is a base of `kind`; None if none."""
+    """Return the family in which `kind` is an own member or from whose base `kind` derives; None if there is none."""
     found = (one for one in _FAMILIES.values() if kind in one.own or issubclass(kind, one.base))
     return next(found, None)
 
@@ -199,9 +206,9 @@ def register(kind: Any = None, /, *, version: str | None = None) -> Any:
 
     Args:
         kind: A frozen dataclass that derives from `Inversion`, `Guidance`, `Network` or the base of another family.
-        version: Names its code in the hash of every config that uses it. If not given, it is the version of the
-            installed distribution that has the module, else a digest of the source of the class and of what that uses
-            from its own package or script.
+        version: Identifies the code in the hash of every config that uses the class. Default: the version of the
+            installed distribution that contains the module, else a digest of the source of the class and of the code
+            that it uses from its own package or script.
 
     Raises `InputError` if the class breaks the contract of its family, if its name is taken, or if neither a
     distribution nor the source is found.
@@ -212,7 +219,7 @@ def register(kind: Any = None, /, *, version: str | None = None) -> Any:
 
 
 def register_class(kind: M, version: str | None = None) -> M:
-    """See `register`; returns `kind`."""
+    """Register a class and return it: see `register`."""
     family = family_of(kind) if isinstance(kind, type) else None
     bases = ", ".join(_place(one.base) for one in _FAMILIES.values())
     accepted = f"a class that derives from the base of a family, such as {bases}"
@@ -223,16 +230,16 @@ def register_class(kind: M, version: str | None = None) -> M:
 
 
 def unregister(kind: type) -> None:
-    """Take back a `register` of this process; configs no longer accept the class by its name."""
+    """Undo `register` in this process: configs no longer accept the class by its name."""
     family = family_of(kind)
     if family is not None:
         family.unregister(kind)
 
 
 def origin_of(kind: type) -> Origin | None:
-    """The origin of a method from outside this package; None for this package's own classes and for non-members.
+    """Return the origin of a plug-in class; None for classes of this package and for classes of no family.
 
-    A class that nobody has registered has one too: it can be in a config that is built in Python.
+    A class that was not registered has an origin too, because a config built in Python can contain it.
     """
     if kind.__module__.partition(".")[0] == OWN:
         return None
@@ -247,7 +254,7 @@ def origin_of(kind: type) -> Origin | None:
 
 
 def plugins_in(value: Any) -> dict[str, str]:
-    """`family/name` of each plug-in in a config, with its origin, such as "my-methods 1.2.0"."""
+    """Return the plug-ins in a config: keys are `family/name`, values the origins, such as "my-methods 1.2.0"."""
     found: dict[str, str] = {}
     for one in _methods(value):
         family, name = family_of(type(one)), getattr(one, "name", type(one).__name__)
@@ -257,12 +264,12 @@ def plugins_in(value: Any) -> dict[str, str]:
 
 
 def plugin_modules(value: Any) -> set[str]:
-    """The modules that define the plug-ins in a config."""
+    """Return the names of the modules that define the plug-ins in a config."""
     return {type(one).__module__ for one in _methods(value)}
 
 
 def _methods(value: Any) -> Iterator[Any]:
-    """The methods in a config that come from outside this package."""
+    """Yield the methods in a config that are plug-ins."""
     if is_dataclass(value):
         if origin_of(type(value)) is not None:  # type: ignore[arg-type]
             yield value
@@ -274,38 +281,40 @@ def _methods(value: Any) -> Iterator[Any]:
 
 
 def plugins_named(names: Collection[str]) -> dict[str, str]:
-    """`family/name` of each plug-in that has one of these names, with its origin; see `plugins_in`."""
+    """Return the plug-ins that have one of these method names, in the format of `plugins_in`."""
     found = [(family, kind) for family in _FAMILIES.values() for kind in family.plugins().values()]
     return {f"{family.name}/{name_of(kind)}": str(origin_of(kind)) for family, kind in found if name_of(kind) in names}
 
 
 def check_plugins(made_with: dict[str, str], source: str) -> None:
-    """Raise `InputError` if a plug-in that a record was made with is missing; log one that has another version."""
+    """Raise `InputError` if a plug-in that made a record is missing; log a warning if it has another version."""
     for place, origin in made_with.items():
         group, _, name = place.partition("/")
         family = _FAMILIES.get(group)
         here = None if family is None else family.plugins().get(name)
         if family is None or here is None:
             why = f", which is neither installed nor registered here{'' if family is None else family.failures}"
-            raise InputError(f"{source}: {group} is {name!r} of plug-in {origin}{why}; accepted: with that plug-in")
+            raise InputError(
+                f"{source}: {group} is {name!r} of plug-in {origin}{why}; accepted: a process that has this plug-in"
+            )
         if str(origin_of(here)) != origin:
-            log.warning(f"{source}: {group} {name} was of plug-in {origin}, and is of {origin_of(here)} here")
+            log.warning(f"{source}: {group} {name} was made by plug-in {origin}; the plug-in here is {origin_of(here)}")
 
 
 def name_of(kind: type) -> str:
-    """The name of a plug-in class."""
+    """Return the method name of a plug-in class."""
     return _names(kind)[0]
 
 
 @cache
 def hints(kind: type) -> dict[str, Any]:
-    """The types of the fields of a dataclass, by field name."""
+    """Return the types of the fields of a dataclass, by field name."""
     found = typing.get_type_hints(kind)
     return {one.name: found[one.name] for one in fields(kind)}  # type: ignore[arg-type]
 
 
 def _names(kind: type) -> tuple[str, ...]:
-    """Names of the method, or of the methods, that a class stands for."""
+    """Return the method names of a class: the values that its `name` field accepts, usually one."""
     return tuple(filter(lambda name: isinstance(name, str), get_args(hints(kind).get("name"))))
 
 
@@ -314,7 +323,7 @@ def _default(kind: type, name: str) -> Any:
 
 
 def _is_plain(hint: Any) -> bool:
-    """Whether all values of a type can be written to YAML and hashed."""
+    """Return whether all values of a type can be written to YAML and hashed."""
     origin, args = get_origin(hint), get_args(hint)
     if origin is Literal:
         return all(isinstance(value, LEAVES) for value in args)
@@ -338,22 +347,25 @@ def _same_definition(one: type, other: type) -> bool:
 
 
 def _origin(kind: type, version: str | None) -> Origin:
-    """The distribution that has a class's module; else its top-level module, with the given version or a digest."""
+    """Return the origin of a class: its distribution, or else its top-level module with `version` or a source digest.
+
+    Raises `InputError` if there is neither a distribution nor a version nor source code.
+    """
     top = kind.__module__.partition(".")[0]
     installed = None if top == "__main__" else _distribution(kind, top)
     if version is not None:
-        require(bool(version.strip()), f"version of {_place(kind)}", version, "a text that names its code")
+        require(bool(version.strip()), f"version of {_place(kind)}", version, "a text that identifies its code")
         return Origin(top if installed is None else installed.name, version)
     if installed is not None:
         return installed
     digest = class_digest(kind)
-    accepted = "a class whose source is found; or register(..., version=...), which names its code"
+    accepted = "a class with source code, or register(..., version=...)"
     require(digest is not None, f"source of {_place(kind)}", None, accepted)
     return Origin(top, f"source {digest}")
 
 
 def _distribution(kind: type, top: str) -> Origin | None:
-    """The installed distribution whose files have the module of a class."""
+    """Return the installed distribution that contains the module of a class; None if there is none."""
     try:
         file = Path(inspect.getfile(kind)).resolve()
     except (TypeError, OSError):

@@ -1,9 +1,10 @@
-"""Locks on folders: exclusive for the process that runs in a folder, shared for reports on it.
+"""Locks on run folders: an exclusive lock for a run, shared locks for reports.
 
-A shared lock keeps runs out of the folder while a report is made; several reports can hold it at once.
+A shared lock keeps runs out of the folder while a report is made; several reports can hold one at the same time.
 
 The lock is on the folder itself, so no file is written. On NFS an exclusive lock requires a file opened for writing
-(`flock(2)`), and a folder cannot be opened so: there, and wherever it already exists, the file `FILE` in it is locked.
+(`flock(2)`), and a folder cannot be opened for writing. There, and in folders that already contain it, the file `FILE`
+in the folder is locked instead.
 """
 
 import errno
@@ -21,21 +22,22 @@ from condkd_ray.core.method import InputError
 log = logging.getLogger(__name__)
 
 PATIENCE_SECONDS = 60.0
-"""Seconds that a run waits for reports in its folder to end; long enough for a busy machine (our choice)."""
+"""Seconds that a run waits for reports on its folder to end; long enough for a busy machine (our choice)."""
 NOTICE_SECONDS = 2.0
-"""Seconds of waiting after which a log line says so."""
+"""Seconds of waiting after which a log line is written."""
 FILE = ".lock"
+"""Name of the file that is locked where a folder cannot be locked."""
 Claim = tuple[int, int]
 """Device and inode of a folder, which do not change when it is moved."""
 
 _claimed: dict[Claim, int] = {}
-"""File descriptors of the folders that this process has locked. The system closes them when the process ends."""
+"""File descriptors of the folders that this process has locked. The operating system closes them at process exit."""
 _taken: ContextVar[list[Claim] | None] = ContextVar("taken", default=None)
-"""Locks that this thread has taken since it entered `released_after`; None outside of it."""
+"""Locks that this thread has taken within `released_after`; None outside of it."""
 
 
 def claim(folder: Path, what: str) -> Claim | None:
-    """Lock `folder` exclusively, and return the lock; None if this process had it already.
+    """Lock `folder` exclusively and return the lock, or None if this process already holds it.
 
     `what` names the flag in error messages. Returns None also on a file system without locks. Raises `InputError` at
     once if another process runs in the folder, or after `PATIENCE_SECONDS` if a report on it has not ended.
@@ -51,8 +53,7 @@ def claim(folder: Path, what: str) -> Claim | None:
             late = f"a report has not ended for {PATIENCE_SECONDS:g} s"
             there = late if isinstance(error, TimeoutError) else "another process runs"
             raise InputError(
-                f"{what} is {str(folder)!r}, where {there}; accepted: a folder of its own, or the same once that has "
-                "ended"
+                f"{what} is {str(folder)!r}, where {there}; accepted: another folder, or this one once that has ended"
             ) from None
         except OSError:  # a file system without locks
             return None
@@ -74,7 +75,7 @@ def claim_early(folder: Path, what: str) -> None:
 
 
 def _exclusively(folder: Path, held: ExitStack, lock: Callable[[int], object]) -> int:
-    """Lock the folder, or the file in it, by `lock`; return the descriptor, which is closed when `held` ends."""
+    """Lock the folder, or the file `FILE` in it, by `lock`; return the descriptor, which `held` closes on exit."""
     if not (folder / FILE).exists():
         descriptor = _opened(folder, held)
         try:
@@ -105,21 +106,21 @@ def _lock(descriptor: int) -> None:
         if waited > NOTICE_SECONDS and not noticed:
             log.info("waiting for a report on this folder to end")
             noticed = True
-        # Raises if a run holds the lock: only the end of a report is worth waiting for.
+        # Raises if a run holds the lock: this function waits only for reports.
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         fcntl.flock(descriptor, fcntl.LOCK_UN)
         time.sleep(0.05)
 
 
 def release(taken: Claim | None) -> None:
-    """Release a lock that `claim` returned; None, and a lock that was released before, are ignored."""
+    """Release a lock that `claim` returned. None and released locks are ignored."""
     if taken is not None and taken in _claimed:
         os.close(_claimed.pop(taken))
 
 
 @contextmanager
 def released_after() -> Iterator[None]:
-    """Release, after the block, the locks that this thread has taken in it."""
+    """Release at the end of the block the locks that this thread has taken in it."""
     token = _taken.set(taken := [])
     try:
         yield
@@ -133,8 +134,8 @@ def released_after() -> Iterator[None]:
 def kept(folder: Path) -> Iterator[bool]:
     """Hold a shared lock on `folder` during the block, which keeps runs of other processes out.
 
-    Yields False, without a lock, if another process runs there. If the folder does not exist or cannot be locked, it
-    yields True.
+    Yields False, without a lock, if another process runs in the folder; else True, also if the folder does not exist or
+    cannot be locked.
     """
     with ExitStack() as held:
         try:
@@ -153,7 +154,7 @@ def kept(folder: Path) -> Iterator[bool]:
 
 @contextmanager
 def in_turn(folder: Path) -> Iterator[None]:
-    """Let one process at a time into the block for the same `folder`; without file system locks there is no limit."""
+    """Allow only one process at a time in the block for `folder`. No effect on file systems without locks."""
     with ExitStack() as held:
         with suppress(OSError):
             _exclusively(folder, held, lambda descriptor: fcntl.flock(descriptor, fcntl.LOCK_EX))
@@ -167,7 +168,7 @@ def busy(folder: Path) -> bool:
 
 
 def _opened(path: Path, held: ExitStack, flags: int = os.O_RDONLY) -> int:
-    """Open `path`; the descriptor is closed when `held` ends."""
+    """Open `path` and return the descriptor, which `held` closes on exit."""
     descriptor = os.open(path, flags, 0o666)
     held.callback(os.close, descriptor)
     return descriptor

@@ -1,4 +1,4 @@
-"""The trials of a folder whose student and synthetic images are kept, and which of these is the best.
+"""Finds and loads the trials of a folder whose student and synthetic images are kept, and chooses the best of them.
 
 OUT/products/<hash>.safetensors    the best trial of each arm and IPC, or of a search
 """
@@ -20,22 +20,22 @@ from condkd_ray.models import NETWORKS
 from condkd_ray.trial.outcome import Product, read_product
 
 MERITS = ("student/val_accuracy", "proxy/agreement")
-"""Metrics by which the best is chosen: the first of these that was measured. Never test accuracy."""
+"""Metrics by which the best trial is chosen: the first that was measured counts. Never test accuracy."""
 
 
 def kept_path(out: Path, config_hash: str) -> Path:
-    """Return the path at which the product of the trial `config_hash` is kept, if it is."""
+    """Return the path of the product of the trial `config_hash`, whether the file exists or not."""
     return Path(out) / "products" / f"{config_hash}.safetensors"
 
 
 def kept_product(out: Path, config_hash: str) -> Product | None:
-    """Return the product of the trial `config_hash`; None where it is not kept."""
+    """Return the product of the trial `config_hash`, or None if it is not kept."""
     path = kept_path(out, config_hash)
     return read_product(path) if path.is_file() else None
 
 
 def merit(record: Record) -> tuple[str, float]:
-    """Return the metric by which a trial is chosen, and its value; minus infinity where none was measured."""
+    """Return the name and value of the metric by which a trial is chosen; minus infinity if none was measured."""
     for name in MERITS:
         value = record.metrics.get(name, math.nan)
         if not math.isnan(value):
@@ -44,23 +44,23 @@ def merit(record: Record) -> tuple[str, float]:
 
 
 def choose(out: Path, beginning: str | None = None) -> Record:
-    """Return the best of the kept trials under `out`, or the one whose hash begins so: see `chosen`.
+    """Return the best of the kept trials under `out`, or the one whose hash begins with `beginning`: see `chosen`.
 
-    Raises `InputError` as that does, and where `out` is not the folder of an experiment.
+    Raises `InputError` where `chosen` does, and if `out` is not the folder of an experiment.
     """
     read_manifest(out)
     return chosen(read_records(out), out, beginning)
 
 
 def chosen(records: Sequence[Record], out: Path, beginning: str | None = None) -> Record:
-    """Return the best of those `records` whose products are kept under `out`, or the one whose hash begins so.
+    """Return the best of the `records` with a product under `out`, or the one whose hash begins with `beginning`.
 
-    Trials of the newest version of the numbers come first, as those of different versions cannot be compared. Trials
-    whose student learnt from all real images are references, and the best only where there are no others.
-    Raises `InputError` where none is kept, or where none or several hashes begin so.
+    Only trials of the newest version of the numbers can be the best, because versions cannot be compared. Reference
+    trials, whose student was trained on all real images, are chosen only if there are no others. Raises `InputError` if
+    no trial is kept, or unless exactly one hash begins with `beginning`.
     """
     kept = [record for record in records if kept_path(out, record.config_hash).is_file()]
-    require(bool(kept), f"trials kept in {out}", 0, "a folder whose experiment kept the best of each arm")
+    require(bool(kept), f"trials kept in {out}", 0, "a folder with the product of at least one trial")
     if beginning is None:
         others = [record for record in kept if record.condensation != ALL_REAL]
         return max(others or kept, key=lambda record: (record.numbers, merit(record)[1]))
@@ -73,7 +73,7 @@ def chosen(records: Sequence[Record], out: Path, beginning: str | None = None) -
 def load_student(product: Product, record: Record) -> nn.Module:
     """Return the student of a trial in eval mode.
 
-    Raises `InputError` if its network is of a plug-in that is not installed.
+    Raises `InputError` if the student's network is defined by a plug-in that is not installed.
     """
     networks = {place: origin for place, origin in record.plugins.items() if place.startswith(f"{NETWORKS.name}/")}
     check_plugins(networks, f"record {record.config_hash[:12]}")
@@ -90,7 +90,7 @@ class Trained:
     record: Record
     """Status, config, metrics, history and predictions."""
     product: Product | None
-    """Student, synthetic images and how to use them; None where the trial failed, or another one's is kept instead."""
+    """Student, synthetic images and their normalisation; None if the trial failed or its product was not kept."""
 
     def __repr__(self) -> str:
         record = self.record
@@ -100,9 +100,9 @@ class Trained:
 
     @property
     def student(self) -> nn.Module:
-        """The student in eval mode, a new one each time; it reads images normalised by the product's mean and std.
+        """A new copy of the student in eval mode. Its inputs are images normalised by the product's mean and std.
 
-        Raises `InputError` where there is no product.
+        Raises `InputError` if there is no product.
         """
         require(
             self.product is not None, "product of the trial", None, "a trial that finished and whose product is kept"
@@ -112,7 +112,7 @@ class Trained:
 
     @property
     def samples(self) -> Samples | None:
-        """The synthetic images in the teacher's normalised space; None where the trial remembers none."""
+        """Synthetic images in the teacher's normalised space; None if the trial's memory keeps none."""
         if self.product is None or self.product.samples is None:
             return None
         return Codec(self.product.space, self.product.mean, self.product.std).decode(self.product.samples)

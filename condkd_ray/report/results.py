@@ -1,4 +1,4 @@
-"""The results of an experiment or a search, read once: records, statistics, frames, figures and kept trials."""
+"""Results of an experiment or a search: records, statistics, data frames, figures and kept trials."""
 
 from __future__ import annotations
 
@@ -28,28 +28,27 @@ if TYPE_CHECKING:
     from condkd_ray.report.kept import Trained
 
 CALL = "condkd_ray."
-"""Begins the command in a manifest where it was a call in Python: nothing that can be repeated word for word."""
+"""Prefix of the command in a manifest if the run was a call in Python, which cannot be repeated in a shell."""
 STUDY = "search"
-"""Name of a study that has been given none."""
+"""Default name of a study."""
 Frame = Literal["trials", "rounds", "predictions", "comparisons"]
 
 
 @dataclass(frozen=True, repr=False)
 class Results:
-    """The trials of an experiment or a search that may be compared, with the statistics of the tables and the page.
+    """The comparable trials of an experiment or a search, with the statistics of the tables and the page.
 
-    Everything but the records is computed when it is first used. A folder whose trials have not all ended has results
-    too, of those that have: `interim` is not empty while another process runs there. Accuracies are fractions, times
-    are seconds.
+    Everything except the records is computed on first use. While trials are still running, the results contain those
+    that have ended, and `interim` is not empty. Accuracies are fractions, times are in seconds.
     """
 
     out: Path
     manifest: Manifest
-    """Plan, teacher, data set and notes. The notes include which stored trials are left out."""
+    """Plan, teacher, data set and notes. The notes list the stored trials that `records` leaves out."""
     records: Sequence[Record]
-    """Planned trials of the newest version of the numbers among these, by arm, IPC and seed."""
+    """Planned trials of the newest version of the numbers among these, sorted by arm, IPC and seed."""
     stored: Sequence[Record] = ()
-    """All stored trials, of whatever plan and version of the numbers."""
+    """All stored trials, including those of other plans and versions of the numbers."""
     running: bool = False
     """True while another process runs in the folder."""
 
@@ -58,13 +57,13 @@ class Results:
         return f"<Results of {self.out}: {self.manifest.experiment}, {self.interim or ended}>"
 
     def __str__(self) -> str:
-        """The tables as plain text, as a command prints them."""
+        """Return the tables as plain text, as the commands print them."""
         from condkd_ray.report.tables import arms, search
 
         return (search if self.searching else arms).terminal_table(self)
 
     def _repr_html_(self) -> str:
-        """The tables, as a notebook shows them."""
+        """Return the tables as HTML for a notebook."""
         import pandas as pd
 
         from condkd_ray.report.tables import arms, search
@@ -83,34 +82,35 @@ class Results:
 
     @cached_property
     def trials(self) -> pd.DataFrame:
-        """A row a trial: its kind, config, hashes, costs, and all metrics at its end."""
+        """One row per trial: its arm, config, hashes, costs, and all metrics at its end."""
         return self.to_arrow("trials").to_pandas()
 
     @cached_property
     def rounds(self) -> pd.DataFrame:
-        """A row a round of each trial, with its metrics."""
+        """One row per trial and round, with the metrics of the round."""
         return self.to_arrow("rounds").to_pandas()
 
     @cached_property
     def predictions(self) -> pd.DataFrame:
-        """A row a test image of each trial: the student's class and the label."""
+        """One row per trial and test image: the class that the student predicts, and the label."""
         return self.to_arrow("predictions").to_pandas()
 
     @cached_property
     def comparisons(self) -> pd.DataFrame:
-        """A row a comparison of two arms at one IPC, in test accuracy, paired by seed.
+        """One row per comparison of two arms at one IPC, in test accuracy, paired by seed.
 
-        `mean` of `left` minus `right` over `n` seeds with its standard deviation `std`; the 95 % interval over seeds
-        from `low` to `high` by `method`, and over test images from `images_low` to `images_high`; `p` of the paired t
-        test, after Holm's correction over all arms that are compared with the same one at the same IPC. NaN where
-        there is no such value, as with one seed.
+        `mean`, `std`: mean and standard deviation of `left` minus `right` over `n` seeds. `low`, `high`: the 95 %
+        interval over seeds, computed by `method`. `images_low`, `images_high`: the 95 % interval over test images. `p`:
+        p value of the paired t test, with Holm's correction over all arms that are compared with the same arm at the
+        same IPC. Values that do not exist, such as those of a single seed, are NaN.
         """
         return self.to_arrow("comparisons").to_pandas()
 
     def to_arrow(self, frame: Frame) -> pa.Table:
-        """Return `trials`, `rounds`, `predictions` or `comparisons` as an Arrow table. Raises `InputError` for others.
+        """Return the frame `trials`, `rounds`, `predictions` or `comparisons` as an Arrow table.
 
-        Of `records`; the Parquet files in the folder hold all `stored` ones.
+        It contains the trials in `records`; the Parquet files in the folder contain all `stored` trials. Raises
+        `InputError` for another name.
         """
         from condkd_ray.report import parquet
 
@@ -123,11 +123,12 @@ class Results:
 
     @cached_property
     def study(self) -> pd.DataFrame:
-        """A row a trial of a search's study, in the order of proposals.
+        """One row per trial of a search's study, in the order of proposals.
 
-        `number`, `state`, a column an objective, a column an open leaf, and `config_hash`. States are `complete`,
-        `pruned`, `fail` and `running`, and for proposals that did not run `repeated` (equal to an earlier one) and
-        `impossible`. Raises `InputError` where this is no search, or its study is not where the search has kept it.
+        Columns: `number`, `state`, one for each objective, one for each open leaf, and `config_hash`. States are
+        `complete`, `pruned`, `fail` and `running`, and for proposals that did not run `repeated` (equal to an earlier
+        one) and `impossible`. Raises `InputError` if these are not results of a search, or if the study is not found
+        where the search stored it.
         """
         import pandas as pd
 
@@ -149,25 +150,25 @@ class Results:
 
     @cached_property
     def study_trials(self) -> list[FrozenTrial]:
-        """Optuna's trials of a search's study. Raises `InputError` as `study` does."""
+        """The Optuna trials of a search's study. Raises `InputError` where `study` does."""
         from condkd_ray.study.importance import stored_trials
 
         require(self.searching, f"study of {self.out}", None, "the folder of a search")
         flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-        # A value may be missing in a manifest that somebody has edited: then it is as if the flag were not there.
+        # `nargs="?"`: a flag without a value, in a manifest that was edited by hand, counts as not given.
         flags.add_argument("--study", nargs="?")
         flags.add_argument("--study-storage", nargs="?")
         given, _ = flags.parse_known_args(shlex.split(self.manifest.command))
-        # A study that was named in Python stands in no flag.
+        # If the search was called in Python, the study's name is not in the flags but in the planned trials.
         named = {trial["study"]: None for trial in self.manifest.planned if trial.get("study")}
         name = STUDY if STUDY in named or not named else list(named)[-1]
         return stored_trials(self.out, given.study or name, given.study_storage)
 
     @cached_property
     def figures(self) -> dict[str, Figure]:
-        """The figures of the page by name, as far as there are data; drawn without pyplot, and shown by a notebook.
+        """The figures of the page by name, except those without data. Notebooks display them; pyplot is not used.
 
-        Of an experiment `figure` (test accuracy of each arm), `curves`, `diagnosis` and `histograms`; of a search
+        For an experiment: `figure` (test accuracy of each arm), `curves`, `diagnosis` and `histograms`. For a search:
         `course`, `rounds`, `front` and `importance`.
         """
         from condkd_ray.report.figures import accuracy
@@ -179,14 +180,14 @@ class Results:
     def best(self) -> Trained:
         """Return the best kept trial with its student and synthetic images.
 
-        The best by validation accuracy, or by agreement on the proxy set where there are no validation images; never
-        by test accuracy. A reference that learnt from all real images is never the best beside others. Raises
-        `InputError` where none is kept.
+        The criterion is validation accuracy, or agreement on the proxy set if there are no validation images. Test
+        accuracy is never used. A reference trial, whose student was trained on all real images, is returned only if no
+        other trial is kept. Raises `InputError` if no trial is kept.
         """
         return self._trained(None)
 
     def trained(self, beginning: str) -> Trained:
-        """Return the kept trial whose `config_hash` begins so. Raises `InputError` unless that is just one."""
+        """Return the only kept trial whose `config_hash` has this prefix. Raises `InputError` if none or several do."""
         return self._trained(beginning)
 
     def _trained(self, beginning: str | None) -> Trained:
@@ -202,7 +203,7 @@ class Results:
 
     @property
     def objectives(self) -> Sequence[str]:
-        """Objectives of a search; of an experiment, the proxy by which its notes rank the trials."""
+        """Objectives of a search; for an experiment, the proxy metric by which its notes rank the trials."""
         return self.manifest.search.get("objective", ["proxy/agreement"])
 
     @property
@@ -212,10 +213,10 @@ class Results:
 
     @property
     def interim(self) -> str:
-        """A sentence that these results are not final; empty where they are."""
+        """A sentence that says how many trials have ended, while the run continues; empty if the results are final."""
         ended = sum(self.counts.values())
         if self.running and self.searching:
-            # Its process may still hold the folder when all has been written.
+            # The process of the search may still hold the lock after it has written everything.
             if self.manifest.cpu_seconds is not None:
                 return ""
             return f"interim: {ended} {'trial has' if ended == 1 else 'trials have'} ended; the search is running"
@@ -225,16 +226,16 @@ class Results:
 
     @property
     def cpu_seconds(self) -> float:
-        """CPU time of all trials, as far as it is known."""
+        """Total CPU time of the trials whose CPU time is known."""
         return math.fsum(spent for one in self.records if math.isfinite(spent := one.outcome.cpu_seconds))
 
     def of(self, status: Status) -> list[Record]:
-        """Return the trials of this status."""
+        """Return the trials with this status."""
         return [one for one in self.records if one.status == status]
 
     @property
     def counts(self) -> dict[Status, int]:
-        """Numbers of trials that have finished, were pruned and failed."""
+        """Numbers of finished, pruned and failed trials."""
         return {status: len(self.of(status)) for status in ("finished", "pruned", "failed")}
 
     @cached_property
@@ -249,7 +250,7 @@ class Results:
 
     @cached_property
     def judged(self) -> list[Difference]:
-        """The comparisons of arms in test accuracy, each with its corrected p."""
+        """Comparisons of arms in test accuracy, with corrected p values."""
         labels, baseline = self.manifest.test_labels, self.manifest.baseline
         return statistics.judged(statistics.comparisons(self.records, labels, baseline=baseline))
 
@@ -260,17 +261,17 @@ class Results:
 
     @cached_property
     def by_teacher(self) -> dict[str, list[Record]]:
-        """Tested trials by their teacher's name, where the seeds of some arm have several teachers; else empty."""
+        """Tested trials by the name of their teacher, if the seeds of an arm have different teachers; else empty."""
         return statistics.by_teacher(self.records)
 
     @cached_property
     def ranked(self) -> list[Record]:
-        """Finished trials of a search that keep to all limits, the best by the first objective first."""
+        """Finished trials of a search that satisfy all constraints, the best by the first objective first."""
         return [one for one in self.ended if one.status == "finished" and self.keeps(one)]
 
     @cached_property
     def ended(self) -> list[Record]:
-        """All trials of a search that have ended: the `ranked` first, then other finished ones, then the rest."""
+        """Ended trials of a search: first those in `ranked`, then other finished trials, then the rest."""
         sign = 1 if self.manifest.search["directions"][0] == "minimize" else -1
 
         def place(record: Record) -> tuple[bool, bool, float, str]:
@@ -282,17 +283,17 @@ class Results:
 
     @property
     def limits(self) -> Sequence[str]:
-        """Constraints of a search, as its user has written them."""
+        """Constraints of a search, as the user wrote them."""
         return self.manifest.search.get("constraints", [])
 
     def keeps(self, record: Record) -> bool:
-        """Return whether a trial has kept to all limits of its search, up to the round in which it ended."""
+        """Return whether a trial satisfies all constraints of its search, with the values at its last round."""
         return all(not one.excess(value(record, one.name)) > 0 for one in parse_constraints(self.limits))
 
 
 def read(out: Path) -> Results:
-    """Return the results under `out`. Raises `InputError` where it is not the folder of an experiment or a search."""
-    # Before the records: if the other process has ended by now, all that it wrote is read below.
+    """Return the results under `out`. Raises `InputError` if it is not the folder of an experiment or a search."""
+    # This precedes the reading of records: if no process runs at this point, all records are complete.
     running = busy(out)
     manifest, stored = read_manifest(out), read_all_records(out)
     wanted = {trial["config_hash"] for trial in manifest.planned}
@@ -304,12 +305,12 @@ def read(out: Path) -> Results:
 
 
 def value(record: Record, name: str) -> float:
-    """Return an objective at the end of the trial, or at the round in which it was stopped."""
+    """Return the value of an objective at the end of the trial, or at its last round if the trial was stopped."""
     return record.metrics.get(name, at_end(name, record.history))
 
 
 def _left_out(records: Sequence[Record], counted: Sequence[Record]) -> list[str]:
-    """Return sentences on how many stored trials are in no table and figure, and why."""
+    """Return sentences that give the number of stored trials left out of tables and figures, and the reason."""
     shown = counted[0].numbers if counted else 0
     older = sum(record.numbers < shown for record in records)
     others = len(records) - older

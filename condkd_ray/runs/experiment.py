@@ -1,4 +1,4 @@
-"""An experiment: planned trials -> sweep -> records. What has its record already is not run again."""
+"""Runs experiments: planned trials in, records out. Trials that already have a record are not run again."""
 
 import dataclasses
 import logging
@@ -41,35 +41,40 @@ log = logging.getLogger(__name__)
 
 Trial = PlannedTrial[Prepared]
 ALONE = "train"
-"""The experiment of a trial that is run alone."""
+"""Name of the experiment that consists of a single trial, run without Ray."""
 
 
 def check_plans(planned: Sequence[Plan]) -> None:
-    """Raise `InputError` where none is planned, one twice, or one that cannot share is to."""
+    """Raise `InputError` if there are no plans, if two are equal, or if one with own producers shares its images."""
     require(bool(planned), "number of trials", 0, "at least one arm, IPC and seed")
     first: dict[tuple[TrialConfig, Scope], Plan] = {}
     for plan in planned:
         twin = first.setdefault((plan.config, plan.scope), plan)
         same = f"{twin.label} and {plan.label}"
-        require(twin is plan, "one trial, planned twice,", same, "arms, IPCs and seeds that differ")
+        require(twin is plan, "trial planned twice", same, "arms, IPCs and seeds that differ")
         alone = plan.scope == "trial" or plan.config.pipeline is None
-        require(alone, "--share with --producers", plan.scope, "trial: what a trial's own producers make ends with it")
+        require(
+            alone,
+            "--share with --producers",
+            plan.scope,
+            "trial: the images of a trial's own producers are deleted with it",
+        )
 
 
 def scoped(plan: Plan, scope: Scope) -> Plan:
-    """The plan in the scope of the flags, if it has none of its own."""
+    """Return the plan with the scope of the flags, unless the plan has a scope other than "trial"."""
     if plan.scope != "trial" or scope == "trial":
         return plan
     return dataclasses.replace(plan, arm=_arm(plan.arm, scope), scope=scope)
 
 
 def _arm(arm: str, scope: Scope) -> str:
-    """Drawing from others' images makes another arm of it."""
+    """Return the arm's name in this scope: an arm that draws from other trials' images is a different arm."""
     return f"{arm} (sweep's pool)" if scope == "sweep" else arm
 
 
 def scoped_baseline(baseline: Baseline, plans: Sequence[Plan], scope: Scope) -> Baseline:
-    """What each arm of the scope is compared with: the same as without it, in the same scope."""
+    """Return the baseline of each arm after `scoped`: the same arm as before, in the same scope."""
     own = {plan.arm: baseline if isinstance(baseline, str) else baseline.get(plan.arm, "none") for plan in plans}
     scoped = {_arm(arm, scope): _arm(base, scope) for arm, base in own.items()}
     return baseline if scope != "sweep" else own | scoped
@@ -86,22 +91,31 @@ def run(
     workshop: Workshop | None = None,
     view: View = SILENT,
 ) -> RunResult:
-    """Run what is missing of `plans` and write records as trials end; each arm is compared with its `baseline`.
+    """Run the trials of `plans` that have no record yet, on Ray, and write a record whenever a trial ends.
 
-    `only`: beginnings of hashes; the other trials are not run. `workshop`: a new one if not given. Raises `InputError`
-    before anything is written.
+    Args:
+        experiment: Name of the experiment.
+        question: Question of the experiment, shown in the report.
+        plans: The planned trials.
+        options: Output folder, budget, storage and resources.
+        only: Prefixes of config hashes; if given, the other trials are not run.
+        baseline: The arm that every other is compared with, or one for each arm.
+        workshop: Makes teachers and condensed sets; a new one if not given.
+        view: Shows progress.
+
+    Raises `InputError` before anything is written.
     """
     deadline = time.time() + options.budget_seconds
     workshop = workshop or Workshop(options.cache, device=default_device(), view=view)
     planned, baseline = checked(plans, options, workshop), scoped_baseline(baseline, plans, options.share)
     _check_only(only, options)
-    where = "a folder that outlives the job, by its absolute path"
+    where = "a folder that outlives the job, as an absolute path"
     require(not in_job_folder(options.out), "--out", str(options.out), where)
     if options.storage is not None:
         check_writable(options.place)
     open_folder(options.out, experiment, fresh=options.fresh)
     with connect(options.address, view=view):
-        # These import Ray, which takes a second.
+        # These modules import Ray, which takes a second.
         from condkd_ray.cluster.hardware import trial_hardware
         from condkd_ray.cluster.module_check import check_modules
         from condkd_ray.cluster.storage_check import check_reach
@@ -121,7 +135,7 @@ def run(
         manifest = describe_experiment(experiment, question, trials, workshop, options.out, baseline=baseline)
         write_manifest(options.out, manifest)
         log.info(teacher_line(manifest))
-        _tell_idle([plan.config for plan in planned])
+        _log_idle([plan.config for plan in planned])
         each, limit = options.per_trial, options.device_pool_bytes
         log.info(compute_line((plan.config for plan in planned), hardware, each, limit))
         trials = list({trial.key: trial for trial in trials}.values())
@@ -141,24 +155,27 @@ def run(
 
 
 def own_modules(configs: Sequence[TrialConfig], workshop: Workshop) -> dict[str, nn.Module]:
-    """The users' own modules that these configs have as teachers, by name."""
+    """Return the users' own modules that are teachers in these configs, by name."""
     names = dict.fromkeys(config.teacher.module for config in configs)
     return {name: workshop.own_module(name).network for name in names if name is not None}
 
 
 def explained(experiment: str, plans: Sequence[Plan], options: Options, *, view: View = SILENT) -> str:
-    """How many trials there are and what they will take, as text. Raises `InputError` as `run` would."""
+    """Return the number of trials and their estimated cost, as text. Raises `InputError` where `run` would."""
     device = default_device()
     planned = checked(plans, options, Workshop(options.cache, device=device, view=view))
-    return explain(experiment, settled_plans(planned, asked_hardware(options, view)), options, device, view)
+    return explain(experiment, settled_plans(planned, hardware_for(options, view)), options, device, view)
 
 
-def asked_hardware(options: Options, view: View = SILENT) -> Hardware:
-    """What trials with these options will compute on. Starts Ray, or connects to it, just where they have GPUs."""
+def hardware_for(options: Options, view: View = SILENT) -> Hardware:
+    """Return the hardware on which trials with these options run.
+
+    Starts Ray, or connects to it, only if the trials use GPUs.
+    """
     if not options.gpus_per_trial:
         return CPU
     with connect(options.address, view=view):
-        # It imports Ray, which takes a second.
+        # This module imports Ray, which takes a second.
         from condkd_ray.cluster.hardware import trial_hardware
 
         check_resources(options.cpus_per_trial, options.gpus_per_trial, options.resources)
@@ -166,16 +183,20 @@ def asked_hardware(options: Options, view: View = SILENT) -> Hardware:
 
 
 def settled_plans(planned: Sequence[Plan], hardware: Hardware) -> list[Plan]:
-    """The plans with what their configs leave to the hardware chosen. Raises `InputError` where two are then equal."""
+    """Return the plans with the settings that configs leave to the hardware filled in.
+
+    Raises `InputError` if two plans are equal after that.
+    """
     found = [dataclasses.replace(plan, config=settled(plan.config, hardware)) for plan in planned]
     check_plans(found)
     return found
 
 
 def checked(plans: Sequence[Plan], options: Options, workshop: Workshop) -> list[Plan]:
-    """The plans in the scope of the options, settled where they run on CPUs, which need not be asked.
+    """Check options and plans, and return the plans in the scope of the options.
 
-    Raises `InputError` for options and trials that cannot be.
+    Settings that depend on the hardware are filled in here for trials on CPUs; for GPUs that requires Ray, and is done
+    after connecting. Raises `InputError` for options, plans and configs that cannot be used.
     """
     planned = [scoped(plan, options.share) for plan in plans]
     options.check()
@@ -186,37 +207,46 @@ def checked(plans: Sequence[Plan], options: Options, workshop: Workshop) -> list
     return planned if options.gpus_per_trial else settled_plans(planned, CPU)
 
 
-def _tell_idle(configs: Sequence[TrialConfig]) -> None:
-    """Say once of each option that is set and does nothing that it is so."""
+def _log_idle(configs: Sequence[TrialConfig]) -> None:
+    """Log each option that is set but has no effect, once."""
     for what in dict.fromkeys(what for config in configs for what in config.idle):
-        log.info(f"{what} does nothing")
+        log.info(f"{what} has no effect")
 
 
 def _check_only(only: Sequence[str], options: Options) -> None:
-    """Hashes can only be known from an earlier run, so that what it planned is asked before anything is trained."""
+    """Raise `InputError` unless `--only` selects trials that an earlier run in the folder planned.
+
+    Users know hashes only from an earlier run, so this can be checked before a teacher is trained.
+    """
     if only:
-        require(not options.fresh, "--only", " ".join(only), "trials of an earlier run, so not with --fresh")
+        require(not options.fresh, "--only", " ".join(only), "hashes of trials of an earlier run, without --fresh")
         before = read_manifest(options.out).planned
         _chosen({trial["config_hash"]: f"{trial['arm']} seed {trial['seed']}" for trial in before}, only)
 
 
 def _missing(trials: list[Trial], options: Options, only: Sequence[str]) -> list[Trial]:
-    """The trials to be run, and words on those that are not; what these may have left is cleared."""
+    """Return the trials to run, and log how many are finished already.
+
+    Deletes the files that finished trials left in the storage when a driver died.
+    """
     done = finished(options.out)
     clear(options.place, [t for t in trials if t.key in done], [t for t in trials if t.key not in done])
     wanted = _chosen({trial.key: trial.label for trial in trials}, only)
     before = sum(trial.key in done for trial in trials)
     chosen = f", {len(wanted)} of them chosen" if only else ""
-    log.info(f"{len(trials)} trials{chosen}, {before} of them finished before; results in {options.out}")
+    log.info(f"{len(trials)} trials{chosen}, {before} of them already finished; results in {options.out}")
     return [trial for trial in trials if trial.key in wanted - done]
 
 
 def _chosen(labels: Mapping[str, str], beginnings: Sequence[str]) -> set[str]:
-    """The hashes that begin so, each just one; all where none is asked for. Raises `InputError`."""
+    """Return the hashes with these prefixes, or all hashes if there are no prefixes.
+
+    Raises `InputError` unless each prefix belongs to exactly one hash.
+    """
     there = ", ".join(f"{key[:8]} ({label})" for key, label in list(labels.items())[:20])
     for beginning in beginnings:
         found = sum(key.startswith(beginning) for key in labels)
-        require(found == 1, "--only", beginning, f"the beginnings of hashes of planned trials, here {there or 'none'}")
+        require(found == 1, "--only", beginning, f"the beginning of the hash of one planned trial: {there or 'none'}")
     return {key for key in labels if not beginnings or key.startswith(tuple(beginnings))}
 
 
@@ -232,11 +262,22 @@ def run_alone(
     given: GivenTeacher | None = None,
     view: View = SILENT,
 ) -> Record:
-    """One trial in this process, without Ray, with the records of an experiment of one trial; its record.
+    """Run one trial in this process, without Ray, as an experiment of one trial, and return its record.
 
-    What its checkpoint in `out` leaves is run, and nothing where it has its record already. `fresh` moves what
-    `out` holds aside. `device_pool_limit`: as in `Options`. `given`: the teacher, where the config names it. Raises
-    `InputError`.
+    The trial continues from its checkpoint in `out`, if there is one; if it already has a record, nothing is run.
+
+    Args:
+        config: The trial.
+        out: Folder of the records, the checkpoint and the product.
+        arm: Name of the trial in records and tables.
+        cache: Folder of teachers and condensed sets; the default cache if not given.
+        device: `cpu` or `cuda`; the default device if not given.
+        fresh: Move the contents of `out` aside first.
+        device_pool_limit: As in `Options`.
+        given: The teacher object, if the config names it as its teacher.
+        view: Shows progress.
+
+    Raises `InputError` if the config or an argument cannot be used.
     """
     workshop = Workshop(cache, device=device or default_device(), view=view, given=given)
     workshop.check(config)
@@ -251,7 +292,7 @@ def run_alone(
     manifest = describe_experiment(ALONE, "One trial.", [trial], workshop, out)
     write_manifest(out, manifest)
     log.info(teacher_line(manifest))
-    _tell_idle([config])
+    _log_idle([config])
     log.info(compute_line([config], hardware, Allowance(torch.get_num_threads(), 1), limit))
     if trial.key not in finished(out):
         _record(trial, out, view, limit)
@@ -260,7 +301,10 @@ def run_alone(
 
 
 def alone_limit(given: str | None, config: TrialConfig, workshop: Workshop) -> int | None:
-    """The `--device-pool-limit` of a trial on the workshop's device, in bytes. Raises `InputError`."""
+    """Return the `--device-pool-limit` of a trial on the workshop's device in bytes, or None if it is not given.
+
+    Raises `InputError` if it is given on a CPU, cannot be parsed, or is too small for a round of the trial.
+    """
     limit = None if given is None else parse_size(given, FLAG)
     check_on_gpu(given, workshop.device != "cpu", "none, or a GPU")
     check_round_fits(limit, config, workshop.data(config))
@@ -268,7 +312,10 @@ def alone_limit(given: str | None, config: TrialConfig, workshop: Workshop) -> i
 
 
 def _record(trial: Trial, out: Path, view: View, device_limit: int | None) -> None:
-    """Run the trial from its checkpoint, or anew where samples of that are gone, and write what came of it."""
+    """Run the trial and write its record.
+
+    The trial starts from its checkpoint, or from the beginning if the checkpoint is damaged or its samples are missing.
+    """
     folder = out / "trials" / trial.key
     checkpoint = folder / "state.safetensors"
     recorder = Recorder(ALONE, out, [trial], view=view)
@@ -285,7 +332,7 @@ def _record(trial: Trial, out: Path, view: View, device_limit: int | None) -> No
         try:
             outcome = attempt()
         except (MissingSamplesError, DamagedError) as error:
-            log.info(f"{error}: the trial begins anew")
+            log.info(f"{error}: the trial restarts from the beginning")
             checkpoint.unlink(missing_ok=True)
             outcome = attempt()
         recorder.ended(trial, outcome)

@@ -26,7 +26,7 @@ def alone_in(out: Path) -> Iterator[None]:
     Raises `InputError` if a call of another thread runs in `out`.
     """
     whole = out.resolve()
-    accepted = "a folder of its own, or the same once that has ended"
+    accepted = "another folder, or this one once that has ended"
     require(whole not in _runs, "--out", f"{out}, where another call of this process runs", accepted)
     _runs.add(whole)
     try:

@@ -1,9 +1,9 @@
-"""What trials have made, kept beside their records: image grids; of the best student, synthetic images and points.
+"""Keeps results of trials beside their records: image grids, the products of the best trials, and feature points.
 
-OUT/grids/...                      of every trial, and of condensed sets
-OUT/products/<hash>.safetensors    the best trial of each arm and IPC, kept while an experiment runs
-OUT/points/<hash>.safetensors      of the same trials, for the report alone, as real train images are among them: see
-                                   `condkd_ray.report.tensorboard.embeddings`
+OUT/grids/...                      image grids of every trial and of every condensed set
+OUT/products/<hash>.safetensors    student and synthetic images of the best trial of each arm and IPC so far
+OUT/points/<hash>.safetensors      feature points of the same trials. Only the report reads them, because they contain
+                                   features of real training images: see `condkd_ray.report.tensorboard.embeddings`
 """
 
 import logging
@@ -27,18 +27,18 @@ from condkd_ray.trial.outcome import Product, class_major, product_path, read_pr
 log = logging.getLogger(__name__)
 
 MOST_POINTS = 200
-"""Images of each kind, at most; they are spread evenly over the classes."""
+"""Maximum number of images of each kind; they are spread evenly over the classes."""
 PER_STORED_BYTE = 8
-"""Bytes on disk for each byte of a points file: itself, and the same values as text in two embeddings."""
+"""Bytes on disk for each byte of a points file: the byte itself, and the same values as text in two embeddings."""
 _BATCH = 50
 
 
 def write_grids(out: Path, record: Record, outcome: Outcome, prepared: Prepared) -> None:
-    """Write the grid of the trial and, once for all trials that share it, that of its condensed set."""
+    """Write the image grid of the trial, and that of its condensed set unless another trial has written it."""
     if outcome.images is not None and outcome.images_per_class:
         write_grid(grid_path(out, record.config_hash), outcome.images, outcome.images_per_class)
     path = condensed_path(out, record.condensed_hash)
-    # The grid of a trial without an inversion shows the condensed set already.
+    # Without an inversion, the grid of the trial already shows the condensed set.
     if prepared.condensed is not None and record.inversion != NoInversion.name and not path.is_file():
         images, per_class = class_major(prepared.condensed, prepared)
         if images is not None:
@@ -47,7 +47,10 @@ def write_grids(out: Path, record: Record, outcome: Outcome, prepared: Prepared)
 
 @torch.no_grad()
 def feature_points(prepared: Prepared, product: Product) -> dict[str, Points]:
-    """Points by kind, for the kinds that the trial has; none where the real images have no features (`landmarks`)."""
+    """Return the feature points by kind (`real`, `condensed`, `synthetic`), as far as the trial has such images.
+
+    Empty if the features of the real images were not computed (`Prepared.landmarks` is None).
+    """
     marks, samples = prepared.landmarks, product.samples
     if marks is None:
         return {}
@@ -64,7 +67,7 @@ def feature_points(prepared: Prepared, product: Product) -> dict[str, Points]:
 
 
 def most_bytes(teacher: Teacher) -> int:
-    """The bytes that the points of one trial take at most, with the embeddings made of them."""
+    """Return the maximum size in bytes of the points of one trial, including the embeddings made from them."""
     return PER_STORED_BYTE * 2 * len(KINDS) * MOST_POINTS * teacher.num_features
 
 
@@ -74,7 +77,7 @@ def _points(features: Tensor, labels: Tensor) -> Points:
 
 
 def _rows(labels: Tensor) -> Tensor:
-    """At most `MOST_POINTS` rows, evenly through the classes and, within a class, from first to last."""
+    """Return the indices of at most `MOST_POINTS` rows, spread evenly over the classes and within each class."""
     order = labels.argsort(stable=True)
     count = min(MOST_POINTS, len(order))
     places = torch.linspace(0, len(order) - 1, count, dtype=torch.float64, device=order.device)
@@ -82,28 +85,31 @@ def _rows(labels: Tensor) -> Tensor:
 
 
 def _group(record: Record) -> tuple[str, int, int]:
-    """Trials of which one is kept: those of an arm and IPC, or all of a search, of one version of the numbers."""
+    """Return the key of the group in which only the best trial's product is kept.
+
+    A group is an arm and IPC, or a whole search, for one version of the numbers.
+    """
     return ("search", 0, record.numbers) if record.experiment == "search" else (record.arm, record.ipc, record.numbers)
 
 
-class Shelf:
-    """Keeps what the best trial of each arm and IPC, or of a search, has made, of those that ended under `out` so far.
+class BestProducts:
+    """The products of the best trials under `out` so far: one for each arm and IPC, or one for a search.
 
-    `storage`: where trials leave their products; `out` too if not given.
+    `storage`: the location at which trials write their products; `out` if not given.
     """
 
     def __init__(self, out: Path, storage: Location | None = None) -> None:
         self._out, self._storage = Path(out), storage or Path(out)
         self._best = {_group(r): r for r in read_records(out) if kept_path(out, r.config_hash).is_file()}
 
-    def offer(self, record: Record, prepared: Prepared | None = None) -> None:
-        """Keep this trial's product in place of the former best, or delete it.
+    def update(self, record: Record, prepared: Prepared | None = None) -> None:
+        """Keep the product of a trial that has ended if the trial is the best of its group; else delete the product.
 
-        With what it was `prepared` with, the points that the teacher makes of its images are kept beside it.
+        A former best product is deleted. If `prepared` is given, the feature points of the trial are written as well.
         """
         fresh = product_path(self._storage / "trials" / record.config_hash)
         kept = kept_path(self._out, record.config_hash)
-        # Kept without being known: a driver that died before it had made a record of it.
+        # A kept product without a record was left by a driver that died before it wrote the record.
         if record.status != "finished" or not (fresh.is_file() or kept.is_file()):
             return
         former = self._best.get(_group(record))
@@ -115,8 +121,8 @@ class Shelf:
         try:
             product = read_product(kept)
         except InputError as error:
-            # Kept by a driver that died with its machine. What there is of the trial is its record.
-            log.info(f"{error}; it is deleted, and an earlier one is kept")
+            # The machine failed while the product was written. Only the record of the trial remains.
+            log.info(f"{error}; it is deleted, and the product of the former best trial is kept")
             return kept.unlink(missing_ok=True)
         if prepared is not None:
             write_points(points_path(self._out, record.config_hash), feature_points(prepared, product))

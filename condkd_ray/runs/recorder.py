@@ -44,7 +44,7 @@ from condkd_ray.report.results import CALL
 from condkd_ray.report.statistics import Baseline
 from condkd_ray.report.tensorboard.events import Scalar
 from condkd_ray.report.tensorboard.writer import EventFiles, beyond_base, hparams, run_name, varying
-from condkd_ray.runs.products import Shelf, write_grids
+from condkd_ray.runs.products import BestProducts, write_grids
 from condkd_ray.study.objective import COST, Constraint, Objective, at_end, excesses
 from condkd_ray.study.storage import JOURNAL, open_storage, quiet
 from condkd_ray.study.study import VERSION, TrialLog
@@ -212,7 +212,7 @@ class Recorder:
         """By key: the trial's run in TensorBoard, its hyper-parameters there, and the values chosen for it."""
         planned = [*(hparams(record, self._names) for record in running), *examples]
         self._events = Dispensable(f"TensorBoard files in {out}", lambda: EventFiles(out, planned, ranges))
-        self._shelf = Shelf(out, storage)
+        self._products = BestProducts(out, storage)
         self.failed = 0
         for trial in trials:
             self.add(trial)
@@ -247,7 +247,7 @@ class Recorder:
         # A trial with a record is not run again, so its products must be kept before.
         write_grids(self._out, record, outcome, trial.prepared)
         if candidate:
-            self._shelf.offer(record, trial.prepared)
+            self._products.update(record, trial.prepared)
         stored = write_end(self._out, record)
         if stored:
             self._events.do(lambda files: files.trial_finished(record))

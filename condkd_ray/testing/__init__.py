@@ -1,11 +1,14 @@
-"""Checks of the contracts of methods, for the tests of plug-ins; this project's own methods pass the same ones.
+"""Checks that a method satisfies the contract of its family, for use in the tests of plug-ins.
+
+The methods of this package pass the same checks.
 
     from condkd_ray.testing import check
 
     def test_mine():
         check(Mine(steps=2, batch=16))
 
-A check raises `AssertionError` with the rule that is broken. It needs no network, no data and no test framework.
+A check raises `AssertionError` with the rule that the method breaks. Checks need no network access, no data files and
+no test framework.
 """
 
 from collections.abc import Callable
@@ -31,11 +34,14 @@ CHECKS: dict[str, Callable[[Any], None]] = {
     "memory": check_memory,
     "condensation": check_condensation,
 }
-"""By the name of the family."""
+"""The check of each family, by family name."""
 
 
 def check(method: Any) -> None:
-    """Check a method of any family: its class and config, then the contract of its family."""
+    """Check a method of any family: first its class and config, then the contract of its family.
+
+    Raises `AssertionError` with the rule that the method breaks.
+    """
     check_config(method)
     family = family_of(type(method))
     assert family is not None

@@ -7,12 +7,12 @@ from condkd_ray.testing.states import expect
 
 
 def check_dataset(source: DataSource) -> None:
-    """Two reads give the same images, of 2 classes or more, in splits that have images of one shape."""
+    """Check that two reads give equal images of at least 2 classes, and that all images have one shape."""
     first, again = load(source), load(source)
     expect(first.digest == again.digest, "two reads give the same images, labels and splits")
     expect(first.name == source.name, "the data set has the name of its class")
-    expect(len(first.class_names) == first.num_classes >= 2, "there are two classes or more, each with a name")
+    expect(len(first.class_names) == first.num_classes >= 2, "there are at least two classes, each with a name")
     for part in (first.train, first.test):
         expect(part.pixels.dtype == torch.uint8, "pixels are uint8")
-        expect(tuple(part.pixels.shape[1:]) == first.image_shape, "images of all splits have one shape")
-        expect(int(part.labels.max()) < first.num_classes, "labels are numbers of classes")
+        expect(tuple(part.pixels.shape[1:]) == first.image_shape, "images of all splits have the same shape")
+        expect(int(part.labels.max()) < first.num_classes, "labels are class indices")

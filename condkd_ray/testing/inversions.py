@@ -1,4 +1,4 @@
-"""Checks of the contract `condkd_ray.methods.inversion.inversion.Inversion`, over toy images."""
+"""Checks of the contract `condkd_ray.methods.inversion.inversion.Inversion`, on toy images."""
 
 from typing import Any
 
@@ -14,38 +14,38 @@ from condkd_ray.methods.targets import Balanced
 from condkd_ray.methods.weighing import Weigh, equal_weights
 from condkd_ray.models.observation import Observation
 from condkd_ray.models.teacher import Teacher
-from condkd_ray.testing.states import expect, frozen, opened, pointers, reloaded, same, tensors
+from condkd_ray.testing.states import expect, pointers, reloaded, same, snapshot, tensors, used_streams
 from condkd_ray.testing.world import IMAGE_SHAPE, make_student, make_teacher
 
 FOREIGN_STREAMS = {"augment/guide", "augment/student", "draw", "condensed", "init/student", "reservoir", "replay"}
-"""Streams of other parts of a trial, whose draws must not depend on the inversion."""
+"""Random streams of other parts of a trial, from which an inversion must not draw."""
 
 
-class Puller:
-    """A guide that favours dark images with small teacher features, and stores all that it is given.
+class RecordingGuide:
+    """A guide that records the arguments of all calls. Its penalty favours dark images with small teacher features.
 
-    Its penalty is NaN at the call `breaks_at`, counted from 1.
+    The penalty of call number `nan_at`, counted from 1, is NaN.
     """
 
     layers = ()
 
-    def __init__(self, breaks_at: int | None = None) -> None:
+    def __init__(self, nan_at: int | None = None) -> None:
         self.calls: list[str] = []
-        self.shown: list[tuple[Tensor, Observation, Tensor]] = []
-        self.learnt: list[tuple[Tensor, Observation, Tensor]] = []
-        self.breaks_at = breaks_at
+        self.penalty_calls: list[tuple[Tensor, Observation, Tensor]] = []
+        self.update_calls: list[tuple[Tensor, Observation, Tensor]] = []
+        self.nan_at = nan_at
 
     def penalty(self, images: Tensor, seen: Observation, labels: Tensor) -> Tensor:
-        """A scalar, differentiable in images and features."""
+        """Record the arguments and return a scalar that is differentiable in images and features."""
         self.calls.append("penalty")
-        self.shown.append((images, seen, labels))
+        self.penalty_calls.append((images, seen, labels))
         value = images.square().mean() + seen.features.square().mean()
-        return value * float("nan") if len(self.shown) == self.breaks_at else value
+        return value * float("nan") if len(self.penalty_calls) == self.nan_at else value
 
     def update(self, images: Tensor, seen: Observation, labels: Tensor) -> None:
-        """Store the values."""
+        """Record the arguments."""
         self.calls.append("update")
-        self.learnt.append((images, seen, labels))
+        self.update_calls.append((images, seen, labels))
 
 
 def synthesize(
@@ -59,7 +59,7 @@ def synthesize(
     guide: Any = None,
     weigh: Weigh = equal_weights,
 ) -> tuple[Samples, Metrics]:
-    """One round from a fresh state, unless one is given with its streams."""
+    """Run one round from a new state, or from the given `state` and `rng`, and return its images and metrics."""
     teacher, rng = teacher or make_teacher(), rng or Streams(seed)
     state = inversion.init(teacher, rng) if state is None else state
     return inversion.synthesize(
@@ -74,42 +74,47 @@ def synthesize(
 
 
 def check_inversion(inversion: Inversion) -> None:
-    """All checks of this module; choose few steps and images, as each check makes some."""
+    """Run all checks of this module. Choose few steps and images, because each check runs rounds."""
     for check in (
         check_images,
         check_pixels,
-        check_guide_is_followed,
-        check_guide_learns,
-        check_weights_count,
-        check_networks_stay,
+        check_guide_changes_images,
+        check_guide_updates,
+        check_image_weights,
+        check_networks_unchanged,
         check_seed,
         check_streams,
         check_checkpoint,
-        check_nan_is_named,
+        check_nan_is_reported,
     ):
         check(inversion)
 
 
 def check_images(inversion: Inversion) -> None:
-    """It returns one finite image for each target, with the target's label unless the teacher labels its images."""
+    """Check that there is one finite image for each target.
+
+    Its label is that of the target, or `UNLABELLED` if the teacher labels the images.
+    """
     teacher = make_teacher()
     made, _ = synthesize(inversion, teacher=teacher)
     count = inversion.images_per_round
     expect(made.images.shape == (count, *IMAGE_SHAPE), f"images have shape {(count, *IMAGE_SHAPE)}")
-    expect(made.labels.shape == (count,), "there is a label for each image")
-    expect((made.images.dtype, made.labels.dtype) == (torch.float32, torch.int64), "float32 images, int64 labels")
+    expect(made.labels.shape == (count,), "there is one label for each image")
+    expect(
+        (made.images.dtype, made.labels.dtype) == (torch.float32, torch.int64), "images are float32, labels are int64"
+    )
     expect(bool(made.images.isfinite().all()), "images are finite")
     expect(not made.images.requires_grad, "images have no gradient")
-    expect(made.logits.shape == (count, 0), "images come without logits: `unseen`")
+    expect(made.logits.shape == (count, 0), "images have no logits, as from `unseen`")
     if inversion.labels_by_teacher:
-        expect(bool(made.labels.eq(UNLABELLED).all()), "images that the teacher labels later are unlabelled")
+        expect(bool(made.labels.eq(UNLABELLED).all()), "images that the teacher labels later have the label UNLABELLED")
         return
     wanted = Balanced().sample(count, teacher, rng=Streams(0)).labels
     expect(torch.equal(made.labels.sort().values, wanted.sort().values), "labels are those of the targets")
 
 
 def check_pixels(inversion: Inversion) -> None:
-    """Images lie in the space in which stores keep them, so that encoding loses no more than rounding."""
+    """Check that pixels lie in the range of `pixel_space`, so that stores change them only by rounding."""
     teacher = make_teacher()
     made, _ = synthesize(inversion, teacher=teacher)
     if inversion.pixel_space == "unit":
@@ -117,88 +122,98 @@ def check_pixels(inversion: Inversion) -> None:
         expect(bool(pixels.min() >= -1e-5) and bool(pixels.max() <= 1 + 1e-5), "unit pixels lie in [0, 1]")
     code = Codec(inversion.pixel_space, teacher.mean, teacher.std)
     kept = code.decode(code.encode(made)).images
-    # Half a grey level, or half precision.
+    # Half a grey level, or the rounding of half precision.
     torch.testing.assert_close(kept, made.images, rtol=1e-3, atol=0.5 / 255 / teacher.std[0] + 1e-5)
 
 
-def check_guide_is_followed(inversion: Inversion) -> None:
-    """The guide's penalty has gradients at images and features, and changes the images."""
-    guide = Puller()
+def check_guide_changes_images(inversion: Inversion) -> None:
+    """Check that the guide's penalty changes the images and receives tensors with gradients."""
+    guide = RecordingGuide()
     guided, _ = synthesize(inversion, guide=guide)
     plain, _ = synthesize(inversion)
     expect(not torch.equal(guided.images, plain.images), "the guide's penalty changes the images")
-    for images, seen, labels in guide.shown:
-        expect(images.requires_grad, "the guide is given images with a gradient")
-        expect(seen.features.requires_grad and seen.logits.requires_grad, "and an observation with a gradient")
-        expect(len(images) == len(seen.logits) == len(labels), "of as many images as labels")
+    for images, seen, labels in guide.penalty_calls:
+        expect(images.requires_grad, "penalty receives images with a gradient")
+        expect(
+            seen.features.requires_grad and seen.logits.requires_grad, "penalty receives an observation with a gradient"
+        )
+        expect(len(images) == len(seen.logits) == len(labels), "images, observation and labels have equal lengths")
 
 
-def check_guide_learns(inversion: Inversion) -> None:
-    """After each penalty the guide is updated with the detached values that it judged."""
-    guide = Puller()
+def check_guide_updates(inversion: Inversion) -> None:
+    """Check that each penalty is followed by an update with the same values, detached."""
+    guide = RecordingGuide()
     synthesize(inversion, guide=guide)
-    steps = len(guide.shown)
-    expect(guide.calls == ["penalty", "update"] * steps and steps > 0, "calls alternate: penalty, update")
-    for (images, seen, labels), (learnt, looked, named) in zip(guide.shown, guide.learnt, strict=True):
-        values = (learnt, looked.logits, looked.features, looked.bn)
-        expect(not any(one.requires_grad for one in values), "update is given values without gradient")
-        expect(torch.equal(looked.features, seen.features), "update is given the observation of the penalty")
-        expect(torch.equal(named, labels) and learnt.shape == images.shape, "and the images and labels of the penalty")
+    steps = len(guide.penalty_calls)
+    expect(guide.calls == ["penalty", "update"] * steps and steps > 0, "calls of penalty and update alternate")
+    for (images, seen, labels), (detached, repeated, same_labels) in zip(
+        guide.penalty_calls, guide.update_calls, strict=True
+    ):
+        values = (detached, repeated.logits, repeated.features, repeated.bn)
+        expect(not any(one.requires_grad for one in values), "update receives values without gradient")
+        expect(torch.equal(repeated.features, seen.features), "update receives the observation of the penalty")
+        expect(
+            torch.equal(same_labels, labels) and detached.shape == images.shape,
+            "update receives the labels of the penalty",
+        )
 
 
-def check_weights_count(inversion: Inversion) -> None:
-    """The weights of images count in the loss."""
+def check_image_weights(inversion: Inversion) -> None:
+    """Check that the weights of images have an effect on the loss."""
     halved, _ = synthesize(inversion, weigh=lambda observation, labels: torch.arange(len(labels)) % 2.0)
     plain, _ = synthesize(inversion)
     expect(not torch.equal(halved.images, plain.images), "the weights of images change the images")
 
 
-def check_networks_stay(inversion: Inversion) -> None:
-    """Teacher and student are left as they were, without gradients."""
+def check_networks_unchanged(inversion: Inversion) -> None:
+    """Check that a round does not change teacher and student, and sets no gradients."""
     teacher, student = make_teacher(), make_student()
-    before = frozen(teacher.network), frozen(student)
-    synthesize(inversion, teacher=teacher, student=student, guide=Puller())
-    expect(same(before, (frozen(teacher.network), frozen(student))), "teacher and student stay as they were")
+    before = snapshot(teacher.network), snapshot(student)
+    synthesize(inversion, teacher=teacher, student=student, guide=RecordingGuide())
+    expect(same(before, (snapshot(teacher.network), snapshot(student))), "teacher and student are unchanged")
 
 
 def check_seed(inversion: Inversion) -> None:
-    """The seed alone decides the images."""
+    """Check that the images depend on the seed, and on nothing else that is random."""
     first, again, other = (synthesize(inversion, seed=seed)[0] for seed in (0, 0, 1))
-    expect(torch.equal(first.images, again.images) and torch.equal(first.labels, again.labels), "a seed repeats")
-    expect(not torch.equal(first.images, other.images), "another seed gives other images")
+    expect(
+        torch.equal(first.images, again.images) and torch.equal(first.labels, again.labels),
+        "equal seeds give equal images",
+    )
+    expect(not torch.equal(first.images, other.images), "different seeds give different images")
 
 
 def check_streams(inversion: Inversion) -> None:
-    """It draws neither from the global generator nor from streams of other parts of a trial."""
+    """Check that the inversion uses neither the global random generator nor streams of other parts of a trial."""
     teacher, rng, before = make_teacher(), Streams(0), torch.random.get_rng_state()
     state = inversion.init(teacher, rng)
     for _ in range(2):
-        synthesize(inversion, state, rng=rng, teacher=teacher, guide=Puller())
-    foreign = {stream for stream in opened(rng) if stream.partition("/")[2] in FOREIGN_STREAMS}
-    expect(not foreign, f"it draws from no stream of other parts: {sorted(foreign)}")
-    expect(torch.equal(torch.random.get_rng_state(), before), "the global generator is left alone")
+        synthesize(inversion, state, rng=rng, teacher=teacher, guide=RecordingGuide())
+    foreign = {stream for stream in used_streams(rng) if stream.partition("/")[2] in FOREIGN_STREAMS}
+    expect(not foreign, f"no stream of other parts of a trial is used, as {sorted(foreign)} are")
+    expect(torch.equal(torch.random.get_rng_state(), before), "the global random generator is unchanged")
 
 
 def check_checkpoint(inversion: Inversion) -> None:
-    """A saved and loaded state continues bit for bit."""
+    """Check that a saved and loaded state continues bit for bit."""
     teacher, rng = make_teacher(), Streams(0)
     live = inversion.init(teacher, rng)
     synthesize(inversion, live, rng=rng, teacher=teacher)
-    # Of the same seed: networks built in a later round take theirs from it and the round's number.
+    # With the same seed, because networks built in a later round are seeded by it and the round's number.
     fresh = Streams(0)
     loaded, continued = reloaded(live, rng, inversion.init(teacher, fresh), fresh)
-    expect(len(pointers(loaded)) == len(list(tensors(loaded))), "no two tensors of a state are one")
+    expect(len(pointers(loaded)) == len(list(tensors(loaded))), "no two tensors of a state share memory")
     for _ in range(2):
         wanted, metrics = synthesize(inversion, live, rng=rng, teacher=teacher)
         found, others = synthesize(inversion, loaded, rng=continued, teacher=teacher)
         expect(torch.equal(found.images, wanted.images) and metrics == others, "a loaded state continues bit for bit")
 
 
-def check_nan_is_named(inversion: Inversion) -> None:
-    """A NaN in the guide's penalty ends the round with a `NonFiniteError` that names a term."""
+def check_nan_is_reported(inversion: Inversion) -> None:
+    """Check that a NaN in the guide's penalty raises `NonFiniteError` that names a term of the inversion."""
     try:
-        synthesize(inversion, guide=Puller(breaks_at=1))
+        synthesize(inversion, guide=RecordingGuide(nan_at=1))
     except NonFiniteError as error:
         expect("inversion/" in str(error), f"the error names a term of the inversion: {error}")
     else:
-        raise AssertionError("a NaN of the guide raises NonFiniteError")
+        raise AssertionError("a NaN in the guide's penalty raises NonFiniteError")

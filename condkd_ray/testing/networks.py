@@ -13,40 +13,46 @@ CLASSES = 7
 
 
 def check_network(network: Network) -> None:
-    """All checks of this module, at the smallest side and at 3 x 32 x 32."""
+    """Run all checks of this module, at the minimum image size and at 3 x 32 x 32 or more."""
     side = network.min_size
     for shape in ((1, side, side + 1), (3, max(side, 32), max(side, 32))):
         check_logits(network, shape)
         check_teacher(network, shape)
-    check_small_images_are_refused(network)
+    check_small_images_are_rejected(network)
     check_spelling(network)
 
 
 def check_logits(network: Network, shape: tuple[int, int, int]) -> None:
-    """Images of `shape` (C, H, W) become finite logits by a last `nn.Linear`."""
+    """Check that images of `shape` (C, H, W) give finite logits, computed by a last `nn.Linear`."""
     module = network.build(shape, CLASSES)
     logits = module(torch.randn(3, *shape))
-    expect(logits.shape == (3, CLASSES), f"logits of 3 images have shape (3, {CLASSES})")
+    expect(logits.shape == (3, CLASSES), f"the logits of 3 images have shape (3, {CLASSES})")
     expect(bool(logits.isfinite().all()), "logits are finite")
     last = list(module.modules())[-1]
-    expect(isinstance(last, nn.Linear) and last.out_features == CLASSES, f"the last module is linear, to {CLASSES}")
+    expect(
+        isinstance(last, nn.Linear) and last.out_features == CLASSES,
+        f"the last module is nn.Linear with {CLASSES} outputs",
+    )
 
 
 def check_teacher(network: Network, shape: tuple[int, int, int]) -> None:
-    """It is a teacher: features, BN statistics and gradients at the images."""
+    """Check that the network can be a teacher: it has logits, features, and gradients with respect to the images."""
     channels = (0.5,) * shape[0]
     module = network.build(shape, CLASSES).eval()
     teacher = Teacher.from_module(module, num_classes=CLASSES, image_shape=shape, mean=channels, std=channels)
     images = torch.randn(2, *shape, requires_grad=True)
-    seen = teacher.observe(images)
-    expect(seen.logits.shape == (2, CLASSES), "the teacher computes logits")
-    expect(seen.features.shape == (2, teacher.num_features), "features are the inputs of the last linear layer")
-    (gradient,) = torch.autograd.grad(seen.features.square().sum(), images)
-    expect(bool(gradient.isfinite().all()) and bool((gradient != 0).any()), "features have gradients at the images")
+    observation = teacher.observe(images)
+    expect(observation.logits.shape == (2, CLASSES), "the teacher's logits have shape (2, number of classes)")
+    expect(observation.features.shape == (2, teacher.num_features), "features are the inputs of the last linear layer")
+    (gradient,) = torch.autograd.grad(observation.features.square().sum(), images)
+    expect(
+        bool(gradient.isfinite().all()) and bool((gradient != 0).any()),
+        "features have finite, non-zero gradients with respect to the images",
+    )
 
 
-def check_small_images_are_refused(network: Network) -> None:
-    """A side below `min_size` raises `InputError`."""
+def check_small_images_are_rejected(network: Network) -> None:
+    """Check that a side below `min_size` raises `InputError`."""
     side = network.min_size - 1
     try:
         network.build((1, side, side), 2)
@@ -56,5 +62,5 @@ def check_small_images_are_refused(network: Network) -> None:
 
 
 def check_spelling(network: Network) -> None:
-    """Its word on the command line is read back."""
-    expect(parse(label(network)) == network, f"{label(network)} spells the network")
+    """Check that `parse` reads the network's command-line spelling."""
+    expect(parse(label(network)) == network, f"parse({label(network)!r}) returns the network")

@@ -1,4 +1,4 @@
-"""Comparisons of states, modules and configs, bit for bit."""
+"""Bitwise comparisons of states, modules and configs."""
 
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -17,13 +17,16 @@ from condkd_ray.core.rng import Streams
 
 
 def expect(holds: bool, text: str) -> None:
-    """Raise `AssertionError` unless `holds`."""
+    """Raise `AssertionError` with `text` unless `holds`."""
     if not holds:
         raise AssertionError(text)
 
 
 def check_config(method: Any) -> None:
-    """A method is a member of its family, survives YAML, hashes, and names only its own fields in `ours`."""
+    """Check that a method is a member of its family, can be written to YAML, can be hashed, and has a valid `ours`.
+
+    `ours` may contain only names of fields.
+    """
     kind = type(method)
     family = family_of(kind)
     expect(family is not None, f"{kind.__name__} derives from the base of a family")
@@ -33,13 +36,16 @@ def check_config(method: Any) -> None:
     found = family.members().get(method.name)
     expect(found is kind, f"{kind.__name__} is registered under its name {method.name!r}")
     read = build(kind, yaml.safe_load(yaml.safe_dump(to_tree(method))), "config")
-    expect(read == method and hash(read) == hash(method), f"{method} is equal after YAML: {read}")
+    expect(
+        read == method and hash(read) == hash(method),
+        f"{method} is equal after it was written to YAML and read: {read}",
+    )
     names = {one.name for one in fields(kind)} - {"name"}
-    expect(set(kind.ours) <= names, f"ours names fields: {sorted(set(kind.ours) - names)} are none")
+    expect(set(kind.ours) <= names, f"ours names fields, but {sorted(set(kind.ours) - names)} are not")
 
 
 def same(left: Any, right: Any) -> bool:
-    """Whether two trees of containers are equal, tensors bit for bit."""
+    """Return whether two nested containers are equal, tensors bit for bit."""
     if isinstance(left, torch.Tensor):
         return torch.equal(left, right)
     if isinstance(left, dict):
@@ -49,15 +55,15 @@ def same(left: Any, right: Any) -> bool:
     return left == right
 
 
-def frozen(module: nn.Module) -> tuple[Any, ...]:
-    """All of a module that other code could change: parameters, buffers, gradients, mode."""
+def snapshot(module: nn.Module) -> tuple[Any, ...]:
+    """Return a copy of a module's parameters, buffers, gradients and training modes."""
     tensors = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     grads = {name: None if p.grad is None else p.grad.clone() for name, p in module.named_parameters()}
     return tensors, grads, [part.training for part in module.modules()]
 
 
 def tensors(value: Any) -> Iterator[torch.Tensor]:
-    """Every tensor in a state that is saved, with those of its modules and optimisers."""
+    """Yield every tensor in a state that is saved, including those of modules and optimisers."""
     if isinstance(value, torch.Tensor):
         yield value
     else:
@@ -66,7 +72,7 @@ def tensors(value: Any) -> Iterator[torch.Tensor]:
 
 
 def parts(value: Any) -> Iterable[Any]:
-    """The parts of one part of a state."""
+    """Return the direct parts of a part of a state."""
     if isinstance(value, (list, tuple)):
         return value
     if isinstance(value, dict):
@@ -79,23 +85,29 @@ def parts(value: Any) -> Iterable[Any]:
 
 
 def pointers(value: Any) -> set[int]:
-    """Addresses of the tensors in a state."""
+    """Return the memory addresses of the tensors in a state."""
     return {tensor.data_ptr() for tensor in tensors(value)}
 
 
 def reloaded(state: Any, rng: Streams, fresh: Any, fresh_rng: Streams) -> tuple[Any, Streams]:
-    """State and streams, saved and loaded into fresh ones; checks that all tensors are equal and shared by nobody."""
+    """Save `state` and `rng`, load them into `fresh` and `fresh_rng`, and return the loaded ones.
+
+    Checks that all tensors are equal and that loaded tensors share no memory with saved ones.
+    """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         checkpoint.save(state, folder / "state")
         checkpoint.save(rng, folder / "streams")
         loaded = checkpoint.load(fresh, folder / "state")
         streams = checkpoint.load(fresh_rng, folder / "streams")
-    expect(same(list(tensors(loaded)), list(tensors(state))), "a loaded state has the tensors of the saved one")
-    expect(not {one for one in pointers(loaded) & pointers(state) if one}, "a loaded state shares no tensor")
+    expect(same(list(tensors(loaded)), list(tensors(state))), "a loaded state has the same tensors as the saved one")
+    expect(
+        not {one for one in pointers(loaded) & pointers(state) if one},
+        "a loaded state shares no memory with the saved one",
+    )
     return loaded, streams
 
 
-def opened(rng: Streams) -> set[str]:
-    """Streams that were drawn from, each as `place/name`; the place is `device` or `host`."""
+def used_streams(rng: Streams) -> set[str]:
+    """Return the random streams used so far, each as `place/name`; the place is `device` or `host`."""
     return {f"{place}/{name}" for place, names in rng.state_dict().items() for name in names}

@@ -1,4 +1,4 @@
-"""A world that trains in a second: four classes of blobs and a small teacher of them. No files, no Ray.
+"""A toy data set of four classes of blobs, and a small teacher that trains in a second. Uses no files and no Ray.
 
 Letters: N images, C channels, H W height and width, K classes.
 """
@@ -22,7 +22,10 @@ TEACHER = ResNet(depth=8, width=4)
 
 
 def blobs(count: int, seed: int = 0) -> RealImages:
-    """`count` uint8 images (N, 1, 8, 8), labels in turn: a bright blob near one corner, on noise."""
+    """Return `count` uint8 images (N, 1, 8, 8) of a bright blob on noise, near the corner that belongs to the class.
+
+    The labels are 0, 1, 2, 3, 0, 1, ...
+    """
     rng = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % NUM_CLASSES
     centres = torch.tensor([[2.0, 2.0], [2.0, 5.0], [5.0, 2.0], [5.0, 5.0]])[labels]
@@ -35,7 +38,7 @@ def blobs(count: int, seed: int = 0) -> RealImages:
 
 
 def wrap(network: nn.Module) -> Teacher:
-    """A teacher of blobs from a network."""
+    """Return a network as a teacher of the toy data set."""
     return Teacher(
         network, num_classes=NUM_CLASSES, image_shape=IMAGE_SHAPE, mean=MEAN, std=STD, train_size=1024, flip_ok=False
     )
@@ -43,7 +46,7 @@ def wrap(network: nn.Module) -> Teacher:
 
 @cache
 def _weights() -> dict[str, torch.Tensor]:
-    """Weights of a trained teacher; trained once a process."""
+    """Return the weights of a trained teacher, which is trained once per process."""
     train = blobs(1024, seed=1)
     with Streams(0).forked("init/teacher"):
         network = TEACHER.build(IMAGE_SHAPE, NUM_CLASSES)
@@ -54,7 +57,7 @@ def _weights() -> dict[str, torch.Tensor]:
 
 
 def make_teacher() -> Teacher:
-    """A trained teacher; each call gives one that shares nothing with the others."""
+    """Return a trained teacher. Teachers from different calls share no tensors."""
     with Streams(0).forked("init/teacher"):
         network = TEACHER.build(IMAGE_SHAPE, NUM_CLASSES)
     network.load_state_dict(_weights())
@@ -62,7 +65,10 @@ def make_teacher() -> Teacher:
 
 
 def make_student() -> nn.Module:
-    """A student that predicts the teacher's classes less certainly, so that adversarial terms have a gradient."""
+    """Return a student that predicts the teacher's classes with lower confidence.
+
+    The difference gives adversarial loss terms a gradient.
+    """
     student = make_teacher().network.requires_grad_(True)
     with torch.no_grad():
         [layer for layer in student.modules() if isinstance(layer, nn.Linear)][-1].weight.mul_(0.5)
@@ -70,7 +76,7 @@ def make_student() -> nn.Module:
 
 
 def samples(count: int, seed: int = 0, labels: torch.Tensor | None = None) -> Samples:
-    """Random samples in the teacher's space, every pixel within [0, 1] before normalisation; logits are random."""
+    """Return random samples with random logits. Pixels are in [0, 1] before the teacher's normalisation."""
     rng = torch.Generator().manual_seed(seed)
     pixels = torch.rand(count, *IMAGE_SHAPE, generator=rng)
     if labels is None:

@@ -1,8 +1,7 @@
-"""A teacher that was handed over as an object: what names it, and the configs that have it.
+"""A teacher that the user passes as an object: its name in configs and records, and its checks.
 
-Its name is the digest of its structure, code and tensors, never a name of the user's. So a record says which teacher it
-was, the same call with an equal teacher goes on where the last one ended, and another teacher makes other trials.
-All of it is our choice.
+The name is a digest of the teacher's structure, code and tensors. Thus records identify the teacher, the same call with
+an equal teacher continues the same trials, and a different teacher gives different trials. All of this is our choice.
 """
 
 from dataclasses import dataclass, replace
@@ -17,13 +16,16 @@ from condkd_ray.models.own_module import GIVEN, OwnModule, copied, with_safe_con
 from condkd_ray.models.teacher import Teacher
 from condkd_ray.trial.config import TrialConfig, tensor_digest
 
-ELSEWHERE = ("weights", "module", "card", "class_order")
-"""Fields of a `TeacherConfig` that name another teacher, or tell of one."""
+EXCLUDED_FIELDS = ("weights", "module", "card", "class_order")
+"""Fields of `TeacherConfig` that must be None, because they select or describe a different teacher."""
 
 
 @dataclass(frozen=True, eq=False)
 class GivenTeacher:
-    """A user's teacher, which is neither trained nor loaded here. Raises `InputError` unless it is a `Teacher`."""
+    """A teacher object from the user, which is neither trained nor loaded by this package.
+
+    Raises `InputError` if `teacher` is not a `Teacher`.
+    """
 
     teacher: Teacher
 
@@ -33,38 +35,38 @@ class GivenTeacher:
 
     @cached_property
     def module(self) -> OwnModule:
-        """A copy of its network on the CPU, and the digest of its structure and code."""
+        """A copy of the teacher's network on the CPU, with the digest of its structure and code."""
         network = with_safe_convolutions(copied(self.teacher.network))
         return OwnModule(network, structure_digest(network))
 
     @cached_property
     def name(self) -> str:
-        """What configs and records call it: a digest of structure, code and all tensors."""
+        """The teacher's name in configs and records, which contains a digest of its structure, code and tensors."""
         return f"{GIVEN}{content_hash([self.module.code, tensor_digest(all_tensors(self.module.network))])}"
 
     def in_config(self, config: TrialConfig) -> TrialConfig:
-        """Return the config with this teacher, and with the normalisation and mirror images of its data set.
+        """Return the config with this teacher, its normalisation, and its setting for mirrored images (`flip_ok`).
 
-        Of the config's own teacher `force` alone counts. Raises `InputError` where the config names another teacher's
-        file or function, or where `data` has another normalisation.
+        From the config's own teacher only `force` is kept. Raises `InputError` if the config names the file or function
+        of another teacher, or if the normalisation or `flip_ok` in `data` differs.
         """
         own = config.teacher
-        for field in ELSEWHERE:
-            value, accepted = getattr(own, field), "none beside a teacher that is handed over"
+        for field in EXCLUDED_FIELDS:
+            value, accepted = getattr(own, field), "none if a teacher object is given"
             require(value is None, f"teacher.{field}", value, accepted)
         recipe = TeacherConfig(module=self.name, force=own.force)
         return replace(config, teacher=recipe, data=self._data(config.data))
 
     def _data(self, data: DataConfig) -> DataConfig:
         teacher = self.teacher
-        theirs = {"mean": teacher.mean, "std": teacher.std, "flip_ok": teacher.flip_ok}
-        for field, value in theirs.items():
+        normalisation = {"mean": teacher.mean, "std": teacher.std, "flip_ok": teacher.flip_ok}
+        for field, value in normalisation.items():
             given = getattr(data, field)
-            require(given in (None, value), f"data.{field}", given, f"none, or {value}, which is that of the teacher")
-        return replace(data, **theirs)
+            require(given in (None, value), f"data.{field}", given, f"none, or {value}, the value of the teacher")
+        return replace(data, **normalisation)
 
     def check_images(self, dataset: Dataset) -> None:
-        """Raise `InputError` unless the images and the number of classes of `dataset` are those of the teacher."""
+        """Raise `InputError` unless `dataset` has the image shape and the number of classes of the teacher."""
         teacher, where = self.teacher, f"that of the data set {dataset.name}"
         shape, classes = dataset.image_shape, dataset.num_classes
         require(teacher.image_shape == shape, "image_shape of the teacher", teacher.image_shape, f"{shape}, {where}")

@@ -175,14 +175,14 @@ SLOW = Exception("The current node timed out during startup. This\ncould happen 
 
 
 @pytest.mark.parametrize("error", [SLOW, ValueError("the amount of memory on this node"), RuntimeError("no GCS")])
-def test_where_ray_does_not_come_up_it_is_tried_twice_and_told_in_a_sentence(fails_to_start, heard, error):
+def test_where_ray_does_not_come_up_it_is_tried_twice_and_told_in_a_sentence(fails_to_start, logged, error):
     asked = fails_to_start(error)
     reason = str(error).splitlines()[0]
     told = f"Ray failed to start on this machine, tried twice ({reason})"
     with pytest.raises(ClusterError) as caught, connect("local"):
         pass
     assert str(caught.value) == told
-    assert heard == [f"Ray failed to start ({reason}); trying once more"]
+    assert logged == [f"Ray failed to start ({reason}); trying once more"]
     assert len(asked) == 2
     # What others have started meanwhile goes on.
     left = [command for command in processes.descendants(os.getpid()).values() if SLEEP in command]

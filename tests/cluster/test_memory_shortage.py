@@ -31,17 +31,17 @@ def clock(monkeypatch) -> SimpleNamespace:
     return found
 
 
-def test_the_user_is_told_once_how_much_trials_take_and_what_helps(heard):
+def test_the_user_is_told_once_how_much_trials_take_and_what_helps(logged):
     shortage = MemoryShortage()
     shortage.took(0.5)
     for reason in (SHORT, SHORT, "its process died (killed)", SHORT):
         shortage.ended(reason)
     shortage.set_aside("a", "first")
     shortage.set_aside("b", "second")
-    (told,) = [line for line in heard if line.startswith("memory is short")]
+    (told,) = [line for line in logged if line.startswith("memory is short")]
     assert "ended 3 times; the process of a trial takes up to 0.75 GB" in told
     assert all(flag in told for flag in ("--max-concurrent", "--pool-limit", "--cpus-per-trial"))
-    assert [line.split()[0] for line in heard if "runs alone" in line] == ["first", "second"]
+    assert [line.split()[0] for line in logged if "runs alone" in line] == ["first", "second"]
 
 
 def test_who_was_set_aside_waits_for_the_others_and_then_for_longer_and_longer(clock):

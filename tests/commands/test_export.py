@@ -17,7 +17,7 @@ from condkd_ray.core.samples import to_unit
 from condkd_ray.data.readers import read_parquet
 from condkd_ray.methods.inversion import Dafl, NoInversion
 from condkd_ray.report.kept import choose, kept_path
-from condkd_ray.runs.products import Shelf
+from condkd_ray.runs.products import BestProducts
 from condkd_ray.trial.outcome import read_product
 
 
@@ -27,7 +27,7 @@ def test_what_cannot_be_exported_is_refused(tmp_path):
     out = folder_of(tmp_path)
     with pytest.raises(InputError, match=r"trials kept in .* is 0"):
         choose(out)
-    Shelf(out).offer(ran(out, "abc"))
+    BestProducts(out).update(ran(out, "abc"))
     with pytest.raises(InputError, match=r"trial is 'x'; accepted: the beginning of just one of abc \(mixed ipc 2"):
         choose(out, "x")
     kept_path(out, "abc").write_bytes(b"torn")
@@ -51,7 +51,7 @@ print(json.dumps([(many.argmax(1)).tolist(), (one - many).abs().max().item()]))
 def test_an_exported_student_scores_the_same_in_plain_torch(tmp_path, inversion):
     out = folder_of(tmp_path / "out")
     record = ran(out, "a", toy_config(rounds=2, **({"inversion": inversion} if inversion else {})))
-    Shelf(out).offer(record)
+    BestProducts(out).update(record)
     written = export(out, record, tmp_path / "to")
     assert len(written) == 3
     test = PREPARED.test
@@ -69,7 +69,7 @@ def test_an_exported_student_scores_the_same_in_plain_torch(tmp_path, inversion)
 def test_the_synthetic_set_is_that_of_the_memory_with_the_teachers_logits(tmp_path):
     out = folder_of(tmp_path / "out")
     record = ran(out, "a", toy_config(rounds=2))
-    Shelf(out).offer(record)
+    BestProducts(out).update(record)
     export(out, record, tmp_path / "to")
     kept = read_product(kept_path(out, "a")).samples
     assert kept is not None
@@ -88,7 +88,7 @@ def test_images_of_the_models_space_are_clipped_to_eight_bit_and_it_is_said(tmp_
     out = folder_of(tmp_path / "out")
     dafl = Dafl(steps=1, batch=16, latent=16, width=8, images_per_round=24)
     record = ran(out, "a", toy_config(rounds=1, inversion=dafl))
-    Shelf(out).offer(record)
+    BestProducts(out).update(record)
     assert "clipped" in export(out, record, tmp_path / "to")[-1]
     kept = read_product(kept_path(out, "a"))
     assert kept.images is not None
@@ -102,6 +102,6 @@ def test_a_trial_without_synthetic_images_exports_its_student(tmp_path):
     base = toy_config()
     config = toy_config(rounds=1, inversion=NoInversion(), distiller=replace(base.distiller, condensed_share=1.0))
     record = ran(out, "a", config)
-    Shelf(out).offer(record)
+    BestProducts(out).update(record)
     assert "no synthetic.parquet" in export(out, record, tmp_path / "to")[-1]
     assert not (tmp_path / "to" / "synthetic.parquet").exists()

@@ -121,13 +121,13 @@ def test_it_leaves_a_result_folder_with_the_verdict_in_it(tried: subprocess.Comp
 
 @pytest.mark.usefixtures("cluster")
 def test_the_same_again_runs_nothing_and_tells_the_same(
-    tried: subprocess.CompletedProcess[str], home: Path, capsys: pytest.CaptureFixture[str], heard: list[str]
+    tried: subprocess.CompletedProcess[str], home: Path, capsys: pytest.CaptureFixture[str], logged: list[str]
 ):
     before = {path.name: path.stat().st_mtime_ns for path in (home / "out" / "records").iterdir()}
     assert try_out(flags(home)) == 0
     again = capsys.readouterr()
-    assert any("rounds a trial, as in the earlier run" in line for line in heard)
-    assert any("10 trials, 10 of them finished before" in line for line in heard)
+    assert any("rounds a trial, as in the earlier run" in line for line in logged)
+    assert any("10 trials, 10 of them already finished" in line for line in logged)
     assert again.out.strip() == tried.stdout.strip()
     assert {path.name: path.stat().st_mtime_ns for path in (home / "out" / "records").iterdir()} == before
     manifest = read_manifest(home / "out")
@@ -154,13 +154,13 @@ USUAL = {"none": (0.5, 1.0), "mixed": (0.5, 1.0)}
     ],
 )
 def test_a_class_prior_of_the_user_s_own_is_that_of_guided_and_its_control(
-    home: Path, tmp_path: Path, heard: list[str], given: str, prior: Prior
+    home: Path, tmp_path: Path, logged: list[str], given: str, prior: Prior
 ):
     (tmp_path / "own.yaml").write_text(SMALL.replace("latent: 16", f"latent: 16{given}"), encoding="utf-8")
     base = configure(flags(home, config=tmp_path / "own.yaml"), Workshop(home / "cache"))
     theirs = (prior.weight, prior.temperature)
     assert inversions(base) == USUAL | {"mixed_prior": theirs, "guided": theirs}
-    told = [line for line in heard if "mixed_prior and guided use the class prior of" in line]
+    told = [line for line in logged if "mixed_prior and guided use the class prior of" in line]
     own = f"weight {prior.weight:g}, temperature {prior.temperature:g}; mixed uses the default one of fast: weight 0.5"
     assert [own in line for line in told] == [True] * ("oh_" in given and "0.5, oh_temperature: 1" not in given)
 

@@ -1,8 +1,8 @@
-"""Every part of a step that is marked `whole` is one graph for a compiler, and gives what it gives uncompiled.
+"""Each part of a step that is marked `whole` compiles to one graph, with the same results as without compilation.
 
-Here the graphs are run as they are, by the backend `aot_eager`: a compiler that builds code of them takes minutes. What
-cannot be taken whole: a KD loss that compares layers (its hooks come and go), a discriminator's step under R1 (a
-gradient of a gradient), and what draws: augmentations and noise. The latter stand between the parts.
+The backend `aot_eager` runs the graphs without generating code, which would take minutes. Three things cannot be part
+of a graph: KD losses that compare layers (their hooks are added and removed), the discriminator's step with R1 (a
+gradient of a gradient), and random draws (augmentation and noise), which take place between the parts.
 """
 
 from dataclasses import replace
@@ -27,12 +27,12 @@ from contracts.toy_methods import INVERTERS, make_student, small, synthesize
 
 PLAIN = compilation._Mode("aot_eager")
 GRAPHS = {"Fast": 3, "Cmi": 3, "Nayer": 3}
-"""Here a memory comes in, which the first round does not have; elsewhere images are made by one, and judged by one."""
+"""Graphs of hosts with a memory, which is empty in the first round. Others have two: one makes images, one the loss."""
 
 
 @pytest.fixture(autouse=True)
 def fresh():
-    """Nothing is left of what another test has compiled."""
+    """Discard what other tests have compiled."""
     torch.compiler.reset()
     counters.clear()
     yield
@@ -40,12 +40,12 @@ def fresh():
 
 
 def both(run):
-    """What `run` gives uncompiled and compiled, and how many graphs the latter took."""
+    """Return the results of `run` without and with compilation, and the number of graphs compiled."""
     plain = run()
     assert not counters["stats"]
     with compilation._in_mode(PLAIN):
-        taken = run()
-    return plain, taken, counters["stats"]["unique_graphs"]
+        compiled = run()
+    return plain, compiled, counters["stats"]["unique_graphs"]
 
 
 @pytest.mark.parametrize("kind", thinned(INVERTERS, lambda kind: kind is Fast), ids=lambda kind: kind.__name__)
@@ -55,8 +55,8 @@ def test_inversions(kind):
         state = inversion.init(teacher, rng)
         return [synthesize(inversion, state, rng=rng, teacher=teacher, student=student) for _ in range(3)]
 
-    plain, taken, graphs = both(rounds)
-    for (images, metrics), (others, other_metrics) in zip(plain, taken, strict=True):
+    plain, compiled, graphs = both(rounds)
+    for (images, metrics), (others, other_metrics) in zip(plain, compiled, strict=True):
         torch.testing.assert_close(others.images, images.images, rtol=1e-3, atol=1e-4)
         assert other_metrics == pytest.approx(metrics, rel=1e-3, abs=1e-5)
     assert graphs == GRAPHS.get(kind.__name__, 2)
@@ -70,14 +70,14 @@ def test_conditional_inversions(kind):
         state = inversion.init(teacher, rng)
         return [synthesize(inversion, state, rng=rng, teacher=teacher, student=student)[0].images for _ in range(2)]
 
-    plain, taken, graphs = both(rounds)
-    torch.testing.assert_close(taken, plain, rtol=1e-3, atol=1e-3)
+    plain, compiled, graphs = both(rounds)
+    torch.testing.assert_close(compiled, plain, rtol=1e-3, atol=1e-3)
     assert graphs == 2
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", STARTING, ids=lambda kind: kind.__name__)
-def test_a_start_from_the_guides_takes_no_graph_of_its_own(kind):
+def test_a_start_from_guides_adds_no_graph(kind):
     def rounds():
         teacher, rng, inversion, guide = make_teacher(), Streams(0), small(kind, steps=2), Unguided()
         starting, _ = bound(small(Mmd, from_guides=FromGuides(share=0.5, steps=2)), rng=rng, teacher=teacher)
@@ -85,22 +85,22 @@ def test_a_start_from_the_guides_takes_no_graph_of_its_own(kind):
         state = inversion.init(teacher, rng)
         return [synthesize(inversion, state, rng=rng, teacher=teacher, guide=guide)[0].images for _ in range(2)]
 
-    plain, taken, graphs = both(rounds)
-    torch.testing.assert_close(taken, plain, rtol=1e-3, atol=1e-3)
+    plain, compiled, graphs = both(rounds)
+    torch.testing.assert_close(compiled, plain, rtol=1e-3, atol=1e-3)
     assert graphs == GRAPHS.get(kind.__name__, 2)
 
 
 @pytest.mark.slow
-def test_a_bank_that_grows_from_round_to_round_is_compiled_for_once():
-    """Else the compiler gives up after eight lengths, and the trial with it."""
+def test_a_growing_bank_is_compiled_once():
+    """Otherwise the compiler raises after eight different bank sizes."""
 
     def rounds():
         teacher, rng, inversion = make_teacher(), Streams(0), small(Cmi, steps=1, negatives=200, bank=400)
         state = inversion.init(teacher, rng)
         return [synthesize(inversion, state, rng=rng, teacher=teacher)[0].images for _ in range(11)]
 
-    plain, taken, graphs = both(rounds)
-    torch.testing.assert_close(taken, plain, rtol=1e-3, atol=1e-4)
+    plain, compiled, graphs = both(rounds)
+    torch.testing.assert_close(compiled, plain, rtol=1e-3, atol=1e-4)
     assert graphs == 3
 
 
@@ -115,15 +115,16 @@ def test_guidances(form):
         guide, _ = bound(form, teacher=teacher)
         return [step(guide, fakes(seed), teacher) for seed in range(3)]
 
-    plain, taken, graphs = both(steps)
-    for found, wanted in zip(taken, plain, strict=True):
+    plain, compiled, graphs = both(steps)
+    for found, wanted in zip(compiled, plain, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-5)
-    # Fooling and telling; or a distance to the first look, to a later one, and one that is logged, without a gradient.
-    # What a Gaussian compares with is always the same.
+    # A discriminator has two graphs: for the generator loss and for its own loss. Other forms have three: for the
+    # distance to the first condensed batch, to later ones, and for the logged distance without a gradient. A Gaussian
+    # compares with fixed statistics and has two.
     assert graphs == (2 if form.name in ("discriminator", "gaussian") else 3)
 
 
-def test_a_discriminator_under_r1_learns_uncompiled():
+def test_the_update_of_a_discriminator_with_r1_is_not_compiled():
     form = replace(next(form for form in FORMS if form.name == "discriminator"), r1_weight=1.0)
 
     def steps():
@@ -131,8 +132,8 @@ def test_a_discriminator_under_r1_learns_uncompiled():
         guide, _ = bound(form, teacher=teacher)
         return [step(guide, fakes(seed), teacher) for seed in range(2)]
 
-    plain, taken, graphs = both(steps)
-    torch.testing.assert_close(taken, plain, rtol=1e-3, atol=1e-5)
+    plain, compiled, graphs = both(steps)
+    torch.testing.assert_close(compiled, plain, rtol=1e-3, atol=1e-5)
     assert graphs == 1
 
 
@@ -155,8 +156,8 @@ def test_the_distiller(loss, settings):
         found = [distiller.step(state, batch, torch.ones(8), **given) for _ in range(3)]
         return [(one.terms["loss"].detach(), one.gap) for one in found], student.state_dict()
 
-    plain, taken, graphs = both(steps)
-    torch.testing.assert_close(taken, plain, rtol=1e-3, atol=1e-4)
+    plain, compiled, graphs = both(steps)
+    torch.testing.assert_close(compiled, plain, rtol=1e-3, atol=1e-4)
     assert graphs == (0 if loss.layer_pairs else 1)
 
 
@@ -165,5 +166,5 @@ def test_a_weighing():
         weigh = Modulating(normalise=True).bind(torch.tensor([3, 1, 0, 2]))
         return synthesize(small(Fast, steps=2), weigh=weigh)[0].images
 
-    plain, taken, _ = both(rounds)
-    torch.testing.assert_close(taken, plain, rtol=1e-3, atol=1e-4)
+    plain, compiled, _ = both(rounds)
+    torch.testing.assert_close(compiled, plain, rtol=1e-3, atol=1e-4)

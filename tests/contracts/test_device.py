@@ -1,4 +1,4 @@
-"""No step of any method makes the host wait for the device that computes. Read `guard`, which stands in for a GPU."""
+"""No step of any method makes the host wait for the GPU. The module `guard` simulates a GPU."""
 
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -37,9 +37,9 @@ CONDITIONAL = [kind for kind in INVERTERS if hasattr(kind, "conditional")]
 
 @pytest.fixture(autouse=True)
 def rounds_are_not_read(monkeypatch):
-    """The one copy of a round's terms to the host, at the round's end, is no step's."""
+    """Skip the copy of the logged terms to the host at the end of a round, which is not part of a step."""
     monkeypatch.setattr(Meter, "read", lambda self: {})
-    # Nor is NAYER's, of how often the commonest class is wanted, at the beginning of a loop of its own.
+    # NAYER copies the count of the most frequent label once at the beginning of a round.
     monkeypatch.setattr(nayer, "occurrences", lambda labels, classes: (torch.zeros_like(labels), len(labels)))
 
 
@@ -49,25 +49,25 @@ FAULTS = {
     "a mask": lambda there, here: there[there > 0],
     "a copy back": lambda there, here: there.cpu(),
     "a copy back in place": lambda there, here: here.copy_(there),
-    "a copy that is waited for": lambda there, here: here.to(there.device),
-    "a copy in place that is waited for": lambda there, here: there.copy_(here),
+    "a blocking copy": lambda there, here: here.to(there.device),
+    "a blocking copy in place": lambda there, here: there.copy_(here),
     "an index on the host": lambda there, here: there[here.long()],
     "a mixture": lambda there, here: there + here,
     "a count": lambda there, here: there.long().bincount(minlength=3),
 }
-"""What nobody may do in a step, of three values on the device and three on the host."""
+"""Operations that wait for the device, on three values on the device and three on the host."""
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_the_guard_refuses(fault):
+def test_the_guard_raises(fault):
     there, here = torch.zeros(3, device=DEVICE), torch.zeros(3)
-    # A mask PyTorch itself refuses, by the name of the operator that would count it.
-    refusal, words = (NotImplementedError, "nonzero") if fault == "a mask" else (WaitsError, "host|device|sides")
-    with Guard(), pytest.raises(refusal, match=words):
+    # For a mask PyTorch itself raises, with the name of the operator.
+    error, words = (NotImplementedError, "nonzero") if fault == "a mask" else (WaitsError, "host|device|sides")
+    with Guard(), pytest.raises(error, match=words):
         FAULTS[fault](there, here)
 
 
-def test_the_guard_lets_pass_what_is_not_waited_for():
+def test_the_guard_allows_operations_that_do_not_wait():
     there, here = torch.zeros(3, device=DEVICE), torch.zeros(3)
     with Guard():
         there.copy_(here, non_blocking=True)
@@ -78,7 +78,7 @@ def test_the_guard_lets_pass_what_is_not_waited_for():
 
 @contextmanager
 def steps(device):
-    """Within it the host may not wait for the device."""
+    """Context in which waiting for the device raises an error."""
     if device == "meta":
         with Guard():
             yield
@@ -92,9 +92,9 @@ def steps(device):
 
 @pytest.fixture
 def world(device, monkeypatch):
-    """Teacher, student, streams and condensed images on the device, and a device there."""
+    """Teacher, student, random streams and condensed images on the device, which is simulated for `meta`."""
     if device == "meta":
-        # A Gaussian's covariance is shrunk on the host, before the first round.
+        # The shrinkage of a Gaussian's covariance is computed on the host before the first round.
         monkeypatch.setattr(Gaussian, "_pooled", lambda self, features, labels, views: features.T @ features)
     with simulated() if device == "meta" else nullcontext():
         teacher, student = make_teacher().to(device), make_student().to(device)
@@ -104,15 +104,15 @@ def world(device, monkeypatch):
 
 
 def rounds(world, device, inversion, *, guidance=None, weighing=None):
-    """Two rounds: in the second a bank, a memory of statistics, a guide that has learnt are there."""
+    """Run two rounds, so that in the second one banks, stored statistics and a trained guide exist."""
     teacher, student, rng, condensed = world
     state = inversion.init(teacher, rng)
-    learnt = guidance and guidance.start(teacher, condensed, rng)
+    carried = guidance and guidance.start(teacher, condensed, rng)
     counts = torch.zeros(NUM_CLASSES, dtype=torch.int64, device=device)
     weigh = (weighing or Equal()).bind(counts)
     for _ in range(2):
         guide = guidance and guidance.bind(
-            learnt,
+            carried,
             teacher=teacher,
             condensed=condensed,
             host_augment=lambda images, stream: inversion.augment(images, teacher=teacher, rng=stream),
@@ -146,7 +146,7 @@ def test_starts_from_the_guides(kind, world, device):
 @each_layer
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: f"{form.name} {getattr(form, 'condition', '')}")
 def test_guidances(form, augment, layer, world, device):
-    # Which images are held out is found on the host, once a round.
+    # Held-out images are chosen on the host once per round, so none are held out here.
     held = {"held_out": 0.0} if hasattr(form, "condition") else {}
     rounds(world, device, small(Fast), guidance=replace(form, augment=augment, layer=layer, **held))
 
@@ -185,8 +185,8 @@ MEMORIES = [small(kind) for kind in get_args(AnyMemory) if kind is not Generativ
 MIXES = [{}, {"condensed_share": 0.25}, {"mix": "concat", "condensed_share": 0.5}]
 
 
-def begun(memory, world, device):
-    """The memory's state and its store, after two rounds of images."""
+def filled(memory, world, device):
+    """Return the memory's state and its store after two rounds of images."""
     teacher, _, rng, condensed = world
     code = Codec("unit", teacher.mean, teacher.std)
     store = LocalStore(code, NUM_CLASSES, device=device, device_limit=10**6)
@@ -201,16 +201,16 @@ def begun(memory, world, device):
 @pytest.mark.parametrize("memory", MEMORIES, ids=lambda memory: memory.name)
 def test_draws(memory, mix, world, device, monkeypatch):
     if device == "meta":
-        # A round's classes, which a store counts on the host, come with the one copy of the round.
+        # The store counts classes on the host, from the copy that is made once per round.
         monkeypatch.setattr(LiveIds, "cover", lambda self, start, classes: self._resize(start + len(classes)))
         monkeypatch.setattr(PrioritizedState, "read", without_logits)
     teacher, _, rng, condensed = world
-    state, store = begun(memory, world, device)
+    state, store = filled(memory, world, device)
     distiller = Distiller(batch=4, **mix)
     with steps(device):
         for _ in range(3):
             batch = next_batch(distiller, memory, state, store, condensed, progress=0.5, teacher=teacher, rng=rng)
             memory.feedback(state, batch.ids, torch.zeros(len(batch.ids), device=device))
     assert batch.samples.images.device.type == batch.weights.device.type == torch.device(device).type
-    # Where what the student says decides, its device knows.
+    # Ids are on the device if the student's losses determine the draw.
     assert batch.ids.device.type == (torch.device(device).type if isinstance(memory, Prioritized) else "cpu")

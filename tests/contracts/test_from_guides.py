@@ -1,4 +1,4 @@
-"""What every host keeps to that can start its batches from guides: `condkd_ray.methods.guidance.from_guides`."""
+"""The contract of hosts that can start batches from condensed images (`condkd_ray.methods.guidance.from_guides`)."""
 
 from dataclasses import replace
 
@@ -21,8 +21,8 @@ from condkd_ray.trial.loop import run_round, start
 from condkd_ray.trial.plan import production_key
 from condkd_ray.trial.run import local_store
 from contracts.toy_guides import LABELS, bound, each_guidance
-from contracts.toy_methods import INVERTERS, Verdict, same, small, synthesize
-from contracts.toy_trials import goes_on_alike, numbers
+from contracts.toy_methods import INVERTERS, ConstantPenalties, same, small, synthesize
+from contracts.toy_trials import assert_resumes, numbers
 
 STARTING = [kind for kind in INVERTERS if kind.starts_from_images]
 PIXELS = [DeepInversion, SoftTarget]
@@ -30,8 +30,8 @@ HALF = FromGuides(share=0.5, noise=0.0)
 each_host = pytest.mark.parametrize("kind", STARTING, ids=lambda kind: kind.__name__)
 
 
-class Starter(Verdict):
-    """Keeps all that is shown to it, and the first step's images for the best; says where a batch starts as `guide`."""
+class Starter(ConstantPenalties):
+    """Records calls, gives the first step the lowest loss, and starts batches as `guide` does."""
 
     def __init__(self, guide, steps=3):
         super().__init__(-1e6, *[0.0] * (steps - 1))
@@ -43,20 +43,20 @@ class Starter(Verdict):
 
 
 def first_images(kind, from_guides, *, rng=None, steps=3, **changes):
-    """The images of a host's first step, where they were to start, and the round's metrics."""
+    """Return the images of a host's first step, the start of the batch, and the round's metrics."""
     teacher, rng = make_teacher(), rng or Streams(0)
     guide = Starter(bound(small(Mmd, from_guides=from_guides), teacher=teacher, rng=rng)[0], steps)
     inversion = small(kind, steps=steps, **changes)
     _, metrics = synthesize(inversion, inversion.init(teacher, rng), teacher=teacher, rng=rng, guide=guide)
-    return guide.shown[0], guide.started, metrics
+    return guide.penalty_calls[0], guide.started, metrics
 
 
-def test_the_hosts_that_optimise_pixels_or_latents_have_it():
+def test_hosts_that_optimise_pixels_or_latents_have_the_option():
     assert set(STARTING) == {Fast, Cmi, Nayer, DeepInversion, SoftTarget}
 
 
 @each_guidance
-def test_a_guide_gives_condensed_images_of_the_first_labels(kind):
+def test_a_guide_returns_condensed_images_for_the_first_labels(kind):
     teacher, condensed = make_teacher(), blobs(40, seed=4)
     condensed = condensed.samples(teacher.mean, teacher.std)
     guidance = small(kind, from_guides=FromGuides(share=0.5, noise=0.3, steps=7, lr=0.2))
@@ -67,13 +67,13 @@ def test_a_guide_gives_condensed_images_of_the_first_labels(kind):
     for image, label in zip(found.images, LABELS[:8], strict=True):
         (row,) = (condensed.images == image).flatten(1).all(1).nonzero().flatten().tolist()
         assert condensed.labels[row] == label
-        # Images held out start nothing, or they would be no strangers to the fakes.
+        # Held-out images are not used as starts, so that they stay independent of the synthetic images.
         assert kind is not Discriminator or row < 20
     assert (found.noisy - found.images).std().item() == pytest.approx(0.3, rel=0.1)
 
 
 @each_guidance
-def test_a_start_is_drawn_from_a_stream_of_its_own(kind):
+def test_starts_are_drawn_from_their_own_stream(kind):
     rng = Streams(0)
     guide, _ = bound(small(kind, from_guides=HALF), rng=rng)
     before = rng.state_dict()
@@ -85,7 +85,7 @@ def test_a_start_is_drawn_from_a_stream_of_its_own(kind):
 
 
 @each_guidance
-def test_by_default_it_says_nothing_and_draws_nothing(kind):
+def test_by_default_there_is_no_start_and_no_draw(kind):
     rng = Streams(0)
     guide, _ = bound(small(kind), rng=rng)
     before = rng.state_dict()
@@ -95,12 +95,12 @@ def test_by_default_it_says_nothing_and_draws_nothing(kind):
 
 
 @pytest.mark.parametrize(("share", "count"), [(0.0, 0), (1e-6, 1), (0.25, 4), (1.0, 16)])
-def test_a_share_of_a_batch_is_rounded_and_never_nothing(share, count):
+def test_a_share_above_0_of_a_batch_is_rounded_to_at_least_one_image(share, count):
     assert FromGuides(share=share).count(16) == count
 
 
 @pytest.mark.parametrize("kind", PIXELS, ids=lambda kind: kind.__name__)
-def test_pixels_begin_at_the_condensed_images_and_elsewhere_at_the_same_noise(kind):
+def test_pixels_start_at_condensed_images_and_the_others_at_the_same_noise(kind):
     plain, _, _ = first_images(kind, FromGuides())
     exact, started, _ = first_images(kind, HALF)
     assert torch.equal(exact[:8], started.images)
@@ -115,7 +115,7 @@ def test_pixels_begin_at_the_condensed_images_and_elsewhere_at_the_same_noise(ki
 
 
 @pytest.mark.parametrize("kind", [kind for kind in STARTING if kind not in PIXELS], ids=lambda kind: kind.__name__)
-def test_generators_come_nearer_to_the_condensed_images_with_every_step(kind):
+def test_generated_images_get_closer_to_the_condensed_images_with_each_step(kind):
     found = []
     plain, _, _ = first_images(kind, FromGuides())
     for count in (1, 10, 60):
@@ -128,27 +128,27 @@ def test_generators_come_nearer_to_the_condensed_images_with_every_step(kind):
 
 
 @each_host
-def test_the_hosts_own_draws_are_the_same_with_it(kind):
-    opened = []
+def test_the_hosts_other_draws_are_unchanged(kind):
+    states = []
     for from_guides in (FromGuides(), HALF):
         rng = Streams(0)
         first_images(kind, from_guides, rng=rng)
-        opened.append(rng.state_dict()["device"])
-    plain, started = opened
+        states.append(rng.state_dict()["device"])
+    plain, started = states
     assert started.keys() - plain.keys() == {"start"}
     assert all(torch.equal(started[name], plain[name]) for name in plain)
 
 
 @each_host
-def test_a_guide_that_cannot_say_leaves_the_host_as_it_is(kind):
-    teacher, guide = make_teacher(), Verdict(*[0.0] * 3)
+def test_a_guide_without_start_does_not_change_the_host(kind):
+    teacher, guide = make_teacher(), ConstantPenalties(*[0.0] * 3)
     assert not hasattr(guide, "start")
     older, _ = synthesize(small(kind), teacher=teacher, guide=guide)
     assert torch.equal(older.images, synthesize(small(kind), guide=Unguided())[0].images)
 
 
-def test_latents_of_fast_move_alone_and_no_meta_step_sees_it(monkeypatch):
-    """Written out with a generator and an Adam of its own."""
+def test_fast_moves_only_latents_and_without_meta_steps(monkeypatch):
+    """Compared with a direct implementation."""
     added, add = [], fast._add_gradients
     monkeypatch.setattr(fast, "_add_gradients", lambda *given: (added.append(1), add(*given)))
     images, started, metrics = first_images(Fast, replace(HALF, steps=4))
@@ -169,8 +169,8 @@ def test_latents_of_fast_move_alone_and_no_meta_step_sees_it(monkeypatch):
     torch.testing.assert_close(images, (generator(latents) - 0.25) / 0.25, rtol=1e-3, atol=1e-4)
 
 
-def approached(kind, monkeypatch, share=0.25):
-    """Leaves of a host that a start moves, before and after, and the rows of latents its first images are made of."""
+def tensors_of_start(kind, monkeypatch, share=0.25):
+    """Return the tensors that a start changes, before and after, and the rows of latents that it may change."""
     found, approach = [], Round.start_near_guides
 
     def copies(leaves):
@@ -191,9 +191,9 @@ def approached(kind, monkeypatch, share=0.25):
 
 
 @pytest.mark.parametrize("kind", [Fast, Cmi, Nayer], ids=lambda kind: kind.__name__)
-def test_latents_of_the_other_images_stay_bit_for_bit(kind, monkeypatch):
-    """BN in the generator gives them a gradient, which Adam would scale up."""
-    latents, weights, own = approached(kind, monkeypatch)
+def test_latents_of_other_images_are_unchanged_bit_for_bit(kind, monkeypatch):
+    """BN in the generator gives these latents a small gradient, which Adam would scale up."""
+    latents, weights, own = tensors_of_start(kind, monkeypatch)
     for before, after in latents:
         moved = (before != after).flatten(1).any(1)
         assert moved.nonzero().flatten().tolist() == own.tolist()
@@ -201,14 +201,14 @@ def test_latents_of_the_other_images_stay_bit_for_bit(kind, monkeypatch):
     assert all(not torch.equal(before, after) for before, after in weights)
 
 
-def test_the_label_of_a_soft_target_says_whose_image_it_starts_from():
+def test_a_soft_target_starts_from_a_condensed_image_of_its_label():
     teacher, rng = make_teacher(), Streams(0)
     guide, inversion = Starter(bound(small(Mmd, from_guides=HALF), teacher=teacher)[0]), small(SoftTarget)
     targets = Soft().sample(inversion.batch, teacher, rng=rng)
     given = {"teacher": teacher, "student": teacher.network, "guide": guide, "rng": rng}
     inversion.synthesize(None, targets, weigh=lambda seen, labels: torch.ones(len(labels)), **given)
     condensed = guide.guide.condensed
-    rows = [(condensed.images == image).flatten(1).all(1).nonzero().item() for image in guide.shown[0][:8]]
+    rows = [(condensed.images == image).flatten(1).all(1).nonzero().item() for image in guide.penalty_calls[0][:8]]
     assert torch.equal(condensed.labels[rows], targets.labels[:8])
 
 
@@ -220,13 +220,13 @@ def trial(settings, prepared):
 
 
 @each_host
-def test_a_trial_goes_on_from_a_checkpoint_bit_for_bit(kind, tmp_path):
+def test_a_trial_continues_from_a_checkpoint_bit_for_bit(kind, tmp_path):
     settings = toy_config(inversion=small(kind), guidance=small(Mmd, from_guides=replace(HALF, steps=2)), rounds=3)
-    goes_on_alike(settings, tmp_path)
+    assert_resumes(settings, tmp_path)
 
 
 @each_host
-def test_a_guidance_of_weight_0_that_starts_from_guides_still_guides(kind):
+def test_a_guidance_with_weight_0_that_starts_from_guides_changes_the_trial(kind):
     prepared = make_prepared()
     found = [
         trial(toy_config(inversion=small(kind), guidance=guidance, rounds=1), prepared)
@@ -237,7 +237,7 @@ def test_a_guidance_of_weight_0_that_starts_from_guides_still_guides(kind):
     assert none != starting
 
 
-def test_the_condensed_images_are_part_of_what_makes_images_that_start_from_them():
+def test_condensed_images_are_part_of_the_production_key_if_batches_start_from_them():
     prepared = make_prepared()
     other = replace(prepared, hashes=prepared.hashes | {"condensed": "others"})
     base = toy_config(inversion=small(DeepInversion), guidance=Mmd(weight=0.0, from_guides=HALF))
@@ -247,7 +247,7 @@ def test_the_condensed_images_are_part_of_what_makes_images_that_start_from_them
 
 
 @pytest.mark.parametrize("kind", [kind for kind in INVERTERS if kind not in STARTING], ids=lambda kind: kind.__name__)
-def test_a_host_that_keeps_no_latents_refuses_it(kind):
+def test_a_host_without_latents_rejects_the_option(kind):
     message = rf"from_guides share for inversion {kind().name} is 0\.5; accepted: 0; or an inversion that optimises"
     with pytest.raises(InputError, match=message):
         toy_config(inversion=small(kind), guidance=Mmd(from_guides=HALF))
@@ -257,7 +257,7 @@ def test_a_host_that_keeps_no_latents_refuses_it(kind):
     ("field", "value"),
     [("share", 1.5), ("share", -0.1), ("noise", -1.0), ("noise", float("inf")), ("steps", 0), ("lr", 0.0)],
 )
-def test_settings_that_make_no_sense_are_refused(field, value):
+def test_invalid_settings_are_rejected(field, value):
     with pytest.raises(InputError, match=f"from_guides {field} is {value}; accepted: "):
         FromGuides(**{field: value})
 

@@ -1,4 +1,4 @@
-"""What every guidance keeps to, alone: `condkd_ray.methods.guidance.guidance`. Whole trials: `test_guided_trials`."""
+"""The contract of all guidances (`condkd_ray.methods.guidance.guidance`). For whole trials see `test_guided_trials`."""
 
 from dataclasses import replace
 from typing import get_args
@@ -27,13 +27,13 @@ from contracts.toy_guides import (
     identity,
     step,
 )
-from contracts.toy_methods import frozen, same, small, snake, tensors
+from contracts.toy_methods import same, small, snake, snapshot, tensors
 
 
 @each_form
 @each_augmentation
 @each_layer
-def test_the_penalty_pulls_at_every_image(form, augment, layer):
+def test_the_penalty_has_a_gradient_at_every_image(form, augment, layer):
     teacher = make_teacher()
     guide, _ = bound(replace(form, augment=augment, layer=layer), teacher=teacher)
     assert guide.layers == (() if layer == "penultimate" else (layer,))
@@ -45,7 +45,7 @@ def test_the_penalty_pulls_at_every_image(form, augment, layer):
 
 @each_option
 @each_augmentation
-def test_so_does_that_of_each_option(form, augment):
+def test_the_penalty_of_each_option_has_a_gradient_at_every_image(form, augment):
     teacher = make_teacher()
     guide, _ = bound(replace(form, augment=augment), teacher=teacher)
     assert guide.layers == teacher.stage_outputs[2 - form.stages :]
@@ -56,7 +56,7 @@ def test_so_does_that_of_each_option(form, augment):
 
 
 @each_option
-def test_an_option_at_weight_0_pulls_at_nothing(form):
+def test_an_option_with_weight_0_has_no_gradient(form):
     teacher = make_teacher()
     guide, _ = bound(replace(form, weight=0.0), teacher=teacher)
     penalty, gradient = step(guide, fakes(), teacher)
@@ -67,7 +67,7 @@ def test_an_option_at_weight_0_pulls_at_nothing(form):
 @each_guidance
 @each_augmentation
 @pytest.mark.parametrize(("weight", "factor"), [(0.0, 1.0), (2.0, 0.0)])
-def test_weight_0_pulls_at_nothing(kind, augment, weight, factor):
+def test_weight_0_has_no_gradient(kind, augment, weight, factor):
     teacher, schedule = make_teacher(), Schedule(start=factor, end=factor)
     guide, _ = bound(small(kind, augment=augment, weight=weight, schedule=schedule), teacher=teacher)
     penalty, gradient = step(guide, fakes(), teacher)
@@ -77,7 +77,7 @@ def test_weight_0_pulls_at_nothing(kind, augment, weight, factor):
 
 @each_guidance
 @each_augmentation
-def test_weight_and_schedule_are_factors(kind, augment):
+def test_weight_and_schedule_are_factors_of_the_penalty(kind, augment):
     found = []
     warm_up = Schedule(start=0.0, end=2.0, until=0.5)
     for weight, schedule, progress in ((1.0, Schedule(), 0.5), (3.0, warm_up, 0.25), (1.5, warm_up, 1.0)):
@@ -91,7 +91,7 @@ def test_weight_and_schedule_are_factors(kind, augment):
 
 
 @each_form
-def test_the_layer_is_the_one_compared(form):
+def test_different_layers_give_different_gradients(form):
     found = []
     for layer in ("penultimate", MIDDLE, "stages.0"):
         teacher = make_teacher()
@@ -102,64 +102,64 @@ def test_the_layer_is_the_one_compared(form):
 
 @each_guidance
 @each_augmentation
-def test_learning_changes_its_state_and_nothing_else(kind, augment):
+def test_an_update_changes_only_the_state_of_the_guidance(kind, augment):
     teacher = make_teacher()
     guide, carried = bound(small(kind, augment=augment), teacher=teacher)
     images = fakes().requires_grad_()
     seen = teacher.observe(images)
     before = [t.clone() for t in tensors(carried)]
-    outside = frozen(teacher.network), images.detach().clone(), seen.features.detach().clone(), guide.condensed.images
+    outside = snapshot(teacher.network), images.detach().clone(), seen.features.detach().clone(), guide.condensed.images
     outside = [*outside[:3], outside[3].clone()]
     guide.update(images.detach(), seen.detach(), LABELS)
     assert same(before, list(tensors(carried))) != guide.guidance.uses_condensed_batches
-    assert same(outside, [frozen(teacher.network), images.detach(), seen.features.detach(), guide.condensed.images])
+    assert same(outside, [snapshot(teacher.network), images.detach(), seen.features.detach(), guide.condensed.images])
     assert images.grad is None
 
 
 @each_guidance
 @each_augmentation
-def test_it_draws_from_its_own_stream_alone(kind, augment):
+def test_random_numbers_come_only_from_its_own_stream(kind, augment):
     rng, teacher, before = Streams(0), make_teacher(), torch.random.get_rng_state()
     guide, _ = bound(small(kind, augment=augment), rng=rng, teacher=teacher)
     assert (rng.state_dict() == {"device": {}, "host": {}}) == (not guide.guidance.views)
     step(guide, fakes(), teacher)
-    opened = rng.state_dict()
-    assert opened["device"].keys() == {"augment/guide"}
-    assert opened["host"].keys() <= {"augment/guide"}
+    streams = rng.state_dict()
+    assert streams["device"].keys() == {"augment/guide"}
+    assert streams["host"].keys() <= {"augment/guide"}
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
 @each_guidance
 @each_augmentation
-def test_a_saved_state_goes_on_bit_for_bit(kind, augment):
+def test_a_saved_state_continues_bit_for_bit(kind, augment):
     check_checkpoint(small(kind, augment=augment))
 
 
 @each_option
-def test_a_saved_state_of_each_option_goes_on_bit_for_bit(form):
+def test_a_saved_state_of_each_option_continues_bit_for_bit(form):
     check_checkpoint(form)
 
 
 @each_guidance
-def test_without_a_condensed_set_it_is_refused(kind):
+def test_a_missing_condensed_set_is_rejected(kind):
     check_condensed_set_is_needed(small(kind))
     with pytest.raises(InputError, match="guidance without a condensation"):
         toy_config(condensation=None, guidance=small(kind), distiller=Distiller(condensed_share=0.0))
 
 
 @pytest.mark.parametrize("kind", get_args(AnyGuidance), ids=lambda kind: kind.__name__)
-def test_config_survives_yaml_and_file_class_and_name_belong_together(kind):
+def test_config_is_equal_after_yaml_and_is_named_after_its_class_and_file(kind):
     complete = toy_config(guidance=small(kind))
     assert config.from_tree(yaml.safe_load(config.dump(complete))) == complete
     own = snake(kind.__name__)
     assert kind().name in (own, "none")
-    # Small members share a file: those that match, and none, which stands beside the base.
+    # Small members share a file: `matching`, and `guidance` for the base and "none".
     folder, _, stem = kind.__module__.rpartition(".")
     assert folder == "condkd_ray.methods.guidance"
     assert stem in (own, "matching", "guidance")
 
 
-def test_no_guidance_says_nothing():
+def test_no_guidance_has_no_penalty_and_no_metrics():
     teacher, rng = make_teacher(), Streams(0)
     none = NoGuidance()
     carried = none.start(teacher, None, rng)

@@ -1,4 +1,4 @@
-"""What guidance does in a whole trial, and what it must not do there."""
+"""Effects of guidance in whole trials."""
 
 from dataclasses import replace
 from functools import cache
@@ -14,12 +14,12 @@ from condkd_ray.methods.inversion import Fast
 from condkd_ray.trial.loop import run_round, start
 from condkd_ray.trial.run import local_store
 from contracts.toy_guides import FORMS, MIDDLE, each_guidance
-from contracts.toy_methods import INVERTERS, frozen, same, small
-from contracts.toy_trials import goes_on_alike, numbers
+from contracts.toy_methods import INVERTERS, same, small, snapshot
+from contracts.toy_trials import assert_resumes, numbers
 
 
 def trial(settings, prepared):
-    """(final state, store) of a whole trial."""
+    """Run a whole trial and return its final state and store."""
     live = start(settings, prepared)
     store = local_store(settings, prepared, None)
     for _ in range(settings.rounds):
@@ -28,44 +28,44 @@ def trial(settings, prepared):
 
 
 def outcome(guidance, inverter, prepared):
-    """All that a trial ends with, but what is said of the guidance."""
+    """Return the results of a trial, except the metrics of the guidance."""
     live, store = trial(toy_config(inversion=small(inverter), guidance=guidance, rounds=2), prepared)
     student = live.distiller.student
     made = store.gather(live.memory.ids).images
-    return numbers(live, "guidance/"), student(prepared.proxy.images), frozen(student), made
+    return numbers(live, "guidance/"), student(prepared.proxy.images), snapshot(student), made
 
 
 @cache
 def unguided_outcome(inverter):
-    """The outcome of a trial without guidance."""
+    """Return the results of a trial without guidance."""
     return outcome(NoGuidance(), inverter, make_prepared())
 
 
 @pytest.mark.parametrize("inverter", INVERTERS, ids=lambda kind: kind.__name__)
 @pytest.mark.parametrize("augment", ["host", "dsa"])
 @each_guidance
-def test_weight_0_is_the_mixed_run_bit_for_bit(kind, inverter, augment):
+def test_weight_0_equals_the_mixed_run_bit_for_bit(kind, inverter, augment):
     guided = outcome(small(kind, weight=0.0, augment=augment), inverter, make_prepared())
     assert same(guided, unguided_outcome(inverter))
 
 
 @pytest.mark.parametrize("augment", ["host", "condensed", "dsa"])
-def test_weight_0_is_the_mixed_run_also_where_images_are_held_out_and_looked_at(augment):
+def test_weight_0_with_held_out_images_equals_the_mixed_run(augment):
     prepared = make_prepared()
-    never = small(Discriminator, weight=0.0, augment=augment, held_out=0.5)
-    live, _ = trial(toy_config(inversion=small(Fast), guidance=never, rounds=2), prepared)
+    zero = small(Discriminator, weight=0.0, augment=augment, held_out=0.5)
+    live, _ = trial(toy_config(inversion=small(Fast), guidance=zero, rounds=2), prepared)
     assert all("guidance/perfect_accuracy" in row for row in live.history)
-    assert same(outcome(never, Fast, prepared), outcome(NoGuidance(), Fast, prepared))
+    assert same(outcome(zero, Fast, prepared), outcome(NoGuidance(), Fast, prepared))
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: f"{form.name} {getattr(form, 'condition', '')}")
-def test_a_schedule_at_0_and_a_tapped_layer_are_the_mixed_run_bit_for_bit(form):
+def test_a_schedule_of_0_with_a_tapped_layer_equals_the_mixed_run_bit_for_bit(form):
     prepared = make_prepared()
-    never = replace(form, weight=5.0, layer=MIDDLE, schedule=Schedule(start=0.0, end=0.0))
-    assert same(outcome(never, Fast, prepared), outcome(NoGuidance(), Fast, prepared))
+    zero = replace(form, weight=5.0, layer=MIDDLE, schedule=Schedule(start=0.0, end=0.0))
+    assert same(outcome(zero, Fast, prepared), outcome(NoGuidance(), Fast, prepared))
 
 
-def test_a_warm_up_is_unguided_in_the_first_round_alone():
+def test_a_warm_up_from_0_has_no_effect_only_in_the_first_round():
     prepared, found = make_prepared(), []
     for guidance in (NoGuidance(), Mmd(weight=30.0, schedule=Schedule(start=0.0))):
         found.append(numbers(trial(toy_config(guidance=guidance), prepared)[0], "guidance/"))
@@ -74,19 +74,19 @@ def test_a_warm_up_is_unguided_in_the_first_round_alone():
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: f"{form.name} {getattr(form, 'condition', '')}")
-def test_a_checkpoint_in_the_middle_of_schedules_goes_on_bit_for_bit(form, tmp_path):
+def test_a_trial_with_schedules_continues_from_a_checkpoint_bit_for_bit(form, tmp_path):
     falling = Schedule(start=2.0, end=0.5, until=1.0)
     settings = toy_config(
         guidance=replace(form, schedule=falling, layer=MIDDLE),
         distiller=Distiller(steps=2, batch=16, condensed_share=0.25, share_schedule=falling),
         rounds=4,
     )
-    goes_on_alike(settings, tmp_path, before=2)
+    assert_resumes(settings, tmp_path, before=2)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_guided_images_lie_nearer_to_the_condensed_than_in_the_mixed_run(seed):
-    """Class by class and in the teacher's features. So it was by 8 % or more for each of the seeds 0 to 9."""
+def test_guided_images_are_closer_to_the_condensed_images_than_those_of_the_mixed_run(seed):
+    """Measured per class in the teacher's features. The difference was at least 8 % for each of the seeds 0 to 9."""
     prepared = make_prepared()
     mixed = toy_config(
         seed=seed,

@@ -1,4 +1,4 @@
-"""What every replay memory keeps to, over a local store. Read `condkd_ray.methods.memory.memory`."""
+"""The contract of all replay memories (`condkd_ray.methods.memory.memory`), with a local store."""
 
 import copy
 from typing import get_args
@@ -24,14 +24,14 @@ TEACHER = make_teacher()
 
 
 def rows(ids):
-    """The samples with these ids: two pixels spell the id, and label and teacher's class follow from it."""
+    """Return samples with these ids. Two pixels encode the id; label and teacher's class are computed from it."""
     images = torch.zeros(len(ids), *IMAGE_SHAPE)
     images[:, 0, 0, 0], images[:, 0, 0, 1] = ids % 256 / 255, ids // 256 / 255
     return Samples(images, ids % NUM_CLASSES, F.one_hot(ids % NUM_CLASSES, NUM_CLASSES).float())
 
 
-class Played:
-    """A memory over a store, and the rounds it was given as plain lists of ids."""
+class MemoryRun:
+    """A memory with a store, and the added rounds as plain lists of ids."""
 
     def __init__(self, memory, seed=0):
         self.memory, self.rng, self.rounds = memory, Streams(seed), []
@@ -46,8 +46,8 @@ class Played:
     def draw(self, count):
         return self.memory.draw(self.state, self.store, count, teacher=TEACHER, rng=self.rng)
 
-    def tell(self, drawn):
-        """What a student step would: how far it was from the teacher at each sample."""
+    def feedback(self, drawn):
+        """Report a loss for each drawn sample, as a student step does."""
         self.memory.feedback(self.state, drawn.ids, 0.1 + drawn.samples.images.flatten(1)[:, 0])
 
     @property
@@ -69,7 +69,7 @@ def kept_by_bank(memory, rounds):
 
 
 def kept_by_reservoir(memory, rounds):
-    """The smallest of as many numbers of its stream as there were samples."""
+    """Keep the samples with the smallest keys, which are drawn from the memory's stream."""
     made = [i for ids in rounds for i in ids]
     stream = Streams(0).host("reservoir")
     keys = [key for ids in rounds for key in torch.rand(len(ids), dtype=torch.float64, generator=stream).tolist()]
@@ -77,7 +77,7 @@ def kept_by_reservoir(memory, rounds):
 
 
 def kept_by_prioritized(memory, rounds):
-    """As long as it hears nothing of the student all have one priority, and the oldest go."""
+    """Without feedback all samples have the same priority, and the oldest are dropped."""
     return [i for ids in rounds for i in ids][-memory.capacity(TEACHER) :]
 
 
@@ -90,39 +90,42 @@ KEPT = {
     Prioritized: kept_by_prioritized,
 }
 OWN_STREAMS = {Reservoir: {"host/reservoir"}, Generative: {"device/replay"}}
-"""What `add` draws from, in memories that draw in it at all."""
+"""Random streams that `add` uses, for the memories that use any."""
 REMADE = {Generative: 0.25}
-"""Share of a draw that lies in no store, in memories of which some does not."""
+"""Share of a draw that is generated and not stored, for the memories that generate samples."""
 
 
-def opened(rng):
+def used_streams(rng):
     return {f"{place}/{name}" for place, names in rng.state_dict().items() for name in names}
 
 
 @each_memory
-def test_logits_decide_nothing_where_it_says_that_it_reads_none(kind):
-    """All of ours."""
+def test_logits_have_no_effect_if_reads_logits_is_false(kind):
+    """This holds for all memories of this package."""
     assert not kind.reads_logits
     seen = []
-    for asked in (True, False):
-        played = Played(small(kind))
+    for with_logits in (True, False):
+        played = MemoryRun(small(kind))
         for _ in range(3):
             ids = torch.arange(played.store.num_ids, played.store.num_ids + 9)
             given = rows(ids)
-            given = given if asked else unseen(given.images, given.labels)
+            given = given if with_logits else unseen(given.images, given.labels)
             played.memory.add(played.state, played.store, given, teacher=TEACHER, rng=played.rng)
             drawn = played.draw(8)
             played.memory.feedback(played.state, drawn.ids, drawn.ids.float())
-            seen.append((asked, drawn.ids.tolist(), drawn.weights.tolist(), drawn.samples.images.tolist(), played.live))
-        assert drawn.samples.logits.shape == (8, NUM_CLASSES if asked else 0)
-    assert [what for asked, *what in seen if asked] == [what for asked, *what in seen if not asked]
+            values = drawn.ids.tolist(), drawn.weights.tolist(), drawn.samples.images.tolist(), played.live
+            seen.append((with_logits, *values))
+        assert drawn.samples.logits.shape == (8, NUM_CLASSES if with_logits else 0)
+    assert [values for with_logits, *values in seen if with_logits] == [
+        values for with_logits, *values in seen if not with_logits
+    ]
 
 
 @each_memory
 @settings(max_examples=40)
 @given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=24), count=st.integers(1, 25), commit=st.booleans())
-def test_keeps_and_draws_what_a_plain_list_would(kind, sizes, count, commit):
-    played = Played(sized(kind, **SMALL | {"steps": 1}))
+def test_kept_and_drawn_samples_equal_those_of_a_plain_list(kind, sizes, count, commit):
+    played = MemoryRun(sized(kind, **SMALL | {"steps": 1}))
     for size in sizes:
         played.add(size)
         kept = set(KEPT[kind](played.memory, played.rounds))
@@ -146,33 +149,33 @@ def test_keeps_and_draws_what_a_plain_list_would(kind, sizes, count, commit):
 
 
 @each_memory
-def test_draws_come_from_one_stream_of_the_host_and_from_the_memorys_own(kind):
-    played, before = Played(small(kind)), torch.random.get_rng_state()
-    assert not opened(played.rng)
+def test_draws_use_the_stream_draw_and_the_memorys_own(kind):
+    played, before = MemoryRun(small(kind)), torch.random.get_rng_state()
+    assert not used_streams(played.rng)
     played.add(9)
-    assert opened(played.rng) == OWN_STREAMS.get(kind, set())
+    assert used_streams(played.rng) == OWN_STREAMS.get(kind, set())
     played.draw(4)
-    assert opened(played.rng) == OWN_STREAMS.get(kind, set()) | {"host/draw"}
+    assert used_streams(played.rng) == OWN_STREAMS.get(kind, set()) | {"host/draw"}
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
 @each_memory
-def test_the_seed_decides_what_is_drawn(kind):
-    hands = []
+def test_draws_depend_on_the_seed(kind):
+    draws = []
     for seed in (0, 0, 1):
-        played = Played(small(kind), seed)
+        played = MemoryRun(small(kind), seed)
         played.add(20)
-        hands.append(played.draw(12).ids)
-    assert torch.equal(hands[0], hands[1])
-    assert not torch.equal(hands[0], hands[2])
+        draws.append(played.draw(12).ids)
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
 
 
 @each_memory
-def test_a_saved_state_draws_on_as_if_never_stopped(kind, tmp_path):
-    played = Played(small(kind))
+def test_a_saved_state_continues_bit_for_bit(kind, tmp_path):
+    played = MemoryRun(small(kind))
     for size in (9, 7, 8):
         played.add(size)
-        played.tell(played.draw(5))
+        played.feedback(played.draw(5))
     checkpoint.save(played.state, tmp_path / "memory")
     checkpoint.save(played.rng, tmp_path / "streams")
     loaded = checkpoint.load(played.memory.init(TEACHER, Streams(0)), tmp_path / "memory")
@@ -187,29 +190,29 @@ def test_a_saved_state_draws_on_as_if_never_stopped(kind, tmp_path):
             assert torch.equal(one.ids, two.ids)
             assert same(vars(one.samples), vars(two.samples))
             assert torch.equal(one.weights, two.weights)
-            played.tell(one)
-            other.tell(two)
+            played.feedback(one)
+            other.feedback(two)
         played.add(size)
         other.add(size)
         assert same(list(tensors(other.state)), list(tensors(played.state)))
 
 
 @each_memory
-def test_what_a_student_tells_changes_no_sample_and_no_stream(kind):
-    played = Played(small(kind))
+def test_feedback_changes_no_sample_and_no_stream(kind):
+    played = MemoryRun(small(kind))
     played.add(9)
     drawn = played.draw(6)
     before = played.live, played.store.class_counts, played.rng.state_dict()
     weights = drawn.weights.clone()
-    played.tell(drawn)
+    played.feedback(drawn)
     assert same((played.live, played.store.class_counts, played.rng.state_dict()), before)
     assert torch.equal(drawn.weights, weights)
     assert not pointers(played.state) & pointers(drawn.samples)
 
 
 @each_memory
-def test_what_fell_out_is_gone_after_a_commit(kind):
-    played = Played(small(kind))
+def test_dropped_samples_are_deleted_by_a_commit(kind):
+    played = MemoryRun(small(kind))
     for _ in range(60):
         played.add(10)
         played.store.commit()
@@ -220,18 +223,18 @@ def test_what_fell_out_is_gone_after_a_commit(kind):
 
 
 @each_memory
-def test_what_is_held_beside_the_store_is_told(kind):
-    played = Played(small(kind))
+def test_held_bytes_counts_what_is_kept_outside_the_store(kind):
+    played = MemoryRun(small(kind))
     played.add(10)
     assert (played.memory.held_bytes(played.state) > 0) == (kind in REMADE)
 
 
 @pytest.mark.parametrize("kind", get_args(AnyMemory), ids=lambda kind: kind.__name__)
-def test_config_survives_yaml_and_file_class_and_name_belong_together(kind):
+def test_config_is_equal_after_yaml_and_is_named_after_its_class_and_file(kind):
     complete = toy_config(memory=small(kind))
     assert config.from_tree(yaml.safe_load(config.dump(complete))) == complete
     assert snake(kind.__name__) == kind().name
-    # Those that draw alike stand beside their base.
+    # Memories with the same kind of draw are in the file of their base class.
     folder, _, stem = kind.__module__.rpartition(".")
     assert folder == "condkd_ray.methods.memory"
     assert stem in (kind().name, "memory")
@@ -262,7 +265,7 @@ def test_config_survives_yaml_and_file_class_and_name_belong_together(kind):
         lambda: Generative(logits_weight=-1.0),
     ],
 )
-def test_sizes_that_make_no_sense_are_refused(make):
+def test_invalid_settings_are_rejected(make):
     with pytest.raises(InputError, match="accepted"):
         make()
 
@@ -270,15 +273,15 @@ def test_sizes_that_make_no_sense_are_refused(make):
 # Growing.
 
 
-def test_growing_without_a_capacity_forgets_nothing():
-    played = Played(Growing())
+def test_growing_without_a_capacity_keeps_all_samples():
+    played = MemoryRun(Growing())
     for _ in range(30):
         played.add(10)
     assert played.live == list(range(300))
 
 
-def test_growing_draws_every_sample_equally_often():
-    played = Played(Growing(capacity=10))
+def test_growing_draws_samples_uniformly():
+    played = MemoryRun(Growing(capacity=10))
     for _ in range(3):
         played.add(7)
     counts = torch.bincount(played.draw(20_000).ids - 11, minlength=10)
@@ -288,26 +291,26 @@ def test_growing_draws_every_sample_equally_often():
 # Latest.
 
 
-def test_latest_deals_the_round_in_disjoint_hands_and_then_shuffles_anew():
-    played = Played(Latest())
+def test_latest_draws_each_sample_of_the_round_once_before_it_shuffles_again():
+    played = MemoryRun(Latest())
     played.add(30)
     played.add(30)
-    deals = [torch.cat([played.draw(10).ids for _ in range(3)]) for _ in range(2)]
-    for dealt in deals:
-        assert sorted(dealt.tolist()) == list(range(30, 60))
-    assert not torch.equal(*deals)
+    passes = [torch.cat([played.draw(10).ids for _ in range(3)]) for _ in range(2)]
+    for drawn in passes:
+        assert sorted(drawn.tolist()) == list(range(30, 60))
+    assert not torch.equal(*passes)
 
 
-def test_latest_deals_a_hand_larger_than_the_round():
-    played = Played(Latest())
+def test_latest_draws_more_samples_than_the_round_has():
+    played = MemoryRun(Latest())
     played.add(4)
     counts = torch.bincount(played.draw(10).ids, minlength=4)
     assert counts.sum() == 10
     assert counts.min() >= 2
 
 
-def test_latest_never_deals_from_an_older_round():
-    played = Played(Latest())
+def test_latest_never_draws_from_an_older_round():
+    played = MemoryRun(Latest())
     played.add(8)
     played.draw(3)
     played.add(8)
@@ -317,8 +320,8 @@ def test_latest_never_deals_from_an_older_round():
 # Bank.
 
 
-def test_bank_makes_an_entry_of_the_first_samples_each_period():
-    played = Played(Bank(entries=2, entry_size=3, period=2, share=0.5))
+def test_bank_stores_the_first_samples_of_each_period_as_an_entry():
+    played = MemoryRun(Bank(entries=2, entry_size=3, period=2, share=0.5))
     entries = []
     for _ in range(5):
         played.add(6)
@@ -328,19 +331,19 @@ def test_bank_makes_an_entry_of_the_first_samples_each_period():
 
 
 @pytest.mark.parametrize(("share", "replayed"), [(0.0, 0), (1 / 9, 2), (0.5, 9), (1.0, 18)])
-def test_bank_takes_its_share_from_one_entry_and_the_rest_fresh(share, replayed):
-    played = Played(Bank(entries=3, entry_size=4, period=1, share=share))
+def test_bank_draws_its_share_from_one_entry_and_the_rest_from_the_newest_round(share, replayed):
+    played = MemoryRun(Bank(entries=3, entry_size=4, period=1, share=share))
     for _ in range(3):
         played.add(20)
-    asked = set()
+    used = set()
     for _ in range(30):
         ids = played.draw(18).ids
         past = ids[ids < 40]
-        # An entry of the newest round cannot be told from fresh samples.
+        # An entry of the newest round cannot be distinguished from other new samples.
         assert len(past) in (0, replayed)
         assert (past % 20 < 4).all()
         assert len((past // 20).unique()) <= 1
-        # A student with condensed images in its batch uses the front of the draw alone.
+        # A student with condensed images in its batch uses only the first part of the draw.
         assert abs(int((ids[:9] < 40).sum()) - len(past) / 2) <= 1
-        asked |= set((past // 20).tolist())
-    assert asked == ({0, 1} if replayed else set())
+        used |= set((past // 20).tolist())
+    assert used == ({0, 1} if replayed else set())

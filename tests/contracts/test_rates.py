@@ -1,4 +1,4 @@
-"""No method takes a learning rate with which its optimiser cannot start, or nothing at all moves."""
+"""Methods reject learning rates that are negative or not finite, and rates of 0 that would train nothing."""
 
 from dataclasses import fields
 from typing import get_args
@@ -21,7 +21,7 @@ KINDS: list[type[Method]] = [
 ]
 MAY_BE_ZERO = ("last_lr", "step_lr")
 FREEZE = [kind for kind in get_args(AnyInversion) if issubclass(kind, Conditional)]
-"""At a rate of 0 their generator, or their latents, stay; the other moves."""
+"""With one rate of 0, their generator or their latents stay constant and the other is trained."""
 RATES = [
     (kind, field.name)
     for kind in KINDS
@@ -30,14 +30,14 @@ RATES = [
 ]
 
 
-def test_the_rates_are_found():
+def test_the_fields_with_learning_rates_are_found():
     assert len(RATES) >= 20
     assert {"lr", "lr_latent", "lr_recall", "expert_lr"} <= {name for _, name in RATES}
 
 
 @pytest.mark.parametrize("rate", [0.0, -1.0, float("nan"), float("inf")])
 @pytest.mark.parametrize(("kind", "name"), RATES, ids=lambda value: getattr(value, "__name__", value))
-def test_a_rate_that_teaches_nothing_is_refused_with_its_name(kind, name, rate):
+def test_an_invalid_learning_rate_is_rejected_with_the_fields_name(kind, name, rate):
     if rate == 0 and (name in MAY_BE_ZERO or kind in FREEZE):
         kind(**{name: rate})
         return

@@ -1,7 +1,7 @@
-"""What every store keeps to: the same ids, the same samples bit for bit, the same counts, the same errors.
+"""The contract of all stores: the same ids, samples (bit for bit), counts and errors.
 
-Each of them with its samples in this machine's memory, and as rows on a device (here the CPU), where these have room
-for all samples and where only for a few.
+Each store is tested with samples in this machine's memory, and on a device (here the CPU) with memory for all samples
+or only for a few.
 """
 
 import secrets
@@ -41,21 +41,21 @@ def pool(cluster, tmp_path_factory) -> Iterator[Any]:
 
 @pytest.fixture(params=["host", *ROOM])
 def rows(request, monkeypatch) -> str:
-    """Where stores keep their samples."""
+    """The place of the samples: host memory, or a device with much or little memory."""
     if request.param in ROOM:
-        lying(monkeypatch, ROOM[request.param])
+        place_samples(monkeypatch, ROOM[request.param])
     return request.param
 
 
-def lying(monkeypatch, room: int | None) -> None:
-    """Have stores keep their samples on a device with so much room, or in this machine's memory."""
+def place_samples(monkeypatch, room: int | None) -> None:
+    """Make stores keep samples on a device with `room` bytes, or in this machine's memory if `room` is None."""
     made = ChunkTable if room is None else partial(DeviceRows, torch.device("cpu"), room)
     monkeypatch.setattr(module, "rows_on", lambda device, limit: made())
 
 
 @pytest.fixture(params=["memory", "folder", pytest.param("pool", marks=pytest.mark.ray)])
 def opened(request, tmp_path_factory) -> Callable[[], Make]:
-    """A function that makes another place for samples at each call, and returns what opens a store there."""
+    """A function that makes a new place for chunks at each call and returns a function that opens a store there."""
     if request.param == "pool":
         pool = request.getfixturevalue("pool")
         from condkd_ray.cluster.stores import PoolStore
@@ -79,7 +79,7 @@ def code(space: PixelSpace = "unit", logits: bool = True) -> Codec:
 
 @pytest.fixture
 def make(opened, rows) -> Make:
-    """A function that opens a store; called again it opens the same chunks, as after a crash (`memory` has none)."""
+    """A function that opens a store. Further calls open the same chunks, as after a crash, except for `memory`."""
     open_store = opened()
     return lambda space="unit", logits=True: open_store(space, logits)
 
@@ -93,7 +93,7 @@ def equal(store: Store, ids: torch.Tensor, expected) -> bool:
 
 
 @pytest.mark.parametrize("space", ["unit", "model"])
-def test_samples_come_back_decoded_in_the_order_asked_for(make, space):
+def test_gather_returns_decoded_samples_in_the_order_of_the_ids(make, space):
     store = make(space)
     first, second = toy.samples(5, seed=1), toy.samples(3, seed=2)
     assert store.append(first).tolist() == [0, 1, 2, 3, 4]
@@ -108,7 +108,7 @@ def test_samples_come_back_decoded_in_the_order_asked_for(make, space):
     assert len(store.gather(mixed[:0])) == 0
 
 
-def test_what_is_gathered_may_be_written_to(make):
+def test_writing_to_gathered_samples_does_not_change_the_store(make):
     store = make()
     samples = toy.samples(4)
     store.append(samples)
@@ -125,7 +125,7 @@ def test_an_empty_append_gives_no_ids(make):
     assert store.append(toy.samples(2)).tolist() == [0, 1]
 
 
-def test_counts_and_bytes_are_those_of_the_living(make):
+def test_counts_and_bytes_are_those_of_live_samples(make):
     store = make()
     assert store.class_counts.tolist() == [0, 0, 0, 0]
     assert store.num_bytes == 0
@@ -142,7 +142,7 @@ def test_counts_and_bytes_are_those_of_the_living(make):
     assert store.class_counts.dtype == torch.int64
 
 
-def test_without_logits_it_keeps_and_restores_images_and_labels(make, request):
+def test_without_logits_a_store_keeps_and_restores_images_and_labels(make, request):
     store, parts = make(logits=False), [unseen(toy.samples(4, seed=seed).images, torch.arange(4)) for seed in range(20)]
     for part in parts:
         store.append(part)
@@ -156,7 +156,7 @@ def test_without_logits_it_keeps_and_restores_images_and_labels(make, request):
         assert equal(store, torch.arange(4 * number, 4 * number + 4), part)
 
 
-def test_logits_that_a_trial_does_not_read_are_left_in_the_files(make, request):
+def test_logits_that_a_trial_does_not_read_are_not_loaded(make, request):
     if "memory-" in request.node.name:
         pytest.skip("this store does not outlive its process")
     store, old = make(), [toy.samples(4, seed=seed) for seed in range(10)]
@@ -172,7 +172,7 @@ def test_logits_that_a_trial_does_not_read_are_left_in_the_files(make, request):
     assert store.gather(torch.tensor([116, 3])).labels.tolist() == [3, int(old[0].labels[3])]
 
 
-def test_ids_never_given_out_are_refused(make):
+def test_unknown_ids_raise_a_key_error(make):
     store = make()
     with pytest.raises(KeyError):
         store.gather(torch.tensor([0]))
@@ -182,7 +182,7 @@ def test_ids_never_given_out_are_refused(make):
             store.gather(torch.tensor([0, bad]))
 
 
-def test_dropped_chunks_go_with_a_commit_and_not_before(make):
+def test_dropped_chunks_are_deleted_by_a_commit_and_not_before(make):
     store = make()
     first, second = toy.samples(3, seed=1), toy.samples(3, seed=2)
     store.drop(store.append(first))
@@ -195,7 +195,7 @@ def test_dropped_chunks_go_with_a_commit_and_not_before(make):
     assert store.append(first).tolist() == [6, 7, 8]
 
 
-def test_many_small_chunks_are_as_one(make):
+def test_many_small_chunks_give_the_same_samples(make):
     store = make()
     parts = [toy.samples(3, seed=seed) for seed in range(40)]
     for part in parts:
@@ -210,7 +210,7 @@ def test_many_small_chunks_are_as_one(make):
     assert int(store.class_counts.sum()) == 60
 
 
-def test_restore_takes_a_store_back_to_its_checkpoint(make):
+def test_restore_returns_a_store_to_its_checkpoint(make):
     store = make()
     parts = [toy.sure(0, 1, 2, 3) for _ in range(3)]
     store.append(parts[0])
@@ -229,7 +229,7 @@ def test_restore_takes_a_store_back_to_its_checkpoint(make):
     assert equal(store, torch.arange(8, 12), again)
 
 
-def test_restore_refuses_a_checkpoint_whose_samples_are_gone(make):
+def test_restore_rejects_a_checkpoint_whose_samples_are_missing(make):
     store = make()
     store.append(toy.samples(4))
     with pytest.raises(MissingSamplesError, match="after 8 samples"):
@@ -238,7 +238,7 @@ def test_restore_refuses_a_checkpoint_whose_samples_are_gone(make):
     assert store.append(toy.samples(2)).tolist() == [8, 9]
 
 
-def test_a_crash_after_a_checkpoint_loses_nothing_it_refers_to(make, request):
+def test_a_crash_after_a_checkpoint_loses_none_of_its_samples(make, request):
     store = make()
     if "memory-" in request.node.name:
         pytest.skip("this store does not outlive its process")
@@ -248,7 +248,7 @@ def test_a_crash_after_a_checkpoint_loses_nothing_it_refers_to(make, request):
     store.commit()
     store.drop(torch.arange(8))
     store.append(toy.samples(4, seed=99))
-    # Here the process dies: dropped but not committed, appended but not in the checkpoint.
+    # The process dies here: a drop is not committed, and an append is not in the checkpoint.
     store = make()
     store.restore(80, torch.arange(80))
     assert store.num_ids == 80
@@ -256,8 +256,8 @@ def test_a_crash_after_a_checkpoint_loses_nothing_it_refers_to(make, request):
         assert equal(store, torch.arange(4 * number, 4 * number + 4), part)
 
 
-class Followed:
-    """A store, and what it should hold by the rules of stores: the samples that live, by id."""
+class StoreModel:
+    """A store together with a plain dictionary of the live samples that it must contain, by id."""
 
     def __init__(self, open_store: Callable[[], Store], lasts: bool) -> None:
         self.open_store, self.lasts, self.store = open_store, lasts, open_store()
@@ -270,7 +270,7 @@ class Followed:
         self.held |= dict(zip(self.store.append(fresh).tolist(), seen, strict=True))
 
     def drop(self, share: float) -> None:
-        """The oldest of those that live, and one in three of the others."""
+        """Drop this share of the live samples, the oldest, and every third of the rest."""
         ids = sorted(self.held)
         gone = {*ids[: int(share * len(ids))], *ids[::3]}
         self.store.drop(torch.tensor(sorted(gone), dtype=torch.int64))
@@ -281,24 +281,24 @@ class Followed:
         self.store.commit()
 
     def restore(self, anew: int) -> None:
-        """Back to the last checkpoint, in this store or, where chunks outlive it, in one opened anew."""
+        """Restore the last checkpoint in this store, or in a new one if `anew` is odd and chunks are persistent."""
         if anew % 2 and self.lasts:
             self.store = self.open_store()
         num_ids, self.held = self.kept[0], dict(self.kept[1])
         self.store.restore(num_ids, torch.tensor(sorted(self.held), dtype=torch.int64))
 
     def seen(self, rng: torch.Generator) -> list[Any]:
-        """Counts, bytes, spans of ids, and every bit of a draw, in which each living sample is met."""
+        """Return counts, bytes, and all values of a draw that contains each live sample."""
         assert self.store.num_bytes == len(self.held) * (64 + 8 + 2 * toy.NUM_CLASSES)
-        told = [self.store.num_ids, self.store.class_counts.tolist(), self.store.num_bytes]
+        found = [self.store.num_ids, self.store.class_counts.tolist(), self.store.num_bytes]
         if not self.held:
-            return told
+            return found
         ids = torch.tensor(sorted(self.held))
         ids = torch.cat([ids, ids[torch.randint(len(ids), (5,), generator=rng)]])
         ids = ids[torch.randperm(len(ids), generator=rng)]
         drawn = self.store.gather(ids)
         assert torch.equal(drawn.images, torch.stack([self.held[id] for id in ids.tolist()]))
-        return [*told, *(column.tolist() for column in vars(drawn).values())]
+        return [*found, *(column.tolist() for column in vars(drawn).values())]
 
 
 DONE = st.one_of(
@@ -310,21 +310,21 @@ DONE = st.one_of(
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(done=st.lists(DONE, min_size=5, max_size=20), room=st.sampled_from([100, 500, 1500, 2**30]))
-def test_whatever_happens_rows_on_a_device_are_told_apart_from_chunks_by_nothing(opened, request, done, room):
+def test_device_rows_and_chunks_give_equal_results_for_any_sequence_of_calls(opened, request, done, room):
     lasts, seen = "memory" not in request.node.name, []
     for place in (None, room):
         with pytest.MonkeyPatch.context() as patch:
-            lying(patch, place)
-            followed, rng = Followed(opened(), lasts), torch.Generator().manual_seed(0)
+            place_samples(patch, place)
+            model, rng = StoreModel(opened(), lasts), torch.Generator().manual_seed(0)
             seen.append([])
             for verb, amount in done:
-                getattr(followed, verb)(amount)
-                seen[-1].append(followed.seen(rng))
+                getattr(model, verb)(amount)
+                seen[-1].append(model.seen(rng))
     assert seen[0] == seen[1]
 
 
 @pytest.mark.ray
-def test_a_trial_sees_its_producers_rounds_alike_wherever_they_lie(pool, rows):
+def test_a_trial_reads_its_producers_rounds_from_each_place(pool, rows):
     import ray
 
     from condkd_ray.cluster.stores import FilledStore
@@ -349,11 +349,11 @@ def test_a_trial_sees_its_producers_rounds_alike_wherever_they_lie(pool, rows):
 
 
 @pytest.mark.ray
-def test_trials_share_rounds_alike_wherever_they_lie(pool, rows):
+def test_trials_share_rounds_in_each_place(pool, rows):
     from condkd_ray.cluster.stores import SharedStore
 
     key, parts = f"shared {rows}", [toy.samples(4, seed=seed) for seed in range(4)]
-    maker, reader = (SharedStore(code(), toy.NUM_CLASSES, pool, key, reader=who) for who in "ab")
+    maker, reader = (SharedStore(code(), toy.NUM_CLASSES, pool, key, reader=name) for name in "ab")
     for number, part in enumerate(parts):
         maker.deliver(number, part, {})
         reader.take(number)
@@ -369,13 +369,13 @@ def test_trials_share_rounds_alike_wherever_they_lie(pool, rows):
 
 
 @pytest.mark.ray
-def test_trials_of_a_sweep_draw_from_each_other_alike_wherever_samples_lie(pool, rows):
+def test_trials_of_a_sweep_draw_from_each_other_in_each_place(pool, rows):
     from condkd_ray.cluster.stores import SweepStore
 
-    key, parts = f"sweep {rows}", {who: toy.samples(4, seed=seed) for seed, who in enumerate("ab")}
-    stores = {who: SweepStore(code(), toy.NUM_CLASSES, pool, key, reader=who) for who in "ab"}
-    for who, store in stores.items():
-        for _ in range(store.contribute(0, parts[who])):
+    key, parts = f"sweep {rows}", {name: toy.samples(4, seed=seed) for seed, name in enumerate("ab")}
+    stores = {name: SweepStore(code(), toy.NUM_CLASSES, pool, key, reader=name) for name in "ab"}
+    for name, store in stores.items():
+        for _ in range(store.contribute(0, parts[name])):
             store.append(store.look())
     assert stores["a"].num_ids == 4
     assert equal(stores["b"], torch.arange(4), parts["a"])
@@ -386,30 +386,30 @@ def test_trials_of_a_sweep_draw_from_each_other_alike_wherever_samples_lie(pool,
 
 
 @pytest.mark.ray
-def test_a_trials_own_round_is_not_sent_to_the_device_once_more(pool, monkeypatch):
+def test_a_trials_own_round_is_not_copied_to_the_device_again(pool, monkeypatch):
     from condkd_ray.cluster.stores import PoolStore
 
-    class Telling(DeviceRows):
+    class RecordingRows(DeviceRows):
         def put(self, start, chunk, near=None):
-            told.append((start, near is not None))
+            puts.append((start, near is not None))
             super().put(start, chunk, near)
 
-    told: list[tuple[int, bool]] = []
-    monkeypatch.setattr(module, "rows_on", lambda device, limit: Telling(torch.device("cpu"), 2**30))
+    puts: list[tuple[int, bool]] = []
+    monkeypatch.setattr(module, "rows_on", lambda device, limit: RecordingRows(torch.device("cpu"), 2**30))
     store = PoolStore(code(), toy.NUM_CLASSES, pool, "own")
     for seed in range(2):
         store.append(toy.samples(4, seed=seed))
-    assert told == [(0, True), (4, True)]
-    told.clear()
+    assert puts == [(0, True), (4, True)]
+    puts.clear()
     PoolStore(code(), toy.NUM_CLASSES, pool, "own").restore(8, torch.arange(8))
-    assert told == [(0, False), (4, False)]
+    assert puts == [(0, False), (4, False)]
 
 
 @pytest.mark.ray
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("limit", [None, 4000], ids=["all on the device", "most on the host"])
-def test_on_a_gpu_no_draw_from_the_pool_waits_for_it_and_all_is_as_on_the_cpu(pool, limit):
+def test_on_a_gpu_no_draw_from_the_pool_waits_and_results_equal_those_of_the_cpu(pool, limit):
     import ray
 
     from condkd_ray.cluster.stores import FilledStore, PoolStore
@@ -420,7 +420,7 @@ def test_on_a_gpu_no_draw_from_the_pool_waits_for_it_and_all_is_as_on_the_cpu(po
     assert_alike(draws_without_waiting(host, 12), draws_without_waiting(device, 12))
     assert device.num_bytes == host.num_bytes
     assert torch.equal(device.class_counts, host.class_counts)
-    # What others have made comes from the host's memory.
+    # Samples of other trials come from the host's memory.
     made, key = toy.samples(40), f"made {limit}"
     ray.get(pool.fill.remote(key, 0, to_arrays(code().encode(made))))
     host, device = (FilledStore(code(), toy.NUM_CLASSES, pool, key, where) for where in ("cpu", "cuda"))

@@ -1,4 +1,4 @@
-"""What every source of targets keeps to."""
+"""The contract of all sources of targets."""
 
 from types import SimpleNamespace
 from typing import get_args
@@ -27,7 +27,7 @@ def teacher():
 @each_source
 @settings(max_examples=30)
 @given(count=st.integers(0, 300), seed=st.integers(0, 2**62))
-def test_gives_one_class_a_wanted_image_from_its_own_stream(kind, teacher, count, seed):
+def test_there_is_one_label_per_image_drawn_from_its_own_stream(kind, teacher, count, seed):
     rng = Streams(seed)
     kind().check(teacher)
     targets = kind().sample(count, teacher, rng=rng)
@@ -35,16 +35,16 @@ def test_gives_one_class_a_wanted_image_from_its_own_stream(kind, teacher, count
     assert targets.labels.shape == (count,)
     assert targets.labels.dtype == torch.int64
     assert ((targets.labels >= 0) & (targets.labels < NUM_CLASSES)).all()
-    opened = rng.state_dict()
-    assert opened["device"].keys() == {"targets"}
-    assert not opened["host"]
+    streams = rng.state_dict()
+    assert streams["device"].keys() == {"targets"}
+    assert not streams["host"]
     again = kind().sample(count, teacher, rng=Streams(seed))
     assert torch.equal(targets.labels, again.labels)
     assert torch.equal(targets.cross_entropy_target, again.cross_entropy_target)
 
 
 @each_source
-def test_two_calls_and_two_seeds_differ(kind, teacher):
+def test_different_calls_and_seeds_give_different_targets(kind, teacher):
     rng = Streams(0)
     first, second = (kind().sample(64, teacher, rng=rng).cross_entropy_target for _ in range(2))
     assert not torch.equal(first, second)
@@ -52,7 +52,7 @@ def test_two_calls_and_two_seeds_differ(kind, teacher):
 
 
 @each_source
-def test_soft_targets_are_probabilities_and_the_labels_their_largest(kind, teacher):
+def test_soft_targets_are_probabilities_and_labels_the_most_probable_classes(kind, teacher):
     targets = kind().sample(300, teacher, rng=Streams(0))
     assert (targets.soft is not None) == kind.soft
     if targets.soft is None:
@@ -76,20 +76,20 @@ def test_balanced_counts_differ_by_at_most_one(count, num_classes, seed):
     assert counts.max() - counts.min() <= 1
 
 
-def test_balanced_labels_come_in_random_order_and_the_odd_ones_are_drawn():
+def test_balanced_labels_are_shuffled_and_the_remainder_is_drawn_at_random():
     rng, times = Streams(0), 2000
     drawn = torch.stack([balanced_labels(3, 4, rng) for _ in range(times)])
-    # Each class is left out, and stands first, a quarter of the time.
+    # Each class is missing, and is the first, with probability 1/4.
     spread = 5 * (times * 0.25 * 0.75) ** 0.5
     for counts in (torch.bincount(drawn[:, 0], minlength=4), times - torch.bincount(drawn.flatten(), minlength=4)):
         assert ((counts - times / 4).abs() < spread).all()
-    # Two of each class: the first two of eight are of one class in one of seven orders.
+    # With two labels of each class, the first two of eight are equal with probability 1/7.
     pairs = sum((labels[0] == labels[1]).item() for labels in (balanced_labels(8, 4, rng) for _ in range(times)))
     assert abs(pairs - times / 7) < 5 * (times / 7 * 6 / 7) ** 0.5
 
 
 @each_source
-def test_config_survives_yaml_and_file_class_and_name_belong_together(kind):
+def test_config_is_equal_after_yaml_and_is_named_after_its_class_and_file(kind):
     complete = toy_config(targets=kind())
     assert config.from_tree(yaml.safe_load(config.dump(complete))) == complete
     assert snake(kind.__name__) == kind().name

@@ -1,4 +1,4 @@
-"""What every weighing keeps to: `condkd_ray.methods.weighing`."""
+"""The contract of all weighings (`condkd_ray.methods.weighing`)."""
 
 from itertools import product
 from typing import get_args
@@ -10,7 +10,7 @@ from toy import NUM_CLASSES, make_teacher, toy_config
 
 from condkd_ray.methods.weighing import AnyWeighing, Equal
 from condkd_ray.trial import config
-from contracts.toy_methods import INVERTERS, frozen, same, small, snake, synthesize
+from contracts.toy_methods import INVERTERS, same, small, snake, snapshot, synthesize
 
 KINDS = get_args(AnyWeighing)
 each_weighing = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
@@ -21,17 +21,17 @@ pairs = [
 ]
 
 
-def looked(teacher, count=12):
+def observed(teacher, count=12):
     images = torch.randn(count, 1, 8, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
     return teacher.observe(images), torch.arange(count) % NUM_CLASSES
 
 
 @each_weighing
 @pytest.mark.parametrize("held", [HELD, torch.zeros_like(HELD)], ids=["held", "empty"])
-def test_gives_a_finite_weight_a_sample_without_gradient(kind, held):
+def test_each_sample_has_one_finite_weight_without_gradient(kind, held):
     teacher, counts = make_teacher(), held.clone()
-    seen, labels = looked(teacher)
-    before = frozen(teacher.network)
+    seen, labels = observed(teacher)
+    before = snapshot(teacher.network)
     weights = kind().bind(counts)(seen, labels)
     assert weights.shape == (12,)
     assert weights.dtype == torch.float32
@@ -40,20 +40,20 @@ def test_gives_a_finite_weight_a_sample_without_gradient(kind, held):
     assert weights.sum() > 0
     assert not weights.requires_grad
     assert torch.equal(counts, held)
-    assert same(before, frozen(teacher.network))
+    assert same(before, snapshot(teacher.network))
 
 
 @each_weighing
-def test_the_order_of_the_samples_does_not_matter(kind):
+def test_weights_do_not_depend_on_the_order_of_the_samples(kind):
     teacher = make_teacher()
-    seen, labels = looked(teacher)
+    seen, labels = observed(teacher)
     weigh, order = kind().bind(HELD), torch.randperm(12, generator=torch.Generator().manual_seed(1))
     other = type(seen)(seen.logits[order], seen.features[order], seen.bn)
     torch.testing.assert_close(weigh(other, labels[order]), weigh(seen, labels)[order])
 
 
 @pytest.mark.parametrize(("kind", "inverter"), pairs)
-def test_every_inversion_hears_it_and_equal_changes_no_bit(kind, inverter):
+def test_weights_change_the_images_of_every_inversion_unless_equal(kind, inverter):
     inversion = small(inverter)
     weighed, terms = synthesize(inversion, weigh=kind().bind(HELD))
     plain, plain_terms = synthesize(inversion)
@@ -62,7 +62,7 @@ def test_every_inversion_hears_it_and_equal_changes_no_bit(kind, inverter):
 
 
 @each_weighing
-def test_config_survives_yaml_and_file_class_and_name_belong_together(kind):
+def test_config_is_equal_after_yaml_and_is_named_after_its_class_and_file(kind):
     complete = toy_config(weighing=kind())
     assert config.from_tree(yaml.safe_load(config.dump(complete))) == complete
     assert snake(kind.__name__) == kind().name

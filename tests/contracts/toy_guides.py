@@ -1,4 +1,4 @@
-"""Guides over toy images, and what a host does with them."""
+"""Guidance forms with toy settings, and helpers that call guides as a host does."""
 
 from typing import get_args
 
@@ -29,9 +29,9 @@ OPTIONS = {
     "discriminator marginal": small(Discriminator, alignment="marginal", condition="none"),
     "gaussian marginal": small(Gaussian, alignment="marginal", stages=1),
 }
-"""Forms with what they leave out by default."""
+"""Forms with options that are off by default."""
 MIDDLE = "stages.1"
-"""A layer of the toy teacher that has places."""
+"""A layer of the toy teacher with spatial positions."""
 each_guidance = pytest.mark.parametrize("kind", GUIDES, ids=lambda kind: kind.__name__)
 each_form = pytest.mark.parametrize("form", FORMS, ids=lambda form: f"{form.name} {getattr(form, 'condition', '')}")
 each_option = pytest.mark.parametrize("form", OPTIONS.values(), ids=OPTIONS)

@@ -1,4 +1,4 @@
-"""Any method of a family in toy settings, so that a new one is under test the moment it joins its union."""
+"""Methods with toy settings. Tests use all members of a family, so that a new member is tested at once."""
 
 import re
 from dataclasses import fields, replace
@@ -7,12 +7,12 @@ from typing import get_args
 from torch import nn
 
 from condkd_ray.methods.inversion import AnyInversion, NoInversion
-from condkd_ray.testing.inversions import Puller
+from condkd_ray.testing.inversions import RecordingGuide
 from condkd_ray.testing.inversions import synthesize as synthesize
-from condkd_ray.testing.states import frozen as frozen
 from condkd_ray.testing.states import parts as parts
 from condkd_ray.testing.states import pointers as pointers
 from condkd_ray.testing.states import same as same
+from condkd_ray.testing.states import snapshot as snapshot
 from condkd_ray.testing.states import tensors as tensors
 from condkd_ray.testing.world import make_student as make_student
 
@@ -23,18 +23,18 @@ INVERTERS = [kind for kind in get_args(AnyInversion) if kind is not NoInversion]
 
 
 def sized(kind, **sizes):
-    """The method `kind` with those of `sizes` that it has."""
+    """Return the method `kind` with those `sizes` that are fields of it."""
     names = {field.name for field in fields(kind)}
     return kind(**{name: value for name, value in sizes.items() if name in names})
 
 
 def small(kind, **changes):
-    """The method `kind` with every size it has made small."""
+    """Return the method `kind` with small values for all its sizes."""
     return replace(sized(kind, **SMALL), **changes)
 
 
 def weights_of(kind):
-    """Names of its loss terms, as in `<term>_weight`."""
+    """Return the names of a method's loss terms, those with a field `<term>_weight`."""
     return [field.name.removesuffix("_weight") for field in fields(kind) if field.name.endswith("_weight")]
 
 
@@ -43,7 +43,7 @@ def snake(name):
 
 
 def last_gradients(state):
-    """By name, the gradients with which the state's optimiser will have moved its generator last; empty as yet."""
+    """Return a dictionary that the state's optimiser fills with its generator's gradients, by name, at each step."""
     found, step = {}, state.optimizer.step
 
     def watched(*args):
@@ -54,14 +54,14 @@ def last_gradients(state):
     return found
 
 
-class Breaking(nn.Module):
-    """A network whose `step`-th answer from `arm` on is NaN."""
+class NanNetwork(nn.Module):
+    """A network whose logits are NaN in the `step`-th forward pass after `nan_in(step)`."""
 
     def __init__(self, network):
         super().__init__()
         self.network, self.left = network, -1
 
-    def arm(self, step):
+    def nan_in(self, step):
         self.left = step
 
     def forward(self, images):
@@ -70,13 +70,13 @@ class Breaking(nn.Module):
         return logits * float("nan") if self.left == 0 else logits
 
 
-class Verdict(Puller):
-    """A guide whose penalties are constants: it decides which step has the lowest loss, and moves nothing."""
+class ConstantPenalties(RecordingGuide):
+    """A guide with constant penalties, which determine the step with the lowest loss and have no gradient."""
 
     def __init__(self, *penalties):
         super().__init__()
         self.penalties = penalties
 
     def penalty(self, images, seen, labels):
-        self.shown.append(images.detach().clone())
-        return seen.logits.new_tensor(self.penalties[len(self.shown) - 1])
+        self.penalty_calls.append(images.detach().clone())
+        return seen.logits.new_tensor(self.penalties[len(self.penalty_calls) - 1])

@@ -1,4 +1,4 @@
-"""Whole toy trials, and how they go on from a checkpoint."""
+"""Helpers that run whole toy trials and compare them after a restart from a checkpoint."""
 
 import copy
 
@@ -11,15 +11,16 @@ from contracts.toy_methods import same, tensors
 
 
 def numbers(live, *without):
-    """A trial's history but times and what else is to be left out."""
+    """Return a trial's history without times and without metrics whose names begin with one of `without`."""
     left_out = ("time/", *without)
     return [{name: x for name, x in round.items() if not name.startswith(left_out)} for round in live.history]
 
 
-def goes_on_alike(settings, folder, *, before=1, after=2):
-    """Run `before` rounds, save, load into a fresh trial, run `after` more of both; assert that they are equal.
+def assert_resumes(settings, folder, *, before=1, after=2):
+    """Assert that a trial that is saved and loaded continues exactly like one that is not interrupted.
 
-    The trial that was not interrupted, and its store.
+    The trial is saved after `before` rounds; both run `after` more. Returns the state and the store of the trial that
+    was not interrupted.
     """
     prepared = make_prepared()
     live, store = start(settings, prepared), local_store(settings, prepared, None)

@@ -65,7 +65,7 @@ def step(state: Whole) -> list[float]:
 
 
 @pytest.mark.parametrize("kind", ["adam", "sgd"])
-def test_a_loaded_state_goes_on_bit_for_bit(tmp_path, kind):
+def test_a_loaded_state_continues_bit_for_bit(tmp_path, kind):
     live = fresh(kind)
     for _ in range(3):
         step(live)
@@ -77,7 +77,7 @@ def test_a_loaded_state_goes_on_bit_for_bit(tmp_path, kind):
     assert [step(loaded) for _ in range(3)] == [step(live) for _ in range(3)]
 
 
-def test_what_is_loaded_shares_no_memory_with_what_was_saved(tmp_path):
+def test_a_loaded_state_shares_no_memory_with_the_saved_one(tmp_path):
     live = fresh()
     step(live)
     states.save(live, tmp_path / "state")
@@ -97,7 +97,7 @@ def states_of(state: Whole, clone: bool = True) -> list[Tensor]:
 
 
 def test_memory_formats_are_kept(tmp_path):
-    # Of another format the same numbers add up in another order.
+    # In another memory format sums have another order, and thus other rounding.
     plain, last = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5).contiguous(memory_format=torch.channels_last)
     states.save(Box([plain, last]), tmp_path / "state")
     loaded = states.load(Box(), tmp_path / "state").value
@@ -109,14 +109,14 @@ def test_memory_formats_are_kept(tmp_path):
     assert moment.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_a_view_is_saved_alone(tmp_path):
+def test_a_view_is_saved_without_its_base(tmp_path):
     rows = torch.arange(1000)
     states.save(Box(rows[3:5]), tmp_path / "state")
     assert states.load(Box(), tmp_path / "state").value.tolist() == [3, 4]
     assert (tmp_path / "state").stat().st_size < 1000
 
 
-def test_leaves_that_share_memory_are_saved_each_for_itself(tmp_path):
+def test_leaves_that_share_memory_are_saved_separately(tmp_path):
     rows = torch.arange(10)
     states.save(Box([rows, rows, rows[:6], rows[4:]]), tmp_path / "state")
     loaded = states.load(Box(), tmp_path / "state").value
@@ -125,7 +125,7 @@ def test_leaves_that_share_memory_are_saved_each_for_itself(tmp_path):
     assert loaded[1].tolist() == list(range(10))
 
 
-def test_gradients_are_wanted_where_the_fresh_state_wants_them(tmp_path):
+def test_requires_grad_is_that_of_the_fresh_state(tmp_path):
     states.save(Box(torch.ones(2)), tmp_path / "state")
     assert states.load(Box(torch.zeros(2, requires_grad=True)), tmp_path / "state").value.requires_grad
     assert not states.load(Box(torch.zeros(2)), tmp_path / "state").value.requires_grad
@@ -161,7 +161,7 @@ def same(left: Any, right: Any) -> bool:
 
 
 @given(tree=trees)
-def test_any_tree_comes_back_as_it_was(tmp_path_factory, tree):
+def test_any_tree_is_equal_after_saving_and_loading(tmp_path_factory, tree):
     path = tmp_path_factory.mktemp("tree") / "state"
     states.save(Box(tree), path)
     assert same(states.load(Box(), path).value, tree)
@@ -172,7 +172,7 @@ def test_any_tree_comes_back_as_it_was(tmp_path_factory, tree):
     [pytest.param(object(), id="object"), {1, 2}, Box([nn.Linear(1, 1)]), Box({"a": Inner(torch.ones(1))})],
     ids=str,
 )
-def test_what_could_not_be_loaded_again_is_refused_and_the_old_file_stays(tmp_path, value):
+def test_a_value_that_cannot_be_loaded_raises_and_the_old_file_stays(tmp_path, value):
     states.save(Box(1), tmp_path / "state")
     with pytest.raises(TypeError, match="cannot save"):
         states.save(Box(value), tmp_path / "state")
@@ -180,7 +180,7 @@ def test_what_could_not_be_loaded_again_is_refused_and_the_old_file_stays(tmp_pa
     assert [path.name for path in tmp_path.iterdir()] == ["state"]
 
 
-def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path):
+def test_a_full_disk_leaves_only_the_old_file(tmp_path):
     states.save(Box(1), tmp_path / "state")
     before, old = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
@@ -208,7 +208,7 @@ def foreign(path):
     ],
     ids=["safetensors", "pickle", "empty", "text"],
 )
-def test_a_damaged_file_is_deleted_and_told_of_where_it_can_be_made_anew(tmp_path, write, caplog):
+def test_load_whole_deletes_a_damaged_file_and_logs_it(tmp_path, write, caplog):
     caplog.set_level(logging.INFO, "condkd_ray")
     path, box = tmp_path / "state", Box()
     assert states.load_whole(box, path) is None
@@ -223,7 +223,7 @@ def test_a_damaged_file_is_deleted_and_told_of_where_it_can_be_made_anew(tmp_pat
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.99])
-def test_half_a_file_is_damaged_and_leaves_the_state_as_it_was(tmp_path, share):
+def test_a_truncated_file_is_damaged_and_does_not_change_the_state(tmp_path, share):
     path, box = tmp_path / "state", Box(torch.zeros(2))
     states.save(Box(torch.ones(1000)), path)
     whole = path.read_bytes()
@@ -244,14 +244,14 @@ def test_half_a_file_is_damaged_and_leaves_the_state_as_it_was(tmp_path, share):
     ],
     ids=["safetensors", "pickle", "empty", "text"],
 )
-def test_a_file_of_another_format_is_refused(tmp_path, write):
+def test_a_file_of_another_format_raises_an_error(tmp_path, write):
     write(tmp_path / "state")
     with pytest.raises(ValueError, match="format"):
         states.load(Box(), tmp_path / "state")
 
 
-def test_what_lies_on_the_host_beside_an_accelerator_is_told(tmp_path):
-    # The meta device stands for the accelerator: it holds no numbers, so the file itself cannot be written with it.
+def test_keys_of_host_tensors_are_stored_if_others_are_on_an_accelerator(tmp_path):
+    # The meta device represents the accelerator. Its tensors have no values, so the file is not written with them.
     host, far = torch.arange(3), torch.ones(2, device="meta")
     mixed: dict[str, Tensor] = {}
     states._pack(Box([host, (far, host)]), mixed)
@@ -266,7 +266,7 @@ def header(path) -> dict[str, str]:
         return file.metadata()
 
 
-def test_what_lay_on_the_host_stays_there(tmp_path, monkeypatch):
+def test_host_tensors_are_loaded_to_the_host(tmp_path, monkeypatch):
     monkeypatch.setattr(states, "_host_keys", lambda tensors: ["0"])
     states.save(Box([torch.arange(3), torch.ones(2)]), tmp_path / "state")
     host, far = states.load(Box(), tmp_path / "state", "meta").value
@@ -274,13 +274,13 @@ def test_what_lay_on_the_host_stays_there(tmp_path, monkeypatch):
     assert far.device.type == "meta"
 
 
-def test_a_tensor_lies_where_the_fresh_states_lay(tmp_path):
+def test_a_tensor_is_loaded_to_the_device_of_the_fresh_state(tmp_path):
     states.save(Inner(torch.arange(3)), tmp_path / "state")
     fresh = Inner(torch.empty(0, dtype=torch.int64, device="meta"))
     assert states.load(fresh, tmp_path / "state", "cpu").ids.device.type == "meta"
 
 
-def test_a_file_that_says_nothing_of_devices_is_loaded(tmp_path):
+def test_a_file_without_the_list_of_host_tensors_is_loaded(tmp_path):
     states.save(Box([torch.arange(3), 1]), tmp_path / "state")
     old = {key: value for key, value in header(tmp_path / "state").items() if key != "host"}
     save_file(load_file(tmp_path / "state"), tmp_path / "old", metadata=old)

@@ -14,13 +14,13 @@ GPU = Hardware("some GPU", True)
 
 @whole
 def doubled(x: Tensor) -> Tensor:
-    """Twice `x`."""
+    """Return 2 x."""
     return x + x
 
 
 @pytest.fixture
-def asked(monkeypatch):
-    """How PyTorch's compiler was asked, in place of what it takes minutes for; what it gives is the function itself."""
+def compile_calls(monkeypatch):
+    """Replace `torch.compile`, which takes minutes, by a function that records its arguments and compiles nothing."""
     calls = []
     monkeypatch.setattr(torch, "compile", lambda function, **settings: (calls.append(settings), function)[1])
     compilation._compiled.cache_clear()
@@ -38,43 +38,43 @@ def asked(monkeypatch):
         ("off", True, "cudagraphs", None),
     ],
 )
-def test_both_switches_are_one_way_to_compile(compile, graphs, backend, mode, asked):
+def test_compile_and_graphs_together_determine_backend_and_mode(compile, graphs, backend, mode, compile_calls):
     with compiling(compile, graphs):
         begin_step()
         assert torch.equal(doubled(torch.ones(2)), torch.full((2,), 2.0))
         doubled(torch.ones(2))
-    assert asked == [{"fullgraph": True, "dynamic": False, "backend": backend, "mode": mode}]
+    assert compile_calls == [{"fullgraph": True, "dynamic": False, "backend": backend, "mode": mode}]
     if backend == "inductor" and mode is not None:
         assert mode in torch._inductor.list_mode_options()
     assert backend in torch._dynamo.list_backends(exclude_tags=())
 
 
-def test_outside_and_with_both_off_it_is_the_function(asked):
+def test_without_compile_and_graphs_the_function_is_not_compiled(compile_calls):
     doubled(torch.ones(2))
     with compiling("off", False):
         doubled(torch.ones(2))
     with compiling("default", False), compiling("off", False):
         doubled(torch.ones(2))
-    assert asked == []
-    assert doubled.__doc__ == "Twice `x`."
+    assert compile_calls == []
+    assert doubled.__doc__ == "Return 2 x."
 
 
-def test_what_was_compiled_is_forgotten(asked):
+def test_forget_discards_compiled_functions(compile_calls):
     for _ in range(2):
         with compiling("default", False):
             doubled(torch.ones(2))
         forget()
-    assert len(asked) == 2
+    assert len(compile_calls) == 2
 
 
-def test_off_is_a_word_in_yaml_too():
+def test_off_in_yaml_is_the_word_off():
     assert build(TrialConfig, {"compile": False}, "x").compile == "off"
     assert "compile: 'off'" in dump(TrialConfig())
     with pytest.raises(InputError, match=r"x: compile is True; accepted: 'off', 'default' or 'max-autotune'"):
         build(TrialConfig, {"compile": True}, "x")
 
 
-def test_graphs_on_a_cpu_are_refused():
+def test_graphs_on_a_cpu_are_rejected():
     with pytest.raises(InputError, match="graphs on a CPU is True; accepted: false, or a trial on a GPU"):
         check("off", True, "cpu")
     with pytest.raises(InputError, match="graphs on a CPU is True; accepted: false, or trials on a GPU"):
@@ -82,16 +82,16 @@ def test_graphs_on_a_cpu_are_refused():
     assert settled(TrialConfig(graphs=True, compile="default"), GPU).graphs
 
 
-def test_without_a_compiler_it_is_refused_with_what_is_missing(monkeypatch):
+def test_without_a_compiler_the_error_says_what_is_missing(monkeypatch):
     def fails(*_, **__):
         raise RuntimeError("\n  No working C++ compiler found\nand more")
 
     compilation._fault.cache_clear()
     monkeypatch.setattr(torch, "compile", fails)
     wanted = "compile is 'default'; accepted: off, or a machine on which PyTorch's compiler works: here No working C"
-    for refused in (lambda: check("default", False, "cpu"), lambda: settled(TrialConfig(compile="default"), CPU)):
+    for call in (lambda: check("default", False, "cpu"), lambda: settled(TrialConfig(compile="default"), CPU)):
         with pytest.raises(InputError, match=wanted):
-            refused()
-    settled(TrialConfig(compile="default"), GPU)  # a compiler is wanted where the trial runs
+            call()
+    settled(TrialConfig(compile="default"), GPU)  # the compiler must be on the machine that runs the trial
     check("off", False, "cpu")
     compilation._fault.cache_clear()

@@ -35,11 +35,11 @@ NEEDED: dict[Any, dict[str, Any]] = {
     Imported: {"path": Path("set.pt")},
     Attention: {"teacher_layers": ("stages.0",), "student_layers": ("stages.0",)},
 }
-"""Fields without a default."""
+"""Values for fields without a default."""
 
 
 def values(hint: Any) -> st.SearchStrategy[Any]:
-    """Any value of a type, a config's dataclasses included."""
+    """Return a strategy for values of a type, which may be a config dataclass."""
     if dataclasses.is_dataclass(hint):
         return configs(hint)
     if hint in PLAIN:
@@ -57,7 +57,7 @@ def values(hint: Any) -> st.SearchStrategy[Any]:
 
 @st.composite
 def configs(draw: st.DrawFn, kind: Any) -> Any:
-    """A frozen dataclass of which each field was drawn; those it refuses keep their defaults."""
+    """Draw each field of a frozen dataclass; fields whose value it rejects keep their defaults."""
     config = kind(**NEEDED.get(kind, {}))
     hints = get_type_hints(kind)
     for field in dataclasses.fields(kind):
@@ -70,23 +70,23 @@ def configs(draw: st.DrawFn, kind: Any) -> Any:
 
 
 @given(config=configs(TrialConfig))
-def test_every_config_comes_back_from_its_tree_and_its_yaml(config):
+def test_every_config_is_equal_after_conversion_to_a_tree_and_to_yaml(config):
     assert from_tree(to_tree(config)) == config
     assert from_tree(yaml.safe_load(dump(config))) == config
 
 
-def test_leaves_not_given_keep_their_defaults():
+def test_omitted_leaves_have_their_defaults():
     assert from_tree({}) == TrialConfig()
     assert from_tree({"distiller": {"steps": 3}}).distiller == dataclasses.replace(TrialConfig().distiller, steps=3)
 
 
 @pytest.mark.parametrize("tree", [{"inversion": {"steps": 3}}, {"inversion": {"name": "fast", "steps": 3}}])
-def test_leaves_without_a_name_are_the_default_methods(tree):
+def test_leaves_without_a_name_belong_to_the_default_method(tree):
     assert from_tree(tree).inversion == Fast(steps=3)
 
 
 @pytest.mark.parametrize("tree", [{"inversion": "dafl"}, {"inversion": {"name": "dafl"}}])
-def test_a_method_may_be_a_mere_name(tree):
+def test_a_method_may_be_given_by_its_name_alone(tree):
     assert from_tree(tree).inversion == Dafl()
 
 
@@ -98,22 +98,22 @@ def test_a_method_may_be_a_mere_name(tree):
         ({"name": "torchvision", "model": "resnet50"}, Torchvision(model="resnet50")),
     ],
 )
-def test_a_network_is_told_by_its_name_and_fields(tree, network):
+def test_a_network_is_given_by_its_name_and_fields(tree, network):
     assert from_tree({"student": tree}).student == network
     assert from_tree({"teacher": {"network": tree}}).teacher.network == network
 
 
 @pytest.mark.parametrize("name", ["digits", "mnist", "cifar10", "svhn", "parquet", "image_folder"])
-def test_every_data_set_can_be_named(name):
+def test_a_data_set_is_selected_by_its_name(name):
     assert from_tree({"data": {"name": name}}).data.name == name
 
 
-def test_a_number_written_as_text_is_a_number():
+def test_a_number_that_yaml_reads_as_text_is_a_number():
     # YAML 1.1 reads 1e-3 as text.
     assert from_tree(yaml.safe_load("distiller: {lr: 1e-3}")).distiller.lr == 1e-3
 
 
-def refusal(tree: Any) -> str:
+def error_of(tree: Any) -> str:
     with pytest.raises(InputError) as caught:
         from_tree(tree, "trial.yaml")
     return str(caught.value)
@@ -147,11 +147,11 @@ def refusal(tree: Any) -> str:
         ([], "trial.yaml is []; accepted: a mapping with seed, data"),
     ],
 )
-def test_a_bad_tree_is_answered_with_key_value_and_what_is_accepted(tree, message):
-    assert refusal(tree).startswith(message)
+def test_the_error_of_a_bad_tree_has_key_value_and_accepted_values(tree, message):
+    assert error_of(tree).startswith(message)
 
 
-def test_merge_puts_leaves_over_leaves():
+def test_merge_replaces_leaves():
     base = {"inversion": {"name": "fast", "steps": 3}, "rounds": 12, "condensation": None}
     merged = merge(base, {"inversion": {"batch": 8}, "condensation": {"name": "random_real"}})
     assert merged == {
@@ -162,7 +162,7 @@ def test_merge_puts_leaves_over_leaves():
     assert base["inversion"] == {"name": "fast", "steps": 3}
 
 
-def test_another_method_replaces_the_old_one_whole():
+def test_merge_replaces_another_method_completely():
     base = {"inversion": {"name": "fast", "bn_momentum": 0.5}, "rounds": 12}
     assert merge(base, {"inversion": {"name": "dafl"}})["inversion"] == {"name": "dafl"}
     assert merge(base, {"inversion": None})["inversion"] is None
@@ -175,7 +175,7 @@ def leaves(value: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
 
 
 def changed(value: Any, path: tuple[str, ...], new: Any) -> Any:
-    """Past the checks: each leaf alone counts for the hash, whether the config would be accepted or not."""
+    """Return a copy with one leaf replaced, without the checks of the dataclasses."""
     twin = object.__new__(type(value))
     for f in dataclasses.fields(value):
         object.__setattr__(twin, f.name, getattr(value, f.name))
@@ -191,29 +191,29 @@ BASE = TrialConfig(
     inversion=DeepInversion(),
 )
 PLACES = {("data", "root"), ("teacher", "weights"), ("teacher", "card"), ("condensation", "path")}
-UNCOUNTED = PLACES | {("teacher", "force")}
-"""Where files lie, and whether what the teacher is asked may be in vain."""
+NOT_HASHED = PLACES | {("teacher", "force")}
+"""Leaves that are not part of the hash: paths of files, and `force` of the teacher."""
 
 
-def test_the_hash_changes_with_every_leaf_but_the_places_of_files():
-    assert set(leaves(BASE)) >= UNCOUNTED
+def test_the_hash_changes_with_every_leaf_except_paths_and_force():
+    assert set(leaves(BASE)) >= NOT_HASHED
     hashes = {path: content_hash(changed(BASE, path, Path("/elsewhere"))) for path in leaves(BASE)}
-    assert {path for path, found in hashes.items() if found == content_hash(BASE)} == UNCOUNTED
-    others = [found for path, found in hashes.items() if path not in UNCOUNTED]
+    assert {path for path, found in hashes.items() if found == content_hash(BASE)} == NOT_HASHED
+    others = [found for path, found in hashes.items() if path not in NOT_HASHED]
     assert len(set(others)) == len(others)
 
 
-def test_the_hash_knows_methods_and_contents_apart():
+def test_different_methods_and_contents_have_different_hashes():
     assert content_hash(BASE, {"data": "1"}) != content_hash(BASE, {"data": "2"}) != content_hash(BASE)
     assert content_hash(TrialConfig(inversion=Fast())) != content_hash(TrialConfig(inversion=Dafl()))
     assert content_hash(TrialConfig(seed=1)) == content_hash(from_tree({"seed": 1}))
 
 
-def test_a_field_at_its_default_is_left_out_and_the_name_of_a_method_is_not():
+def test_identity_omits_defaults_but_not_the_names_of_methods():
     assert identity(TrialConfig()) == {}
     assert identity(TrialConfig(inversion=Fast(width=64))) == {"inversion": {"name": "fast", "width": 64}}
     assert identity(TrialConfig(inversion=Dafl())) == {"inversion": {"name": "dafl"}}
-    # A default of the parent that is none of its class.
+    # The default of the parent differs from the defaults of the class.
     assert identity(TeacherConfig(training=Supervised())) == {"training": {}}
     assert identity(TeacherConfig(training=Supervised(epochs=40, lr=0.1))) == {"training": {"epochs": 40, "lr": 0.1}}
     assert identity(TrialConfig(pipeline=Pipeline())) == {"pipeline": {}}
@@ -222,7 +222,7 @@ def test_a_field_at_its_default_is_left_out_and_the_name_of_a_method_is_not():
     assert identity(TrialConfig(), complete=True).keys() == to_tree(TrialConfig()).keys()
 
 
-def test_a_hash_is_what_it_was():
+def test_hashes_have_not_changed():
     assert content_hash(TrialConfig()) == hashed("[{},{}]")
     assert content_hash(TrialConfig(seed=1, inversion=Dafl())) == hashed('[{"inversion":{"name":"dafl"},"seed":1},{}]')
 
@@ -231,7 +231,7 @@ def hashed(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def test_every_method_at_its_defaults_has_a_hash_of_its_own():
+def test_every_method_with_its_defaults_has_a_different_hash():
     hints = get_type_hints(TrialConfig)
     others = [
         changed(TrialConfig(), (field,), kind(**NEEDED.get(kind, {})))
@@ -247,14 +247,14 @@ def test_every_method_at_its_defaults_has_a_hash_of_its_own():
 
 @cache
 def newer(kind: type, default: int) -> type:
-    """The class as a later version might have it: with one more field."""
+    """Return the class with one more field, as in a later version."""
     more, place = dataclasses.field(default=default), {"__module__": kind.__module__}
     given = {"bases": (kind,), "namespace": place, "frozen": True, "kw_only": True}
     return dataclasses.make_dataclass(kind.__name__, [("newer", int, more)], **given)
 
 
 def grown(value: Any, given: int = 7) -> Any:
-    """The value with one more field, of default 7, in each of its dataclasses."""
+    """Return the value with one more field, whose default is 7, in each of its dataclasses."""
     if not dataclasses.is_dataclass(value):
         return value
     twin = object.__new__(newer(type(value), 7))
@@ -265,20 +265,20 @@ def grown(value: Any, given: int = 7) -> Any:
 
 
 def without_files(config: TrialConfig) -> TrialConfig:
-    """No path whose content would be read."""
+    """Return the config without the path whose file content would be hashed."""
     if not isinstance(config.inversion, Nayer):
         return config
     return dataclasses.replace(config, inversion=dataclasses.replace(config.inversion, embeddings=None))
 
 
 @given(config=configs(TrialConfig).map(without_files))
-def test_a_new_field_at_its_default_leaves_every_hash(config):
+def test_a_new_field_at_its_default_changes_no_hash(config):
     assert content_hash(grown(config)) == content_hash(config)
     assert content_hash(grown(config, given=8)) != content_hash(config)
 
 
 def mixes(one: Any, other: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Path and value of each leaf and method that `one` could have of `other`, down to where their classes differ."""
+    """Yield path and value of each leaf and method of `other` that can replace that of `one`."""
     for f in dataclasses.fields(one):
         own, new = getattr(one, f.name), getattr(other, f.name)
         yield (*path, f.name), new
@@ -288,12 +288,12 @@ def mixes(one: Any, other: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tu
 
 @settings(max_examples=20)
 @given(one=configs(TrialConfig).map(without_files), other=configs(TrialConfig).map(without_files))
-def test_two_configs_have_one_hash_just_if_all_that_shapes_their_numbers_is_equal(one, other):
+def test_hashes_are_equal_if_and_only_if_the_complete_identities_are(one, other):
     for start in (one, TrialConfig()):
         twins = [start, *(changed(start, path, value) for path, value in mixes(start, other))]
-        told = {json.dumps(identity(twin, complete=True), sort_keys=True): content_hash(twin) for twin in twins}
-        assert len(set(told.values())) == len(told)
-        assert {content_hash(twin) for twin in twins} == set(told.values())
+        found = {json.dumps(identity(twin, complete=True), sort_keys=True): content_hash(twin) for twin in twins}
+        assert len(set(found.values())) == len(found)
+        assert {content_hash(twin) for twin in twins} == set(found.values())
 
 
 @pytest.mark.parametrize(
@@ -307,33 +307,33 @@ def test_two_configs_have_one_hash_just_if_all_that_shapes_their_numbers_is_equa
         (b"rounds: 3\nlr: !log_uniform [1, 2]", "has an open leaf, !log_uniform in line 2; accepted: single values"),
     ],
 )
-def test_a_file_that_holds_no_config_is_refused(tmp_path, content, message):
+def test_a_file_that_is_not_a_config_is_rejected(tmp_path, content, message):
     path = tmp_path / "trial.yaml"
     path.write_bytes(content)
     with pytest.raises(InputError, match=rf"trial.yaml.*{message}"):
         read(path)
 
 
-def test_a_missing_file_is_refused_and_an_empty_one_is_the_default(tmp_path):
+def test_a_missing_file_is_rejected_and_an_empty_one_is_the_default(tmp_path):
     with pytest.raises(InputError, match=r"none.yaml', which cannot be read .*accepted: a YAML file"):
         read(tmp_path / "none.yaml")
     (tmp_path / "empty.yaml").touch()
     assert read(tmp_path / "empty.yaml") == TrialConfig()
 
 
-def test_a_tree_is_flattened_by_paths_and_a_list_is_one_leaf():
+def test_flattened_has_one_leaf_per_path_and_per_list():
     tree = {"a": {"b": 1, "c": {"d": [1, {"e": 2}]}, "empty": {}}, "f": None}
     assert flattened(tree) == {"a/b": 1, "a/c/d": [1, {"e": 2}], "f": None}
     assert list(flattened(tree, ".")) == ["a.b", "a.c.d", "f"]
 
 
-def test_leaves_go_over_a_method_that_is_given_by_its_name_alone():
+def test_merge_adds_leaves_to_a_method_given_by_its_name_alone():
     assert merge({"data": "mnist"}, {"data": {"mean": [0.5]}}) == {"data": {"name": "mnist", "mean": [0.5]}}
     assert merge({"data": "mnist"}, {"data": {"name": "svhn"}}) == {"data": {"name": "svhn"}}
     assert from_tree(merge({"inversion": "dafl"}, {"inversion": {"batch": 8}})).inversion == Dafl(batch=8)
 
 
-def test_names_may_be_whole_numbers_without_quotes():
+def test_names_may_be_integers_without_quotes():
     of = {"module": "nets:make"}
     assert from_tree({"teacher": of | {"class_order": [1, 0, 2]}}).teacher.class_order == ("1", "0", "2")
     for wrong in ([True, 0], [1.5, 0], 3):

@@ -7,11 +7,11 @@ CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA de
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, CUDA])])
-def test_a_copy_beside_other_work_is_seen_whole_by_what_follows_and_reads_what_was_before(device):
+def test_a_copy_is_ordered_after_earlier_work_and_before_later_work(device):
     copies, side = CopyStream(torch.device(device)), 1024
     source, target = torch.ones(side, side, device=device), torch.zeros(side, side, device=device)
     for _ in range(20):
-        # Long enough on a GPU for a copy that does not wait to come first.
+        # On a GPU this takes long enough that a copy without synchronisation would run first.
         source = (source @ source).clamp(max=2.0)
     with copies.copying(after_all=True):
         copies.lend(source)
@@ -22,7 +22,7 @@ def test_a_copy_beside_other_work_is_seen_whole_by_what_follows_and_reads_what_w
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, CUDA])])
-def test_what_is_made_among_the_copies_can_be_used_by_the_caller(device):
+def test_a_tensor_made_on_the_copy_stream_can_be_used_by_the_caller(device):
     copies, numbers = CopyStream(torch.device(device)), torch.arange(10)
     with copies.copying(after_all=False):
         made = sent(numbers, device)
@@ -33,7 +33,7 @@ def test_what_is_made_among_the_copies_can_be_used_by_the_caller(device):
 
 @pytest.mark.gpu
 @CUDA
-def test_copies_are_made_on_another_stream_which_the_host_does_not_wait_for():
+def test_copies_use_another_stream_and_the_host_does_not_wait():
     copies = CopyStream(torch.device("cuda"))
     before = torch.cuda.current_stream()
     with copies.copying(after_all=True):
@@ -41,6 +41,6 @@ def test_copies_are_made_on_another_stream_which_the_host_does_not_wait_for():
         torch.cuda._sleep(10**9)
     assert torch.cuda.current_stream() == before
     copies.awaited()
-    # Half a second of waiting at the least is still before the device.
+    # The device still has at least half a second of work to do.
     assert not before.query()
     torch.cuda.synchronize()

@@ -1,4 +1,4 @@
-"""What a reused process owes the next trial."""
+"""Tests of `condkd_ray.core.environment`: process settings, memory, CPUs and versions."""
 
 import contextlib
 import gc
@@ -32,8 +32,8 @@ from condkd_ray.core.environment import (
 from condkd_ray.core.method import InputError
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux forgets a peak")
-def test_peak_memory_is_that_of_one_trial():
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can reset the peak")
+def test_peak_memory_is_that_of_the_current_trial():
     block = torch.ones(100_000_000)
     before = peak_bytes(torch.device("cpu"))
     del block
@@ -42,30 +42,30 @@ def test_peak_memory_is_that_of_one_trial():
     assert torch.get_num_threads() == 1
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the two apart")
-def test_peak_memory_is_not_that_of_the_process_that_started_this_one():
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux reports the peak of each process")
+def test_peak_memory_does_not_include_that_of_the_parent_process():
     block = torch.ones(250_000_000)
     code = "import torch; from condkd_ray.core.environment import peak_bytes; print(peak_bytes(torch.device('cpu')))"
-    told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
-    assert 50_000_000 < int(told) < block.nbytes
+    output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert 50_000_000 < int(output) < block.nbytes
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only the GNU allocator is asked")
-def test_what_the_thread_of_an_earlier_trial_has_freed_is_given_back():
+@pytest.mark.skipif(sys.platform != "linux", reason="only for the GNU allocator")
+def test_memory_freed_by_the_thread_of_an_earlier_trial_is_returned_to_the_system():
     blocks: list[torch.Tensor] = []
     thread = threading.Thread(target=lambda: blocks.extend(torch.ones(2000) for _ in range(40_000)))
     thread.start()
     thread.join()
-    # The last one stays, so that the allocator cannot just cut off the end of its memory.
+    # The last block stays, so that the allocator cannot simply shrink the end of its memory.
     del blocks[:-1]
     held = psutil.Process().memory_info().rss
     clean_process(1)
     assert psutil.Process().memory_info().rss < held - 100_000_000
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only the GNU allocator is asked")
-def test_the_memory_of_freed_tensors_serves_the_next():
-    # Small pages alone are counted: a huge one is a single fault.
+@pytest.mark.skipif(sys.platform != "linux", reason="only for the GNU allocator")
+def test_the_memory_of_freed_tensors_is_reused():
+    # Huge pages are disabled, because each of them causes a single page fault.
     code = (
         "import ctypes; PR_SET_THP_DISABLE = 41; ctypes.CDLL(None).prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0)\n"
         "import resource, torch; from condkd_ray.core.environment import set_up_process; set_up_process(1)\n"
@@ -76,20 +76,20 @@ def test_the_memory_of_freed_tensors_serves_the_next():
         "for _ in range(10): torch.ones(16_000_000)\n"
         "print(faults() - begin, torch.get_num_threads())"
     )
-    told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
-    first, later, threads = map(int, told.split())
+    output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    first, later, threads = map(int, output.split())
     assert first > 0.6 * 64_000_000 / resource.getpagesize()
     assert later < first / 10
     assert threads == 1
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only the GNU allocator is asked")
+@pytest.mark.skipif(sys.platform != "linux", reason="only for the GNU allocator")
 @pytest.mark.parametrize(
-    ("largest", "asked"),
+    ("largest", "expected"),
     [(2**30, [(-3, 2**30), (-1, 2**31 - 1)]), (2**25, [(-3, 2**30), (-3, 2**25), (-1, 2**31 - 1)]),
      (0, [(-3, 2**30), (-3, 2**25)])],
 )  # fmt: skip
-def test_an_older_allocator_is_asked_for_less_and_one_that_refuses_is_left_alone(largest, asked, monkeypatch):
+def test_allocator_thresholds_are_reduced_for_older_allocators(largest, expected, monkeypatch):
     calls = []
 
     def mallopt(option, value):
@@ -98,25 +98,25 @@ def test_an_older_allocator_is_asked_for_less_and_one_that_refuses_is_left_alone
 
     monkeypatch.setattr("ctypes.CDLL", lambda name: SimpleNamespace(mallopt=mallopt))
     set_up_process(torch.get_num_threads())
-    assert calls == asked
+    assert calls == expected
 
 
 @pytest.fixture
 def gpu_settings(monkeypatch) -> Iterator[None]:
-    """PyTorch's settings for GPUs are afterwards as before."""
+    """Restore PyTorch's cuDNN settings after the test."""
     before = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
     yield
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = before
 
 
-def test_on_a_gpu_a_run_repeats_and_only_convolutions_are_rounded(gpu_settings):
+def test_gpu_settings_are_deterministic_and_use_tf32_only_for_convolutions(gpu_settings):
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.benchmark = True
     set_up_process(torch.get_num_threads())
     assert (torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark) == (True, False)
     assert torch.backends.cudnn.conv.fp32_precision == "tf32"
     assert torch.backends.cuda.matmul.fp32_precision == "ieee"
-    # Who asks in the older words, as the compiler does, is answered too.
+    # The older settings, which the compiler reads, agree.
     assert torch.get_float32_matmul_precision() == "highest"
     assert not torch.backends.cuda.matmul.allow_tf32
     assert torch.backends.cudnn.allow_tf32
@@ -125,7 +125,7 @@ def test_on_a_gpu_a_run_repeats_and_only_convolutions_are_rounded(gpu_settings):
 
 
 @pytest.mark.parametrize(("gpus", "parts"), [(0.5, [0.49]), (1, []), (2, []), (0, [])])
-def test_whoever_has_a_part_of_a_gpu_may_take_that_much_memory_less_its_context(gpus, parts, monkeypatch):
+def test_a_part_of_a_gpu_limits_memory_to_that_part_minus_the_context(gpus, parts, monkeypatch):
     taken = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: SimpleNamespace(total_memory=100 * CONTEXT_BYTES))
@@ -134,7 +134,7 @@ def test_whoever_has_a_part_of_a_gpu_may_take_that_much_memory_less_its_context(
     assert taken == pytest.approx(parts)
 
 
-def test_a_part_of_a_gpu_that_a_context_fills_is_refused_by_name(monkeypatch):
+def test_a_part_of_a_gpu_smaller_than_the_context_is_rejected(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: SimpleNamespace(total_memory=80 * 10**9))
     words = (
@@ -145,7 +145,7 @@ def test_a_part_of_a_gpu_that_a_context_fills_is_refused_by_name(monkeypatch):
         set_up_gpu(0.005)
 
 
-def test_a_process_that_had_a_part_of_a_gpu_may_later_take_all_of_it(monkeypatch):
+def test_the_memory_limit_is_removed_for_a_whole_gpu(monkeypatch):
     taken = []
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", taken.append)
@@ -157,7 +157,7 @@ def test_a_process_that_had_a_part_of_a_gpu_may_later_take_all_of_it(monkeypatch
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_part_that_is_given_back_is_free_again_on_a_gpu():
+def test_on_a_gpu_memory_is_available_again_after_the_limit_is_removed():
     total = torch.cuda.get_device_properties().total_memory
     try:
         set_up_gpu(CONTEXT_BYTES / total + 0.01)
@@ -170,12 +170,12 @@ def test_a_part_that_is_given_back_is_free_again_on_a_gpu():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_products_are_exact_and_convolutions_repeat_on_a_gpu(gpu_settings):
+def test_on_a_gpu_products_are_exact_and_convolutions_deterministic(gpu_settings):
     set_up_gpu()
     rng = torch.Generator().manual_seed(0)
     left, right = torch.randn(2, 512, 512, generator=rng)
     exact = (left.double() @ right.double()).float()
-    # TF32 would be off by some 1e-2.
+    # With TF32 the error would be about 1e-2.
     torch.testing.assert_close((left.cuda() @ right.cuda()).cpu(), exact, rtol=1e-4, atol=1e-3)
     images, weight = torch.randn(64, 32, 16, 16, generator=rng), torch.randn(32, 32, 3, 3, generator=rng)
     found = []
@@ -187,7 +187,7 @@ def test_products_are_exact_and_convolutions_repeat_on_a_gpu(gpu_settings):
         assert all(torch.equal(one, first) for one, first in zip(grads, found[0], strict=True))
 
 
-def test_what_comes_after_the_imports_is_still_collected(monkeypatch):
+def test_objects_created_after_the_imports_are_garbage_collected(monkeypatch):
     class Circle:
         def __init__(self) -> None:
             self.own = self
@@ -204,9 +204,9 @@ def test_what_comes_after_the_imports_is_still_collected(monkeypatch):
     try:
         circle = weakref.ref(Circle())
         keep_imports()
-        # What was loaded by then is left alone, once for all. The count itself may fall: what is frozen can still die.
-        (left_alone,) = frozen
-        assert left_alone > 10_000
+        # Objects are frozen only once. The count is stored at that time, because frozen objects can still be freed.
+        (count,) = frozen
+        assert count > 10_000
         clean_process(1)
         assert circle() is None
     finally:
@@ -214,7 +214,7 @@ def test_what_comes_after_the_imports_is_still_collected(monkeypatch):
         keep_imports.cache_clear()
 
 
-def test_free_memory_is_that_of_the_machine():
+def test_free_memory_equals_that_of_proc_meminfo():
     meminfo = Path("/proc/meminfo")
     if not meminfo.exists():
         pytest.skip("no /proc/meminfo here to compare with")
@@ -222,11 +222,11 @@ def test_free_memory_is_that_of_the_machine():
     assert free_bytes(torch.device("cpu")) == pytest.approx(1024 * available, rel=0.2)
 
 
-def test_the_version_of_pytorch_is_that_which_runs():
+def test_the_version_of_pytorch_is_the_running_one():
     assert torch.__version__.startswith(versions()["torch"])
 
 
-def test_the_commit_is_that_of_the_packages_checkout_marked_once_it_is_changed(tmp_path, monkeypatch):
+def test_the_commit_is_that_of_the_packages_checkout_with_a_mark_for_changes(tmp_path, monkeypatch):
     package = tmp_path / "checkout" / "condkd_ray"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("", encoding="utf-8")
@@ -266,14 +266,14 @@ def test_versions_leave_out_what_is_not_installed(monkeypatch):
     assert versions.__wrapped__().keys() == {"condkd-ray", "python", "torch", "torchvision", "numpy"}
 
 
-def test_cpu_seconds_grow_with_work():
+def test_cpu_seconds_increase_with_work():
     clock = CpuClock()
     before = clock.look()
     while clock.look() - before < 0.01:
         sum(range(1000))
 
 
-def test_cpu_seconds_of_a_process_that_was_killed_stay():
+def test_cpu_seconds_include_those_of_killed_processes():
     burn = "import time\nwhile time.process_time() < 0.3: pass\nprint(flush=True)\ntime.sleep(60)"
     clock = CpuClock()
     before = clock.look()
@@ -283,13 +283,13 @@ def test_cpu_seconds_of_a_process_that_was_killed_stay():
         assert child.stdout is not None
         child.stdout.readline()
         seen = clock.look() - before
-    # The kernel counts in hundredths of a second.
+    # The kernel counts in units of 0.01 s.
     assert seen >= 0.28
     assert clock.look() - before >= seen
 
 
-def grouped(monkeypatch, tmp_path: Path, own: str, quotas: dict[str, str]) -> int:
-    """The CPUs of a process that may run on 8, in these control groups."""
+def cpus_in_groups(monkeypatch, tmp_path: Path, own: str, quotas: dict[str, str]) -> int:
+    """Return the usable CPUs of a process with an affinity of 8 CPUs in these control groups."""
     monkeypatch.setattr(environment, "GROUPS", tmp_path)
     monkeypatch.setattr(environment, "OWN_GROUPS", tmp_path / "own")
     monkeypatch.setattr(environment.os, "sched_getaffinity", lambda pid: set(range(8)))
@@ -301,7 +301,7 @@ def grouped(monkeypatch, tmp_path: Path, own: str, quotas: dict[str, str]) -> in
 
 
 def v1(quota: str, group: str = "cpu,cpuacct/docker/abc") -> dict[str, str]:
-    """The files of a group that may have so many of every 50 ms, times all CPUs."""
+    """Return the files of a cgroup v1 with this quota, in microseconds per period of 50 ms."""
     return {f"{group}/cpu.cfs_quota_us": quota, f"{group}/cpu.cfs_period_us": "50000\n"}
 
 
@@ -325,11 +325,11 @@ V1 = "5:memory:/a\n4:cpu,cpuacct:/docker/abc\n3:cpuset:/\n"
         (V1, v1("garbage", "cpu"), 8),
     ],
 )  # fmt: skip
-def test_cpus_are_those_of_the_tightest_control_group(monkeypatch, tmp_path, own, quotas, cpus):
-    assert grouped(monkeypatch, tmp_path, own, quotas) == cpus
+def test_usable_cpus_are_limited_by_the_tightest_control_group(monkeypatch, tmp_path, own, quotas, cpus):
+    assert cpus_in_groups(monkeypatch, tmp_path, own, quotas) == cpus
 
 
-def test_cpus_are_those_that_this_process_may_run_on(monkeypatch, tmp_path):
+def test_usable_cpus_are_those_of_the_process_affinity(monkeypatch, tmp_path):
     code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
     code += "from condkd_ray.core.environment import usable_cpus; print(usable_cpus())"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "1\n"
@@ -337,7 +337,7 @@ def test_cpus_are_those_that_this_process_may_run_on(monkeypatch, tmp_path):
     assert environment.usable_cpus() == len(os.sched_getaffinity(0))
 
 
-def test_memory_that_a_process_takes_for_itself_is_seen(tmp_path):
+def test_private_bytes_include_memory_that_the_process_allocates(tmp_path):
     before = environment.private_bytes()
     held = bytearray(b"1" * 2**26)
     assert environment.private_bytes() - before > 2**25

@@ -6,7 +6,7 @@ from condkd_ray.core.storage import reason
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "line"),
     [
         (ValueError("\n  one line \nanother"), "one line"),
         (TimeoutError(), "TimeoutError"),
@@ -14,17 +14,17 @@ from condkd_ray.core.storage import reason
         (OSError(" \n "), "OSError"),
     ],
 )
-def test_one_line_of_an_error_and_its_type_where_it_has_no_words(error, told):
-    assert first_line(error) == told
+def test_first_line_is_the_first_line_of_the_message_or_the_type(error, line):
+    assert first_line(error) == line
 
 
-def test_a_request_id_is_left_out_and_may_be_all_there_is():
+def test_a_request_id_is_removed_from_the_message():
     assert reason(OSError("denied (Request ID: 1)")) == "denied"
     assert reason(OSError(" (Request ID: 1)")) == "OSError"
 
 
 @pytest.mark.parametrize("error", [TimeoutError(), OSError(), OSError("")])
-def test_a_part_whose_failure_has_no_words_is_told_of_like_others(heard, error):
+def test_an_error_without_a_message_is_logged_with_its_type(logged, error):
     with dispensable("the page", "later more"):
         raise error
-    assert heard == [f"the page cannot be written ({type(error).__name__}); later more"]
+    assert logged == [f"the page cannot be written ({type(error).__name__}); later more"]

@@ -1,4 +1,4 @@
-"""Methods from other packages join a family by an entry point or by `register`; what breaks the contract is refused."""
+"""Tests of plug-ins: methods from other packages, added by an entry point or by `register`, and their contract."""
 
 import importlib
 import linecache
@@ -37,7 +37,7 @@ class Plain(Thing):
         return 0
 
 
-Plain.__module__ = "condkd_ray.own"  # as one of this package's own
+Plain.__module__ = "condkd_ray.own"  # as if it were defined in this package
 THINGS = Family("things", Thing, (Plain,))
 
 
@@ -55,7 +55,7 @@ def helper() -> int:
 
 
 def definition(name: str = "mine", **defaults) -> type:
-    """A member, defined anew."""
+    """Return a new definition of the same member class."""
 
     @dataclass(frozen=True, kw_only=True)
     class Mine(Thing):
@@ -77,7 +77,7 @@ def mine():
 
 @pytest.fixture
 def family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Family]:
-    """A family with distributions that declare members: each a name, a version and the text of its module."""
+    """A function that makes a family and distributions with members, each a (name, version, attribute, module text)."""
 
     def make(*distributions: tuple[str, str, str, str]) -> Family:
         group = f"tests{next(_numbers)}"
@@ -130,7 +130,7 @@ def test_a_registered_class_is_a_member_and_configs_build_it_by_name(mine):
         build(Holder, {"thing": "mine"}, "file")
 
 
-def test_the_version_of_its_code_is_in_the_hash_and_nothing_of_others_is(mine):
+def test_the_version_of_a_plug_in_is_part_of_the_hash(mine):
     own, other = Holder(), Holder(thing=mine())
     assert identity(own) == {}
     assert identity(other) == {"thing": {"name": "mine", "plug-in": str(origin_of(mine))}}
@@ -144,7 +144,7 @@ def test_the_version_of_its_code_is_in_the_hash_and_nothing_of_others_is(mine):
     assert plugins_in(own) == plugins_named({"plain"}) == {}
 
 
-def test_the_digest_is_of_the_class_and_of_what_it_uses_of_its_package(monkeypatch):
+def test_the_digest_covers_the_class_and_what_it_uses_from_its_package(monkeypatch):
     def origin() -> str:
         return str(origin_of(definition()))
 
@@ -154,8 +154,8 @@ def test_the_digest_is_of_the_class_and_of_what_it_uses_of_its_package(monkeypat
     assert origin() != first
 
 
-def test_a_class_that_nobody_registered_has_an_identity_too():
-    """It can be in a config that is built in Python."""
+def test_an_unregistered_class_has_an_identity_too():
+    """A config built in Python can contain it."""
     assert "plug-in" in identity(Holder(thing=definition()()))["thing"]
 
 
@@ -170,8 +170,8 @@ def test_a_class_without_source_needs_a_version():
     unregister(space["It"])
 
 
-def test_a_class_of_a_notebook_cell_has_a_digest_of_its_functions():
-    """Python finds the lines of these in the cell, but not those of the class."""
+def test_the_digest_of_a_class_in_a_notebook_cell_covers_its_functions():
+    """In a cell Python finds the source of functions but not of classes."""
     text, found = MODULE.split("Base\n", 1)[1].replace("Base", "Thing"), []
     for cell, body in enumerate((text, text, text.replace("return 1", "return 2"))):
         file = f"/tmp/ipykernel_1/{cell}.py"
@@ -182,7 +182,7 @@ def test_a_class_of_a_notebook_cell_has_a_digest_of_its_functions():
     assert found[0] == found[1] != found[2]
 
 
-def test_a_second_definition_of_a_class_replaces_the_first_and_another_class_of_its_name_is_refused(mine):
+def test_a_new_definition_replaces_a_class_and_another_class_with_its_name_is_rejected(mine):
     again = register(definition())
     assert THINGS.members()["mine"] is again
 
@@ -196,7 +196,7 @@ def test_a_second_definition_of_a_class_replaces_the_first_and_another_class_of_
     unregister(again)
 
 
-def test_the_name_of_one_of_ours_is_refused():
+def test_the_name_of_a_method_of_this_package_is_rejected():
     @dataclass(frozen=True, kw_only=True)
     class Other(Plain):
         size: int = 1
@@ -278,12 +278,12 @@ def listed():
         (listed, r"Listed: type of field sizes is 'list\[int\]'; accepted: what YAML holds: bool, int, float"),
     ],
 )
-def test_a_class_that_breaks_the_contract_is_refused(make, message):
+def test_a_class_that_breaks_the_contract_is_rejected(make, message):
     with pytest.raises(InputError, match=message):
         register(make())
 
 
-def test_fields_may_hold_what_yaml_does():
+def test_fields_may_have_all_types_of_yaml():
     @dataclass(frozen=True, kw_only=True)
     class Rich(Plain):
         kept: ClassVar[list[int]] = []
@@ -309,42 +309,44 @@ def test_an_entry_point_is_loaded_when_members_are_first_needed(family, monkeypa
     assert things.members() == {"it": kind}
 
 
-def test_a_member_that_an_entry_point_names_may_register_itself_too(family):
+def test_the_class_of_an_entry_point_may_also_register_itself(family):
     text = MODULE.replace("@dataclass", "from condkd_ray import register\n\n@register\n@dataclass")
     things = family(("some-things", "1.4", "It", text))
     assert [str(origin_of(kind)) for kind in things.members().values()] == ["some-things 1.4"]
 
 
-def test_a_plug_in_whose_import_fails_is_told_once_and_named_where_its_name_is_wanted(family, heard):
+def test_a_failed_import_is_logged_once_and_named_in_errors_about_names(family, logged):
     things = family(("some-things", "1.4", "It", MODULE), ("some-broken", "2.0", "It", "import nothing_of_that_name"))
     assert list(things.members()) == ["it"]
     assert list(things.members()) == ["it"]
     reason = "some_broken:It (ModuleNotFoundError: No module named 'nothing_of_that_name')"
-    assert heard == [f"plug-in some-broken 2.0 failed to load {reason}"]
+    assert logged == [f"plug-in some-broken 2.0 failed to load {reason}"]
     holder = dataclass(frozen=True)(type("Holder", (), {"__annotations__": {"it": things.base}, "it": None}))
     message = "it is 'that'; accepted: it, or a plug-in once it is installed or registered; plug-in some-broken 2.0 "
     with pytest.raises(InputError, match=re.escape(f"{message}failed to load {reason}")):
         build(holder, {"it": "that"}, "file")
 
 
-def test_two_entry_points_of_one_name_are_refused_each_time(family):
+def test_two_entry_points_with_one_name_are_rejected_each_time(family):
     things = family(("some-things", "1.4", "It", MODULE), ("some-others", "2.0", "It", MODULE))
     for _ in range(2):
         with pytest.raises(InputError, match=r"'it' is defined twice; .*some_\w+.It of some-\w+ .* and some_\w+.It"):
             things.members()
 
 
-def test_an_entry_point_that_names_no_member_is_refused_by_its_distribution(family):
+def test_the_error_of_a_bad_entry_point_names_its_distribution(family):
     things = family(("some-things", "1.4", "Literal", MODULE))
     with pytest.raises(InputError, match=r"is 'plug-in some-things 1.4: some_things:Literal'; accepted: a class"):
         things.members()
 
 
-def test_a_record_names_the_plug_in_that_is_missing_or_of_another_version(mine, heard):
+def test_check_plugins_reports_missing_plug_ins_and_other_versions(mine, logged):
     check_plugins(plugins_in(Holder(thing=mine())), "record abc")
-    assert not heard
+    assert not logged
     check_plugins({"things/mine": "my-things 0.1"}, "record abc")
-    assert heard == [f"record abc: things mine was of plug-in my-things 0.1, and is of {origin_of(mine)} here"]
+    assert logged == [
+        f"record abc: things mine was made by plug-in my-things 0.1; the plug-in here is {origin_of(mine)}"
+    ]
     message = "record abc: things is 'yours' of plug-in your-things 0.2, which is neither installed nor registered here"
     with pytest.raises(InputError, match=f"^{message}; accepted: "):
         check_plugins({"things/yours": "your-things 0.2"}, "record abc")
@@ -352,7 +354,7 @@ def test_a_record_names_the_plug_in_that_is_missing_or_of_another_version(mine, 
         check_plugins({"no_such/yours": "your-things 0.2"}, "record abc")
 
 
-def test_a_failing_plug_in_is_named_by_a_record_too(family):
+def test_check_plugins_reports_a_plug_in_whose_import_failed(family):
     things = family(("some-broken", "2.0", "It", "raise RuntimeError('too old')"))
     with pytest.raises(InputError, match=r"some-broken 2.0 failed to load some_broken:It \(RuntimeError: too old"):
         check_plugins({f"{things.name}/it": "some-broken 2.0"}, "record abc")

@@ -19,32 +19,32 @@ def meter(**terms: list[float]) -> Meter:
     return found
 
 
-def test_read_gives_means_over_the_steps():
+def test_read_returns_means_over_the_steps():
     assert meter(loss=[1.0, 2.0, 6.0], agreement=[0.0, 0.5, 1.0]).read() == {"kd/loss": 3.0, "kd/agreement": 0.5}
     assert Meter("kd").read() == {}
 
 
-def test_a_term_added_in_some_steps_only_has_the_mean_of_those():
+def test_a_term_of_some_steps_has_the_mean_of_those_steps():
     found = meter(loss=[2.0])
     found.add(loss=torch.tensor(4.0), bn=torch.tensor(5.0))
     assert found.read() == {"kd/loss": 3.0, "kd/bn": 5.0}
 
 
 @pytest.mark.parametrize("bad", [NAN, INF, -INF])
-def test_the_first_term_to_break_is_named_although_the_others_follow(bad):
+def test_the_first_term_that_is_not_finite_is_reported(bad):
     found = meter(loss=[1.0, 1.0, bad, bad], oh=[1.0, bad, bad, bad], bn=[1.0, 1.0, 1.0, bad])
     with pytest.raises(NonFiniteError, match=r"^loss term kd/oh is not finite at step 2$"):
         found.read()
 
 
-def test_a_term_that_recovers_is_still_reported():
+def test_a_term_that_was_not_finite_is_reported_even_if_it_is_later():
     with pytest.raises(NonFiniteError, match=r"kd/loss is not finite at step 1$"):
         meter(loss=[NAN, 1.0, 1.0]).read()
 
 
-def test_a_meter_holds_no_graph():
+def test_a_meter_keeps_no_autograd_graph():
     class Hook:
-        """It lives as long as the graph that it is part of."""
+        """Lives as long as the autograd graph that refers to it."""
 
         def __call__(self, gradient):
             return gradient
@@ -58,13 +58,13 @@ def test_a_meter_holds_no_graph():
     assert found.read() == {"kd/loss": 2.0}
 
 
-def test_require_names_thing_value_and_what_is_accepted():
+def test_the_message_of_require_has_thing_value_and_accepted_values():
     require(True, "steps", 3, "an integer >= 1")
     with pytest.raises(InputError, match=r"^steps is 0; accepted: an integer >= 1$"):
         require(False, "steps", 0, "an integer >= 1")
 
 
-def test_a_method_is_a_value():
+def test_methods_are_frozen_and_compare_by_value():
     assert Fast(steps=3) == Fast(steps=3) != Fast(steps=4)
     assert hash(Fast(steps=3)) == hash(Fast(steps=3))
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -77,7 +77,7 @@ EPS = 1e-12
 
 
 @given(start=factors, end=factors, until=shares, progress=st.floats(0, 1))
-def test_it_never_leaves_its_ends(start, end, until, progress):
+def test_a_schedule_stays_between_start_and_end(start, end, until, progress):
     schedule = Schedule(start=start, end=end, until=until)
     assert (schedule.smallest, schedule.largest) == (min(start, end), max(start, end))
     assert schedule.smallest - EPS <= schedule.at(progress) <= schedule.largest + EPS
@@ -85,27 +85,27 @@ def test_it_never_leaves_its_ends(start, end, until, progress):
 
 
 @given(start=factors, end=factors, until=shares, beyond=st.floats(0, 1))
-def test_it_begins_at_its_start_and_stays_at_its_end(start, end, until, beyond):
+def test_a_schedule_begins_at_start_and_stays_at_end(start, end, until, beyond):
     schedule = Schedule(start=start, end=end, until=until)
     assert schedule.at(0.0) == pytest.approx(start, abs=EPS)
     assert schedule.at(until) == schedule.at(until + beyond * (1 - until)) == pytest.approx(end, abs=EPS)
 
 
 @given(start=factors, end=factors, until=shares, progress=st.tuples(st.floats(0, 1), st.floats(0, 1)))
-def test_it_never_turns_back(start, end, until, progress):
+def test_a_schedule_is_monotonic(start, end, until, progress):
     schedule = Schedule(start=start, end=end, until=until)
     earlier, later = (schedule.at(p) for p in sorted(progress))
     assert abs(later - end) <= abs(earlier - end) + EPS
 
 
-def test_it_is_half_a_cosine():
+def test_a_schedule_is_half_a_cosine():
     schedule = Schedule(start=3.0, end=1.0, until=0.8)
     found = [schedule.at(0.8 * passed) for passed in (0, 1 / 3, 1 / 2, 2 / 3, 1)]
     assert found == pytest.approx([3.0, 2.5, 2.0, 1.5, 1.0])
 
 
 @given(progress=st.floats(0, 1))
-def test_a_constant_is_exact(progress):
+def test_a_constant_schedule_is_exact(progress):
     assert Schedule().at(progress) == 1
     assert Schedule(start=0.3, end=0.3).at(progress) == 0.3
     assert Schedule(start=0.0, end=0.0).at(progress) == 0
@@ -123,6 +123,6 @@ def test_a_constant_is_exact(progress):
         ({"until": float("nan")}, "schedule until is nan"),
     ],
 )
-def test_what_is_no_schedule_is_refused(change, message):
+def test_invalid_schedules_are_rejected(change, message):
     with pytest.raises(InputError, match=message):
         Schedule(**change)

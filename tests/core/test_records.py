@@ -1,4 +1,4 @@
-"""Records survive the disk."""
+"""Tests of records and manifests on disk."""
 
 import json
 import math
@@ -35,7 +35,7 @@ def same(left: float, right: float) -> bool:
     status=st.sampled_from(["finished", "failed", "pruned", "running"]),
     reason=names,
 )
-def test_a_record_survives_the_disk(tmp_path, metrics, config, seconds, predictions, status, reason):
+def test_a_record_is_equal_after_writing_and_reading(tmp_path, metrics, config, seconds, predictions, status, reason):
     metrics |= {"time/cpu_seconds": seconds}
     record = make_record(
         metrics=metrics, config=config, predictions=predictions, status=status, reason=reason,
@@ -51,7 +51,7 @@ def test_a_record_survives_the_disk(tmp_path, metrics, config, seconds, predicti
     assert all(same(metrics[name], read.history[0][name]) for name in metrics if name != "round")
 
 
-def test_json_holds_no_nan_and_takes_numpy_numbers(tmp_path):
+def test_json_has_null_for_nan_and_accepts_numpy_numbers(tmp_path):
     outcome = records.Outcome(status="finished", metrics={"a/b": np.float32(0.5), "a/c": math.nan}, threads=np.int64(2))
     record = replace(make_record(), outcome=outcome)
     records.write_record(tmp_path, record)
@@ -59,7 +59,7 @@ def test_json_holds_no_nan_and_takes_numpy_numbers(tmp_path):
     assert json.loads(text, parse_constant=pytest.fail)["metrics"] == {"a/b": 0.5, "a/c": None}
 
 
-def test_its_file_is_flat_and_read_again_says_the_same_to_the_byte(tmp_path):
+def test_the_file_of_a_record_is_flat_and_equal_to_the_byte_after_reading_and_writing(tmp_path):
     record = make_record()
     records.write_record(tmp_path, record)
     path = records.record_path(tmp_path, record.config_hash)
@@ -76,7 +76,7 @@ def test_its_file_is_flat_and_read_again_says_the_same_to_the_byte(tmp_path):
     assert path.read_bytes() == before
 
 
-def test_records_come_in_the_order_of_arms_ipcs_and_seeds(tmp_path):
+def test_records_are_sorted_by_arm_ipc_and_seed(tmp_path):
     for record in reversed([*sweep(ipcs=(1, 10), seeds=(0, 1)), make_record("aside", 1, 0)]):
         records.write_record(tmp_path, record)
     read = [(record.arm, record.ipc, record.seed) for record in records.read_records(tmp_path)]
@@ -84,7 +84,7 @@ def test_records_come_in_the_order_of_arms_ipcs_and_seeds(tmp_path):
     assert [arm for arm, _, _ in read[-3:]] == ["real", "real", "aside"]
 
 
-def test_only_finished_trials_need_not_run_again(tmp_path):
+def test_finished_returns_only_finished_trials(tmp_path):
     for status in ("finished", "failed", "pruned", "running"):
         records.write_record(tmp_path, make_record(status=status, config_hash=status))
     assert records.finished(tmp_path) == {"finished"}
@@ -104,7 +104,7 @@ def test_only_finished_trials_need_not_run_again(tmp_path):
         '{"metrics": {"x": "y"}}',
     ],
 )
-def test_a_broken_record_is_named(tmp_path, content):
+def test_the_error_of_a_damaged_record_names_its_file(tmp_path, content):
     records.write_record(tmp_path, make_record())
     path = records.record_path(tmp_path, "broken")
     path.write_text(content)
@@ -112,7 +112,7 @@ def test_a_broken_record_is_named(tmp_path, content):
         records.read_records(tmp_path)
 
 
-def test_an_unknown_status_or_field_is_named(tmp_path):
+def test_the_error_names_an_unknown_status_or_field(tmp_path):
     records.write_record(tmp_path, make_record())
     path = records.record_path(tmp_path, make_record().config_hash)
     tree = json.loads(path.read_text())
@@ -124,13 +124,13 @@ def test_an_unknown_status_or_field_is_named(tmp_path):
         records.read_records(tmp_path)
 
 
-def test_the_manifest_survives_the_disk(tmp_path):
+def test_a_manifest_is_equal_after_writing_and_reading(tmp_path):
     manifest = make_manifest(sweep(seeds=(0,)))
     records.write_manifest(tmp_path, manifest)
     assert records.read_manifest(tmp_path) == manifest
 
 
-def test_a_manifest_of_before_there_were_baselines_is_compared_with_none(tmp_path):
+def test_a_manifest_without_a_baseline_has_the_baseline_none(tmp_path):
     records.write_manifest(tmp_path, make_manifest(baseline="mixed"))
     path = tmp_path / records.MANIFEST
     tree = json.loads(path.read_text())
@@ -139,7 +139,7 @@ def test_a_manifest_of_before_there_were_baselines_is_compared_with_none(tmp_pat
     assert records.read_manifest(tmp_path).baseline == "none"
 
 
-def test_a_folder_of_something_else_is_refused(tmp_path):
+def test_a_folder_of_another_kind_is_rejected(tmp_path):
     with pytest.raises(InputError, match=r"experiment\.json"):
         records.read_manifest(tmp_path)
     records.check_same_experiment(tmp_path, "ablation")

@@ -14,23 +14,23 @@ def numbers(streams: Streams, name: str, count: int = 3) -> list[float]:
 
 
 @given(st.permutations(NAMES), st.integers(0, 2**40))
-def test_a_stream_is_its_seed_and_name_whatever_else_was_drawn(order, seed):
+def test_a_stream_depends_only_on_its_seed_and_name(order, seed):
     streams = Streams(seed)
     drawn = {name: numbers(streams, name) for name in order}
     assert drawn == {name: numbers(Streams(seed), name) for name in order}
     assert len(set(map(tuple, drawn.values()))) == len(NAMES)
 
 
-def test_another_seed_is_another_stream():
+def test_another_seed_gives_another_stream():
     assert numbers(Streams(0), "draw") != numbers(Streams(1), "draw")
     assert numbers(Streams(0), "draw") == numbers(Streams(0), "draw")
 
 
-def test_seeds_are_the_same_on_every_machine():
+def test_derived_seeds_are_equal_on_all_machines():
     assert derive_seed(0, "latents") == int.from_bytes(bytes.fromhex("2e74a1c5a4907391"), "little") >> 1
 
 
-def test_host_and_device_streams_of_a_name_are_two_generators():
+def test_host_and_device_streams_with_one_name_are_independent():
     streams = Streams(0)
     before = numbers(streams, "draw")
     torch.rand(5, generator=streams.host("draw"))
@@ -45,27 +45,27 @@ def _after(drawn: list[float]) -> Streams:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_on_a_gpu_the_device_stream_is_there_and_the_host_stream_is_not():
+def test_on_a_gpu_only_the_device_stream_is_on_the_gpu():
     streams = Streams(0, "cuda")
     assert torch.rand(3, generator=streams["latents"], device="cuda").is_cuda
     host = torch.rand(3, generator=streams.host("draw"))
     assert torch.equal(host, torch.rand(3, generator=Streams(0).host("draw")))
 
 
-def test_a_loaded_state_goes_on_where_it_was_saved():
+def test_a_loaded_state_continues_where_it_was_saved():
     live = Streams(3)
     numbers(live, "latents")
     torch.rand(7, generator=live.host("draw"))
     saved = live.state_dict()
     other = Streams(3)
-    numbers(other, "targets")  # opened after the checkpoint: must start anew
+    numbers(other, "targets")  # not in the checkpoint: must start from the beginning
     other.load_state_dict(saved)
     for name in ("latents", "targets"):
         assert numbers(other, name) == numbers(live, name)
     assert torch.equal(torch.rand(3, generator=other.host("draw")), torch.rand(3, generator=live.host("draw")))
 
 
-def test_a_saved_state_does_not_follow_the_live_one():
+def test_a_saved_state_does_not_change_with_the_live_one():
     live = Streams(0)
     numbers(live, "draw")
     saved = live.state_dict()
@@ -75,7 +75,7 @@ def test_a_saved_state_does_not_follow_the_live_one():
     assert numbers(other, "draw") == expected
 
 
-def test_forked_initialises_by_seed_and_leaves_the_global_generator_alone():
+def test_forked_uses_its_seed_and_does_not_change_the_global_generator():
     torch.manual_seed(11)
     before = torch.random.get_rng_state()
     with Streams(0).forked("init/student"):
@@ -90,7 +90,7 @@ def test_forked_initialises_by_seed_and_leaves_the_global_generator_alone():
     assert not torch.equal(first.weight, third.weight)
 
 
-def test_forked_puts_the_generator_back_after_an_error():
+def test_forked_restores_the_global_generator_after_an_error():
     before = torch.random.get_rng_state()
     with pytest.raises(ZeroDivisionError), Streams(0).forked("init/student"):
         _ = torch.rand(1) + 1 // 0

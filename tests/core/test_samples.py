@@ -16,8 +16,8 @@ def equal(left: Samples, right: Samples) -> bool:
     return all(torch.equal(a, b) and a.dtype == b.dtype for a, b in pairs)
 
 
-def wild(seed: int, scale: float) -> Samples:
-    """Images that leave [0, 1] the more, the larger the scale."""
+def random_samples(seed: int, scale: float) -> Samples:
+    """Return random samples; with a larger scale more pixels are outside of [0, 1]."""
     rng = torch.Generator().manual_seed(seed)
     images = scale * torch.randn(4, 3, 5, 5, generator=rng)
     return Samples(images, torch.arange(4), scale * torch.randn(4, 10, generator=rng))
@@ -26,11 +26,11 @@ def wild(seed: int, scale: float) -> Samples:
 @given(seed=st.integers(0, 2**32), scale=st.floats(0.01, 30), space=st.sampled_from(["unit", "model"]))
 def test_a_second_round_trip_changes_nothing(seed, scale, space):
     codec = Codec(space, MEAN, STD)
-    once = codec.decode(codec.encode(wild(seed, scale)))
+    once = codec.decode(codec.encode(random_samples(seed, scale)))
     assert equal(codec.decode(codec.encode(once)), once)
 
 
-def test_every_grey_value_survives_exactly():
+def test_every_grey_value_is_encoded_exactly():
     codec = Codec("unit", MEAN, STD)
     grey = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(1, 3, 16, 16)
     images = to_model(grey.float() / 255, MEAN, STD)
@@ -47,7 +47,7 @@ def test_values_outside_the_range_are_clipped_not_wrapped():
 
 @pytest.mark.parametrize(("space", "bytes_each"), [("unit", 3 * 25), ("model", 2 * 3 * 25)])
 def test_size_of_encoded_samples(space, bytes_each):
-    encoded = Codec(space, MEAN, STD).encode(wild(0, 1.0))
+    encoded = Codec(space, MEAN, STD).encode(random_samples(0, 1.0))
     assert encoded.num_bytes == 4 * (bytes_each + 8 + 2 * 10)
 
 
@@ -58,7 +58,7 @@ def test_to_unit_inverts_to_model(images):
 
 
 @given(cuts=st.lists(st.integers(0, 12), max_size=4).map(sorted))
-def test_cat_of_the_parts_is_the_whole(cuts):
+def test_cat_of_the_parts_equals_the_whole(cuts):
     whole = samples(12)
     bounds = [0, *cuts, 12]
     parts = [whole[a:b] for a, b in pairwise(bounds)]
@@ -67,7 +67,7 @@ def test_cat_of_the_parts_is_the_whole(cuts):
 
 
 @given(st.lists(st.integers(0, 11), max_size=20), st.lists(st.integers(0, 11), max_size=20))
-def test_an_index_picks_rows_of_all_three_alike(left, right):
+def test_an_index_selects_the_same_rows_of_images_labels_and_logits(left, right):
     whole = samples(12)
     first, second = (torch.tensor(rows, dtype=torch.int64) for rows in (left, right))
     assert equal(cat([whole[first], whole[second]]), whole[torch.cat([first, second])])
@@ -81,7 +81,7 @@ def test_unseen_samples_have_no_logits():
     assert (few.has_logits, seen.has_logits) == (False, True)
 
 
-def test_samples_side_by_side_have_logits_only_if_all_do():
+def test_concatenated_samples_have_logits_only_if_all_parts_do():
     few, seen = unseen(torch.zeros(3, 1, 8, 8), torch.arange(3)), samples(2)
     for parts in ([few, seen], [seen, few]):
         both = cat(parts)

@@ -1,4 +1,4 @@
-"""What holds of a folder holds of a bucket."""
+"""Tests of storage, with the same results for local folders and S3 buckets."""
 
 import errno
 import os
@@ -62,7 +62,7 @@ def place(request, tmp_path) -> Location:
 
 @pytest.fixture
 def temporary(tmp_path, monkeypatch) -> Path:
-    """Where this process puts temporary files."""
+    """The folder in which this process creates temporary files."""
     (folder := tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     return folder
@@ -85,7 +85,7 @@ def test_a_file_is_written_read_listed_and_deleted(place, temporary):
     assert list(temporary.iterdir()) == []
 
 
-def test_what_is_not_there(place):
+def test_missing_files_and_folders(place):
     assert files(place / "nothing") == []
     assert not (place / "nothing").is_file()
     (place / "nothing").unlink(missing_ok=True)
@@ -96,7 +96,7 @@ def test_what_is_not_there(place):
         get_text(place / "nothing")
 
 
-def test_a_folder_goes_with_all_that_is_in_it_and_no_other(place):
+def test_remove_deletes_a_folder_with_its_contents_and_no_other(place):
     for name in ("trial", "trial2"):
         put_text(place / name / "x", name)
         put_text(place / name / "deep" / "y", name)
@@ -106,7 +106,7 @@ def test_a_folder_goes_with_all_that_is_in_it_and_no_other(place):
     assert content(place / "trial2" / "deep") == {"y": "trial2"}
 
 
-def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(place, temporary):
+def test_a_failed_write_leaves_only_the_old_file(place, temporary):
     put_text(place / "x", "old")
 
     def write_half() -> None:
@@ -120,19 +120,19 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(place, temporar
     assert list(temporary.iterdir()) == []
 
 
-def test_a_file_is_not_there_before_it_is_whole(place):
+def test_a_file_appears_only_when_it_is_complete(place):
     with writing(place / "x") as partial:
         partial.write_text("half")
         assert not (place / "x").is_file()
     assert get_text(place / "x") == "half"
 
 
-def test_an_empty_file(place):
+def test_an_empty_file_can_be_written(place):
     put_text(place / "x", "")
     assert content(place) == {"x": ""}
 
 
-def test_a_large_file_comes_back_bit_for_bit(place):
+def test_a_large_file_is_read_bit_for_bit(place):
     tensor = torch.randint(256, (20_000_000,), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     with writing(place / "x") as partial:
         partial.write_bytes(tensor.numpy().tobytes())
@@ -140,24 +140,24 @@ def test_a_large_file_comes_back_bit_for_bit(place):
         assert local.read_bytes() == tensor.numpy().tobytes()
 
 
-def test_names_of_files(place):
+def test_name_and_stem_of_a_file(place):
     file = place / "chunks" / "0000000000-0000000004.arrow"
     assert (file.name, file.stem) == ("0000000000-0000000004.arrow", "0000000000-0000000004")
 
 
-def test_a_location_crosses_processes(place):
+def test_a_location_can_be_pickled(place):
     put_text(place / "x", "here")
     assert get_text(pickle.loads(pickle.dumps(place)) / "x") == "here"
 
 
-def test_a_file_is_moved_to_a_folder_of_this_machine(place, tmp_path):
+def test_take_moves_a_file_to_a_local_folder(place, tmp_path):
     put_text(place / "x", "moved")
     take(place / "x", tmp_path / "new" / "y")
     assert content(tmp_path / "new") == {"y": "moved"}
     assert files(place) == []
 
 
-def test_a_file_is_moved_between_file_systems(tmp_path):
+def test_take_moves_a_file_between_file_systems(tmp_path):
     if Path("/dev/shm").stat().st_dev == tmp_path.stat().st_dev:
         pytest.skip("one file system only")
     with tempfile.TemporaryDirectory(dir="/dev/shm") as apart:
@@ -186,7 +186,7 @@ def test_chunks_are_written_found_and_mapped(place, temporary):
     assert all((left == right).all() for left, right in zip(found, arrays, strict=True))
 
 
-def test_a_store_keeps_its_chunks_there(place):
+def test_a_store_keeps_its_chunks_in_the_storage(place):
     store = LocalStore(CODEC, toy.NUM_CLASSES, place)
     store.append(toy.samples(4))
     dropped = store.append(toy.samples(2))
@@ -197,43 +197,43 @@ def test_a_store_keeps_its_chunks_there(place):
     assert torch.equal(again.gather(torch.arange(4)).images, store.gather(torch.arange(4)).images)
 
 
-def test_a_folder_that_can_be_written_is_left_as_it_was(place):
+def test_check_writable_leaves_no_files(place):
     check_writable(place)
     assert files(place) == []
 
 
-def test_paths_and_uris_are_told_apart(tmp_path):
+def test_locate_distinguishes_paths_and_uris(tmp_path):
     assert locate("runs/a b") == Path.cwd() / "runs/a b"
     assert locate(tmp_path.as_uri()) == tmp_path
     assert locate("s3://bucket/some/folder?region=us-east-1") == Remote("s3://bucket/some/folder?region=us-east-1")
 
 
-def test_a_remote_is_shown_without_its_options():
-    shown = str(Remote("s3://bucket/some/folder/?region=us-east-1") / "trials" / "x")
-    assert shown == "s3://bucket/some/folder/trials/x"
+def test_the_text_of_a_remote_omits_its_options():
+    text = str(Remote("s3://bucket/some/folder/?region=us-east-1") / "trials" / "x")
+    assert text == "s3://bucket/some/folder/trials/x"
 
 
 @pytest.mark.parametrize("uri", ["what://x/y", "hdfs://x/y", "mock:///x", "s3://", "s3:///x", "file://host/x"])
-def test_what_names_no_storage_is_refused(uri):
+def test_uris_of_unknown_storage_are_rejected(uri):
     with pytest.raises(InputError, match=r"--storage is '.*accepted: a folder, or the URI"):
         locate(uri)
 
 
 @pytest.mark.parametrize("uri", ["s3://key:secret@bucket/x", "s3://secret@bucket/x", "abfs://:secret@account/x"])
-def test_secrets_are_refused_and_not_repeated(uri):
-    with pytest.raises(InputError, match="without secrets") as refusal:
+def test_uris_with_secrets_are_rejected_without_repeating_the_secret(uri):
+    with pytest.raises(InputError, match="without secrets") as caught:
         locate(uri)
-    assert "secret@" not in str(refusal.value)
+    assert "secret@" not in str(caught.value)
 
 
-def test_a_bucket_that_is_not_there_is_refused(s3, capfd):
+def test_a_missing_bucket_is_rejected(s3, capfd):
     with pytest.raises(InputError, match=r"--storage is 's3://nobody/x'; accepted: .*NO_SUCH_BUCKET"):
         check_writable(locate(f"s3://nobody/x?{s3}"))
     assert capfd.readouterr() == ("", "")
 
 
 class Forbidding(BaseHTTPRequestHandler):
-    """Of a server that lets nobody do anything."""
+    """Request handler of a server that denies all access."""
 
     def do_PUT(self):
         self.send_response(403)
@@ -244,7 +244,7 @@ class Forbidding(BaseHTTPRequestHandler):
         pass
 
 
-def test_a_bucket_that_must_not_be_written_is_refused():
+def test_a_bucket_without_write_access_is_rejected():
     with ThreadingHTTPServer(("127.0.0.1", 0), Forbidding) as server:
         Thread(target=server.serve_forever, daemon=True).start()
         try:
@@ -255,12 +255,12 @@ def test_a_bucket_that_must_not_be_written_is_refused():
             server.shutdown()
 
 
-def test_an_option_nobody_knows_is_refused():
+def test_an_unknown_option_is_rejected():
     with pytest.raises(InputError, match="nonsense"):
         check_writable(locate("s3://bucket/x?nonsense=1"))
 
 
-def test_a_file_is_no_folder(tmp_path):
+def test_a_file_instead_of_a_folder_is_rejected(tmp_path):
     (tmp_path / "x").touch()
     with pytest.raises(InputError, match=r"--storage is .*accepted: a folder"):
         check_writable(tmp_path / "x")
@@ -293,7 +293,7 @@ for name, write in writers.items():
 """
 
 
-def test_whatever_is_written_says_where_there_was_no_room_and_leaves_what_was_there(tmp_path):
+def test_all_writers_name_the_file_for_which_there_was_no_room_and_keep_the_old_one(tmp_path):
     done = subprocess.run([sys.executable, "-c", WRITE, str(tmp_path)], capture_output=True, text=True, check=True)
     names = ["state", "00-09.arrow", "record"]
     assert done.stdout.splitlines() == [f"{tmp_path / name}: File too large" for name in names]
@@ -301,7 +301,7 @@ def test_whatever_is_written_says_where_there_was_no_room_and_leaves_what_was_th
     assert {path.read_bytes() for path in tmp_path.iterdir()} == {b"as before"}
 
 
-def test_only_full_storage_is_full_storage():
+def test_no_room_recognises_only_errors_of_full_storage():
     assert no_room(OSError(errno.ENOSPC, "", "x")) == "x: No space left on device"
     assert no_room(StorageFullError("there: why")) == "there: why"
     assert no_room(PermissionError(errno.EACCES, "denied", "x")) is None
@@ -315,13 +315,13 @@ def fail():
         raise RuntimeError("a task failed") from error
 
 
-def test_it_is_found_behind_other_errors():
+def test_no_room_finds_the_cause_of_other_errors():
     with pytest.raises(RuntimeError) as caught:
         fail()
     assert no_room(caught.value) == "x: Disk quota exceeded"
 
 
-def test_other_errors_pass_as_they_are():
+def test_other_errors_are_not_changed():
     with pytest.raises(ValueError, match="no number"), naming(Path("x")):
         raise ValueError("no number")
     with pytest.raises(OSError, match="by us alone"), naming(Path("x")):

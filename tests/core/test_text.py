@@ -13,18 +13,18 @@ NAMES = "naïve\ncafé\n猫\n"
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
-def test_text_as_people_save_it_is_read(tmp_path: Path, encoding: str, end: str):
+def test_text_is_read_in_common_encodings_and_line_ends(tmp_path: Path, encoding: str, end: str):
     path = tmp_path / "names"
     path.write_bytes(NAMES.replace("\n", end).encode(encoding))
     assert read_text(path, "names", "text").split() == NAMES.split()
 
 
-def test_big_endian_with_its_mark_is_read():
+def test_big_endian_utf_16_with_a_byte_order_mark_is_read():
     assert decoded("\ufeffnaïve".encode("utf-16-be")) == "naïve"
 
 
 @pytest.mark.parametrize("data", [NAMES[:11].encode("cp1252"), "abc".encode("utf-16-le"), b"\xff\xfe\x00\xd8\x00"])
-def test_text_in_another_encoding_is_refused_by_name(tmp_path: Path, data: bytes):
+def test_the_error_of_another_encoding_names_the_file(tmp_path: Path, data: bytes):
     path = tmp_path / "names"
     path.write_bytes(data)
     with pytest.raises(InputError, match=r"the names is .*/names', which cannot be read as text .*: text in UTF-8"):
@@ -45,7 +45,7 @@ def points(path: Path) -> list[dict[str, object]]:
 
 
 @pytest.mark.parametrize("read", [read_tree, space.read, points])
-def test_yaml_in_a_code_page_is_refused_by_name(tmp_path: Path, read):
+def test_the_error_of_yaml_in_a_code_page_names_the_file(tmp_path: Path, read):
     path = tmp_path / "a.yaml"
     path.write_bytes("# déjà vu\nseed: 3\n".encode("cp1252"))
     with pytest.raises(InputError, match=r"a\.yaml', which cannot be read as text .*accepted: a YAML .* in UTF-8"):

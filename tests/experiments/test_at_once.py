@@ -107,7 +107,7 @@ def test_a_folder_in_use_is_refused_at_once(tmp_path, name):
     finally:
         os.close(held)
     assert (code, said) == (2, "")
-    accepted = "a folder of its own, or the same once that has ended"
+    accepted = "another folder, or this one once that has ended"
     assert errors == f"error: --out is 'there', where another process runs; accepted: {accepted}\n"
     assert list(folder.iterdir()) == []
 

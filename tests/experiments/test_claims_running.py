@@ -147,7 +147,7 @@ def test_rows_that_were_lost_come_back_from_the_records(whole, home):
 
 
 @pytest.mark.ray
-def test_a_claim_whose_cells_are_renamed_and_reordered_is_answered_by_its_records(whole, home, tmp_path, heard):
+def test_a_claim_whose_cells_are_renamed_and_reordered_is_answered_by_its_records(whole, home, tmp_path, logged):
     cells = {"zwei": TINY["cells"]["two"], "eins": TINY["cells"]["one"]}
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY | {"cells": cells}), encoding="utf-8")
     shutil.copytree(home / "calm", home / "renamed")
@@ -160,7 +160,7 @@ def test_a_claim_whose_cells_are_renamed_and_reordered_is_answered_by_its_record
 
 
 @pytest.mark.ray
-def test_what_is_missing_after_a_whole_run_is_told_and_does_not_count_as_done(whole, home, heard, monkeypatch):
+def test_what_is_missing_after_a_whole_run_is_told_and_does_not_count_as_done(whole, home, logged, monkeypatch):
     shutil.copytree(home / "calm", home / "short")
     monkeypatch.setattr(running, "is_result", lambda record, choosing: record.seed != 11)
     result = running.run(claims_of(home, "tiny"), place(home, "short"))
@@ -168,7 +168,7 @@ def test_what_is_missing_after_a_whole_run_is_told_and_does_not_count_as_done(wh
     told = (
         "tiny: still missing after this run: 7 trials, of one (seeds 11), two (seeds 11); the same command tries again"
     )
-    assert told in heard
+    assert told in logged
 
 
 @pytest.mark.slow
@@ -184,14 +184,14 @@ def test_on_a_machine_without_the_records_only_what_is_missing_is_run(whole, hom
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_a_unit_begun_with_another_teacher_is_told_and_run_whole(whole, home, heard):
+def test_a_unit_begun_with_another_teacher_is_told_and_run_whole(whole, home, logged):
     rows = home / "rows-strange" / "tiny.parquet"
     rows.parent.mkdir()
     strange = [replace(row, record=replace(row.record, teacher_hash="another")) for row in whole]
     begun = [row for row in strange if row.cell == "one" and row.record.seed == 10 and row.record.arm != "guided"]
     write_rows(rows, [*begun, *(row for row in whole if row.cell != "one" or row.record.seed != 10)])
     assert running.run(claims_of(home, "tiny"), place(home, "strange")).complete
-    assert any("its rows were made with another teacher" in told and "one seed 10" in told for told in heard)
+    assert any("its rows were made with another teacher" in told and "one seed 10" in told for told in logged)
     assert len(records(home, "strange")) == 4
     assert numbers(read_rows(rows)) == numbers(whole)
 
@@ -229,11 +229,11 @@ def test_halving_goes_rung_by_rung_and_stores_nothing_of_the_test_images(cluster
     assert {row.test_images for row in state.rows} == {0}
 
 
-def test_a_claim_for_a_gpu_is_left_out_without_one_and_told(home, heard):
+def test_a_claim_for_a_gpu_is_left_out_without_one_and_told(home, logged):
     (claim,) = claims_of(home, "tiny")
     result = running.run([replace(claim, needs_gpu=True)], place(home, "gpu"))
     assert result.complete
-    assert heard == ["tiny needs a GPU, so it is left out without --gpus-per-trial"]
+    assert logged == ["tiny needs a GPU, so it is left out without --gpus-per-trial"]
     assert not (home / "rows-gpu").exists()
 
 

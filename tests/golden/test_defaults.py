@@ -1,7 +1,7 @@
-"""The default of every field of every method, as it was when the version of the numbers was last raised.
+"""Compares the defaults of all fields with those at the last increase of the version of the numbers.
 
-Hashes leave defaults out, so a default that changes would give an old hash a new meaning. `pytest --update-golden
-tests/golden` writes `defaults.json`, but not where a version has to be raised first.
+Hashes omit fields at their defaults, so a changed default would give an old hash a new meaning. `pytest --update-golden
+tests/golden` rewrites `defaults.json`, unless a version has to be raised first.
 """
 
 import dataclasses
@@ -17,13 +17,13 @@ from condkd_ray.trial.config import TrialConfig
 from condkd_ray.trial.plan import NUMBERS
 
 PATH = Path(__file__).with_name("defaults.json")
-WRITE = "write defaults.json anew: pytest --update-golden tests/golden/test_defaults.py"
+WRITE = "rewrite defaults.json: pytest --update-golden tests/golden/test_defaults.py"
 CACHED = ("teacher", "condensation")
-"""Fields that artifacts in the cache are named by."""
+"""Config fields that determine the names of artifacts in the cache."""
 
 
 def defaults(kind: type, path: str = "") -> dict[str, Any]:
-    """Defaults of all fields that are part of a hash, by path; those of each member of a union."""
+    """Return the defaults of all fields that are part of a hash, by path, including those of all members of unions."""
     found: dict[str, Any] = {}
     hints, known = get_type_hints(kind), default_identities(kind)
     for field in dataclasses.fields(kind):
@@ -37,7 +37,7 @@ def defaults(kind: type, path: str = "") -> dict[str, Any]:
 
 
 def _label(member: type) -> str:
-    """The name that tells a member of a union from the others."""
+    """Return the name of a member of a union in brackets; empty if the class has no unique name."""
     names = get_args(get_type_hints(member).get("name"))
     return f"[{names[0]}]" if len(names) == 1 else ""
 
@@ -46,34 +46,34 @@ def current() -> dict[str, Any]:
     return json.loads(json.dumps({"numbers": NUMBERS, "recipe": RECIPE, "defaults": defaults(TrialConfig)}))
 
 
-def moved(frozen: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Paths whose default is another one now, or that are gone; not those that are new."""
+def changed_paths(frozen: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Return the paths whose default changed or that were removed; new paths are not included."""
     old, new = frozen["defaults"], now["defaults"]
     return [path for path, default in old.items() if path not in new or new[path] != default]
 
 
 def to_raise(frozen: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What has to be raised before the defaults may be frozen anew."""
-    paths = moved(frozen, now)
+    """Return messages that name the versions to raise before the defaults can be stored again."""
+    paths = changed_paths(frozen, now)
     cached = [path for path in paths if path.startswith(CACHED)]
-    told = []
+    texts = []
     if paths and now["numbers"] <= frozen["numbers"]:
-        told.append(f"raise NUMBERS in condkd_ray/trial/plan.py: defaults changed or fields vanished: {paths}")
+        texts.append(f"raise NUMBERS in condkd_ray/trial/plan.py: defaults changed or fields were removed: {paths}")
     if cached and now["recipe"] == frozen["recipe"]:
-        told.append(f"raise RECIPE in condkd_ray/trial/artifacts.py: defaults of cached artifacts changed: {cached}")
-    return told
+        texts.append(f"raise RECIPE in condkd_ray/trial/artifacts.py: defaults of cached artifacts changed: {cached}")
+    return texts
 
 
 def test_no_default_has_changed_unless_the_numbers_were_raised(request):
     now, update = current(), request.config.getoption("update_golden")
     frozen = json.loads(PATH.read_text()) if PATH.is_file() or not update else now
-    told = to_raise(frozen, now)
-    assert not told, "; ".join(told)
+    messages = to_raise(frozen, now)
+    assert not messages, "; ".join(messages)
     if update:
         PATH.write_text(json.dumps(now, indent=1) + "\n")
         return
     added = [path for path in now["defaults"] if path not in frozen["defaults"]]
-    assert not added, f"new fields, which change no hash of today: {added}; {WRITE}"
+    assert not added, f"new fields, which change no existing hash: {added}; {WRITE}"
     assert now == frozen, f"numbers or recipe were raised; {WRITE}"
 
 
@@ -81,7 +81,7 @@ FROZEN = {"numbers": 2, "recipe": "1", "defaults": {"rounds": 12, "teacher.seed"
 
 
 @pytest.mark.parametrize(
-    ("change", "raised", "told"),
+    ("change", "raised", "expected"),
     [
         ({}, {}, []),
         ({"new": 3}, {}, []),
@@ -93,13 +93,13 @@ FROZEN = {"numbers": 2, "recipe": "1", "defaults": {"rounds": 12, "teacher.seed"
         ({"teacher.seed": 1}, {"numbers": 3, "recipe": "2"}, []),
     ],
 )
-def test_a_changed_default_needs_a_new_version_and_a_new_field_does_not(change, raised, told):
+def test_a_changed_default_needs_a_new_version_and_a_new_field_does_not(change, raised, expected):
     changed = {path: default for path, default in (FROZEN["defaults"] | change).items() if default is not None}
     found = to_raise(FROZEN, FROZEN | raised | {"defaults": changed})
-    assert [text.split()[1] for text in found] == told
+    assert [text.split()[1] for text in found] == expected
 
 
-def test_every_member_of_every_union_is_there():
+def test_defaults_include_every_member_of_every_union():
     found = defaults(TrialConfig)
     assert found["inversion"] == {"name": "fast"}
     assert found["teacher"] == {}

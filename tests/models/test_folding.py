@@ -95,19 +95,19 @@ class Odd(nn.Module):
 
 @pytest.mark.parametrize("kind", ["values", "types", "own arithmetic"])
 @torch.no_grad()
-def test_a_network_that_would_answer_otherwise_stays_as_it_is_and_that_is_said(kind, heard):
+def test_a_network_that_would_answer_otherwise_stays_as_it_is_and_that_is_said(kind, logged):
     module, images = Odd(kind).eval(), torch.randn(4, 3, 8, 8)
     module.bn.weight.copy_(torch.tensor([1.0, 2.0, 3.0, 4.0]))
     assert folded(module, torch.bfloat16, images) is module
-    assert len(heard) == 1
-    assert "batch normalisation is not folded" in heard[0]
+    assert len(logged) == 1
+    assert "batch normalisation is not folded" in logged[0]
     teacher = Teacher(
         module, num_classes=5, image_shape=(3, 8, 8), mean=(0.5,) * 3, std=(0.25,) * 3, train_size=1, flip_ok=False
     )
     with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
         assert torch.equal(teacher.answers(images), module(images).float())
         assert torch.equal(teacher.observe(images).logits, module(images).float())
-    assert (len(heard) == 3) == (kind == "own arithmetic")
+    assert (len(logged) == 3) == (kind == "own arithmetic")
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Total losses of inversions that play against the student, as plain loops over nested lists of floats.
+"""Total losses of the inversions with an adversarial term, as plain loops over nested lists of floats.
 
 Imports nothing from the package.
 """
@@ -21,7 +21,7 @@ from reference.losses import (
 
 
 def entropies(logits):
-    """Of each row, to base 10."""
+    """Return the entropy of each row's softmax, to base 10."""
     found = []
     for row in logits:
         total = 0.0
@@ -36,7 +36,7 @@ def weighted(weights, values):
 
 
 def first_counting(factor, seen, running):
-    """The distance of the BN statistics, that of the first layer `factor` times."""
+    """Return the distance of the BN statistics, with the first layer weighted by `factor`."""
     return bn_distance(seen, running) + (factor - 1) * bn_distance(seen[:1], running[:1])
 
 
@@ -64,13 +64,13 @@ def deep_inversion(teacher, labels, weights, seen, running, images, *, first, bn
 
 
 def competition(student, teacher, weights, temperature, reduction):
-    """ADI: 1 less the divergence, which is held between 0 and 1."""
+    """Return the competition loss of ADI: 1 minus the divergence, clamped to [0, 1]."""
     js = weighted(weights, jensen_shannon(student, teacher, temperature, reduction))
     return 1 - min(max(js, 0.0), 1.0)
 
 
 def clipped(gradients, longest):
-    """Lists of floats, shortened together to at most `longest`."""
+    """Return lists of floats, scaled to a joint norm of at most `longest`."""
     length = norm([value for gradient in gradients for value in gradient])
     factor = min(1.0, longest / length)
     return [[factor * value for value in gradient] for gradient in gradients]

@@ -4,17 +4,17 @@ from math import cos, floor, pi, sin, sqrt
 
 
 def reach(share, side):
-    """Pixels of the largest move: a share above 0 moves by one at least."""
+    """Return the largest shift in pixels, at least 1 if the share is above 0."""
     return 0 if share == 0 else max(1, round(share * side))
 
 
 def normalised(image, mean, std):
-    """Pixels in [0, 1] to the teacher's space, a mean and a standard deviation for each channel."""
+    """Normalise pixels in [0, 1] with a mean and a standard deviation for each channel."""
     return [[[(pixel - m) / s for pixel in row] for row in ch] for ch, m, s in zip(image, mean, std, strict=True)]
 
 
 def rolled(image, down, right):
-    """Shift content down by `down` and right by `right`; pixels that leave re-enter at the opposite edge."""
+    """Shift content down by `down` and right by `right`, and wrap around at the edges."""
     height, width = len(image[0]), len(image[0][0])
     return [
         [[ch[(i - down) % height][(j - right) % width] for j in range(width)] for i in range(height)] for ch in image
@@ -22,7 +22,7 @@ def rolled(image, down, right):
 
 
 def moved(image, down, right, black=None):
-    """Content goes up by `down` and left by `right`; `black`, a value for each channel, comes in, or zeros."""
+    """Shift content up by `down` and left by `right`, and fill with `black`, one value per channel, or with zeros."""
     height, width = len(image[0]), len(image[0][0])
     out = []
     for channel, dark in zip(image, black or [0.0] * len(image), strict=True):
@@ -42,7 +42,7 @@ def mirrored(image):
 
 
 def color(image, u):
-    """Brightness of range 1, then saturation of range 2, then contrast of 1/2 to 3/2."""
+    """Change brightness by -1/2 to 1/2, then saturation by a factor in 0..2, then contrast by a factor in 1/2..3/2."""
     channels, height, width = len(image), len(image[0]), len(image[0][0])
     out = [[[image[c][i][j] + (u[0] - 0.5) for j in range(width)] for i in range(height)] for c in range(channels)]
     for i in range(height):
@@ -55,7 +55,7 @@ def color(image, u):
 
 
 def crop(image, u):
-    """Move by up to an eighth of the side both ways."""
+    """Shift by up to an eighth of the side in each direction."""
     moves = []
     for share, side in ((u[0], len(image[0])), (u[1], len(image[0][0]))):
         reach = floor(side / 8 + 0.5)
@@ -64,7 +64,7 @@ def crop(image, u):
 
 
 def cutout(image, u):
-    """Zero a square of half the side, which may stick out of the image."""
+    """Set a rectangle of half the sides to zero, which may extend beyond the image."""
     spans = []
     for share, side in ((u[0], len(image[0])), (u[1], len(image[0][0]))):
         size = floor(side / 2 + 0.5)
@@ -82,7 +82,7 @@ def flip(image, u):
 
 
 def resized_crop(image, u, low, high):
-    """The part of area share low..high and of width over height 3/4..4/3, each pixel at its place in the whole."""
+    """Crop a share of the area in low..high with an aspect ratio in 3/4..4/3, and resize it to the whole image."""
     height, width = len(image[0]), len(image[0][0])
     area, ratio = low + (high - low) * u[0], (4 / 3) ** (2 * u[1] - 1)
     wide, high_ = min(sqrt(area * ratio), 1.0), min(sqrt(area / ratio), 1.0)
@@ -102,7 +102,7 @@ def resized_crop(image, u, low, high):
 
 
 def bilinear(channel, y, x):
-    """Value at (y, x) in pixels, pixel centres at whole numbers; zero outside."""
+    """Return the value at (y, x) in pixels, with pixel centres at integers; zero outside of the image."""
     top, left = floor(y), floor(x)
     total = 0.0
     for i in (top, top + 1):
@@ -113,7 +113,7 @@ def bilinear(channel, y, x):
 
 
 def warp(image, matrix):
-    """Each output pixel takes the value at matrix @ (x, y); coordinates run from edge -1 to edge 1."""
+    """Return the image sampled at matrix @ (x, y) for each pixel; coordinates are -1 and 1 at the edges."""
     height, width = len(image[0]), len(image[0][0])
     (a, b), (c, d) = matrix
     out = []
@@ -131,16 +131,16 @@ def warp(image, matrix):
 
 
 def scale(image, u):
-    """Factors between 1 / 1.2 and 1.2, one for each direction."""
+    """Scale each direction by its own factor between 1 / 1.2 and 1.2."""
     x, y = (share * (1.2 - 1 / 1.2) + 1 / 1.2 for share in u[:2])
     return warp(image, ((x, 0.0), (0.0, y)))
 
 
 def rotate(image, u):
-    """By up to 15 degrees both ways."""
+    """Rotate by -15 to 15 degrees."""
     angle = (u[0] - 0.5) * 30 * pi / 180
     return warp(image, ((cos(angle), -sin(angle)), (sin(angle), cos(angle))))
 
 
 GROUPS = {"color": color, "crop": crop, "cutout": cutout, "scale": scale, "rotate": rotate, "flip": flip}
-"""In the order in which `dsa` draws them; the last only where a mirrored image keeps its class."""
+"""Groups in the order in which `dsa` draws them. `flip` is used only if mirrored images keep their class."""

@@ -1,4 +1,4 @@
-"""What condensers minimise and choose, as plain loops over nested lists of floats.
+"""Objectives and selection rules of condensation methods, as plain loops over nested lists of floats.
 
 Imports nothing from the package.
 """
@@ -11,7 +11,7 @@ def length(row):
 
 
 def gradient_distance(real, synthetic):
-    """1 - cosine, summed; each argument: layers of classes of output channels of weights."""
+    """Return the sum of 1 - cosine. Arguments are indexed [layer][class][output channel][weight]."""
     total = 0.0
     for there_layer, here_layer in zip(real, synthetic, strict=True):
         for there_class, here_class in zip(there_layer, here_layer, strict=True):
@@ -26,7 +26,7 @@ def mean(rows):
 
 
 def herd(embedded, labels, ipc, num_classes):
-    """Row numbers, class after class: each time every row left is tried, and the mean of the chosen made anew."""
+    """Return the chosen row indices, class after class, by a greedy search that recomputes each mean."""
     chosen = []
     for label in range(num_classes):
         rows = [row for row, found in enumerate(labels) if found == label]

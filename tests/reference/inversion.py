@@ -1,4 +1,4 @@
-"""Total losses of inversions, and what their targets are drawn from, as plain loops over nested lists of floats.
+"""Total losses of inversions and the statistics of their targets, as plain loops over nested lists of floats.
 
 Imports nothing from the package.
 """
@@ -7,7 +7,7 @@ from math import exp, log, sqrt
 
 
 def cosines(rows):
-    """Of each two of the rows, as a matrix."""
+    """Return the matrix of cosines between all pairs of rows."""
     lengths = [sqrt(sum(value * value for value in row)) for row in rows]
     matrix = []
     for one, length in zip(rows, lengths, strict=True):
@@ -32,7 +32,7 @@ def cross_entropy(wanted, logits, temperature):
 
 
 def soft_target(logits, features, wanted, *, temperature, oh_weight, act_weight):
-    """Wang's: mean cross-entropy, less the mean absolute feature."""
+    """Return the loss of Wang's method: mean cross-entropy minus the weighted mean absolute feature."""
     total = 0.0
     for answer, row in zip(logits, wanted, strict=True):
         total += oh_weight * cross_entropy(row, answer, temperature) / len(logits)
@@ -43,7 +43,11 @@ def soft_target(logits, features, wanted, *, temperature, oh_weight, act_weight)
 
 
 def nayer(logits, student, labels, seen, running, memory, *, momentum, bn_weight, oh_weight, adv_weight):
-    """Seen, running and remembered BN statistics: lists of (means, variances). `memory` None: the seen ones alone."""
+    """Return NAYER's loss.
+
+    `seen`, `running`, `memory`: BN statistics of the batch, of the teacher and of earlier batches, as lists of
+    (means, variances). With `memory` None, only those of the batch count.
+    """
     total = 0.0
     for layer, (target_mean, target_var) in enumerate(running):
         for part, target in ((0, target_mean), (1, target_var)):

@@ -17,18 +17,18 @@ def soft_cross_entropy(student, teacher, tau):
 
 
 def binary_kl(p, q):
-    """Of two probabilities, each of "yes"."""
+    """Return KL(p || q) of two Bernoulli distributions."""
     return p * log(p / q) + (1 - p) * log((1 - p) / (1 - q))
 
 
 def target_class(student, teacher, label, tau):
-    """TCKD of two rows of logits."""
+    """Return TCKD, the target-class part of DKD, of two rows of logits."""
     p, q = softmax([value / tau for value in teacher])[label], softmax([value / tau for value in student])[label]
     return binary_kl(p, q)
 
 
 def other_classes(student, teacher, label, tau):
-    """NCKD of two rows of logits."""
+    """Return NCKD, the non-target-class part of DKD, of two rows of logits."""
     t = [value / tau for k, value in enumerate(teacher) if k != label]
     s = [value / tau for k, value in enumerate(student) if k != label]
     return kl(t, s)
@@ -43,13 +43,13 @@ def decoupled(student, teacher, labels, tau, alpha, beta):
 
 
 def energy(activations):
-    """[channel][row][column] to [row][column]: the mean of squares."""
+    """Return the mean square over channels, [row][column], of activations [channel][row][column]."""
     height, width = len(activations[0]), len(activations[0][0])
     return [[mean([channel[i][j] ** 2 for channel in activations]) for j in range(width)] for i in range(height)]
 
 
 def halved(image):
-    """Means of blocks of two by two."""
+    """Return the means of 2 x 2 blocks."""
     return [
         [mean([image[i + a][j + b] for a in (0, 1) for b in (0, 1)]) for j in range(0, len(image[0]), 2)]
         for i in range(0, len(image), 2)
@@ -63,12 +63,12 @@ def unit(image):
 
 
 def attention_distance(student, teacher):
-    """Of two samples' maps, [row][column] each, of one size."""
+    """Return the distance of two attention maps [row][column] of equal size."""
     return mean([(a - b) ** 2 for a, b in zip(unit(student), unit(teacher), strict=True)])
 
 
 def attention(student, teacher, tau, weight, pairs):
-    """`pairs`: layers, each (student, teacher) [sample][channel][row][column] of one size."""
+    """Return the attention-transfer loss. `pairs`: (student, teacher) layer outputs [sample][channel][row][column]."""
     losses = hinton(student, teacher, tau)
     for ours, wanted in pairs:
         for index in range(len(losses)):

@@ -31,7 +31,7 @@ def mean(values):
 
 
 def kl(teacher, student):
-    """KL(teacher || student) of two rows of logits."""
+    """Return KL(teacher || student) of two rows of logits."""
     log_teacher, log_student = log_softmax(teacher), log_softmax(student)
     total = 0.0
     for p, q in zip(log_teacher, log_student, strict=True):
@@ -47,7 +47,7 @@ def hinton(student, teacher, tau):
 
 
 def hinton_gradient(student, teacher, tau):
-    """Of each sample's loss with respect to its student logits: tau (softmax(s / tau) - softmax(t / tau))."""
+    """Return the gradients of the losses at the student logits: tau (softmax(s / tau) - softmax(t / tau))."""
     gradients = []
     for s, t in zip(student, teacher, strict=True):
         p, q = softmax([value / tau for value in s]), softmax([value / tau for value in t])
@@ -75,7 +75,7 @@ def norm(values):
 
 
 def bn_distance(seen, running):
-    """Both: a list of layers, each (means, variances)."""
+    """Return the distance of BN statistics; both arguments are lists of (means, variances), one per layer."""
     total = 0.0
     for (mean_seen, var_seen), (mean_running, var_running) in zip(seen, running, strict=True):
         total += norm([a - b for a, b in zip(var_running, var_seen, strict=True)])
@@ -84,7 +84,7 @@ def bn_distance(seen, running):
 
 
 def batch_statistics(batch):
-    """(means, biased variances) of each channel of images[b][c][h][w]."""
+    """Return the means and biased variances of each channel of images[b][c][h][w]."""
     means, variances = [], []
     for channel in range(len(batch[0])):
         values = [pixel for image in batch for row in image[channel] for pixel in row]
@@ -117,7 +117,7 @@ def negative_activation(features):
 
 
 def total_variation(batch):
-    """Four directions: right, down, down-right, down-left."""
+    """Return the sum of the norms of differences in four directions: right, down, down-right, down-left."""
     total = 0.0
     for down, right in ((0, 1), (1, 0), (1, 1), (1, -1)):
         squares = 0.0
@@ -139,7 +139,7 @@ def disagreement(student, teacher):
 
 
 def jensen_shannon(student, teacher, temperature, reduction):
-    """As PRE-DFKD has it: KL(middle || side), everything clamped; over the classes a mean or a sum."""
+    """Return the divergence of PRE-DFKD: KL(middle || side), clamped, as a mean or a sum over classes."""
     losses = []
     for s, t in zip(student, teacher, strict=True):
         q, p = softmax([value / temperature for value in s]), softmax([value / temperature for value in t])
@@ -152,7 +152,7 @@ def jensen_shannon(student, teacher, temperature, reduction):
 
 
 def instance_discrimination(local, whole, count, temperature):
-    """Mean over the first `count` rows, plus that over the others where there are any."""
+    """Return the mean loss of the first `count` rows plus the mean of the others, if there are any."""
     losses = []
     for i in range(len(local)):
         alike = [sum(a * b for a, b in zip(local[i], row, strict=True)) / temperature for row in whole]
@@ -164,15 +164,15 @@ def sigmoid(value):
     return 1 / (1 + exp(-value))
 
 
-def tell_apart(real, fake, smoothing=0.0):
-    """Binary cross-entropy with real = 1 - smoothing and fake = 0."""
+def discriminator_loss(real, fake, smoothing=0.0):
+    """Return the binary cross-entropy with targets 1 - smoothing for real and 0 for fake."""
     losses = []
     for value in real:
         losses.append(-(1 - smoothing) * log(sigmoid(value)) - smoothing * log(1 - sigmoid(value)))
     return mean(losses) + mean([-log(1 - sigmoid(value)) for value in fake])
 
 
-def fool(fake):
+def generator_loss(fake):
     return mean([-log(sigmoid(value)) for value in fake])
 
 
@@ -180,8 +180,8 @@ def hinge(real, fake):
     return mean([max(0.0, 1 - value) for value in real]) + mean([max(0.0, 1 + value) for value in fake])
 
 
-def gradient_penalty(judge, points, step=1e-5):
-    """Half the mean squared norm of the gradient of `judge`, a list of floats to a float, by central differences."""
+def gradient_penalty(function, points, step=1e-5):
+    """Return half the mean squared norm of the gradient of `function`, computed by central differences."""
     norms = []
     for point in points:
         total = 0.0
@@ -189,7 +189,7 @@ def gradient_penalty(judge, points, step=1e-5):
             up, down = list(point), list(point)
             up[place] += step
             down[place] -= step
-            total += ((judge(up) - judge(down)) / (2 * step)) ** 2
+            total += ((function(up) - function(down)) / (2 * step)) ** 2
         norms.append(total)
     return mean(norms) / 2
 
@@ -209,7 +209,7 @@ def kernel(x, y, median, bandwidths):
 
 
 def mmd(left, right, median, bandwidths):
-    """Biased squared MMD of two sets of vectors."""
+    """Return the biased squared MMD of two sets of vectors."""
     within_left = mean([kernel(x, y, median, bandwidths) for x in left for y in left])
     within_right = mean([kernel(x, y, median, bandwidths) for x in right for y in right])
     between = mean([kernel(x, y, median, bandwidths) for x in left for y in right])
@@ -217,7 +217,7 @@ def mmd(left, right, median, bandwidths):
 
 
 def class_mmd(left, left_labels, right, right_labels, median, bandwidths=(0.5, 1.0, 2.0)):
-    """Mean of the classes' MMDs, over the classes present on both sides."""
+    """Return the mean MMD over the classes that occur on both sides."""
     values = []
     for label in sorted(set(left_labels) & set(right_labels)):
         ours = [x for x, y in zip(left, left_labels, strict=True) if y == label]
@@ -227,7 +227,7 @@ def class_mmd(left, left_labels, right, right_labels, median, bandwidths=(0.5, 1
 
 
 def median_distance(vectors):
-    """Lower median of the squared distances of all pairs."""
+    """Return the lower median of the squared distances of all pairs."""
     pairs = []
     for i in range(len(vectors)):
         for j in range(i + 1, len(vectors)):
@@ -236,20 +236,20 @@ def median_distance(vectors):
 
 
 def proxy(student, teacher):
-    """(share of rows that name the same class, mean KL(teacher || student))."""
+    """Return the share of rows with equal argmax, and the mean KL(teacher || student)."""
     same = [1.0 if argmax(s) == argmax(t) else 0.0 for s, t in zip(student, teacher, strict=True)]
     return mean(same), mean([kl(t, s) for s, t in zip(student, teacher, strict=True)])
 
 
 def covariance(vectors):
-    """Biased covariance matrix as a list of rows."""
+    """Return the biased covariance matrix as a list of rows."""
     columns = [list(column) for column in zip(*vectors, strict=True)]
     centred = [[value - mean(column) for value in column] for column in columns]
     return [[mean([a * b for a, b in zip(x, y, strict=True)]) for y in centred] for x in centred]
 
 
 def class_moments(left, left_labels, right, right_labels):
-    """(squared distance of means, of covariances), each the mean over the classes present on both sides."""
+    """Return the squared distances of means and of covariances, averaged over the classes on both sides."""
     means, covariances = [], []
     for label in sorted(set(left_labels) & set(right_labels)):
         ours = [x for x, y in zip(left, left_labels, strict=True) if y == label]
@@ -262,7 +262,7 @@ def class_moments(left, left_labels, right, right_labels):
 
 
 def left_shares(left_labels, right_labels):
-    """Shares of each row, left and right, where both sides have the left's proportions of the common classes."""
+    """Return weights of the left and right rows that give both sides the left's proportions of the common classes."""
     common = [y for y in left_labels if y in right_labels]
     ours = [1 / len(common) if y in right_labels else 0.0 for y in left_labels]
     theirs = [common.count(y) / len(common) / right_labels.count(y) for y in right_labels]
@@ -270,7 +270,7 @@ def left_shares(left_labels, right_labels):
 
 
 def marginal_mmd(left, left_labels, right, right_labels, median, bandwidths=(0.5, 1.0, 2.0)):
-    """Squared MMD of both sides as wholes, in the left's proportions."""
+    """Return the squared MMD over all classes, with the left's class proportions on both sides."""
     a, b = left_shares(left_labels, right_labels)
 
     def total(xs, us, ys, vs):
@@ -281,7 +281,7 @@ def marginal_mmd(left, left_labels, right, right_labels, median, bandwidths=(0.5
 
 
 def marginal_moments(left, left_labels, right, right_labels):
-    """(squared distance of means, of covariances) of both sides as wholes, in the left's proportions."""
+    """Return the squared distances of means and covariances over all classes, with the left's class proportions."""
     found = []
     for rows, shares in zip((left, right), left_shares(left_labels, right_labels), strict=True):
         size = range(len(rows[0]))

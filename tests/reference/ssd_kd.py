@@ -4,7 +4,7 @@ from reference.losses import argmax, softmax
 
 
 def phi(logits, gamma, held=(), batch=True):
-    """Modulating function of rows of logits; `held`: counts by class of samples counted besides the batch."""
+    """Return the modulating function of rows of logits. `held`: class counts of stored samples, added to the batch."""
     classes = [argmax(row) for row in logits]
     counted = [kind for kind, count in enumerate(held) for _ in range(count)] + (classes if batch else [])
     values = []
@@ -45,21 +45,21 @@ class Buffer:
             old -= 1
 
     def chances(self):
-        """P of each entry."""
+        """Return the probability P of each entry."""
         masses = [(abs(delta) + self.eps) ** self.alpha for _, delta, _ in self.entries]
         return [mass / sum(masses) for mass in masses]
 
     def corrections(self):
-        """(N P)^-beta of each entry."""
+        """Return the importance weight (N P)^-beta of each entry."""
         return [(len(self.entries) * chance) ** -self.beta for chance in self.chances()]
 
     def feedback(self, ids, gaps):
-        heard = {}
+        gaps_by_id = {}
         for i, gap in zip(ids, gaps, strict=True):
-            heard.setdefault(i, []).append(gap)
+            gaps_by_id.setdefault(i, []).append(gap)
         for entry in self.entries:
-            if entry[0] in heard:
-                entry[1] = entry[2] * sum(heard[entry[0]]) / len(heard[entry[0]])
+            if entry[0] in gaps_by_id:
+                entry[1] = entry[2] * sum(gaps_by_id[entry[0]]) / len(gaps_by_id[entry[0]])
         for entry, weight in zip(self.entries, self.corrections(), strict=True):
-            if entry[0] in heard:
+            if entry[0] in gaps_by_id:
                 entry[2] = weight

@@ -6,7 +6,7 @@ from reference.losses import argmax, class_prior, mean, negative_entropy
 
 
 def divergence(means, log_vars):
-    """KL to the standard normal distribution, the mean over rows."""
+    """Return the mean over rows of the KL divergence from the standard normal distribution."""
     rows = []
     for mu, log_var in zip(means, log_vars, strict=True):
         total = 0.0
@@ -17,9 +17,9 @@ def divergence(means, log_vars):
 
 
 def off_normal(latents):
-    """Squared deviations of each coordinate's moments over the rows from 0 and 1, their means over coordinates.
+    """Return the squared deviations of mean and variance from 0 and 1, averaged over coordinates.
 
-    The variance divides by one less than there are rows, unless there is only one.
+    The variance divides by the number of rows minus one, unless there is only one row.
     """
     means, variances = [], []
     for column in zip(*latents, strict=True):

@@ -107,7 +107,7 @@ def test_once_all_trials_have_ended_nothing_is_interim_but_what_a_search_has_fou
         ("tensorboard", "TensorBoard files"),
     ],
 )
-def test_what_cannot_be_written_is_told_once_and_all_else_is_made(folder, heard, name, what):
+def test_what_cannot_be_written_is_told_once_and_all_else_is_made(folder, logged, name, what):
     out = folder(sweep(ipcs=(5,), seeds=(0,)))
     expected = build(out)
     for path in out.iterdir():
@@ -118,16 +118,16 @@ def test_what_cannot_be_written_is_told_once_and_all_else_is_made(folder, heard,
     failed: list[Exception] = []
     assert build(out, failed=failed) == expected
     assert len(failed) == 1
-    (told,) = heard
+    (told,) = logged
     assert told.startswith(f"{what} cannot be written (")
     assert told.endswith(f"; condkd report {out} writes it again")
     if name != "tensorboard":
         shutil.rmtree(out / name)
     assert {path.name for path in out.iterdir()} >= {"records.parquet", "table.md", "report.html"} - {name}
-    heard.clear()
+    logged.clear()
     (out / "tensorboard").unlink() if name == "tensorboard" else None
     assert build(out) == expected
-    assert heard == []
+    assert logged == []
     assert (out / name).exists()
 
 

@@ -103,7 +103,7 @@ def test_the_same_command_runs_nothing_anew(home: Path, finished: Path):
     before = {path: path.stat().st_mtime_ns for path in (finished / "records").iterdir()}
     again = ablate(home, "whole", "--rounds", "2")
     assert again.returncode == 0
-    assert "6 of them finished before" in again.stderr
+    assert "6 of them already finished" in again.stderr
     assert {path: path.stat().st_mtime_ns for path in (finished / "records").iterdir()} == before
 
 
@@ -145,7 +145,7 @@ def test_out_of_time_it_says_so_and_later_runs_only_what_is_asked_for(home: Path
     wanted = next(record for record in read_records(finished) if record.arm == "mixed")
     only = ablate(home, "budget", "--rounds", "2", "--only", wanted.config_hash[:6])
     assert only.returncode == 0, only.stderr
-    assert "6 trials, 1 of them chosen, 0 of them finished before" in only.stderr
+    assert "6 trials, 1 of them chosen, 0 of them already finished" in only.stderr
     assert [numbers(record) for record in read_records(home / "budget")] == [numbers(wanted)]
 
 
@@ -153,7 +153,7 @@ def test_out_of_time_it_says_so_and_later_runs_only_what_is_asked_for(home: Path
 def test_only_trials_that_were_planned_can_be_chosen(home: Path, finished: Path):
     unknown = ablate(home, "whole", "--rounds", "2", "--only", "no hash")
     assert unknown.returncode == 2
-    assert "--only is 'no hash'; accepted: the beginnings of hashes of planned trials, here " in unknown.stderr
+    assert "--only is 'no hash'; accepted: the beginning of the hash of one planned trial: " in unknown.stderr
     nowhere = ablate(home, "nowhere", "--rounds", "2", "--only", "ab")
     assert nowhere.returncode == 2
     assert "holds no experiment.json" in nowhere.stderr
@@ -176,7 +176,7 @@ def test_seeds_under_several_teachers(home: Path):
     for record in records.values():
         assert record.history[-1]["student/test_accuracy"] == record.metrics["student/test_accuracy"]
     again = ablate(home, "teachers", *flags, "--teachers", "2")
-    assert "3 of them finished before" in again.stderr
+    assert "3 of them already finished" in again.stderr
 
 
 def test_producers_of_one_trial_serve_no_other(tmp_path: Path):
@@ -265,7 +265,7 @@ class Stopped(BaseException):
         ("chunks/*.arrow", lambda whole: bytes(len(whole))),
     ],
 )
-def test_a_trial_whose_files_are_damaged_begins_anew_and_says_so(tmp_path, which, damage, monkeypatch, heard):
+def test_a_trial_whose_files_are_damaged_begins_anew_and_says_so(tmp_path, which, damage, monkeypatch, logged):
     config = toy.toy_config(memory=Latest(), rounds=4)
     trial = PlannedTrial("0" * 16, Plan("trial", 1, 0, config), toy.make_prepared())
     experiment._record(trial, tmp_path / "whole", SILENT, None)
@@ -284,21 +284,21 @@ def test_a_trial_whose_files_are_damaged_begins_anew_and_says_so(tmp_path, which
     whole = path.read_bytes()
     path.unlink()  # what is mapped of it stays
     path.write_bytes(damage(whole))
-    heard.clear()
+    logged.clear()
     experiment._record(trial, tmp_path / "out", SILENT, None)
-    assert any(str(path) in line for line in heard)
-    assert any("the trial begins anew" in line for line in heard)
+    assert any(str(path) in line for line in logged)
+    assert any("the trial restarts from the beginning" in line for line in logged)
     (first,), (again,) = read_records(tmp_path / "whole"), read_records(tmp_path / "out")
     assert numbers(again) == numbers(first)
 
 
-def test_an_option_that_does_nothing_is_told_of_once(caplog):
+def test_an_option_without_effect_is_logged_once(caplog):
     guidance, seen = Moments(stages_weight=3.0), Distiller(condensed_augment="dsa")
     configs = [toy.toy_config(guidance=guidance, seed=seed) for seed in (0, 1)]
     configs += [toy.toy_config(distiller=seen), toy.toy_config()]
     with caplog.at_level("INFO", "condkd_ray"):
-        experiment._tell_idle(configs)
+        experiment._log_idle(configs)
     assert caplog.messages == [
-        "guidance stages_weight 3 without stages does nothing",
-        "condensed_augment dsa with condensed_share 0 does nothing",
+        "guidance stages_weight 3 without stages has no effect",
+        "condensed_augment dsa with condensed_share 0 has no effect",
     ]

@@ -28,7 +28,7 @@ def test_a_new_folder_is_made_and_an_own_one_left_as_it_is(tmp_path):
     assert [path.name for path in (tmp_path / "own").iterdir()] == ["experiment.json"]
 
 
-def test_fresh_moves_aside_what_was_there_each_time(tmp_path, heard):
+def test_fresh_moves_aside_what_was_there_each_time(tmp_path, logged):
     for content in ("first", "second"):
         (tmp_path / "runs").mkdir(exist_ok=True)
         (tmp_path / "runs" / "result").write_text(content)
@@ -36,12 +36,12 @@ def test_fresh_moves_aside_what_was_there_each_time(tmp_path, heard):
         assert list((tmp_path / "runs").iterdir()) == []
     kept = sorted((path / "result").read_text() for path in tmp_path.glob("runs.*"))
     assert kept == ["first", "second"]
-    assert sum(message.startswith("moved ") for message in heard) == 2
+    assert sum(message.startswith("moved ") for message in logged) == 2
 
 
-def test_fresh_without_anything_there_is_a_new_folder(tmp_path, heard):
+def test_fresh_without_anything_there_is_a_new_folder(tmp_path, logged):
     open_folder(tmp_path / "runs", "train", fresh=True)
-    assert heard == []
+    assert logged == []
 
 
 def test_fresh_of_the_working_folder_moves_it(tmp_path, monkeypatch):

@@ -29,7 +29,7 @@ from condkd_ray.report.kept import choose, kept_path, merit
 from condkd_ray.report.tensorboard.embeddings import points_path, read_points, write_points
 from condkd_ray.report.tensorboard.writer import rebuild
 from condkd_ray.runs import products
-from condkd_ray.runs.products import Shelf, feature_points, most_bytes, write_grids
+from condkd_ray.runs.products import BestProducts, feature_points, most_bytes, write_grids
 from condkd_ray.runs.recorder import Recorder, make_record
 from condkd_ray.trial.outcome import Product, product_path, read_product
 from condkd_ray.trial.plan import Plan, PlannedTrial, trial_hash
@@ -56,22 +56,22 @@ def ran(out: Path, key: str, config=None, arm: str = "mixed", **metrics: float):
 
 def test_the_best_of_each_arm_is_kept_by_validation_and_never_by_test_accuracy(tmp_path):
     out = folder_of(tmp_path)
-    shelf = Shelf(out)
+    best = BestProducts(out)
     scores = {"a": (0.5, 0.9), "b": (0.7, 0.1), "c": (0.6, 1.0)}
     for key, (val, test) in scores.items():
-        shelf.offer(ran(out, key, val_accuracy=val, test_accuracy=test))
-        shelf = Shelf(out)  # as after a restart
+        best.update(ran(out, key, val_accuracy=val, test_accuracy=test))
+        best = BestProducts(out)  # as after a restart
     other = ran(out, "d", arm="none", val_accuracy=0.1)
-    shelf.offer(other)
+    best.update(other)
     assert {path.stem for path in (out / "products").iterdir()} == {"b", "d"}
     assert not any(product_path(out / "trials" / key).exists() for key in "abcd")
     assert choose(out).config_hash == "b"
     assert choose(out, "d") == other
 
 
-def test_a_damaged_product_is_not_kept_in_place_of_an_earlier_one(tmp_path, heard):
+def test_a_damaged_product_is_not_kept_in_place_of_an_earlier_one(tmp_path, logged):
     out = folder_of(tmp_path)
-    Shelf(out).offer(ran(out, "a", val_accuracy=0.5))
+    BestProducts(out).update(ran(out, "a", val_accuracy=0.5))
     better = ran(out, "b", val_accuracy=0.9)
     # Taken by a driver that died before it had made a record of it, with its machine.
     kept = kept_path(out, "b")
@@ -80,31 +80,31 @@ def test_a_damaged_product_is_not_kept_in_place_of_an_earlier_one(tmp_path, hear
     record_path(out, "b").unlink()
     for content in (b"", whole[: len(whole) // 2]):
         kept.write_bytes(content)
-        Shelf(out).offer(better, PREPARED)
+        BestProducts(out).update(better, PREPARED)
         assert {path.stem for path in (out / "products").iterdir()} == {"a"}
-        assert f"product is {str(kept)!r}, which cannot be read" in heard[-1]
+        assert f"product is {str(kept)!r}, which cannot be read" in logged[-1]
     assert choose(out).config_hash == "a"
 
 
 def test_what_older_numbers_made_is_neither_compared_with_new_nor_chosen_before_it(tmp_path):
     out = folder_of(tmp_path)
     old = replace(ran(out, "a", val_accuracy=0.9), numbers=1)
-    Shelf(out).offer(old)
+    BestProducts(out).update(old)
     write_record(out, old)
-    Shelf(out).offer(ran(out, "b", val_accuracy=0.5))
+    BestProducts(out).update(ran(out, "b", val_accuracy=0.5))
     assert kept_path(out, "b").is_file()
     assert choose(out).config_hash == "b"
 
 
 def test_a_product_is_fetched_from_a_bucket(tmp_path, bucket):
     out, storage = folder_of(tmp_path), locate(bucket)
-    shelf = Shelf(out, storage)
+    best = BestProducts(out, storage)
     for key, score in {"a": 0.5, "b": 0.7, "c": 0.6}.items():
         record = ran(out, key, val_accuracy=score)
         fresh, remote = product_path(out / "trials" / key), product_path(storage / "trials" / key)
         states.save(read_product(fresh), remote)
         fresh.unlink()
-        shelf.offer(record)
+        best.update(record)
         assert not remote.is_file()
     assert {path.stem for path in (out / "products").iterdir()} == {"b"}
     assert read_product(kept_path(out, "b")).num_classes == 4
@@ -112,12 +112,12 @@ def test_a_product_is_fetched_from_a_bucket(tmp_path, bucket):
 
 def test_a_student_of_all_real_images_is_a_reference_and_not_the_best(tmp_path):
     out = folder_of(tmp_path)
-    shelf = Shelf(out)
+    best = BestProducts(out)
     real = replace(ran(out, "r", arm="real", val_accuracy=0.9), condensation="all_real")
     write_record(out, real)
-    shelf.offer(real)
+    best.update(real)
     assert choose(out).config_hash == "r"
-    shelf.offer(ran(out, "m", val_accuracy=0.5))
+    best.update(ran(out, "m", val_accuracy=0.5))
     assert choose(out).config_hash == "m"
     assert choose(out, "r") == real
 
@@ -131,7 +131,7 @@ def test_without_validation_images_the_proxy_judges(tmp_path):
 
 def test_a_failed_trial_keeps_nothing(tmp_path):
     out = folder_of(tmp_path)
-    Shelf(out).offer(altered(ran(out, "a"), status="failed"))
+    BestProducts(out).update(altered(ran(out, "a"), status="failed"))
     assert not kept_path(out, "a").exists()
 
 

@@ -152,7 +152,7 @@ def in_the_way(path: Path) -> None:
 @pytest.mark.parametrize("when", ["before", "while"])
 @pytest.mark.parametrize("name", ["tensorboard", "study.journal"])
 def test_what_repeats_the_records_stops_nothing_and_is_made_again(
-    tmp_path, prepared, key, outcome, heard, monkeypatch, when, name
+    tmp_path, prepared, key, outcome, logged, monkeypatch, when, name
 ):
     trial = PlannedTrial(key, PLAN, prepared)
     write_manifest(tmp_path, manifest(prepared, key))
@@ -167,7 +167,7 @@ def test_what_repeats_the_records_stops_nothing_and_is_made_again(
         for metrics in outcome.history:
             recorder.round(trial, metrics)
         recorder.ended(trial, outcome)
-    (told,) = heard
+    (told,) = logged
     assert str(tmp_path) in told
     assert told.endswith("; the run continues without it and rebuilds it from the records at its end")
     assert read_records(tmp_path)[0].status == "finished"
@@ -175,25 +175,25 @@ def test_what_repeats_the_records_stops_nothing_and_is_made_again(
         (tmp_path / name).unlink() if name == "tensorboard" else shutil.rmtree(tmp_path / name)
     recorder.close()
     assert "guided" in build(tmp_path)
-    assert len(heard) == 1
+    assert len(logged) == 1
     assert any((tmp_path / "tensorboard").rglob("events*"))
     study = optuna.load_study(study_name="train", storage=open_storage(None, tmp_path))
     assert [(one.state, len(one.intermediate_values)) for one in study.trials] == [(TrialState.COMPLETE, 2)]
 
 
-def test_a_recorder_counts_and_tells_of_failures(tmp_path, prepared, key, heard):
+def test_a_recorder_counts_and_tells_of_failures(tmp_path, prepared, key, logged):
     trial = PlannedTrial(key, PLAN, prepared)
     recorder = Recorder("train", tmp_path, [trial])
     recorder.ended(trial, FAILED)
     recorder.close()
     assert recorder.failed == 1
-    assert "guided ipc 2 seed 0 failed: round 2: loss term kd/loss" in heard
+    assert "guided ipc 2 seed 0 failed: round 2: loss term kd/loss" in logged
     assert read_records(tmp_path)[0].status == "failed"
     assert not grid_path(tmp_path, key).exists()
 
 
 def test_a_trial_that_has_finished_stays_so_where_it_fails_when_it_is_run_again(
-    tmp_path, prepared, key, outcome, heard
+    tmp_path, prepared, key, outcome, logged
 ):
     write_manifest(tmp_path, manifest(prepared, key))
     trial = PlannedTrial(key, PLAN, prepared)
@@ -203,7 +203,7 @@ def test_a_trial_that_has_finished_stays_so_where_it_fails_when_it_is_run_again(
     recorder.ended(trial, FAILED)
     assert {path: path.read_bytes() for path in (tmp_path / "records").iterdir()} == before
     assert recorder.failed == 1
-    assert heard[-1].endswith("failed: round 2: loss term kd/loss; its finished record is kept")
+    assert logged[-1].endswith("failed: round 2: loss term kd/loss; its finished record is kept")
     # But one of other numbers does not.
     (record,) = read_records(tmp_path)
     write_record(tmp_path, dataclasses.replace(record, numbers=1))

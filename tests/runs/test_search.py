@@ -550,7 +550,7 @@ def test_whoever_is_killed_while_trials_are_taken_from_their_records_does_it_to_
         assert [told_of(one) for one in stored(tmp_path).trials] == wanted
 
 
-def test_numbers_that_nothing_is_known_of_are_decided_anew_where_a_trial_had_begun_under_them(tmp_path, heard):
+def test_numbers_that_nothing_is_known_of_are_decided_anew_where_a_trial_had_begun_under_them(tmp_path, logged):
     journal = searched(tmp_path, 4)
     keys = {record.arm: record.config_hash for record in read_records(tmp_path)}
     # As if trial 1 had still run when the driver was killed.
@@ -558,7 +558,7 @@ def test_numbers_that_nothing_is_known_of_are_decided_anew_where_a_trial_had_beg
     before = stored(tmp_path).trials
     journal.unlink()
     again = driver_of(tmp_path, 4, tree=WIDE)
-    assert "3 trials missing from the study were restored from their records" in heard
+    assert "3 trials missing from the study were restored from their records" in logged
     assert [trial.state for trial in stored(tmp_path).trials][1] == TrialState.RUNNING
     trial = again.propose()
     # From its checkpoint.
@@ -597,7 +597,7 @@ def test_a_trial_whose_number_has_been_given_to_another_gets_a_new_one_in_its_re
     again.close()
 
 
-def test_records_of_another_study_or_another_space_are_not_taken_for_its_own(tmp_path, heard):
+def test_records_of_another_study_or_another_space_are_not_taken_for_its_own(tmp_path, logged):
     searched(tmp_path, 3)
     spec = SearchSpec(out=tmp_path, trials=3, study="second")
     for name, tree in (("second", WIDE), ("search", TREE | {"rounds": Open("int", (2, 3))})):
@@ -605,7 +605,7 @@ def test_records_of_another_study_or_another_space_are_not_taken_for_its_own(tmp
         given = dataclasses.replace(spec, study=name)
         SearchRecorder("Which?", study, tree, Workshop(), given).records.close()
         assert study.trials == []
-    assert heard[-1].startswith(
+    assert logged[-1].startswith(
         "3 trials with records do not fit this space and are left out: of trial 0, parameters: rounds"
     )
     # Nor are those of a time when they did not say whose they were.
@@ -614,7 +614,7 @@ def test_records_of_another_study_or_another_space_are_not_taken_for_its_own(tmp
     (tmp_path / "study.journal").unlink()
     Study(open_storage(None, tmp_path), "second", WIDE, Objective())
     driver = driver_of(tmp_path, tree=WIDE)
-    assert heard[-1].startswith("3 records of earlier versions do not name their study")
+    assert logged[-1].startswith("3 records of earlier versions do not name their study")
     assert stored(tmp_path).trials == []
     # A trial of them is still not run again.
     assert driver.propose() is None

@@ -316,7 +316,7 @@ def test_an_earlier_study_of_the_space_is_known_once_and_counts_for_nothing(tmp_
     assert len(found.trials) == 4
 
 
-def test_of_an_earlier_study_it_is_said_what_is_not_of_the_space(tmp_path, heard):
+def test_of_an_earlier_study_it_is_said_what_is_not_of_the_space(tmp_path, logged):
     earlier = study(tmp_path / "a", SPACE.replace("[0.1, 100]", "[0.01, 1000]").replace("fast,", "fast, batch: 32,"))
     for weight, steps in ((0.05, 3), (7.0, 4), (500.0, 4)):
         earlier.suggest_first([{"inversion/bn_weight": weight, "inversion/steps": steps}])
@@ -324,7 +324,7 @@ def test_of_an_earlier_study_it_is_said_what_is_not_of_the_space(tmp_path, heard
     other = optuna.load_study(study_name="s", storage=open_storage(None, tmp_path / "a"))
     found = study(tmp_path / "b", SPACE.replace("fast,", "fast, batch: 16,"))
     assert found.learn_from(other) == 1
-    assert heard == [
+    assert logged == [
         "2 of 3 complete trials of study 's' are not of this space and left out: of trial 0, parameters: "
         "inversion/bn_weight is 0.05; accepted: a number from 0.1 to 100",
         "study 's' has other fixed fields, which may make its values differ: inversion/batch 32 there and 16 here",
@@ -366,13 +366,13 @@ def test_values_of_another_objective_are_not_taken_for_this_one(tmp_path, object
 @pytest.mark.parametrize(
     "point", [{"inversion/bn_weight": -3.0}, {"inversion/bn_weight": 1e9}, {"inversion/steps": "x"}]
 )
-def test_a_study_that_was_asked_for_the_impossible_goes_on(tmp_path, point, heard):
+def test_a_study_that_was_asked_for_the_impossible_goes_on(tmp_path, point, logged):
     # Before points were checked, the first of these was tried again by each command, and ended it.
     found = study(tmp_path)
     found.suggest_first([point, {"inversion/bn_weight": 7.0, "inversion/steps": 3}])
     assert values(found.propose()) == (7.0, 3)
     assert [trial.state for trial in found.trials] == [TrialState.FAIL, TrialState.RUNNING]
-    assert [line.partition("{")[0] for line in heard] == ["the point "]
+    assert [line.partition("{")[0] for line in logged] == ["the point "]
 
 
 def few_steps(config) -> None:
@@ -386,7 +386,7 @@ def refuse_all(config) -> None:
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random", "qmc", "gp"])
-def test_what_a_point_leaves_open_is_drawn_until_it_fits(tmp_path, sampler, heard):
+def test_what_a_point_leaves_open_is_drawn_until_it_fits(tmp_path, sampler, logged):
     found = study(tmp_path, sampler=sampler)
     weights = (7.0, 8.0, 9.0, 10.0)
     found.suggest_first([{"inversion/bn_weight": weight} for weight in weights])
@@ -395,11 +395,11 @@ def test_what_a_point_leaves_open_is_drawn_until_it_fits(tmp_path, sampler, hear
     assert all(proposal.config.inversion.steps <= 5 for proposal in proposals)
     # Some had to be: half of the steps do not fit.
     assert len(found.trials) > 4
-    assert heard == []
+    assert logged == []
     assert found.propose(few_steps).config.inversion.bn_weight not in weights
 
 
-def test_a_point_is_drawn_again_where_it_equals_an_earlier_trial(tmp_path, heard):
+def test_a_point_is_drawn_again_where_it_equals_an_earlier_trial(tmp_path, logged):
     space = "{data: {name: digits}, rounds: !choice [1, 2, 3], evaluate_every: !choice [1, 2]}"
     found = study(tmp_path, space)
     found.suggest_first([{"rounds": 2, "evaluate_every": 1}, {"rounds": 2, "evaluate_every": 2}])
@@ -411,13 +411,13 @@ def test_a_point_is_drawn_again_where_it_equals_an_earlier_trial(tmp_path, heard
     assert asked[1]["evaluate_every"] == 2
     # Of the third there is none left: a repeat as often as it is drawn.
     assert found.propose().params["rounds"] != 2
-    (told,) = heard
+    (told,) = logged
     assert told.startswith(f"the point {{'rounds': 2}} is skipped after {REPEATS} draws of what it leaves open: tri")
     assert sum(trial.system_attrs.get("fixed_params") == {"rounds": 2} for trial in found.trials) == REPEATS
     assert len(found.finished) == 2
 
 
-def test_a_point_none_of_whose_draws_fits_is_told_once_and_the_search_goes_on(tmp_path, heard):
+def test_a_point_none_of_whose_draws_fits_is_told_once_and_the_search_goes_on(tmp_path, logged):
     def check(config):
         if config.inversion.bn_weight == 7.0:
             raise InputError("7 is none")
@@ -430,7 +430,7 @@ def test_a_point_none_of_whose_draws_fits_is_told_once_and_the_search_goes_on(tm
     # The whole one is tried no second time.
     asked = [trial.system_attrs.get("fixed_params") for trial in found.trials]
     assert (asked.count({"inversion/bn_weight": 7.0}), asked.count(whole)) == (REPEATS, 1)
-    assert [line.rpartition(": ")[2] for line in heard] == ["7 is none"] * 2
+    assert [line.rpartition(": ")[2] for line in logged] == ["7 is none"] * 2
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random"])

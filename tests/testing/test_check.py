@@ -1,4 +1,4 @@
-"""The checks that authors of plug-ins call: every method of this project passes them, and broken ones do not."""
+"""Tests of `condkd_ray.testing.check`: the methods of this package pass, and methods that break a rule fail."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,13 +33,13 @@ OTHERS = [DataConfig(name="digits"), ConvNet(width=8)]
     [*(small(kind, steps=2) for kind in INVERTERS), *FORMS, *LOSSES, *PARTS, *MEMORIES, *OTHERS],
     ids=lambda method: f"{method.name} {getattr(method, 'condition', '')}",
 )
-def test_every_method_keeps_the_contract_of_its_family(method):
+def test_every_method_satisfies_the_contract_of_its_family(method):
     check(method)
 
 
-def test_condensers_keep_theirs(tmp_path: Path):
+def test_condensations_satisfy_the_contract_of_their_family(tmp_path: Path):
     for method in nested_methods(2, tmp_path):
-        if method.name != "imported":  # of images of another shape
+        if method.name != "imported":  # whose images have another shape
             check(method)
 
 
@@ -51,7 +51,7 @@ def test_every_family_has_a_check():
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing(DeepInversion):
-    """Draws from the global generator, so that no seed repeats."""
+    """Draws from the global random generator, so that equal seeds give different images."""
 
     name: Literal["drawing"] = "drawing"
 
@@ -60,10 +60,10 @@ class Drawing(DeepInversion):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Deaf(Mmd):
-    """A penalty that no image moves."""
+class ZeroGradient(Mmd):
+    """Its penalty has a gradient of zero."""
 
-    name: Literal["deaf"] = "deaf"
+    name: Literal["zero_gradient"] = "zero_gradient"
 
     def penalty(self, state, fake, labels, *, rng):
         return 0 * fake.sum()
@@ -71,7 +71,7 @@ class Deaf(Mmd):
 
 @dataclass(frozen=True, kw_only=True)
 class Mixing(Hinton):
-    """Losses that depend on the other images."""
+    """Its losses depend on the other images."""
 
     name: Literal["mixing"] = "mixing"
 
@@ -89,14 +89,14 @@ class Claiming(SoftCrossEntropy):
 @pytest.mark.parametrize(
     ("method", "rule"),
     [
-        (small(Drawing), "a seed repeats"),
-        (small(Deaf), "the gradient is non-zero at every image"),
+        (small(Drawing), "equal seeds give equal images"),
+        (small(ZeroGradient), "the gradient is non-zero at every image"),
         (Mixing(), "not close"),
         (Claiming(), "ours names fields"),
     ],
     ids=lambda value: getattr(value, "name", ""),
 )
-def test_a_method_that_breaks_its_contract_is_told_which_rule(method, rule):
+def test_the_error_of_a_method_that_breaks_its_contract_names_the_rule(method, rule):
     with pytest.raises(AssertionError, match="is registered under its name"):
         check(method)
     register(type(method))
@@ -107,5 +107,5 @@ def test_a_method_that_breaks_its_contract_is_told_which_rule(method, rule):
         unregister(type(method))
 
 
-def test_sizes_do_not_matter():
+def test_other_batch_sizes_pass():
     check(replace(small(DeepInversion), batch=7))

@@ -55,8 +55,8 @@ STILL = DistributionMatching(ipc=5, condensed_together=90, iterations=1, width=2
 LIVELY = DistributionMatching(ipc=5, condensed_together=5, iterations=2, width=4)
 
 
-def trainings(heard: list[str]) -> int:
-    return sum(line.startswith("training") for line in heard)
+def trainings(logged: list[str]) -> int:
+    return sum(line.startswith("training") for line in logged)
 
 
 @pytest.fixture(scope="module")
@@ -86,18 +86,18 @@ def pixels(images: Tensor, workshop: Workshop) -> set[bytes]:
     return rows(grey.contiguous())
 
 
-def test_a_teacher_is_trained_once_for_all_workshops(cache, workshop, heard):
+def test_a_teacher_is_trained_once_for_all_workshops(cache, workshop, logged):
     first = workshop.prepare(CONFIG)
-    heard.clear()
+    logged.clear()
     again = Workshop(cache).prepare(CONFIG)
-    assert trainings(heard) == 0
+    assert trainings(logged) == 0
     assert again.hashes == first.hashes
     assert trial_hash(CONFIG, again) == trial_hash(CONFIG, first)
 
 
-def test_a_cache_can_be_deleted_at_will(tmp_path, workshop, heard):
+def test_a_cache_can_be_deleted_at_will(tmp_path, workshop, logged):
     anew = Workshop(tmp_path).prepare(using(LIVELY))
-    assert trainings(heard) == 1
+    assert trainings(logged) == 1
     assert anew.hashes == workshop.prepare(using(LIVELY)).hashes
 
 
@@ -236,7 +236,7 @@ def test_without_condensation_there_is_no_set(workshop):
     assert prepared.hashes["proxy"] == workshop.prepare(CONFIG).hashes["proxy"]
 
 
-def test_own_weights_are_used_and_named_by_their_content(tmp_path, workshop, heard):
+def test_own_weights_are_used_and_named_by_their_content(tmp_path, workshop, logged):
     trained = workshop.prepare(CONFIG)
     weights = {name: value.contiguous() for name, value in trained.teacher.network.state_dict().items()}
     (tmp_path / "elsewhere").mkdir()
@@ -245,7 +245,7 @@ def test_own_weights_are_used_and_named_by_their_content(tmp_path, workshop, hea
         save_file(weights, path)
     configs = [replace(CONFIG, teacher=replace(RECIPE, weights=path)) for path in paths]
     found = [Workshop(tmp_path / "cache").prepare(config) for config in configs]
-    assert trainings(heard) == 0
+    assert trainings(logged) == 0
     assert found[0].hashes == found[1].hashes == trained.hashes
     assert trial_hash(configs[0], found[0]) == trial_hash(configs[1], found[1])
     save_file(weights | {"classifier.bias": torch.ones(10)}, paths[0])
@@ -254,7 +254,7 @@ def test_own_weights_are_used_and_named_by_their_content(tmp_path, workshop, hea
     assert other.teacher.network.classifier.bias.eq(1).all()
 
 
-def test_moving_the_data_changes_no_hash_and_trains_nothing_anew(tmp_path, heard):
+def test_moving_the_data_changes_no_hash_and_trains_nothing_anew(tmp_path, logged):
     for place in ("here", "there"):
         for part, seed in (("train", 0), ("test", 1)):
             images = blobs(48, seed)
@@ -267,7 +267,7 @@ def test_moving_the_data_changes_no_hash_and_trains_nothing_anew(tmp_path, heard
         prepared = Workshop(tmp_path / "cache").prepare(config)
         hashes.append((prepared.hashes, trial_hash(config, prepared)))
     assert hashes[0] == hashes[1]
-    assert trainings(heard) == 1
+    assert trainings(logged) == 1
 
 
 def older_key(parts: list) -> str:
@@ -283,10 +283,10 @@ class Older(SqueezeRecover):
 
 
 @pytest.mark.parametrize("method", [LIVELY, Older(ipc=1, iterations=1, squeeze="teacher")])
-def test_what_an_older_version_cached_is_used_and_named_by_all_its_fields(tmp_path, workshop, method, heard):
+def test_what_an_older_version_cached_is_used_and_named_by_all_its_fields(tmp_path, workshop, method, logged):
     config = using(method)
     made, dataset = workshop.prepare(config), workshop.data(config)
-    heard.clear()
+    logged.clear()
     read_as = [dataset.digest, dataset.mean, dataset.std, dataset.flip_ok, 0]
     recipe = to_tree(RECIPE)
     for by_content in ("weights", "card", "force"):
@@ -304,11 +304,11 @@ def test_what_an_older_version_cached_is_used_and_named_by_all_its_fields(tmp_pa
     assert Workshop(tmp_path).prepare(config).hashes == made.hashes
     stand_ins = StandIns()
     Workshop(tmp_path, stand_ins=stand_ins).prepare(config)
-    assert (heard, stand_ins) == ([], StandIns({}, {}))
+    assert (logged, stand_ins) == ([], StandIns({}, {}))
     assert set(tmp_path.rglob("*.safetensors")) == files
     other = replace(config, teacher=replace(RECIPE, training=Supervised(epochs=3, lr=0.1)))
     Workshop(tmp_path).prepare(other)
-    assert trainings(heard) == 1
+    assert trainings(logged) == 1
 
 
 def test_a_teacher_that_learnt_nothing_is_refused_and_not_kept(tmp_path):
@@ -329,11 +329,11 @@ def write_set(path: Path, workshop: Workshop, shuffled: bool) -> Path:
     return path
 
 
-def test_an_imported_set_is_taken_if_the_teacher_knows_it(tmp_path, cache, heard):
+def test_an_imported_set_is_taken_if_the_teacher_knows_it(tmp_path, cache, logged):
     workshop = Workshop(cache)
     taken = Imported(path=write_set(tmp_path / "set.pt", workshop, shuffled=False), ipc=4, space="normalised")
     assert len(workshop.prepare(using(taken)).condensed) == 40
-    assert any(line.startswith("condensed set set.pt, 4 a class: the teacher classifies ") for line in heard)
+    assert any(line.startswith("condensed set set.pt, 4 a class: the teacher classifies ") for line in logged)
     foreign = replace(taken, path=write_set(tmp_path / "foreign.pt", workshop, shuffled=True))
     with pytest.raises(
         InputError, match=r"teacher's accuracy on condensed set foreign.pt, 4 a class is 0\.\d+; accepted"
@@ -357,11 +357,11 @@ def test_an_imported_set_is_taken_if_the_teacher_knows_it(tmp_path, cache, heard
         ({"data": DataConfig(size=4)}, "network resnet-8-4 on images of 4x4: smallest side is 4; accepted: 8 or more"),
     ],
 )
-def test_what_cannot_be_had_fails_before_anything_is_made(tmp_path, changes, message, heard):
+def test_what_cannot_be_had_fails_before_anything_is_made(tmp_path, changes, message, logged):
     workshop = Workshop(tmp_path)
     with pytest.raises(InputError, match=message):
         workshop.prepare_all([CONFIG, replace(CONFIG, **changes)])
-    assert trainings(heard) == 0
+    assert trainings(logged) == 0
 
 
 def test_weights_that_do_not_fit_fail_before_anything_is_made(tmp_path):
@@ -398,28 +398,28 @@ def test_what_takes_long_has_a_bar_and_what_is_cached_has_none(tmp_path):
     assert not told
 
 
-def test_a_set_made_of_the_teacher_is_another_for_another_teacher(tmp_path, workshop, heard):
+def test_a_set_made_of_the_teacher_is_another_for_another_teacher(tmp_path, workshop, logged):
     fresh = Workshop(tmp_path)
     of_teacher, own = fresh.prepare_all([using(OF_TEACHER), using(replace(LIVELY, ipc=2))])
-    assert trainings(heard) == 1
-    assert heard[0].startswith("condensing digits by distribution_matching")
-    assert any(line == "condensing digits by squeeze_recover (of the teacher), seed 0" for line in heard)
+    assert trainings(logged) == 1
+    assert logged[0].startswith("condensing digits by distribution_matching")
+    assert any(line == "condensing digits by squeeze_recover (of the teacher), seed 0" for line in logged)
     assert of_teacher.teacher is own.teacher
     again = Workshop(tmp_path).prepare(using(OF_TEACHER))
     assert again.hashes == of_teacher.hashes
-    assert sum("squeeze_recover" in line for line in heard) == 1
+    assert sum("squeeze_recover" in line for line in logged) == 1
     other = workshop.prepare(using(OF_TEACHER, teacher=replace(RECIPE, seed=1)))
     assert other.hashes["condensed"] != of_teacher.hashes["condensed"]
 
 
-def test_a_teacher_that_cannot_be_inverted_is_refused_before_it_is_trained(tmp_path, heard):
+def test_a_teacher_that_cannot_be_inverted_is_refused_before_it_is_trained(tmp_path, logged):
     plain = replace(RECIPE, network=ConvNet(depth=2, width=4))
     config = using(OF_TEACHER, teacher=plain, inversion=Dafl(steps=1, batch=16, width=8), memory=Latest())
     with pytest.raises(InputError, match="number of the teacher's BN layers to invert is 0"):
         Workshop(tmp_path).prepare_all([config])
     own = replace(config, condensation=replace(OF_TEACHER, squeeze="own"))
     Workshop(tmp_path).check(own)
-    assert not heard
+    assert not logged
 
 
 @pytest.mark.parametrize(
@@ -429,21 +429,21 @@ def test_a_teacher_that_cannot_be_inverted_is_refused_before_it_is_trained(tmp_p
         ({"student_layers": ("penultimate",)}, "attention student_layers is 'penultimate'; accepted: conv, bn, stages"),
     ],
 )
-def test_layers_that_a_loss_cannot_compare_fail_before_the_teacher_is_trained(tmp_path, layers, message, heard):
+def test_layers_that_a_loss_cannot_compare_fail_before_the_teacher_is_trained(tmp_path, layers, message, logged):
     loss = Attention(**{"teacher_layers": ("stages.1",), "student_layers": ("stages.1",)} | layers)
     with pytest.raises(InputError, match=message):
         Workshop(tmp_path).prepare(replace(CONFIG, distiller=replace(CONFIG.distiller, loss=loss)))
-    assert not heard
+    assert not logged
 
 
 def test_one_image_a_class_that_nothing_augments_is_too_few_for_a_covariance_before_the_teacher_is_trained(
-    tmp_path, heard
+    tmp_path, logged
 ):
     bare = Dafl(steps=1, batch=20, width=8, images_per_round=20)
     config = replace(CONFIG, condensation=RandomReal(ipc=1), inversion=bare, guidance=Gaussian())
     with pytest.raises(InputError, match="ipc of guidance gaussian under a host that augments nothing is 1; accepted"):
         Workshop(tmp_path).prepare(config)
-    assert not heard
+    assert not logged
     for fits in (
         {"condensation": RandomReal(ipc=2)},
         {"guidance": Gaussian(augment="dsa")},
@@ -453,7 +453,7 @@ def test_one_image_a_class_that_nothing_augments_is_too_few_for_a_covariance_bef
         Workshop(tmp_path).check(replace(config, **fits))
 
 
-def test_what_trials_hold_is_compared_with_what_was_free_for_their_own_rounds(tmp_path, monkeypatch, heard):
+def test_what_trials_hold_is_compared_with_what_was_free_for_their_own_rounds(tmp_path, monkeypatch, logged):
     """A row of the bank takes 128 bytes here, and twice that while it is added."""
     asked = []
     free = [2 * 128 * 20, 0]
@@ -464,7 +464,7 @@ def test_what_trials_hold_is_compared_with_what_was_free_for_their_own_rounds(tm
     with pytest.raises(InputError, match="memory of inversion bank, 30 rows of 2 x 16 values"):
         workshop.prepare_all([replace(config, rounds=rounds) for rounds in (1, 3)])
     assert asked == [torch.device("cpu")]
-    assert not heard
+    assert not logged
 
 
 def test_a_cache_that_cannot_be_written_is_refused(tmp_path):
@@ -503,7 +503,7 @@ def replaced(path: Path, content: bytes) -> None:
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_what_is_damaged_is_made_anew_and_named(tmp_path: Path, damage, heard):
+def test_what_is_damaged_is_made_anew_and_named(tmp_path: Path, damage, logged):
     path = tmp_path / "a.safetensors"
     first = cached(path, lambda: {"x": torch.arange(3)}, "numbers")
     whole = path.read_bytes()
@@ -511,19 +511,19 @@ def test_what_is_damaged_is_made_anew_and_named(tmp_path: Path, damage, heard):
     again = cached(path, lambda: {"x": torch.arange(3)}, "numbers")
     assert torch.equal(first["x"], again["x"])
     assert path.read_bytes() == whole
-    (told,) = heard
+    (told,) = logged
     assert told.startswith(f"{path} is damaged or does not contain numbers (")
     assert told.endswith("): it will be made again")
     cached(path, lambda: pytest.fail("made again"), "numbers")
 
 
-def test_who_waits_for_another_process_says_for_what(tmp_path: Path, heard):
+def test_who_waits_for_another_process_says_for_what(tmp_path: Path, logged):
     path = tmp_path / "a.safetensors"
     held = os.open(path.with_suffix(".lock"), os.O_CREAT | os.O_RDWR)
     fcntl.flock(held, fcntl.LOCK_EX)
     threading.Timer(0.3, os.close, [held]).start()
     cached(path, lambda: {"x": torch.arange(3)}, "numbers")
-    assert heard == [f"waiting for another process that is making numbers ({path})"]
+    assert logged == [f"waiting for another process that is making numbers ({path})"]
 
 
 def test_what_is_made_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch):
@@ -538,7 +538,7 @@ def test_what_is_made_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monk
     assert file.endswith(".partial")
 
 
-def test_damaged_and_foreign_artifacts_are_made_anew_and_give_equal_trials(tmp_path, heard):
+def test_damaged_and_foreign_artifacts_are_made_anew_and_give_equal_trials(tmp_path, logged):
     config = using(LIVELY)
     first = Workshop(tmp_path).prepare(config)
     teacher, condensed = (next((tmp_path / kind).glob("*.safetensors")) for kind in ("teachers", "condensed"))
@@ -550,9 +550,9 @@ def test_damaged_and_foreign_artifacts_are_made_anew_and_give_equal_trials(tmp_p
             Workshop(tmp_path, stand_ins=stand_ins).prepare(config)
             assert len(stand_ins.teachers) + len(stand_ins.sets) == 1
             assert one.read_bytes() == content
-            heard.clear()
+            logged.clear()
             assert Workshop(tmp_path).prepare(config).hashes == first.hashes
-            assert sum("it will be made again" in line and str(one) in line for line in heard) == 1
+            assert sum("it will be made again" in line and str(one) in line for line in logged) == 1
             assert one.read_bytes() == whole
 
 

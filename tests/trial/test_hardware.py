@@ -73,11 +73,11 @@ def timeless(history: list[Metrics]) -> list[Metrics]:
     return [{name: value for name, value in row.items() if "time/" not in name} for row in history]
 
 
-def test_a_record_says_what_was_computed_and_the_user_is_told(tmp_path: Path, monkeypatch, heard):
+def test_a_record_says_what_was_computed_and_the_user_is_told(tmp_path: Path, monkeypatch, logged):
     cache = tmp_path / "cache"
     plain = run_alone(TINY, tmp_path / "cpu", cache=cache, device="cpu")
     assert plain.config["precision"] == "float32"
-    assert "trials compute on the CPU, 1 thread each, in float32" in heard
+    assert "trials compute on the CPU, 1 thread each, in float32" in logged
     again = run_alone(from_tree(plain.config), tmp_path / "cpu", cache=cache, device="cpu")
     assert again.config_hash == plain.config_hash
     assert len(read_records(tmp_path / "cpu")) == 1
@@ -89,7 +89,7 @@ def test_a_record_says_what_was_computed_and_the_user_is_told(tmp_path: Path, mo
     assert fast.config_hash != plain.config_hash
     assert timeless(fast.history) != timeless(plain.history)
     assert find_record(tmp_path / "gpu", fast.config_hash).status == "finished"
-    assert any(line.startswith("trials compute on NVIDIA H100") for line in heard)
+    assert any(line.startswith("trials compute on NVIDIA H100") for line in logged)
 
 
 @pytest.mark.gpu

@@ -110,7 +110,7 @@ def test_so_it_does_where_it_begins_and_where_it_ends(what, when, monkeypatch):
     assert (outcome.status, outcome.reason) == ("failed", f"{when}: {REASON}")
 
 
-def test_condkd_train_fails_by_name_and_leaves_a_record(tmp_path, monkeypatch, heard, capsys):
+def test_condkd_train_fails_by_name_and_leaves_a_record(tmp_path, monkeypatch, logged, capsys):
     teacher = TeacherConfig(network=ResNet(depth=8, width=4), training=Supervised(epochs=4))
     config = replace(toy_config(), teacher=teacher, rounds=1)
     (tmp_path / "trial.yaml").write_text(yaml.safe_dump(to_tree(config)))
@@ -119,7 +119,7 @@ def test_condkd_train_fails_by_name_and_leaves_a_record(tmp_path, monkeypatch, h
     assert command.train(arguments) == 1
     (record,) = read_records(tmp_path / "out")
     assert (record.status, record.outcome.reason) == ("failed", f"round 1: {REASON}")
-    assert any(REASON in line for line in heard)
+    assert any(REASON in line for line in logged)
 
 
 @pytest.mark.gpu

@@ -1,6 +1,6 @@
-"""Condensation: a few labelled images per class that stand for a whole data set.
+"""Condensation methods: each makes a few labelled images per class that represent a whole data set.
 
-A member is a frozen dataclass with `condense` and `whole`, and a line here.
+A new member is a frozen dataclass that derives from `Condensation` and is added to a union below.
 """
 
 from typing import get_args

@@ -1,4 +1,4 @@
-"""Guidance: condensed images steer the inversion through the teacher's features."""
+"""Guidance methods: penalties that move synthetic images towards condensed images in the teacher's feature space."""
 
 from typing import get_args
 
@@ -22,4 +22,4 @@ FORMS: dict[str, Discriminator | Mmd | Moments | Gaussian] = {
     "moments": Moments(),
     "gaussian": Gaussian(),
 }
-"""Forms of guidance by what tables call them, each with its own default weight."""
+"""Variants of guidance by their names in tables, each with its default weight."""

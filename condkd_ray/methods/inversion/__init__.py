@@ -1,4 +1,4 @@
-"""Inversion: a teacher turned back into images. One paper, one file."""
+"""Inversion methods, which synthesise images from a teacher. Each paper has its own file."""
 
 from typing import get_args
 

@@ -1,1 +1,1 @@
-"""Pure functions of tensors: each returns a value differentiable in its first argument, without state."""
+"""Loss functions: pure functions of tensors, differentiable in their first argument."""

@@ -1,4 +1,4 @@
-"""Replay memory: which synthetic samples stay and which are drawn. The samples themselves lie in a store."""
+"""Replay memories, which decide which synthetic samples are kept and drawn. A store holds the samples themselves."""
 
 from typing import get_args
 

@@ -125,24 +125,24 @@ TOLD = {
 
 
 @pytest.mark.parametrize("kind", TOLD)
-def test_real_images_are_read_in_whatever_space_they_are(tmp_path, workshop, dataset, heard, kind):
+def test_real_images_are_read_in_whatever_space_they_are(tmp_path, workshop, dataset, logged, kind):
     unit, labels = few(dataset, 4)
     path = write(tmp_path, saved_as(unit, kind, dataset.mean, dataset.std), labels)
     found = taken(workshop, path, ipc=4)
     assert same(found.images, to_model(unit, dataset.mean, dataset.std))
     assert torch.equal(found.labels, labels)
     assert any(
-        "condensed set set.pt, 4 a class: the teacher classifies " in line and TOLD[kind] in line for line in heard
+        "condensed set set.pt, 4 a class: the teacher classifies " in line and TOLD[kind] in line for line in logged
     )
 
 
 @pytest.mark.parametrize("each", [1, 10])
 @pytest.mark.parametrize("kind", ["unit", "signed", "uint8", "normalised"])
-def test_pixels_beyond_all_bounds_are_too(tmp_path, workshop, dataset, heard, kind, each):
+def test_pixels_beyond_all_bounds_are_too(tmp_path, workshop, dataset, logged, kind, each):
     unit, labels = condensed(dataset, each)
     found = taken(workshop, write(tmp_path, saved_as(unit, kind, dataset.mean, dataset.std), labels), ipc=each)
     assert same(found.images, to_model(unit, dataset.mean, dataset.std))
-    assert any(TOLD[kind] in line for line in heard)
+    assert any(TOLD[kind] in line for line in logged)
 
 
 def test_half_precision_is_no_hindrance(tmp_path, workshop, dataset):
@@ -202,16 +202,16 @@ def test_images_normalised_twice_are_refused_with_how_to_take_them(tmp_path, wor
 
 
 @pytest.mark.parametrize(("kind", "declared"), [("normalised", "unit"), ("unit", "normalised"), ("signed", "uint8")])
-def test_what_is_declared_wrongly_is_refused_unless_forced(tmp_path, workshop, dataset, heard, kind, declared):
+def test_what_is_declared_wrongly_is_refused_unless_forced(tmp_path, workshop, dataset, logged, kind, declared):
     unit, labels = condensed(dataset, 10)
     path = write(tmp_path, saved_as(unit, kind, dataset.mean, dataset.std), labels)
     with pytest.raises(
         InputError, match=rf"space of condensed set set.pt, 10 a class is .*{kind}.*or --force-condensed"
     ):
         taken(workshop, path, space=declared)
-    heard.clear()
+    logged.clear()
     assert len(taken(workshop, path, ipc=10, space=declared, force=True)) == 100
-    assert any("set.pt, 10 a class is taken by force: space of" in line for line in heard)
+    assert any("set.pt, 10 a class is taken by force: space of" in line for line in logged)
 
 
 def test_what_the_pixels_leave_open_is_told_by_the_teachers_answers(tmp_path, workshop, dataset):
@@ -226,14 +226,14 @@ def test_what_the_pixels_leave_open_is_told_by_the_teachers_answers(tmp_path, wo
     assert same(taken(workshop, path, ipc=40).images, pale)
 
 
-def test_the_teacher_is_asked_about_the_parts_of_a_set_of_idc(tmp_path, workshop, dataset, heard):
+def test_the_teacher_is_asked_about_the_parts_of_a_set_of_idc(tmp_path, workshop, dataset, logged):
     """Of four images in one it knows none; and whole grey values are those of the file, not of what is blown up."""
     unit, labels = few(dataset, 16)
     small = torch.nn.functional.interpolate(unit, size=4, mode="area").mul(255).round()
     fours = small.view(10, 4, 2, 2, 4, 4).permute(0, 1, 2, 4, 3, 5).reshape(40, 1, 8, 8)
     path = write(tmp_path, fours, labels[::4])
     assert len(taken(workshop, path, ipc=16, factor=2)) == 160
-    told = next(line for line in heard if "set.pt, 16 a class: the teacher classifies" in line)
+    told = next(line for line in logged if "set.pt, 16 a class: the teacher classifies" in line)
     assert "read as 0 to 255, by its pixels" in told
     assert float(told.partition("classifies ")[2].partition("%")[0]) > 25
     with pytest.raises(InputError, match=r"teacher's accuracy on condensed set set\.pt, 4 a class is"):
@@ -271,7 +271,7 @@ def test_labels_without_any_order_are_refused(tmp_path, workshop, dataset):
     assert len(taken(workshop, path, ipc=1, force=True)) == 10
 
 
-def test_whitening_is_named_only_where_neighbours_are_unlike(tmp_path, workshop, dataset, heard):
+def test_whitening_is_named_only_where_neighbours_are_unlike(tmp_path, workshop, dataset, logged):
     unit, labels = few(dataset, 20)
     flat = (dataset.train.pixels.float() / 255).flatten(1)
     values, vectors = torch.linalg.eigh(torch.cov(flat.T))
@@ -285,25 +285,25 @@ def test_whitening_is_named_only_where_neighbours_are_unlike(tmp_path, workshop,
 
 
 @pytest.mark.parametrize("right", [0, 1, 2, 10])
-def test_ten_images_are_no_evidence_against_a_set(tmp_path, workshop, dataset, heard, right):
+def test_ten_images_are_no_evidence_against_a_set(tmp_path, workshop, dataset, logged, right):
     unit, labels = condensed(dataset, 1)
     given = torch.where(labels < right, labels, right + (labels + 1 - right) % max(1, 10 - right))
-    heard.clear()
+    logged.clear()
     assert len(taken(workshop, write(tmp_path, unit, given))) == 10
-    doubted = any("too low to show that the teacher recognises its images" in line for line in heard)
+    doubted = any("too low to show that the teacher recognises its images" in line for line in logged)
     assert doubted == (right < 3)
-    assert right == 10 or any("no image of these classes is classified correctly" in line for line in heard)
+    assert right == 10 or any("no image of these classes is classified correctly" in line for line in logged)
 
 
-def test_a_set_is_judged_once_and_as_a_whole(tmp_path, workshop, dataset, heard):
+def test_a_set_is_judged_once_and_as_a_whole(tmp_path, workshop, dataset, logged):
     unit, labels = condensed(dataset, 10)
     path = write(tmp_path, unit, labels)
-    heard.clear()
+    logged.clear()
     workshop.prepare_all([replace(using(path, ipc=ipc), seed=seed) for ipc in (1, 5) for seed in (0, 1)])
-    assert sum("the teacher classifies" in line for line in heard) == 1
+    assert sum("the teacher classifies" in line for line in logged) == 1
 
 
-def test_what_the_file_refutes_is_refused_before_a_teacher_is_trained(tmp_path, dataset, heard):
+def test_what_the_file_refutes_is_refused_before_a_teacher_is_trained(tmp_path, dataset, logged):
     unit, labels = few(dataset, 4)
     cases = [
         (saved_as(unit, "twice", dataset.mean, dataset.std), {}, "normalised twice"),
@@ -315,25 +315,25 @@ def test_what_the_file_refutes_is_refused_before_a_teacher_is_trained(tmp_path, 
     for images, fields, message in cases:
         with pytest.raises(InputError, match=message):
             Workshop(tmp_path / "new").prepare_all([using(write(tmp_path, images, labels), **fields)])
-    assert not any(line.startswith("training") for line in heard)
+    assert not any(line.startswith("training") for line in logged)
     assert not (tmp_path / "new").exists()
 
 
-def test_an_estimate_takes_what_only_the_teacher_can_refuse(tmp_path, dataset, heard):
+def test_an_estimate_takes_what_only_the_teacher_can_refuse(tmp_path, dataset, logged):
     unit, labels = condensed(dataset, 10)
     stand_ins = StandIns()
     made = Workshop(tmp_path, stand_ins=stand_ins).prepare(using(write(tmp_path, unit, (labels + 1) % 10)))
-    assert (len(made.condensed or ()), heard, len(stand_ins.teachers)) == (10, [], 1)
+    assert (len(made.condensed or ()), logged, len(stand_ins.teachers)) == (10, [], 1)
 
 
-def test_soft_labels_are_told(tmp_path, workshop, dataset, heard):
+def test_soft_labels_are_told(tmp_path, workshop, dataset, logged):
     unit, labels = few(dataset, 4)
     hot = torch.nn.functional.one_hot(labels, 10).float()
     taken(workshop, write(tmp_path, unit, hot - 0.1))
-    assert not any("soft labels" in line for line in heard)
+    assert not any("soft labels" in line for line in logged)
     softened = 0.9 * hot + 0.01 * torch.arange(10)
     assert torch.equal(taken(workshop, write(tmp_path, unit, softened), ipc=4).labels, labels)
-    assert any("only the largest class of its soft labels is used" in line for line in heard)
+    assert any("only the largest class of its soft labels is used" in line for line in logged)
 
 
 def test_a_set_of_kip_by_the_command(tmp_path, cache, workshop, dataset, monkeypatch, capsys):

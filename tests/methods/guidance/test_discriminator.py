@@ -51,7 +51,7 @@ def test_the_penalty_is_to_pass_for_a_condensed_image_of_ones_class(adversarial_
     fake = seen(1.0)
     judged, classes = state.network(fake * state.scale, LABELS)
     naming = reference.mean(reference.class_prior(classes.tolist(), LABELS.tolist()))
-    wanted = adversarial_weight * reference.fool(judged.tolist()) + class_weight * naming
+    wanted = adversarial_weight * reference.generator_loss(judged.tolist()) + class_weight * naming
     assert guidance.penalty(state, fake, LABELS, rng=RNG).item() == pytest.approx(wanted, rel=1e-5)
 
 
@@ -60,7 +60,7 @@ def test_what_it_logs_are_the_losses_before_its_step():
     fake, real = seen(1.0), seen()
     judged = [state.network(look * state.scale, LABELS) for look in (real, fake)]
     terms = guidance.update(state, fake, real, LABELS, rng=RNG)
-    told = reference.tell_apart(*(adversarial.tolist() for adversarial, _ in judged))
+    told = reference.discriminator_loss(*(adversarial.tolist() for adversarial, _ in judged))
     assert terms["adversarial"].item() == pytest.approx(told, rel=1e-5)
     naming = reference.mean(reference.class_prior(judged[0][1].tolist(), LABELS.tolist()))
     assert terms["class"].item() == pytest.approx(naming, rel=1e-5)
@@ -179,7 +179,7 @@ def test_smoothed_targets_are_those_of_the_loss():
     fake, real = seen(1.0), seen()
     judged = [state.network(look * state.scale, LABELS)[0].tolist() for look in (real, fake)]
     logged = guidance.update(state, fake, real, LABELS, rng=RNG)["adversarial"].item()
-    assert logged == pytest.approx(reference.tell_apart(*judged, 0.2), rel=1e-5)
+    assert logged == pytest.approx(reference.discriminator_loss(*judged, 0.2), rel=1e-5)
 
 
 def test_noise_is_on_all_it_sees_from_the_stream_it_is_given_and_in_units_of_the_features():
@@ -194,13 +194,13 @@ def test_noise_is_on_all_it_sees_from_the_stream_it_is_given_and_in_units_of_the
     fake, real = seen(1.0), seen()
     judged = state.network(noisy(fake), LABELS)
     naming = reference.mean(reference.class_prior(judged[1].tolist(), LABELS.tolist()))
-    wanted = reference.fool(judged[0].tolist()) + naming
+    wanted = reference.generator_loss(judged[0].tolist()) + naming
     assert guidance.penalty(state, fake, LABELS, rng=stream()).item() == pytest.approx(wanted, rel=1e-5)
     takes = (state.network(noisy(real), LABELS)[0] > 0).float().mean()
     assert guidance.evaluate_held_out(state, real, real, real, LABELS, rng=stream())["held_out_accuracy"] == takes
     both = state.network(noisy(torch.cat([real, fake])), LABELS.repeat(2))[0].tolist()
     logged = guidance.update(state, fake, real, LABELS, rng=stream())["adversarial"].item()
-    assert logged == pytest.approx(reference.tell_apart(both[:24], both[24:]), rel=1e-5)
+    assert logged == pytest.approx(reference.discriminator_loss(both[:24], both[24:]), rel=1e-5)
 
 
 def test_what_it_learns_by_heart_shows_in_the_images_held_out():

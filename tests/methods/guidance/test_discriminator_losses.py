@@ -19,15 +19,15 @@ REAL, FAKE = 3 * torch.randn(2, 9, generator=RNG, dtype=torch.float64)
 
 def test_tell_apart_and_fool_are_binary_cross_entropies():
     torch.testing.assert_close(
-        discriminator_loss(REAL, FAKE).item(), reference.tell_apart(REAL.tolist(), FAKE.tolist())
+        discriminator_loss(REAL, FAKE).item(), reference.discriminator_loss(REAL.tolist(), FAKE.tolist())
     )
-    torch.testing.assert_close(generator_loss(FAKE).item(), reference.fool(FAKE.tolist()))
+    torch.testing.assert_close(generator_loss(FAKE).item(), reference.generator_loss(FAKE.tolist()))
 
 
 @pytest.mark.parametrize("smoothing", [0.1, 0.3])
 def test_smoothing_is_a_softer_target_of_the_real_ones_alone(smoothing):
     found = discriminator_loss(REAL, FAKE, "non_saturating", smoothing).item()
-    assert found == pytest.approx(reference.tell_apart(REAL.tolist(), FAKE.tolist(), smoothing), rel=1e-9)
+    assert found == pytest.approx(reference.discriminator_loss(REAL.tolist(), FAKE.tolist(), smoothing), rel=1e-9)
     best = torch.linspace(-5, 5, 1001, dtype=torch.float64)
     losses = torch.stack([discriminator_loss(logit[None], FAKE, "non_saturating", smoothing) for logit in best])
     assert best[losses.argmin()].sigmoid().item() == pytest.approx(1 - smoothing, abs=2e-3)
@@ -79,7 +79,9 @@ def test_huge_logits_stay_finite():
 
 @pytest.mark.parametrize("form", ["non_saturating", "hinge"])
 @pytest.mark.parametrize(
-    "loss", [discriminator_loss, lambda real, fake, form: generator_loss(fake, form)], ids=["tell_apart", "fool"]
+    "loss",
+    [discriminator_loss, lambda real, fake, form: generator_loss(fake, form)],
+    ids=["discriminator", "generator"],
 )
 def test_gradients_are_those_of_the_values(loss, form):
     assert torch.autograd.gradcheck(

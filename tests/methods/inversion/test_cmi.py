@@ -1,7 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from contracts.toy_methods import Verdict, make_student, small, synthesize
+from contracts.toy_methods import ConstantPenalties, make_student, small, synthesize
 from toy import NUM_CLASSES, by_layer, make_teacher, wrap
 
 from condkd_ray.core.method import InputError
@@ -108,11 +108,11 @@ def test_the_bank_keeps_the_latest_rows(layers, channels):
 
 @pytest.mark.parametrize("best", [0, 1, 2])
 def test_images_and_features_of_the_lowest_loss_are_kept(best):
-    guide = Verdict(*[-1e6 if step == best else 0.0 for step in range(3)])
+    guide = ConstantPenalties(*[-1e6 if step == best else 0.0 for step in range(3)])
     cmi, teacher, rng = small(Cmi, shift=0.0), make_teacher(), Streams(0)
     state = cmi.init(teacher, rng)
     made, _ = synthesize(cmi, state, rng=rng, teacher=teacher, guide=guide)
-    assert torch.equal(made.images, guide.shown[best])
+    assert torch.equal(made.images, guide.penalty_calls[best])
     whole = means(cmi, teacher, made.images)
     torch.testing.assert_close(state.bank.chunk(2, 1)[1], whole, rtol=1e-4, atol=1e-4)
 
@@ -122,10 +122,10 @@ def test_each_round_has_a_generator_of_its_own_and_one_head():
     state = cmi.init(teacher, rng)
     head = [p.clone() for p in state.head.parameters()]
     for _ in range(2):
-        guide = Verdict(0.0)
+        guide = ConstantPenalties(0.0)
         rng["latents"].manual_seed(5)
         synthesize(cmi, state, rng=rng, teacher=teacher, guide=guide)
-        firsts.append(guide.shown[0])
+        firsts.append(guide.penalty_calls[0])
     assert not torch.allclose(*firsts)
     assert all(torch.equal(p, q) for p, q in zip(state.head.parameters(), head, strict=True))
 

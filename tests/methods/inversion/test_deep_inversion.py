@@ -1,7 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from contracts.toy_methods import Puller, Verdict, make_student, small, synthesize
+from contracts.toy_methods import ConstantPenalties, RecordingGuide, make_student, small, synthesize
 from reference import adversaries as reference
 from toy import by_layer, make_teacher
 
@@ -15,16 +15,16 @@ from condkd_ray.methods.targets import Balanced
 
 @pytest.mark.parametrize("best", [0, 1, 2, 3])
 def test_the_images_of_the_lowest_loss_are_kept(best):
-    guide = Verdict(*[-1e6 if step == best else 0.0 for step in range(4)])
+    guide = ConstantPenalties(*[-1e6 if step == best else 0.0 for step in range(4)])
     made, _ = synthesize(small(DeepInversion, steps=4), guide=guide)
-    assert torch.equal(made.images, guide.shown[best])
-    assert len({image.sum().item() for image in guide.shown}) == 4
+    assert torch.equal(made.images, guide.penalty_calls[best])
+    assert len({image.sum().item() for image in guide.penalty_calls}) == 4
 
 
 def test_no_step_leaves_the_valid_range():
-    guide, teacher = Verdict(*[0.0] * 6), make_teacher()
+    guide, teacher = ConstantPenalties(*[0.0] * 6), make_teacher()
     synthesize(small(DeepInversion, steps=6, lr=1.0), teacher=teacher, guide=guide)
-    for images in guide.shown:
+    for images in guide.penalty_calls:
         assert images.min() >= teacher.normalise(torch.zeros(1, 1, 1, 1)).item()
         assert images.max() <= teacher.normalise(torch.ones(1, 1, 1, 1)).item()
 
@@ -65,11 +65,11 @@ class Listening(torch.nn.Module):
         return self.said[-1]
 
 
-class Onlooker(Puller):
+class CopyingGuide(RecordingGuide):
     """A guide that wants nothing and keeps copies: the pixels are moved in place."""
 
     def penalty(self, images, seen, labels):
-        self.shown.append((images.detach().clone(), seen, labels))
+        self.penalty_calls.append((images.detach().clone(), seen, labels))
         return images.new_zeros(())
 
 
@@ -86,9 +86,9 @@ def lists(layers):
 def test_the_loss_is_the_sum_written_in_loops(first, reduction):
     weights = {"bn_weight": 3.0, "oh_weight": 0.7, "tv_weight": 0.01, "l2_weight": 0.02, "adv_weight": 5.0}
     method = small(DeepInversion, first_bn_factor=first, js_reduction=reduction, **weights)
-    teacher, student, guide, losses = make_teacher(), Listening(), Onlooker(), []
+    teacher, student, guide, losses = make_teacher(), Listening(), CopyingGuide(), []
     _, metrics = synthesize(method, teacher=teacher, student=student, guide=guide, weigh=uneven)
-    for (images, seen, labels), said in zip(guide.shown, student.said, strict=True):
+    for (images, seen, labels), said in zip(guide.penalty_calls, student.said, strict=True):
         weight, logits = uneven(seen, labels).tolist(), seen.logits.tolist()
         statistics = lists(by_layer(seen.bn, teacher)), lists(by_layer(teacher.bn[0], teacher))
         told = reference.deep_inversion(

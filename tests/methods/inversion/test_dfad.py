@@ -2,7 +2,7 @@ import copy
 
 import pytest
 import torch
-from contracts.toy_methods import Puller, last_gradients, make_student, small, synthesize
+from contracts.toy_methods import RecordingGuide, last_gradients, make_student, small, synthesize
 from reference import adversaries as reference
 from toy import make_teacher
 
@@ -16,11 +16,11 @@ def uneven(seen, labels):
 
 
 def test_the_loss_is_minus_the_logits_distance_as_written_in_loops():
-    dfad, student, guide = small(Dfad, adv_weight=0.7), make_student(), Puller()
+    dfad, student, guide = small(Dfad, adv_weight=0.7), make_student(), RecordingGuide()
     _, metrics = synthesize(dfad, student=student, guide=guide, weigh=uneven)
     losses = [
         reference.dfad(student(images).tolist(), seen.logits.tolist(), uneven(seen, labels).tolist())
-        for images, seen, labels in guide.shown
+        for images, seen, labels in guide.penalty_calls
     ]
     assert metrics["inversion/adv"] == pytest.approx(reference.mean(losses), rel=1e-4)
     told = 0.7 * reference.mean(losses) + metrics["inversion/guide"]

@@ -4,7 +4,7 @@ from math import log
 import pytest
 import torch
 import torch.nn.functional as F
-from contracts.toy_methods import Puller, last_gradients, make_student, small, synthesize
+from contracts.toy_methods import RecordingGuide, last_gradients, make_student, small, synthesize
 from reference import adversaries as reference
 from torch import nn
 from toy import IMAGE_SHAPE, NUM_CLASSES, by_layer, make_teacher, wrap
@@ -26,7 +26,7 @@ def lists(layers):
 
 @pytest.mark.parametrize("first", [1.0, 5.0])
 def test_the_loss_is_the_sum_written_in_loops(first):
-    dfq, teacher, student, guide = small(Dfq, first_bn_factor=first), make_teacher(), make_student(), Puller()
+    dfq, teacher, student, guide = small(Dfq, first_bn_factor=first), make_teacher(), make_student(), RecordingGuide()
     _, metrics = synthesize(dfq, teacher=teacher, student=student, guide=guide, weigh=uneven)
     losses = [
         reference.dfq(
@@ -38,7 +38,7 @@ def test_the_loss_is_the_sum_written_in_loops(first):
             first=first,
             alpha=0.1,
         )
-        for images, seen, labels in guide.shown
+        for images, seen, labels in guide.penalty_calls
     ]
     told = reference.mean(losses) + metrics["inversion/guide"]
     assert metrics["inversion/loss"] == pytest.approx(told, rel=1e-4)

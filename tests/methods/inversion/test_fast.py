@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from contracts.toy_methods import Verdict, make_student, small, synthesize
+from contracts.toy_methods import ConstantPenalties, make_student, small, synthesize
 from toy import by_layer, make_teacher
 
 from condkd_ray.core.method import InputError
@@ -79,23 +79,23 @@ def test_the_meta_generator_moves_by_the_summed_gradients_of_its_clone(steps):
 
 @pytest.mark.parametrize("best", [0, 1, 2, 3])
 def test_the_images_of_the_lowest_loss_are_kept(best):
-    guide = Verdict(*[-1e6 if step == best else 0.0 for step in range(4)])
+    guide = ConstantPenalties(*[-1e6 if step == best else 0.0 for step in range(4)])
     made, _ = synthesize(small(Fast, steps=4), guide=guide)
-    assert torch.equal(made.images, guide.shown[best])
-    assert len({images.sum().item() for images in guide.shown}) == 4
+    assert torch.equal(made.images, guide.penalty_calls[best])
+    assert len({images.sum().item() for images in guide.penalty_calls}) == 4
 
 
 def test_latents_are_fresh_each_round_and_learn_at_a_rate_of_their_own():
     teacher, made = make_teacher(), []
     for lr_latent in (0.0, 0.1):
-        guide = Verdict(0.0, -1e6)
+        guide = ConstantPenalties(0.0, -1e6)
         fast = small(Fast, steps=2, lr=0.0, lr_latent=lr_latent)
         rng = Streams(0)
         state = fast.init(teacher, rng)
         for _ in range(2):
-            guide.shown.clear()
+            guide.penalty_calls.clear()
             synthesize(fast, state, rng=rng, teacher=teacher, guide=guide)
-            made.append(list(guide.shown))
+            made.append(list(guide.penalty_calls))
     # Nothing learns: both steps show the same images, and the next round others.
     torch.testing.assert_close(*made[0])
     assert not torch.allclose(made[0][0], made[1][0])
@@ -148,7 +148,7 @@ def test_under_reptile_the_original_follows_where_its_clone_went(monkeypatch):
 
 
 def test_without_a_meta_step_the_generator_itself_goes_on(monkeypatch):
-    clones, guide = spied(monkeypatch), Verdict(*[0.0] * 6)
+    clones, guide = spied(monkeypatch), ConstantPenalties(*[0.0] * 6)
     fast, teacher, rng = small(Fast, steps=3, meta="none", lr_latent=0.0), make_teacher(), Streams(0)
     state = fast.init(teacher, rng)
     before = copy.deepcopy(state.generator)

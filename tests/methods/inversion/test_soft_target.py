@@ -1,6 +1,6 @@
 import pytest
 import torch
-from contracts.toy_methods import Verdict, make_student, small
+from contracts.toy_methods import ConstantPenalties, make_student, small
 from reference.inversion import soft_target
 from toy import MEAN, NUM_CLASSES, STD, make_teacher
 
@@ -108,17 +108,17 @@ def test_weights_of_samples_are_those_of_the_cross_entropy_alone():
 
 @pytest.mark.parametrize("best", [0, 2])
 def test_the_images_of_the_lowest_loss_are_kept(best):
-    guide, teacher = Verdict(*[-1e6 if step == best else 0.0 for step in range(3)]), lenet()
+    guide, teacher = ConstantPenalties(*[-1e6 if step == best else 0.0 for step in range(3)]), lenet()
     made, _ = run(small(SoftTarget), teacher, Balanced().sample(16, teacher, rng=Streams(0)), guide)
-    assert torch.equal(made.images, guide.shown[best])
+    assert torch.equal(made.images, guide.penalty_calls[best])
 
 
 def test_no_step_leaves_the_valid_range():
-    guide, teacher = Verdict(*[0.0] * 6), lenet()
+    guide, teacher = ConstantPenalties(*[0.0] * 6), lenet()
     run(small(SoftTarget, steps=6, lr=1.0), teacher, Balanced().sample(16, teacher, rng=Streams(0)), guide)
     darkest, brightest = ((v - MEAN[0]) / STD[0] for v in (0.0, 1.0))
-    assert min(images.min().item() for images in guide.shown) >= darkest
-    assert max(images.max().item() for images in guide.shown) <= brightest
+    assert min(images.min().item() for images in guide.penalty_calls) >= darkest
+    assert max(images.max().item() for images in guide.penalty_calls) <= brightest
 
 
 @pytest.mark.parametrize("change", [{"steps": 0}, {"batch": 1}, {"lr": 0.0}])

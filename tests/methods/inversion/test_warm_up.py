@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from contracts.toy_methods import frozen, same, tensors
+from contracts.toy_methods import same, snapshot, tensors
 from toy import make_prepared, toy_config
 
 from condkd_ray.core import checkpoint
@@ -40,16 +40,16 @@ def test_they_come_before_the_rounds_of_the_student():
 def test_the_memory_fills_and_the_student_stands_still():
     live, store = begin()
     # Weights, BN statistics and gradients; it is asked in eval mode and may stay there.
-    before = frozen(live.distiller.student)[:2]
+    before = snapshot(live.distiller.student)[:2]
     rounds(SETTINGS, live, store, 2)
-    assert same(before, frozen(live.distiller.student)[:2])
+    assert same(before, snapshot(live.distiller.student)[:2])
     assert store.num_ids == 32
     for metrics in live.history:
         assert metrics["inversion/adv"] == 0
         assert not any(name.startswith(("kd/", "student/", "proxy/")) for name in metrics)
     rounds(SETTINGS, live, store, 2)
     assert store.num_ids == 64
-    assert not same(before[0], frozen(live.distiller.student)[0])
+    assert not same(before[0], snapshot(live.distiller.student)[0])
     assert all("kd/loss" in metrics and "student/test_accuracy" in metrics for metrics in live.history[2:])
 
 
@@ -67,7 +67,7 @@ def test_a_trial_resumed_in_or_after_its_warm_up_goes_on_bit_for_bit(tmp_path):
         rounds(SETTINGS, resumed, store, 4 - done)
         assert list(map(told, resumed.history)) == list(map(told, straight.history))
         assert same(list(tensors(resumed.production.inversion)), list(tensors(straight.production.inversion)))
-        assert same(frozen(resumed.distiller.student)[0], frozen(straight.distiller.student)[0])
+        assert same(snapshot(resumed.distiller.student)[0], snapshot(straight.distiller.student)[0])
         assert resumed.production.inversion.round == 4
 
 

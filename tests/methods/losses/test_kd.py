@@ -8,10 +8,10 @@ from contracts.toy_methods import sized
 from condkd_ray.methods.losses.kd import AnyKdLoss, NetworkOutputs, SoftCrossEntropy
 from condkd_ray.testing.losses import (
     LABELS,
-    answer,
     check_one_value_an_image,
     check_perfect_student,
     check_precision,
+    outputs,
 )
 
 LAYERS = {"teacher_layers": ("a",), "student_layers": ("a",)}
@@ -27,11 +27,11 @@ def test_each_sample_has_a_loss_of_its_own(loss):
 @every
 def test_a_perfect_student_costs_least(loss):
     check_perfect_student(loss)
-    perfect = loss(answer(1), answer(1), LABELS)
+    perfect = loss(outputs(1), outputs(1), LABELS)
     if not isinstance(loss, SoftCrossEntropy):
         assert perfect.abs().max() <= 1e-4
-    student = answer(1).logits.clone().requires_grad_()
-    loss(NetworkOutputs(student, answer(1).taps), answer(1), LABELS).sum().backward()
+    student = outputs(1).logits.clone().requires_grad_()
+    loss(NetworkOutputs(student, outputs(1).taps), outputs(1), LABELS).sum().backward()
     if loss.name != "l1":  # it has a kink there
         assert student.grad.abs().max() <= 1e-4
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from contracts.toy_methods import Breaking, frozen, same, small
+from contracts.toy_methods import NanNetwork, same, small, snapshot
 from torch import nn
 from toy import MEAN, NUM_CLASSES, STD, answered, blobs, make_prepared, make_teacher, toy_config, wrap
 
@@ -116,9 +116,9 @@ def test_recollections_go_beside_fresh_images_once_there_has_been_a_round():
 def test_a_draw_changes_neither_memory_nor_teacher(statistics):
     played, _ = after(small(Generative, statistics=statistics), [[0], [1]])
     networks = [played.state.encoder, played.state.decoder, TEACHER.network]
-    before = [frozen(network)[:2] for network in networks]
+    before = [snapshot(network)[:2] for network in networks]
     played.draw(12)
-    assert same([frozen(network)[:2] for network in networks], before)
+    assert same([snapshot(network)[:2] for network in networks], before)
 
 
 def test_with_the_batchs_own_statistics_recalled_images_differ_as_much_as_fresh_ones():
@@ -193,9 +193,9 @@ def test_bfloat16_remembers_alike():
 
 
 def test_a_nan_is_named_before_anything_is_kept():
-    network = Breaking(make_teacher().network)
+    network = NanNetwork(make_teacher().network)
     played = Played(small(Generative), teacher=wrap(network))
-    network.arm(4)  # a step asks twice: about the images, then about the rebuilt ones
+    network.nan_in(4)  # a step asks twice: about the images, then about the rebuilt ones
     with pytest.raises(NonFiniteError, match="loss term memory/logits is not finite at step 2"):
         played.add(of([0], seed=0))
     assert played.store.num_ids == 0

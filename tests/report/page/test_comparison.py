@@ -147,10 +147,10 @@ def test_trials_without_a_test_accuracy_are_passed_over(tmp_path):
     assert "no finished trial" in Seen(page.compare(a, b)).text
 
 
-def test_the_command_line(two, tmp_path, capsys, heard):
+def test_the_command_line(two, tmp_path, capsys, logged):
     assert rebuild(Report(two[0], two[1])) == 0
     assert capsys.readouterr().out.strip() == str(two[0] / "comparison.html")
     with pytest.raises(InputError, match=r"--to is .*accepted: --to only with two folders"):
         rebuild(Report(two[0], to=tmp_path / "page.html"))
     assert rebuild(Report(two[0])) == 0
-    assert any("report.html" in line for line in heard)
+    assert any("report.html" in line for line in logged)
