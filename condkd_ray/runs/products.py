@@ -103,9 +103,9 @@ class BestProducts:
         self._best = {_group(r): r for r in read_records(out) if kept_path(out, r.config_hash).is_file()}
 
     def update(self, record: Record, prepared: Prepared | None = None) -> None:
-        """Keep the product of a trial that has ended if the trial is the best of its group; else delete the product.
+        """Keep the product of a finished trial if the trial is the best of its group so far; else delete the product.
 
-        A former best product is deleted. If `prepared` is given, the feature points of the trial are written as well.
+        The product of the former best trial is deleted. If `prepared` is given, feature points are written as well.
         """
         fresh = product_path(self._storage / "trials" / record.config_hash)
         kept = kept_path(self._out, record.config_hash)
