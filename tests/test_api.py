@@ -381,7 +381,8 @@ def test_arms_are_swept_over_seeds(cluster, cache, tmp_path, capfd):
 
 
 @pytest.mark.ray
-def test_a_space_is_searched(cluster, cache, tmp_path, capfd):
+def test_a_space_is_searched(cluster, cache, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", "program.py", raising=False)
     with citizen(capfd):
         tree = to_tree(TINY)
         text = yaml.safe_dump(tree).replace("steps: 2", "steps: !int [1, 2]", 1)
