@@ -266,7 +266,7 @@ def test_what_cannot_be_copied_is_refused():
         (
             replace(TINY, teacher=TeacherConfig(weights=Path("w.pt"))),
             {},
-            r"teacher\.weights is .*; accepted: none beside",
+            r"teacher\.weights is .*; accepted: none if",
         ),
         ("digits.yaml", {}, r"config is 'str'; accepted: a condkd_ray\.TrialConfig"),
     ],
@@ -329,7 +329,7 @@ def test_a_sweep_that_cannot_be_is_refused(arguments, more, said, tmp_path, monk
         (3, {}, r"search space is 'int'; accepted: a path, YAML text or a tree"),
         ("nowhere.yaml", {}, r"nowhere\.yaml"),
         ("rounds: 2", {}, r"open leaves of the space is 0"),
-        ("teacher: {seed: !int [0, 3]}", {}, r"open leaves of the space is 'teacher/seed'; accepted: none beside"),
+        ("teacher: {seed: !int [0, 3]}", {}, r"open leaves of the space is 'teacher/seed'; accepted: none if"),
     ],
 )
 def test_a_space_that_cannot_be_searched_is_refused(space, more, said, teacher, tmp_path):
