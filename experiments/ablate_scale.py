@@ -1,8 +1,8 @@
 """How few synthetic images suffice: do priorities and modulated losses (SSD-KD) compensate for a small memory?
 
 `growing` keeps every image. At each scale, a share of the train set, `reservoir` keeps a uniform sample of all images,
-`prioritized` draws those with the highest priority for the student, and `modulated` also weights the losses by class
-balance and difficulty. Data-free, with the same number of student steps in all arms.
+`prioritized` prefers images on which student and teacher differ most, and `modulated` also weights the losses of the
+inversion by class balance and difficulty. Data-free, with the same number of student steps in all arms.
 
     python experiments/ablate_scale.py --scales 0.1 0.01 --dataset cifar10 --data-root DIR --out runs/scale_cifar10
 """

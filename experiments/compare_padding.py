@@ -1,6 +1,6 @@
 """Are inverted images closer to real ones if the shift moves in black instead of mean grey, as here before?
 
-Each host makes its images both ways from the same random numbers; both are compared with test images.
+Each host makes its images both ways from the same draws, without a student; both are compared with test images.
 
     python experiments/compare_padding.py --dataset cifar10 --data-root DIR --teacher resnet-14-16 --teacher-weights W
 """

@@ -47,6 +47,8 @@ def _completed(name: str, arguments: tuple[object, ...], program) -> CompletedPr
         locks.released_after(),
         logger_restored(),
         patch.object(sys, "argv", whole),
+        # A process of xdist has no main file, as a notebook has none.
+        patch.object(sys.modules["__main__"], "__file__", whole[0], create=True),
         redirect_stdout(output),
         redirect_stderr(errors),
     ):

@@ -54,6 +54,8 @@ def trained(folder) -> tuple[Path, str, str]:
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     """The command line in this process; its exit code."""
     monkeypatch.setattr(sys, "argv", ["condkd", *arguments])
+    # A process of xdist has no main file, as a notebook has none.
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", "condkd", raising=False)
     with pytest.raises(SystemExit) as caught:
         __main__.main()
     assert isinstance(caught.value.code, int)

@@ -418,11 +418,7 @@ def test_a_sweep_that_cannot_be_is_refused(arguments, more, said, tmp_path, monk
         ("rounds: !int [1, 2]", {"view": 3}, r"view is 'int'; accepted: an object with the methods"),
         ("nowhere.yaml", {}, r"nowhere\.yaml"),
         ("rounds: 2", {}, r"open leaves of the space is 0"),
-        (
-            "teacher: {seed: !int [0, 3]}",
-            {},
-            r"open leaves of the space is 'teacher/seed'; accepted: none if",
-        ),
+        ("teacher: {seed: !int [0, 3]}", {}, r"open leaves of the space is 'teacher/seed'; accepted: none if"),
     ],
 )
 def test_a_space_that_cannot_be_searched_is_refused(space, more, said, teacher, tmp_path):
@@ -474,7 +470,8 @@ def test_arms_are_swept_over_seeds(cluster, cache, tmp_path, capfd):
 
 
 @pytest.mark.ray
-def test_a_space_is_searched(cluster, cache, tmp_path, capfd):
+def test_a_space_is_searched(cluster, cache, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", "program.py", raising=False)
     with citizen(capfd):
         tree = to_tree(TINY)
         text = yaml.safe_dump(tree).replace("steps: 2", "steps: !int [1, 2]", 1)

@@ -15,7 +15,7 @@ from condkd_ray.models.shortcut import Shortcut
 log = logging.getLogger(__name__)
 
 FOLDED, ROUNDED = 0.02, 0.2
-"""Largest accepted relative change of the logits' norm, for TF32 and for bfloat16; a wrong branch changes far more."""
+"""Largest accepted change of the logits, relative to their norm, for TF32 and bfloat16; a wrong branch exceeds both."""
 
 
 class _Tracer(fx.Tracer):

@@ -52,7 +52,7 @@ def own_module(name: str) -> OwnModule:
 
     The function runs with a fixed seed. Raises `InputError` in one sentence, also if the user's code fails.
     """
-    handed = "the module itself, in Python: teacher=Teacher.from_module(...); this one was never read from a file"
+    handed = "the module itself, in Python: teacher=Teacher.from_module(...); its code is in no known file"
     require(not name.startswith(GIVEN), "teacher module", name, handed)
     make = _function(name)
     with _working_directory(), torch.random.fork_rng(devices=[]):

@@ -108,7 +108,7 @@ def _tempered(base: TrialConfig, name: Arm, prior: Prior) -> AnyInversion:
     require(fits, f"--prior-temperature beside targets {base.targets.name}", prior.temperature, accepted)
     given = {"oh_weight": prior.weight} | ({} if soft else {"oh_temperature": prior.temperature})
     found = replace(inversion, **given) if prior.weight else inversion
-    accepted = "another prior than the inversion's own, with which mixed_prior equals mixed; or no arm mixed_prior"
+    accepted = "a prior other than the inversion's own (with that, mixed_prior equals mixed); or no arm mixed_prior"
     given_prior = f"weight {prior.weight:g}, temperature {prior.temperature:g}"
     differs = name != "mixed_prior" or found != inversion
     require(differs, "prior of the arm mixed_prior (--prior-weight, --prior-temperature)", given_prior, accepted)

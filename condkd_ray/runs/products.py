@@ -125,9 +125,9 @@ class BestProducts:
         self._planned = {record.config_hash for record in present}
 
     def update(self, record: Record, prepared: Prepared | None = None) -> None:
-        """Keep the product of a trial that has ended if the trial is the best of its group; else delete the product.
+        """Keep the product of a finished trial if the trial is the best of its group so far; else delete the product.
 
-        Former products of the group are deleted unless they are better. If `prepared` is given, the feature points of
+        Other products of the group are deleted unless they are better. If `prepared` is given, the feature points of
         the trial are written as well.
         """
         fresh = product_path(self._storage / "trials" / record.config_hash)

@@ -139,5 +139,6 @@ def ranking_table(ranked: Sequence[Ranked]) -> Table:
 def _rho(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Return Spearman's rho (...,) of pairs of rows (..., trials); NaN where a row is constant."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", stats.ConstantInputWarning)
+        # SciPy warns if values are equal or too few; rho is NaN then, and the tables show this.
+        warnings.simplefilter("ignore", RuntimeWarning)
         return stats.spearmanrho(left, right, axis=-1).statistic  # type: ignore[attr-defined]

@@ -263,7 +263,7 @@ def sharing() -> Iterator[Measured]:
             f"r = inversion / distillation = {r:.1f}"
         )
         bound = 1.10 * (r + STUDENTS) / (STUDENTS * r + STUDENTS)
-        why = "Testing the students and asking for rounds that others make costs the same however much is shared."
+        why = "Testing the students and fetching rounds made by other trials costs the same however much is shared."
         yield Measured(what, shares, "x", "<=", bound, why)
 
 
@@ -298,7 +298,7 @@ def driver() -> Iterator[Measured]:
         after = _idle_sweep(prepared, 1, FEW)
     taken, grown = many.seconds - first.seconds, (many.bytes - few.bytes) / (MANY - FEW)
     what = f"memory (USS) of the driver for each trial in which nothing is left to do, from {FEW} to {MANY}"
-    why = "Tune keeps every trial (38 kB), we its config and what it told."
+    why = "Tune keeps every trial (38 kB), the driver its config and its last report."
     yield Measured(what, [grown / 1e3], "kB", "<=", 60.0, why)
     ratios = [taken / (MANY / FEW * (end.seconds - begin.seconds)) for begin, end in (before, after)]
     what = f"time of {MANY} such trials / {MANY // FEW} times {FEW}"

@@ -34,7 +34,7 @@ def chromium() -> Iterator[Any]:
 
 @pytest.fixture
 def tab(chromium) -> Iterator[Any]:
-    """A page in it, empty. `tab.asked`: what it has asked for; `tab.complaints`: errors on its console."""
+    """An empty page. `tab.asked`: the URLs it requested; `tab.complaints`: errors on its console."""
     page = chromium.new_page(viewport={"width": 1500, "height": 1100})
     page.set_default_timeout(1000 * SECONDS)
     page.asked, page.complaints = [], []

@@ -1,6 +1,6 @@
-"""A driver to be hit by tests: sweeps four toy trials, writes down what each came to, and goes on when started again.
+"""A driver for fault tests: sweeps four toy trials, writes each outcome to a file, and continues if started again.
 
-It imports Ray before anything of ours, as a user's script may. Says `connecting`, `listening` and the addresses,
+It imports Ray before this package, as a user's script may. Prints `connecting`, `listening` and the addresses,
 `round KEY NUMBER`, `done KEY`, and how it ended; exit codes are those of an experiment.
 
 usage: driver_script.py FOLDER [ADDRESS [TIMES]], with so many times the rounds

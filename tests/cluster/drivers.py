@@ -26,7 +26,7 @@ PATH = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
 
 
 def direct(config: TrialConfig) -> Outcome:
-    """What a trial comes to undisturbed, without Ray."""
+    """Return the outcome of a trial that runs undisturbed, without Ray."""
     prepared = toy.make_prepared()
     return run_trial(config, prepared, local_store(config, prepared, None))
 
@@ -110,7 +110,7 @@ def outcomes(folder: Path) -> dict[str, Outcome]:
 
 
 def finish(folder: Path, address: str = "local") -> None:
-    """Start the same command again, and compare what all trials came to with what they come to undisturbed."""
+    """Start the same command again, and compare all outcomes with those of undisturbed trials."""
     before = {key: driver_script.done_path(folder, key).stat().st_mtime_ns for key in outcomes(folder)}
     with driving(folder, address) as again:
         assert again.end() == 0, again.said
@@ -130,7 +130,7 @@ def assert_undisturbed(folder: Path) -> None:
 
 @cache
 def undisturbed() -> dict[str, Outcome]:
-    """What the trials of `driver` come to without Ray."""
+    """Return the outcomes of the driver script's trials without Ray."""
     return {key: direct(config) for key, config in driver_script.configs().items()}
 
 

@@ -1,4 +1,4 @@
-"""A driver without GPUs on a cluster whose other node has two, on paper: what do trials with part of one compute on?"""
+"""A driver without GPUs on a cluster with a node that has two simulated ones; prints the hardware of its trials."""
 
 from condkd_ray.cluster.connection import connect, private
 from condkd_ray.cluster.hardware import trial_hardware

@@ -1,4 +1,4 @@
-"""Asks a cluster what went to disk, just after each of its nodes but the head was lost.
+"""Logs how much a cluster has spilled to disk, just after each of its nodes except the head was lost.
 
 usage: losing_nodes.py FOLDER
 """

@@ -49,7 +49,7 @@ def listening(pids: set[int]) -> set[str]:
 
 
 def private_bytes() -> int:
-    """Memory of this process that it shares with no other, less what it has freed and the allocator still holds."""
+    """Return the bytes that this process shares with no other, without freed memory that the allocator still holds."""
     ctypes.CDLL(None).malloc_trim(0)
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Private"))

@@ -62,7 +62,7 @@ def test_trials_without_a_gpu_compute_on_the_cpu_whatever_the_machine_has(cluste
 
 def test_a_part_that_leaves_a_trial_no_memory_is_refused_before_it_begins(cluster, fake):
     with pytest.raises(
-        InputError, match=r"--gpus-per-trial is 0\.005; accepted: more than 0\.0075: .* a context of 0\.6"
+        InputError, match=r"--gpus-per-trial is 0\.005; accepted: more than 0\.0075: .* the context of 0\.6"
     ):
         trial_hardware(0.005)
 

@@ -1,6 +1,6 @@
-"""A driver on a cluster of two nodes on this machine, each with a working folder of its own, asked what both can use.
+"""A driver on two nodes with separate working folders; checks which folders and stores both nodes can use.
 
-usage: two_nodes.py FOLDER URI...     a line each: "fine", or why not
+usage: two_nodes.py FOLDER URI...     prints a line for each URI: "fine", or the reason why not
 """
 
 import os

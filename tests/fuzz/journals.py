@@ -35,7 +35,7 @@ def complete(study: Study) -> dict[int, tuple[dict[str, Any], list[float]]]:
 
 @dataclass(frozen=True)
 class Given:
-    """What lies in a journal; whether a search must go on from it, and whether a change in a line may be believed."""
+    """Content of a journal; `sound`: a search must continue from it; `changed`: bytes may differ from the original."""
 
     content: bytes
     sound: bool

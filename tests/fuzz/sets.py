@@ -62,7 +62,7 @@ WRAPPED: list[Callable[[Any], Any]] = [
     *(lambda x: Foreign(), lambda x: {"data": [[x, Foreign()]]}, lambda x: 7, lambda x: (x, x, x), lambda x: "text"),
     *(lambda x: {"data": []}, lambda x: {"data": [x]}, lambda x: {}, lambda x: (), lambda x: {b"data": x, 3: x}),
 ]
-"""What else lies in a file."""
+"""Other structures that a file may hold."""
 LAYOUTS = ["dc", "idc", "mtt", "zca", "dc_bench", "named", "kip", "npy", "parquet", "folder"]
 FIELDS: dict[str, list[Any]] = {
     "space": ["unit", "signed", "normalised", "uint8", "zca", "lab"],
@@ -152,7 +152,7 @@ def saved(content: Any, zipped: bool) -> bytes:
 
 
 def in_numpy(layout: str, images: Any, labels: Any, sound: bool) -> tuple[dict[str, bytes], str]:
-    """In KIP's layouts, images last by channels; what is no array lies there as one of objects."""
+    """Write images and labels in KIP's layouts, with channels last; values that are no arrays become object arrays."""
     if isinstance(images, Tensor) and images.ndim == 4:
         images = images.permute(0, 2, 3, 1)
     arrays = {"images": as_array(images), "labels": as_array(labels)}

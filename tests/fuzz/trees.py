@@ -1,4 +1,4 @@
-"""Configs and spaces as somebody may write them: the default's fields with other values, and what is none at all."""
+"""Random configs and spaces: the default's fields with other values, and trees that are not configs at all."""
 
 import json
 from typing import Any

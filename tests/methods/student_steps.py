@@ -32,7 +32,7 @@ def begin_fresh(distiller: Distiller, teacher: Teacher, rounds: int = 1) -> Dist
 
 
 def drawn(config: TrialConfig) -> tuple[Samples, Tensor, Samples, Samples]:
-    """A batch and its weights, what it could come from, and nothing else: round 0 of a trial."""
+    """Return a batch of round 0 with its weights, and the sample sets that it was drawn from."""
     prepared = make_prepared()
     state, store = start(config, prepared), local_store(config, prepared, None)
     fresh, _ = own_images(config, prepared, state, store)

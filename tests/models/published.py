@@ -103,7 +103,7 @@ class WideResNet(nn.Module):
 
 
 class Vgg(nn.Module):
-    """VGG-11 with BN of five blocks, of which the last ReLU and the poolings stand between."""
+    """VGG-11 with BN in five blocks; poolings and the last ReLU of each block are between the blocks."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -42,7 +42,7 @@ def search(home: Path, out: str, *flags: str) -> subprocess.CompletedProcess[str
 
 
 def told_by(journal: Path) -> str:
-    """What a study's journal says, but for the names of machines and the clock's."""
+    """Return a study's journal as text, without names of machines and times."""
     lines = [json.loads(line) for line in journal.read_text().splitlines()]
     for line in lines:
         for name in ("worker_id", "datetime_start", "datetime_complete"):

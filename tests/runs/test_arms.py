@@ -107,7 +107,7 @@ def test_without_a_prior_guided_is_as_the_host_has_it_and_there_is_no_mixed_prio
     )
     for same in (none, Prior(0.5, 1.0)):
         with pytest.raises(
-            InputError, match=r"prior of the arm mixed_prior .*weight .*accepted: another .* equals mixed"
+            InputError, match=r"prior of the arm mixed_prior .*weight .*accepted: a prior other than .* equals mixed"
         ):
             arm(BASE, "mixed_prior", 2, 0, prior=same)
 

@@ -3,6 +3,7 @@ import errno
 import math
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import optuna
@@ -244,6 +245,7 @@ def workshop(tmp_path_factory) -> Workshop:
 
 def test_a_manifest_describes_data_teacher_and_plan(tmp_path, workshop, monkeypatch):
     monkeypatch.setattr("sys.argv", ["condkd", "train", "a file.yaml"])
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", "condkd", raising=False)
     plan = Plan("trial", 2, 0, SMALL)
     manifest = describe_experiment("train", "Why?\nMore.", named([plan], ["abc"]), workshop, tmp_path)
     assert manifest.question == "Why?"

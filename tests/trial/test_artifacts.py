@@ -277,8 +277,9 @@ def older_key(parts: list) -> str:
 
 
 class Older(SqueezeRecover):
-    """As before its code changed."""
+    """As before its code changed: a class of this package, not a plug-in."""
 
+    __module__ = SqueezeRecover.__module__
     code_version = 1
 
 

@@ -1,4 +1,4 @@
-"""A terminal of any size whose every write is kept, and what then stands on it."""
+"""A simulated terminal of any size, which keeps every write and the resulting screen."""
 
 import io
 
@@ -8,7 +8,7 @@ pyte = pytest.importorskip("pyte", reason="the terminal of the tests is not inst
 
 
 class Terminal(io.StringIO):
-    """What is written, shown by a real terminal's rules. `writes`: each by itself."""
+    """A stream shown on a simulated screen. `writes`: all writes, one by one."""
 
     encoding = "utf-8"  # type: ignore[assignment]
 
@@ -30,5 +30,5 @@ class Terminal(io.StringIO):
 
     @property
     def lines(self) -> list[str]:
-        """What can be seen, less empty lines at the end."""
+        """The visible lines, without empty lines at the end."""
         return "\n".join(line.rstrip() for line in self.screen.display).rstrip().split("\n")

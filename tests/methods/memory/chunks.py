@@ -8,7 +8,7 @@ RNG = torch.Generator().manual_seed(0)
 
 
 def encoded(count, dtype=torch.uint8, shape=(3, 4, 5), classes=7, asked=True):
-    """Random bits: of float16 also infinities and NaN. Without logits unless the teacher was `asked`."""
+    """Return samples of random bits; float16 ones include infinities and NaN. `asked=False`: without logits."""
     images = torch.randint(256, (count, *shape), generator=RNG, dtype=torch.uint8)
     if dtype == torch.float16:
         images = torch.randint(-(2**15), 2**15, (count, *shape), generator=RNG, dtype=torch.int16).view(dtype)
