@@ -50,6 +50,9 @@ _BY_NAME = (
     types.ClassMethodDescriptorType,
 )
 """Types of callables that are written in C."""
+Reads = Iterator[tuple[str, Any]]
+"""Names and values that code reads."""
+Modules = Iterator[types.ModuleType]
 _CACHES = (weakref.WeakKeyDictionary, weakref.WeakValueDictionary, weakref.WeakSet)
 
 
@@ -123,6 +126,8 @@ class CodeWalk:
     def layer(self, layer: Any) -> None:
         """Add a `torch.nn.Module` without its tensors and children."""
         self.value(type(layer))
+        if "_c" in vars(layer):
+            return self._script(layer)
         self.add(layer.extra_repr())
         for hook in (*layer._forward_pre_hooks.values(), *layer._forward_hooks.values()):
             self.value(hook)
@@ -133,6 +138,17 @@ class CodeWalk:
 
     def _installed(self, module: str) -> bool:
         return module.partition(".")[0] != self._package and is_installed(module)
+
+    def _script(self, layer: Any) -> None:
+        """Add a `torch.jit.ScriptModule` by the code, constants and attributes that TorchScript has compiled."""
+        code, constants = getattr(layer, "code_with_constants", ("", None))  # a container has no code
+        self.add(code)
+        self.value({} if constants is None else dict(constants.const_mapping))
+        for name, value in sorted(layer._c.named_attributes(False), key=lambda item: item[0]):
+            if not _is_torch_module(value) and not type(value).__name__ == "ScriptModule":
+                self.add(name)
+                with self._labelled(name):
+                    self.value(value)
 
     @contextmanager
     def _labelled(self, label: str) -> Iterator[None]:
@@ -198,36 +214,25 @@ class CodeWalk:
             self._function(value)
         elif isinstance(value, types.ModuleType):
             self._module(value)
-        elif isinstance(value, types.MethodType):
-            self.value((value.__func__, value.__self__))
         elif isinstance(value, _BY_NAME):
-            self.add(f"{getattr(value, '__module__', None)}.{value.__qualname__}")
-            bound = getattr(value, "__self__", None)
-            if not isinstance(bound, (type, types.ModuleType)):
-                self.value(bound)
-        elif isinstance(value, property):
-            self.value((value.fget, value.fset, value.fdel))
-        elif isinstance(value, (staticmethod, classmethod)):
-            self.value((type(value), value.__func__))
-        elif isinstance(value, functools.cached_property):
-            self.value((type(value), value.func))
+            self._compiled(value)
         else:
-            self._object(value)
+            parts = _inner(value)
+            self._reduced(value) if parts is None else self._parts_of(value, parts)
 
-    def _object(self, value: Any) -> None:
-        torch = sys.modules.get("torch")
-        if torch is not None and isinstance(value, torch.nn.Module):
+    def _parts_of(self, value: Any, parts: tuple[Any, ...]) -> None:
+        if _is_torch_module(value):
             self.layer(value)
-            tensors = {**dict(value.named_parameters()), **dict(value.named_buffers())}
-            self.value((tensors, dict(value.named_children())))
-        elif isinstance(value, _CACHES):
-            self.value(type(value))
-        elif isinstance(value, weakref.ReferenceType):
-            self.value((type(value), value()))
-        elif inspect.getattr_static(value, "__wrapped__", None) is not None:  # such as a function with a cache
-            self.value((type(value), value.__wrapped__))
         else:
-            self._reduced(value)
+            self.value(type(value))
+        self.value(parts)
+
+    def _compiled(self, value: Any) -> None:
+        """Add a callable that is written in C, with the object that it is bound to."""
+        self.add(f"{getattr(value, '__module__', None)}.{value.__qualname__}")
+        bound = getattr(value, "__self__", None)
+        if not isinstance(bound, (type, types.ModuleType)):
+            self.value(bound)
 
     def _reduced(self, value: Any) -> None:
         """Add an object by its class and state, which its own reduction for pickling gives."""
@@ -298,8 +303,8 @@ class CodeWalk:
             with self._labelled(name):
                 self.value(used)
 
-    def _reads(self, code: types.CodeType, names: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-        """Yield names and values of globals that the code reads, and of attributes it may read from modules among them."""
+    def _reads(self, code: types.CodeType, names: Mapping[str, Any]) -> Reads:
+        """Yield globals that the code reads by name, and the attributes that it may read from modules among them."""
         steps = list(dis.get_instructions(code))
         for name in dict.fromkeys(one.argval for one in steps if one.opname in ("LOAD_GLOBAL", "LOAD_NAME")):
             if name in names:
@@ -310,8 +315,8 @@ class CodeWalk:
                 for module in self._imported(step.argval, level, wanted or (), names):
                     yield from self._parts(module.__name__, module, code.co_names, set())
 
-    def _parts(self, name: str, value: Any, wanted: Iterable[str], seen: set[int]) -> Iterator[tuple[str, Any]]:
-        """Yield a value, or for a module that is not installed the attributes `wanted`, also from modules among them."""
+    def _parts(self, name: str, value: Any, wanted: Iterable[str], seen: set[int]) -> Reads:
+        """Yield a value, or the attributes `wanted` of a module that is not installed, also from modules among them."""
         if not isinstance(value, types.ModuleType) or self._installed(value.__name__):
             yield name, value
         elif id(value) not in seen:
@@ -319,9 +324,7 @@ class CodeWalk:
             for other in filter(vars(value).__contains__, wanted):
                 yield from self._parts(f"{name}.{other}", vars(value)[other], wanted, seen)
 
-    def _imported(
-        self, name: str, level: int, wanted: Iterable[str], names: Mapping[str, Any]
-    ) -> Iterator[types.ModuleType]:
+    def _imported(self, name: str, level: int, wanted: Iterable[str], names: Mapping[str, Any]) -> Modules:
         """Yield the modules that an import inside a function binds, unless installed; they are imported for that."""
         try:
             whole = importlib.util.resolve_name(
@@ -340,6 +343,30 @@ class CodeWalk:
         for part in wanted:
             if not hasattr(found, part) and importlib.util.find_spec(f"{whole}.{part}") is not None:
                 yield importlib.import_module(f"{whole}.{part}")
+
+
+def _is_torch_module(value: Any) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.nn.Module)
+
+
+def _inner(value: Any) -> tuple[Any, ...] | None:
+    """Return the values that stand for an object beside its class; None for an object that its reduction describes."""
+    if isinstance(value, types.MethodType):
+        return value.__func__, value.__self__
+    if isinstance(value, property):
+        return value.fget, value.fset, value.fdel
+    if isinstance(value, functools.cached_property):
+        return (value.func,)
+    if isinstance(value, _CACHES):
+        return ()
+    if isinstance(value, weakref.ReferenceType):
+        return (value(),)
+    if _is_torch_module(value):
+        return {**dict(value.named_parameters()), **dict(value.named_buffers())}, dict(value.named_children())
+    # Static methods, class methods and functions with a cache.
+    wrapped = inspect.getattr_static(value, "__wrapped__", None)
+    return None if wrapped is None else (value.__wrapped__,)
 
 
 @functools.cache
