@@ -458,7 +458,7 @@ class _Distribution:
     name: str
     version: str
     editable: bool
-    """The files of the code lie outside the distribution's folder, or the distribution says that it is editable."""
+    """The code lies in another folder than the distribution, or the distribution says that it is editable."""
 
 
 def _distribution(kind: type, top: str) -> _Distribution | None:
@@ -484,7 +484,11 @@ def _distribution_of(file: Path, top: str) -> _Distribution | None:
         listed = any(file == Path(str(found.locate_file(one))).resolve() for one in found.files or ())
         # Metadata in a source folder, from where the code is imported, has this file.
         in_sources = found.read_text("SOURCES.txt") is not None and not is_installed_file(file)
-        editable = _is_editable(found) or in_sources or not (listed or file.is_relative_to(folder))
+        editable = (
+            _is_editable(found)
+            or in_sources
+            or not (listed or file == folder / f"{top}.py" or file.is_relative_to(folder / top))
+        )
         one = _Distribution(found.name, found.version, editable)
         if listed:
             return one
