@@ -96,7 +96,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TrialCon
 def test_a_sweep_with_producers_gives_the_numbers_of_one_process(cluster, config: TrialConfig, tmp_path: Path):
     arms = {"alone": config, "piped": replace(config, pipeline=Pipeline(producers=1, staleness=0))}
     options = Options(out=tmp_path / "out", cache=tmp_path / "cache")
-    records = condkd_ray.sweep(arms, options)
+    records = condkd_ray.sweep(arms, options).records
     assert {record.arm: record.status for record in records} == {"alone": "finished", "piped": "finished"}
     trained = condkd_ray.train(config, cache=tmp_path / "cache", device="cpu").record
     for record in records:
@@ -107,7 +107,7 @@ def test_a_sweep_with_producers_gives_the_numbers_of_one_process(cluster, config
         }
         assert of_record(record) == replace(arms[record.arm], precision="float32")
     assert trained.config_hash == next(record.config_hash for record in records if record.arm == "alone")
-    again = condkd_ray.sweep(arms, options)
+    again = condkd_ray.sweep(arms, options).records
     assert [record.config_hash for record in again] == [record.config_hash for record in records]
 
 
@@ -115,7 +115,7 @@ def test_a_search_opens_its_leaves(cluster, config: TrialConfig, tmp_path: Path)
     text = dump(config).replace("batch: 16", "batch: !int [8, 16]", 1)
     assert "name: sharp" in text
     spec = SearchSpec(out=tmp_path / "out", cache=tmp_path / "cache", trials=2)
-    records = condkd_ray.search(parse(text), spec)
+    records = condkd_ray.search(parse(text), spec).records
     assert len(records) == 2
     assert all(record.plugins == plugins_in(config) for record in records)
     condkd_ray.register(version="0.2")(type(config.inversion))

@@ -286,9 +286,16 @@ PACKAGE = {
     "own_pk/inv.py": """
 from dataclasses import dataclass
 from typing import Literal
-from core.test_families import Thing
+from condkd_ray.core.families import Family
+from condkd_ray.core.method import Method
 from own_pk import helper
 import own_beside
+
+@dataclass(frozen=True, kw_only=True)
+class Thing(Method):
+    name: str
+
+THINGS = Family("own_things", Thing, ())
 
 WORDS = {"a", "b", "c", "d", ("e", 1)}
 
@@ -309,13 +316,11 @@ PRINT += "from condkd_ray.core.families import origin_of; print(origin_of(It))"
 
 
 def test_the_digest_covers_own_modules_and_is_equal_in_all_processes(tmp_path: Path):
-    tests = str(Path(__file__).parents[1])
-
     def origin(seed: int, **changes: str) -> str:
         for name, text in {**PACKAGE, **changes}.items():
             (tmp_path / name).parent.mkdir(exist_ok=True)
             (tmp_path / name).write_text(text, encoding="utf-8")
-        command = [sys.executable, "-B", "-c", PRINT, str(tmp_path), tests]
+        command = [sys.executable, "-B", "-c", PRINT, str(tmp_path)]
         environment = {**os.environ, "PYTHONHASHSEED": str(seed)}
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()
 
@@ -337,7 +342,7 @@ def test_plugin_modules_names_the_own_modules_that_a_plug_in_uses(tmp_path: Path
         (tmp_path / name).write_text(text.replace("LEVEL = 1", "def LEVEL(): return 1"), encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     kind = importlib.import_module("own_pk.inv").It
-    assert plugin_modules(Holder(thing=kind())) >= {"own_pk.inv", "own_pk.helper", "own_pk.deeper", "own_beside"}
+    assert plugin_modules((kind(),)) >= {"own_pk.inv", "own_pk.helper", "own_pk.deeper", "own_beside"}
     for module in [name for name in sys.modules if name.startswith("own_")]:
         del sys.modules[module]
 
