@@ -16,7 +16,7 @@ from condkd_ray.cluster.lost import patient
 from condkd_ray.cluster.pool import lasting_actor
 from condkd_ray.cluster.stores import call_actor
 from condkd_ray.core.errors import first_line
-from condkd_ray.core.families import plugin_modules
+from condkd_ray.core.families import origins_stored, plugin_modules
 from condkd_ray.core.method import InputError
 from condkd_ray.models.own_module import copied, own_code
 from condkd_ray.trial.config import Prepared, TrialConfig
@@ -115,6 +115,13 @@ def _code_by_value(names: Collection[str]) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def plugins_by_value(configs: tuple[TrialConfig, ...]) -> Iterator[None]:
+    """Within this context, pickles contain the code and the origins of the configs' plug-ins, unless installed."""
+    with _code_by_value(plugin_modules(configs)), origins_stored(configs):
+        yield
+
+
 def own_device() -> str:
     """Return "cuda" if Ray has assigned a GPU to this process and PyTorch can use it, else "cpu"."""
     return "cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu"
@@ -133,7 +140,7 @@ class SweepJobs(Mapping[str, Job]):
     def __init__(self, jobs: Iterable[Job]) -> None:
         self._places: dict[str, tuple[int, int]] = {}
         whole, numbers, jobs = bytearray(), {}, list(jobs)
-        with _code_by_value({module for job in jobs for module in plugin_modules(job.config)}):
+        with plugins_by_value(tuple(job.config for job in jobs)):
             for job in jobs:
                 begin = len(whole)
                 # Object references are kept once each in a separate list, because Ray keeps an object alive only for
@@ -194,7 +201,7 @@ class SearchJobs:
 
     def put(self, job: Job) -> None:
         """Store a job; returns when the actor has stored it."""
-        with _code_by_value(plugin_modules(job.config)):
+        with plugins_by_value((job.config,)):
             call_actor(self._actor.put, job)
 
     def remove(self, key: str) -> None:

@@ -1,14 +1,17 @@
-"""Checks, before any trial runs, that every node can load the users' own teacher modules."""
+"""Checks, before any trial runs, that every node can load the users' own teacher modules and the plug-ins."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from ray.cloudpickle import loads
+from ray.cloudpickle.cloudpickle_fast import dumps
 from torch import nn
 
-from condkd_ray.cluster.jobs import by_value
+from condkd_ray.cluster.jobs import by_value, plugins_by_value
 from condkd_ray.cluster.storage_check import failing_nodes
 from condkd_ray.core.errors import first_line
+from condkd_ray.core.families import origin_of, plugin_kinds
 from condkd_ray.core.method import InputError
+from condkd_ray.trial.config import TrialConfig
 
 ACCEPTED = (
     "a module whose code is installed on every node, or is in a notebook or in a file that is not installed and "
@@ -33,3 +36,27 @@ def load(pickled: bytes) -> str:
     except Exception as error:  # whatever the code of a user's module raises
         return f"{type(error).__name__}: {first_line(error)}"
     return ""
+
+
+def check_plugins(configs: Sequence[TrialConfig]) -> None:
+    """Raise `InputError` that names the node and the plug-in if a node has another version of it, or none.
+
+    Code that is not installed is sent with the configs. Nodes that join later are not checked.
+    """
+    for kind in plugin_kinds(tuple(configs)):
+        origin = str(origin_of(kind))
+        with plugins_by_value(tuple(configs)):
+            pickled = dumps(kind)
+        for node, wrong in failing_nodes(load_plugin, (pickled, origin)).items():
+            what = f"plug-in {origin} with {kind.__module__}.{kind.__qualname__}"
+            accepted = "the same version installed on every node, or code that is not installed and is therefore sent"
+            raise InputError(f"{what} cannot be loaded on node {node} ({wrong}); accepted: {accepted}")
+
+
+def load_plugin(pickled: tuple[bytes, str]) -> str:
+    """Return the reason why this machine cannot load a pickled class with this origin; empty if it can."""
+    try:
+        here = str(origin_of(loads(pickled[0])))
+    except Exception as error:  # whatever the code of a plug-in raises
+        return f"{type(error).__name__}: {first_line(error)}"
+    return "" if here == pickled[1] else f"{here} is installed there"

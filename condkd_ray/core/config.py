@@ -14,7 +14,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 import yaml
 from pydantic import Field, Strict, TypeAdapter, ValidationError
 
-from condkd_ray.core.families import family_of, hints, origin_of
+from condkd_ray.core.families import family_of, hints, is_plugin, origin_of
 from condkd_ray.core.method import InputError, require, shown
 from condkd_ray.core.text import read_text
 from condkd_ray.core.yaml_text import load_yaml
@@ -211,25 +211,42 @@ def identity(value: Any, *, complete: bool = False) -> Any:
     too. A method from another package has its code version beside its fields.
 
     Fields marked `identity: False` are left out, because their content is hashed elsewhere. A path in a field marked
-    `identity: "content"` is replaced by the digest of its file. Raises `InputError` if the file cannot be read.
+    `identity: "content"` is replaced by the digest of its file. So is each path in a method from another package, in a
+    folder of files too, unless its field is marked `identity: True`, which keeps the path itself. Raises `InputError`
+    if a file cannot be read.
     """
+    return _identity(value, complete, by_content=False)
+
+
+def _identity(value: Any, complete: bool, *, by_content: bool) -> Any:
     if dataclasses.is_dataclass(value):
-        parts = {f.name: _part(f, getattr(value, f.name), complete) for f in _kept(value)}
+        by_content = by_content or is_plugin(type(value))  # type: ignore[arg-type]
+        parts = {f.name: _part(f, getattr(value, f.name), complete, by_content) for f in _kept(value)}
         origin = origin_of(type(value))  # type: ignore[arg-type]
         outside = {} if origin is None else {PLUGIN: str(origin)}
         if complete:
             return parts | outside
         defaults = default_identities(type(value))  # type: ignore[arg-type]
-        changed = {k: part for k, part in parts.items() if k == "name" or k not in defaults or part != defaults[k]}
-        return changed | outside
+        read = {f.name for f in _kept(value) if by_content and _holds_path(getattr(value, f.name))}
+        always = {"name", *read, *(parts.keys() - defaults.keys())}
+        return {k: part for k, part in parts.items() if k in always or part != defaults[k]} | outside
     if isinstance(value, (list, tuple)):
-        return [identity(item, complete=complete) for item in value]
-    return str(value) if isinstance(value, Path) else value
+        return [_identity(item, complete, by_content=by_content) for item in value]
+    if isinstance(value, Path):
+        return (folder_digest(value) if value.is_dir() else file_digest(value)) if by_content else str(value)
+    return value
 
 
-def _part(field: dataclasses.Field[Any], value: Any, complete: bool) -> Any:
-    by_content = field.metadata.get("identity") == "content" and isinstance(value, Path)
-    return file_digest(value) if by_content else identity(value, complete=complete)
+def _part(field: dataclasses.Field[Any], value: Any, complete: bool, by_content: bool) -> Any:
+    kind = field.metadata.get("identity")
+    return _identity(value, complete, by_content=kind == "content" or (by_content and kind is None))
+
+
+def _holds_path(value: Any) -> bool:
+    """Return whether a value contains a path; the content of a file at a default path can change without notice."""
+    if dataclasses.is_dataclass(value):
+        return any(_holds_path(getattr(value, f.name)) for f in _kept(value))
+    return any(map(_holds_path, value)) if isinstance(value, (list, tuple)) else isinstance(value, Path)
 
 
 def _kept(kind: Any) -> list[dataclasses.Field[Any]]:
@@ -241,7 +258,8 @@ def default_identities(kind: type) -> dict[str, Any]:
     """Return the identities of a dataclass's defaults, by field, without fields that have no default."""
     made = {f: f.default_factory() for f in _kept(kind) if _known(f.default_factory)}  # type: ignore[operator]
     given = {f: f.default for f in _kept(kind) if _known(f.default)}
-    return {f.name: _part(f, default, False) for f, default in {**given, **made}.items()}
+    known = {f: default for f, default in {**given, **made}.items() if not _holds_path(default)}
+    return {f.name: _part(f, default, False, False) for f, default in known.items()}
 
 
 def _known(default: Any) -> bool:
@@ -262,3 +280,9 @@ def file_digest(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()[:16]
     except OSError as error:
         raise InputError(f"file is {str(path)!r}, which cannot be read ({error.strerror})") from None
+
+
+def folder_digest(folder: Path) -> str:
+    """Return 16 hex digits of the SHA-256 of the names and contents of all files in a folder and its subfolders."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return content_hash([[path.relative_to(folder).as_posix(), file_digest(path)] for path in files])

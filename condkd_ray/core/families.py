@@ -6,11 +6,13 @@ of their family are first needed.
 """
 
 import inspect
+import json
 import logging
 import re
 import types
 import typing
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from importlib import metadata
@@ -18,15 +20,14 @@ from pathlib import Path
 from threading import RLock
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, overload
 
-from condkd_ray.core.class_source import class_digest
+from condkd_ray.core.code_digest import ORIGIN, OWN, CodeWalk, is_installed_file
+from condkd_ray.core.errors import first_line
 from condkd_ray.core.method import InputError, require
 
 log = logging.getLogger(__name__)
 
-OWN = __name__.partition(".")[0]
-"""This package, and the beginning of the names of its entry-point groups."""
-ORIGIN = "__condkd_plugin__"
-"""Name of the class attribute that holds a plug-in's `Origin`; pickling a class by value preserves it."""
+WORDS = {"networks": "network", "datasets": "dataset", "kd_loss": "distillation loss"}
+"""Words for one member of a family, where they differ from the family's name."""
 LEAVES = (bool, int, float, str, Path, types.NoneType)
 """Types of fields that are single YAML values."""
 M = TypeVar("M", bound=type)
@@ -58,7 +59,8 @@ class Family:
     ) -> None:
         self.name, self.base, self.own, self._check = name, base, tuple(own), check
         self._registered: dict[str, type] = {}
-        self._loaded: dict[str, type] | None = None
+        self._loaded: dict[str, list[type]] | None = None
+        """The classes of entry points by method name; several that have one name are all refused."""
         self._failed: list[str] = []
         self._lock = RLock()
         _FAMILIES[name] = self
@@ -67,32 +69,53 @@ class Family:
         return f"{OWN}.{self.name}"
 
     def members(self) -> dict[str, Any]:
-        """Return all member classes by method name: those of this package first, then the plug-ins.
-
-        Raises `InputError` if the class of an entry point breaks the contract or has the name of another member.
-        """
+        """Return all member classes by method name: those of this package first, then the plug-ins."""
         return {**self._own_names(), **self.plugins()}
 
     def plugins(self) -> dict[str, type]:
-        """Return the plug-ins by method name; the first call loads the entry points. Raises as `members` does."""
+        """Return the plug-ins by method name; the first call loads the entry points.
+
+        A plug-in that cannot be loaded or that breaks the contract, and plug-ins that share a name, are left out: see
+        `failures`.
+        """
+        return {name: kinds[-1] for name, kinds in self._definitions().items() if len(kinds) == 1}
+
+    def _definitions(self) -> dict[str, list[type]]:
+        """Return the different plug-in classes of each method name."""
         with self._lock:
             if self._loaded is None:
-                self._loaded = {}
-                try:
-                    self._load(self._loaded)
-                except BaseException:
-                    self._loaded = None
-                    raise
-            return {**self._loaded, **self._registered}
+                loaded: dict[str, list[type]] = {}
+                self._load(loaded)
+                self._loaded = loaded
+                for text in self._twice():
+                    log.warning(text)
+            found = {name: list(kinds) for name, kinds in self._loaded.items()}
+            for name, kind in self._registered.items():
+                others = [other for other in found.get(name, ()) if not _same_definition(other, kind)]
+                found[name] = [*others, kind]
+            return found
+
+    def _twice(self) -> list[str]:
+        """Return a text for each method name that several plug-ins have."""
+        several = {name: kinds for name, kinds in self._definitions().items() if len(kinds) > 1}
+        return [
+            f"{self.word} {name!r} is defined twice, by {_listed(kinds)}; rename or uninstall one of them"
+            for name, kinds in several.items()
+        ]
+
+    @property
+    def word(self) -> str:
+        """The word for one member of the family."""
+        return WORDS.get(self.name, self.name)
 
     @property
     def failures(self) -> str:
-        """Plug-ins whose import failed, with the reason, as text to append to a message; empty if there are none."""
-        return "".join(f"; {text}" for text in self._failed)
+        """Plug-ins that cannot be used, with the reason, as text to append to a message; empty if there are none."""
+        return "".join(f"; {text}" for text in (*self._twice(), *self._failed))
 
     @property
     def more(self) -> str:
-        """Text to append to a list of accepted names: it mentions plug-ins, and those whose import failed."""
+        """Text to append to a list of accepted names: it mentions plug-ins, and those that cannot be used."""
         return f", or a plug-in once it is installed or registered{self.failures}"
 
     def register(self, kind: type, version: str | None) -> None:
@@ -103,13 +126,19 @@ class Family:
         """
         self.check_contract(kind)
         origin = _origin(kind, version)
+        name = name_of(kind)
         with self._lock:
-            taken = {**self._own_names(), **(self._loaded or {}), **self._registered}
-            other = taken.get(name_of(kind))
-            if other is not None and not _same_definition(other, kind):
-                self._refuse_second(kind, origin, other)
-            setattr(kind, ORIGIN, origin)
-            self._registered[name_of(kind)] = kind
+            taken = [self._own_names().get(name), *(self._loaded or {}).get(name, ()), self._registered.get(name)]
+            other = next((one for one in taken if one is not None and not _same_definition(one, kind)), None)
+            if other is not None:
+                first = f"{_place(other)} of {origin_of(other) or OWN}"
+                accepted = f"one class for each name: rename or uninstall one of {first} and {_place(kind)} of {origin}"
+                raise InputError(f"{self.word} {name!r} is defined twice; accepted: {accepted}")
+            if version is not None:
+                setattr(kind, ORIGIN, origin)
+            elif ORIGIN in vars(kind):
+                delattr(kind, ORIGIN)
+            self._registered[name] = kind
 
     def unregister(self, kind: type) -> None:
         """Remove a registered class; no effect if it is not registered."""
@@ -119,33 +148,26 @@ class Family:
     def _own_names(self) -> dict[str, type]:
         return {name: kind for kind in self.own for name in _names(kind)}
 
-    def _load(self, found: dict[str, type]) -> None:
-        """Import the classes of the entry points and add them to `found`."""
+    def _load(self, found: dict[str, list[type]]) -> None:
+        """Import the classes of the entry points and add them to `found`; log a warning for each that is not usable."""
         self._failed.clear()
         for point in metadata.entry_points(group=f"{OWN}.{self.name}"):
             assert point.dist is not None
-            origin = Origin(point.dist.name, point.dist.version)
+            plugin = f"plug-in {point.dist.name} {point.dist.version}"
             try:
                 kind = point.load()
-            except InputError as error:
-                raise InputError(f"plug-in {origin}: {error}") from None
+                self.check_contract(kind)
+                name = name_of(kind)
+                accepted = f"a name that no {self.word} of {OWN} has"
+                require(name not in self._own_names(), f"{self.word} plug-in {_place(kind)}: name", name, accepted)
             except (Exception, SystemExit) as error:
-                reason = (str(error).splitlines() or [""])[0]
-                text = f"plug-in {origin} failed to load {point.value} ({type(error).__name__}: {reason})"
+                reason = first_line(error) if str(error).strip() else ""
+                text = f"{plugin} failed to load {point.value} ({type(error).__name__}: {reason})"
                 self._failed.append(text)
                 log.warning(text)
                 continue
-            self.check_contract(kind, f"plug-in {origin}: {point.value}")
-            other = {**self._own_names(), **self._registered, **found}.get(name_of(kind))
-            if other is not None and other is not kind:
-                self._refuse_second(kind, origin, other)
-            setattr(kind, ORIGIN, origin)
-            found[name_of(kind)] = kind
-
-    def _refuse_second(self, kind: type, origin: Origin, other: type) -> None:
-        first = f"{_place(other)} of {vars(other).get(ORIGIN, OWN)}"
-        accepted = f"one class for each name: rename or uninstall one of {first} and {_place(kind)} of {origin}"
-        raise InputError(f"{self.name} {name_of(kind)!r} is defined twice; accepted: {accepted}")
+            if kind not in found.setdefault(name, []):
+                found[name].append(kind)
 
     def check_contract(self, kind: object, what: str = "") -> None:
         """Raise `InputError` unless `kind` satisfies the contract of the family: a concrete frozen dataclass.
@@ -207,11 +229,11 @@ def register(kind: Any = None, /, *, version: str | None = None) -> Any:
     Args:
         kind: A frozen dataclass that derives from `Inversion`, `Guidance`, `Network` or the base of another family.
         version: Identifies the code in the hash of every config that uses the class. Default: the version of the
-            installed distribution that contains the module, else a digest of the source of the class and of the code
-            that it uses from its own package or script.
+            installed distribution that contains the module, else a digest of the code of the class and of all that
+            it uses and that is not installed. An editable install has both.
 
-    Raises `InputError` if the class breaks the contract of its family, if its name is taken, or if neither a
-    distribution nor the source is found.
+    Raises `InputError` if the class breaks the contract of its family, if its name is taken, or if its code reads a
+    value whose content cannot be digested.
     """
     if kind is None:
         return lambda decorated: register_class(decorated, version)
@@ -236,21 +258,38 @@ def unregister(kind: type) -> None:
         family.unregister(kind)
 
 
+def is_plugin(kind: type) -> bool:
+    """Return whether a class is a method of another package, notebook or script; it need not be registered."""
+    return kind.__module__.partition(".")[0] != OWN and family_of(kind) is not None
+
+
 def origin_of(kind: type) -> Origin | None:
     """Return the origin of a plug-in class; None for classes of this package and for classes of no family.
 
-    A class that was not registered has an origin too, because a config built in Python can contain it.
+    A class that was not registered has an origin too, because a config built in Python can contain it. A digest of code
+    is computed at each call, because functions and constants that the class uses can be redefined. Raises `InputError`
+    if the code reads a value whose content cannot be digested.
     """
-    if kind.__module__.partition(".")[0] == OWN:
+    if not is_plugin(kind):
         return None
-    family = family_of(kind)
-    if family is None:
-        return None
-    if ORIGIN not in vars(kind):
-        family.plugins()
-    if ORIGIN not in vars(kind):
-        setattr(kind, ORIGIN, _origin(kind, None))
-    return vars(kind)[ORIGIN]
+    return vars(kind).get(ORIGIN) or _origin(kind, None)
+
+
+@contextmanager
+def origins_stored(value: Any) -> Iterator[None]:
+    """Within this context, the plug-in classes in a config hold their origins, and pickles by value contain them.
+
+    The workers that unpickle them have no source files.
+    """
+    kinds = [kind for kind in plugin_kinds(value) if ORIGIN not in vars(kind)]
+    origins = {kind: origin_of(kind) for kind in kinds}
+    try:
+        for kind, origin in origins.items():
+            setattr(kind, ORIGIN, origin)
+        yield
+    finally:
+        for kind in filter(lambda kind: ORIGIN in vars(kind), kinds):
+            delattr(kind, ORIGIN)
 
 
 def plugins_in(value: Any) -> dict[str, str]:
@@ -263,15 +302,30 @@ def plugins_in(value: Any) -> dict[str, str]:
     return found
 
 
+def plugin_kinds(value: Any) -> list[type]:
+    """Return the classes of the plug-ins in a config, or in a tuple of configs."""
+    return list(dict.fromkeys(type(one) for one in _methods(value)))
+
+
 def plugin_modules(value: Any) -> set[str]:
-    """Return the names of the modules that define the plug-ins in a config."""
-    return {type(one).__module__ for one in _methods(value)}
+    """Return the names of the modules that define the plug-ins in a config, and of modules of theirs that these use.
+
+    Installed modules that the plug-ins use are left out.
+    """
+    found: set[str] = set()
+    for kind in plugin_kinds(value):
+        found.add(kind.__module__)
+        walk = _walk(kind)
+        with suppress(InputError):  # a class with a version of its own may use values that cannot be digested
+            walk.value(kind)
+        found |= walk.modules
+    return found
 
 
 def _methods(value: Any) -> Iterator[Any]:
     """Yield the methods in a config that are plug-ins."""
     if is_dataclass(value):
-        if origin_of(type(value)) is not None:  # type: ignore[arg-type]
+        if is_plugin(type(value)):
             yield value
         for one in fields(value):
             yield from _methods(getattr(value, one.name))
@@ -286,19 +340,43 @@ def plugins_named(names: Collection[str]) -> dict[str, str]:
     return {f"{family.name}/{name_of(kind)}": str(origin_of(kind)) for family, kind in found if name_of(kind) in names}
 
 
-def check_plugins(made_with: dict[str, str], source: str) -> None:
-    """Raise `InputError` if a plug-in that made a record is missing; log a warning if it has another version."""
+def check_plugins(made_with: dict[str, str], source: str, config: Mapping[str, Any] | None = None) -> None:
+    """Raise `InputError` if a plug-in that made a record is missing; log a warning if it has another version.
+
+    Args:
+        made_with: The plug-ins of the record, in the format of `plugins_in`.
+        source: Beginning of the messages.
+        config: Tree of the record's config, in which messages find the field of the plug-in.
+    """
     for place, origin in made_with.items():
         group, _, name = place.partition("/")
         family = _FAMILIES.get(group)
         here = None if family is None else family.plugins().get(name)
+        paths = ", ".join(_paths(config or {}, name))
+        what = f"{source}: {f'{paths}: ' if paths else ''}{group if family is None else family.word} {name!r}"
         if family is None or here is None:
-            why = f", which is neither installed nor registered here{'' if family is None else family.failures}"
-            raise InputError(
-                f"{source}: {group} is {name!r} of plug-in {origin}{why}; accepted: a process that has this plug-in"
-            )
+            why = "" if family is None else family.failures
+            missing = f"{what} is from plug-in {origin}, which is neither installed nor registered here{why}"
+            raise InputError(f"{missing}; accepted: {_how_to_get(origin)}")
         if str(origin_of(here)) != origin:
-            log.warning(f"{source}: {group} {name} was made by plug-in {origin}; the plug-in here is {origin_of(here)}")
+            log.warning(f"{what} is from plug-in {origin}; the plug-in here is {origin_of(here)}")
+
+
+def _paths(tree: Mapping[str, Any], name: str) -> Iterator[str]:
+    """Yield the config fields whose method is `name`, such as `teacher.network`."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            if value.get("name") == name:
+                yield key
+            yield from (f"{key}.{path}" for path in _paths(value, name))
+
+
+def _how_to_get(origin: str) -> str:
+    """Return which process accepts a plug-in, from the text of its origin."""
+    name, _, version = origin.partition(" ")
+    if "source " in version:
+        return f"a process that imports or defines the class in {name}, and registers it or has it as an entry point"
+    return f"a process that has this plug-in, for example after pip install {name}=={version}"
 
 
 def name_of(kind: type) -> str:
@@ -346,32 +424,87 @@ def _same_definition(one: type, other: type) -> bool:
     return _place(one) == _place(other) and _place(one).partition(".")[0] != OWN
 
 
-def _origin(kind: type, version: str | None) -> Origin:
-    """Return the origin of a class: its distribution, or else its top-level module with `version` or a source digest.
+def _listed(kinds: Collection[type]) -> str:
+    return " and ".join(f"{_place(kind)} of {origin_of(kind)}" for kind in kinds)
 
-    Raises `InputError` if there is neither a distribution nor a version nor source code.
+
+def _origin(kind: type, version: str | None) -> Origin:
+    """Return the origin of a class: its distribution, or else its top-level module with `version` or a code digest.
+
+    The files of an editable install can change without a new version, so its origin contains a digest too. Raises
+    `InputError` if the code reads a value whose content cannot be digested.
     """
     top = kind.__module__.partition(".")[0]
     installed = None if top == "__main__" else _distribution(kind, top)
+    name = top if installed is None else installed.name
     if version is not None:
         require(bool(version.strip()), f"version of {_place(kind)}", version, "a text that identifies its code")
-        return Origin(top if installed is None else installed.name, version)
-    if installed is not None:
-        return installed
-    digest = class_digest(kind)
-    accepted = "a class with source code, or register(..., version=...)"
-    require(digest is not None, f"source of {_place(kind)}", None, accepted)
-    return Origin(top, f"source {digest}")
+        return Origin(name, version)
+    if installed is not None and not installed.editable:
+        return Origin(name, installed.version)
+    walk = _walk(kind)
+    walk.value(kind)
+    digest = f"source {walk.digest.hexdigest()[:12]}"
+    return Origin(name, digest if installed is None else f"{installed.version} {digest}")
 
 
-def _distribution(kind: type, top: str) -> Origin | None:
+def _walk(kind: type) -> CodeWalk:
+    accepted = "values that can be pickled, or register(version=...), which identifies the code in place of a digest"
+    return CodeWalk(f"plug-in {_place(kind)}", accepted, kind.__module__.partition(".")[0])
+
+
+@dataclass(frozen=True)
+class _Distribution:
+    name: str
+    version: str
+    editable: bool
+    """The code lies in another folder than the distribution, or the distribution says that it is editable."""
+
+
+def _distribution(kind: type, top: str) -> _Distribution | None:
     """Return the installed distribution that contains the module of a class; None if there is none."""
     try:
         file = Path(inspect.getfile(kind)).resolve()
     except (TypeError, OSError):
         return None
-    for name in metadata.packages_distributions().get(top, ()):
-        found = metadata.distribution(name)
-        if any(file == Path(str(found.locate_file(one))).resolve() for one in found.files or ()):
-            return Origin(found.name, found.version)
-    return None
+    return _distribution_of(file, top)
+
+
+@cache
+def _distribution_of(file: Path, top: str) -> _Distribution | None:
+    """Return the distribution with the file of a module in the package `top`, or one that declares `top` as its own.
+
+    Entry points declare a package too: an editable install may list neither its files nor its packages.
+    """
+    declared = [one for one in metadata.distributions() if top in _entry_packages(one)]
+    named = [metadata.distribution(name) for name in metadata.packages_distributions().get(top, ())]
+    outside: _Distribution | None = None
+    for found in (*named, *declared):
+        folder = Path(str(found.locate_file(""))).resolve()
+        listed = any(file == Path(str(found.locate_file(one))).resolve() for one in found.files or ())
+        # Metadata in a source folder, from where the code is imported, has this file.
+        in_sources = found.read_text("SOURCES.txt") is not None and not is_installed_file(file)
+        editable = (
+            _is_editable(found)
+            or in_sources
+            or not (listed or file == folder / f"{top}.py" or file.is_relative_to(folder / top))
+        )
+        one = _Distribution(found.name, found.version, editable)
+        if listed:
+            return one
+        outside = outside or one
+    return outside
+
+
+def _entry_packages(found: metadata.Distribution) -> set[str]:
+    """Return the top-level packages of a distribution's plug-ins."""
+    return {one.module.partition(".")[0] for one in found.entry_points if one.group.startswith(f"{OWN}.")}
+
+
+def _is_editable(found: metadata.Distribution) -> bool:
+    """Return whether a distribution says that it is an editable install, in `direct_url.json` (PEP 610)."""
+    text = found.read_text("direct_url.json")
+    try:
+        return bool(text and json.loads(text).get("dir_info", {}).get("editable"))
+    except (ValueError, AttributeError):
+        return False

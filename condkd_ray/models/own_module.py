@@ -10,7 +10,6 @@ import importlib.util
 import inspect
 import os
 import sys
-import sysconfig
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 import condkd_ray
+from condkd_ray.core.code_digest import is_installed_file
 from condkd_ray.core.config import content_hash, file_digest
 from condkd_ray.core.method import InputError, require
 from condkd_ray.models.shortcut import NARROW, Shortcut
@@ -30,10 +30,6 @@ from condkd_ray.models.shortcut import NARROW, Shortcut
 GIVEN = "given:"
 """Prefix of the name of a module that was passed as an object; a digest of the module follows it."""
 FORM = "package.module:function, a function without arguments that returns a torch.nn.Module"
-INSTALLED = ("site-packages", "dist-packages")
-"""Folders of installed packages, which other machines have too."""
-STANDARD = Path(sysconfig.get_path("stdlib")).resolve()
-"""Folder of Python's standard library."""
 
 
 @dataclass(frozen=True)
@@ -226,23 +222,6 @@ def own_code(names: Iterable[str]) -> list[ModuleType]:
     return [module for module in list(sys.modules.values()) if _is_own(module, packages, here)]
 
 
-def is_installed(module: str) -> bool:
-    """Return whether other machines have the module: it belongs to Python, this package or an installed package.
-
-    A module that is not imported or has no file counts as not installed, and so does `__main__` (script or notebook).
-    """
-    if module == "__main__":
-        return False
-    if module.partition(".")[0] in (*sys.builtin_module_names, condkd_ray.__name__):
-        return True
-    file = getattr(sys.modules.get(module), "__file__", None)
-    return isinstance(file, str) and _installed(Path(file).resolve())
-
-
-def _installed(path: Path) -> bool:
-    return bool(set(INSTALLED) & set(path.parts)) or path.is_relative_to(STANDARD)
-
-
 def _is_own(module: ModuleType, packages: Collection[str], here: Path) -> bool:
     file, name = getattr(module, "__file__", None), getattr(module, "__name__", "")
     return isinstance(file, str) and any(_is_own_file(name, file, package, here) for package in packages)
@@ -254,4 +233,4 @@ def _is_own_file(module: str, file: str, package: str, here: Path) -> bool:
     if top in ("__main__", condkd_ray.__name__) or not os.path.isabs(file):
         return False
     path = Path(file).resolve()
-    return path.suffix == ".py" and not _installed(path) and (top == package or path.is_relative_to(here))
+    return path.suffix == ".py" and not is_installed_file(path) and (top == package or path.is_relative_to(here))

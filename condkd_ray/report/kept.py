@@ -86,7 +86,7 @@ def load_student(product: Product, record: Record) -> nn.Module:
     Raises `InputError` if the student's network is defined by a plug-in that is not installed.
     """
     networks = {place: origin for place, origin in record.plugins.items() if place.startswith(f"{NETWORKS.name}/")}
-    check_plugins(networks, f"record {record.config_hash[:12]}")
+    check_plugins(networks, f"record {record.config_hash[:12]}", record.config)
     with torch.random.fork_rng(devices=[]):
         student = models.parse(product.network).build(product.image_shape, product.num_classes)
     student.load_state_dict(product.student)

@@ -60,6 +60,15 @@ def check_plans(planned: Sequence[Plan]) -> None:
         )
 
 
+def check_hashes(trials: Sequence[Trial]) -> None:
+    """Raise `InputError` if two trials have one hash: equal settings, code and contents of files."""
+    first: dict[str, Trial] = {}
+    for trial in trials:
+        twin = first.setdefault(trial.key, trial)
+        accepted = "arms that differ in more than the location of files; leave out one of the two"
+        require(twin is trial, f"trial {trial.key[:12]} planned twice", f"{twin.label} and {trial.label}", accepted)
+
+
 def scoped(plan: Plan, scope: Scope) -> Plan:
     """Return the plan with the scope of the flags, unless the plan has a scope other than "trial"."""
     if plan.scope != "trial" or scope == "trial":
@@ -116,7 +125,7 @@ def run(
     with connect(options.address, view=view):
         # These modules import Ray, which takes a second.
         from condkd_ray.cluster.hardware import trial_hardware
-        from condkd_ray.cluster.module_check import check_modules
+        from condkd_ray.cluster.module_check import check_modules, check_plugins
         from condkd_ray.cluster.storage_check import check_reach
         from condkd_ray.cluster.sweep import sweep
 
@@ -124,6 +133,7 @@ def run(
         cluster.check([plan.config for plan in planned])
         check_reach(options.place, options.place_flag)
         check_modules(own_modules([plan.config for plan in planned], workshop))
+        check_plugins([plan.config for plan in planned])
         hardware = trial_hardware(options.gpus_per_trial)
         planned = settled_plans(planned, hardware)
         if options.fresh:
@@ -131,13 +141,13 @@ def run(
         prepared = workshop.prepare_all([plan.config for plan in planned])
         pairs = zip(planned, prepared, strict=True)
         trials = [Trial(trial_hash(plan.config, made, plan.scope), plan, made) for plan, made in pairs]
+        check_hashes(trials)
         manifest = describe_experiment(experiment, question, trials, workshop, options.out, baseline=baseline)
         write_manifest(options.out, manifest)
         log.info(teacher_line(manifest))
         _log_idle([plan.config for plan in planned])
         each, limit = options.per_trial, options.device_pool_bytes
         log.info(compute_line((plan.config for plan in planned), hardware, each, limit))
-        trials = list({trial.key: trial for trial in trials}.values())
         missing = _missing(trials, options, only)
         records = Recorder(
             *(experiment, options.out, missing, options.place),

@@ -68,11 +68,12 @@ def run(
         # Imported here, as these import Ray, which takes a second.
         from condkd_ray.cluster import search as ray_search
         from condkd_ray.cluster.hardware import trial_hardware
-        from condkd_ray.cluster.module_check import check_modules
+        from condkd_ray.cluster.module_check import check_modules, check_plugins
         from condkd_ray.cluster.storage_check import check_reach
 
         check_reach(spec.place, spec.place_flag)
         check_modules(experiment.own_modules([default(tree)], workshop))
+        check_plugins([default(tree)])
         check_resources(spec.cpus_per_trial, spec.gpus_per_trial, spec.resources)
         hardware = trial_hardware(spec.gpus_per_trial)
         if "precision" not in leaves(tree):

@@ -197,7 +197,7 @@ def read(path: Path) -> TrialConfig:
 def of_record(record: Record) -> TrialConfig:
     """Return the config of a record. Raises `InputError` if a plug-in that it was made with is not here."""
     source = f"record {record.config_hash[:12]}"
-    check_plugins(record.plugins, source)
+    check_plugins(record.plugins, source, record.config)
     return from_tree(record.config, source)
 
 

@@ -2,20 +2,38 @@
 
 import importlib
 import linecache
+import os
 import re
+import subprocess
 import sys
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, make_dataclass
+from fractions import Fraction
+from functools import partial
 from itertools import count
+from operator import itemgetter
 from pathlib import Path
 from typing import ClassVar, Literal
 
+import numpy as np
 import pytest
+import torch
 
 from condkd_ray import register
+from condkd_ray.core.code_digest import ORIGIN
 from condkd_ray.core.config import build, content_hash, identity, to_tree
-from condkd_ray.core.families import Family, check_plugins, origin_of, plugins_in, plugins_named, unregister
+from condkd_ray.core.families import (
+    Family,
+    check_plugins,
+    origin_of,
+    origins_stored,
+    plugin_modules,
+    plugins_in,
+    plugins_named,
+    unregister,
+)
 from condkd_ray.core.method import InputError, Method
 
 _numbers = count()
@@ -159,15 +177,182 @@ def test_an_unregistered_class_has_an_identity_too():
     assert "plug-in" in identity(Holder(thing=definition()()))["thing"]
 
 
-def test_a_class_without_source_needs_a_version():
-    space = {"Thing": Thing, "dataclass": dataclass, "Literal": Literal, "__name__": "nowhere"}
-    text = MODULE.split("Base\n", 1)[1].replace("Base", "Thing")
+def in_cell(text: str, **names) -> type:
+    """Return the class of a notebook's cell, which has no source file."""
+    space = {"Thing": Thing, "Plain": Plain, "dataclass": dataclass, "Literal": Literal, "__name__": "nowhere", **names}
     exec(text, space)
-    with pytest.raises(InputError, match=r"source of nowhere.It is None; accepted: .*version="):
-        register(space["It"])
-    register(version="1")(space["It"])
-    assert str(origin_of(space["It"])) == "nowhere 1"
-    unregister(space["It"])
+    return space["It"]
+
+
+CELL = """
+@dataclass(frozen=True, kw_only=True)
+class It(Thing):
+    name: Literal["it"] = "it"
+    def act(self):
+        return 1
+"""
+
+
+def test_a_class_that_reads_a_value_without_content_needs_a_version():
+    kind = in_cell(CELL.replace("return 1", "return LOCK"), LOCK=threading.Lock())
+    message = r"plug-in nowhere.It: LOCK is a _thread.lock, whose content cannot be read .*; accepted: .*version="
+    with pytest.raises(InputError, match=message):
+        register(kind)
+    register(version="1")(kind)
+    assert str(origin_of(kind)) == "nowhere 1"
+    unregister(kind)
+
+
+CHANGES = [
+    ('"it"\n    def', '"it"\n    size: int = 2\n    def'),
+    ('"it"\n    def', '"it"\n    table = {"a": 1}\n    def'),
+    ('"it"\n    def', '"it"\n    table = {"a": 2}\n    def'),
+    ('"it"\n    def', '"it"\n    loss = staticmethod(lambda x: x)\n    def'),
+    ('"it"\n    def', '"it"\n    loss = staticmethod(lambda x: 2 * x)\n    def'),
+    ('"it"\n    def', '"it"\n    loss = partial(pow, 2)\n    def'),
+    ('"it"\n    def', '"it"\n    loss = partial(pow, 3)\n    def'),
+    ('"it"\n    def', '"it"\n    inner: Holder = Holder(seed=1)\n    def'),
+    ('"it"\n    def', '"it"\n    inner: Holder = Holder(seed=2)\n    def'),
+    (
+        '(Thing):\n    name: Literal["it"] = "it"\n    def act(self):\n        return 1',
+        '(Plain):\n    name: Literal["it"] = "it"',
+    ),
+    (
+        '(Thing):\n    name: Literal["it"] = "it"\n    def act(self):\n        return 1',
+        '(Plain):\n    name: Literal["it"] = "it"\n    size: int = 3',
+    ),
+]
+
+
+@pytest.mark.parametrize(("old", "new"), CHANGES)
+def test_the_digest_covers_defaults_attributes_and_classes_without_functions(old, new):
+    assert old in CELL
+    names = {"Holder": Holder, "partial": partial}
+    changed = CELL.replace(old, new)
+    assert str(origin_of(in_cell(changed, **names))) == str(origin_of(in_cell(changed, **names)))
+    others = {str(origin_of(in_cell(CELL.replace(*pair), **names))) for pair in CHANGES if pair != (old, new)}
+    assert str(origin_of(in_cell(changed, **names))) not in others
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        (1, 2),
+        ({"w": 1.0}, {"w": 2.0}),
+        ([1], [2]),
+        ({1, "a"}, {2, "a"}),
+        (torch.tensor(1.0), torch.tensor(2.0)),
+        (torch.zeros(2), torch.zeros(2, 1)),
+        (np.zeros(2), np.zeros(2, np.float32)),
+        (np.float32(1), np.float32(2)),
+        (torch.float16, torch.float32),
+        (Fraction(1, 2), Fraction(1, 3)),
+        (itemgetter(1), itemgetter(2)),
+        (partial(pow, 2), partial(pow, 3)),
+        (torch.sin, torch.cos),
+        (lambda x: x, lambda x: 2 * x),
+    ],
+    ids=lambda values: type(values[0]).__name__,
+)
+def test_the_digest_follows_the_globals_of_a_class_that_is_not_defined_again(values):
+    kind = in_cell(CELL.replace("return 1", "return VALUE"), VALUE=values[0])
+    register(kind)
+    first = content_hash(Holder(thing=kind()))
+    assert content_hash(Holder(thing=kind())) == first
+    kind.act.__globals__["VALUE"] = values[1]
+    assert content_hash(Holder(thing=kind())) != first
+    kind.act.__globals__["VALUE"] = values[0]
+    assert content_hash(Holder(thing=kind())) == first
+    unregister(kind)
+
+
+def test_the_digest_covers_closures():
+    def made(scale: float) -> type:
+        @dataclass(frozen=True, kw_only=True)
+        class Scaled(Plain):
+            name: Literal["scaled"] = "scaled"
+
+            def act(self) -> float:
+                return scale
+
+        return Scaled
+
+    hashes = [content_hash(Holder(thing=made(scale)())) for scale in (1.0, 1.0, 50.0)]
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+PACKAGE = {
+    "own_pk/__init__.py": "",
+    "own_pk/inv.py": """
+from dataclasses import dataclass
+from typing import Literal
+from condkd_ray.core.families import Family
+from condkd_ray.core.method import Method
+from own_pk import helper
+import own_beside
+
+@dataclass(frozen=True, kw_only=True)
+class Thing(Method):
+    name: str
+
+THINGS = Family("own_things", Thing, ())
+
+WORDS = {"a", "b", "c", "d", ("e", 1)}
+
+@dataclass(frozen=True, kw_only=True)
+class It(Thing):
+    name: Literal["it"] = "it"
+    def act(self):
+        from own_pk.late import g
+        return helper.f(own_beside.LEVEL), g(), "x" in {"x", "y", "z"}, WORDS
+""",
+    "own_pk/helper.py": "from own_pk import deeper\nUNUSED = 1\ndef f(x): return deeper.f(x)\n",
+    "own_pk/deeper.py": "def f(x): return x\n",
+    "own_pk/late.py": "def g(): return 1\n",
+    "own_beside.py": "LEVEL = 1\n",
+}
+PRINT = "import sys; sys.path[:0] = sys.argv[1:]; from own_pk.inv import It; "
+PRINT += "from condkd_ray.core.families import origin_of; print(origin_of(It))"
+
+
+def test_the_digest_covers_own_modules_and_is_equal_in_all_processes(tmp_path: Path):
+    def origin(seed: int, **changes: str) -> str:
+        for name, text in {**PACKAGE, **changes}.items():
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_text(text, encoding="utf-8")
+        command = [sys.executable, "-B", "-c", PRINT, str(tmp_path)]
+        environment = {**os.environ, "PYTHONHASHSEED": str(seed)}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()
+
+    first = origin(0)
+    assert re.fullmatch("own_pk source [0-9a-f]{12}", first)
+    assert origin(1) == first
+    assert origin(2, **{"own_pk/helper.py": PACKAGE["own_pk/helper.py"].replace("UNUSED = 1", "UNUSED = 2")}) == first
+    changed = {
+        "own_pk/deeper.py": "def f(x): return 7 * x\n",
+        "own_pk/late.py": "def g(): return 2\n",
+        "own_beside.py": "LEVEL = 2\n",
+    }
+    assert len({first, *(origin(0, **{name: text}) for name, text in changed.items())}) == 4
+
+
+def test_plugin_modules_names_the_own_modules_that_a_plug_in_uses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name, text in PACKAGE.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text.replace("LEVEL = 1", "def LEVEL(): return 1"), encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    kind = importlib.import_module("own_pk.inv").It
+    assert plugin_modules((kind(),)) >= {"own_pk.inv", "own_pk.helper", "own_pk.deeper", "own_beside"}
+    for module in [name for name in sys.modules if name.startswith("own_")]:
+        del sys.modules[module]
+
+
+def test_a_class_holds_its_origin_only_while_configs_are_pickled(mine):
+    config = Holder(thing=mine())
+    assert ORIGIN not in vars(mine)
+    with origins_stored(config):
+        assert vars(mine)[ORIGIN] == origin_of(mine)
+    assert ORIGIN not in vars(mine)
 
 
 def test_the_digest_of_a_class_in_a_notebook_cell_covers_its_functions():
@@ -327,31 +512,106 @@ def test_a_failed_import_is_logged_once_and_named_in_errors_about_names(family, 
         build(holder, {"it": "that"}, "file")
 
 
-def test_two_entry_points_with_one_name_are_rejected_each_time(family):
-    things = family(("some-things", "1.4", "It", MODULE), ("some-others", "2.0", "It", MODULE))
+def holder_of(family: Family) -> type:
+    return dataclass(frozen=True)(type("Holder", (), {"__annotations__": {"it": family.base}, "it": None}))
+
+
+def test_the_name_of_two_entry_points_is_refused_and_others_stay(family, logged):
+    that = MODULE.replace('"it"', '"that"')
+    things = family(
+        ("some-things", "1.4", "It", MODULE), ("some-others", "2.0", "It", MODULE), ("some-third", "3.0", "It", that)
+    )
     for _ in range(2):
-        with pytest.raises(InputError, match=r"'it' is defined twice; .*some_\w+.It of some-\w+ .* and some_\w+.It"):
-            things.members()
+        assert list(things.members()) == ["that"]
+        message = (
+            r"file: it is 'it'; accepted: that, .*'it' is defined twice, by some_\w+.It of some-\w+ \S+ and some_\w+.It"
+        )
+        with pytest.raises(InputError, match=message):
+            build(holder_of(things), {"it": "it"}, "file")
+    assert len(logged) == 1 and "defined twice" in logged[0]
 
 
-def test_the_error_of_a_bad_entry_point_names_its_distribution(family):
-    things = family(("some-things", "1.4", "Literal", MODULE))
-    with pytest.raises(InputError, match=r"is 'plug-in some-things 1.4: some_things:Literal'; accepted: a class"):
-        things.members()
+def test_a_bad_entry_point_is_logged_with_its_distribution_and_others_stay(family, logged):
+    things = family(("some-things", "1.4", "Literal", MODULE), ("some-others", "2.0", "It", MODULE))
+    assert list(things.members()) == ["it"]
+    (text,) = logged
+    assert text.startswith("plug-in some-things 1.4 failed to load some_things:Literal (InputError: ")
+    assert "accepted: a class that derives from" in text
+    with pytest.raises(InputError, match=r"it is 'other'; accepted: it, .*; plug-in some-things 1.4 failed to load "):
+        build(holder_of(things), {"it": "other"}, "file")
+
+
+@pytest.mark.parametrize("registers", [False, True])
+def test_an_editable_plug_in_has_a_version_and_a_digest(family, tmp_path: Path, registers: bool):
+    text = (
+        MODULE.replace("@dataclass", "from condkd_ray import register\n\n@register\n@dataclass")
+        if registers
+        else MODULE
+    )
+    things = family(("some-things", "1.4", "It", text))
+    (tmp_path / "some_things-1.4.dist-info" / "direct_url.json").write_text('{"dir_info": {"editable": true}}')
+    kind = importlib.import_module("some_things").It
+    first = str(origin_of(kind))
+    assert re.fullmatch("some-things 1.4 source [0-9a-f]{12}", first)
+    assert things.members() == {"it": kind}
+    assert str(origin_of(kind)) == first
+    kind.act.__code__ = (lambda self: 2).__code__
+    assert str(origin_of(kind)) != first
+
+
+def test_a_module_outside_the_folder_of_its_distribution_is_editable(family, tmp_path: Path, monkeypatch):
+    things = family(("some-things", "1.4", "It", MODULE))
+    (tmp_path / "sources").mkdir()
+    (tmp_path / "some_things.py").rename(tmp_path / "sources" / "some_things.py")
+    monkeypatch.syspath_prepend(tmp_path / "sources")
+    (kind,) = things.members().values()
+    assert re.fullmatch("some-things 1.4 source [0-9a-f]{12}", str(origin_of(kind)))
+
+
+def test_the_content_of_a_path_of_a_plug_in_is_part_of_the_hash(tmp_path: Path):
+    @dataclass(frozen=True, kw_only=True)
+    class Filed(Plain):
+        name: Literal["filed"] = "filed"
+        table: Path = tmp_path / "table"
+        log: Path | None = field(default=None, metadata={"identity": True})
+        place: Path | None = field(default=None, metadata={"identity": False})
+
+    def digest(**given) -> str:
+        return content_hash(Holder(thing=Filed(**given)))
+
+    with pytest.raises(InputError, match="table', which cannot be read"):
+        digest()
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x").write_text("1")
+    (tmp_path / "table").write_text("1")
+    first = digest()
+    assert first == digest(table=tmp_path / "a" / "x") == digest(place=Path("nowhere"))
+    assert first != digest(log=Path("nowhere"))
+    assert digest(table=tmp_path / "a") == digest(table=tmp_path / "b")
+    (tmp_path / "a" / "x").write_text("2")
+    assert digest(table=tmp_path / "a") != digest(table=tmp_path / "b")
+    (tmp_path / "table").write_text("2")
+    assert digest() != first
 
 
 def test_check_plugins_reports_missing_plug_ins_and_other_versions(mine, logged):
     check_plugins(plugins_in(Holder(thing=mine())), "record abc")
     assert not logged
     check_plugins({"things/mine": "my-things 0.1"}, "record abc")
-    assert logged == [
-        f"record abc: things mine was made by plug-in my-things 0.1; the plug-in here is {origin_of(mine)}"
-    ]
-    message = "record abc: things is 'yours' of plug-in your-things 0.2, which is neither installed nor registered here"
-    with pytest.raises(InputError, match=f"^{message}; accepted: "):
-        check_plugins({"things/yours": "your-things 0.2"}, "record abc")
-    with pytest.raises(InputError, match="no_such is 'yours' of plug-in your-things"):
+    assert logged == [f"record abc: things 'mine' is from plug-in my-things 0.1; the plug-in here is {origin_of(mine)}"]
+    message = (
+        "record abc: inner.thing: things 'yours' is from plug-in your-things 0.2, which is neither installed nor "
+        "registered here; accepted: a process that has this plug-in, for example after pip install your-things==0.2"
+    )
+    with pytest.raises(InputError, match=f"^{message}$"):
+        check_plugins({"things/yours": "your-things 0.2"}, "record abc", {"inner": {"thing": {"name": "yours"}}})
+    with pytest.raises(InputError, match="no_such 'yours' is from plug-in your-things"):
         check_plugins({"no_such/yours": "your-things 0.2"}, "record abc")
+    with pytest.raises(
+        InputError, match="accepted: a process that imports or defines the class in __main__, and regis"
+    ):
+        check_plugins({"things/yours": "__main__ source 0123456789ab"}, "record abc")
 
 
 def test_check_plugins_reports_a_plug_in_whose_import_failed(family):

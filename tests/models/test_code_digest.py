@@ -1,13 +1,23 @@
 """A module without a file is identified by what it computes: by its layers, its settings and its own code."""
 
 import copy
+import re
 import subprocess
 import sys
+import threading
+from collections import deque
+from fractions import Fraction
+from functools import partial
+from operator import itemgetter
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
+from torchvision.transforms import Compose, Normalize
 
+from condkd_ray.core.method import InputError
 from condkd_ray.models.code_digest import all_tensors, structure_digest
 
 SOURCE = """
@@ -38,7 +48,7 @@ class Net(nn.Module):
 """
 
 
-def made(source: str = SOURCE, *arguments: int) -> nn.Module:
+def made(source: str = SOURCE, *arguments: object) -> nn.Module:
     """The network of a source without a file, as a notebook's cell is one."""
     names: dict = {"__name__": "__main__"}
     exec(source, names)
@@ -92,3 +102,36 @@ print(structure_digest(Net()))
 """
     told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert told.strip() == structure_digest(made())
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        (np.array(2.0), np.array(3.0)),
+        (np.float32(2), np.float32(3)),
+        (torch.float16, torch.float32),
+        (deque([1]), deque([2])),
+        (SimpleNamespace(scale=1.0), SimpleNamespace(scale=2.0)),
+        (bytearray(b"a"), bytearray(b"b")),
+        (Fraction(1, 2), Fraction(1, 3)),
+        (itemgetter(1), itemgetter(2)),
+        (re.compile("a"), re.compile("b")),
+        (partial(torch.mul, 2), partial(torch.mul, 3)),
+        (Compose([Normalize([0.5], [0.5])]), Compose([Normalize([0.1], [0.5])])),
+        (nn.LSTM(2, 2), nn.LSTM(2, 2, batch_first=True)),
+    ],
+    ids=lambda values: type(values[0]).__name__,
+)
+def test_attributes_of_installed_classes_count_by_their_state(values):
+    digests = [structure_digest(made(SOURCE, value)) for value in (values[0], copy.deepcopy(values[0]), values[1])]
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_an_array_that_the_code_reads_counts():
+    source = SOURCE.replace("SCALE = 2.0", "import numpy\nSCALE = numpy.array(2.0)")
+    assert structure_digest(made(source)) != structure_digest(made(source.replace("(2.0)", "(3.0)")))
+
+
+def test_an_attribute_without_content_is_refused_by_name():
+    with pytest.raises(InputError, match=r"teacher module Net: power is a _thread.lock, .*; accepted: a teacher whose"):
+        structure_digest(made(SOURCE, threading.Lock()))

@@ -302,3 +302,12 @@ def test_an_option_without_effect_is_logged_once(caplog):
         "guidance stages_weight 3 without stages has no effect",
         "condensed_augment dsa with condensed_share 0 has no effect",
     ]
+
+
+def test_two_plans_with_equal_hashes_are_refused_with_both_labels():
+    plans = [Plan(arm, 1, 0, TrialConfig()) for arm in ("one", "fifty")]
+    trials = [PlannedTrial("0123456789abcdef", plan, None) for plan in plans]
+    labels = f"{plans[0].label} and {plans[1].label}"
+    with pytest.raises(InputError, match=f"trial 0123456789ab planned twice is '{labels}'; accepted: arms that differ"):
+        experiment.check_hashes(trials)
+    experiment.check_hashes(trials[:1])
