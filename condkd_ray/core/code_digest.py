@@ -145,7 +145,7 @@ class CodeWalk:
         self.add(code)
         self.value({} if constants is None else dict(constants.const_mapping))
         for name, value in sorted(layer._c.named_attributes(False), key=lambda item: item[0]):
-            if not _is_torch_module(value) and not type(value).__name__ == "ScriptModule":
+            if not _is_torch_module(value) and type(value).__name__ != "ScriptModule":
                 self.add(name)
                 with self._labelled(name):
                     self.value(value)

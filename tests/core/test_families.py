@@ -528,7 +528,8 @@ def test_the_name_of_two_entry_points_is_refused_and_others_stay(family, logged)
         )
         with pytest.raises(InputError, match=message):
             build(holder_of(things), {"it": "it"}, "file")
-    assert len(logged) == 1 and "defined twice" in logged[0]
+    assert len(logged) == 1
+    assert "defined twice" in logged[0]
 
 
 def test_a_bad_entry_point_is_logged_with_its_distribution_and_others_stay(family, logged):
