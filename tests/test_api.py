@@ -528,7 +528,10 @@ def test_a_module_that_cannot_go_to_the_workers_is_refused_before_any_trial(
     module = type(module)(module.network)
     module.handle = Unsendable()
     held = Teacher.from_module(module, **known)
-    with pytest.raises(InputError, match=r"cannot be sent to workers \(TypeError: a handle of the device\); accepted"):
+    with pytest.raises(
+        InputError,
+        match=r"handle is a test_api\.Unsendable, .* cannot be read \(TypeError: a handle of the device\); accepted",
+    ):
         condkd_ray.sweep({"one": TINY}, out=tmp_path / "a", cache=cache, teacher=held)
     # Installed here alone: it is not sent, and nowhere else found.
     (tmp_path / "site-packages").mkdir()

@@ -97,7 +97,7 @@ def test_a_trial_runs_with_flags_of_its_fields_and_repeats_from_its_record(progr
     # Without the package its records still make a report; what needs its code says which is missing.
     report = program("-m", "condkd_ray", "report", "out", without=True)
     assert report.returncode == 0, report.stderr
-    missing = "of plug-in condkd-blobs 1.0.0, which is neither installed nor registered here"
+    missing = "is from plug-in condkd-blobs 1.0.0, which is neither installed nor registered here"
     for command in (("train", "--from-record", "out", key, "--out", "third"), ("export", "out", "--to", "exported")):
         refused = program("-m", "condkd_ray", *command, without=True)
         assert refused.returncode == 2

@@ -39,6 +39,7 @@ _NOT_CODE = frozenset(
         *("__dict__", "__weakref__", "__module__", "__qualname__", "__doc__", "__annotations__", "__annotate__"),
         *("__annotate_func__", "__annotations_cache__", "__firstlineno__", "__static_attributes__"),
         *("_abc_impl", "__abstractmethods__", ORIGIN),
+        "__slotnames__",  # which pickle adds to a class when it first pickles an object of it
     )
 )
 """Attributes of a class that do not affect its computation."""

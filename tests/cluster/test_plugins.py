@@ -119,5 +119,7 @@ def test_a_search_opens_its_leaves(cluster, config: TrialConfig, tmp_path: Path)
     assert len(records) == 2
     assert all(record.plugins == plugins_in(config) for record in records)
     condkd_ray.register(version="0.2")(type(config.inversion))
-    with pytest.raises(InputError, match="was made for another plugins"):
+    with pytest.raises(
+        InputError, match=r"was made with plug-ins .*sharp: __main__ 0\.1, .*this run has .*__main__ 0\.2, "
+    ):
         condkd_ray.search(parse(text), spec)

@@ -266,6 +266,20 @@ def test_the_digest_follows_the_globals_of_a_class_that_is_not_defined_again(val
     unregister(kind)
 
 
+def test_pickling_a_plug_in_does_not_change_its_digest():
+    @dataclass(frozen=True, kw_only=True)
+    class Pickled(Thing):
+        name: Literal["pickled"] = "pickled"
+
+        def act(self) -> int:
+            return 1
+
+    Pickled.__module__ = "__main__"
+    before = str(origin_of(Pickled))
+    Pickled().__reduce_ex__(2)  # which stores names of slots on the class
+    assert str(origin_of(Pickled)) == before
+
+
 def test_the_digest_covers_closures():
     def made(scale: float) -> type:
         @dataclass(frozen=True, kw_only=True)
