@@ -485,6 +485,7 @@ def test_a_space_is_searched(cluster, cache, tmp_path, capfd, monkeypatch):
         assert "condkd_ray" not in found.manifest.command
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_module_of_ones_own_sweeps_and_searches_from_any_thread_and_loop(cluster, cache, teacher, tmp_path, capfd):
     with citizen(capfd):

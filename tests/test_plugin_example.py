@@ -109,6 +109,7 @@ def test_a_trial_runs_with_flags_of_its_fields_and_repeats_from_its_record(progr
     assert not {"third", "fourth", "exported"} & {path.name for path in tmp_path.iterdir()}
 
 
+@pytest.mark.slow
 def test_a_new_version_is_a_new_trial(program: Program, site: Path, tmp_path: Path):
     def hashed() -> str:
         code = "from condkd_ray.core.config import content_hash; from condkd_ray.trial.config import read; "

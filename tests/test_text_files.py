@@ -19,6 +19,8 @@ def opens_text(call: ast.Call) -> bool:
         # A method `open` may be of our own stores, which know no mode; `os.open` knows no text.
         as_text = [set(string) <= set("rwax+t") for string in strings]
         return "newline" in given or any(as_text) or (isinstance(call.func, ast.Name) and not strings)
+    if name == "read_text" and strings:
+        return False  # the encoding by position; or the name of a distribution's file, which is UTF-8
     # Our own `read_text` is a function, and knows the encodings that people use.
     return name in ("read_text", "write_text") and isinstance(call.func, ast.Attribute)
 

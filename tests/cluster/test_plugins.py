@@ -93,6 +93,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TrialCon
         del sys.modules[name]
 
 
+@pytest.mark.slow
 def test_a_sweep_with_producers_gives_the_numbers_of_one_process(cluster, config: TrialConfig, tmp_path: Path):
     arms = {"alone": config, "piped": replace(config, pipeline=Pipeline(producers=1, staleness=0))}
     options = Options(out=tmp_path / "out", cache=tmp_path / "cache")
@@ -111,6 +112,7 @@ def test_a_sweep_with_producers_gives_the_numbers_of_one_process(cluster, config
     assert [record.config_hash for record in again] == [record.config_hash for record in records]
 
 
+@pytest.mark.slow
 def test_a_search_opens_its_leaves(cluster, config: TrialConfig, tmp_path: Path):
     text = dump(config).replace("batch: 16", "batch: !int [8, 16]", 1)
     assert "name: sharp" in text

@@ -186,6 +186,7 @@ def test_gpus_count_for_as_long_as_they_are_held(clock):
     assert budget.used == kept[-1] == 10.5
 
 
+@pytest.mark.slow
 def test_once_it_is_spent_nothing_is_proposed_and_what_runs_stops_after_a_round(cluster, tmp_path, clock):
     class Counting(Plain):
         """A round takes a second of that clock."""

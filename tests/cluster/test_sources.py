@@ -127,6 +127,7 @@ class Here:
             return run_trial(self.config, self.prepared, FilledStore(*place), source=crew, on_round=on_round)
 
 
+@pytest.mark.slow
 def test_producers_are_ahead_by_their_staleness_and_no_more(group, tmp_path):
     import ray
 
@@ -190,6 +191,7 @@ def rounds_made(outcomes: dict[str, Outcome], keys: set[str]) -> float:
     return sum(outcomes[key].metrics["pool/made"] for key in keys)
 
 
+@pytest.mark.slow
 def test_sharers_get_the_numbers_they_would_get_alone_and_each_round_is_made_once(cluster, tmp_path):
     configs = {
         "plain": FREE,

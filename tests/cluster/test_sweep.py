@@ -98,6 +98,7 @@ def leave_after_two_rounds(configs: dict[str, TrialConfig], folder: Path) -> Non
     ray.kill(pool)
 
 
+@pytest.mark.slow
 def test_a_limit_on_a_gpu_that_is_there_on_paper_only_fails_the_trial_by_name(cluster, tmp_path):
     heard = Heard()
     assert heard.sweep({"a": toy.toy_config()}, tmp_path, gpus_per_trial=0.5, device_pool_limit=10**6)
@@ -174,7 +175,8 @@ def test_a_trial_without_gpu_memory_fails_once_by_name_and_the_sweep_goes_on(clu
     assert_equal_numbers(heard.outcomes["other"], direct(other))
 
 
-@pytest.mark.parametrize("place", ["folder", pytest.param("s3", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["folder", "s3"])
 def test_a_killed_trial_and_a_killed_pool_leave_the_numbers_as_they_were(cluster, tmp_path, place, request):
     storage = tmp_path if place == "folder" else locate(request.getfixturevalue("bucket"))
     config = toy.toy_config(rounds=7, memory=toy.toy_config().memory)

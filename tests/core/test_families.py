@@ -104,9 +104,11 @@ def family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Fam
             module = name.replace("-", "_")
             info = tmp_path / f"{module}-{version}.dist-info"
             info.mkdir()
-            (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
-            (info / "entry_points.txt").write_text(f"[condkd_ray.{group}]\nit = {module}:{place}\n")
-            (tmp_path / f"{module}.py").write_text(text)
+            (info / "METADATA").write_text(
+                f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n", encoding="utf-8"
+            )
+            (info / "entry_points.txt").write_text(f"[condkd_ray.{group}]\nit = {module}:{place}\n", encoding="utf-8")
+            (tmp_path / f"{module}.py").write_text(text, encoding="utf-8")
         monkeypatch.syspath_prepend(tmp_path)
         importlib.invalidate_caches()
         sys.modules["tests_base"] = type(sys)("tests_base")
@@ -564,7 +566,9 @@ def test_an_editable_plug_in_has_a_version_and_a_digest(family, tmp_path: Path, 
         else MODULE
     )
     things = family(("some-things", "1.4", "It", text))
-    (tmp_path / "some_things-1.4.dist-info" / "direct_url.json").write_text('{"dir_info": {"editable": true}}')
+    (tmp_path / "some_things-1.4.dist-info" / "direct_url.json").write_text(
+        '{"dir_info": {"editable": true}}', encoding="utf-8"
+    )
     kind = importlib.import_module("some_things").It
     first = str(origin_of(kind))
     assert re.fullmatch("some-things 1.4 source [0-9a-f]{12}", first)
@@ -598,15 +602,15 @@ def test_the_content_of_a_path_of_a_plug_in_is_part_of_the_hash(tmp_path: Path):
         digest()
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
-        (tmp_path / folder / "x").write_text("1")
-    (tmp_path / "table").write_text("1")
+        (tmp_path / folder / "x").write_text("1", encoding="utf-8")
+    (tmp_path / "table").write_text("1", encoding="utf-8")
     first = digest()
     assert first == digest(table=tmp_path / "a" / "x") == digest(place=Path("nowhere"))
     assert first != digest(log=Path("nowhere"))
     assert digest(table=tmp_path / "a") == digest(table=tmp_path / "b")
-    (tmp_path / "a" / "x").write_text("2")
+    (tmp_path / "a" / "x").write_text("2", encoding="utf-8")
     assert digest(table=tmp_path / "a") != digest(table=tmp_path / "b")
-    (tmp_path / "table").write_text("2")
+    (tmp_path / "table").write_text("2", encoding="utf-8")
     assert digest() != first
 
 

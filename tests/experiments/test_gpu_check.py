@@ -827,6 +827,7 @@ def test_compiled_rows_are_compiled_and_graphs_on_a_cpu_are_refused(tmp_path, mo
     assert figures["bfloat16, compiled, graphs, batch 8"] == {"skipped": refused}
 
 
+@pytest.mark.slow
 def test_a_row_that_fails_stops_no_other(tmp_path, monkeypatch):
     real = steps.Bench.distillation
 

@@ -137,6 +137,7 @@ def test_interrupted_it_reports_and_goes_on_to_the_same_rows(home: Path, finishe
     assert told(home / "cut") == told(finished)
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_out_of_time_it_says_so_and_later_runs_only_what_is_asked_for(home: Path, finished: Path):
     short = ablate(home, "budget", "--rounds", "2", "--time-budget", "1s")

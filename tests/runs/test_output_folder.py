@@ -130,7 +130,7 @@ def test_a_folder_is_for_one_process_at_a_time(tmp_path, fresh):
     with subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
         other.stdout.readline()
-        with pytest.raises(InputError, match=r"--out is '.*', where another process runs; accepted: a folder of its"):
+        with pytest.raises(InputError, match=r"--out is '.*', where another process runs; accepted: another folder"):
             open_folder(tmp_path, "train", fresh=fresh)
         other.kill()
     assert tmp_path.is_dir()

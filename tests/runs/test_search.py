@@ -127,6 +127,7 @@ def evolved(home: Path) -> Path:
     return home / "evolved"
 
 
+@pytest.mark.slow
 def test_a_population_is_a_trial_and_a_record_for_each_member(evolved: Path):
     trials, records = stored(evolved).trials, {record.arm: record for record in read_records(evolved)}
     assert len(trials) == len(records) == 4
@@ -145,6 +146,7 @@ def test_a_population_is_a_trial_and_a_record_for_each_member(evolved: Path):
     assert [path for name in ("trials", "chunks") for path in (evolved / name).glob("*/")] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "lost", [1, pytest.param(50, marks=pytest.mark.slow), pytest.param(72, marks=pytest.mark.slow)]
 )
@@ -187,6 +189,7 @@ def rounds_told(out: Path) -> int:
     return 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -211,6 +214,7 @@ def test_nothing_that_decides_knows_of_the_test(finished: Path):
     assert "test" not in journal
 
 
+@pytest.mark.slow
 def test_the_same_command_runs_nothing_anew_and_more_trials_are_added(home: Path, finished: Path):
     before = {path: path.stat().st_mtime_ns for path in (finished / "records").iterdir()}
     again = search(home, "whole", "--trials", "6")
