@@ -82,6 +82,7 @@ def test_methods_lists_each_with_its_distribution(program: Program):
     assert "condkd-blobs" not in program("-m", "condkd_ray", "methods", without=True).stdout
 
 
+@pytest.mark.slow
 def test_a_trial_runs_with_flags_of_its_fields_and_repeats_from_its_record(program: Program, tmp_path: Path):
     flags = ("--inversion.smooth-weight", "0.2", "--student.width", "3", "--data.count", "240")
     trained = program("-m", "condkd_ray", "train", "trial.yaml", "--out", "out", *flags)

@@ -214,6 +214,7 @@ def apart(*works) -> list:
         return [future.result() for future in [pool.submit(*work) for work in works]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", DEVICES)
 def test_two_trials_share_a_device_and_come_to_equal_numbers(device):
     one, other = apart((half, device), (half, device))

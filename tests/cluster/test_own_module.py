@@ -93,6 +93,7 @@ def test_a_worker_that_cannot_import_the_class_answers_as_the_driver(cluster, co
     assert found == prepared.teacher.logits(images).tolist()
 
 
+@pytest.mark.slow
 def test_a_sweep_runs_with_it_and_gives_the_numbers_of_one_process(cluster, config: TrialConfig, tmp_path: Path):
     options = Options(out=tmp_path / "out", cache=tmp_path / "cache")
     [record] = condkd_ray.sweep({"one": config}, options, seeds=(0,)).records

@@ -65,6 +65,7 @@ class Plain:
         self.outcomes[trial.key] = outcome
 
 
+@pytest.mark.slow
 def test_a_search_ends_with_what_was_proposed_each_tested_once_all_else_was_told(cluster, tmp_path):
     configs = {key: toy.toy_config(seed=seed, rounds=3) for seed, key in enumerate("abc")}
     configs["nan"] = diverging(rounds=2)

@@ -257,6 +257,7 @@ def test_a_process_that_never_begins_is_given_up_after_as_many_attempts(monkeypa
     assert len(told) == 1
 
 
+@pytest.mark.slow
 def test_ctrl_c_at_the_end_of_tune_runs_nothing_again(cluster, tmp_path, monkeypatch):
     """Tune has left its loop and hears signals still; one trial waits to be tried again."""
     from ray.tune.execution.tune_controller import TuneController

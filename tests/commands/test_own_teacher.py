@@ -193,6 +193,7 @@ def test_flags_of_an_experiment_become_a_config_over_the_card(home: Path):
             Flags(**fields).base()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 @pytest.mark.parametrize(
     ("program", "weights"), [("ablation", "carded"), pytest.param("search", "carded", marks=pytest.mark.slow)]

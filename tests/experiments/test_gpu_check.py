@@ -447,6 +447,7 @@ def runs_pytest(process: psutil.Process) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_another_call_in_its_folders_is_refused_and_its_tests_end_with_it(tmp_path):
     flags = ("--out", str(tmp_path / "found" / "check.json"), "--work", str(tmp_path / "work"))
     with begun(*flags) as (check, tests):

@@ -214,7 +214,6 @@ def test_nothing_that_decides_knows_of_the_test(finished: Path):
     assert "test" not in journal
 
 
-@pytest.mark.slow
 def test_the_same_command_runs_nothing_anew_and_more_trials_are_added(home: Path, finished: Path):
     before = {path: path.stat().st_mtime_ns for path in (finished / "records").iterdir()}
     again = search(home, "whole", "--trials", "6")

@@ -69,6 +69,7 @@ def test_the_divergences_weight_draws_latents_to_the_prior():
     assert heavy["memory/kl"] < 0.5 * light["memory/kl"]
 
 
+@pytest.mark.slow
 def test_what_only_earlier_rounds_had_is_recalled_where_no_replay_has_lost_it():
     """Of 100 recalled images the rarer of two earlier classes had 3, 18, 46, 31, 22, 19, 17, 32 by the seeds 0 to 7."""
     rarer = []
