@@ -129,6 +129,7 @@ def test_a_new_version_is_a_new_trial(program: Program, site: Path, tmp_path: Pa
     assert hashed() == first
 
 
+@pytest.mark.slow
 def test_a_broken_package_is_told_and_breaks_no_other_command(program: Program, site: Path, tmp_path: Path):
     module = site / "condkd_blobs" / "guidance.py"
     text = module.read_text()

@@ -385,6 +385,7 @@ def test_at_its_deadline_a_sweep_ends_and_what_ran_has_a_checkpoint(cluster, tmp
     assert stored == {"a", "b"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "limit", [pytest.param({"max_concurrent": 1}, marks=pytest.mark.slow), {"resources": {LOOPBACK: 0.6}}]
 )

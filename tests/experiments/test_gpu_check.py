@@ -693,6 +693,7 @@ def without_values(monkeypatch):
         )
 
 
+@pytest.mark.slow
 def test_no_round_of_part_c_waits_for_a_device_without_values(without_values):
     assert set(ONCE_A_ROUND) == set(waits.ALLOWED)
     for name, config in few().items():
