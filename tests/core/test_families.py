@@ -120,17 +120,19 @@ def family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Fam
         del sys.modules[module]
 
 
-MODULE = """
-from dataclasses import dataclass
-from typing import Literal
-from tests_base import Base
-
+CELL = """
 @dataclass(frozen=True, kw_only=True)
-class It(Base):
+class It(Thing):
     name: Literal["it"] = "it"
     def act(self):
         return 1
 """
+IMPORTS = """
+from dataclasses import dataclass
+from typing import Literal
+from tests_base import Base
+"""
+MODULE = IMPORTS + CELL.replace("Thing", "Base")
 
 
 def test_a_registered_class_is_a_member_and_configs_build_it_by_name(mine):
@@ -184,15 +186,6 @@ def in_cell(text: str, **names) -> type:
     space = {"Thing": Thing, "Plain": Plain, "dataclass": dataclass, "Literal": Literal, "__name__": "nowhere", **names}
     exec(text, space)
     return space["It"]
-
-
-CELL = """
-@dataclass(frozen=True, kw_only=True)
-class It(Thing):
-    name: Literal["it"] = "it"
-    def act(self):
-        return 1
-"""
 
 
 def test_a_class_that_reads_a_value_without_content_needs_a_version():
@@ -373,9 +366,9 @@ def test_a_class_holds_its_origin_only_while_configs_are_pickled(mine):
 
 def test_the_digest_of_a_class_in_a_notebook_cell_covers_its_functions():
     """In a cell Python finds the source of functions but not of classes."""
-    text, found = MODULE.split("Base\n", 1)[1].replace("Base", "Thing"), []
-    for cell, body in enumerate((text, text, text.replace("return 1", "return 2"))):
-        file = f"/tmp/ipykernel_1/{cell}.py"
+    found = []
+    for cell, body in enumerate((CELL, CELL, CELL.replace("return 1", "return 2"))):
+        file = f"ipykernel_1/{cell}.py"
         linecache.cache[file] = len(body), None, body.splitlines(keepends=True), file
         space = {"Thing": Thing, "dataclass": dataclass, "Literal": Literal, "__name__": "a_notebook"}
         exec(compile(body, file, "exec"), space)
