@@ -60,6 +60,8 @@ ARTIFACTS = "artifacts"
 """Folder of the images and configs that the dashboard shows beside each trial."""
 PARAMETERS, KEY = "parameters", "config_hash"
 """User attributes: of a study, the values of each parameter; of a trial, the hash of its config."""
+STDIN = "<stdin>"
+"""What Python takes for the file of a script that it reads from stdin."""
 RENAMED = ("seed", "condensation/ipc")
 """Leaves of a config that every planned trial has as parameters of other names."""
 Leaf = str | int | float | bool | None
@@ -116,8 +118,8 @@ def describe_experiment(
 
 
 def _command(experiment: str) -> str:
-    """How the experiment is run again: a command line, or in a notebook or another interactive Python a call."""
-    if not hasattr(sys.modules["__main__"], "__file__"):
+    """How the experiment is run again: a command line, or a call where no file is run, as in a notebook or from stdin."""
+    if getattr(sys.modules["__main__"], "__file__", STDIN) == STDIN:
         return f"{CALL}{experiment}(...)"
     return shlex.join([Path(sys.executable).name, *sys.argv])
 
