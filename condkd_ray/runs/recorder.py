@@ -118,7 +118,7 @@ def describe_experiment(
 
 
 def _command(experiment: str) -> str:
-    """How the experiment is run again: a command line, or a call where no file is run, as in a notebook or from stdin."""
+    """How the experiment is run again: a command line, or a call if no file is run (a notebook, stdin)."""
     if getattr(sys.modules["__main__"], "__file__", STDIN) == STDIN:
         return f"{CALL}{experiment}(...)"
     return shlex.join([Path(sys.executable).name, *sys.argv])
