@@ -66,7 +66,7 @@ def test_siamese_gives_every_image_the_draw_of_the_first(group):
 
 
 @pytest.mark.parametrize("group", GROUPS)
-def test_otherwise_draws_differ_from_image_to_image(group):
+def test_without_siamese_draws_differ_from_image_to_image(group):
     twins = pictures(1).expand(20, -1, -1, -1)
     assert len({tuple(image.flatten().tolist()) for image in augmented(twins, group)}) > 1
 

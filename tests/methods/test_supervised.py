@@ -272,10 +272,10 @@ def test_compiled_training_gives_the_same_weights(monkeypatch):
     torch.compiler.reset()
     plain = trained(cutout=0.25)
     counters.clear()
-    taken = trained(cutout=0.25, compile="default")
+    compiled = trained(cutout=0.25, compile="default")
     assert counters["stats"]["unique_graphs"] == 1
     for name, tensor in plain.state_dict().items():
-        torch.testing.assert_close(taken.state_dict()[name], tensor, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(compiled.state_dict()[name], tensor, rtol=1e-3, atol=1e-4)
     assert not compilation._compiled.cache_info().currsize
 
 

@@ -85,8 +85,8 @@ def test_the_smallest_side_is_accepted_and_one_less_refused(network):
 
 @pytest.mark.parametrize("network", [ResNet(width=10**6), Wrn(width=2**63), Vgg11(width=10**20)], ids=label)
 def test_weights_that_do_not_fit_into_memory_are_refused(network):
-    taken = r"'(inf|\d+\.\d GB)'; accepted: less than the \d+\.\d GB that are free"
-    with pytest.raises(InputError, match=f"^memory for the weights of {label(network)} is {taken}$"):
+    expected = r"'(inf|\d+\.\d GB)'; accepted: less than the \d+\.\d GB that are free"
+    with pytest.raises(InputError, match=f"^memory for the weights of {label(network)} is {expected}$"):
         network.build((3, 32, 32), 10)
 
 
@@ -126,7 +126,7 @@ def test_equal_streams_build_equal_weights(network):
 
 @pytest.mark.parametrize("network", NETWORKS, ids=label)
 def test_channels_last_gives_the_same_logits(network):
-    # The memory format may change the order of a sum. In double precision this changes no logit by more than tolerance.
+    # In double precision, the order of a sum, which the memory format may change, moves no logit beyond the tolerance.
     module = network.build((3, 32, 32), 4).eval().double()
     images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
     plain = module(images)
@@ -215,7 +215,7 @@ STAGES = [
 
 
 @pytest.mark.parametrize(("network", "stages"), STAGES, ids=[label(network) for network, _ in STAGES])
-def test_stage_inputs_are_the_inputs_of_all_stages_and_their_channels(network, stages):
+def test_stage_inputs_are_the_numbers_of_channels_at_the_input_of_each_stage(network, stages):
     teacher = Teacher.from_module(network.build((3, 32, 32), 4), num_classes=4, **RGB)
     assert teacher.stage_inputs == stages
     seen = teacher.observe(torch.randn(2, 3, 32, 32), input_means=tuple(stages))
@@ -231,7 +231,7 @@ ENDS = [
     (MobileNetV2(width=10), tuple(f"stages.{i}" for i in range(7))),
     (Torchvision(model="resnet18"), ("layer1", "layer2", "layer3")),
 ]
-"""Layers are left out if their spatial means are those of a later layer or the input of the last linear layer."""
+"""Ends of stages, without layers whose spatial means equal those of a later layer or the last linear layer's input."""
 
 
 @pytest.mark.parametrize(("network", "ends"), ENDS, ids=[label(network) for network, _ in ENDS])

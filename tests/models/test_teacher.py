@@ -271,7 +271,7 @@ def test_after_observing_the_network_runs_without_hooks_and_shares_its_tensors_w
     teacher.observe(samples(2).images, ("stages.0",), input_means=("stages.1",))
     teacher.network.conv.register_forward_hook(lambda module, *_: counted.append(sum(hooks(teacher.network))))
     before = teacher.logits(samples(2).images)
-    assert counted == [1]  # this test's own
+    assert counted == [1]  # the hook of this test
     with torch.no_grad():
         teacher.network.conv.weight.mul_(2)
         teacher.network.bn.running_mean.add_(1)

@@ -118,7 +118,7 @@ def exported(path: Path) -> None:
 
 
 class Own:
-    """A class of the user's."""
+    """A class that a user has defined."""
 
 
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"

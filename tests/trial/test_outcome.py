@@ -1,4 +1,4 @@
-"""The outcome of a trial, and the order of evaluations, of which the test set is the last."""
+"""The outcome of a trial. The test set is evaluated after everything else."""
 
 from dataclasses import replace
 

@@ -57,7 +57,7 @@ def few(dataset: Dataset, each: int) -> tuple[Tensor, Tensor]:
 
 
 def condensed(dataset: Dataset, each: int) -> tuple[Tensor, Tensor]:
-    """Return such digits with changes as in optimised pixels: beyond [0, 1], and between the 256 grey values."""
+    """Return digits with noise as in optimised pixels: values beyond [0, 1], and between the 256 grey values."""
     unit, labels = few(dataset, each)
     noise = torch.randn(unit.shape, generator=torch.Generator().manual_seed(0))
     return 1.1 * unit - 0.03 + 0.12 * noise, labels
@@ -155,7 +155,7 @@ def test_images_in_half_precision_are_read(tmp_path, workshop, dataset):
 
 @pytest.mark.parametrize("factor", [0.4, 1.0, 5.0])
 def test_a_set_is_not_refused_for_its_spread_alone(tmp_path, workshop, dataset, factor):
-    """Mean images have a small spread; single images of distribution matching have five times that of real images."""
+    """Mean images have little spread; one image a class of distribution matching has five times that of real images."""
     unit, labels = condensed(dataset, 1)
     images = factor * saved_as(unit, "normalised", dataset.mean, dataset.std)
     found = imported(workshop, write(tmp_path, images, labels), space="auto" if factor > 1 else "normalised")
@@ -217,7 +217,7 @@ def test_a_wrongly_declared_space_is_refused_unless_forced(tmp_path, workshop, d
 
 
 def test_an_ambiguous_space_is_decided_by_the_teachers_accuracy(tmp_path, workshop, dataset):
-    """Normalised images of low contrast have similar values as images in [-1, 1]."""
+    """Normalised images of low contrast have values similar to those of images in [-1, 1]."""
     unit, labels = condensed(dataset, 40)
     pale = 0.8 * saved_as(unit, "normalised", dataset.mean, dataset.std)
     path = write(tmp_path, pale, labels)

@@ -134,7 +134,7 @@ INVERTED: list[Tensor] = []
 def network_inputs(
     mean: tuple[float, ...], std: tuple[float, ...], **fields: float
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the inputs of the squeezed network in training and in inversion, for one set of pixels so normalised."""
+    """Return the squeezed network's inputs in training and in inversion, for pixels normalised by `mean` and `std`."""
     TRAINED.clear()
     INVERTED.clear()
     pixels, labels = real_pixels()

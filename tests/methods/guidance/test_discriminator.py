@@ -49,22 +49,22 @@ def test_condensed_features_are_scaled_to_unit_mean_square():
 def test_the_penalty_is_the_generator_loss_plus_the_class_loss(adversarial_weight, class_weight):
     guidance, state = started(class_weight=class_weight, adversarial_weight=adversarial_weight, spectral_norm=False)
     fake = seen(1.0)
-    judged, classes = state.network(fake * state.scale, LABELS)
+    logits, classes = state.network(fake * state.scale, LABELS)
     class_loss = reference.mean(reference.class_prior(classes.tolist(), LABELS.tolist()))
-    wanted = adversarial_weight * reference.generator_loss(judged.tolist()) + class_weight * class_loss
+    wanted = adversarial_weight * reference.generator_loss(logits.tolist()) + class_weight * class_loss
     assert guidance.penalty(state, fake, LABELS, rng=RNG).item() == pytest.approx(wanted, rel=1e-5)
 
 
 def test_logged_losses_are_those_before_the_update():
     guidance, state = started(spectral_norm=False)
     fake, real = seen(1.0), seen()
-    judged = [state.network(features * state.scale, LABELS) for features in (real, fake)]
+    logits = [state.network(features * state.scale, LABELS) for features in (real, fake)]
     terms = guidance.update(state, fake, real, LABELS, rng=RNG)
-    expected = reference.discriminator_loss(*(adversarial.tolist() for adversarial, _ in judged))
+    expected = reference.discriminator_loss(*(adversarial.tolist() for adversarial, _ in logits))
     assert terms["adversarial"].item() == pytest.approx(expected, rel=1e-5)
-    class_loss = reference.mean(reference.class_prior(judged[0][1].tolist(), LABELS.tolist()))
+    class_loss = reference.mean(reference.class_prior(logits[0][1].tolist(), LABELS.tolist()))
     assert terms["class"].item() == pytest.approx(class_loss, rel=1e-5)
-    right = [(judged[0][0] > 0).double().mean(), (judged[1][0] < 0).double().mean()]
+    right = [(logits[0][0] > 0).double().mean(), (logits[1][0] < 0).double().mean()]
     assert terms["accuracy"].item() == pytest.approx(sum(right).item() / 2)
 
 
@@ -114,7 +114,7 @@ def test_the_class_head_learns_from_condensed_images_alone():
         torch.testing.assert_close(found, wanted)
 
 
-def test_more_steps_are_as_many_updates_on_the_same_images():
+def test_steps_is_the_number_of_updates_on_the_same_images():
     fake, real = seen(1.0), seen()
     guidance, state = started(steps=3)
     guidance.update(state, fake, real, LABELS, rng=RNG)
@@ -179,9 +179,9 @@ def test_r1_reduces_the_gradient_of_the_output():
 def test_the_loss_uses_smoothed_targets():
     guidance, state = started(label_smoothing=0.2, spectral_norm=False)
     fake, real = seen(1.0), seen()
-    judged = [state.network(features * state.scale, LABELS)[0].tolist() for features in (real, fake)]
+    logits = [state.network(features * state.scale, LABELS)[0].tolist() for features in (real, fake)]
     logged = guidance.update(state, fake, real, LABELS, rng=RNG)["adversarial"].item()
-    assert logged == pytest.approx(reference.discriminator_loss(*judged, 0.2), rel=1e-5)
+    assert logged == pytest.approx(reference.discriminator_loss(*logits, 0.2), rel=1e-5)
 
 
 def test_instance_noise_is_added_to_all_inputs_from_the_given_stream_in_units_of_the_features():
@@ -194,9 +194,9 @@ def test_instance_noise_is_added_to_all_inputs_from_the_given_stream_in_units_of
         return features * state.scale + 0.5 * torch.randn(features.shape, generator=stream())
 
     fake, real = seen(1.0), seen()
-    judged = state.network(noisy(fake), LABELS)
-    class_loss = reference.mean(reference.class_prior(judged[1].tolist(), LABELS.tolist()))
-    wanted = reference.generator_loss(judged[0].tolist()) + class_loss
+    logits = state.network(noisy(fake), LABELS)
+    class_loss = reference.mean(reference.class_prior(logits[1].tolist(), LABELS.tolist()))
+    wanted = reference.generator_loss(logits[0].tolist()) + class_loss
     assert guidance.penalty(state, fake, LABELS, rng=stream()).item() == pytest.approx(wanted, rel=1e-5)
     accuracy = (state.network(noisy(real), LABELS)[0] > 0).float().mean()
     assert guidance.evaluate_held_out(state, real, real, real, LABELS, rng=stream())["held_out_accuracy"] == accuracy
@@ -233,10 +233,10 @@ def test_perfect_accuracy_is_the_accuracy_on_condensed_images_and_on_held_out_im
     found = guidance.evaluate_held_out(state, shown, held_out, fakes, LABELS, rng=RNG)
     assert all(map(torch.equal, before, state.network.state_dict().values()))
     state.network.eval()
-    judged = [state.network(features * state.scale, LABELS)[0].tolist() for features in (shown, held_out, fakes)]
-    right = sum(value > 0 for value in judged[0]), sum(value < 0 for value in judged[2])
+    logits = [state.network(features * state.scale, LABELS)[0].tolist() for features in (shown, held_out, fakes)]
+    right = sum(value > 0 for value in logits[0]), sum(value < 0 for value in logits[2])
     assert found["perfect_accuracy"].item() == pytest.approx(sum(right) / 48)
-    assert found["held_out_accuracy"].item() == pytest.approx(sum(value > 0 for value in judged[1]) / 24)
+    assert found["held_out_accuracy"].item() == pytest.approx(sum(value > 0 for value in logits[1]) / 24)
     assert found.keys() == {"held_out_accuracy", "perfect_accuracy"}
 
 

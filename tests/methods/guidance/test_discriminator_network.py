@@ -19,10 +19,10 @@ def discriminator(condition="auxiliary", *, spectral=True):
 
 @each_condition
 @pytest.mark.parametrize("spectral", [True, False])
-def test_outputs_are_one_logit_and_with_a_class_head_class_logits(condition, spectral):
-    judged, classes = discriminator(condition, spectral=spectral)(FEATURES, LABELS)
-    assert judged.shape == (10,)
-    assert judged.isfinite().all()
+def test_outputs_are_a_logit_and_class_logits_if_there_is_a_class_head(condition, spectral):
+    logits, classes = discriminator(condition, spectral=spectral)(FEATURES, LABELS)
+    assert logits.shape == (10,)
+    assert logits.isfinite().all()
     assert (classes is not None) == (condition == "auxiliary")
     assert classes is None or classes.shape == (10, 5)
 
@@ -30,8 +30,8 @@ def test_outputs_are_one_logit_and_with_a_class_head_class_logits(condition, spe
 @each_condition
 @pytest.mark.parametrize("spectral", [True, False])
 def test_logits_of_an_untrained_discriminator_are_small(condition, spectral):
-    judged, _ = discriminator(condition, spectral=spectral)(FEATURES, LABELS)
-    assert judged.abs().max() < 1
+    logits, _ = discriminator(condition, spectral=spectral)(FEATURES, LABELS)
+    assert logits.abs().max() < 1
 
 
 @pytest.mark.parametrize(
@@ -39,9 +39,9 @@ def test_logits_of_an_untrained_discriminator_are_small(condition, spectral):
 )
 def test_the_logit_depends_on_the_label_only_in_conditional_forms(condition, conditional):
     network = discriminator(condition, spectral=False)
-    judged = [network(FEATURES, labels)[0] for labels in (LABELS, (LABELS + 1) % 5)]
-    assert (judged[0] != judged[1]).all() == conditional
-    assert torch.equal(*judged) != conditional
+    logits = [network(FEATURES, labels)[0] for labels in (LABELS, (LABELS + 1) % 5)]
+    assert (logits[0] != logits[1]).all() == conditional
+    assert torch.equal(*logits) != conditional
 
 
 def layers(network):
@@ -98,6 +98,6 @@ def test_spectral_normalisation_bounds_the_slope_of_the_logit(condition, spectra
 @each_condition
 def test_logits_are_float32_under_autocast(condition):
     with torch.autocast("cpu", torch.bfloat16):
-        judged, classes = discriminator(condition)(FEATURES, LABELS)
-    assert judged.dtype == torch.float32
+        logits, classes = discriminator(condition)(FEATURES, LABELS)
+    assert logits.dtype == torch.float32
     assert classes is None or classes.dtype == torch.float32

@@ -26,7 +26,7 @@ from condkd_ray.models import observation
     wanted=st.lists(st.integers(0, 6), max_size=30),
     seed=st.integers(0, 2**32),
 )
-def test_rows_are_of_the_wanted_class_where_it_has_any(known, wanted, seed):
+def test_rows_are_of_the_wanted_class_if_it_has_any(known, wanted, seed):
     known, wanted = torch.tensor(known), torch.tensor(wanted, dtype=torch.int64)
     rows = same_class_rows(known, wanted, torch.Generator().manual_seed(seed))
     assert rows.shape == wanted.shape

@@ -15,7 +15,7 @@ from condkd_ray.methods.targets import Balanced
 
 
 def by_hand(fast, generator, optimizer, memory, rng, teacher, student):
-    """Run one round of Fast in plain code, and return the last batch's BN statistics. `memory`: those remembered."""
+    """Run one round of Fast in plain code with remembered BN statistics `memory`; return those of the last batch."""
     targets = Balanced().sample(fast.batch, teacher, rng=rng)
     clone = copy.deepcopy(generator)
     latents = torch.randn(fast.batch, fast.latent, generator=rng["latents"]).requires_grad_()

@@ -17,7 +17,7 @@ from condkd_ray.trial.synthesis import codec
 
 TEST_IMAGES = 512
 STEPS = {Dfad: 4}
-"""Steps other than 30. DFAD has one step for five of the student, because its loss depends only on the student."""
+"""Numbers of steps, if not 30. DFAD takes one for five of the student, because its loss depends only on the student."""
 
 
 @pytest.mark.slow

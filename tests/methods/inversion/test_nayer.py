@@ -152,7 +152,7 @@ def test_a_generator_is_replaced_after_life_rounds(initialised):
     for _ in range(5):
         synthesize(method, state, rng=rng, teacher=teacher)
     assert initialised == ["init/generator", "init/generator/3", "init/generator/5"]
-    assert state.generator is first  # with the weights of the last one
+    assert state.generator is first  # its weights are those of the last one
 
 
 def test_a_new_generator_starts_from_its_initialisation():

@@ -230,7 +230,7 @@ def test_neither_put_nor_gather_reads_from_the_device_or_waits_for_it(limit, spa
             drawn = store.gather(ids)
         assert (drawn.images.device, drawn.images.shape, drawn.images.dtype) == (DEVICE, (64, *SHAPE), torch.float32)
     if DEVICE not in places:
-        # The host must read which of the samples it stores.
+        # The host must read the ids to find the rows that it stores.
         ids = torch.randint(320, (64,)).to(DEVICE)
         with pytest.raises(WaitsError, match="from the device to the host"), Guard():
             store.gather(ids)

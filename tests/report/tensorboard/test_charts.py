@@ -19,7 +19,7 @@ from condkd_ray.report.tensorboard.writer import EventFiles, hparams, rebuild, r
 from report.report_factory import altered, diagnosed, make_record
 
 with warnings.catch_warnings():
-    # TensorBoard's own dependencies warn on import.
+    # TensorBoard's bundled code raises deprecation warnings.
     warnings.simplefilter("ignore", DeprecationWarning)
     from tensorboard.plugins.custom_scalar.custom_scalars_plugin import CustomScalarsPlugin
     from tensorboard.plugins.scalar.scalars_plugin import ScalarsPlugin

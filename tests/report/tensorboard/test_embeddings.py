@@ -18,7 +18,7 @@ from condkd_ray.report.tensorboard.writer import EventFiles, rebuild, run_name
 from report.report_factory import make_record
 
 with warnings.catch_warnings():
-    # TensorBoard's own dependencies warn on import.
+    # TensorBoard's bundled code raises deprecation warnings.
     warnings.simplefilter("ignore", DeprecationWarning)
     from tensorboard.plugins.projector.projector_plugin import ProjectorPlugin
 
