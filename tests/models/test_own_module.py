@@ -53,7 +53,7 @@ value = 3
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def user_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A working directory with a user's package that cannot be imported from elsewhere."""
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.chdir(tmp_path)
@@ -65,7 +65,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         del sys.modules[name]
 
 
-@pytest.mark.usefixtures("here")
+@pytest.mark.usefixtures("user_folder")
 def test_a_users_function_returns_the_network():
     for name in ("teacher", "Factory.make"):
         made = own_module(f"nets_of_a_user.small:{name}")
@@ -76,14 +76,14 @@ def test_a_users_function_returns_the_network():
     assert first.code == second.code != own_module("nets_of_a_user.small:Factory.make").code
 
 
-def test_a_changed_file_has_another_code_digest(here: Path):
+def test_a_changed_file_has_another_code_digest(user_folder: Path):
     before = own_module("nets_of_a_user.small:teacher").code
     del sys.modules["nets_of_a_user.small"]
-    (here / "nets_of_a_user" / "small.py").write_text(NETS + "# a line more\n")
+    (user_folder / "nets_of_a_user" / "small.py").write_text(NETS + "# a line more\n")
     assert own_module("nets_of_a_user.small:teacher").code != before
 
 
-@pytest.mark.usefixtures("here")
+@pytest.mark.usefixtures("user_folder")
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
@@ -139,7 +139,7 @@ def test_outputs_that_are_no_logits_are_refused(function, expected: str):
         check_answers(FunctionModule(function), (1, 8, 8), 10, "m")
 
 
-@pytest.mark.usefixtures("here")
+@pytest.mark.usefixtures("user_folder")
 def test_own_code_lists_only_modules_of_the_user():
     own_module("nets_of_a_user.small:teacher")
     names = {module.__name__ for module in own_code(["nets_of_a_user.small:teacher"])}
@@ -199,8 +199,8 @@ def test_a_users_narrow_network_trains_with_every_cpu_instruction_set(arithmetic
     "how", ["from nets_of_a_user import layers", "from .layers import Net", "import nets_of_a_user.layers"]
 )
 @pytest.mark.parametrize("late", [False, True])
-def test_a_changed_import_of_the_file_gives_another_code_digest(here: Path, how: str, late: bool):
-    package = here / "nets_of_a_user"
+def test_a_changed_import_of_the_file_gives_another_code_digest(user_folder: Path, how: str, late: bool):
+    package = user_folder / "nets_of_a_user"
     (package / "layers.py").write_text(NETS)
     (package / "starts.py").write_text("raise SystemExit('nobody may import this')\n")
     (package / "unread.py").write_text("")
@@ -223,10 +223,10 @@ def test_a_changed_import_of_the_file_gives_another_code_digest(here: Path, how:
     assert code() != before
 
 
-def test_the_code_digest_does_not_depend_on_the_working_directory(here: Path, monkeypatch: pytest.MonkeyPatch):
-    (here / "nets_of_a_user" / "layers.py").write_text(NETS)
-    (here / "nets_of_a_user" / "make.py").write_text("from .layers import Net\ndef make():\n    return Net()\n")
+def test_the_code_digest_does_not_depend_on_the_working_directory(user_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    (user_folder / "nets_of_a_user" / "layers.py").write_text(NETS)
+    (user_folder / "nets_of_a_user" / "make.py").write_text("from .layers import Net\ndef make():\n    return Net()\n")
     before = own_module("nets_of_a_user.make:make").code
-    monkeypatch.syspath_prepend(str(here))
-    monkeypatch.chdir(here.parent)
+    monkeypatch.syspath_prepend(str(user_folder))
+    monkeypatch.chdir(user_folder.parent)
     assert own_module("nets_of_a_user.make:make").code == before

@@ -283,9 +283,9 @@ def test_after_observing_the_network_runs_without_hooks_and_shares_its_tensors_w
 def test_a_teacher_moved_to_another_device_is_observed_there(teacher):
     images = samples(2).images
     seen = teacher.observe(images)
-    there = teacher.to("meta").observe(images.to("meta"))
-    assert there.bn.shape == seen.bn.shape
-    assert {tensor.device.type for tensor in (there.logits, there.features, there.bn, *teacher.bn)} == {"meta"}
+    moved = teacher.to("meta").observe(images.to("meta"))
+    assert moved.bn.shape == seen.bn.shape
+    assert {tensor.device.type for tensor in (moved.logits, moved.features, moved.bn, *teacher.bn)} == {"meta"}
 
 
 @pytest.mark.parametrize("what", ["logits", "features", "bn", "taps"])

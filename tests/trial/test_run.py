@@ -171,8 +171,8 @@ def test_a_nan_ends_the_trial_as_failed_naming_round_and_term(tmp_path, prepared
 
 
 def test_a_diverged_student_ends_the_trial_as_failed_also_under_a_memory_with_feedback(prepared):
-    wild = Distiller(steps=4, batch=16, lr=1e20, warm_up=0.0)
-    outcome = run(toy_config(memory=Prioritized(scale=0.02), distiller=wild), prepared)
+    diverging = Distiller(steps=4, batch=16, lr=1e20, warm_up=0.0)
+    outcome = run(toy_config(memory=Prioritized(scale=0.02), distiller=diverging), prepared)
     assert outcome.status == "failed"
     assert outcome.reason == "round 1: loss term kd/loss is not finite at step 2"
 

@@ -155,11 +155,11 @@ def test_r1_is_half_the_squared_gradient_at_condensed_features_by_finite_differe
     network, wanted = copy.deepcopy(state.network).double(), []
     for row, label in zip((real * state.scale).double(), LABELS[:4], strict=True):
 
-        def judge(point, label=label):
+        def logit_at(point, label=label):
             return network(torch.tensor([point], dtype=torch.float64), label[None])[0].item()
 
         # The outputs are float32, so the step must be far above their rounding.
-        wanted.append(reference.gradient_penalty(judge, [row.tolist()], step=1e-3))
+        wanted.append(reference.gradient_penalty(logit_at, [row.tolist()], step=1e-3))
     logged = guidance.update(state, fake, real, LABELS[:4], rng=RNG)["r1"].item()
     assert logged == pytest.approx(reference.mean(wanted), rel=0.02)
 

@@ -44,16 +44,16 @@ def test_the_gradient_penalty_equals_that_of_finite_differences():
     first, second = torch.randn(2, 5, 5, generator=RNG, dtype=torch.float64)
     points = torch.randn(7, 5, generator=RNG, dtype=torch.float64).requires_grad_()
 
-    def judge(x):
+    def logit_at(x):
         return (torch.tanh(x @ first) @ second).square().sum(-1)
 
     def plain(point):
-        return judge(torch.tensor(point, dtype=torch.float64)).item()
+        return logit_at(torch.tensor(point, dtype=torch.float64)).item()
 
-    found = gradient_penalty(judge(points), points)
+    found = gradient_penalty(logit_at(points), points)
     assert found.item() == pytest.approx(reference.gradient_penalty(plain, points.tolist()), rel=1e-6)
     # The penalty itself is differentiable.
-    assert torch.autograd.gradcheck(lambda x: gradient_penalty(judge(x), x), (points,))
+    assert torch.autograd.gradcheck(lambda x: gradient_penalty(logit_at(x), x), (points,))
 
 
 def test_logits_of_0_have_a_loss_of_2_ln_2():
