@@ -116,8 +116,11 @@ def _code_by_value(names: Collection[str]) -> Iterator[None]:
 
 
 @contextmanager
-def plugins_by_value(configs: tuple[TrialConfig, ...]) -> Iterator[None]:
-    """Within this context, pickles contain the code and the origins of the configs' plug-ins, unless installed."""
+def plugins_by_value(configs: tuple[TrialConfig | type, ...]) -> Iterator[None]:
+    """Within this context, pickles contain the code and the origins of plug-ins that are not installed.
+
+    The plug-ins are those in the given configs, and the given classes.
+    """
     with _code_by_value(plugin_modules(configs)), origins_stored(configs):
         yield
 

@@ -303,8 +303,11 @@ def plugins_in(value: Any) -> dict[str, str]:
 
 
 def plugin_kinds(value: Any) -> list[type]:
-    """Return the classes of the plug-ins in a config, or in a tuple of configs."""
-    return list(dict.fromkeys(type(one) for one in _methods(value)))
+    """Return the classes of the plug-ins in a config, or in a tuple of configs and of classes of methods."""
+    parts = value if isinstance(value, tuple) else (value,)
+    given = [one for one in parts if isinstance(one, type) and is_plugin(one)]
+    configs = tuple(one for one in parts if not isinstance(one, type))
+    return list(dict.fromkeys([*given, *(type(one) for one in _methods(configs))]))
 
 
 def plugin_modules(value: Any) -> set[str]:
