@@ -61,10 +61,14 @@ def _filled() -> Iterator[None]:
             yield
     finally:
         # tyro puts two blank lines before a list.
-        for line in re.sub("\n{3,}", "\n\n", printed.getvalue()).splitlines():
-            # tyro has broken the lines of its tables, which alone may contain codes of colours.
-            wide = len(line.rstrip()) > width and "\x1b" not in line
-            print(textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False) if wide else line.rstrip())
+        lines = re.sub("\n{3,}", "\n\n", printed.getvalue()).splitlines()
+        sys.stdout.write("".join(f"{_broken(line.rstrip(), width)}\n" for line in lines))
+
+
+def _broken(line: str, width: int) -> str:
+    """Return a line broken to a width. Lines of tables, which alone may contain codes of colours, fit already."""
+    fits = len(line) <= width or "\x1b" in line
+    return line if fits else textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False)
 
 
 _registry = ConstructorRegistry()
