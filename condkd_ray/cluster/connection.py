@@ -74,14 +74,14 @@ def checked(given: str | None) -> str | None:
     host, _, port = address.rpartition(":")
     require(bool(host) and port.isdigit() and 0 < int(port) < 65536, "Ray address", address, ADDRESS)
     try:
-        answers = _speaks_grpc(host.strip("[]"), int(port))
+        answers = _accepts_grpc(host.strip("[]"), int(port))
     except OSError as error:
         raise InputError(f"Ray address is {address!r}, where nothing answers ({error}); accepted: {ADDRESS}") from None
     require(answers, "Ray address", address, f"{ADDRESS}; the server there is not Ray")
     return address
 
 
-def _speaks_grpc(host: str, port: int) -> bool:
+def _accepts_grpc(host: str, port: int) -> bool:
     """Return whether a server there answers with HTTP/2 settings, as gRPC does. Raises `OSError` if none is there.
 
     Without this check Ray would retry for minutes and then end the process.

@@ -30,13 +30,13 @@ def check_reach(storage: Location, what: str = "--storage") -> None:
     marker = f".marker-{secrets.token_hex(8)}"
     put_text(storage / marker, "")
     try:
-        for node, wrong in failing_nodes(look, storage, marker).items():
+        for node, wrong in failing_nodes(try_storage, storage, marker).items():
             raise InputError(f"{what} is {str(storage)!r}, which node {node} cannot use ({wrong}); accepted: {SHARED}")
     finally:
         (storage / marker).unlink(missing_ok=True)
 
 
-def look(storage: Location, marker: str) -> str:
+def try_storage(storage: Location, marker: str) -> str:
     """Return why this machine cannot use `storage`, where the driver has written `marker`; empty if it can."""
     try:
         if not (storage / marker).is_file():

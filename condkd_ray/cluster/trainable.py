@@ -12,7 +12,7 @@ from condkd_ray.cluster.files import chunks_folder, halt_path, note, trial_file,
 from condkd_ray.cluster.jobs import Job, SearchJobs, SweepJobs, own_device, unpack
 from condkd_ray.cluster.lost import full, in_words, is_lost
 from condkd_ray.cluster.options import ClusterOptions
-from condkd_ray.cluster.sources import Crew, SharedSource, sweep_source
+from condkd_ray.cluster.sources import Producers, SharedSource, sweep_source
 from condkd_ray.cluster.stores import WATCH, FilledStore, PoolStore, SharedStore, SweepStore, call_actor
 from condkd_ray.core.checkpoint import DamagedError
 from condkd_ray.core.environment import clean_process, is_out_of_memory, keep_imports, private_bytes
@@ -171,7 +171,7 @@ def _run(job: Job, prepared: Prepared, context: WorkerContext, rest: dict[str, A
     limit = _device_limit(teacher.device, context.options)
     if config.pipeline is not None:
         store = FilledStore(*place, device_limit=limit)
-        with Crew(job.prepared, context.pool, pool_key, context.options.per_producer) as source:
+        with Producers(job.prepared, context.pool, pool_key, context.options.per_producer) as source:
             return run_trial(config, prepared, store, source=source, **rest)
     if scope == "trial":
         return run_trial(config, prepared, PoolStore(*place, device_limit=limit), **rest)

@@ -99,7 +99,7 @@ def servers(command: Dashboard) -> Iterator[list[Server]]:
         for name, wanted, arguments in commands:
             port = _free(name, wanted)
             running.append(_started(name, port, arguments))
-            while not _comes_up(running[-1], port):
+            while not _responds_in_time(running[-1], port):
                 # Another program may have taken the port between the check and the server's start.
                 if wanted or running[-1].process.poll() is None or _is_free(port):
                     log.info(running[-1].output_end())
@@ -125,11 +125,11 @@ def _started(name: str, port: int, arguments: list[str]) -> Server:
     return Server(name, process, output)
 
 
-def _comes_up(server: Server, port: int) -> bool:
+def _responds_in_time(server: Server, port: int) -> bool:
     """Return True if the server answers in time. An answer after its process has ended is another program's."""
     deadline = time.monotonic() + START_SECONDS
     while server.process.poll() is None and time.monotonic() < deadline:
-        if _answers(port) and server.process.poll() is None:
+        if _responds(port) and server.process.poll() is None:
             return True
         time.sleep(0.1)
     return False
@@ -181,7 +181,7 @@ def _environment() -> dict[str, str]:
     return os.environ | {"no_grpc_proxy": ",".join(filter(None, (exempt, HOST, "localhost")))}
 
 
-def _answers(port: int) -> bool:
+def _responds(port: int) -> bool:
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with suppress(OSError, HTTPException), direct.open(f"http://{HOST}:{port}/", timeout=5):
         return True

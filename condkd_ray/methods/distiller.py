@@ -279,7 +279,7 @@ class Distiller(Method):
         run_teacher = self.runs_teacher or not batch.has_logits
         # The compiler cannot follow the temporary hooks that read pairs of layers.
         compare = comparison.uncompiled if self.loss.layer_pairs else comparison
-        teacher_network = teacher.network if self.loss.layer_pairs else teacher.answering
+        teacher_network = teacher.network if self.loss.layer_pairs else teacher.logits_network
         loss, agree, gap = compare(
             self.loss,
             state.student,

@@ -133,7 +133,7 @@ class Soft(TargetSource):
         std = self.sigma**0.5 if self.sigma_is_variance else self.sigma
         values = self.mean + std * correlated(layer.weight, count, rng["targets"])
         rectify = self.activate and isinstance(layer, nn.Conv2d)
-        logits = teacher.answer_from(self._input_layer(name, teacher), F.relu(values) if rectify else values)
+        logits = teacher.logits_from(self._input_layer(name, teacher), F.relu(values) if rectify else values)
         soft = F.softmax(logits / self.temperature, dim=1)
         return Targets(soft.argmax(1), soft, self.temperature)
 

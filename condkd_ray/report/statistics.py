@@ -64,7 +64,7 @@ class Difference(Spread):
     """Test accuracy (a fraction) or another metric of `left` minus `right` at one IPC, paired by seed.
 
     `over_seeds`: interval by `method`; None if there is none. `over_images`: interval over test images of the
-    difference averaged over the common seeds; for test accuracy only. `p`: corrected, see `judged`.
+    difference averaged over the common seeds; for test accuracy only. `p`: corrected, see `with_p_values`.
     """
 
     left: str
@@ -256,7 +256,7 @@ def holm(values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def judged(differences: Sequence[Difference]) -> list[Difference]:
+def with_p_values(differences: Sequence[Difference]) -> list[Difference]:
     """Return the differences with their p, corrected by Holm within those that share `right` and IPC."""
     found = [p_value(one) for one in differences]
     families: dict[tuple[str, int], list[int]] = defaultdict(list)

@@ -158,7 +158,7 @@ def run(
             complete = sweep(missing, cluster, records)
         finally:
             records.close()
-        spent = records.clock.look()
+        spent = records.clock.measure()
     write_manifest(options.out, dataclasses.replace(manifest, cpu_seconds=spent))
     return RunResult(options.out, complete, records.failed, ("time",) if time.time() >= deadline else ())
 
@@ -305,7 +305,7 @@ def run_alone(
     log.info(compute_line([config], hardware, Allowance(torch.get_num_threads(), 1), limit))
     if trial.key not in finished(out):
         _record(trial, out, view, limit)
-    write_manifest(out, dataclasses.replace(manifest, cpu_seconds=CpuClock().look()))
+    write_manifest(out, dataclasses.replace(manifest, cpu_seconds=CpuClock().measure()))
     return find_record(out, trial.key)
 
 

@@ -259,7 +259,7 @@ class Recorder:
         if record.status == "failed":
             self.failed += 1
             log.info(f"{label} failed: {outcome.reason}{'' if stored else '; its finished record is kept'}")
-        self.clock.look()
+        self.clock.measure()
 
     def close(self) -> None:
         """Close event files, study and view; no report may follow."""

@@ -74,7 +74,7 @@ def restore_trials(
     moves = [number for number in params if number < 0 or not study.may_become(number, params[number])]
     for number in [*(number for number in params if number not in moves), *moves]:
         record = lost[number]
-        now = study.take_back(number if number >= 0 else len(study.trials), params[number], begun)
+        now = study.restore(number if number >= 0 else len(study.trials), params[number], begun)
         if study.over(now) or study.trial(now).user_attrs.get(KEY, record.config_hash) != record.config_hash:
             # The study has a trial of that config, with other data or another sharing scope.
             continue

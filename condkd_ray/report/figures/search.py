@@ -17,23 +17,23 @@ COLOURS = (_BLUE, _ORANGE, "#009E73", "#CC79A7")
 
 
 @style.styled
-def proxy_plot(records: Sequence[Record], proxy: str, looks: style.Looks | None) -> Figure | None:
-    """Draw a point per trial, coloured by arm if `looks` is given; None if fewer than two trials have both metrics."""
+def proxy_plot(records: Sequence[Record], proxy: str, styles: style.ArmStyles | None) -> Figure | None:
+    """Draw a point per trial, coloured by arm if `styles` is given; None if fewer than two trials have both metrics."""
     shown = [one for one in records if np.isfinite([one.metrics.get(key, np.nan) for key in (proxy, ACCURACY)]).all()]
     if len(shown) < 2:
         return None
     figure, (axes,) = style.canvas(3.4)
-    arms = sorted({one.arm for one in shown}, key=list(looks).index) if looks else [""]
+    arms = sorted({one.arm for one in shown}, key=list(styles).index) if styles else [""]
     labels = []
     for arm in arms:
-        members = [one for one in shown if not looks or one.arm == arm]
-        color, marker = looks[arm] if looks else (_BLUE, "o")
+        members = [one for one in shown if not styles or one.arm == arm]
+        color, marker = styles[arm] if styles else (_BLUE, "o")
         x, y = (np.array([one.metrics[key] for one in members]) for key in (proxy, ACCURACY))
         # A star needs a larger size, because its points are thin.
         size = 8.5 if marker == "*" else 4.5
         axes.plot(x, 100 * y, **style.POINT, marker=marker, ms=size, mew=0.5, color=color, alpha=0.85)
         last = int(x.argmax())
-        labels += [style.Label(axes, float(x[last]), float(100 * y[last]), style.name(arm), color)] if looks else []
+        labels += [style.Label(axes, float(x[last]), float(100 * y[last]), style.name(arm), color)] if styles else []
     _frame(axes, proxy, "test accuracy (%)")
     ties = " A label's line ends at the rightmost point of its arm." if labels else ""
     caption = f"n = {len(shown)} trials, a point each.{ties}"

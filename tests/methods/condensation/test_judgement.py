@@ -17,7 +17,7 @@ from condkd_ray.core.samples import Samples, to_model, to_unit, unseen
 from condkd_ray.data.condensed_sets import StoredSet
 from condkd_ray.data.datasets import Dataset
 from condkd_ray.methods.condensation import Imported, RandomReal
-from condkd_ray.methods.condensation.judgement import Subject, judge
+from condkd_ray.methods.condensation.judgement import Subject, choose_space
 from condkd_ray.methods.distiller import Distiller
 from condkd_ray.methods.supervised import Supervised, TeacherConfig
 from condkd_ray.models import ResNet
@@ -174,7 +174,7 @@ def test_spread_is_compared_with_that_of_real_images(kind, constants):
     noisy = saved_as(unit[:20] + 0.05 * torch.randn(20, 1, 28, 28, generator=rng), kind, mean, std)
     subject = Subject("a set", 10, mean, std)
     for images in (pixels, noisy):
-        found = judge(StoredSet(images, torch.arange(20) % 10), subject, real=real)
+        found = choose_space(StoredSet(images, torch.arange(20) % 10), subject, real=real)
         assert same(found.space.convert(images, mean, std), to_model(saved_unit(images, kind, mean, std), mean, std))
 
 
@@ -183,7 +183,7 @@ def test_without_a_teacher_only_certainty_undoes_a_normalisation(dataset):
     unit, labels = condensed(dataset, 10)
     twice = saved_as(unit, "twice", dataset.mean, dataset.std)
     real = dataset.train.samples(dataset.mean, dataset.std)
-    found = judge(StoredSet(twice, labels), Subject("a set", 10, dataset.mean, dataset.std), real=real)
+    found = choose_space(StoredSet(twice, labels), Subject("a set", 10, dataset.mean, dataset.std), real=real)
     assert found.space.name == "normalised"
     assert any("it may also be normalised twice (--condensed-mean" in note for note in found.notes)
 

@@ -71,7 +71,7 @@ def test_a_mean_over_fewer_trials_says_so():
 def test_differences_in_points():
     records = [make_record("none", 0, s, metrics={ACCURACY: 0.5}, predictions=[]) for s in (0, 1)]
     records += [make_record("mixed", 5, s, metrics={ACCURACY: 0.52 + 0.02 * s}, predictions=[]) for s in (0, 1)]
-    row = cells(difference_table(results(records).judged))
+    row = cells(difference_table(results(records).differences))
     assert row["difference"] == "mixed - none"
     assert row["points"] == "+3.00 ± 1.41"
     # t quantile with one degree of freedom is 12.706, times 1 point.
