@@ -76,7 +76,9 @@ def checked(given: str | None) -> str | None:
     try:
         answers = _accepts_grpc(host.strip("[]"), int(port))
     except OSError as error:
-        raise InputError(f"Ray address is {address!r}, where nothing answers ({error}); accepted: {ADDRESS}") from None
+        raise InputError(
+            f"Ray address is {address!r}, but nothing answers there ({error}); accepted: {ADDRESS}"
+        ) from None
     require(answers, "Ray address", address, f"{ADDRESS}; the server there is not Ray")
     return address
 
@@ -251,7 +253,7 @@ def _process_kept() -> Iterator[None]:
 def _kill_helpers() -> None:
     """Kill the processes that Ray has started for this driver beside raylet and GCS; none holds data.
 
-    Ray stops them one by one and waits up to two seconds for each. On a busy machine, where Python takes that long to
+    Ray stops them one by one and waits up to two seconds for each. On a busy machine, if Python takes that long to
     react, the shutdown took ten seconds after a second Ctrl-C. Measured with ten busy processes on two cores: 2.1 and
     2.6 s for Ray's own shutdown, 0.8 and 1.0 s with these processes killed first.
     """
@@ -344,7 +346,7 @@ def _init(address: str | None, cpus: int | None, gpus: int | None, received: Seq
             check_versions(address)
             ray.init(address=address, runtime_env=runtime_env(), **common)
         except (ConnectionError, TimeoutError, RuntimeError, RayError) as error:
-            reason = f"where no Ray answers ({first_line(error)})"
+            reason = f"but no Ray answers there ({first_line(error)})"
             raise InputError(f"Ray address is {address!r}, {reason}; accepted: {ADDRESS}") from None
     else:
         require(cpus is None or cpus >= 1, "CPUs of the private cluster", cpus, "1 or more")
@@ -403,7 +405,7 @@ def _read_environment(*, several_nodes: bool) -> None:
 def _memory() -> dict[str, int]:
     """Return the sizes of a private cluster's memory: its object store, and the memory that tasks can request.
 
-    No task here requests memory. By default Ray offers what is free, and fails to start where that is little or
+    No task here requests memory. By default Ray offers what is free, and fails to start if that is little or
     negative.
     """
     from ray._common.utils import get_system_memory

@@ -55,7 +55,7 @@ def check_packing(
     """Raise `InputError` if a trial, or one of its producers, needs more of a GPU's memory than its share.
 
     One round of two steps is run for each kind of trial. It waits for a whole GPU, so no trial may run yet. The check
-    is skipped for whole GPUs, and where the GPUs that Ray counts are not real.
+    is skipped for whole GPUs, and if the GPUs that Ray counts are not real.
 
     `device_pool_limit`: as in `ClusterOptions`.
 

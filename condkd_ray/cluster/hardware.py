@@ -28,13 +28,13 @@ def trial_hardware(gpus_per_trial: float) -> Hardware:
     nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU", 0) > 0]
     # Ray hides a node's GPUs from a driver that has requested none, such as a job's.
     here = nodes == [ray.get_runtime_context().get_node_id()] and default_device() != "cpu"
-    found = _own() if here else merged(_replies([_request(node, min(1.0, gpus_per_trial)) for node in nodes]))
+    found = _own() if here else merged(_answers([_request(node, min(1.0, gpus_per_trial)) for node in nodes]))
     if found.gpu:
         check_part(gpus_per_trial, found.memory, "--gpus-per-trial")
     return found
 
 
-def _replies(pending: list[Any]) -> list[Hardware]:
+def _answers(pending: list[Any]) -> list[Hardware]:
     """Return the answers that arrive in time. Late calls are cancelled, else they would take GPUs from trials.
 
     Nodes that are lost meanwhile are left out. Raises `ClusterError` if there is no answer at all.

@@ -54,7 +54,7 @@ SILENCE_SECONDS = 15.0
 class Placed(NamedTuple):
     """Location of a chunk, with its number of samples and its bytes.
 
-    `source`: object reference of the copy in the object store, or the path of the file where there is no copy.
+    `source`: object reference of the copy in the object store, or the path of the file if there is no copy.
     """
 
     source: Any
@@ -184,7 +184,7 @@ class ChunkCache:
 
 
 Table = tuple[str, dict[int, Placed] | None]
-"""A version, and all chunks of a key by first id; None in place of the chunks where the caller has that version."""
+"""A version, and all chunks of a key by first id; None in place of the chunks if the caller has that version."""
 
 
 class Taken(NamedTuple):
@@ -199,7 +199,7 @@ class Taken(NamedTuple):
 class SyntheticPool:
     """Chunks by key and first id. Runs as an actor, see `make_pool`; every method is idempotent.
 
-    A key belongs to one trial (`append`; `fill` and `tend` where producers make its images), or several trials share
+    A key belongs to one trial (`append`; `fill` and `tend` if producers make its images), or several trials share
     it: then each round of images is made once (`take`, `deliver`), or every trial adds its own (`contribute`).
 
     Arguments in common: `trial` is the key of the calling trial; `have` is the version of the chunk table that the
@@ -447,7 +447,7 @@ def default_limit() -> int:
 
 
 def chunk_bytes(config: TrialConfig, prepared: Prepared, scope: Scope = "trial") -> int:
-    """Return the bytes of a round's images in the pool: with labels, and with logits where a trial reads them.
+    """Return the bytes of a round's images in the pool: with labels, and with logits if a trial reads them.
 
     `scope`: the trial's actual scope, see `pool_key`. Samples that trials share always have logits.
     """

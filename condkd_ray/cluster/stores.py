@@ -255,7 +255,7 @@ class SharedStore(AdoptingStore):
     """A trial's view of rounds that several trials share: chunks that it drops stay in the pool for the others.
 
     The pool stores every shared round with the teacher's logits. The view returns them, and counts their bytes, only
-    where its own trial reads them: its numbers are those of a trial that shares nothing.
+    if its own trial reads them: its numbers are those of a trial that shares nothing.
     """
 
     def take(self, round: int) -> Taken:

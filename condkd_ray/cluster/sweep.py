@@ -323,7 +323,7 @@ class _InOrder(FIFOScheduler):
 
 
 class _Pruning(_Hook, _InOrder):
-    """An `_InOrder` that stops a trial after a round where the listener decides so."""
+    """An `_InOrder` that stops a trial after a round if the listener decides so."""
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Report the round and decide; Tune calls this before the callbacks, so the round is reported here first."""

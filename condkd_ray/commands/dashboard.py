@@ -129,7 +129,7 @@ def _responds_in_time(server: Server, port: int) -> bool:
     """Return True if the server answers in time. An answer after its process has ended is another program's."""
     deadline = time.monotonic() + START_SECONDS
     while server.process.poll() is None and time.monotonic() < deadline:
-        if _responds(port) and server.process.poll() is None:
+        if _answers(port) and server.process.poll() is None:
             return True
         time.sleep(0.1)
     return False
@@ -181,7 +181,7 @@ def _environment() -> dict[str, str]:
     return os.environ | {"no_grpc_proxy": ",".join(filter(None, (exempt, HOST, "localhost")))}
 
 
-def _responds(port: int) -> bool:
+def _answers(port: int) -> bool:
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with suppress(OSError, HTTPException), direct.open(f"http://{HOST}:{port}/", timeout=5):
         return True

@@ -285,7 +285,7 @@ def rounds_of(command: Try, base: TrialConfig, workshop: Workshop, begin: float)
     if (command.out / CONFIG).is_file():
         known = read(command.out / CONFIG)
         if content_hash(known) == content_hash(_guided(replace(base, rounds=known.rounds))):
-            log.info(f"{known.rounds} rounds a trial, as in the earlier run (--rounds or --fresh changes that)")
+            log.info(f"{known.rounds} rounds per trial, as in the earlier run (--rounds or --fresh changes that)")
             return known.rounds
     at_once = slots(command.cpus_per_trial, command.gpus_per_trial)
     at_once = min(at_once, command.max_concurrent or at_once)
@@ -297,7 +297,7 @@ def rounds_of(command: Try, base: TrialConfig, workshop: Workshop, begin: float)
     left = 60 * command.minutes - (time.monotonic() - begin) - AROUND
     most = int(left * at_once / each) - base.inversion.warm_up
     rounds = min(max(most, LEAST_ROUNDS), MOST_ROUNDS)
-    log.info(f"a guided round takes {guided:.2g} s: {rounds} rounds a trial, {trials} trials, {at_once} at once")
+    log.info(f"a guided round takes {guided:.2g} s: {rounds} rounds per trial, {trials} trials, {at_once} at once")
     if most < LEAST_ROUNDS:
         log.info(f"this takes longer than {command.minutes:g} minutes and is very little: more --minutes are needed")
     return rounds

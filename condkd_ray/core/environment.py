@@ -113,7 +113,7 @@ def _gpu_settings_kept() -> Iterator[None]:
     cudnn: Any = torch.backends.cudnn
     flags, convolutions = (cudnn.deterministic, cudnn.benchmark), cudnn.conv.fp32_precision
     precision = None
-    with suppress(RuntimeError):  # PyTorch refuses to tell where somebody has used both its older and newer switches
+    with suppress(RuntimeError):  # PyTorch raises if both its older and newer switches were used
         precision = torch.get_float32_matmul_precision()
     fraction = torch.cuda.get_per_process_memory_fraction() if torch.cuda.is_initialized() else 1.0
     try:

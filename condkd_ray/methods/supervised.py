@@ -93,7 +93,7 @@ class Supervised(Method):
     ) -> Metrics:
         """Train `network` in place and leave it in eval mode, its weights in channels-last format.
 
-        Images, labels and weights stay on their device, and the host waits for it once an epoch.
+        Images, labels and weights stay on their device, and the host waits for it once per epoch.
 
         Args:
             network: Maps (B, C, H, W) normalised images to (B, K) logits; on the device of `images`.

@@ -157,7 +157,7 @@ class Soft(TargetSource):
             return "a grouped convolution: its units have no weights in common"
         entry, units = self._input_layer(name, teacher), len(layer.weight)
         if entry == PENULTIMATE and units != teacher.num_features:
-            return f"{units} units where {teacher.num_features} features are needed"
+            return f"{units} units, but {teacher.num_features} features are needed"
         if not teacher.decides(entry, units):
             return "the logits do not depend on it, or not on it only"
         return ""

@@ -113,8 +113,8 @@ class Teacher:
         each = f"a sequence with one finite number per channel ({image_shape[0]})"
         mean = checked(tuple[Finite, ...], mean, "mean of the teacher", each)
         std = checked(tuple[Finite, ...], std, "std of the teacher", each)
-        require(len(mean) == image_shape[0], "length of mean", len(mean), f"{image_shape[0]}, one a channel")
-        require(len(std) == image_shape[0], "length of std", len(std), f"{image_shape[0]}, one a channel")
+        require(len(mean) == image_shape[0], "length of mean", len(mean), f"{image_shape[0]}, one per channel")
+        require(len(std) == image_shape[0], "length of std", len(std), f"{image_shape[0]}, one per channel")
         require(all(value > 0 for value in std), "std of the teacher", tuple(std), "positive values")
         try:
             network = copy.deepcopy(module)
@@ -150,7 +150,7 @@ class Teacher:
         """Running statistics for `bn_distance`, (2, S), and the assignment of channels to layers, (L, S).
 
         The first tensor has running means and variances of the BN layers, concatenated as in `Observation.bn`. The
-        second is 1 where a channel belongs to a layer, otherwise 0.
+        second is 1 if the channel belongs to a layer, otherwise 0.
         """
         return self._bn
 

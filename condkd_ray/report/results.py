@@ -127,8 +127,8 @@ class Results:
 
         Columns: `number`, `state`, one for each objective, one for each open leaf, and `config_hash`. States are
         `complete`, `pruned`, `fail` and `running`, and for proposals that did not run `repeated` (equal to an earlier
-        one) and `impossible`. Raises `InputError` if these are not results of a search, or if the study is not found
-        where the search stored it.
+        one) and `impossible`. Raises `InputError` if these are not results of a search, or if the study is not at the
+        place where the search stored it.
         """
         import pandas as pd
 
@@ -150,7 +150,7 @@ class Results:
 
     @cached_property
     def study_trials(self) -> list[FrozenTrial]:
-        """The Optuna trials of a search's study. Raises `InputError` where `study` does."""
+        """The Optuna trials of a search's study. Raises `InputError` like `study`."""
         from condkd_ray.study.importance import stored_trials
 
         require(self.searching, f"study of {self.out}", None, "the folder of a search")

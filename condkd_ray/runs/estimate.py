@@ -243,7 +243,7 @@ def probe_set(config: TrialConfig, method: AnyCondensation, workshop: Workshop) 
 
 def _time(work: Callable[[], object]) -> float:
     begin = time.perf_counter()
-    # Such a short training may diverge where the whole does not.
+    # Such a short training may diverge although the whole one does not.
     with contextlib.suppress(NonFiniteError):
         work()
     return time.perf_counter() - begin

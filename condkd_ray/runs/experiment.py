@@ -170,7 +170,7 @@ def own_modules(configs: Sequence[TrialConfig], workshop: Workshop) -> dict[str,
 
 
 def explained(experiment: str, plans: Sequence[Plan], options: Options, *, view: View = SILENT) -> str:
-    """Return the number of trials and their estimated cost, as text. Raises `InputError` where `run` would."""
+    """Return the number of trials and their estimated cost, as text. Raises `InputError` if `run` would."""
     device = default_device()
     planned = checked(plans, options, Workshop(options.cache, device=device, view=view))
     return explain(experiment, settled_plans(planned, hardware_for(options, view)), options, device, view)

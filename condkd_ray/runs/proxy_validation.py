@@ -137,7 +137,7 @@ def ranking_table(ranked: Sequence[Ranked]) -> Table:
 
 
 def _rho(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Return Spearman's rho (...,) of pairs of rows (..., trials); NaN where a row is constant."""
+    """Return Spearman's rho (...,) of pairs of rows (..., trials); NaN if a row is constant."""
     with warnings.catch_warnings():
         # SciPy warns if values are equal or too few; rho is NaN then, and the tables show this.
         warnings.simplefilter("ignore", RuntimeWarning)

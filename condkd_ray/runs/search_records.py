@@ -60,7 +60,7 @@ def restore_trials(
 ) -> None:
     """Add to the study all trials that it lacks but that have a record, with their final states; log their number.
 
-    They keep their numbers where these are free, and otherwise get new ones, which are written into their records.
+    They keep their numbers if these are free, and otherwise get new ones, which are written into their records.
     Trials that no longer fit the space, because it was widened or changed, are left out. Trials that the study has lost
     only in part are left as they are. A second call has no effect.
     """

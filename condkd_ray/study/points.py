@@ -41,7 +41,7 @@ def check_point(tree: Mapping[str, Any], point: Mapping[Any, Any], what: str) ->
     for name, value in point.items():
         if name in closed and name not in opened:
             path, *methods = closed[name]
-            here = f"where {path} is {value_text(point[path])}" if path in point else f"without {path}"
+            here = f"although {path} is {value_text(point[path])}" if path in point else f"without {path}"
             raise InputError(
                 f"{what}: {name} is {value_text(value)} {here}; accepted: only with {path} {' or '.join(methods)}"
             )

@@ -81,7 +81,7 @@ class Reading:
 
     @property
     def right(self) -> Tensor:
-        """(N,) bool, true where the prediction is correct in that order."""
+        """(N,) bool, true if the prediction is correct in that order."""
         order = self.found.order if self.reordered else None
         return (self.predicted if order is None else torch.tensor(order)[self.predicted]) == self.labels
 

@@ -83,7 +83,7 @@ def test_a_port_that_another_program_takes_meanwhile_is_given_up_for_another(tmp
 
 
 def test_a_server_that_does_not_know_http_is_no_answer(taken):
-    assert not dashboard._responds(taken)
+    assert not dashboard._answers(taken)
 
 
 @pytest.mark.parametrize(

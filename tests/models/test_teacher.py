@@ -316,7 +316,7 @@ def test_images_it_cannot_read_are_refused():
 
 @pytest.mark.parametrize("name", ["mean", "std"])
 def test_constants_need_a_value_a_channel(name):
-    with pytest.raises(InputError, match=rf"length of {name} is 3; accepted: 1, one a channel"):
+    with pytest.raises(InputError, match=rf"length of {name} is 3; accepted: 1, one per channel"):
         Teacher.from_module(network(), num_classes=NUM_CLASSES, **(KNOWN | {name: (0.1, 0.2, 0.3)}))
 
 

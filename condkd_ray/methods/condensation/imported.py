@@ -122,7 +122,7 @@ class Imported(Condensation):
         given = {"mean": (self.mean, shape[0], "channel"), "order": (self.order, num_classes, "class")}
         for name, (values, count, what) in given.items():
             fits = values is None or len(values) == count
-            require(fits, f"condensation.{name}", values, f"{count} values, one a {what}")
+            require(fits, f"condensation.{name}", values, f"{count} values, one per {what}")
         if self.order is not None:
             found = replace(found, labels=torch.tensor(self.order).argsort()[found.labels])
         elif found.class_names and sorted(found.class_names) == sorted(class_names):
@@ -156,7 +156,7 @@ class Imported(Condensation):
         constants = tuple(mean), tuple(std)
         counts = (stored.labels.bincount() * self.factor**2).unique().tolist()
         each = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-        subject = Subject(f"condensed set {self.source}, {each} a class", num_classes, *constants, tuple(class_names))
+        subject = Subject(f"condensed set {self.source}, {each} per class", num_classes, *constants, tuple(class_names))
         images, labels = self._unpacked(stored)
         return choose_space(
             StoredSet(images, labels, stored.soft),

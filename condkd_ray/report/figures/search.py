@@ -36,7 +36,7 @@ def proxy_plot(records: Sequence[Record], proxy: str, styles: style.ArmStyles | 
         labels += [style.Label(axes, float(x[last]), float(100 * y[last]), style.name(arm), color)] if styles else []
     _frame(axes, proxy, "test accuracy (%)")
     ties = " A label's line ends at the rightmost point of its arm." if labels else ""
-    caption = f"n = {len(shown)} trials, a point each.{ties}"
+    caption = f"n = {len(shown)} trials, one point each.{ties}"
     return style.finished(figure, caption, labels if len(labels) <= 14 else ())
 
 
@@ -56,7 +56,7 @@ def course_plot(values: Sequence[float], direction: str, objective: str) -> Figu
     axes.step(numbers, best, where="post", color=_BLUE, lw=1.4)
     _frame(axes, "trial, in the order of proposals", objective)
     labels = [style.Label(axes, numbers[-1], best[-1], "best so far", _BLUE)]
-    return style.finished(figure, f"n = {int(np.isfinite(found).sum())} finished trials, a point each.", labels)
+    return style.finished(figure, f"n = {int(np.isfinite(found).sum())} finished trials, one point each.", labels)
 
 
 @style.styled
@@ -71,7 +71,7 @@ def rounds_plot(curves: Mapping[str, tuple[Sequence[int], Sequence[float]]], obj
         labels += [style.Label(axes, rounds[-1], values[-1], trial, color)] if place < named else []
     style.whole_numbers(axes, 8)
     _frame(axes, "round", objective)
-    caption = f"n = {len(curves)} trials, a line each; the best in colours, dots where a trial ended."
+    caption = f"n = {len(curves)} trials, one line each; the best in colours; a dot marks the end of a trial."
     return style.finished(figure, caption, labels)
 
 

@@ -116,7 +116,7 @@ def _unequal(ours: Mapping[str, str], theirs: Mapping[str, str], absent: str) ->
 
 
 def _both(ours: Mapping[str, str], theirs: Mapping[str, str], absent: str) -> dict[str, Change]:
-    """Return the values of each key in A and in B; `absent` where one has none."""
+    """Return the values of each key in A and in B; `absent` for a run without the key."""
     return {key: (ours.get(key, absent), theirs.get(key, absent)) for key in {**ours, **theirs}}
 
 

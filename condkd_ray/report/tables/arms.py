@@ -139,7 +139,7 @@ def accuracy_table(results: Results) -> Table:
         seconds = mean_text(over(done, CPU), n, digits=1, deviation=False)
         counts = [str(sum(record.status == status for record in begun)) for status in lost]
         rows.append([*place(*key), str(n), *accuracies, seconds, *counts])
-    header = ["arm", "IPC", "n", *percent.values(), "CPU s a trial", *lost]
+    header = ["arm", "IPC", "n", *percent.values(), "CPU s per trial", *lost]
     return Table("Accuracy", header, rows, _LEGEND)
 
 
