@@ -49,7 +49,7 @@ class FastState:
 
 @dataclass(frozen=True, kw_only=True)
 class Fast(Conditional[FastState]):
-    r"""A clone of the generator takes a few Adam steps per round, with new latents; these update the original generator.
+    r"""A clone of the generator takes a few Adam steps per round, with new latents; the gradients update the original.
 
     Minimises bn \sum_l ||BN_l(x) - BN_l|| + oh CE(f_T(x), y) + adv A(f_S(x), f_T(x)) + guide(x, y). BN_l(x) is averaged
     with the statistics of earlier rounds; A is minus KL(f_T(x) || f_S(x)) if teacher and student predict the same
