@@ -185,7 +185,7 @@ def connect(
     a cluster that is not private receive this package from here, see `runtime_env`.
 
     Args:
-        address: "host:port" of a running cluster's head, or "local" for a private one whatever `RAY_ADDRESS` says.
+        address: "host:port" of a running cluster's head, or "local" for a private one, whatever `RAY_ADDRESS` is.
         cpus: CPUs of a private cluster; by default all that this process may use.
         gpus: GPUs of a private cluster; by default all that Ray finds.
         view: shows that Ray is starting.
@@ -251,7 +251,7 @@ def _process_kept() -> Iterator[None]:
 
 
 def _kill_helpers() -> None:
-    """Kill the processes that Ray has started for this driver beside raylet and GCS; none holds data.
+    """Kill the processes that Ray has started for this driver, except raylet and GCS; none holds data.
 
     Ray stops them one by one and waits up to two seconds for each. On a busy machine, if Python takes that long to
     react, the shutdown took ten seconds after a second Ctrl-C. Measured with ten busy processes on two cores: 2.1 and

@@ -34,7 +34,7 @@ class Need(NamedTuple):
     """Peak memory of the process, its CUDA context included."""
     total: int
     """Memory of the GPU."""
-    beside: int = 0
+    outside: int = 0
     """Memory of the GPU held by other programs than trials, such as the driver."""
     samples: int = 0
     """Part of the peak that the trial's samples may reach over all its rounds."""
@@ -42,7 +42,7 @@ class Need(NamedTuple):
     @property
     def room(self) -> int:
         """Memory left for all trials."""
-        return self.total - self.beside
+        return self.total - self.outside
 
 
 TOO_LARGE = Need(0, 0)

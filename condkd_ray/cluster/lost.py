@@ -61,7 +61,7 @@ FINAL = (
 """Reports after which the same call would fail again: what it needs is gone for good, or not available."""
 ROOM = (ObjectStoreFullError, OutOfDiskError)
 OF_CODE = (UnserializableException, UserCodeException)
-"""Types, beside a bare `RayError`, in which Ray wraps an exception of our code."""
+"""Types, in addition to a bare `RayError`, in which Ray wraps an exception of our code."""
 T = TypeVar("T")
 
 

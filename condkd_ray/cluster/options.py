@@ -101,7 +101,7 @@ def slots(cpus_per_trial: float, gpus_per_trial: float, more: Mapping[str, float
 
 
 def num_producers(config: TrialConfig) -> int:
-    """Return the number of processes that a trial has beside its own."""
+    """Return the number of processes that a trial has in addition to its own."""
     return 0 if config.pipeline is None else config.pipeline.producers
 
 

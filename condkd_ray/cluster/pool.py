@@ -211,7 +211,8 @@ class SyntheticPool:
         self._rounds: dict[str, dict[str, Any]] = {}
         self._makers: dict[str, tuple[str, float]] = {}
         self._readers: dict[str, Counter[str]] = defaultdict(Counter)
-        # A restarted pool counts from 0 and puts every object anew; the epoch tells its versions from earlier ones.
+        # A restarted pool counts from 0 and stores every object again; the epoch distinguishes its versions from
+        # earlier ones.
         self._epoch = secrets.token_hex(8)
         self._last_status = 0.0
 
@@ -415,7 +416,7 @@ def log_spilling(pool: Any, limit: int) -> None:
 def spilled_by_ray() -> int | None:
     """Return the bytes that the cluster has moved from its object stores to disk so far; None if it does not answer."""
     here = ray.get_runtime_context().get_node_id()
-    # Any node would do; this one is alive as long as the driver is.
+    # Any node would do; this one exists as long as the driver.
     own = next(node for node in ray.nodes() if node["NodeID"] == here)
     place = own["NodeManagerAddress"], own["NodeManagerPort"]
     try:

@@ -65,7 +65,7 @@ def run(setup: dict[str, Any], *, context: WorkerContext) -> None:
     """Run the trial `setup["key"]` to its outcome, from its checkpoint if there is one.
 
     A trial that cannot succeed has a failed outcome. That includes one whose share of a GPU has too little memory:
-    trials beside it hold the rest, so a second try would find no more. After any other exception Tune tries again, up
+    other trials on it hold the rest, so a second try would find no more. After any other exception Tune tries again, up
     to `ClusterOptions.attempts` exceptions; a trial given up then has no outcome. Full storage is reported to the
     driver, as it concerns all trials.
     """
@@ -94,7 +94,7 @@ def run(setup: dict[str, Any], *, context: WorkerContext) -> None:
 
 
 def _last_report(job: Job, context: WorkerContext, report: Report) -> dict[str, Any] | None:
-    """Run the trial as far as it goes; return its last report beside those of its rounds, or None."""
+    """Run the trial as far as it goes; return its last report, in addition to those of its rounds, or None."""
     folder = trial_folder(context.folder, job.key)
     try:
         with WATCH.trial():

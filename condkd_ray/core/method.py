@@ -34,7 +34,7 @@ class NonFiniteError(ArithmeticError):
 
 
 class ClusterError(RuntimeError):
-    """The cluster, or a process or node of it, did not start or was lost; the message says which in one line.
+    """The cluster, or a process or node of it, did not start or was lost; the message names it in one line.
 
     Programs exit with code 1; running the same command again may succeed.
     """

@@ -216,7 +216,7 @@ class Results:
 
     @property
     def interim(self) -> str:
-        """A sentence that says how many trials have ended, while the run continues; empty if the results are final."""
+        """A sentence with the number of ended trials while the run continues; empty if the results are final."""
         ended = sum(self.counts.values())
         if self.running and self.searching:
             # The process of the search may still hold the lock after it has written everything.

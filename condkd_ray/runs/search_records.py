@@ -92,7 +92,7 @@ def _log_nameless(records: Sequence[Record], known: Collection[str | None]) -> N
     if nameless:
         log.info(
             f"{len(nameless)} records of earlier versions do not name their study, and this is not the only one here: "
-            "they are left out of the study, and a trial of theirs that is proposed is not run again"
+            "they are left out of the study; if one of these trials is proposed, it does not run again"
         )
 
 

@@ -30,7 +30,7 @@ GRACE = 30.0
 """Seconds after which an unchanged lock is assumed to belong to a killed process (Optuna's value). An append takes
 milliseconds."""
 PATIENCE = 2.0
-"""Seconds of waiting after which a log line says so."""
+"""Seconds of waiting after which a log line is written."""
 BEGINNING = b'{"op_code":'
 """Start of each line, as Optuna writes it."""
 NUMBER, NONE = (int, float), type(None)
@@ -57,7 +57,7 @@ class Lock(BaseJournalFileLock):
 
     It is a plain file created with `O_EXCL`, which works on local disks and on NFS from version 3. Optuna's default is
     a symbolic link to the journal and checks the age of its target. Under a relative path the target does not exist, so
-    it waits for ever for the lock of a killed process. Here the age of the lock file itself counts, whatever its kind.
+    it waits forever for the lock of a killed process. Here the age of the lock file itself counts, whatever its kind.
     """
 
     def __init__(self, path: Path) -> None:

@@ -400,7 +400,7 @@ class Workshop:
     def _check_stored(self, config: TrialConfig, method: Imported) -> None:
         """Raise `InputError` for errors that show in the set's file alone, before a teacher is trained."""
         self._stored_set(config, method)
-        key = ("looked at", self._data_key(config), replace(method, ipc=1))
+        key = ("checked", self._data_key(config), replace(method, ipc=1))
         self._once(key, lambda: self._choose_space(config, method, None))
 
     def _imported(self, config: TrialConfig, method: Imported) -> Samples:

@@ -181,7 +181,7 @@ def product_path(folder: Location) -> Location:
 
 @dataclass
 class Product:
-    """Student and remembered synthetic images of a trial, in one file for other programs.
+    """Student and synthetic images in the memory of a trial, in one file for other programs.
 
     The file is self-contained: reading it requires neither the teacher nor the data set.
     """

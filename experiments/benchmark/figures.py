@@ -128,7 +128,7 @@ def reader() -> Iterator[Measured]:
         f"private memory (USS) of one more reader of a pool of {READ_BYTES / 1e6:.0f} MB, all chunks mapped and read, "
         "after 100 draws"
     )
-    why = "Five bytes per sample for its class and whether it lives, and the buffers of a draw."
+    why = "Five bytes per sample for its class and whether it is in use, and the buffers of a draw."
     yield Measured(what, grown, "MB", "<=", 5.0, why)
 
 

@@ -114,7 +114,7 @@ def rows_of(state: State, cells=("one", "two"), seeds=(10, 11, 12), **changes) -
         ({"cells": {"one": {"student": "resnet-8-"}}}, "claim tiny, one: network is 'resnet-8-'"),
         ({"cells": {"one": {"config": {"rounds": 0}}}}, "rounds is 0; accepted: an integer >= 1"),
         ({"cells": {"one": {"arm": "guided"}}}, "'arm' names no field"),
-        ({"cells": {"one": {"host": "cmi", "scale": 0.01, "config": {"rounds": 3}}}}, "rounds beside --host cmi"),
+        ({"cells": {"one": {"host": "cmi", "scale": 0.01, "config": {"rounds": 3}}}}, "rounds with --host cmi"),
         (
             {"condensation": {"name": "imported", "ipc": 1, "path": "/set.pt"}},
             "path is '/set.pt'; accepted: a path below",

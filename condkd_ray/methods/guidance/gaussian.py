@@ -255,7 +255,7 @@ def gaussian_marginal(
     known: Tensor,
     covariances: tuple[Tensor, ...],
 ) -> tuple[Tensor, Tensor]:
-    """As `gaussian_class`, but for the batch as a whole: its mean and total covariance and those of the mixture."""
+    """Like `gaussian_class`, but compares mean and covariance of the whole batch with those of the mixture."""
     with torch.autocast(fake.device.type, enabled=False):
         # Fakes of classes without condensed images have no target.
         shares = known[labels] / known[labels].sum().clamp_min(1)

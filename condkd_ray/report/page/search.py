@@ -105,7 +105,7 @@ def confirmed(results: Results) -> tuple[Section | None, list[str]]:
 
     This is the only claim that a search makes. The section's first element belongs to the head of the page. The
     sentences include the comparison of a trial with itself without guidance. If no trial was run again, the section is
-    None and the sentence says that seeds are missing; so too if the trials have another version of the numbers.
+    None and a sentence that seeds are missing; likewise if the trials have another version of the numbers.
     """
     place, objective = results.out / CONFIRMED, results.objectives[0]
     again = read(place) if (place / MANIFEST).is_file() else None
