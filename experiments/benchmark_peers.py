@@ -1,4 +1,4 @@
-"""How fast is this package on a CPU, compared with the released code of Fast, CMI and NAYER and with its own convolutions?
+"""How fast is this package on a CPU, compared with the released code of Fast, CMI and NAYER, and with its convolutions?
 
 Each figure needs a checkout of that code, `git clone https://github.com/zju-vipa/Fast-Datafree` (at 0dcecbc),
 `zju-vipa/CMI` (9e79fa9), `tmtuan1307/NAYER` (c6bedcd), and its requirements: `pip install kornia termcolor tqdm
