@@ -222,7 +222,7 @@ class SyntheticPool:
         """Store the chunk whose first id is `start`; it replaces a chunk already there.
 
         `drop`: first ids of chunks to remove. `sealed`: ids below it are covered by a checkpoint. Only chunks of such
-        ids are joined, as a resumed trial removes the others.
+        ids are joined, because a resumed trial removes the others.
         """
         self._chunks.place(key, start, arrays)
         return self.tend(key, have, drop=drop, sealed=sealed)
@@ -442,7 +442,7 @@ def lasting_actor(kind: type, *args: Any) -> Any:
 
 
 def default_limit() -> int:
-    """Return the default `limit`: 60 % of the smallest object store in bytes, as Ray puts other objects there too."""
+    """Return the default `limit`: 60 % of the smallest object store in bytes; Ray puts other objects there too."""
     stores = [node["Resources"].get("object_store_memory", 0.0) for node in ray.nodes() if node["Alive"]]
     return int(0.6 * min(stores))
 

@@ -420,7 +420,7 @@ def fit(listener: Listener, context: WorkerContext, producers_of: Mapping[str, i
         producers = setup["producers"] if producers_of is None else producers_of[setup["key"]]
         return tune.PlacementGroupFactory([own, *[options.per_producer.bundle] * producers])
 
-    # Workers never read this folder, as no report carries a checkpoint: it need not be visible to other nodes.
+    # No report carries a checkpoint, so workers never read this folder: other nodes need not see it.
     scratch = options.folder.resolve() / "tune"
     token = secrets.token_hex(8)
     _listeners[token], events = listener, _Events(token)

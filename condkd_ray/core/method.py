@@ -143,7 +143,7 @@ class Meter:
                 self._terms[name] = (value.clone(), value.isfinite().float(), 1)
 
     def read(self) -> Metrics:
-        """Return the means by `family/term`, with one host copy. Raises `NonFiniteError` naming term and step."""
+        """Return the means by `family/term`, in one copy to the host. Raises `NonFiniteError` with term and step."""
         if not self._terms:
             return {}
         # Imported here: messages about bad input shall not wait for PyTorch's import, which takes seconds.

@@ -78,7 +78,7 @@ PROBED, RECORDED = Span(0.7, 1.7), Span(0.8, 1.4)
 PROBING_SECONDS = 90.0
 """Time after which no further arm is probed; its cost is then taken to lie between the cheapest and the dearest."""
 STARTED = Span(5, 30)
-"""Seconds until the first trial of a sweep computes, as its processes import PyTorch."""
+"""Seconds until the first trial of a sweep computes; its processes import PyTorch in that time."""
 BETWEEN = Span(0.1, 1.5)
 """Seconds from a trial's end to the next one's start, final test included."""
 REPORTED = Span(3, 15)

@@ -178,7 +178,7 @@ class Recorder:
     `trials`: the trials known at the start; a search adds more. `storage`: where trials leave their products. `total`:
     number of trials in all, if more are added. `choices`, `ranges`: values of the hyper-parameters in which added
     trials will differ, by dotted name. `goal`: metric shown of a running trial; `best`: the best trial so far. `study`:
-    opens the study of planned trials; it is written before a record, as a trial with a record is not run again.
+    opens the study of planned trials; it is written before a record, because a trial with a record is not run again.
     `of_study`: name of a search's study, stored in each record.
 
     Event files and the study only repeat what the records contain: if they cannot be written, a message is logged, and
