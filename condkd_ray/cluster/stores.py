@@ -58,7 +58,7 @@ WATCH = Stopwatch()
 """The stopwatch of this process."""
 T = TypeVar("T")
 PATIENCE_SECONDS = 120.0
-"""How long a trial retries calls to a pool that is being restarted."""
+"""Seconds for which a trial retries calls to a pool that is being restarted."""
 
 
 def retry_until_restarted(call: Callable[[], T]) -> T:

@@ -223,9 +223,9 @@ class _Events(_Hook, Callback):
         self._rounds: Counter[str] = Counter()
         self._stalled: Counter[str] = Counter()
         self._starved: Counter[str] = Counter()
-        """By trial: ends in a row for lack of memory, since it began, made a new round, or was set aside."""
+        """Number of consecutive ends for lack of memory of each trial, since it began, made a new round, or was set aside."""
         self._counted: dict[str, int] = {}
-        """By trial: the Tune iteration in which it was last put back, so that the same failure is not counted twice."""
+        """Tune iteration in which each trial was last put back, so that the same failure is not counted twice."""
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any):
         """Report a start, also after each failure."""

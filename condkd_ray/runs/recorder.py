@@ -57,11 +57,11 @@ log = logging.getLogger(__name__)
 LOSSES = ("inversion/", "guidance/", "kd/")
 """Prefixes of the loss terms among the metrics."""
 ARTIFACTS = "artifacts"
-"""Folder of the images and configs that the dashboard shows beside each trial."""
+"""Folder of the images and configs that the dashboard shows with each trial."""
 PARAMETERS, KEY = "parameters", "config_hash"
 """User attributes: of a study, the values of each parameter; of a trial, the hash of its config."""
 STDIN = "<stdin>"
-"""What Python takes for the file of a script that it reads from stdin."""
+"""File name that Python gives to a script that it reads from stdin."""
 RENAMED = ("seed", "condensation/ipc")
 """Leaves of a config that every planned trial has as parameters of other names."""
 Leaf = str | int | float | bool | None
@@ -118,7 +118,7 @@ def describe_experiment(
 
 
 def _command(experiment: str) -> str:
-    """How the experiment is run again: a command line, or a call if no file is run (a notebook, stdin)."""
+    """Return what runs the experiment again: a command line, or a call if no file is run (a notebook, stdin)."""
     if getattr(sys.modules["__main__"], "__file__", STDIN) == STDIN:
         return f"{CALL}{experiment}(...)"
     return shlex.join([Path(sys.executable).name, *sys.argv])
@@ -211,7 +211,7 @@ class Recorder:
         self._names = [*varying([record.config for record in running]), *choices, *ranges]
         examples = [{name: value} for name, found in choices.items() for value in found]
         self._known: dict[str, tuple[str, dict[str, Scalar], Mapping[str, Any]]] = {}
-        """By key: the trial's run in TensorBoard, its hyper-parameters there, and the values chosen for it."""
+        """TensorBoard run of each trial, its hyper-parameters there, and the values chosen for it; by key."""
         planned = [*(hparams(record, self._names) for record in running), *examples]
         self._events = Dispensable(f"TensorBoard files in {out}", lambda: EventFiles(out, planned, ranges))
         self._products = BestProducts(out, storage)

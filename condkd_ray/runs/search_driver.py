@@ -248,7 +248,7 @@ class PopulationDriver:
         self._recorder, self._study, self._population = recorder, recorder.study, population
         self._members: dict[int, PlannedTrial[Prepared]] = {}
         self._places: dict[str, tuple[int, int]] = {}
-        """By key: the member's number and generation."""
+        """Number and generation of the member, by key."""
         self._rounds: dict[int, int] = {}
         self._running = set[str]()
         self._queue: list[tuple[int, int]] = []

@@ -60,7 +60,7 @@ RESTORED = "taken_back"
 class TrialLog:
     """Writes the progress of trials, by their numbers, to the study `name`, which exists in `storage`.
 
-    All calls are idempotent, because a killed trial reports its rounds again after a restart. Calls on an ended trial have
+    All calls are idempotent: a killed trial reports its rounds again after a restart. Calls on an ended trial have
     no effect. Each call reads one trial, so its time does not depend on the number of trials; only pruners read more.
     """
 

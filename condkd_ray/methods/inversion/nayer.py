@@ -198,7 +198,7 @@ class Nayer(Conditional[NayerState]):
 
 
 def split_evenly(labels: Tensor, loops: int) -> list[Tensor]:
-    """Split labels (B,), in their order, into `loops` parts with each class spread evenly, without a copy to the host."""
+    """Split labels (B,), in their order, into `loops` parts with each class spread evenly; no copy to the host."""
     order = labels.argsort(stable=True)
     return [labels[order[first::loops].sort().values] for first in range(loops)]
 

@@ -80,7 +80,7 @@ def class_moments(
 def marginal_moments(
     left: Tensor, left_labels: Tensor, right: Tensor, right_labels: Tensor, *, num_classes: int
 ) -> tuple[Tensor, Tensor]:
-    """As `class_moments`, for both sides as wholes, in the left side's proportions of the common classes."""
+    """Like `class_moments`, for each whole side, with the left side's proportions of the common classes."""
     with torch.autocast(left.device.type, enabled=False):
         shares = left_proportions(left_labels, right_labels, num_classes, left.dtype)
         sides = []

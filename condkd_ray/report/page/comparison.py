@@ -159,7 +159,8 @@ def _side_by_side(first: Results, second: Results) -> list[Element]:
 
 def _differences(found: Sequence[Difference], pairing: Pairing) -> list[Element]:
     excluded = [f"{a.arm} IPC {a.ipc or '-'} seed {a.seed}" for a, _ in pairing.excluded]
-    words = f"Not compared, because their configs differ by more than the changes common to the runs: {', '.join(excluded)}."
+    listed = ", ".join(excluded)
+    words = f"Not compared, because their configs differ by more than the changes common to the runs: {listed}."
     table = [Rows(tables.difference_table(found))] if found else []
     return [*table, *([Text(words, small=True)] if excluded else [])]
 

@@ -66,7 +66,7 @@ _SUBSET = 1000
 """Test images measured per round, at most, by trials whose record has no `student/test_images`."""
 _MEAN, _IMAGES = "student/test_accuracy_mean", "student/test_images"
 _ON = _Column("test images", _MEAN)
-"""Its cells hold the number of test images on which the metric was measured, not the metric."""
+"""Column of the number of test images on which the metric was measured, instead of the metric."""
 _ROUNDS = (
     _ON,
     _Column("mean (%)", _MEAN, 100, 2),
