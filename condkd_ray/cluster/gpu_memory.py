@@ -123,7 +123,7 @@ def _kinds(jobs: Iterable[Job]) -> list[Job]:
 def short(config: TrialConfig) -> TrialConfig:
     """Return the config with one round, and with at most two steps in each of its parts.
 
-    Two steps, as optimisers allocate their momenta at the end of the first and keep them.
+    Two steps, because optimisers allocate their momenta at the end of the first and keep them.
     """
     parts: dict[str, Any] = {}
     for name in ("inversion", "guidance", "memory", "distiller"):

@@ -65,7 +65,7 @@ def _start(node: str, task: Callable[..., str], given: tuple[Any, ...]) -> Any:
 def _answer(node: str, task: Callable[..., str], given: tuple[Any, ...], answer: Any) -> str:
     """Return a node's answer; repeat the check while it fails because of an error in Ray.
 
-    Returns an empty string for a node that has been lost: no trial will run on it. Ray detects a loss after some seconds.
+    Returns an empty string for a lost node: no trial will run on it. Ray detects a loss after some seconds.
     """
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:

@@ -1,4 +1,4 @@
-"""Stores whose chunks lie in the pool: mapped read-only and drawn from in this process, without a remote call."""
+"""Stores whose chunks are in the pool: mapped read-only and drawn from in this process, without a remote call."""
 
 import time
 from abc import abstractmethod
@@ -81,7 +81,7 @@ def call_actor(method: Any, *args: Any) -> Any:
 
 
 class PooledStore(Store):
-    """A store whose chunks lie in the pool under one key, mapped into this process from where the pool placed them.
+    """A store whose chunks are in the pool under one key, mapped into this process from where the pool placed them.
 
     `reader`: key of the trial that reads them, if it differs from the key of the chunks.
     """
@@ -218,7 +218,7 @@ class AdoptingStore(PooledStore):
                 self._ids.cover(start, self._table.gather(ids).classes)
 
     def _dead_starts(self) -> list[int]:
-        """Return the first ids of chunks without live samples that lie wholly below `num_ids`."""
+        """Return the first ids of chunks without live samples that are wholly below `num_ids`."""
         return [start for start, count in self._dead() if start + count <= self.num_ids]
 
     def _mapped(self, start: int, chunk: Encoded) -> None:

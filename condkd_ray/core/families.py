@@ -458,7 +458,7 @@ class _Distribution:
     name: str
     version: str
     editable: bool
-    """The code lies in another folder than the distribution, or the distribution is marked as editable."""
+    """The code is in another folder than the distribution, or the distribution is marked as editable."""
 
 
 def _distribution(kind: type, top: str) -> _Distribution | None:

@@ -320,7 +320,7 @@ def round_line(label: str, metrics: Metrics, rounds: int, metric: str) -> str:
 class StudyWriter:
     """Writes round metrics and results of trials, as an `objective` defines them, into `study`.
 
-    Trials are named by their numbers in the study. Artifacts lie in the result folder `out`.
+    Trials are named by their numbers in the study. Artifacts are in the result folder `out`.
     """
 
     def __init__(

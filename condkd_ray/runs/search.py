@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 def run(
     question: str, tree: dict[str, Any], spec: SearchSpec, *, workshop: Workshop | None = None, view: View = SILENT
 ) -> RunResult:
-    """Run what is missing of a search of the space `tree`, and write its results.
+    """Run the missing trials of a search of the space `tree`, and write the results.
 
     `workshop`: a new one if not given. Raises `InputError` before anything is written.
     """
@@ -104,7 +104,7 @@ def run(
 def explained(tree: dict[str, Any], spec: SearchSpec, *, view: View = SILENT) -> str:
     """Return the estimate of the rest of a search as text. Raises `InputError` as `run` would."""
     _check_all(tree, spec, Workshop(spec.cache, view=view))
-    # With --fresh the study is new too, unless its storage lies elsewhere.
+    # With --fresh the study is new too, unless its storage is elsewhere.
     starts_over, ended = spec.fresh and spec.study_storage is None, 0
     if not starts_over:
         names = names_at(spec.study_storage, spec.out)
@@ -255,12 +255,12 @@ def confirm(
 ) -> RunResult:
     """Run the best trials of a finished search with other seeds, and the space's default, and compare them.
 
-    Each guided one among the best is also run unguided, with all else as the search chose it, its class prior included:
-    only its gain over that comes from guidance. Results lie in `confirmed` below the search's folder.
+    Each of the best that is guided also runs without guidance, with all other settings unchanged, class prior included:
+    the difference between both is the gain from guidance. Results are in `confirmed` below the search's folder.
     """
-    seen = default(tree).seed
+    used = default(tree).seed
     require(best >= 1, "--best", best, "an integer >= 1")
-    require(seen not in seeds and len(set(seeds)) == len(seeds) > 0, "--new-seeds", seeds, f"seeds other than {seen}")
+    require(used not in seeds and len(set(seeds)) == len(seeds) > 0, "--new-seeds", seeds, f"seeds other than {used}")
     study = study_of(tree, spec)
     arms = {"default": default(tree)}
     chosen = {f"trial {trial.number}": study.proposal(trial).config for trial in study.ranked[:best]}

@@ -343,7 +343,7 @@ class Study(TrialLog):
 
         The number is `number`, unless the study has a trial of the same config or another trial of this number. Lower
         numbers that are lost too are added: those in `begun` without parameters, to be proposed anew as they were the
-        first time, as their parameters are unknown; the others as failed, since they did not run.
+        first time, because their parameters are unknown; the others as failed, since they did not run.
         """
         fixed = FixedTrial(dict(params))
         known = content_hash(close(self._tree, fixed))

@@ -142,6 +142,6 @@ def _frechet(x: Tensor, y: Tensor) -> Tensor:
 
 
 def by_class(features: Tensor, labels: Tensor, num_classes: int) -> list[Tensor]:
-    """Return the rows of `features` of each class, in their order, as K tensors; one host sync."""
+    """Return the rows of `features` of each class, in their order, as K tensors; the host waits once."""
     order = labels.argsort(stable=True)
     return list(features[order].split(labels.bincount(minlength=num_classes).tolist()))

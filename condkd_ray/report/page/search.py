@@ -163,7 +163,7 @@ def figures(results: Results) -> dict[str, Figure | None]:
     curves, known = _curves(results), _known(results)
     try:
         trials = results.study_trials
-    except InputError:  # a study that lies elsewhere, or not there any more
+    except InputError:  # the study is elsewhere, or no longer exists
         trials = []
     complete = sum(trial.state == TrialState.COMPLETE for trial in trials)
     directions = results.manifest.search["directions"]
