@@ -117,7 +117,7 @@ def search(driver: Proposer, options: ClusterOptions, gpu_budget: GpuBudget | No
 
 
 class SearchMonitor:
-    """The `Listener` of a search: monitors the trials proposed so far, proposes further ones, and counts GPU seconds."""
+    """The `Listener` of a search: monitors the proposed trials, proposes further ones, and counts GPU seconds."""
 
     def __init__(self, driver: Proposer, context: WorkerContext, jobs: SearchJobs, budget: GpuBudget) -> None:
         self._driver, self._context, self._jobs, self._budget = driver, context, jobs, budget

@@ -54,7 +54,7 @@ class TrialObserver(Protocol):
         ...
 
     def ended(self, trial: PlannedTrial, outcome: Outcome) -> None:
-        """Handle a trial's outcome: finished, pruned (stopped early) or failed. Called once, before its files are deleted."""
+        """Handle a trial's outcome: finished, pruned (stopped early) or failed. Called once; its files still exist."""
         ...
 
 

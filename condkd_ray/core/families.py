@@ -115,7 +115,7 @@ class Family:
 
     @property
     def more(self) -> str:
-        """Text to append to a list of accepted names: it mentions plug-ins, and those that cannot be used."""
+        """Text to append to a list of accepted names: it mentions plug-ins, also unusable ones."""
         return f", or a plug-in once it is installed or registered{self.failures}"
 
     def register(self, kind: type, version: str | None) -> None:

@@ -77,7 +77,7 @@ def describe_experiment(
     baseline: Baseline = "none",
     study: str = "",
 ) -> Manifest:
-    """Return the manifest of the experiment. Trials planned earlier in the same folder stay in it unless planned anew.
+    """Return the manifest of the experiment. Trials planned earlier in the same folder stay in it unless planned again.
 
     `baseline`: the arm that every other is compared with, or the one for each arm. `study`: name of the study whose
     search proposed the trials; trials of other studies in the folder are distinct even if their numbers are equal.
@@ -152,7 +152,7 @@ def _notes(plans: Sequence[Plan], has_val: bool) -> list[str]:
     notes = []
     if any(isinstance(method, Imported) for method in used):
         notes.append(
-            "The condensed set was made elsewhere, from unknown train images: it may have seen "
+            "The condensed set was made elsewhere, from unknown train images: these may include "
             f"{held_out}, and the test images too if these were held out of train here."
         )
     if any(method.needs_teacher for method in used):

@@ -342,7 +342,7 @@ class Study(TrialLog):
         """Restore a lost trial with these parameters of all open leaves as one to run, and return its number.
 
         The number is `number`, unless the study has a trial of the same config or another trial of this number. Lower
-        numbers that are lost too are added: those in `begun` without parameters, to be proposed anew as they were the
+        numbers that are lost too are added: those in `begun` without parameters, to be proposed again as they were the
         first time, because their parameters are unknown; the others as failed, since they did not run.
         """
         fixed = FixedTrial(dict(params))

@@ -156,7 +156,7 @@ class TrialConfig(Method):
         """Whether the teacher's logits of the trial's images are computed and stored together with them.
 
         They are if the distillation step, the weighing or the memory reads them, or if the labels are computed from
-        them. Otherwise they are computed only at the end of the trial; see `outcome.remembered_logits`.
+        them. Otherwise they are computed only at the end of the trial; see `outcome.memory_logits`.
         """
         read = not self.distiller.runs_teacher or self.weighing.reads_memory or self.memory.reads_logits
         return read or self.inversion.labels_by_teacher

@@ -80,7 +80,7 @@ class Gaussian(Guidance[GaussianState]):
     """If true, covariances of the stages are compared too, in addition to those of `layer`."""
     unbiased: bool = False
     """If true, the amount by which a batch's distances exceed the distribution's is subtracted. Suitable for hosts
-    whose generator makes each batch anew (`dafl`, `zskt`, `dfad`, `dfq`, `pre_dfkd`), which biased distances would
+    whose generator makes new images for each batch (`dafl`, `zskt`, `dfad`, `dfq`, `pre_dfkd`), which biased distances would
     narrow. The other hosts optimise the same images of a batch, pixels or latents, in all steps, and it would widen
     these. It has an effect only together with a covariance, which keeps the fakes from spreading without limit."""
 

@@ -89,7 +89,7 @@ class Fast(Conditional[FastState]):
     warm_up: int = 0  # type: ignore[assignment]
     """First rounds that only synthesise, without A (20 in the official scripts)."""
     resets: tuple[int, ...] = ()
-    """Rounds at whose start the generator's first linear layer and first BN layer are drawn anew. Rounds are counted
+    """Rounds at whose start the generator's first linear layer and first BN layer are drawn again. Rounds are counted
     from 1, warm-up included. The official code resets at 140, optionally, with 20 rounds of warm-up."""
 
     def __post_init__(self) -> None:
@@ -163,7 +163,7 @@ def _set_reptile_gradients(generator: nn.Module, inner: nn.Module, scale: float)
 
 
 def _reset(generator: Generator, rng: Streams, round: int) -> None:
-    """Draw the first linear and BN layer anew: weights N(0, 0.02), biases 0, as in the official code.
+    """Draw the first linear and BN layer again: weights N(0, 0.02), biases 0, as in the official code.
 
     The optimisers keep their state.
     """
