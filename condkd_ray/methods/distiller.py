@@ -385,10 +385,10 @@ def next_batch(
     teacher: Teacher,
     rng: Streams,
 ) -> Batch:
-    """Return synthetic, then condensed samples: `batch` in all, or, under `mix: concat`, condensed ones in addition.
+    """Return synthetic, then condensed samples: `batch` in all; under `mix: concat`, condensed ones in addition.
 
-    In every arm a full batch is drawn from the memory, whose state is `memory_state`, and only its first part is used, so
-    that all arms have the same random draws.
+    In every arm a full batch is drawn from the memory with state `memory_state`, and its first part is used: so all
+    arms have the same random draws.
     """
     num_condensed = distiller.num_condensed(progress)
     num_synthetic = distiller.num_synthetic(progress)
