@@ -136,7 +136,7 @@ class ChunkCache:
                 self.remove(key, start)
 
     def copy(self, key: str, source: str) -> None:
-        """Give `key` the chunks of `source`, in place of its own."""
+        """Replace the chunks of `key` by those of `source`."""
         self.delete(key)
         for path in stored_chunks(self.folder / source):
             duplicate(path, self.folder / key / path.name)
@@ -324,7 +324,7 @@ class SyntheticPool:
         return self._makers.get(key, ("", 0.0))[0]
 
     def inherit(self, key: str, source: str) -> None:
-        """Give `key` the chunks of `source`, in place of its own."""
+        """Replace the chunks of `key` by those of `source`."""
         self._chunks.copy(key, source)
 
     def delete(self, key: str) -> None:
@@ -334,7 +334,7 @@ class SyntheticPool:
         self._write_status()
 
     def stats(self) -> dict[str, int]:
-        """Return the numbers of keys, chunks and samples; all bytes, those on disk alone, and those ever shed."""
+        """Return numbers of keys, chunks and samples; bytes in all, on disk alone, and freed so far by the limit."""
         found = [self._chunks.sizes(key) for key in self._chunks.keys]
         names = ("chunks", "samples", "bytes", "spilled_bytes")
         sums = {name: sum(sizes[name] for sizes in found) for name in names}

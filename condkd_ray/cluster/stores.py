@@ -81,7 +81,7 @@ def call_actor(method: Any, *args: Any) -> Any:
 
 
 class PooledStore(Store):
-    """A store whose chunks are in the pool under one key, mapped into this process from where the pool placed them.
+    """A store whose chunks are in the pool under one key, mapped into this process.
 
     `reader`: key of the trial that reads them, if it differs from the key of the chunks.
     """
@@ -201,7 +201,7 @@ class PoolStore(PooledStore):
 
 
 class AdoptingStore(PooledStore):
-    """A trial's view of rounds made by other processes. Ids are the pool's; they live once the trial has taken them."""
+    """A trial's view of rounds of other processes. Ids are the pool's, and live after the trial has taken them over."""
 
     def peek(self, count: int) -> Samples:
         """Return the `count` samples after the last id given out; `append` then takes them over and sends nothing."""

@@ -46,7 +46,7 @@ from condkd_ray.trial.run import local_store, run_trial
 from condkd_ray.trial.synthesis import stored_logits
 
 ROUNDS = 3
-"""Rounds of a probe. The first, which includes one-time work, counts once; the others stand for all later rounds."""
+"""Rounds of a probe. The first, which includes one-time work, counts once; the others represent all later rounds."""
 STEPS = 20
 """Steps of a teacher's training in its probe."""
 IMAGES = 2048
