@@ -210,8 +210,8 @@ def _importance(results: Results) -> list[Element]:
         return [Text(f"Importance of parameters is shown from {LEAST} complete trials on; there are {complete}.")]
     caption = (
         "Importance by PED-ANOVA: how much the values of a parameter in the best trials differ from those in all "
-        f"trials. Lines: {RESAMPLES} bootstrap resamples of the trials; where they overlap, the order is uncertain. The "
-        "Optuna dashboard counts fewer trials as the best and may show another order."
+        f"trials. Lines: {RESAMPLES} bootstrap resamples of the trials; where they overlap, the order is uncertain. "
+        "The Optuna dashboard counts fewer trials as the best and may show another order."
     )
     return vector(importance_plot(found, complete), "importance of each parameter", caption)
 
