@@ -573,7 +573,7 @@ def _open(storage: BaseStorage, name: str, settings: dict[str, Any], objective: 
 
 
 def check_numbers(name: str, attributes: Mapping[str, Any]) -> None:
-    """Raise `InputError` if the user attributes of study `name` contain a version of the numbers other than `NUMBERS`."""
+    """Raise `InputError` if the user attributes of study `name` contain a version other than `NUMBERS`."""
     found, accepted = attributes.get(VERSION, 1), f"{NUMBERS}, that of this program; or another --out, or --study"
     require(found == NUMBERS, f"version of the numbers of study {name!r}", found, accepted)
 
