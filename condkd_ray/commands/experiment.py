@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 import tyro
 
-from condkd_ray.commands.console.exit_codes import ended, exit_codes, show, speak
+from condkd_ray.commands.console.exit_codes import ended, exit_codes, log_to_stderr, show
 from condkd_ray.commands.console.live import TERMINAL
 from condkd_ray.commands.parsing import parse
 from condkd_ray.commands.report import Reporter, report_results
@@ -173,7 +173,7 @@ def run(
     from condkd_ray.runs import experiment
 
     plans = spread(plans, flags.seeds, flags.teachers)
-    speak(flags.verbose)
+    log_to_stderr(flags.verbose)
     if flags.explain:
         show(experiment.explained(name, plans, flags, view=TERMINAL))
         return 0

@@ -40,7 +40,7 @@ class _Here:
     threads: int = 1
     """CPU threads. More than one was slower whenever other work used the same cores."""
     fresh: bool = False
-    """Move the present content of `--out` aside and start anew."""
+    """Move the present content of `--out` aside and start over."""
     device_pool_limit: str | None = None
     """GPU memory for synthetic images, such as 500MB or 4GB; images beyond it stay in the host's memory and are copied
     to the GPU when they are drawn. Default: a quarter of the GPU."""
@@ -106,8 +106,10 @@ def _as_given(value: Any) -> tuple[type, Any]:
     kind, parts = type(value), {one.name: getattr(value, one.name) for one in dataclasses.fields(value)}
     found = {name: _as_given(part) for name, part in parts.items() if dataclasses.is_dataclass(part)}
     fields = [(name, inner, dataclasses.field(default=part)) for name, (inner, part) in found.items()]
-    told = {"__doc__": kind.__doc__, "__module__": kind.__module__, "given_as": kind}
-    made = dataclasses.make_dataclass(kind.__name__, fields, bases=(kind,), namespace=told, frozen=True, kw_only=True)
+    namespace = {"__doc__": kind.__doc__, "__module__": kind.__module__, "given_as": kind}
+    made = dataclasses.make_dataclass(
+        kind.__name__, fields, bases=(kind,), namespace=namespace, frozen=True, kw_only=True
+    )
     return made, made(**parts | {name: part for name, (_, part) in found.items()})
 
 
