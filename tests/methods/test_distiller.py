@@ -254,7 +254,7 @@ def test_under_bfloat16_the_folded_network_is_used_if_only_logits_are_needed(pre
     distiller, calls = Distiller(loss=loss), []
     state = begin(distiller, teacher)
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
-        assert (teacher.answering is teacher.network) == (precision == "float32")
+        assert (teacher.logits_network is teacher.network) == (precision == "float32")
         teacher.network.register_forward_hook(lambda *_: calls.append(True))
         distiller.step(state, samples(8), torch.ones(8), teacher=teacher, rng=Streams(0))
     assert bool(calls) == plain

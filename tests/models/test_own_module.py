@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from condkd_ray.core.method import InputError
-from condkd_ray.models.own_module import check_answers, own_code, own_module, with_safe_convolutions
+from condkd_ray.models.own_module import check_output, own_code, own_module, with_safe_convolutions
 from condkd_ray.models.shortcut import Shortcut
 
 NETS = """
@@ -70,7 +70,7 @@ def test_a_users_function_returns_the_network():
     for name in ("teacher", "Factory.make"):
         made = own_module(f"nets_of_a_user.small:{name}")
         assert not made.network.training
-        check_answers(made.network, (1, 8, 8), 10, name)
+        check_output(made.network, (1, 8, 8), 10, name)
     first, second = (own_module("nets_of_a_user.small:teacher") for _ in range(2))
     assert torch.equal(first.network.head.weight, second.network.head.weight)  # type: ignore[union-attr]
     assert first.code == second.code != own_module("nets_of_a_user.small:Factory.make").code
@@ -136,7 +136,7 @@ class FunctionModule(nn.Module):
 )
 def test_outputs_that_are_no_logits_are_refused(function, expected: str):
     with pytest.raises(InputError, match=expected):
-        check_answers(FunctionModule(function), (1, 8, 8), 10, "m")
+        check_output(FunctionModule(function), (1, 8, 8), 10, "m")
 
 
 @pytest.mark.usefixtures("user_folder")

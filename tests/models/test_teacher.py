@@ -61,13 +61,13 @@ def test_a_teacher_can_be_copied_and_pickled_after_observing(teacher, copied):
     images = samples(5).images
     with torch.autocast("cpu", torch.bfloat16):
         teacher.observe(images)
-        half = teacher.answers(images)
+        half = teacher.batched_logits(images)
     seen = teacher.observe(images)
     other = copied(teacher)
     assert torch.equal(other.observe(images).bn, seen.bn)
     assert torch.equal(other.logits(images), seen.logits)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(other.answers(images), half)
+        assert torch.equal(other.batched_logits(images), half)
     # From now on, each observes its own network.
     with torch.no_grad():
         other.network.classifier.weight.zero_()
@@ -207,7 +207,7 @@ def test_a_tap_is_the_output_of_its_layer_even_if_the_next_layer_works_in_place(
 def test_answer_from_does_not_change_its_input(teacher):
     values = torch.randn(2, TEACHER.width, *IMAGE_SHAPE[1:], generator=torch.Generator().manual_seed(0))
     before = values.clone()
-    teacher.answer_from("bn", values)
+    teacher.logits_from("bn", values)
     assert torch.equal(values, before)
 
 
@@ -316,7 +316,7 @@ def test_images_of_a_shape_that_the_network_cannot_read_are_refused():
 
 @pytest.mark.parametrize("name", ["mean", "std"])
 def test_constants_need_a_value_a_channel(name):
-    with pytest.raises(InputError, match=rf"length of {name} is 3; accepted: 1, one a channel"):
+    with pytest.raises(InputError, match=rf"length of {name} is 3; accepted: 1, one per channel"):
         Teacher.from_module(network(), num_classes=NUM_CLASSES, **(KNOWN | {name: (0.1, 0.2, 0.3)}))
 
 
@@ -333,8 +333,8 @@ def test_normalise_uses_the_constants(teacher):
 def test_logits_from_a_layers_output_equal_those_of_the_images(teacher):
     images = samples(5).images
     seen = teacher.observe(images, ("stages.1",))
-    torch.testing.assert_close(teacher.answer_from("stages.1", seen.taps["stages.1"]), seen.logits)
-    torch.testing.assert_close(teacher.answer_from("penultimate", seen.features), seen.logits)
+    torch.testing.assert_close(teacher.logits_from("stages.1", seen.taps["stages.1"]), seen.logits)
+    torch.testing.assert_close(teacher.logits_from("penultimate", seen.features), seen.logits)
     assert sum(hooks(teacher.network)) == 0
     torch.testing.assert_close(teacher.logits(images), seen.logits)
 

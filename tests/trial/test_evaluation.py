@@ -116,7 +116,7 @@ def test_an_evaluation_on_a_gpu_does_not_depend_on_where_the_images_are_and_does
 
 def with_logits(images: RealImages, teacher: Teacher) -> Samples:
     samples = images.to(teacher.device).samples(MEAN, STD)
-    return Samples(samples.images, samples.labels, teacher.answers(samples.images))
+    return Samples(samples.images, samples.labels, teacher.batched_logits(samples.images))
 
 
 def test_with_test_rounds_full_a_round_measures_all_test_images(teacher):

@@ -236,7 +236,7 @@ def test_few_images_are_accepted_with_a_note_that_they_prove_nothing():
 
 @pytest.mark.parametrize(("promised", "expected"), [(0.97, "; its card states 97.0%"), (None, "")])
 def test_the_accuracy_on_the_teachers_card_is_logged(promised: float | None, expected: str):
-    sentence = check_known(of_digits(), digits(), force=False, promised=promised)
+    sentence = check_known(of_digits(), digits(), force=False, stated=promised)
     assert sentence.endswith(expected) if promised else "card" not in sentence
 
 
@@ -248,12 +248,12 @@ def weak(share: float) -> Dataset:
 
 
 def test_an_accuracy_far_below_the_cards_is_logged_and_below_half_of_it_refused():
-    sentence = check_known(of_digits(), weak(0.3), force=False, promised=0.97)
+    sentence = check_known(of_digits(), weak(0.3), force=False, stated=0.97)
     assert sentence.endswith("its card states 97.0%: the measured accuracy is far lower")
     with pytest.raises(
         InputError, match=r"accepted: more than 0\.250 of 10 classes .*near the 0\.970 that its card sta"
     ):
-        check_known(of_digits(), weak(0.7), force=False, promised=0.97)
+        check_known(of_digits(), weak(0.7), force=False, stated=0.97)
     assert check_known(of_digits(), weak(0.7), force=False).startswith("the teacher classifies 3")
 
 
@@ -262,10 +262,10 @@ def test_a_weak_teacher_near_the_accuracy_on_its_card_is_accepted():
     mislabelled = weak(0.9)
     assert examine(of_digits(), mislabelled).found.verdict == "unknown"
     assert examine(of_digits(), mislabelled).refused
-    examined = examine(of_digits(), mislabelled, promised=0.19)
+    examined = examine(of_digits(), mislabelled, stated=0.19)
     assert not examined.refused
     assert "; this does not prove that it recognises them" in examined.sentence
-    assert examine(of_digits(), mislabelled, promised=0.6).refused
+    assert examine(of_digits(), mislabelled, stated=0.6).refused
     train = digits().train
     mixed = train.labels[torch.randperm(len(train), generator=torch.Generator().manual_seed(0))]
-    assert examine(of_digits(), replace(digits(), train=RealImages(train.pixels, mixed)), promised=0.1).refused
+    assert examine(of_digits(), replace(digits(), train=RealImages(train.pixels, mixed)), stated=0.1).refused

@@ -213,7 +213,7 @@ def test_condensed_sets_of_other_projects_are_read(file: str, data: str, ipc: in
     declared = Imported(path=path, ipc=1, space=wrong)  # type: ignore[arg-type]
     if "unconverged" in file:
         # The mean of an unconverged set decides little, so there is only a note.
-        found = declared.judged(declared.stored(10, shape), **options)
+        found = declared.space_of(declared.stored(10, shape), **options)
         assert any("is more likely normalised by the teacher's constants" in note for note in found.notes)
     else:
         with pytest.raises(InputError, match="by its pixels"):

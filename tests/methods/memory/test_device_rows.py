@@ -120,10 +120,10 @@ class RecordingStream:
     def awaited(self) -> None:
         self.calls.append("awaited")
 
-    def lend(self, tensor: torch.Tensor) -> None:
+    def keep_until_copied(self, tensor: torch.Tensor) -> None:
         self.calls.append(tensor.data_ptr())
 
-    def hand_over(self, tensor: torch.Tensor) -> None:
+    def keep_until_used(self, tensor: torch.Tensor) -> None:
         self.calls.append("handed over")
 
 

@@ -187,7 +187,9 @@ def test_scale_sets_the_number_of_kept_samples(scale, kept):
 
 
 def test_a_capacity_below_one_sample_a_class_is_refused():
-    with pytest.raises(InputError, match=r"prioritized scale is 0.02; accepted: at least 0.03: 3 samples, one a class"):
+    with pytest.raises(
+        InputError, match=r"prioritized scale is 0.02; accepted: at least 0.03: 3 samples, one per class"
+    ):
         MemoryRun(scale=0.02)
 
 
