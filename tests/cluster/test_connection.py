@@ -112,8 +112,8 @@ def test_a_cluster_with_another_version_of_ray_or_python_is_refused_with_both_ve
             check_versions(address)
     finally:
         client.internal_kv_put(value=kept, overwrite=True, **place)
-    theirs = f"a cluster of Ray {metadata['ray_version']} on Python {metadata['python_version']}; accepted: "
-    assert f"{theirs}Ray {ray.__version__} on Python {platform.python_version()}" in str(caught.value)
+    cluster_versions = f"a cluster of Ray {metadata['ray_version']} on Python {metadata['python_version']}; accepted: "
+    assert f"{cluster_versions}Ray {ray.__version__} on Python {platform.python_version()}" in str(caught.value)
 
 
 def test_the_runtime_environment_ships_the_package_of_the_driver(monkeypatch):
@@ -290,7 +290,10 @@ def test_sigterm_ends_a_program_as_ctrl_c_does_even_if_sigint_is_ignored(before)
 
 
 def interrupted(times: int) -> list[int]:
-    """Return the number of the SIGINT after which the block was left, or 0 if its end was reached."""
+    """Press Ctrl-C `times` times in the block; return the presses after which it continued.
+
+    The list ends with 0 if the code behind the block was reached.
+    """
     reached = []
     with handling(signal.SIGINT, signal.default_int_handler), contextlib.suppress(KeyboardInterrupt):
         with interrupts_kept():

@@ -112,8 +112,8 @@ def test_a_sweep_fixes_its_precision_once_and_logs_it(cluster, fake, tmp_path, l
 
 
 def test_two_plans_that_are_equal_on_this_hardware_are_refused(cluster, fake, tmp_path):
-    plans = [Plan("open", 0, 0, TINY), Plan("asked for", 0, 0, TrialConfig(**vars(TINY) | {"precision": "bfloat16"}))]
-    with pytest.raises(InputError, match="trial planned twice is 'open seed 0 and asked for seed 0'"):
+    plans = [Plan("open", 0, 0, TINY), Plan("bfloat16", 0, 0, TrialConfig(**vars(TINY) | {"precision": "bfloat16"}))]
+    with pytest.raises(InputError, match="trial planned twice is 'open seed 0 and bfloat16 seed 0'"):
         experiment.run("toy", "?", plans, Options(out=tmp_path / "out", cache=tmp_path, gpus_per_trial=0.5))
 
 

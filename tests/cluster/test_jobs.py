@@ -117,13 +117,13 @@ def test_equal_contents_are_stored_once_and_unpacked_once(cluster):
 
 
 def test_a_users_module_is_stored_again_if_a_node_is_lost(monkeypatch):
-    answers = iter([module.ray.exceptions.NodeDiedError("gone"), "ref"])
+    results = iter([module.ray.exceptions.NodeDiedError("gone"), "ref"])
 
     def put(content):
-        answer = next(answers)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
+        result = next(results)
+        if isinstance(result, Exception):
+            raise result
+        return result
 
     monkeypatch.setattr(module.ray, "put", put)
     monkeypatch.setattr(module, "by_value", lambda network, function: b"pickled")

@@ -251,9 +251,9 @@ def test_a_search_names_the_spent_budget_and_counts_all_its_runs(cluster, tmp_pa
 def test_a_device_pool_limit_below_one_round_is_refused_before_anything_is_written(tmp_path):
     common = {"out": tmp_path / "out", "cache": tmp_path / "cache", "gpus_per_trial": 0.5}
     spec = command.SearchFlags(**common, device_pool_limit="2kB")
-    for ask in (searches.run, lambda question, tree, spec: searches.explained(tree, spec)):
+    for begin in (searches.run, lambda question, tree, spec: searches.explained(tree, spec)):
         with pytest.raises(InputError, match=r"--device-pool-limit is '2000 bytes'; accepted: at least the 2304 bytes"):
-            ask("Which?", parse(SPACE), spec)
+            begin("Which?", parse(SPACE), spec)
     assert not list(tmp_path.iterdir())
 
 

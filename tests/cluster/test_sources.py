@@ -35,8 +35,8 @@ from condkd_ray.trial.synthesis import codec
 
 PRODUCER, LEARNER = "ProducerProcess", "ImplicitFunc"
 HALF = {"cpus_per_trial": 0.5, "per_producer": Allowance(cpus=0.5, gpus=0.5)}
-ASKS = toy.toy_config(guidance=Discriminator(hidden=16), pipeline=Pipeline(staleness=1), rounds=6)
-TWO = replace(ASKS, pipeline=Pipeline(producers=2, staleness=2))
+ADVERSARIAL = toy.toy_config(guidance=Discriminator(hidden=16), pipeline=Pipeline(staleness=1), rounds=6)
+TWO = replace(ADVERSARIAL, pipeline=Pipeline(producers=2, staleness=2))
 
 
 def gone(name: str) -> bool:
@@ -53,7 +53,7 @@ def gone(name: str) -> bool:
 def test_a_sweep_with_producers_gives_the_same_numbers_as_one_process(cluster, tmp_path):
     free = toy.toy_config(inversion=DeepInversion(steps=2, batch=16), memory=Latest())
     configs = {
-        "asks": ASKS,
+        "adversarial": ADVERSARIAL,
         "two": TWO,
         "free": replace(free, pipeline=Pipeline(staleness=2)),
         "nan": replace(diverging(rounds=5), pipeline=Pipeline()),
@@ -62,11 +62,11 @@ def test_a_sweep_with_producers_gives_the_same_numbers_as_one_process(cluster, t
     observed = Observer()
     assert observed.sweep(configs, tmp_path, **HALF)
     assert gone(PRODUCER)
-    for key in ("asks", "two", "free", "plain"):
+    for key in ("adversarial", "two", "free", "plain"):
         assert_equal_numbers(observed.outcomes[key], direct(configs[key]))
     assert_equal_numbers(observed.outcomes["free"], direct(free))
     assert observed.outcomes["nan"].reason == direct(configs["nan"]).reason
-    assert observed.outcomes["asks"].metrics["time/waiting_seconds"] > 0
+    assert observed.outcomes["adversarial"].metrics["time/waiting_seconds"] > 0
     assert "time/waiting_seconds" not in observed.outcomes["plain"].metrics
     assert {path.relative_to(tmp_path).parts[1] for path in tmp_path.glob("*/*")} <= {"pool.json", "nan"}
 
@@ -131,21 +131,21 @@ class LocalTrial:
 def test_producers_are_ahead_by_their_staleness_at_most(group, tmp_path):
     import ray
 
-    here, found = LocalTrial(replace(TWO, rounds=5), tmp_path), []
+    trial, found = LocalTrial(replace(TWO, rounds=5), tmp_path), []
 
     def on_round(metrics: Metrics) -> None:
         most = min(metrics["round"] + 2, 5)
         deadline = time.monotonic() + 30
-        while here.rounds_made() < most and time.monotonic() < deadline:
+        while trial.rounds_made() < most and time.monotonic() < deadline:
             time.sleep(0.05)
         # Time in which one more round could be made if nothing held the producers back.
         time.sleep(0.3)
-        found.append(here.rounds_made())
+        found.append(trial.rounds_made())
 
-    outcome = here.run(on_round)
-    ray.kill(here.pool)
+    outcome = trial.run(on_round)
+    ray.kill(trial.pool)
     assert found == [3, 4, 5, 5, 5]
-    assert outcome.metrics["student/test_accuracy"] == direct(here.config).metrics["student/test_accuracy"]
+    assert outcome.metrics["student/test_accuracy"] == direct(trial.config).metrics["student/test_accuracy"]
 
 
 @pytest.mark.slow
@@ -160,15 +160,15 @@ def test_producers_that_die_repeatedly_end_the_attempt(group, tmp_path):
             for pid in processes.of_ray(PRODUCER):
                 kill(pid)
 
-    reaper, here = threading.Thread(target=reap), LocalTrial(replace(TWO, rounds=2), tmp_path)
+    reaper, trial = threading.Thread(target=reap), LocalTrial(replace(TWO, rounds=2), tmp_path)
     reaper.start()
     try:
         with pytest.raises(RayActorError):
-            here.run(lambda metrics: None)
+            trial.run(lambda metrics: None)
     finally:
         over.set()
         reaper.join()
-        ray.kill(here.pool)
+        ray.kill(trial.pool)
 
 
 FREE = toy.toy_config(inversion=DeepInversion(steps=2, batch=16), rounds=4)
@@ -204,7 +204,7 @@ def test_trials_that_share_rounds_get_their_own_numbers_and_each_round_is_made_o
         "guided": GUIDED,
         "guided longer": replace(GUIDED, rounds=5),
         "other seed": replace(FREE, seed=1),
-        "asks": toy.toy_config(),
+        "adversarial": toy.toy_config(),
     }
     observed = Observer()
     assert observed.sweep(configs, tmp_path, "inversion", checkpoint_seconds=0)
@@ -213,7 +213,7 @@ def test_trials_that_share_rounds_get_their_own_numbers_and_each_round_is_made_o
     assert rounds_made(observed.outcomes, one) == 6
     assert rounds_made(observed.outcomes, {"guided", "guided longer"}) == 5
     assert rounds_made(observed.outcomes, {"other seed"}) == 4
-    assert "pool/made" not in observed.outcomes["asks"].metrics
+    assert "pool/made" not in observed.outcomes["adversarial"].metrics
     # Files that no trial needs any more are deleted.
     assert {path.relative_to(tmp_path).parts[1] for path in tmp_path.glob("*/*")} == {"pool.json"}
 

@@ -14,7 +14,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return found
 
 
-def test_a_trial_counts_its_waiting_time_and_the_running_time_since_the_last_trial(clock):
+def test_a_trial_counts_its_waiting_time_and_the_time_since_the_last_trial(clock):
     watch = Stopwatch()
     with watch.running():
         clock.now += 8

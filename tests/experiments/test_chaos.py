@@ -81,10 +81,10 @@ def test_times_and_pool_counts_are_no_differences(tmp_path):
 
 
 def test_each_difference_is_listed(tmp_path):
-    here = [make_record(seed=seed, config_hash=f"{seed:012d}ffff") for seed in range(3)]
-    last = here[1].history[-1] | {"kd/loss": 0.12345}
-    changed = altered(here[1], history=[*here[1].history[:-1], last])
-    a, b = written(tmp_path / "a", here[:2]), written(tmp_path / "b", [changed, here[2]])
+    records = [make_record(seed=seed, config_hash=f"{seed:012d}ffff") for seed in range(3)]
+    last = records[1].history[-1] | {"kd/loss": 0.12345}
+    changed = altered(records[1], history=[*records[1].history[:-1], last])
+    a, b = written(tmp_path / "a", records[:2]), written(tmp_path / "b", [changed, records[2]])
     assert differences(a, b) == [
         "000000000002 is missing",
         f"000000000000 is not in {b}",

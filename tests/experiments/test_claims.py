@@ -270,8 +270,8 @@ def test_a_unit_is_missing_until_all_its_arms_have_rows(empty):
 )
 def test_arms_made_on_another_machine_or_from_other_parts_are_never_paired(empty, other):
     rows = rows_of(empty, cells=["one"], seeds=[10])
-    strange = rows_of(empty, cells=["one"], seeds=[10], **other)
-    mixed = [strange[0], strange[1], rows[2], rows[3]]
+    foreign = rows_of(empty, cells=["one"], seeds=[10], **other)
+    mixed = [foreign[0], foreign[1], rows[2], rows[3]]
     state = State(empty.trials, mixed)
     assert any(unit.seed == 10 and unit.label == "one" for unit in state.missing)
     assert state.answers("one") == []
@@ -282,16 +282,16 @@ def test_arms_made_on_another_machine_or_from_other_parts_are_never_paired(empty
 
 
 def test_rows_of_an_incomplete_unit_stay(empty):
-    here, there = rows_of(empty, ["one"], [10]), rows_of(empty, ["one"], [10], machine="another")
-    state = State(empty.trials, there[:2]).with_rows(here[:3])
+    own, foreign = rows_of(empty, ["one"], [10]), rows_of(empty, ["one"], [10], machine="another")
+    state = State(empty.trials, foreign[:2]).with_rows(own[:3])
     assert len(state.rows) == 5
-    assert len(state.with_rows(here[:3]).rows) == 5
-    assert len(state.with_rows(here).rows) == 4
+    assert len(state.with_rows(own[:3]).rows) == 5
+    assert len(state.with_rows(own).rows) == 4
 
 
 def test_a_complete_stored_unit_is_not_replaced_by_rows_of_another_machine(empty):
-    here, there = rows_of(empty, ["one"], [10]), rows_of(empty, ["one"], [10], machine="another")
-    assert list(State(empty.trials, there).with_rows(here).rows) == there
+    own, foreign = rows_of(empty, ["one"], [10]), rows_of(empty, ["one"], [10], machine="another")
+    assert list(State(empty.trials, foreign).with_rows(own).rows) == foreign
 
 
 def test_stale_rows_are_counted_but_not_shown(empty):
@@ -626,8 +626,8 @@ def test_a_diverged_trial_counts_as_failed_unless_it_has_finished_too(halving, t
 
 def test_candidates_of_a_rung_are_compared_on_one_machine(halving):
     rows = scored(halving, FIRST)
-    strange = scored(halving, {("plain", 100): 0.1}, machine="another")
-    state = State(halving.trials, [*rows[:3], *strange])
+    foreign = scored(halving, {("plain", 100): 0.1}, machine="another")
+    state = State(halving.trials, [*rows[:3], *foreign])
     assert state.ladder.rung == 1
     assert len(state.missing) == 1
 

@@ -187,8 +187,8 @@ def test_on_a_machine_without_the_records_only_missing_trials_are_run(whole, hom
 def test_a_unit_begun_with_another_teacher_is_logged_and_run_completely(whole, home, logged):
     rows = home / "rows-strange" / "tiny.parquet"
     rows.parent.mkdir()
-    strange = [replace(row, record=replace(row.record, teacher_hash="another")) for row in whole]
-    begun = [row for row in strange if row.cell == "one" and row.record.seed == 10 and row.record.arm != "guided"]
+    foreign = [replace(row, record=replace(row.record, teacher_hash="another")) for row in whole]
+    begun = [row for row in foreign if row.cell == "one" and row.record.seed == 10 and row.record.arm != "guided"]
     write_rows(rows, [*begun, *(row for row in whole if row.cell != "one" or row.record.seed != 10)])
     assert running.run(claims_of(home, "tiny"), place(home, "strange")).complete
     assert any("its rows were made with another teacher" in line and "one seed 10" in line for line in logged)

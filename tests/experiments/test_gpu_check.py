@@ -455,9 +455,9 @@ def runs_pytest(process: psutil.Process) -> bool:
 def test_another_call_in_the_same_folders_is_refused_and_sigterm_ends_pytest_too(tmp_path):
     flags = ("--out", str(tmp_path / "found" / "check.json"), "--work", str(tmp_path / "work"))
     with begun(*flags) as (check, tests):
-        for name, there in (("folder of --out", flags[:2]), ("--work", flags[2:])):
+        for name, flag in (("folder of --out", flags[:2]), ("--work", flags[2:])):
             own = ("--out", str(tmp_path / "own" / "check.json"), "--work", str(tmp_path / "own"))
-            done = command("--tiny", "--only", "e", *own, *there)
+            done = command("--tiny", "--only", "e", *own, *flag)
             assert (done.returncode, done.stdout) == (2, "")
             assert done.stderr.startswith(f"error: {name} is '{tmp_path}/")
             assert "where another process runs; accepted: another folder" in done.stderr
@@ -554,11 +554,11 @@ def test_training_is_skipped_without_time_for_one_epoch(tmp_path, monkeypatch):
 
 
 def test_a_little_more_time_trains_no_teacher_anew(tmp_path, monkeypatch, clock):
-    given, there = setup(tmp_path, sizes=full()), Kept(tmp_path / "weights", 60, 80)
+    given, kept = setup(tmp_path, sizes=full()), Kept(tmp_path / "weights", 60, 80)
     training = Training(given, None, given.sizes.teacher)  # type: ignore[arg-type]
     for fit, wanted in ((40, 60), (65, 60), (66, 66), (80, 80)):
         monkeypatch.setattr(Training, "_epoch", lambda self, fit=fit: 79.9 / fit)
-        assert training.planned(box(tmp_path, "f"), there) == wanted
+        assert training.planned(box(tmp_path, "f"), kept) == wanted
 
 
 def measured(tmp_path, **rows: float) -> Box:
@@ -918,8 +918,8 @@ def test_results_printed_before_the_time_limit_count(tmp_path, monkeypatch, cloc
     # A program that does not end replaces pytest.
     hanging = tmp_path / "hanging"
     all_printed = tmp_path / "all printed"
-    there = f"open({str(all_printed)!r}, 'w').close()"
-    lines = f"import time\nprint('a.py::one PASSED [ 33%]\\n{last}', flush=True)\n{there}\ntime.sleep(600)"
+    signal_line = f"open({str(all_printed)!r}, 'w').close()"
+    lines = f"import time\nprint('a.py::one PASSED [ 33%]\\n{last}', flush=True)\n{signal_line}\ntime.sleep(600)"
     hanging.write_text(f"#!{sys.executable}\n{lines}")
     hanging.chmod(0o755)
     monkeypatch.setattr(suite.sys, "executable", str(hanging))
@@ -934,8 +934,8 @@ def test_results_printed_before_the_time_limit_count(tmp_path, monkeypatch, cloc
 
 
 def test_processes_started_by_tests_end_with_the_tests(tmp_path, monkeypatch):
-    there = f"open(os.path.join({str(tmp_path)!r}, f'{{os.getpid()}}.there'), 'w').close()"
-    sleeper = f"import os, time; print(os.getpid(), flush=True); {there}; time.sleep(600)"
+    signal_line = f"open(os.path.join({str(tmp_path)!r}, f'{{os.getpid()}}.there'), 'w').close()"
+    sleeper = f"import os, time; print(os.getpid(), flush=True); {signal_line}; time.sleep(600)"
     over_once(monkeypatch, lambda: len(list(tmp_path.glob("*.there"))) == 2)
     starter = tmp_path / "starter"
     starter.write_text(
