@@ -68,7 +68,7 @@ def many(request) -> Callable[[st.SearchStrategy, Callable[[object, Path], None]
             seen["taken" if message is None else "refused"] += 1
 
         one()
-        # Otherwise the inputs would test nothing.
+        # If all inputs were accepted, or all refused, the test would show nothing.
         assert min(seen["taken"], seen["refused"]) > 0, seen
         return seen
 
