@@ -119,9 +119,11 @@ class Cmi(Conditional[CmiState]):
         accepted = "1 or more, as in resnet-8-16; or inversion layers all"
         require(bool(inputs), "number of the teacher's stages that read a feature map", len(inputs), accepted)
         channels = sum(inputs.values())
-        with rng.forked("init/head"):
-            head = nn.Sequential(nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, self.head))
-        head = head.to(teacher.device)
+
+        def built() -> nn.Module:
+            return nn.Sequential(nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, self.head))
+
+        head = drawn(built, "init/head", teacher.device, rng)
         return CmiState(head, torch.optim.Adam(head.parameters(), self.lr, fused=True))
 
     def check_memory(self, teacher: Teacher, free: int, rounds: int) -> None:
