@@ -299,6 +299,6 @@ class Teacher:
 
     def check_layers(self, names: Sequence[str]) -> None:
         """Raise `InputError`, listing the existing layers, for a name that is not among them."""
-        there = self._traced.tappable
+        there = [PENULTIMATE, *self._traced.tappable]
         for name in names:
-            require(name in there, "teacher layer", name, ", ".join([PENULTIMATE, *there]))
+            require(name in there, "teacher layer", name, ", ".join(there))

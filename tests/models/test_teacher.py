@@ -244,12 +244,21 @@ class Oddity(nn.Module):
         return self.classifier(flat)
 
 
-@pytest.mark.parametrize("layer", ["parts", "parts.1", "idle", "", "penultimate"])
+@pytest.mark.parametrize("layer", ["parts", "parts.1", "idle", ""])
 def test_what_gives_no_tensor_is_no_layer(layer):
     odd = wrap(Oddity())
-    odd.check_layers(("parts.0", "classifier"))
+    odd.check_layers(("parts.0", "classifier", "penultimate"))
     with pytest.raises(InputError, match=f"teacher layer is '{layer}'; accepted: penultimate, parts.0, classifier$"):
         odd.check_layers((layer,))
+
+
+def test_penultimate_stands_for_the_input_of_the_last_linear_layer(teacher):
+    images, layers = samples(3).images, ("stages.1", "penultimate")
+    found = teacher.observe(images, layers, input_means=("penultimate", "bn"))
+    assert list(found.taps) == list(layers)
+    assert torch.equal(found.taps["penultimate"], found.features)
+    assert torch.equal(found.input_means[:, : teacher.num_features], found.features)
+    assert torch.equal(found.features, teacher.observe(images).features)
 
 
 def test_an_unknown_layer_lists_the_valid_ones(teacher):
