@@ -96,17 +96,17 @@ def test_trials_ended_for_want_of_memory_come_to_the_numbers_of_an_undisturbed_r
     assert_undisturbed(tmp_path)
 
 
-def ends_of(monkeypatch, tmp_path, *reasons: str) -> tuple[list[tuple[str, ...]], list[int]]:
+def ends_of(monkeypatch, tmp_path, *reasons: str, twice: bool = False) -> tuple[list[tuple[str, ...]], list[int]]:
     """What is heard where each attempt of a trial ends for one of these reasons, and what Tune may do before each.
 
-    "round" stands for one more round.
+    "round" stands for one more round. `twice`: Tune reports each end that it may retry twice, and gives up the trial.
     """
     told: list[tuple[str, ...]] = []
 
     def hears(what: str):
         return lambda key, *rest: told.append((what, *rest))
 
-    names = ("retried", "starve", "drop", "failed", "reported")
+    names = ("retried", "starve", "drop", "failed", "reported", "started")
     listener = SimpleNamespace(error=None, **{name: hears(name) for name in names})
     monkeypatch.setitem(_listeners, "word", listener)
     events, file = _Events("word"), tmp_path / "error.txt"
@@ -117,13 +117,15 @@ def ends_of(monkeypatch, tmp_path, *reasons: str) -> tuple[list[tuple[str, ...]]
             events.on_trial_result(step, [], trial, {"round": rounds})
             continue
         file.write_text(f"Failure # {step} (occurred at 2026-01-01_00-00-00)\n{reason}\n")
+        events.on_trial_start(step, [], trial)
         allowed.append(trial.max_failures)
-        if trial.max_failures == 0:
+        last = trial.max_failures == 0
+        if not last:
+            events.on_trial_recover(step, [], trial)
+        if last or twice:
             events.on_trial_error(step, [], trial)
             trial.max_failures = UNLIMITED
-        else:
-            events.on_trial_recover(step, [], trial)
-    return [one for one in told if one[0] != "reported"], allowed
+    return [one for one in told if one[0] not in ("reported", "started")], allowed
 
 
 def test_a_trial_ended_again_and_again_for_want_of_memory_is_set_aside_and_one_with_a_round_is_not(
@@ -137,6 +139,37 @@ def test_a_trial_ended_again_and_again_for_want_of_memory_is_set_aside_and_one_w
     assert {what for what, *_ in told} == {"retried"}
     told, _ = ends_of(monkeypatch, tmp_path, *[SHORT] * (ASIDE - 1), "its node is gone", SHORT)
     assert [what for what, *_ in told] == [*["retried"] * (ASIDE - 1), "drop", "retried"]
+
+
+def test_an_end_that_tune_reports_twice_counts_once(monkeypatch, tmp_path):
+    told, allowed = ends_of(monkeypatch, tmp_path, *[SHORT] * ASIDE, twice=True)
+    assert [what for what, *_ in told] == [*["retried", "drop"] * (ASIDE - 1), "starve"]
+    assert allowed == [*[UNLIMITED] * (ASIDE - 1), 0]
+    assert sum(SHORT in "".join(reason) for _, *reason in told) == ASIDE
+
+
+def test_an_end_for_another_reason_interrupts_those_in_a_row(monkeypatch, tmp_path):
+    """Also where Tune gives the trial up, so that it runs as a new trial of Tune."""
+    told, allowed = ends_of(monkeypatch, tmp_path, *[SHORT] * (ASIDE - 1), "its node is gone", *[SHORT] * ASIDE)
+    names = [what for what, *_ in told]
+    assert names == [*["retried"] * (ASIDE - 1), "drop", *["retried"] * (ASIDE - 1), "starve"]
+    assert allowed == [*[UNLIMITED] * (ASIDE - 1), 0] * 2
+
+
+def test_a_trial_that_was_dropped_fails_after_as_many_attempts_in_all(monkeypatch, tmp_path):
+    told, _ = ends_of(monkeypatch, tmp_path, *["its node is gone"] * MAX_STALLED, twice=True)
+    assert [what for what, *_ in told] == [*["retried", "drop"] * (MAX_STALLED - 1), "failed"]
+
+
+def test_a_dropped_trial_counts_its_end_for_want_of_memory_once(logged):
+    monitor = Monitor(None, SimpleNamespace())  # type: ignore[arg-type]
+    monitor.add(SimpleNamespace(key="a", label="trial 0", place=("trial", "a")))  # type: ignore[arg-type]
+    monitor.retried("a", SHORT)
+    monitor.drop("a", "")
+    monitor.drop("a", SHORT)
+    monitor.starve("a", SHORT)
+    assert monitor.take_dropped() == ["a"] * 3
+    assert any("processes of trials were ended 3 times; " in line for line in logged)
 
 
 def test_a_trial_that_never_has_the_memory_fails_in_the_end_and_says_what_helps(monkeypatch, tmp_path):
