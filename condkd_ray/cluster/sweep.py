@@ -422,13 +422,11 @@ def fit(listener: Listener, context: WorkerContext, crews: Mapping[str, int] | N
     `crews`: the number of producers of each trial, by key. Raises what `listener` raised.
     """
     options = context.options
-    amounts = {"CPU": options.cpus_per_trial, "GPU": options.gpus_per_trial, **options.resources}
-    own = {name: amount for name, amount in amounts.items() if amount}
 
     def resources(setup: dict[str, Any]) -> tune.PlacementGroupFactory:
         """Return the bundle of the trial itself, followed by one for each of its producers."""
         crew = setup["crew"] if crews is None else crews[setup["key"]]
-        return tune.PlacementGroupFactory([own, *[options.per_producer.bundle] * crew])
+        return tune.PlacementGroupFactory([options.bundle, *[options.per_producer.bundle] * crew])
 
     # Workers never read this folder, as no report carries a checkpoint: it need not be visible to other nodes.
     scratch = options.folder.resolve() / "tune"
