@@ -39,7 +39,7 @@ def test_the_user_is_told_once_how_much_trials_take_and_what_helps(logged):
     shortage.set_aside("a", "first")
     shortage.set_aside("b", "second")
     (told,) = [line for line in logged if line.startswith("memory is short")]
-    assert "ended 3 times; the process of a trial takes up to 0.75 GB" in told
+    assert "ended 3 times; the process of a trial takes up to 0.81 GB" in told
     assert all(flag in told for flag in ("--max-concurrent", "--pool-limit", "--cpus-per-trial"))
     assert [line.split()[0] for line in logged if "runs alone" in line] == ["first", "second"]
 
@@ -184,4 +184,4 @@ def test_a_trial_that_never_has_the_memory_fails_in_the_end_and_says_what_helps(
     monitor.add(SimpleNamespace(key="a", label="trial 0", place=("trial", "a")))  # type: ignore[arg-type]
     monitor.failed("a", reason)
     assert ended[0].reason == f"{reason}; {monitor.memory.advice}"
-    assert "takes up to 0.75 GB" in ended[0].reason
+    assert "takes up to 0.81 GB" in ended[0].reason
