@@ -89,7 +89,7 @@ class Teacher:
         The module is copied; the caller's module keeps its device and mode.
 
         Args:
-            module: Ends in a `torch.nn.Linear` with K outputs.
+            module: Ends in a `torch.nn.Linear` with K outputs. It gets float32 images; its weights may have any type.
             num_classes: K.
             image_shape: (C, H, W).
             mean: Mean per channel of the normalisation used in the module's training, in units of [0, 1] pixels.

@@ -317,6 +317,12 @@ def test_another_number_of_classes_is_refused():
         Teacher.from_module(network(), num_classes=10, **KNOWN)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_a_module_of_another_float_type_that_does_not_convert_images_is_refused(dtype):
+    with pytest.raises(InputError, match=r"the teacher cannot read images of shape .*Float"):
+        Teacher.from_module(network().to(dtype), num_classes=NUM_CLASSES, **KNOWN)
+
+
 def test_images_it_cannot_read_are_refused():
     wrong = KNOWN | {"image_shape": (3, 8, 8), "mean": (0.5,) * 3, "std": (0.5,) * 3}
     with pytest.raises(InputError, match=r"cannot read images of shape \(3, 8, 8\)"):
