@@ -13,7 +13,7 @@ from condkd_ray.trial.config import TrialConfig
 from condkd_ray.trial.run import CHECKPOINT_SECONDS
 
 UNITS = 10_000
-"""Units in which Ray counts one CPU, GPU or other resource: amounts are rounded to them, then added as integers."""
+"""Units in which Ray counts one CPU, GPU or other resource, as integers: it drops what is left of an amount."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +131,7 @@ def _bundle(cpus: float, gpus: float, more: Mapping[str, float]) -> dict[str, fl
 
 
 def _units(amount: float) -> int:
-    return int(amount * UNITS + 0.5)
+    return int(amount * UNITS)
 
 
 def crew_size(config: TrialConfig) -> int:
