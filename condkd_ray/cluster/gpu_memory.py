@@ -1,4 +1,4 @@
-"""Check, before trials start, that those that share a GPU fit into its memory, which Ray does not check."""
+"""Check, before trials start, that trials on one GPU fit into its memory; Ray does not check this."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import fields, replace
@@ -8,7 +8,7 @@ import ray
 import torch
 
 from condkd_ray.cluster.jobs import Job, unpack
-from condkd_ray.cluster.lost import patient
+from condkd_ray.cluster.lost import with_retries
 from condkd_ray.core.config import content_hash
 from condkd_ray.core.environment import CONTEXT_BYTES, is_out_of_memory, set_up_gpu
 from condkd_ray.core.method import InputError, Metrics, require
@@ -19,8 +19,8 @@ from condkd_ray.trial.config import Prepared, TrialConfig
 from condkd_ray.trial.device_pool import round_bytes
 from condkd_ray.trial.evaluation import predict
 from condkd_ray.trial.loop import TrialState, own_images, run_round, start
-from condkd_ray.trial.outcome import remembered_logits
-from condkd_ray.trial.run import at_hand, local_store
+from condkd_ray.trial.outcome import memory_logits
+from condkd_ray.trial.run import local_store, with_images_on_device
 from condkd_ray.trial.synthesis import Producer, codec, settle
 
 Role = Literal["trial", "learner", "producer"]
@@ -34,7 +34,7 @@ class Need(NamedTuple):
     """Peak memory of the process, its CUDA context included."""
     total: int
     """Memory of the GPU."""
-    beside: int = 0
+    outside: int = 0
     """Memory of the GPU held by other programs than trials, such as the driver."""
     samples: int = 0
     """Part of the peak that the trial's samples may reach over all its rounds."""
@@ -42,7 +42,7 @@ class Need(NamedTuple):
     @property
     def room(self) -> int:
         """Memory left for all trials."""
-        return self.total - self.beside
+        return self.total - self.outside
 
 
 TOO_LARGE = Need(0, 0)
@@ -55,7 +55,7 @@ def check_packing(
     """Raise `InputError` if a trial, or one of its producers, needs more of a GPU's memory than its share.
 
     One round of two steps is run for each kind of trial. It waits for a whole GPU, so no trial may run yet. The check
-    is skipped for whole GPUs, and where the GPUs that Ray counts are not real.
+    is skipped for whole GPUs, and if the GPUs that Ray counts are not real.
 
     `device_pool_limit`: as in `ClusterOptions`.
 
@@ -70,7 +70,7 @@ def check_packing(
             part, flag = (per_producer, "--gpus-per-producer") if role == "producer" else (gpus, "--gpus-per-trial")
             if not 0 < part < 1:
                 continue
-            need = patient(lambda job=job, role=role: ray.get(measure.remote(job, role)), f"measuring {job.label}")
+            need = with_retries(lambda job=job, role=role: ray.get(measure.remote(job, role)), f"measuring {job.label}")
             if need is None:
                 return
             accepted = "smaller batches or networks"
@@ -90,7 +90,7 @@ def check_need(label: str, need: Need, gpus: float, flag: str = "--gpus-per-tria
         # A lower limit helps only if the trial fits without its samples.
         spared = f", or a lower --device-pool-limit: its samples may reach {need.samples / 1e9:.1f} GB of these"
         raise InputError(
-            f"{flag} is {gpus:g}, {part / 1e9:.1f} GB of a GPU; accepted: {least:.2f} or more, as {label} takes "
+            f"{flag} is {gpus:g}, {part / 1e9:.1f} GB of a GPU; accepted: {least:.2f} or more: {label} takes "
             f"{need.peak / 1e9:.1f} GB{spared if need.peak - need.samples <= part else ''}"
         )
 
@@ -123,7 +123,7 @@ def _kinds(jobs: Iterable[Job]) -> list[Job]:
 def short(config: TrialConfig) -> TrialConfig:
     """Return the config with one round, and with at most two steps in each of its parts.
 
-    Two steps, as optimisers allocate their momenta at the end of the first and keep them.
+    Two steps, because optimisers allocate their momenta at the end of the first and keep them.
     """
     parts: dict[str, Any] = {}
     for name in ("inversion", "guidance", "memory", "distiller"):
@@ -175,14 +175,14 @@ def _outside() -> int:
 
 def work(config: TrialConfig, prepared: Prepared, role: Role) -> None:
     """Run one round of a process with this role, and what it computes at a trial's end."""
-    prepared = at_hand(prepared)
+    prepared = with_images_on_device(prepared)
     state, store = start(config, prepared), local_store(config, prepared, None)
     if role == "producer":
         weights = state.distiller.student.state_dict()
         Producer(config, prepared, 0, None).make((weights, store.class_counts))
     else:
         run_round(config, prepared, state, store, own_images if role == "trial" else _grey)
-        remembered_logits(config, prepared, state, store)
+        memory_logits(config, prepared, state, store)
         if prepared.test is not None:
             predict(state.distiller.student, prepared.test, prepared.teacher)
 

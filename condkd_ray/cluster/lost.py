@@ -1,4 +1,4 @@
-"""Classification of Ray's errors: those that report a lost process, node or object are handled alike, by a retry.
+"""Classification of Ray's errors: those that report a lost process, node or object lead to a retry.
 
 Checked against everything in `ray.exceptions` of Ray 2.60: every `RayError` is such a report, unless our code raised it
 remotely or it was raised while an object was unpickled. Of these reports Tune handles `RayActorError` alone, of which
@@ -62,7 +62,7 @@ FINAL = (
 """Reports after which the same call would fail again: what it needs is gone for good, or not available."""
 ROOM = (ObjectStoreFullError, OutOfDiskError)
 OF_CODE = (UnserializableException, UserCodeException)
-"""Types, beside a bare `RayError`, in which Ray wraps an exception of our code."""
+"""Types, in addition to a bare `RayError`, in which Ray wraps an exception of our code."""
 T = TypeVar("T")
 
 
@@ -112,7 +112,7 @@ def full(error: BaseException) -> str | None:
     return in_words(inner) if isinstance(inner, ROOM) else None
 
 
-def patient(call: Callable[[], T], what: str) -> T:
+def with_retries(call: Callable[[], T], what: str) -> T:
     """Return the result of a call of the driver, repeated if a process or node is lost, up to `TRIES` times in all.
 
     Raises `StorageFullError` if Ray has no room for its objects, and `ClusterError` after the last attempt, or at once
@@ -133,11 +133,11 @@ def patient(call: Callable[[], T], what: str) -> T:
     raise AssertionError
 
 
-def take_as_lost(manager: RayActorManager) -> None:
+def treat_as_lost(manager: RayActorManager) -> None:
     """Patch Tune's actor manager to take every report of Ray as a lost actor; Tune would end the sweep on most.
 
-    A process that may still run is killed, as otherwise two would run one trial. An exception of our code that cannot
-    be unpickled is passed on as an ordinary one; its process continues.
+    A process that may still run is killed: otherwise two would run one trial. An exception of our code that cannot be
+    unpickled is passed on as an ordinary one; its process continues.
     """
     if "_actor_task_failed" in vars(manager):
         return

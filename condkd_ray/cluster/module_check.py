@@ -38,10 +38,11 @@ def load(pickled: bytes) -> str:
     return ""
 
 
-def check_plugins(configs: Sequence[TrialConfig]) -> None:
+def check_plugins(configs: Sequence[TrialConfig | type]) -> None:
     """Raise `InputError` that names the node and the plug-in if a node has another version of it, or none.
 
-    Code that is not installed is sent with the configs. Nodes that join later are not checked.
+    `configs`: the configs of trials, or the classes of their plug-ins. Code that is not installed is sent with the
+    configs. Nodes that join later are not checked.
     """
     for kind in plugin_kinds(tuple(configs)):
         origin = str(origin_of(kind))

@@ -1,4 +1,4 @@
-"""How trials run: their folders, the resources each takes, and checks that the cluster's machines have these."""
+"""Options of trials on a cluster: folders, resources per trial, and checks that the machines have these resources."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -54,16 +54,16 @@ class ClusterOptions:
 
     def check(self, configs: Sequence[TrialConfig]) -> None:
         """Raise `InputError` if the connected cluster could never run one of these trials with its producers."""
-        crew, each = max(map(crew_size, configs)), self.per_producer
+        producers, each = max(map(num_producers, configs)), self.per_producer
         check_resources(self.cpus_per_trial, self.gpus_per_trial, self.resources)
         _check_amounts("per producer", each.cpus, each.gpus)
-        requested = f"{_amounts(self.bundle)} and {crew} producers of {_amounts(each.bundle)}"
-        held = "; ".join(_amounts(_countable(node)) for node in _nodes())
-        require(self._teams(crew, 1) > 0, "resources per trial", requested, f"at most what the machines have, {held}")
+        requested = f"{_amounts(self.bundle)} and {producers} producers of {_amounts(each.bundle)}"
+        held = f"at most what the machines have, {'; '.join(_amounts(_countable(node)) for node in _nodes())}"
+        require(self._teams(producers, 1) > 0, "resources per trial", requested, held)
 
     def at_once(self, configs: Sequence[TrialConfig]) -> int:
         """Return how many of these trials run at once with their producers, at most `max_concurrent`."""
-        fitting = self._teams(max(map(crew_size, configs)))
+        fitting = self._teams(max(map(num_producers, configs)))
         return min(fitting, self.max_concurrent or fitting)
 
     @property
@@ -71,9 +71,9 @@ class ClusterOptions:
         """The resources of the trial's own process in the form of a Ray placement bundle."""
         return _bundle(self.cpus_per_trial, self.gpus_per_trial, self.resources)
 
-    def _teams(self, crew: int, most: float = math.inf) -> int:
-        """Return how many trials with `crew` producers fit on the nodes, at most `most`."""
-        return _fitting([self.bundle, *[self.per_producer.bundle] * crew], most)
+    def _teams(self, producers: int, most: float = math.inf) -> int:
+        """Return how many trials with `producers` producers fit on the nodes, at most `most`."""
+        return _fitting([self.bundle, *[self.per_producer.bundle] * producers], most)
 
 
 class _Node:
@@ -134,8 +134,8 @@ def _units(amount: float) -> int:
     return int(amount * UNITS)
 
 
-def crew_size(config: TrialConfig) -> int:
-    """Return the number of processes that a trial has beside its own."""
+def num_producers(config: TrialConfig) -> int:
+    """Return the number of processes that a trial has in addition to its own."""
     return 0 if config.pipeline is None else config.pipeline.producers
 
 

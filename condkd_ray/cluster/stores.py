@@ -1,4 +1,4 @@
-"""Stores whose chunks lie in the pool: mapped read-only and drawn from in this process, without a remote call."""
+"""Stores whose chunks are in the pool: mapped read-only and drawn from in this process, without a remote call."""
 
 import time
 from abc import abstractmethod
@@ -44,7 +44,7 @@ class Stopwatch:
     def trial(self) -> Iterator[None]:
         """Start a trial: reset the count to the time since the last trial of this process ended.
 
-        The count starts at 0 for the first trial, as its process has just started.
+        The count starts at 0 for the first trial, because its process has just started.
         """
         now = time.perf_counter()
         self.seconds = 0.0 if self._idle_since is None else now - self._idle_since
@@ -58,10 +58,10 @@ WATCH = Stopwatch()
 """The stopwatch of this process."""
 T = TypeVar("T")
 PATIENCE_SECONDS = 120.0
-"""How long a trial retries calls to a pool that is being restarted."""
+"""Seconds for which a trial retries calls to a pool that is being restarted."""
 
 
-def patiently(call: Callable[[], T]) -> T:
+def retry_until_restarted(call: Callable[[], T]) -> T:
     """Return the result of `call`, which calls the pool; repeat it for `PATIENCE_SECONDS` while the pool restarts."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
@@ -76,12 +76,12 @@ def patiently(call: Callable[[], T]) -> T:
 
 
 def call_actor(method: Any, *args: Any) -> Any:
-    """Return the result of a method of the pool, or of another actor that Ray restarts; see `patiently`."""
-    return patiently(lambda: ray.get(method.remote(*args)))
+    """Return the result of a method of the pool, or of another actor that Ray restarts; see `retry_until_restarted`."""
+    return retry_until_restarted(lambda: ray.get(method.remote(*args)))
 
 
 class PooledStore(Store):
-    """A store whose chunks lie in the pool under one key, mapped into this process from where the pool placed them.
+    """A store whose chunks are in the pool under one key, mapped into this process.
 
     `reader`: key of the trial that reads them, if it differs from the key of the chunks.
     """
@@ -130,7 +130,7 @@ class PooledStore(Store):
             self._version = version
             return answer
 
-        return patiently(call)
+        return retry_until_restarted(call)
 
     def _mark_dropped(self, starts: Iterable[int], sealed: int) -> None:
         """Unmap chunks by first id, and note that ids below `sealed` are covered by a checkpoint.
@@ -138,7 +138,7 @@ class PooledStore(Store):
         For a key that belongs to this trial alone. `_call_and_drop` passes both to the pool, which may remove them.
         """
         for start in starts:
-            self._forget(start)
+            self._unmap(start)
             self._drop.append(start)
         self._sealed = sealed
 
@@ -147,7 +147,7 @@ class PooledStore(Store):
         self._call(method, *args, drop=self._drop, sealed=self._sealed)
         self._drop = []
 
-    def _forget(self, start: int) -> None:
+    def _unmap(self, start: int) -> None:
         del self._placed[start]
         self._unmapped(start)
 
@@ -158,7 +158,7 @@ class PooledStore(Store):
             read_chunk(one.source) if isinstance(one.source, Location) else next(copies) for one in changed.values()
         ]
         for start in set(self._placed) - set(chunks):
-            self._forget(start)
+            self._unmap(start)
         for (start, placed), found in zip(changed.items(), arrays, strict=True):
             self._placed[start] = placed
             self._mapped(start, self._returned(from_arrays(found)))
@@ -201,9 +201,9 @@ class PoolStore(PooledStore):
 
 
 class AdoptingStore(PooledStore):
-    """A trial's view of rounds made by other processes. Ids are the pool's; they live once the trial has taken them."""
+    """A trial's view of rounds of other processes. Ids are the pool's, and live after the trial has taken them over."""
 
-    def look(self, count: int) -> Samples:
+    def peek(self, count: int) -> Samples:
         """Return the `count` samples after the last id given out; `append` then takes them over and sends nothing."""
         return self.gather(torch.arange(self.num_ids, self.num_ids + count))
 
@@ -218,7 +218,7 @@ class AdoptingStore(PooledStore):
                 self._ids.cover(start, self._table.gather(ids).classes)
 
     def _dead_starts(self) -> list[int]:
-        """Return the first ids of chunks without live samples that lie wholly below `num_ids`."""
+        """Return the first ids of chunks without live samples that are wholly below `num_ids`."""
         return [start for start, count in self._dead() if start + count <= self.num_ids]
 
     def _mapped(self, start: int, chunk: Encoded) -> None:
@@ -255,7 +255,7 @@ class SharedStore(AdoptingStore):
     """A trial's view of rounds that several trials share: chunks that it drops stay in the pool for the others.
 
     The pool stores every shared round with the teacher's logits. The view returns them, and counts their bytes, only
-    where its own trial reads them: its numbers are those of a trial that shares nothing.
+    if its own trial reads them: its numbers are those of a trial that shares nothing.
     """
 
     def take(self, round: int) -> Taken:
@@ -274,7 +274,7 @@ class SharedStore(AdoptingStore):
             self._table.remove(start)
 
     def _truncate(self, num_ids: int) -> None:
-        """Take over the ids below `num_ids`; the pool keeps later rounds, as they are shared."""
+        """Take over the ids below `num_ids`; the pool keeps later rounds, because they are shared."""
         self._adopt(num_ids)
 
 
@@ -297,7 +297,7 @@ class SweepStore(PooledStore):
         self._queue = list(self._call("contribute", self._reader, round, arrays, table=itemgetter(0))[1])
         return len(self._queue)
 
-    def look(self) -> Samples:
+    def peek(self) -> Samples:
         """Return the next chunk to take over; `append` then does so and sends nothing."""
         return self.codec.decode(moved(self._chunks[self._queue[0]], self.device))
 
@@ -314,7 +314,7 @@ class SweepStore(PooledStore):
 
         Raises `MissingSamplesError` if the pool has lost some of it.
         """
-        for start in call_actor(self._pool.seen, self._key, self._reader, 2**31) if num_ids else []:
+        for start in call_actor(self._pool.received, self._key, self._reader, 2**31) if num_ids else []:
             if self.num_ids >= num_ids:
                 break
             if start not in self._chunks:

@@ -22,9 +22,9 @@ from condkd_ray.cluster.connection import handling
 from condkd_ray.cluster.files import clear_attempts, last_reason, trial_file, trial_folder
 from condkd_ray.cluster.gpu_memory import check_packing
 from condkd_ray.cluster.jobs import Packer, SweepJobs
-from condkd_ray.cluster.lost import SHORT, take_as_lost
+from condkd_ray.cluster.lost import SHORT, treat_as_lost
 from condkd_ray.cluster.memory_shortage import ASIDE, MemoryShortage
-from condkd_ray.cluster.options import ClusterOptions, crew_size
+from condkd_ray.cluster.options import ClusterOptions, num_producers
 from condkd_ray.cluster.pool import chunk_bytes, pool_of
 from condkd_ray.cluster.trainable import FULL, MEMORY, OUT_OF_TIME, WorkerContext, run
 from condkd_ray.core.method import Metrics
@@ -54,15 +54,15 @@ class TrialObserver(Protocol):
         ...
 
     def ended(self, trial: PlannedTrial, outcome: Outcome) -> None:
-        """Handle a trial's outcome: finished, `pruned` (stopped early) or failed. Called once, before its files go."""
+        """Handle a trial's outcome: finished, pruned (stopped early) or failed. Called once; its files still exist."""
         ...
 
 
 class Monitor:
     """Follows the trials of a sweep and reports to an observer; a `Listener`.
 
-    `error`: an exception raised by one of its methods. The hooks store it here, as Tune would take it for a failure of
-    the trial. The sweep then stops, and the hooks call no further method.
+    `error`: an exception raised by one of its methods. The hooks store it here: Tune would treat it as a failure of the
+    trial. The sweep then stops, and the hooks call no further method.
     """
 
     def __init__(self, context: WorkerContext, observer: TrialObserver) -> None:
@@ -120,7 +120,7 @@ class Monitor:
         self.running.discard(key)
         self.dropped.append(key)
 
-    def starve(self, key: str, reason: str) -> None:
+    def ended_for_memory(self, key: str, reason: str) -> None:
         """Note that Tune has given up a trial repeatedly ended for lack of memory: it is to run alone."""
         self.drop(key, reason)
         self.memory.set_aside(key, self.trials[key].label)
@@ -154,7 +154,7 @@ class Monitor:
         self.running.discard(key)
         self._finish(key, self._outcome_so_far(key, "pruned"))
 
-    def rested(self, key: str) -> None:
+    def paused(self, key: str) -> None:
         """Close a trial that pauses so that later trials can take over its state: its files stay."""
         self.running.discard(key)
         self.open.discard(key)
@@ -169,7 +169,7 @@ class Monitor:
         pool_key = self.trials[key].place[1]
         self._sharers[pool_key].discard(key)
         if not self._sharers[pool_key]:
-            self._context.pool.forget.remote(pool_key)
+            self._context.pool.delete.remote(pool_key)
         remove(trial_folder(self._context.folder, key))
 
     def _end(self, key: str, outcome: Outcome) -> None:
@@ -223,9 +223,9 @@ class _Events(_Hook, Callback):
         self._rounds: Counter[str] = Counter()
         self._stalled: Counter[str] = Counter()
         self._starved: Counter[str] = Counter()
-        """By trial: latest ends in a row for lack of memory, without a new round, since it was last set aside."""
+        """Latest consecutive ends of each trial for lack of memory, without a new round, since it was set aside."""
         self._counted: dict[str, int] = {}
-        """By trial: the Tune iteration in which it was last put back, so that the same failure is not counted twice."""
+        """Tune iteration in which each trial was last put back, so that the same failure is not counted twice."""
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any):
         """Report a start, also after each failure; Tune runs a dropped trial as a new one, whose limit is set here."""
@@ -276,7 +276,7 @@ class _Events(_Hook, Callback):
             self.call("failed", key, f"{MAX_STALLED} attempts in a row without one more round; the last: {reason}")
         elif self._starved[key] >= ASIDE:
             self._starved[key] = 0
-            self.call("starve", key, reason)
+            self.call("ended_for_memory", key, reason)
         else:
             self.call("drop", key, reason if new else "")
 
@@ -329,17 +329,17 @@ class _InOrder(FIFOScheduler):
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         """Patch Tune's actor manager before the trial gets a process."""
-        take_as_lost(tune_controller._tune_controller._actor_manager)
+        treat_as_lost(tune_controller._tune_controller._actor_manager)
 
 
 class _Pruning(_Hook, _InOrder):
-    """An `_InOrder` that stops a trial after a round where the listener decides so."""
+    """An `_InOrder` that stops a trial after a round if the listener decides so."""
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Report the round and decide; Tune calls this before the callbacks, so the round is reported here first."""
         # Only here the result also contains the trial's setup, as "config/" entries.
         self.call("reported", trial.config["key"], {k: v for k, v in result.items() if not k.startswith("config/")})
-        on = self.call("goes_on", trial.config["key"])
+        on = self.call("continues", trial.config["key"])
         return TrialScheduler.STOP if on is False else TrialScheduler.CONTINUE
 
 
@@ -363,9 +363,9 @@ def reason_in(text: str) -> str:
 def sweep(trials: Sequence[PlannedTrial[Prepared]], options: ClusterOptions, observer: TrialObserver) -> bool:
     """Run `trials` in their order, as many at once as fit; of trials that share samples, one of each group first.
 
-    Checkpoints and chunks lie in `options.place`, and a later sweep over the same place resumes from them. The files of
+    Checkpoints and chunks are in `options.place`, and a later sweep over the same place resumes from them. The files of
     a trial that finished or was pruned are deleted once `observer.ended` has returned, so the observer must store all
-    that is to stay. Shared samples are deleted once all trials that share them have ended.
+    results. Shared samples are deleted once all trials that share them have ended.
 
     A trial whose process was killed resumes from its checkpoint any number of times, on another node if its own is
     lost; after `MAX_STALLED` attempts in a row without a new round it is given up. A trial that Ray has ended `ASIDE`
@@ -378,7 +378,7 @@ def sweep(trials: Sequence[PlannedTrial[Prepared]], options: ClusterOptions, obs
             of one line. A trial fails by a NaN, or when it is given up; a later sweep can resume it.
 
     Returns:
-        True if all trials have ended; False after Ctrl-C, or if the deadline came first.
+        True if all trials have ended; False after Ctrl-C, or if the deadline has passed.
 
     Raises:
         InputError: No node has the required resources, or a trial needs more of a GPU's memory than its share.
@@ -400,7 +400,7 @@ def sweep(trials: Sequence[PlannedTrial[Prepared]], options: ClusterOptions, obs
             monitor = Monitor(context, observer)
             for trial in trials:
                 monitor.add(trial)
-            fit(monitor, context, crews={trial.key: crew_size(trial.config) for trial in trials})
+            fit(monitor, context, producers_of={trial.key: num_producers(trial.config) for trial in trials})
             return not monitor.open
     except KeyboardInterrupt:
         return False
@@ -416,19 +416,19 @@ def producers_first(trials: Sequence[PlannedTrial]) -> list[PlannedTrial]:
     return sorted(trials, key=lambda trial: turns[trial.key])
 
 
-def fit(listener: Listener, context: WorkerContext, crews: Mapping[str, int] | None = None) -> None:
-    """Let Tune run the trials in `crews`, or, if that is None, those that `listener` proposes.
+def fit(listener: Listener, context: WorkerContext, producers_of: Mapping[str, int] | None = None) -> None:
+    """Let Tune run the trials in `producers_of`, or, if that is None, those that `listener` proposes.
 
-    `crews`: the number of producers of each trial, by key. Raises what `listener` raised.
+    `producers_of`: the number of producers of each trial, by key. Raises the listener's error.
     """
     options = context.options
 
     def resources(setup: dict[str, Any]) -> tune.PlacementGroupFactory:
         """Return the bundle of the trial itself, followed by one for each of its producers."""
-        crew = setup["crew"] if crews is None else crews[setup["key"]]
-        return tune.PlacementGroupFactory([options.bundle, *[options.per_producer.bundle] * crew])
+        producers = setup["producers"] if producers_of is None else producers_of[setup["key"]]
+        return tune.PlacementGroupFactory([options.bundle, *[options.per_producer.bundle] * producers])
 
-    # Workers never read this folder, as no report carries a checkpoint: it need not be visible to other nodes.
+    # No report carries a checkpoint, so workers never read this folder: other nodes need not see it.
     scratch = options.folder.resolve() / "tune"
     token = secrets.token_hex(8)
     _listeners[token], events = listener, _Events(token)
@@ -436,10 +436,10 @@ def fit(listener: Listener, context: WorkerContext, crews: Mapping[str, int] | N
     def run_tune(keys: Sequence[str]) -> bool:
         """Run the trials `keys`, or the proposed ones; return whether Ctrl-C ended the run."""
         space, search = {"key": tune.grid_search(list(keys))}, dict[str, Any](scheduler=_InOrder())
-        if crews is None:
+        if producers_of is None:
             space, search = {}, {"search_alg": _Proposing(token), "scheduler": _Pruning(token), "num_samples": -1}
         # Trials that were set aside run alone.
-        at_once = 1 if crews is not None and listener.memory.wait_with(keys) else options.max_concurrent
+        at_once = 1 if producers_of is not None and listener.memory.wait_with(keys) else options.max_concurrent
         remove(scratch)
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(run, context=context), resources),
@@ -463,7 +463,7 @@ def fit(listener: Listener, context: WorkerContext, crews: Mapping[str, int] | N
             return in_main and signal.getsignal(signal.SIGINT) == before
 
     try:
-        interrupted = run_tune(list(crews or ()))
+        interrupted = run_tune(list(producers_of or ()))
         while not interrupted and listener.error is None and (dropped := listener.take_dropped()):
             interrupted = run_tune(dropped)
     finally:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 import tyro
 
-from condkd_ray.commands.console.exit_codes import ended, exit_codes, show, speak
+from condkd_ray.commands.console.exit_codes import ended, exit_codes, log_to_stderr, show
 from condkd_ray.commands.console.live import TERMINAL
+from condkd_ray.commands.parsing import parse
 from condkd_ray.commands.report import Reporter, report_results
 from condkd_ray.commands.teacher_flags import TeacherFlags
 from condkd_ray.core.locks import claim_early
@@ -144,7 +145,7 @@ def command_line(flags: type[T], main: Callable[[T], int], *, own_folder: bool =
     program writes nothing there, and does not lock it.
     """
     with exit_codes():
-        given = tyro.cli(flags)
+        given: T = parse(flags)
         if own_folder and isinstance(given, Options) and not getattr(given, "explain", False):
             claim_early(given.out, "--out")
         # The next import loads PyTorch, which takes seconds.
@@ -172,7 +173,7 @@ def run(
     from condkd_ray.runs import experiment
 
     plans = spread(plans, flags.seeds, flags.teachers)
-    speak(flags.verbose)
+    log_to_stderr(flags.verbose)
     if flags.explain:
         show(experiment.explained(name, plans, flags, view=TERMINAL))
         return 0

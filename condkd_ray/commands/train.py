@@ -11,6 +11,7 @@ import tyro
 
 from condkd_ray.commands.console.exit_codes import show
 from condkd_ray.commands.console.live import TERMINAL
+from condkd_ray.commands.parsing import parse
 from condkd_ray.commands.report import report_results
 from condkd_ray.core.config import Tree, merge, read_tree
 from condkd_ray.core.environment import set_up_process
@@ -39,7 +40,7 @@ class _Here:
     threads: int = 1
     """CPU threads. More than one was slower whenever other work used the same cores."""
     fresh: bool = False
-    """Move the present content of `--out` aside and start anew."""
+    """Move the present content of `--out` aside and start over."""
     device_pool_limit: str | None = None
     """GPU memory for synthetic images, such as 500MB or 4GB; images beyond it stay in the host's memory and are copied
     to the GPU when they are drawn. Default: a quarter of the GPU."""
@@ -75,7 +76,7 @@ def configured(kind: type[C], arguments: list[str], prog: str) -> tuple[C, Trial
 
     The flags override the file, and the file overrides the teacher's card.
     """
-    command, rest = tyro.cli(kind, args=arguments, prog=prog, return_unknown_args=True)
+    command, rest = parse(kind, arguments, prog=prog, return_unknown_args=True)
     path: Path = command.config  # type: ignore[attr-defined]
     tree = read_tree(path)
 
@@ -93,7 +94,7 @@ def flagged_config(base: TrialConfig, arguments: list[str], prog: str) -> TrialC
     """The config with flags that are its fields, such as `--inversion.steps 20`."""
     kind, default = _as_given(base)
     avoid = (tyro.conf.AvoidSubcommands,)
-    return _restored(tyro.cli(kind, default=default, args=arguments, prog=prog, config=avoid))
+    return _restored(parse(kind, arguments, default=default, prog=prog, config=avoid))
 
 
 def _as_given(value: Any) -> tuple[type, Any]:
@@ -105,8 +106,10 @@ def _as_given(value: Any) -> tuple[type, Any]:
     kind, parts = type(value), {one.name: getattr(value, one.name) for one in dataclasses.fields(value)}
     found = {name: _as_given(part) for name, part in parts.items() if dataclasses.is_dataclass(part)}
     fields = [(name, inner, dataclasses.field(default=part)) for name, (inner, part) in found.items()]
-    told = {"__doc__": kind.__doc__, "__module__": kind.__module__, "given_as": kind}
-    made = dataclasses.make_dataclass(kind.__name__, fields, bases=(kind,), namespace=told, frozen=True, kw_only=True)
+    namespace = {"__doc__": kind.__doc__, "__module__": kind.__module__, "given_as": kind}
+    made = dataclasses.make_dataclass(
+        kind.__name__, fields, bases=(kind,), namespace=namespace, frozen=True, kw_only=True
+    )
     return made, made(**parts | {name: part for name, (_, part) in found.items()})
 
 
@@ -121,7 +124,7 @@ def _restored(value: Any) -> Any:
 def train(arguments: list[str]) -> int:
     """Run `condkd train`, from a file with flags for the config's fields, or from a record; return the exit code."""
     if any(argument.partition("=")[0] == "--from-record" for argument in arguments):
-        return repeat(tyro.cli(Repeat, args=arguments, prog="condkd train"))
+        return repeat(parse(Repeat, arguments, prog="condkd train"))
     command, config = configured(Train, arguments, "condkd train")
     return 1 if _run(config, command.arm, command).status == "failed" else 0
 

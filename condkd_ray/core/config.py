@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
@@ -14,8 +14,8 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 import yaml
 from pydantic import Field, Strict, TypeAdapter, ValidationError
 
-from condkd_ray.core.families import family_of, hints, is_plugin, origin_of
-from condkd_ray.core.method import InputError, require, shown
+from condkd_ray.core.families import family_of, hints, is_plugin, origin_of, plugin_kinds
+from condkd_ray.core.method import InputError, require, value_text
 from condkd_ray.core.text import read_text
 from condkd_ray.core.yaml_text import load_yaml
 
@@ -53,7 +53,7 @@ def build(kind: type[T], tree: Any, path: str) -> T:
         if key not in hints(kind):
             near = difflib.get_close_matches(str(key), hints(kind), 1)
             hint = f" (did you mean {near[0]}?)" if near else ""
-            raise InputError(f"{path}: {shown(key)} names no field{hint}; accepted: {', '.join(hints(kind))}")
+            raise InputError(f"{path}: {value_text(key)} names no field{hint}; accepted: {', '.join(hints(kind))}")
     for f in dataclasses.fields(kind):  # type: ignore[arg-type]
         if f.name not in tree and not _known(f.default) and not _known(f.default_factory):
             raise InputError(f"{path}: {f.name} is not given; accepted: a value, because the field has no default")
@@ -124,13 +124,40 @@ def _alternatives(hint: Any) -> tuple[Any, ...]:
     return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
+def plugins_of_tree(kind: type, tree: Any, path: str, values: Callable[[Any], Iterable[Any]]) -> Iterator[type]:
+    """Yield the classes of the plug-ins in the trees of `kind` that a tree stands for, those in defaults included.
+
+    `values(part)`: the values for which a part of the tree stands; several for an open leaf. Raises `InputError` for a
+    name that no method has; messages begin with `path`.
+    """
+    require(isinstance(tree, dict), path, tree, f"a mapping with {', '.join(hints(kind))}")
+    if is_plugin(kind):
+        yield kind
+    for f in dataclasses.fields(kind):  # type: ignore[arg-type]
+        if f.name not in tree:
+            yield from plugin_kinds(f.default_factory() if _known(f.default_factory) else f.default)  # type: ignore
+            continue
+        for value in values(tree[f.name]):
+            named = isinstance(value, dict) and "name" in value
+            for one in ({**value, "name": name} for name in values(value["name"])) if named else (value,):
+                method = _method(hints(kind)[f.name], one, f"{path}: {f.name}", kind, f.name)
+                if method is not None:
+                    yield from plugins_of_tree(*method, f"{path}: {f.name}", values)
+
+
 def _value(hint: Any, value: Any, path: str, owner: type, key: str) -> Any:
+    method = _method(hint, value, path, owner, key)
+    return _leaf(hint, value, path) if method is None else build(*method, path)
+
+
+def _method(hint: Any, value: Any, path: str, owner: type, key: str) -> tuple[Any, Any] | None:
+    """Return the dataclass of a value in a tree, and the tree of its fields; None if it is a value without fields."""
     members: list[Any] = [kind for kind in _alternatives(hint) if dataclasses.is_dataclass(kind)]
     if not members or (value is None and type(None) in get_args(hint)):
-        return _leaf(hint, value, path)
+        return None
     family = family_of(members[0])
     if family is None:
-        return build(members[0], value, path)
+        return members[0], value
     by_name = family.members()
     tree: Any = {"name": value} if isinstance(value, str) else value
     require(isinstance(tree, dict), path, value, ", ".join(by_name))
@@ -138,9 +165,9 @@ def _value(hint: Any, value: Any, path: str, owner: type, key: str) -> Any:
     default = next(f.default for f in dataclasses.fields(owner) if f.name == key)
     name = tree.get("name", getattr(default, "name", None))
     if not isinstance(name, str) or name not in by_name:
-        what = f"{path}: name is not given" if name is None else f"{path} is {shown(name)}"
+        what = f"{path}: name is not given" if name is None else f"{path} is {value_text(name)}"
         raise InputError(f"{what}; accepted: {', '.join(by_name)}{family.more}")
-    return build(by_name[name], tree, path)
+    return by_name[name], tree
 
 
 def _leaf(hint: Any, value: Any, path: str) -> Any:
@@ -154,7 +181,7 @@ def _leaf(hint: Any, value: Any, path: str) -> Any:
     except ValidationError as error:
         first = error.errors()[0]
         message = "a path" if first["type"] == "path_type" else first["msg"].removeprefix("Input should be ")
-        raise InputError(f"{path} is {shown(value)}; accepted: {message}") from None
+        raise InputError(f"{path} is {value_text(value)}; accepted: {message}") from None
 
 
 _adapter = cache(TypeAdapter)
@@ -208,7 +235,7 @@ def identity(value: Any, *, complete: bool = False) -> Any:
     A field at its default is left out, so that a config keeps its identity when its class gets a new field. The `name`
     of a method always stays, because it determines the class of the other fields. A default must therefore never change
     within one version of the numbers: see `condkd_ray.trial.plan.NUMBERS`. `complete` keeps fields at their defaults
-    too. A method from another package has its code version beside its fields.
+    too. A method from another package has its code version in addition to its fields.
 
     Fields marked `identity: False` are left out, because their content is hashed elsewhere. A path in a field marked
     `identity: "content"` is replaced by the digest of its file. So is each path in a method from another package, in a

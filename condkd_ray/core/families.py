@@ -27,7 +27,7 @@ from condkd_ray.core.method import InputError, require
 log = logging.getLogger(__name__)
 
 WORDS = {"networks": "network", "datasets": "dataset", "kd_loss": "distillation loss"}
-"""Words for one member of a family, where they differ from the family's name."""
+"""Names of one member of a family, if they differ from the family's name."""
 LEAVES = (bool, int, float, str, Path, types.NoneType)
 """Types of fields that are single YAML values."""
 M = TypeVar("M", bound=type)
@@ -115,7 +115,7 @@ class Family:
 
     @property
     def more(self) -> str:
-        """Text to append to a list of accepted names: it mentions plug-ins, and those that cannot be used."""
+        """Text to append to a list of accepted names: it mentions plug-ins, also unusable ones."""
         return f", or a plug-in once it is installed or registered{self.failures}"
 
     def register(self, kind: type, version: str | None) -> None:
@@ -131,7 +131,7 @@ class Family:
             taken = [self._own_names().get(name), *(self._loaded or {}).get(name, ()), self._registered.get(name)]
             other = next((one for one in taken if one is not None and not _same_definition(one, kind)), None)
             if other is not None:
-                first = f"{_place(other)} of {origin_of(other) or OWN}"
+                first = f"{_place(other)} of {_origin_text(other)}"
                 accepted = f"one class for each name: rename or uninstall one of {first} and {_place(kind)} of {origin}"
                 raise InputError(f"{self.word} {name!r} is defined twice; accepted: {accepted}")
             if version is not None:
@@ -303,8 +303,11 @@ def plugins_in(value: Any) -> dict[str, str]:
 
 
 def plugin_kinds(value: Any) -> list[type]:
-    """Return the classes of the plug-ins in a config, or in a tuple of configs."""
-    return list(dict.fromkeys(type(one) for one in _methods(value)))
+    """Return the classes of the plug-ins in a config, or in a tuple of configs and of classes of methods."""
+    parts = value if isinstance(value, tuple) else (value,)
+    given = [one for one in parts if isinstance(one, type) and is_plugin(one)]
+    configs = tuple(one for one in parts if not isinstance(one, type))
+    return list(dict.fromkeys([*given, *(type(one) for one in _methods(configs))]))
 
 
 def plugin_modules(value: Any) -> set[str]:
@@ -424,8 +427,16 @@ def _same_definition(one: type, other: type) -> bool:
     return _place(one) == _place(other) and _place(one).partition(".")[0] != OWN
 
 
+def _origin_text(kind: type) -> str:
+    """Return the origin of a class for messages, also if its code cannot be digested."""
+    try:
+        return str(origin_of(kind) or OWN)
+    except InputError:
+        return f"{kind.__module__.partition('.')[0]}, whose code cannot be digested"
+
+
 def _listed(kinds: Collection[type]) -> str:
-    return " and ".join(f"{_place(kind)} of {origin_of(kind)}" for kind in kinds)
+    return " and ".join(f"{_place(kind)} of {_origin_text(kind)}" for kind in kinds)
 
 
 def _origin(kind: type, version: str | None) -> Origin:
@@ -458,7 +469,7 @@ class _Distribution:
     name: str
     version: str
     editable: bool
-    """The code lies in another folder than the distribution, or the distribution says that it is editable."""
+    """The code is in another folder than the distribution, or the distribution is marked as editable."""
 
 
 def _distribution(kind: type, top: str) -> _Distribution | None:
@@ -482,7 +493,7 @@ def _distribution_of(file: Path, top: str) -> _Distribution | None:
     for found in (*named, *declared):
         folder = Path(str(found.locate_file(""))).resolve()
         listed = any(file == Path(str(found.locate_file(one))).resolve() for one in found.files or ())
-        # Metadata in a source folder, from where the code is imported, has this file.
+        # Only metadata in a source folder from which the code is imported has this file.
         in_sources = found.read_text("SOURCES.txt") is not None and not is_installed_file(file)
         editable = (
             _is_editable(found)
@@ -502,7 +513,7 @@ def _entry_packages(found: metadata.Distribution) -> set[str]:
 
 
 def _is_editable(found: metadata.Distribution) -> bool:
-    """Return whether a distribution says that it is an editable install, in `direct_url.json` (PEP 610)."""
+    """Return whether a distribution is marked as an editable install in `direct_url.json` (PEP 610)."""
     text = found.read_text("direct_url.json")
     try:
         return bool(text and json.loads(text).get("dir_info", {}).get("editable"))

@@ -133,7 +133,7 @@ _STORED = (
 )
 """Keys in a record's file, in their order: fields of the record and of its outcome."""
 _IF_ANY = ("study", "plugins")
-"""Keys that follow where their values are not empty."""
+"""Keys that follow if their values are not empty."""
 _DERIVED = ("wall_seconds", "cpu_seconds", "rounds")
 """Stored keys that are computed from the other fields and ignored on reading."""
 _OF_OUTCOME = {one.name for one in dataclasses.fields(Outcome)} & set(_STORED)
@@ -181,7 +181,7 @@ class Manifest:
     cpu_seconds: float | None = None
     """CPU time of the last complete run, driver and trials; None until it has ended."""
     teachers: list[dict[str, Any]] = field(default_factory=list)
-    """If trials use several teachers: one dict like `teacher` for each."""
+    """One dict like `teacher` for each teacher; only if trials use several."""
 
 
 def arm_rank(arm: str) -> tuple[int, str]:

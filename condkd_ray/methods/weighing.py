@@ -45,7 +45,7 @@ class Weighing(Method, ABC):
         """Return the function that computes the weights during one round.
 
         `class_counts` (K,) is the memory's number of samples of each class at the start of the round, by the teacher's
-        classes; it lies on the device of the weights.
+        classes; it is on the device of the weights.
         """
 
 
@@ -103,7 +103,7 @@ class Modulating(Weighing):
         return weigh
 
     def _shares(self, predicted: Tensor, class_counts: Tensor) -> Tensor:
-        """Return (K,) shares of the classes among the counted samples, where `predicted` (B,) is the batch.
+        """Return (K,) shares of the classes among the counted samples; `predicted` (B,): classes of the batch.
 
         All shares are 0 if nothing is counted.
         """

@@ -4,7 +4,7 @@ import dataclasses
 import logging
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -132,7 +132,7 @@ def run(
         cluster = options.of_cluster(deadline)
         cluster.check([plan.config for plan in planned])
         check_reach(options.place, options.place_flag)
-        check_modules(own_modules([plan.config for plan in planned], workshop))
+        check_modules(own_modules((plan.config.teacher.module for plan in planned), workshop))
         check_plugins([plan.config for plan in planned])
         hardware = trial_hardware(options.gpus_per_trial)
         planned = settled_plans(planned, hardware)
@@ -158,19 +158,18 @@ def run(
             complete = sweep(missing, cluster, records)
         finally:
             records.close()
-        spent = records.clock.look()
+        spent = records.clock.measure()
     write_manifest(options.out, dataclasses.replace(manifest, cpu_seconds=spent))
     return RunResult(options.out, complete, records.failed, ("time",) if time.time() >= deadline else ())
 
 
-def own_modules(configs: Sequence[TrialConfig], workshop: Workshop) -> dict[str, nn.Module]:
-    """Return the users' own modules that are teachers in these configs, by name."""
-    names = dict.fromkeys(config.teacher.module for config in configs)
-    return {name: workshop.own_module(name).network for name in names if name is not None}
+def own_modules(names: Iterable[str | None], workshop: Workshop) -> dict[str, nn.Module]:
+    """Return the users' own teacher modules by name; None among the names stands for another teacher."""
+    return {name: workshop.own_module(name).network for name in dict.fromkeys(names) if name is not None}
 
 
 def explained(experiment: str, plans: Sequence[Plan], options: Options, *, view: View = SILENT) -> str:
-    """Return the number of trials and their estimated cost, as text. Raises `InputError` where `run` would."""
+    """Return the number of trials and their estimated cost, as text. Raises `InputError` if `run` would."""
     device = default_device()
     planned = checked(plans, options, Workshop(options.cache, device=device, view=view))
     return explain(experiment, settled_plans(planned, hardware_for(options, view)), options, device, view)
@@ -305,7 +304,7 @@ def run_alone(
     log.info(compute_line([config], hardware, Allowance(torch.get_num_threads(), 1), limit))
     if trial.key not in finished(out):
         _record(trial, out, view, limit)
-    write_manifest(out, dataclasses.replace(manifest, cpu_seconds=CpuClock().look()))
+    write_manifest(out, dataclasses.replace(manifest, cpu_seconds=CpuClock().measure()))
     return find_record(out, trial.key)
 
 

@@ -31,8 +31,8 @@ log = logging.getLogger(__name__)
 class SearchRecorder:
     """Makes trials of a study's proposals, and writes their results: study, records, event files and manifest.
 
-    It resumes what earlier drivers have left, which may have died at any moment. `left`: proposals that they began and
-    did not complete; `begun`: number of trials so far, these included.
+    It resumes unfinished trials of earlier drivers, which may have ended at any moment. `left`: proposals that they
+    began and did not complete; `begun`: number of trials so far, these included.
     """
 
     def __init__(
@@ -147,7 +147,7 @@ class SearchRecorder:
             "constraints": [one.text for one in self.spec.parsed_constraints],
             "parameters": list(leaves(self._tree)),
         }
-        spent = self.records.clock.look() if over else None
+        spent = self.records.clock.measure() if over else None
         write_manifest(out, dataclasses.replace(manifest, search=about, cpu_seconds=spent))
         self._newest.clear()
 
@@ -205,7 +205,7 @@ class SearchDriver:
         self._last[trial.key] = int(metrics["round"])
         self._recorder.round(trial, metrics)
 
-    def goes_on(self, trial: PlannedTrial) -> bool:
+    def continues(self, trial: PlannedTrial) -> bool:
         """Return False if the study's pruner would stop the trial; a trial past its last round is complete."""
         over = self._last.get(trial.key, 0) >= trial.config.total_rounds
         return over or not self._study.should_prune(self._recorder.numbers[trial.key])
@@ -214,7 +214,7 @@ class SearchDriver:
         """Write the final state of a finished trial into the study, before its test."""
         self._recorder.end_in_study(trial, outcome)
 
-    def rested(self, trial: PlannedTrial) -> None:
+    def paused(self, trial: PlannedTrial) -> None:
         """Raise `AssertionError`: trials of this driver never pause."""
         raise AssertionError("a trial of a search runs to its end")
 
@@ -248,7 +248,7 @@ class PopulationDriver:
         self._recorder, self._study, self._population = recorder, recorder.study, population
         self._members: dict[int, PlannedTrial[Prepared]] = {}
         self._places: dict[str, tuple[int, int]] = {}
-        """By key: the member's number and generation."""
+        """Number and generation of the member, by key."""
         self._rounds: dict[int, int] = {}
         self._running = set[str]()
         self._queue: list[tuple[int, int]] = []
@@ -277,11 +277,11 @@ class PopulationDriver:
             self._rounds[number] = round
             self._recorder.round(self._members[number], metrics)
 
-    def goes_on(self, trial: PlannedTrial) -> bool:
+    def continues(self, trial: PlannedTrial) -> bool:
         """Return True: members run until they pause."""
         return True
 
-    def rested(self, trial: PlannedTrial) -> None:
+    def paused(self, trial: PlannedTrial) -> None:
         """Note that a member has ended a generation."""
         self._running.discard(trial.key)
         if not self._repeated(trial):

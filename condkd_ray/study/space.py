@@ -1,4 +1,6 @@
-"""Search spaces: trial configs with some open leaves, which an Optuna trial closes to a config.
+"""Search spaces: trees of trial configs in which some values, the open leaves, are ranges or choices.
+
+An Optuna trial suggests a value for each open leaf; the tree with these values is closed and gives a config.
 
 Tags of open leaves: `!uniform [a, b]`, `!log_uniform [a, b]`, `!int [a, b]` (both ends included), `!choice [...]`. A
 choice between methods is a choice of their names; the open leaves of the chosen method are suggested after it.
@@ -16,7 +18,7 @@ import optuna
 import yaml
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from condkd_ray.core.config import content_hash, to_tree
+from condkd_ray.core.config import content_hash, plugins_of_tree, to_tree
 from condkd_ray.core.families import plugins_named
 from condkd_ray.core.method import InputError, require
 from condkd_ray.core.text import read_text
@@ -165,6 +167,18 @@ def _at(tree: Any, place: int, end: int) -> Any:
         return _at(leaf.values[place % len(leaf.values) if leaf.kind == "choice" else end], place, end)
 
     return _replaced(tree, chosen)
+
+
+def plugin_classes(tree: dict[str, Any]) -> list[type]:
+    """Return the plug-ins that configs of a space can contain, from every value of every choice.
+
+    Raises `InputError` for a name that no method has.
+    """
+
+    def values(part: Any) -> Sequence[Any]:
+        return part.values if isinstance(part, Open) else (part,)
+
+    return list(dict.fromkeys(plugins_of_tree(TrialConfig, tree, "search space", values)))
 
 
 def to_plain(tree: Any) -> Any:

@@ -53,14 +53,14 @@ number of the equal earlier trial, `IMPOSSIBLE` the reason why the config is inv
 study."""
 FIXED = "fixed_params"
 """System attribute of Optuna: the values of the point that a trial was enqueued with."""
-TAKEN_BACK = "taken_back"
+RESTORED = "taken_back"
 """System attribute of trials that the study had lost and that were restored from their records."""
 
 
 class TrialLog:
     """Writes the progress of trials, by their numbers, to the study `name`, which exists in `storage`.
 
-    All calls are idempotent, as a killed trial reports its rounds again after a restart. Calls on an ended trial have
+    All calls are idempotent: a killed trial reports its rounds again after a restart. Calls on an ended trial have
     no effect. Each call reads one trial, so its time does not depend on the number of trials; only pruners read more.
     """
 
@@ -268,7 +268,7 @@ class Study(TrialLog):
             return self._propose(check)
 
     def _propose(self, check: Callable[[TrialConfig], None]) -> Proposal | None:
-        left, again = REPEATS, self._to_come_again()
+        left, again = REPEATS, self._repeats_allowed()
         while left:
             trial = self._next()
             # Enqueued points do not count: their number is limited anyway.
@@ -290,12 +290,12 @@ class Study(TrialLog):
                 again.remove(twin)
         return None
 
-    def _to_come_again(self) -> set[int]:
+    def _repeats_allowed(self) -> set[int]:
         """Return restored trials whose repeats do not count, for samplers that restart their sequence after a loss."""
         if self._sampler not in IN_ORDER:
             return set()
         trials = self.trials
-        back = {trial.number for trial in trials if TAKEN_BACK in trial.system_attrs}
+        back = {trial.number for trial in trials if RESTORED in trial.system_attrs}
         return back - {trial.user_attrs[REPEAT] for trial in trials if REPEAT in trial.user_attrs}
 
     def suggest_first(self, points: Iterable[Mapping[str, Any]]) -> None:
@@ -321,7 +321,7 @@ class Study(TrialLog):
         trials = self.trials
         known = sum(1 for _ in itertools.takewhile(lambda trial: KNOWN in trial.user_attrs, trials))
         enqueued = [trial.system_attrs[FIXED] for trial in trials if FIXED in trial.system_attrs]
-        back = {trial.number: trial.params for trial in self.own if TAKEN_BACK in trial.system_attrs}
+        back = {trial.number: trial.params for trial in self.own if RESTORED in trial.system_attrs}
         unlike = list[dict[str, Any]]()
         for point in map(dict, points):
             if point not in unlike:
@@ -338,12 +338,12 @@ class Study(TrialLog):
 
         return [(number, point) for number, point in numbered if not tried(number, point)]
 
-    def take_back(self, number: int, params: Mapping[str, Any], begun: Container[int]) -> int:
+    def restore(self, number: int, params: Mapping[str, Any], begun: Container[int]) -> int:
         """Restore a lost trial with these parameters of all open leaves as one to run, and return its number.
 
         The number is `number`, unless the study has a trial of the same config or another trial of this number. Lower
-        numbers that are lost too are added: those in `begun` without parameters, to be proposed anew as they were the
-        first time, as their parameters are unknown; the others as failed, since they did not run.
+        numbers that are lost too are added: those in `begun` without parameters, to be proposed again as they were the
+        first time, because their parameters are unknown; the others as failed, since they did not run.
         """
         fixed = FixedTrial(dict(params))
         known = content_hash(close(self._tree, fixed))
@@ -361,7 +361,7 @@ class Study(TrialLog):
                     params=fixed.params,
                     distributions=dict(fixed.distributions),
                     user_attrs={TO_RUN: True},
-                    system_attrs={TAKEN_BACK: True},
+                    system_attrs={RESTORED: True},
                 )
             )
         else:
@@ -573,7 +573,7 @@ def _open(storage: BaseStorage, name: str, settings: dict[str, Any], objective: 
 
 
 def check_numbers(name: str, attributes: Mapping[str, Any]) -> None:
-    """Raise `InputError` if the user attributes of study `name` say another version of the numbers than `NUMBERS`."""
+    """Raise `InputError` if the user attributes of study `name` contain a version other than `NUMBERS`."""
     found, accepted = attributes.get(VERSION, 1), f"{NUMBERS}, that of this program; or another --out, or --study"
     require(found == NUMBERS, f"version of the numbers of study {name!r}", found, accepted)
 

@@ -106,7 +106,7 @@ def ends_of(monkeypatch, tmp_path, *reasons: str, twice: bool = False) -> tuple[
     def hears(what: str):
         return lambda key, *rest: told.append((what, *rest))
 
-    names = ("retried", "starve", "drop", "failed", "reported", "started")
+    names = ("retried", "ended_for_memory", "drop", "failed", "reported", "started")
     listener = SimpleNamespace(error=None, **{name: hears(name) for name in names})
     monkeypatch.setitem(_listeners, "word", listener)
     events, file = _Events("word"), tmp_path / "error.txt"
@@ -132,7 +132,7 @@ def test_a_trial_ended_again_and_again_for_want_of_memory_is_set_aside_and_one_w
     monkeypatch, tmp_path
 ):
     told, allowed = ends_of(monkeypatch, tmp_path, *[SHORT] * ASIDE)
-    assert [what for what, *_ in told] == [*["retried"] * (ASIDE - 1), "starve"]
+    assert [what for what, *_ in told] == [*["retried"] * (ASIDE - 1), "ended_for_memory"]
     assert allowed == [*[UNLIMITED] * (ASIDE - 1), 0]
     assert all(SHORT in reason for _, reason in told)
     told, _ = ends_of(monkeypatch, tmp_path, *[SHORT, "round"] * (2 * ASIDE))
@@ -143,7 +143,7 @@ def test_a_trial_ended_again_and_again_for_want_of_memory_is_set_aside_and_one_w
 
 def test_an_end_that_tune_reports_twice_counts_once(monkeypatch, tmp_path):
     told, allowed = ends_of(monkeypatch, tmp_path, *[SHORT] * ASIDE, twice=True)
-    assert [what for what, *_ in told] == [*["retried", "drop"] * (ASIDE - 1), "starve"]
+    assert [what for what, *_ in told] == [*["retried", "drop"] * (ASIDE - 1), "ended_for_memory"]
     assert allowed == [*[UNLIMITED] * (ASIDE - 1), 0]
     assert sum(SHORT in "".join(reason) for _, *reason in told) == ASIDE
 
@@ -152,7 +152,7 @@ def test_an_end_for_another_reason_interrupts_those_in_a_row(monkeypatch, tmp_pa
     """Also where Tune gives the trial up, so that it runs as a new trial of Tune."""
     told, allowed = ends_of(monkeypatch, tmp_path, *[SHORT] * (ASIDE - 1), "its node is gone", *[SHORT] * ASIDE)
     names = [what for what, *_ in told]
-    assert names == [*["retried"] * (ASIDE - 1), "drop", *["retried"] * (ASIDE - 1), "starve"]
+    assert names == [*["retried"] * (ASIDE - 1), "drop", *["retried"] * (ASIDE - 1), "ended_for_memory"]
     assert allowed == [*[UNLIMITED] * (ASIDE - 1), 0] * 2
 
 
@@ -167,14 +167,14 @@ def test_a_dropped_trial_counts_its_end_for_want_of_memory_once(logged):
     monitor.retried("a", SHORT)
     monitor.drop("a", "")
     monitor.drop("a", SHORT)
-    monitor.starve("a", SHORT)
+    monitor.ended_for_memory("a", SHORT)
     assert monitor.take_dropped() == ["a"] * 3
     assert any("processes of trials were ended 3 times; " in line for line in logged)
 
 
 def test_a_trial_that_never_has_the_memory_fails_in_the_end_and_says_what_helps(monkeypatch, tmp_path):
     told, _ = ends_of(monkeypatch, tmp_path, *[SHORT] * (MAX_STALLED + 1))
-    assert [what for what, *_ in told].count("starve") == (MAX_STALLED - 1) // ASIDE
+    assert [what for what, *_ in told].count("ended_for_memory") == (MAX_STALLED - 1) // ASIDE
     (reason,) = [reason for what, reason in told if what == "failed"][:1]
     assert reason.startswith(
         f"{MAX_STALLED} attempts in a row without one more round; the last: its process died (its mac"

@@ -28,13 +28,13 @@ class _ScreenHandler(logging.Handler):
     """Writes log messages to standard error, above the live area; they are dropped if standard error is closed."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        SCREEN.say(self.format(record))
+        SCREEN.message(self.format(record))
 
 
 _HANDLER = _ScreenHandler()
 
 
-def speak(details: bool = False) -> None:
+def log_to_stderr(details: bool = False) -> None:
     """Write this package's log messages to standard error from now on; `details` includes level DEBUG."""
     logger = logging.getLogger("condkd_ray")
     logger.setLevel(logging.DEBUG if details else logging.INFO)
@@ -44,7 +44,7 @@ def speak(details: bool = False) -> None:
         logger.propagate = False
 
 
-def say(text: str) -> None:
+def log_line(text: str) -> None:
     """Log one line for the user."""
     log.info(text)
 
@@ -70,7 +70,7 @@ def exit_codes() -> Iterator[None]:
     2: bad input. 130: Ctrl-C. 1: a NaN in a teacher or set, a full GPU or full storage, a cluster that does not start.
     All other exceptions pass through with their trace.
     """
-    speak()
+    log_to_stderr()
     interrupts: list[int] = []
     try:
         with _recorded(interrupts):
@@ -96,7 +96,7 @@ def exit_codes() -> Iterator[None]:
             message, code = f"failed: {shortage}", 1
         else:
             raise
-    say(message)
+    log_line(message)
     sys.exit(code)
 
 
@@ -121,7 +121,7 @@ def _recorded(interrupts: list[int]) -> Iterator[None]:
 
 
 def _shortage(error: Exception) -> str | None:
-    """Return a message if `error` reports that memory, storage or the study's data base failed; else None."""
+    """Return a message if `error` reports that memory, storage or the study's database failed; else None."""
     # These imports load PyTorch and Optuna; an error that concerns them has loaded them already.
     from condkd_ray.core.environment import is_out_of_memory, out_of_memory
 
@@ -132,7 +132,7 @@ def _shortage(error: Exception) -> str | None:
     from condkd_ray.study.storage import refusal
 
     refused = refusal(error)
-    return None if refused is None else f"{refused}; the same command continues once it can"
+    return None if refused is None else f"{refused}; the same command continues after that is solved"
 
 
 def ended(result: "RunResult") -> int:
@@ -142,5 +142,7 @@ def ended(result: "RunResult") -> int:
     """
     if result.complete:
         return 1 if result.failed else 0
-    say(f"{f'the {result.spent[0]} budget is spent' if result.spent else 'interrupted'}; the same command continues")
+    log_line(
+        f"{f'the {result.spent[0]} budget is spent' if result.spent else 'interrupted'}; the same command continues"
+    )
     return 3 if result.spent else 130

@@ -135,7 +135,7 @@ class SqueezeRecover(Condensation):
         return unseen(images.flatten(0, 1).contiguous(), labels)
 
     def _squeeze(self, real: Samples, num_classes: int, rng: Streams, *, flip_ok: bool, **scale: Any) -> Teacher:
-        """Return the own network, trained, as a teacher. `scale`: `mean` and `std` of the normalisation."""
+        """Train this method's own network; return it as a teacher. `scale`: `mean` and `std` of the normalisation."""
         channels, height, width = real.images.shape[1:]
         with rng.forked("init/squeezed"):
             network = self.network.build((channels, height, width), num_classes).to(real.images.device)
@@ -176,5 +176,5 @@ class SqueezeRecover(Condensation):
                 images.copy_(torch.minimum(torch.maximum(images, darkest), brightest))
             meter.add(ce=ce, bn=bn, tv=tv)
             on_step(number * self.iterations + iteration + 1, self.ipc * self.iterations)
-        meter.read()  # raises where a loss was not finite, naming the term
+        meter.read()  # raises if a loss was not finite, naming the term
         return images.detach()

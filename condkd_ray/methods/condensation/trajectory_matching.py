@@ -99,7 +99,12 @@ class TrajectoryMatching(Joint):
         require(self.batch >= 0, "condensation.batch", self.batch, "1 or more, or 0 for all images")
         epochs, last = self.expert_epochs, self.expert_epochs - self.ahead
         require(last >= 0, "condensation.ahead", self.ahead, f"1 to {epochs}, the epochs of an expert")
-        require(0 <= self.max_start <= last, "condensation.max_start", self.max_start, f"0 to {last}, as experts end")
+        require(
+            0 <= self.max_start <= last,
+            "condensation.max_start",
+            self.max_start,
+            f"0 to {last}, because of the length of the experts",
+        )
 
     def require_memory(self, image_shape: tuple[int, int, int], num_classes: int, free: int) -> None:
         """Raise `InputError` if trajectories and unrolled steps are estimated to need more than `free` bytes."""
@@ -174,7 +179,7 @@ class TrajectoryMatching(Joint):
             optimizer.step()
             meter.add(trajectory=loss, step_size=step_size)
             on_step(self.experts * self.expert_epochs + iteration + 1, self._total_steps)
-        meter.read()  # raises where a loss was not finite, naming the iteration
+        meter.read()  # raises if a loss was not finite, naming the iteration
         return images.detach()
 
     @property
@@ -225,7 +230,7 @@ def unrolled_bytes(
 ) -> int:
     """Return the peak memory of `unroll` and its backward pass: 4 (N + 1) (6.5 B A + 2.5 P + 2 B C H W) bytes.
 
-    A, the outputs of all convolutions for one image, stands for a block's inner maps, their gradients and what the
+    A, the outputs of all convolutions for one image, represents a block's inner maps, their gradients and what the
     second derivative keeps of both; the backward pass uses the memory of one more step. `kept` more parameter vectors,
     4 P bytes each, are held meanwhile. This is an upper estimate: in 13 settings (N 1 to 40, B 2 to 100, width 16 to
     256, images 8x8 to 32x32, with and without DSA; one run each) the resident memory of a process on a CPU grew by 0.56

@@ -67,7 +67,7 @@ class Inversion(Method, ABC, Generic[State]):
 
     @property
     def labels_by_teacher(self) -> bool:
-        """True if the teacher's argmax becomes the label of each image: by default where targets are not used."""
+        """True if the teacher's argmax becomes the label of each image: by default if targets are not used."""
         return self.uses_targets == "none"
 
     @property
@@ -225,7 +225,7 @@ class Round:
 
     @property
     def observer(self) -> Observer:
-        """The teacher's observer with all that the host and the guide read."""
+        """The teacher's observer of everything that the host and the guide read."""
         return self.teacher.observer(self.guide.layers, self.host.reads_bn, self.host.input_mean_layers(self.teacher))
 
     def augmented(self, images: Tensor) -> Tensor:

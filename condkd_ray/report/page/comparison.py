@@ -15,12 +15,12 @@ from condkd_ray.report.page import sections
 from condkd_ray.report.page.elements import Code, Element, Page, Rows, Section, Text
 from condkd_ray.report.page.images import vector
 from condkd_ray.report.page.search import best
-from condkd_ray.report.page.summary import caution, facts, forest, judgement
+from condkd_ray.report.page.summary import caution, facts, forest, outcome_clause
 from condkd_ray.report.results import Results, read
-from condkd_ray.report.statistics import ACCURACY, Difference, difference, judged
+from condkd_ray.report.statistics import ACCURACY, Difference, difference, with_p_values
 from condkd_ray.report.tables import arms as tables
 from condkd_ray.report.tables import search, teachers
-from condkd_ray.report.tables.table import CPU, Table, count, over, place, shown
+from condkd_ray.report.tables.table import CPU, Table, count, mean_text, over, place
 
 LEAVES = 10
 """Number of changed config fields shown at the head of the page."""
@@ -38,7 +38,7 @@ class Pairing:
 
     pairs: Sequence[Pair]
     """Pairs whose configs differ only by `changes`; only these are compared."""
-    odd: Sequence[Pair]
+    excluded: Sequence[Pair]
     """Pairs whose configs differ in other ways."""
     changes: Mapping[str, tuple[Change, int]]
     """The most frequent change of each config field, by its path, and the number of pairs, of all, that have it."""
@@ -48,7 +48,7 @@ def paired(first: Sequence[Record], second: Sequence[Record]) -> Pairing:
     """Pair the trials of two runs, and find the changes of config fields that are common to the runs.
 
     The common change of a field is the most frequent one among the pairs in which the field changes. Pairs with
-    another change of a field are `odd`.
+    another change of a field are `excluded`.
     """
     theirs = {_key(record): record for record in second}
     pairs = [(record, theirs[_key(record)]) for record in first if _key(record) in theirs]
@@ -57,12 +57,12 @@ def paired(first: Sequence[Record], second: Sequence[Record]) -> Pairing:
     for changes in found:
         for path, change in changes.items():
             counts[path][change] += 1
-    common = {path: seen.most_common(1)[0] for path, seen in sorted(counts.items())}
-    alike, odd = [], []
+    common = {path: counter.most_common(1)[0] for path, counter in sorted(counts.items())}
+    alike, excluded = [], []
     for pair, changes in zip(pairs, found, strict=True):
-        fine = all(common[path][0] == change for path, change in changes.items())
-        (alike if fine else odd).append(pair)
-    return Pairing(alike, odd, common)
+        common_only = all(common[path][0] == change for path, change in changes.items())
+        (alike if common_only else excluded).append(pair)
+    return Pairing(alike, excluded, common)
 
 
 def differences(pairing: Pairing, labels: Sequence[int]) -> list[Difference]:
@@ -83,7 +83,7 @@ def page(out: Path, other: Path) -> Page:
     sides = {A: first, B: second}
     _check(first, second)
     pairing = Pairing([], [], {}) if first.searching else paired(first.records, second.records)
-    found = judged(differences(pairing, first.manifest.test_labels))
+    found = with_p_values(differences(pairing, first.manifest.test_labels))
     searched = [f"{letter}: {best(side)[0]}" for letter, side in sides.items() if side.searching]
     return Page(
         name=f"{A}: {out}   |   {B}: {other}",
@@ -116,7 +116,7 @@ def _unequal(ours: Mapping[str, str], theirs: Mapping[str, str], absent: str) ->
 
 
 def _both(ours: Mapping[str, str], theirs: Mapping[str, str], absent: str) -> dict[str, Change]:
-    """Return the values of each key in A and in B; `absent` where one has none."""
+    """Return the values of each key in A and in B; `absent` for a run without the key."""
     return {key: (ours.get(key, absent), theirs.get(key, absent)) for key in {**ours, **theirs}}
 
 
@@ -140,7 +140,7 @@ def _verdict(found: Sequence[Difference]) -> list[str]:
     if all(one.mean == 0 and one.std in (None, 0) for one in found):
         return ["Each trial that is in both runs has the same test accuracy in both."]
     arms = [replace(one, left=one.left.removesuffix(f": {B}")) for one in found]
-    return [f"{B} against {A}, {judgement(arms)}.", *caution(arms)]
+    return [f"{B} against {A}, {outcome_clause(arms)}.", *caution(arms)]
 
 
 def _side_by_side(first: Results, second: Results) -> list[Element]:
@@ -150,22 +150,23 @@ def _side_by_side(first: Results, second: Results) -> list[Element]:
     for arm, ipc in {**first.groups, **second.groups}:
         both = [side.groups.get((arm, ipc), []) for side in sides]
         numbers = [str(count(members)) for members in both]
-        accuracies = [shown(over(members, ACCURACY), count(members), factor=100) for members in both]
-        seconds = [shown(over(members, CPU), len(members), digits=1) for members in both]
+        accuracies = [mean_text(over(members, ACCURACY), count(members), factor=100) for members in both]
+        seconds = [mean_text(over(members, CPU), len(members), digits=1) for members in both]
         rows.append([*place(name(arm), ipc), *numbers, *accuracies, *seconds])
     legend = "Mean ± standard deviation over n seeds; a dash: the run does not have this arm."
     return [Rows(Table("Arms side by side", header, rows, legend, keys=2))]
 
 
 def _differences(found: Sequence[Difference], pairing: Pairing) -> list[Element]:
-    odd = [f"{a.arm} IPC {a.ipc or '-'} seed {a.seed}" for a, _ in pairing.odd]
-    words = f"Not compared, because their configs differ by more than the changes common to the runs: {', '.join(odd)}."
+    excluded = [f"{a.arm} IPC {a.ipc or '-'} seed {a.seed}" for a, _ in pairing.excluded]
+    listed = ", ".join(excluded)
+    words = f"Not compared, because their configs differ by more than the changes common to the runs: {listed}."
     table = [Rows(tables.difference_table(found))] if found else []
-    return [*table, *([Text(words, small=True)] if odd else [])]
+    return [*table, *([Text(words, small=True)] if excluded else [])]
 
 
 def _configs(pairing: Pairing) -> list[Element]:
-    total = len(pairing.pairs) + len(pairing.odd)
+    total = len(pairing.pairs) + len(pairing.excluded)
     rows = [[path, *change, f"{times} of {total}"] for path, (change, times) in pairing.changes.items()]
     if not total:
         return []
@@ -176,7 +177,7 @@ def _configs(pairing: Pairing) -> list[Element]:
 
 
 def _differing(first: Results, second: Results, pairing: Pairing) -> Element:
-    """Return a table of all that differs: environment, teachers, and the first fields of the configs."""
+    """Return a table of all differences: environment, teachers, and the first fields of the configs."""
     rows = [[key, *change] for key, change in _unequal(_about(first), _about(second), "-").items()]
     rows += [[path, *change] for path, (change, _) in list(pairing.changes.items())[:LEAVES]]
     if not rows:

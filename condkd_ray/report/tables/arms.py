@@ -26,9 +26,9 @@ from condkd_ray.report.tables.table import (
     chance,
     compared,
     count,
+    mean_text,
     over,
     place,
-    shown,
     signed,
 )
 
@@ -66,7 +66,7 @@ _SUBSET = 1000
 """Test images measured per round, at most, by trials whose record has no `student/test_images`."""
 _MEAN, _IMAGES = "student/test_accuracy_mean", "student/test_images"
 _ON = _Column("test images", _MEAN)
-"""Its cells hold the number of test images on which the metric was measured, not the metric."""
+"""Column of the number of test images on which the metric was measured, instead of the metric."""
 _ROUNDS = (
     _ON,
     _Column("mean (%)", _MEAN, 100, 2),
@@ -135,11 +135,11 @@ def accuracy_table(results: Results) -> Table:
     for key, begun in found.items():
         done = results.groups.get(key, [])
         n = count(done)
-        accuracies = [shown(over(done, metric), n, factor=100) for metric in percent]
-        seconds = shown(over(done, CPU), n, digits=1, deviation=False)
+        accuracies = [mean_text(over(done, metric), n, factor=100) for metric in percent]
+        seconds = mean_text(over(done, CPU), n, digits=1, deviation=False)
         counts = [str(sum(record.status == status for record in begun)) for status in lost]
         rows.append([*place(*key), str(n), *accuracies, seconds, *counts])
-    header = ["arm", "IPC", "n", *percent.values(), "CPU s a trial", *lost]
+    header = ["arm", "IPC", "n", *percent.values(), "CPU s per trial", *lost]
     return Table("Accuracy", header, rows, _LEGEND)
 
 
@@ -206,7 +206,7 @@ def notes(results: Results) -> list[str]:
 def _tables(results: Results) -> list[Table]:
     """Return the tables of accuracies and differences; those per teacher have no rows unless arms have several."""
     by_teacher = [teachers.accuracy_table(results), teachers.difference_table(results)]
-    return [accuracy_table(results), difference_table(results.judged), *by_teacher]
+    return [accuracy_table(results), difference_table(results.differences), *by_teacher]
 
 
 def _markdown(results: Results) -> str:
@@ -216,8 +216,8 @@ def _markdown(results: Results) -> str:
     interim = f"**{results.interim}**\n\n" if results.interim else ""
     head = f"# {manifest.experiment}\n\n{interim}{manifest.question}\n\n`{manifest.command}`\n\n"
     wrong = failures.screen(results)
-    trouble = f"\n\n## Failed trials\n\n```\n{wrong}```" if wrong else ""
-    return f"{head}{body or 'No trial has ended yet.'}\n\n## Notes\n\n{listed}{trouble}\n"
+    failed = f"\n\n## Failed trials\n\n```\n{wrong}```" if wrong else ""
+    return f"{head}{body or 'No trial has ended yet.'}\n\n## Notes\n\n{listed}{failed}\n"
 
 
 def _csv(results: Results) -> str:
@@ -226,7 +226,7 @@ def _csv(results: Results) -> str:
     writer.writerow(_CSV_HEADER)
     writer.writerows(_accuracy_rows(results))
     method = f"adjusted Wald, {len(results.manifest.test_labels)} test images"
-    for one in results.judged:
+    for one in results.differences:
         row = ("difference", one.left, one.right, one.ipc, ACCURACY, one.mean, one.std, one.n)
         writer.writerow((*row, *(one.over_seeds or ("", "")), one.method))
         if one.over_images:
@@ -250,7 +250,7 @@ def _accuracy_rows(results: Results) -> Iterator[tuple[object, ...]]:
 
 
 def _measured(record: Record) -> tuple[int, int]:
-    """Return the number of test images measured per round, and of all test images; 0 stands for unknown."""
+    """Return the number of test images measured per round, and of all test images; 0 means unknown."""
     number, total = record.metrics.get(_IMAGES, math.nan), len(record.outcome.predictions)
     return (min(_SUBSET, total) if math.isnan(number) else int(number)), total
 
@@ -279,4 +279,4 @@ def _table(title: str, columns: Sequence[_Column], legend: str, results: Results
 def _cell(members: Sequence[Record], column: _Column) -> str:
     if column is _ON:
         return test_images([record for record in members if over([record], _MEAN)]) or "-"
-    return shown(over(members, column.metric), count(members), factor=column.factor, digits=column.digits)
+    return mean_text(over(members, column.metric), count(members), factor=column.factor, digits=column.digits)
