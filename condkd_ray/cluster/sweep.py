@@ -114,16 +114,16 @@ class Monitor:
         self.memory.ended(reason)
         log.info(f"{self.trials[key].label}: {reason}; it resumes from its checkpoint")
 
-    def drop(self, key: str) -> None:
-        """Note that Tune has given up a trial that is to be tried again."""
+    def drop(self, key: str, reason: str = "") -> None:
+        """Note that Tune has given up a trial that is to be tried again; no `reason` if `retried` has reported it."""
+        self.memory.ended(reason)
         self.running.discard(key)
         self.dropped.append(key)
 
     def ended_for_memory(self, key: str, reason: str) -> None:
         """Note that Tune has given up a trial repeatedly ended for lack of memory: it is to run alone."""
-        self.memory.ended(reason)
+        self.drop(key, reason)
         self.memory.set_aside(key, self.trials[key].label)
-        self.drop(key)
 
     def take_dropped(self) -> list[str]:
         """Return the keys of the dropped trials and clear the list."""
@@ -223,12 +223,13 @@ class _Events(_Hook, Callback):
         self._rounds: Counter[str] = Counter()
         self._stalled: Counter[str] = Counter()
         self._starved: Counter[str] = Counter()
-        """Consecutive ends of each trial for lack of memory, since it began, made a new round, or was set aside."""
+        """Latest consecutive ends of each trial for lack of memory, without a new round, since it was set aside."""
         self._counted: dict[str, int] = {}
         """Tune iteration in which each trial was last put back, so that the same failure is not counted twice."""
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any):
-        """Report a start, also after each failure."""
+        """Report a start, also after each failure; Tune runs a dropped trial as a new one, whose limit is set here."""
+        self._limit(trial)
         self.call("started", trial.config["key"])
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any):
@@ -241,14 +242,22 @@ class _Events(_Hook, Callback):
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any):
         """Report that the process died, or raised an exception, and that Tune will try again."""
-        key = trial.config["key"]
-        self._stalled[key] += 1
+        key, reason = trial.config["key"], _reason(trial)
+        self._count(key, reason)
         self._counted[key] = iteration
-        reason = _reason(trial)
+        self._limit(trial)
+        self.call("retried", key, reason)
+
+    def _count(self, key: str, reason: str) -> None:
+        """Count the end of an attempt."""
+        self._stalled[key] += 1
         self._starved[key] = self._starved[key] + 1 if SHORT in reason else 0
+
+    def _limit(self, trial: Any) -> None:
+        """Let Tune give up the trial at its next end, if that may be the last of `MAX_STALLED` or `ASIDE` in a row."""
+        key = trial.config["key"]
         if self._stalled[key] >= MAX_STALLED - 1 or self._starved[key] >= ASIDE - 1:
             trial.max_failures = 0
-        self.call("retried", key, reason)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any):
         self.call("completed", trial.config["key"])
@@ -259,16 +268,17 @@ class _Events(_Hook, Callback):
         Tune (2.60) reports such a death twice: it first puts the trial back and then gives it up, whatever
         `max_failures` allows.
         """
-        key = trial.config["key"]
-        self._stalled[key] += self._counted.pop(key, None) != iteration
-        reason = _reason(trial)
+        key, reason = trial.config["key"], _reason(trial)
+        new = self._counted.pop(key, None) != iteration
+        if new:
+            self._count(key, reason)
         if self._stalled[key] >= MAX_STALLED:
             self.call("failed", key, f"{MAX_STALLED} attempts in a row without one more round; the last: {reason}")
-        elif SHORT in reason:
+        elif self._starved[key] >= ASIDE:
             self._starved[key] = 0
             self.call("ended_for_memory", key, reason)
         else:
-            self.call("drop", key)
+            self.call("drop", key, reason if new else "")
 
 
 class _StopOnError(_Hook, Stopper):
@@ -412,13 +422,11 @@ def fit(listener: Listener, context: WorkerContext, producers_of: Mapping[str, i
     `producers_of`: the number of producers of each trial, by key. Raises the listener's error.
     """
     options = context.options
-    amounts = {"CPU": options.cpus_per_trial, "GPU": options.gpus_per_trial, **options.resources}
-    own = {name: amount for name, amount in amounts.items() if amount}
 
     def resources(setup: dict[str, Any]) -> tune.PlacementGroupFactory:
         """Return the bundle of the trial itself, followed by one for each of its producers."""
         producers = setup["producers"] if producers_of is None else producers_of[setup["key"]]
-        return tune.PlacementGroupFactory([own, *[options.per_producer.bundle] * producers])
+        return tune.PlacementGroupFactory([options.bundle, *[options.per_producer.bundle] * producers])
 
     # No report carries a checkpoint, so workers never read this folder: other nodes need not see it.
     scratch = options.folder.resolve() / "tune"

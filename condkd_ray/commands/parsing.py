@@ -17,6 +17,7 @@ from typing import Any
 import tyro
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructTypeInfo
 
+from condkd_ray.commands.console.exit_codes import show
 from condkd_ray.commands.front import HELP
 
 _BREAK = re.compile(r"\n(?!\s*(?:[-*]|\d+[.)])\s)[ \t]*")
@@ -62,7 +63,7 @@ def _filled() -> Iterator[None]:
     finally:
         # tyro puts two blank lines before a list.
         lines = re.sub("\n{3,}", "\n\n", printed.getvalue()).splitlines()
-        sys.stdout.write("".join(f"{_broken(line.rstrip(), width)}\n" for line in lines))
+        show("".join(f"{_broken(line.rstrip(), width)}\n" for line in lines), end="")
 
 
 def _broken(line: str, width: int) -> str:

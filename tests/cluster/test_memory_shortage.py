@@ -39,7 +39,7 @@ def test_the_memory_of_trials_and_the_advice_are_logged_once(logged):
     shortage.set_aside("a", "first")
     shortage.set_aside("b", "second")
     (message,) = [line for line in logged if line.startswith("memory is short")]
-    assert "ended 3 times; the process of a trial takes up to 0.75 GB" in message
+    assert "ended 3 times; the process of a trial takes up to 0.81 GB" in message
     assert all(flag in message for flag in ("--max-concurrent", "--pool-limit", "--cpus-per-trial"))
     assert [line.split()[0] for line in logged if "runs alone" in line] == ["first", "second"]
 
@@ -96,17 +96,18 @@ def test_trials_ended_for_lack_of_memory_give_the_numbers_of_an_undisturbed_run(
     assert_undisturbed(tmp_path)
 
 
-def ends_of(monkeypatch, tmp_path, *reasons: str) -> tuple[list[tuple[str, ...]], list[int]]:
+def ends_of(monkeypatch, tmp_path, *reasons: str, twice: bool = False) -> tuple[list[tuple[str, ...]], list[int]]:
     """Return the calls of the listener when attempts of a trial end for these reasons, and Tune's retries before each.
 
-    The reason "round" stands for one more round.
+    The reason "round" stands for one more round. 
+    `twice`: Tune reports each end that it may retry twice, and gives up the trial.
     """
     calls: list[tuple[str, ...]] = []
 
     def recording(what: str):
         return lambda key, *rest: calls.append((what, *rest))
 
-    names = ("retried", "ended_for_memory", "drop", "failed", "reported")
+    names = ("retried", "ended_for_memory", "drop", "failed", "reported", "started")
     listener = SimpleNamespace(error=None, **{name: recording(name) for name in names})
     monkeypatch.setitem(_listeners, "word", listener)
     events, file = _Events("word"), tmp_path / "error.txt"
@@ -117,13 +118,15 @@ def ends_of(monkeypatch, tmp_path, *reasons: str) -> tuple[list[tuple[str, ...]]
             events.on_trial_result(step, [], trial, {"round": rounds})
             continue
         file.write_text(f"Failure # {step} (occurred at 2026-01-01_00-00-00)\n{reason}\n")
+        events.on_trial_start(step, [], trial)
         allowed.append(trial.max_failures)
-        if trial.max_failures == 0:
+        last = trial.max_failures == 0
+        if not last:
+            events.on_trial_recover(step, [], trial)
+        if last or twice:
             events.on_trial_error(step, [], trial)
             trial.max_failures = UNLIMITED
-        else:
-            events.on_trial_recover(step, [], trial)
-    return [call for call in calls if call[0] != "reported"], allowed
+    return [call for call in calls if call[0] not in ("reported", "started")], allowed
 
 
 def test_a_trial_ended_repeatedly_for_lack_of_memory_is_set_aside_unless_it_made_a_round(monkeypatch, tmp_path):
@@ -135,6 +138,37 @@ def test_a_trial_ended_repeatedly_for_lack_of_memory_is_set_aside_unless_it_made
     assert {what for what, *_ in calls} == {"retried"}
     calls, _ = ends_of(monkeypatch, tmp_path, *[SHORT] * (ASIDE - 1), "its node is gone", SHORT)
     assert [what for what, *_ in calls] == [*["retried"] * (ASIDE - 1), "drop", "retried"]
+
+
+def test_an_end_that_tune_reports_twice_counts_once(monkeypatch, tmp_path):
+    calls, allowed = ends_of(monkeypatch, tmp_path, *[SHORT] * ASIDE, twice=True)
+    assert [what for what, *_ in calls] == [*["retried", "drop"] * (ASIDE - 1), "ended_for_memory"]
+    assert allowed == [*[UNLIMITED] * (ASIDE - 1), 0]
+    assert sum(SHORT in "".join(reason) for _, *reason in calls) == ASIDE
+
+
+def test_an_end_for_another_reason_interrupts_those_in_a_row(monkeypatch, tmp_path):
+    """Also where Tune gives the trial up, so that it runs as a new trial of Tune."""
+    calls, allowed = ends_of(monkeypatch, tmp_path, *[SHORT] * (ASIDE - 1), "its node is gone", *[SHORT] * ASIDE)
+    names = [what for what, *_ in calls]
+    assert names == [*["retried"] * (ASIDE - 1), "drop", *["retried"] * (ASIDE - 1), "ended_for_memory"]
+    assert allowed == [*[UNLIMITED] * (ASIDE - 1), 0] * 2
+
+
+def test_a_trial_that_was_dropped_fails_after_as_many_attempts_in_all(monkeypatch, tmp_path):
+    calls, _ = ends_of(monkeypatch, tmp_path, *["its node is gone"] * MAX_STALLED, twice=True)
+    assert [what for what, *_ in calls] == [*["retried", "drop"] * (MAX_STALLED - 1), "failed"]
+
+
+def test_a_dropped_trial_counts_its_end_for_want_of_memory_once(logged):
+    monitor = Monitor(None, SimpleNamespace())  # type: ignore[arg-type]
+    monitor.add(SimpleNamespace(key="a", label="trial 0", place=("trial", "a")))  # type: ignore[arg-type]
+    monitor.retried("a", SHORT)
+    monitor.drop("a", "")
+    monitor.drop("a", SHORT)
+    monitor.ended_for_memory("a", SHORT)
+    assert monitor.take_dropped() == ["a"] * 3
+    assert any("processes of trials were ended 3 times; " in line for line in logged)
 
 
 def test_a_trial_that_never_has_enough_memory_fails_with_advice(monkeypatch, tmp_path):
@@ -149,4 +183,4 @@ def test_a_trial_that_never_has_enough_memory_fails_with_advice(monkeypatch, tmp
     monitor.add(SimpleNamespace(key="a", label="trial 0", place=("trial", "a")))  # type: ignore[arg-type]
     monitor.failed("a", reason)
     assert ended[0].reason == f"{reason}; {monitor.memory.advice}"
-    assert "takes up to 0.75 GB" in ended[0].reason
+    assert "takes up to 0.81 GB" in ended[0].reason

@@ -229,7 +229,7 @@ def test_a_trial_that_tune_gives_up_too_early_is_retried_a_limited_number_of_tim
     calls: list[str] = []
     listener = SimpleNamespace(
         error=None,
-        drop=lambda key: calls.append("dropped"),
+        drop=lambda key, reason: calls.append("dropped"),
         failed=lambda key, reason: calls.append(reason),
         retried=lambda key, reason: None,
     )

@@ -125,7 +125,7 @@ def test_settings_that_do_not_fit_into_memory_are_refused_before_training(monkey
     monkeypatch.setattr(TrajectoryMatching, "_expert", None)
     monkeypatch.setattr(trajectory_matching, "free_bytes", lambda device: 4_000_000)
     big = replace(SMALL, steps=40, width=32)
-    what = r"memory of steps 40, batch 12, width 32 is .* GiB'; accepted: at most .* which are free, as with"
+    what = r"memory of steps 40, batch 12, width 32 is .* MB'; accepted: at most .* which are free, as with"
     with pytest.raises(InputError, match=what) as error:
         condense(big)
     sizes = dict(part.split() for part in str(error.value).split("as with ")[1].split(" or "))
