@@ -99,7 +99,7 @@ def test_trials_ended_for_lack_of_memory_give_the_numbers_of_an_undisturbed_run(
 def ends_of(monkeypatch, tmp_path, *reasons: str, twice: bool = False) -> tuple[list[tuple[str, ...]], list[int]]:
     """Return the calls of the listener when attempts of a trial end for these reasons, and Tune's retries before each.
 
-    The reason "round" stands for one more round. 
+    The reason "round" stands for one more round.
     `twice`: Tune reports each end that it may retry twice, and gives up the trial.
     """
     calls: list[tuple[str, ...]] = []
