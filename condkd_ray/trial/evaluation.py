@@ -88,7 +88,7 @@ def evaluate(
     """Return a round's metrics: agreement on the proxy set, accuracy on the validation and the test images.
 
     At most `ROUND_SUBSET` validation images are used, and as many test images unless `test_rounds` is "full". A part
-    that is None is left out. All values are copied to the host at once.
+    that is None is left out. All values are copied to the CPU at once.
     """
     student.eval()
     found = {f"proxy/{name}": value for name, value in compare(student, proxy).items()}

@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from condkd_ray.trial.packing import PreparedRefs
 
 Scope = Literal["trial", "inversion", "sweep"]
-"""Which trials share samples: none (`trial`); those with equal images (`inversion`); all trials of a sweep
-(`sweep`)."""
+"""Trials that share samples: none (`trial`), those with equal images (`inversion`), or all of a sweep (`sweep`)."""
 
 NUMBERS: int = 7
 """Version of the numerical results of a config. Trials of different versions are never equal, shared or compared.

@@ -1,6 +1,6 @@
 """CMI (Fang et al., IJCAI 2021, "Contrastive model inversion for data-free knowledge distillation").
 
-Losses and settings follow the authors' released code. Letters: B batch, D features, N rows of the bank.
+Losses and settings follow the released code of CMI. Letters: B batch, D features, N rows of the bank.
 """
 
 from dataclasses import dataclass
@@ -68,27 +68,33 @@ class Cmi(Conditional[CmiState]):
     name: Literal["cmi"] = "cmi"
     uses_targets = "soft"
     layers: Literal["stages", "all"] = "stages"
-    """Layers whose inputs C compares. `stages`: the stages of the network, as in the official code for a ResNet-34 (4
-    stages, 512 values per image). For other teachers our choice, see `condkd_ray.models.hooks.stage_inputs`: a stage
-    that reads the image itself is left out; for networks without stages, the first BN layer at each map size. `all`:
-    every BN layer, as in the official code for all other networks; 2704 values per image for a WRN-40-2, 8512 for a
-    ResNet-34."""
+    """Layers whose inputs C compares. `stages`: the stages of the network, as in CMI's code for a ResNet-34 (4 stages,
+    512 values per image). For other teachers our choice, see `condkd_ray.models.hooks.stage_inputs`: a stage that reads
+    the image itself is left out; for networks without stages, the first BN layer at each map size. `all`: every BN
+    layer, as in CMI's code for all other networks; 2704 values per image for a WRN-40-2, 8512 for a ResNet-34."""
     steps: int = 100
-    """Adam steps per round (200 to 500 in the official scripts). Each step computes two views and compares all images
-    with all."""
+    """Adam steps per round (200 to 500 in CMI's scripts). Each step computes two views and compares all images with
+    all."""
     batch: int = 128
-    """Images per round (256 in the official scripts)."""
+    """Images per round (256 in CMI's scripts)."""
     latent: int = 256
+    """Length of the latent vectors."""
     width: int = 128
-    """Channels of the generator's first stage (128 in the official code)."""
+    """Channels of the generator's first stage (128 in CMI's code)."""
     lr: float = 1e-3
     """Learning rate of generator, latents and head."""
     bn_weight: float = 1.0
+    """Weight of the distance between the BN statistics of the images and the teacher's."""
     oh_weight: float = 1.0
+    """Weight of the class prior, the cross-entropy between the teacher's predictions and the targets."""
     oh_temperature: float = 1.0
+    """Temperature of the class prior; at 1, as published, images with certain predictions have almost no gradient."""
     adv_weight: float = 0.5
+    """Weight of the adversarial term A."""
     cr_weight: float = 0.8
+    """Weight of the contrastive term C."""
     cr_temperature: float = 0.1
+    """Temperature of C: similarities of views are divided by it."""
     head: int = 256
     """Output dimensions of the head, in which views are compared."""
     negatives: int = 4096
