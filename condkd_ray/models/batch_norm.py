@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """PyTorch's BN, computed by one multiply-add in float32 eval mode on a CPU: the same result in half the time.
+    """PyTorch's BN, computed by one multiply-add in float32 eval mode on a CPU: equal up to rounding, in half the time.
 
     PyTorch's backward pass sums the gradients of weight and bias over the batch even if they are not needed.
     """

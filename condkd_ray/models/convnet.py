@@ -1,7 +1,8 @@
 """ConvNet of dataset condensation (Zhao et al., ICLR 2021, arXiv:2006.05929; DM, WACV 2023, arXiv:2110.04181).
 
 Blocks of 3x3 convolution, instance normalisation with affine parameters, ReLU and 2x2 average pooling, then one linear
-layer. 28x28 images are padded to 32x32 by the first convolution, as in the official code. PyTorch's own initialisation.
+layer. 28x28 images are padded to 32x32 by the first convolution, as in the released code of DC, DSA and DM. PyTorch's
+own initialisation.
 
 Letters: B batch, C channels, H W height and width, K classes, D features.
 """

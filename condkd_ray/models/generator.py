@@ -1,7 +1,7 @@
 """Image generator of DAFL, ZSKT, DFAD, DFQ, CMI, Fast and PRE-DFKD: a linear layer and two upsamplings.
 
-Also PRE-DFKD's memory network: an encoder of images, and DAFL's generator without spectral norm as its decoder.
-Letters: B batch, Z latent size, C channels, H W height and width. Source: the authors' released code.
+Also PRE-DFKD's memory network: an encoder of images, and DAFL's generator without spectral norm as its decoder. Source:
+the released code of these methods. Letters: B batch, Z latent size, C channels, H W height and width.
 """
 
 from typing import Any, Literal
@@ -160,8 +160,8 @@ def initialise(network: nn.Module, init: Init) -> None:
 class Encoder(nn.Module):
     """Maps images (B, C, H, W) to mean and log variance of their latents, each (B, Z). H and W are at least `SMALLEST`.
 
-    Three halvings: nearest, a strided convolution, nearest. `width`: channels after the second convolution (128 in the
-    official code); the first has half as many. `eps`: of the first two BN layers.
+    Three halvings: nearest, a strided convolution, nearest. `width`: channels after the second convolution (128 in
+    PRE-DFKD's code); the first has half as many. `eps`: of the first two BN layers.
     """
 
     def __init__(self, latent: int, width: int, image_shape: tuple[int, int, int], *, eps: float = 0.8) -> None:
@@ -188,7 +188,7 @@ class Encoder(nn.Module):
 
 
 def vae(latent: int, width: int, image_shape: tuple[int, int, int]) -> tuple[Encoder, Generator]:
-    """Return encoder and decoder, weights from U(-0.08, 0.08) and biases 0 as in the official code.
+    """Return encoder and decoder, weights from U(-0.08, 0.08) and biases 0 as in PRE-DFKD's code.
 
     Images are in the model's space.
     """

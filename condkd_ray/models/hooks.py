@@ -19,12 +19,15 @@ from condkd_ray.core.method import InputError, require
 
 T = TypeVar("T")
 BatchNorms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-HALVES = (torch.bfloat16, torch.float16)
-Weighted = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+"""The classes of BN layers."""
+HALF_TYPES = (torch.bfloat16, torch.float16)
+"""The half-precision types."""
+WeightLayers = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+"""The classes of convolutions and linear layers."""
 
 
 def over_space(x: Tensor) -> Tensor:
-    """Means over all dimensions after the second: (B, C, ...) to (B, C)."""
+    """Return the means over all dimensions after the second: (B, C, ...) to (B, C)."""
     return x.flatten(2).mean(2) if x.ndim > 2 else x
 
 
@@ -58,7 +61,7 @@ def cast(network: nn.Module, dtype: torch.dtype) -> nn.Module:
     The new parameters need no gradients. Autocast to `dtype` would convert them again in every pass.
     """
     for layer in network.modules():
-        if isinstance(layer, Weighted):
+        if isinstance(layer, WeightLayers):
             for name, tensor in list(layer.named_parameters(recurse=False)):
                 setattr(layer, name, nn.Parameter(tensor.detach().to(dtype), requires_grad=False))
     return network

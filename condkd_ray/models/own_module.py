@@ -167,7 +167,7 @@ def _run_theirs(run: Callable[[], Any], what: str) -> Any:
 def _working_directory() -> Iterator[None]:
     """Put the working directory first on the import path; afterwards leave it last, for late imports in user code.
 
-    In the last place it shadows no other module.
+    At the end of the path it shadows no other module.
     """
     here = os.getcwd()
     sys.path.insert(0, here)
@@ -181,7 +181,7 @@ def _working_directory() -> Iterator[None]:
 
 @torch.no_grad()
 def check_answers(network: nn.Module, shape: tuple[int, int, int], num_classes: int, name: str) -> None:
-    """Raise `InputError` unless two normalised images of `shape` (C, H, W) become (2, K) finite logits."""
+    """Raise `InputError` unless the network maps two normalised images of `shape` (C, H, W) to (2, K) finite logits."""
     images = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
     output = _run_theirs(lambda: network(images), f"teacher module {name} on images of shape {shape}")
     accepted = f"a tensor of shape (2, {num_classes}), logits of {num_classes} classes"

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from condkd_ray.core.method import require
 from condkd_ray.models.batch_norm import BatchNorm2d
-from condkd_ray.models.network import DEEPEST, OPTIONAL, Network, WideNetwork, he_init, stage
+from condkd_ray.models.network import MAX_LAYERS, OPTIONAL, Network, WideNetwork, he_init, stage
 from condkd_ray.models.shortcut import PaddedShortcut, Shortcut
 
 Option = Literal["b", "a"]
@@ -41,8 +41,8 @@ class ResNet(Network):
 
     def __post_init__(self) -> None:
         require(self.shortcut in get_args(Option), "resnet shortcut", self.shortcut, "b or a, the paper's options")
-        deep = 8 <= self.depth <= DEEPEST and self.depth % 6 == 2
-        require(deep, "resnet depth", self.depth, f"6n + 2, such as 8, 14, 20, at most {DEEPEST}")
+        deep = 8 <= self.depth <= MAX_LAYERS and self.depth % 6 == 2
+        require(deep, "resnet depth", self.depth, f"6n + 2, such as 8, 14, 20, at most {MAX_LAYERS}")
         require(self.width >= 1, "resnet width", self.width, "1 or more")
 
     def _build(self, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:

@@ -1,9 +1,9 @@
 """Condensed-sample-guided inversion (Binici et al., arXiv 2408.13850): a discriminator of the teacher's features.
 
-The paper's loss is the host's loss plus, with unit weight, that of a class-conditional discriminator, which separates
-condensed from synthetic images by their penultimate features; differentiable augmentation keeps it from overfitting
-(after a published summary of the paper; there is no public code). Not known, so our choice and a field each: the form
-of the condition, the architecture, the optimiser and the losses.
+The paper adds to the loss of the host (the inversion method that is guided), with unit weight, the loss of a
+class-conditional discriminator, which separates condensed from synthetic images by their penultimate features;
+differentiable augmentation keeps it from overfitting (after a published summary of the paper; there is no public code).
+Not known, so our choice and a field each: the form of the condition, the architecture, the optimiser and the losses.
 
 Letters: B batch, D features, K classes.
 """
@@ -75,7 +75,7 @@ class FeatureDiscriminator(nn.Module):
 
 
 def discriminator_loss(real: Tensor, fake: Tensor, form: GanLoss = "non_saturating", smoothing: float = 0.0) -> Tensor:
-    """Discriminator's loss on its (B,) logits, a scalar.
+    """Return the discriminator's loss on its (B,) logits, a scalar.
 
     `non_saturating`: binary cross-entropy, 2 ln 2 without any information; the target of real images is 1 -
     `smoothing`. `hinge`: the distance of each logit from the margin of 1 on its own side; `smoothing` is not used.
@@ -87,12 +87,12 @@ def discriminator_loss(real: Tensor, fake: Tensor, form: GanLoss = "non_saturati
 
 
 def generator_loss(fake: Tensor, form: GanLoss = "non_saturating") -> Tensor:
-    """Loss of the generator of `fake`, (B,) logits to a scalar: -log D, or minus the logit under `hinge`."""
+    """Return the loss of the generator of `fake`, (B,) logits to a scalar: -log D, or minus the logit under `hinge`."""
     return -fake.mean() if form == "hinge" else F.softplus(-fake).mean()
 
 
 def gradient_penalty(logits: Tensor, at: Tensor) -> Tensor:
-    """R1: half the mean squared norm of the gradient of (B,) logits with respect to `at` (B, D); keeps its graph."""
+    """Return R1, half the mean squared norm of the gradient of (B,) logits with respect to `at` (B, D), with graph."""
     (gradient,) = torch.autograd.grad(logits.sum(), at, create_graph=True)
     return 0.5 * gradient.square().sum(1).mean()
 
@@ -144,11 +144,13 @@ class Discriminator(Guidance[DiscriminatorState]):
     Chosen on CIFAR-10's validation images together with the class prior of guided arms: claim `choosing_guidance` in
     `experiments/LOG.md`."""
     loss: GanLoss = "non_saturating"
+    """Adversarial losses of D and of the host: see `discriminator_loss` and `generator_loss`."""
     steps: int = 1
     """Discriminator steps per step of the host."""
     optimizer: Literal["adam", "sgd"] = "adam"
     """Adam with betas (0.5, 0.999), or SGD with momentum 0.9."""
     lr: float = 2e-3
+    """Learning rate of D."""
     hidden: int = 128
     """Units of the first hidden layer; the second has half as many."""
     adversarial_weight: float = 1.0
@@ -156,6 +158,7 @@ class Discriminator(Guidance[DiscriminatorState]):
     class_weight: float = 1.0
     """Weight of the auxiliary head's cross-entropy in both losses; used with `condition: auxiliary` only."""
     spectral_norm: bool = True
+    """If true, each layer of D has spectral norm 1 at most."""
     r1_weight: float = 0.0
     """Weight of R1, the squared gradient of D at condensed features; 0 disables it."""
     label_smoothing: float = 0.0
@@ -215,7 +218,7 @@ class Discriminator(Guidance[DiscriminatorState]):
         return DiscriminatorState(network, optimizer, scale)
 
     def penalty(self, state: DiscriminatorState, fake: Tensor, labels: Tensor, *, rng: torch.Generator) -> Tensor:
-        """Return the loss of fakes that D does not take for condensed images of their class."""
+        """Return the loss of the host: it is large if D classifies the fakes as synthetic."""
         return host_penalty(self, state.network, self._noisy(fake * state.scale, rng), labels)
 
     def update(
@@ -272,7 +275,7 @@ class Discriminator(Guidance[DiscriminatorState]):
 
 @whole
 def host_penalty(guidance: Discriminator, network: nn.Module, fake: Tensor, labels: Tensor) -> Tensor:
-    """Penalty in the host's loss for scaled features (B, D), a scalar."""
+    """Return the penalty in the host's loss for scaled features (B, D), a scalar."""
     logits, classes = network(fake, labels)
     loss = guidance.adversarial_weight * generator_loss(logits, guidance.loss)
     return loss if classes is None else loss + guidance.class_weight * F.cross_entropy(classes, labels)
@@ -282,7 +285,7 @@ def host_penalty(guidance: Discriminator, network: nn.Module, fake: Tensor, labe
 def discriminator_terms(
     guidance: Discriminator, network: nn.Module, both: Tensor, labels: Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """D's loss for scaled real and fake features (2B, D) of `labels` (B,), and its terms to record."""
+    """Return D's loss for scaled real, then fake features (2B, D) of `labels` (B,), and its terms to record."""
     logits, classes = network(both, labels.repeat(2))
     real_logits, fake_logits = logits.chunk(2)
     adversarial = discriminator_loss(real_logits, fake_logits, guidance.loss, guidance.label_smoothing)

@@ -45,7 +45,7 @@ class GaussianState(GuidanceState):
 
 @dataclass(frozen=True, kw_only=True)
 class Gaussian(Guidance[GaussianState]):
-    """Mean over classes of ||m_fake - m||^2, plus c ||S_fake - S||_F^2 / ||S||_F^2.
+    """The mean over classes of ||m_fake - m||^2, plus c ||S_fake - S||_F^2 / ||S||_F^2.
 
     m are the class means and S the covariance pooled within classes, both of the condensed images; m_fake and S_fake
     are those of a batch, the latter with its f degrees of freedom. Both squared distances are larger for a batch than
@@ -100,7 +100,8 @@ class Gaussian(Guidance[GaussianState]):
     def check_use(self, teacher: Teacher, ipc: int, batch: int, host_augment: HostAugment) -> None:
         """Raise `InputError` if no covariance can be estimated.
 
-        This is so for one image per class without augmentation, and for a batch with fewer than two fakes per class.
+        This is the case for one image per class without augmentation, and for a batch with fewer than two fakes per
+        class.
         """
         if not self.matches_covariance:
             return
@@ -155,7 +156,7 @@ class Gaussian(Guidance[GaussianState]):
     def update(
         self, state: GaussianState, fake: Tensor, real: Tensor, labels: Tensor, *, rng: torch.Generator
     ) -> dict[str, Tensor]:
-        """Return the distances; there is nothing to learn."""
+        """Return the distances; the state does not change."""
         return self.distances(state, fake, labels)
 
     def distances(self, state: GaussianState, fake: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -206,9 +207,9 @@ def gaussian_class(
     known: Tensor,
     covariances: tuple[Tensor, ...],
 ) -> tuple[Tensor, Tensor]:
-    """Distances of class means and of covariances within classes, for scaled features (B, D); scalars.
+    """Return the distances of class means and of covariances within classes, for scaled features (B, D); scalars.
 
-    Summed over `layer` and each stage times its weight.
+    They are sums over `layer` and over each stage times its weight.
     """
     with torch.autocast(fake.device.type, enabled=False):
         hot = F.one_hot(labels, len(means)).to(fake.dtype)
@@ -255,7 +256,7 @@ def gaussian_marginal(
     known: Tensor,
     covariances: tuple[Tensor, ...],
 ) -> tuple[Tensor, Tensor]:
-    """As `gaussian_class`, but for the batch as a whole: its mean and total covariance and those of the mixture."""
+    """Return distances as `gaussian_class`, of the mean and total covariance of the whole batch from the mixture's."""
     with torch.autocast(fake.device.type, enabled=False):
         # Fakes of classes without condensed images have no target.
         shares = known[labels] / known[labels].sum().clamp_min(1)

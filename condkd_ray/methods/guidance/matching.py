@@ -1,7 +1,7 @@
 """Guidance without a discriminator: matches the distributions of synthetic and condensed features, class by class.
 
-- Maximum mean discrepancy: PGDI matches few-shot images by the class-wise MMD of features, though the term of its
-  released code carries no gradient. Kernel, bandwidths and layer are our choice.
+- Maximum mean discrepancy: PGDI matches few-shot images by the class-wise MMD of features, although the term in the
+  released code of PGDI carries no gradient. Kernel, bandwidths and layer are our choice.
 - Mean and covariance: our choice, the simplest alternative to a discriminator.
 """
 
@@ -98,7 +98,7 @@ class Mmd(Matching[MmdState]):
 
 @whole
 def mmd(guidance: Mmd, layout: Layout, left: Side, right: Side, medians: Tensor, num_classes: int) -> Tensor:
-    """Squared MMD of `layer` plus that of each stage times its weight; a scalar."""
+    """Return the squared MMD of `layer` plus that of each stage times its weight; a scalar."""
     distance = marginal_mmd if guidance.alignment == "marginal" else class_mmd
     pairs = zip(layout.split(left[0]), layout.split(right[0]), medians.reshape(-1), strict=True)
     first, *others = [distance(x, left[1], y, right[1], num_classes=num_classes, median=m) for x, y, m in pairs]
@@ -154,7 +154,7 @@ class Moments(Matching[MomentsState]):
 
 @whole
 def moments(guidance: Moments, layout: Layout, left: Side, right: Side, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Distances of both moments, of `layer` plus each stage times its weight; scalars."""
+    """Return the distances of both moments, of `layer` plus each stage times its weight; scalars."""
     distance = marginal_moments if guidance.alignment == "marginal" else class_moments
     pairs = zip(layout.split(left[0]), layout.split(right[0]), strict=True)
     (mean, covariance), *others = [distance(x, left[1], y, right[1], num_classes=num_classes) for x, y in pairs]
@@ -166,5 +166,5 @@ def moments(guidance: Moments, layout: Layout, left: Side, right: Side, num_clas
 
 
 def unit_norm(features: Tensor) -> Tensor:
-    """Factor that scales features (N, D) to unit mean squared norm, a scalar."""
+    """Return the factor that scales features (N, D) to unit mean squared norm, a scalar."""
     return features.square().sum(1).mean().rsqrt()

@@ -20,7 +20,7 @@ from condkd_ray.methods.inversion.conditional import Conditional
 from condkd_ray.methods.inversion.inversion import LossTerms, Round, StepBatch, require_bn
 from condkd_ray.methods.targets import Targets
 from condkd_ray.models.generator import Generator
-from condkd_ray.models.network import drawn
+from condkd_ray.models.network import seeded_module
 from condkd_ray.models.observation import Observation
 from condkd_ray.models.teacher import Teacher
 
@@ -153,7 +153,9 @@ class Cmi(Conditional[CmiState]):
         teacher, rng = call.teacher, call.rng
         state.round += 1
         size = (self.latent, self.width, teacher.image_shape)
-        fresh = drawn(lambda: Generator(*size, init="normal"), f"init/generator/{state.round}", teacher.device, rng)
+        fresh = seeded_module(
+            lambda: Generator(*size, init="normal"), f"init/generator/{state.round}", teacher.device, rng
+        )
         generator = state.generator_like(fresh)
         latents = call.latents(len(targets), self.latent).requires_grad_()
         made = [*generator.parameters(), latents]

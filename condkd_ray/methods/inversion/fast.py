@@ -21,7 +21,7 @@ from condkd_ray.methods.inversion.inversion import LossTerms, Round, StepBatch, 
 from condkd_ray.methods.losses.inversion import mix_bn
 from condkd_ray.methods.targets import Targets
 from condkd_ray.models.generator import Generator
-from condkd_ray.models.network import drawn
+from condkd_ray.models.network import seeded_module
 from condkd_ray.models.teacher import Teacher
 
 
@@ -114,7 +114,7 @@ class Fast(Conditional[FastState]):
         """Return a generator from stream `init/generator`. Raises `InputError` for a teacher without BN."""
         require_bn(teacher)
         size = (self.latent, self.width, teacher.image_shape)
-        generator = drawn(lambda: Generator(*size), "init/generator", teacher.device, rng)
+        generator = seeded_module(lambda: Generator(*size), "init/generator", teacher.device, rng)
         rate = self.lr * self.steps
         optimizer = torch.optim.Adam(generator.parameters(), rate, betas=(0.5, 0.999), fused=True)
         return FastState(generator, optimizer)

@@ -22,7 +22,7 @@ from condkd_ray.methods.inversion.inversion import BestStep, LossTerms, Round, S
 from condkd_ray.methods.losses.inversion import mix_bn
 from condkd_ray.methods.targets import Targets
 from condkd_ray.models.generator import Generator
-from condkd_ray.models.network import drawn
+from condkd_ray.models.network import seeded_module
 from condkd_ray.models.teacher import Teacher
 from condkd_ray.models.weights import read_weights
 
@@ -156,7 +156,7 @@ class Nayer(Conditional[NayerState]):
 
     def _generator(self, embeddings: Tensor, teacher: Teacher, rng: Streams, stream: str) -> EmbeddingGenerator:
         size = (embeddings.shape[1], self.latent, self.width, teacher.image_shape)
-        return drawn(lambda: EmbeddingGenerator(*size), stream, teacher.device, rng)
+        return seeded_module(lambda: EmbeddingGenerator(*size), stream, teacher.device, rng)
 
     def run(self, state: NayerState, targets: Targets, call: Round) -> tuple[Samples, Metrics]:
         """Run `loops` times `steps` steps of the generator and of noisy layers from stream `latents`."""

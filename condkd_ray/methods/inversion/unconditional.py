@@ -18,7 +18,7 @@ from condkd_ray.core.samples import UNLABELLED, Samples, unseen
 from condkd_ray.methods.inversion.inversion import Host, LossTerms, Round, StepBatch, TargetUse, require_bn
 from condkd_ray.methods.targets import Targets, balanced_labels
 from condkd_ray.models.generator import Generator, LabelledGenerator
-from condkd_ray.models.network import drawn
+from condkd_ray.models.network import seeded_module
 from condkd_ray.models.teacher import Teacher
 
 
@@ -109,7 +109,7 @@ class Unconditional(Host[GeneratorState]):
                 return LabelledGenerator(*size, teacher.num_classes, **self.generator_options)
             return Generator(*size, **self.generator_options)
 
-        generator = drawn(built, "init/generator", teacher.device, rng)
+        generator = seeded_module(built, "init/generator", teacher.device, rng)
         optimizer = torch.optim.Adam(generator.parameters(), self.lr, betas=self.betas, fused=True)
         return GeneratorState(generator, optimizer)
 

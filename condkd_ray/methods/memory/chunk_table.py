@@ -1,4 +1,4 @@
-"""A table of chunks in this machine's memory, from which samples are gathered by id.
+"""A table of chunks in CPU memory, from which samples are gathered by id.
 
 A chunk holds samples of consecutive ids. It may be a view of shared memory or of a file: gathering always copies.
 Letters: N samples, M chunks.
@@ -15,10 +15,10 @@ from condkd_ray.core.device import sent
 from condkd_ray.core.samples import Encoded
 
 COMPACT = 4096
-"""Adjacent small chunks are joined up to this many samples (our choice: 12 MiB of 32x32 colour images) ..."""
+"""Largest number of samples of a joined chunk (our choice: 12 MiB of 32x32 colour images)."""
 JOIN_FROM = 16
-"""... if at least this many are adjacent, or the joined chunk would be full; samples of typical rounds are copied once
-or twice."""
+"""Least number of adjacent small chunks that are joined, unless fewer fill a chunk; samples of typical rounds are then
+copied once or twice (our choice)."""
 
 
 def columns(encoded: Encoded) -> tuple[Tensor, Tensor, Tensor]:
@@ -73,7 +73,7 @@ class ChunkTable:
     def put(self, start: int, chunk: Encoded, near: Encoded | None = None) -> None:
         """Add the chunk whose first id is `start`, or replace the chunk there.
 
-        `near`: see `DeviceRows.put`; unused by a table in this machine's memory.
+        `near`: see `DeviceRows.put`; unused by a table in CPU memory.
         """
         self._chunks[start] = Encoded(*(column.contiguous() for column in columns(chunk)))
         self._index = None
