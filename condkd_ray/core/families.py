@@ -241,7 +241,7 @@ def register(kind: Any = None, /, *, version: str | None = None) -> Any:
 
 
 def register_class(kind: M, version: str | None = None) -> M:
-    """Register a class and return it: see `register`."""
+    """Register a class and return it. Raises `InputError` as `register` does."""
     family = family_of(kind) if isinstance(kind, type) else None
     bases = ", ".join(_place(one.base) for one in _FAMILIES.values())
     accepted = f"a class that derives from the base of a family, such as {bases}"

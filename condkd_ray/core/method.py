@@ -92,7 +92,9 @@ class Schedule(Method):
     """
 
     start: float = 1.0
+    """Factor in the first round."""
     end: float = 1.0
+    """Factor from `until` on."""
     until: float = 0.5
     """Share of the rounds after which `end` is reached."""
 
@@ -130,7 +132,7 @@ class Meter:
         """For each term: its sum, the number of steps with a finite sum, and the number of steps."""
 
     def add(self, **terms: "Tensor") -> None:
-        """Add one step's terms, 0-dimensional tensors on any device, without a host sync."""
+        """Add one step's terms, 0-dimensional tensors on any device, without waiting for the device."""
         for name, value in terms.items():
             value = value.detach().float()
             # A sum stays non-finite after one non-finite summand, so counting finite sums counts the steps before.
@@ -143,7 +145,7 @@ class Meter:
                 self._terms[name] = (value.clone(), value.isfinite().float(), 1)
 
     def read(self) -> Metrics:
-        """Return the means by `family/term`, with one host copy. Raises `NonFiniteError` naming term and step."""
+        """Return the means by `family/term`, with one copy to the CPU. Raises `NonFiniteError` naming term and step."""
         if not self._terms:
             return {}
         # Imported here: messages about bad input shall not wait for PyTorch's import, which takes seconds.

@@ -38,6 +38,7 @@ class Outcome:
     """Result of a trial, or the state of a running one. Accuracies are fractions, times are seconds."""
 
     status: Status
+    """`running` for a trial that has not ended."""
     reason: str = ""
     """Why the trial failed or was pruned; empty otherwise."""
     metrics: Metrics = field(default_factory=dict)
@@ -49,10 +50,13 @@ class Outcome:
     images: Tensor | None = None
     """(n, C, H, W) uint8 example images, sorted by class. Not stored in the record."""
     images_per_class: int = 0
+    """Number of `images` of each class."""
     held: dict[str, list[int]] = field(default_factory=dict)
     """Numbers of samples in the memory at the end: per predicted `class` of the teacher, and per `confidence` bin."""
     peak_bytes: int = 0
+    """Peak of allocated GPU memory, or of resident memory on a CPU."""
     threads: int = 1
+    """Number of PyTorch threads."""
     node: str = field(default_factory=platform.node)
     """Host name of the machine that ran the trial."""
 

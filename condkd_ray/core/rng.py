@@ -32,7 +32,7 @@ class Streams:
         return self._open("device", name, self.device)
 
     def host(self, name: str) -> torch.Generator:
-        """Return the stream `name` on the CPU, for draws that the host needs or that must be equal on all devices."""
+        """Return the stream `name` on the CPU, for draws that code reads there or that must be equal on all devices."""
         return self._open("host", name, torch.device("cpu"))
 
     def _open(self, place: str, name: str, device: torch.device) -> torch.Generator:

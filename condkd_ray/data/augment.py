@@ -1,7 +1,7 @@
 """Differentiable augmentation of image batches from a random stream: shift, roll, flip, resized crop, cutout, DSA.
 
 All draws are vectorised, and per image except in `roll_flip`. A shift fills with black in every space: 0 in [0, 1]
-pixels, `Teacher.black` in the teacher's. Only the DSA family fills with zeros, like its released code.
+pixels, `Teacher.black` in the teacher's. Only the DSA family fills with zeros, as in the released code of DSA.
 
 Source of the DSA family and its parameters: Zhao & Bilen, "Dataset Condensation with Differentiable Siamese
 Augmentation", ICML 2021, and the authors' released code (github.com/VICO-UoE/DatasetCondensation).
@@ -51,7 +51,8 @@ def roll_flip(images: Tensor, *, rng: torch.Generator, share: float, flip: bool)
     """Roll the batch (B, C, H, W) by one offset of up to `share` of its sides, and mirror it with p 1/2 if `flip`.
 
     Pixels that leave at one edge enter at the opposite one, so no value is invented. All images share one pair of
-    offsets and one coin toss, drawn without a host sync. Range of the offsets and number of draws: as in `shift_flip`.
+    offsets and one random bit, drawn without a wait for the device. Range of the offsets and number of draws: as in
+    `shift_flip`.
     """
     height, width = images.shape[2:]
     down, right = (_whole(pixels(share, side), 1, rng, images.device) for side in (height, width))
@@ -60,7 +61,7 @@ def roll_flip(images: Tensor, *, rng: torch.Generator, share: float, flip: bool)
     columns = (torch.arange(width, device=images.device) - right) % width
     if flip:
         columns = torch.where(mirrored, columns.flip(0), columns)
-    # Not `torch.roll`, which needs offsets on the host. In channels-last order whole pixels are copied.
+    # Not `torch.roll`, which needs offsets on the CPU. In channels-last order whole pixels are copied.
     return images.permute(0, 2, 3, 1).index_select(1, rows).index_select(2, columns).permute(0, 3, 1, 2)
 
 
@@ -118,7 +119,7 @@ def dsa(images: Tensor, *, rng: torch.Generator, choice: torch.Generator, flip: 
     `choice` draws the group, on the CPU; `rng` draws the parameters, on the images' device. `siamese`: all images get
     the parameters of the first, as condensation requires; otherwise each has its own. `flip` False excludes the flip
     (for digits). Differentiable in `images` (B, C, H, W). Padding and cutout are zeros in any normalisation, because
-    the released code pads its normalised images with zeros.
+    DSA's code pads its normalised images with zeros.
     """
     groups: list[Callable[[Tensor, Tensor], Tensor]] = [_color, _crop, _cutout, _scale, _rotate]
     if flip:

@@ -60,10 +60,11 @@ class DataSource(Method, ABC):
     seed: int = 0
     """Seed of every split, independent of the trial's seed."""
     mean: tuple[float, ...] | None = None
-    """Normalisation of your own teacher, one value per channel, in units of [0, 1] pixels."""
+    """Mean of the normalisation of your own teacher, one value per channel, in units of [0, 1] pixels."""
     std: tuple[float, ...] | None = None
+    """Standard deviation of the normalisation, like `mean`; the two are given together."""
     flip_ok: bool | None = None
-    """Whether a mirrored image keeps its class. None: no for digits, mnist and svhn, yes for all others."""
+    """True if a mirrored image keeps its class. None: false for digits, mnist and svhn, true for all others."""
 
     def __post_init__(self) -> None:
         require(self.size is None or self.size >= 1, "data.size", self.size, "an integer of at least 1, or none")

@@ -126,7 +126,7 @@ def recognition(predictions: Tensor, labels: Tensor, num_classes: int) -> Recogn
 
 
 def sign_test(won: int, lost: int, *, among: int = 1) -> bool:
-    """Return whether one of two classifiers of the same images is certainly better: an exact sign test.
+    """Return whether the first of two classifiers of the same images is certainly better: an exact sign test.
 
     Of the images that exactly one classifier predicts correctly, `won` are those of the first, `lost` those of the
     second. `among`: number of candidates of which the first is the best, each of which could have won by chance
@@ -228,8 +228,8 @@ def _mask(rows: Tensor, count: int) -> Tensor:
 def _certainly_better(tried: list[tuple[Tensor, Tensor, Tensor]], among: Tensor) -> bool:
     """Return whether orders fit better in the classes `among`, by an exact sign test and by `GAINED`.
 
-    `tried`: each order with predictions and labels of images on which it was not found. The test counts the images that
-    exactly one of the two orders classifies correctly.
+    `tried`: each order, with the predictions and labels of the other half of the images. The test counts the images
+    that exactly one of the two orders classifies correctly.
     """
     won, lost, gains = 0, 0, []
     for order, predictions, labels in tried:

@@ -149,7 +149,7 @@ class Supervised(Method):
         self, network: nn.Module, total: int, *, fused: bool
     ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
         """Return SGD of `network` and its schedule over `total` steps."""
-        # Fused needs one launch on a GPU. On a CPU it changes the last bits, and cached teachers must stay the same.
+        # A fused step is one launch on a GPU. On a CPU it changes the last bits, and cached teachers must not change.
         optimizer = torch.optim.SGD(
             network.parameters(),
             self._peak(network),

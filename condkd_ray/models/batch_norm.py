@@ -11,7 +11,7 @@ class BatchNorm2d(nn.BatchNorm2d):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, C, H, W)."""
+        """Return the normalised maps (B, C, H, W)."""
         if self.training or input.device.type != "cpu" or input.dtype != torch.float32:
             return super().forward(input)
         assert self.running_mean is not None

@@ -57,7 +57,7 @@ class ConvNetModule(nn.Module):
         return self.blocks(images).flatten(1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) to logits (B, K)."""
+        """Return logits (B, K) of images (B, C, H, W)."""
         return self.classifier(self.embed(images))
 
 

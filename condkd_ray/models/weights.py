@@ -223,7 +223,7 @@ class _Attempt:
     weights: Weights
     problems: tuple[str, ...]
     known: Recognised | None = None
-    """The recognised network of the weights, or None."""
+    """The network that the weights belong to; None if it is not recognised."""
     beside: tuple[str, ...] = ()
     """Names in the same state dict that no fitting part contains."""
 
@@ -272,7 +272,7 @@ def _equal(one: Weights, other: Weights) -> bool:
 
 
 def recognised(path: Path) -> Recognised | None:
-    """Return the network that the weights in a file belong to, or None if it is not recognised.
+    """Return the network that the weights in a file belong to; None if it is not recognised.
 
     Raises `InputError` if the file cannot be read, or if it holds several networks, such as teacher and student.
     """

@@ -55,7 +55,7 @@ class WrnModule(nn.Module):
         he_init(self)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) to logits (B, K)."""
+        """Return logits (B, K) of images (B, C, H, W)."""
         maps = F.relu(self.bn(self.stages(self.conv(images))), inplace=True)
         return self.classifier(maps.mean((2, 3)))
 
@@ -76,7 +76,7 @@ class PreActivationBlock(nn.Module):
         self.shortcut = Shortcut(inputs, outputs, stride) if changes else None
 
     def forward(self, maps: Tensor) -> Tensor:
-        """(B, inputs, H, W) to (B, outputs, H / stride, W / stride)."""
+        """Return maps (B, outputs, H / stride, W / stride) of (B, inputs, H, W)."""
         active = F.relu(self.bn1(maps), inplace=True)
         inner = self.conv2(F.relu(self.bn2(self.conv1(active)), inplace=True))
         return inner.add_(maps if self.shortcut is None else self.shortcut(active))

@@ -25,7 +25,7 @@ def expect(holds: bool, text: str) -> None:
 def check_config(method: Any) -> None:
     """Check that a method is a member of its family, can be written to YAML, can be hashed, and has a valid `ours`.
 
-    `ours` may contain only names of fields.
+    `ours` may contain only names of fields. Raises `AssertionError` with the rule that is broken.
     """
     kind = type(method)
     family = family_of(kind)

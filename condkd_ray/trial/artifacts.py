@@ -94,7 +94,7 @@ def cached(
 
 
 def _stored_tensors(path: Path, what: str, check: Callable[[Tensors], None]) -> Tensors | None:
-    """Return the tensors stored at `path`, or None if the file does not exist or is not usable."""
+    """Return the tensors stored at `path`; None if the file does not exist or is not usable."""
     if not path.is_file():
         return None
     try:
@@ -108,7 +108,7 @@ def _stored_tensors(path: Path, what: str, check: Callable[[Tensors], None]) -> 
 
 @dataclass(frozen=True)
 class StandIns:
-    """Artifacts missing from the cache, by cache key: a run would make each of them once before its first trial.
+    """Artifacts that the cache lacks, by cache key; a run would make each of them once, before its first trial.
 
     A stand-in teacher is an untrained network, and a stand-in condensed set consists of random real images. A trial
     takes as long with stand-ins as with the real artifacts.

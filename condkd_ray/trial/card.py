@@ -34,7 +34,7 @@ class Card:
     std: tuple[float, ...] | None = None
     """Mean and standard deviation of the normalisation, one value per channel, in units of [0, 1] pixels."""
     flip_ok: bool | None = None
-    """Whether a mirrored image has the same class."""
+    """True if a mirrored image has the same class."""
     test_accuracy: float | None = None
     """Accuracy of the network on its test images, as a fraction."""
 

@@ -162,10 +162,11 @@ class TrialConfig(Method):
 
     @property
     def keeps_logits(self) -> bool:
-        """Whether the teacher's logits of the trial's images are computed and stored together with them.
+        """True if the teacher's logits of the trial's images are computed and stored together with them.
 
-        They are if the distillation step, the weighing or the memory reads them, or if the labels are computed from
-        them. Otherwise they are computed only at the end of the trial; see `outcome.remembered_logits`.
+        This is the case if the distillation step, the weighing or the memory reads the logits, or if the labels are
+        computed from them. Otherwise the logits are computed only at the end of the trial; see
+        `outcome.remembered_logits`.
         """
         read = not self.distiller.runs_teacher or self.weighing.reads_memory or self.memory.reads_logits
         return read or self.inversion.labels_by_teacher

@@ -20,7 +20,7 @@ class Hardware:
     gpu: str = ""
     """Name of the GPU."""
     bf16: bool = False
-    """Whether the GPU multiplies bfloat16 in hardware."""
+    """True if the GPU multiplies bfloat16 in hardware."""
     memory: int = 0
     """Memory of the GPU in bytes; 0 for a CPU."""
 

@@ -68,7 +68,7 @@ class Reading:
 
     @property
     def reordered(self) -> bool:
-        """Whether the labels fit significantly better in another class order, and well above chance there.
+        """True if the labels fit significantly better in another class order, and well above chance there.
 
         The second condition is needed because even an untrained network fits some order better than chance.
         """
@@ -117,7 +117,7 @@ class Findings:
     promised: float | None
     """The test accuracy that the teacher's card states, as a fraction."""
     in_folders: bool
-    """Whether a `classes.txt` in the image folder could set the class order."""
+    """True if a `classes.txt` in the image folder could set the class order."""
     handed: bool = False
     """True for a teacher that was passed as an object: its message then names arguments instead of flags."""
 
@@ -128,7 +128,7 @@ class Findings:
 
     @property
     def refused(self) -> bool:
-        """Whether the teacher must not be used as it is given."""
+        """True if the teacher must not be used as it is given."""
         unknown = self.found.verdict == "unknown" and not self._as_promised
         unlikely = unknown or (bool(self.fresh) and self.found.verdict != "known")
         return unlikely or self.given.reordered or self.gain >= REFUSED or self._far_below
@@ -174,7 +174,7 @@ class Findings:
 
     @property
     def _sure_of_order(self) -> bool:
-        """Whether the order alone explains the errors: a teacher of other classes also fits its best order a little."""
+        """True if the order alone explains the errors: a teacher of other classes also fits its best order a little."""
         chance = 1 / self.found.num_classes
         return self.found.verdict == "known" or self.found.ordered > (1 + chance) / 2
 

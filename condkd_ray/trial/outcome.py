@@ -69,7 +69,7 @@ def diverged(outcome: Outcome) -> bool:
 
 
 def broken(error: Exception, device: torch.device, state: TrialState | None = None, total: int = 0) -> Outcome:
-    """Return the outcome of a trial of `total` rounds that a `fatal` error ended; `state` is None before its start."""
+    """Return the outcome of a trial of `total` rounds that a `fatal` error ended; no `state`: it ended at its start."""
     why = out_of_memory(error) if is_out_of_memory(error) else str(error)
     return Outcome(
         status="failed",

@@ -31,7 +31,7 @@ class FeatureDiscriminator(nn.Module):
     """Maps features (B, D) and labels (B,) to real-or-fake logits (B,), and to class logits (B, K) if `auxiliary`.
 
     `auxiliary`: a second head predicts the class. `projection`: the inner product of the hidden layer with an embedding
-    of the label is added. `per_class`: one logit per class, of which the label's is used. `none`: labels are ignored.
+    of the label is added. `per_class`: one logit per class; the logit of the label is used. `none`: labels are ignored.
     Two hidden layers; `spectral` bounds each layer's norm by 1, since there are only K x ipc real images.
     """
 
@@ -65,7 +65,10 @@ class FeatureDiscriminator(nn.Module):
             self.embedding = bounded(embedding)
 
     def forward(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
-        """(B, D), (B,) to ((B,), (B, K) or None), in float32 under autocast too, because losses use them."""
+        """Return real-or-fake logits (B,) and class logits, (B, K) or None, of features (B, D) and labels (B,).
+
+        Both are float32, under autocast too, because losses use them.
+        """
         x = self.trunk(features)
         logits = self.adversarial(x).float()
         logits = logits.squeeze(1) if logits.shape[1] == 1 else logits.gather(1, labels[:, None]).squeeze(1)

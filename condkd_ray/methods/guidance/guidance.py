@@ -85,7 +85,7 @@ ONE_LAYER = Layout()
 
 @dataclass(kw_only=True)
 class GuidanceState:
-    """Base of the states. `Guidance.start` measures the factors and deviations if the settings need them."""
+    """Base class of the states. `Guidance.start` measures the factors and deviations if the settings need them."""
 
     units: Tensor | None = None
     """(D,): factors that scale each layer to a spread of 1 among the condensed images; None without `stages`."""
@@ -526,18 +526,18 @@ class NoGuidance(Method):
     idle: ClassVar[tuple[str, ...]] = ()
 
     def check(self, teacher: Teacher) -> None:
-        """No layers are compared."""
+        """Do nothing: no layers are compared."""
 
     def check_use(self, teacher: Teacher, ipc: int, batch: int, host_augment: HostAugment) -> None:
-        """Any number of images is enough."""
+        """Do nothing: any number of images is enough."""
 
     def start(self, teacher: Teacher, condensed: Samples | None, rng: Streams, host_augment: object = None) -> None:
-        """There is no state."""
+        """Return None: there is no state."""
 
     def bind(self, state: None, **_: object) -> Guide:
         """Return a guide without effect."""
         return Unguided()
 
     def read(self, guide: Guide) -> dict[str, float]:
-        """There are no terms."""
+        """Return no terms."""
         return {}

@@ -44,7 +44,7 @@ SHARED = (
 
 
 class Matching(Guidance[State]):
-    """Base of the guidances that compare the fakes with the latest batch of condensed features."""
+    """Base class of the guidances that compare the fakes with the latest batch of condensed features."""
 
     @abstractmethod
     def distances(self, state: State, fake: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -120,8 +120,8 @@ class MomentsState(CondensedFeatures):
 class Moments(Matching[MomentsState]):
     """Mean over classes of ||m_fake - m_real||^2 + c ||S_fake - S_real||_F^2, m means and S covariances of a batch.
 
-    With one condensed image per class, the covariance is that of its augmentations. With several layers, the weighted
-    sum over layers; stages have a covariance term only with `stage_covariances`.
+    With one condensed image per class, S_real is the covariance of that image's augmentations. With several layers, the
+    weighted sum over layers; stages have a covariance term only with `stage_covariances`.
     """
 
     ours = (*SHARED, "covariance_weight", "stage_covariances")

@@ -29,7 +29,7 @@ class Dfad(Unconditional):
     name: Literal["dfad"] = "dfad"
     generator_options: ClassVar[dict[str, Any]] = {"head": "tanh_bn"}
     steps: int = 4
-    """Adam steps of the generator per round. As published: one per five student steps, of which a round has 20 by
+    """Adam steps of the generator per round. As published: one per five student steps; a round has 20 student steps by
     default. With many more, the student no longer learns from the images."""
     batch: int = 128
     """Images per generator step (256 in DFAD's code)."""

@@ -38,7 +38,7 @@ class Dfq(Unconditional):
     betas = (0.5, 0.999)
     reads_bn = True
     steps: int = 4
-    """Adam steps of the generator per round. In the re-run: one per five student steps, of which a round has 20 by
+    """Adam steps of the generator per round. In the re-run: one per five student steps; a round has 20 student steps by
     default."""
     batch: int = 128
     """Images per generator step (256 in the re-run of DFQ in CDFKD-MFS)."""

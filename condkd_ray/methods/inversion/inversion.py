@@ -145,7 +145,7 @@ class StepBatch(NamedTuple):
 
     `images` and `augmented` are (B, C, H, W); `observation` is of the augmented images. `weight` (B,) holds the factor
     of each image in the terms that are means over images. `extra_inputs` holds what the host drew in addition, such as
-    a second view. `temperature` is that of the class prior.
+    a second view. `temperature` is the temperature of the class prior.
     """
 
     images: Tensor
@@ -184,7 +184,7 @@ class Round:
         return torch.randn(shape, generator=self.rng["latents"], device=self.rng.device)
 
     def start(self, labels: Tensor) -> Start | None:
-        """Return the guide's starting images for a batch of `labels` (B,), or None if the guide has none."""
+        """Return the guide's starting images for a batch of `labels` (B,); None if the guide has none."""
         # A guide of another package may be older than this method of the protocol.
         start = getattr(self.guide, "start", None)
         return start(labels) if start is not None else None
@@ -382,7 +382,7 @@ class Host(Inversion[State]):
 
     @final
     def synthesize(self, state: State, targets: Targets, **given: Any) -> tuple[Samples, Metrics]:
-        """See `Inversion.synthesize`."""
+        """Run one round as `Inversion.synthesize` describes."""
         return self.run(state, targets, Round(self, **given))
 
     @abstractmethod
@@ -403,7 +403,7 @@ class NoInversion(Inversion[None]):
 
     @property
     def images_per_round(self) -> int:
-        """Zero."""
+        """0: no images."""
         return 0
 
     def init(self, teacher: Teacher, rng: Streams) -> None:

@@ -46,7 +46,10 @@ class EmbeddingGenerator(nn.Module):
         self.body = Generator(latent, width, image_shape)
 
     def forward(self, embeddings: Tensor, noisy: NoisyLayers, labels: Tensor, places: Tensor) -> Tensor:
-        """(K, E) embeddings to (B, C, H, W): image i has class `labels[i]` and uses layer `places[i]`, both (B,)."""
+        """Return images (B, C, H, W) of class embeddings (K, E).
+
+        Image i has class `labels[i]` and uses noisy layer `places[i]`, both (B,).
+        """
         latents = torch.einsum("rze,ke->rkz", noisy.weight, self.norm(embeddings)) + noisy.bias[:, None]
         return self.body(latents[places, labels])
 

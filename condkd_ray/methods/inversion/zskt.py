@@ -33,7 +33,7 @@ class Zskt(Unconditional):
     name: Literal["zskt"] = "zskt"
     generator_options: ClassVar[dict[str, Any]] = {"head": "bn"}
     steps: int = 2
-    """Adam steps of the generator per round. As published: one per ten student steps, of which a round has 20 by
+    """Adam steps of the generator per round. As published: one per ten student steps; a round has 20 student steps by
     default. With many more, the student no longer learns from the images."""
     batch: int = 128
     """Images per generator step."""

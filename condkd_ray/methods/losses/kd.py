@@ -38,7 +38,7 @@ class NetworkOutputs(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class KdLoss(Method, ABC):
-    """Base of the distillation losses: one value per sample, from the outputs of student and teacher."""
+    """Base class of the distillation losses: one value per sample, from the outputs of student and teacher."""
 
     @property
     def layer_pairs(self) -> tuple[tuple[str, str], ...]:
@@ -95,7 +95,7 @@ class SoftCrossEntropy(KdLoss):
     r"""Cross-entropy with the teacher's softmax: -tau^2 \sum_k softmax(t / tau)_k log softmax(s / tau)_k.
 
     ZSKD distils its images with it; the loss of Wang's soft targets is not known and assumed to be the same. Its
-    gradient is that of Hinton's KL, but its minimum is the teacher's entropy instead of 0.
+    gradient equals the gradient of Hinton's KL, but its minimum is the teacher's entropy instead of 0.
     """
 
     paper = "Nayak et al., ICML 2019"
@@ -129,8 +129,8 @@ class Dkd(KdLoss):
     """tau^2 (alpha TCKD + beta NCKD), both KL(teacher || student) at temperature tau.
 
     TCKD compares the two probabilities (p_y, 1 - p_y) of the sample's label y, NCKD the softmaxes over the other K - 1
-    classes. Hinton's KL is TCKD + (1 - p_y of the teacher) NCKD, so that on images of which the teacher is certain the
-    other classes have almost no weight.
+    classes. Hinton's KL is TCKD + (1 - p_y of the teacher) NCKD, so that the other classes have almost no weight on
+    images that the teacher classifies with certainty.
     """
 
     paper = "Zhao et al., CVPR 2022"

@@ -135,7 +135,7 @@ class _Index:
 
     @cached_property
     def rows(self) -> "_SpannedRows":
-        """All samples. Raises `KeyError` if there is no chunk."""
+        """The rows of all samples. Raises `KeyError` if there is no chunk."""
         if not self._chunks:
             raise KeyError("no chunk holds anything")
         return _SpannedRows(self._starts, self._chunks)

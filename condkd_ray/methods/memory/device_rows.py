@@ -26,7 +26,7 @@ NO_ROW, ON_HOST = -1, -2
 
 
 def quarter(total: int, part: float = 1.0) -> int:
-    """Return the default limit of samples in bytes on a device of `total` bytes, of which the trial has this `part`."""
+    """Return the default limit of samples in bytes, for a trial that has this `part` of a device of `total` bytes."""
     return int(SHARE * min(part, 1.0) * total)
 
 
@@ -72,7 +72,7 @@ class DeviceRows:
         self._chunks: dict[int, _Chunk] = {}
         # The row of each id so far, with spare room at the end.
         self._row_of = np.full(1, NO_ROW, np.int32)
-        # The same on the device, if it was used there since the last change.
+        # A copy of `_row_of` on the device; None if it has changed since the last draw there.
         self._device_row_of: Tensor | None = None
         self._host = ChunkTable(pinned=device.type == "cuda")
 
@@ -139,7 +139,7 @@ class DeviceRows:
         wanted = ids.cpu().numpy()
         rows = self._locate(wanted)
         on_host = np.flatnonzero(rows == ON_HOST)
-        # Any valid row in their place; it is overwritten.
+        # Any valid row stands in for them; `_overwrite` replaces it.
         rows[on_host] = 0
         found = self._picked(sent(torch.from_numpy(rows), self._device))
         if len(on_host):

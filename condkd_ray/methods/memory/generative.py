@@ -52,7 +52,7 @@ class Generative(ReplayMemory[GenerativeState]):
     reads_logits = False
     name: Literal["generative"] = "generative"
     steps: int = 8
-    """VAE steps per round: 4 for every 10 student steps, of which a round has 20 by default."""
+    """VAE steps per round: 4 per 10 student steps, as in PRE-DFKD's code; a round has 20 student steps by default."""
     batch: int = 64
     """Fresh images per VAE step, half of a student batch as in PRE-DFKD's code (512 of 1024); drawn with
     replacement."""

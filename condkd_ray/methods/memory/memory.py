@@ -130,7 +130,7 @@ KeptState = TypeVar("KeptState", bound=KeptIds)
 
 
 class Uniform(ReplayMemory[KeptState]):
-    """Base of the memories that draw uniformly, with replacement, from all samples they keep."""
+    """Base class of the memories that draw uniformly, with replacement, from all samples they keep."""
 
     def draw(self, state: KeptState, store: Store, count: int, *, teacher: Teacher, rng: Streams) -> Draw:
         """Draw uniformly, with replacement."""
@@ -211,7 +211,7 @@ class Reservoir(Uniform[ReservoirState]):
 
 @dataclass(frozen=True, kw_only=True)
 class Latest(ReplayMemory[IdQueue]):
-    """The latest round only, for inversions with many fresh images per round, such as DAFL: no image is drawn twice."""
+    """The latest round only, for inversions such as DAFL, whose rounds make enough images for all student steps."""
 
     reads_logits = False
     name: Literal["latest"] = "latest"

@@ -180,7 +180,7 @@ class LiveIds:
         return bool(self._live[start : start + count].any())
 
     def restore(self, num_ids: int, live: Tensor) -> None:
-        """Restore the state of a checkpoint: `num_ids` given out, of which exactly `live` are live."""
+        """Restore the state of a checkpoint: `num_ids` ids were given out, and exactly the ids `live` are live."""
         self._resize(num_ids)
         self._live[:] = False
         self._live[live.cpu()] = True
