@@ -39,11 +39,11 @@ def clear(storage: Location, done: Sequence[PlannedTrial], others: Sequence[Plan
 
     Samples that one of `others` shares stay.
     """
-    needed = {trial.place[1] for trial in others}
+    needed = {trial.pool_key for trial in others}
     for trial in done:
         remove(trial_folder(storage, trial.key))
-        if trial.place[1] not in needed:
-            remove(chunks_folder(storage) / trial.place[1])
+        if trial.pool_key not in needed:
+            remove(chunks_folder(storage) / trial.pool_key)
 
 
 def delete_trials(storage: Location, keys: Sequence[str]) -> None:

@@ -104,7 +104,7 @@ def with_samples(need: Need, job: Job, part: float, limit: int | None) -> Need:
     shape, classes = teacher["image_shape"], teacher["num_classes"]
     whole = config.total_rounds * round_bytes(config, shape, classes, logits=config.keeps_logits)
     limit = quarter(need.total, part) if limit is None else limit
-    held = most_bytes(limit if job.place[0] == "sweep" else whole, limit)
+    held = most_bytes(limit if job.scope == "sweep" else whole, limit)
     return need._replace(peak=need.peak + held, samples=held)
 
 

@@ -81,7 +81,7 @@ class Monitor:
     def add(self, trial: PlannedTrial) -> None:
         """Add a trial."""
         self.trials[trial.key], self._history[trial.key] = trial, []
-        self._sharers[trial.place[1]].add(trial.key)
+        self._sharers[trial.pool_key].add(trial.key)
         self.open.add(trial.key)
 
     @property
@@ -166,7 +166,7 @@ class Monitor:
     def _finish(self, key: str, outcome: Outcome) -> None:
         """Report the outcome; then delete the trial's files, and its samples once no open trial shares them."""
         self._end(key, outcome)
-        pool_key = self.trials[key].place[1]
+        pool_key = self.trials[key].pool_key
         self._sharers[pool_key].discard(key)
         if not self._sharers[pool_key]:
             self._context.pool.forget.remote(pool_key)
@@ -381,7 +381,7 @@ def sweep(trials: Sequence[PlannedTrial[Prepared]], options: ClusterOptions, obs
     options.check([trial.config for trial in trials])
     trials, packer = producers_first(trials), Packer()
     try:
-        with pool_of(options, [chunk_bytes(trial.config, trial.prepared, trial.place[0]) for trial in trials]) as pool:
+        with pool_of(options, [chunk_bytes(trial.config, trial.prepared, trial.scope) for trial in trials]) as pool:
             jobs = SweepJobs(map(packer.job, trials))
             for key in jobs:
                 clear_attempts(trial_folder(options.place, key))
@@ -401,8 +401,8 @@ def producers_first(trials: Sequence[PlannedTrial]) -> list[PlannedTrial]:
     seen: Counter[str] = Counter()
     turns: dict[str, int] = {}
     for trial in trials:
-        turns[trial.key] = seen[trial.place[1]]
-        seen[trial.place[1]] += 1
+        turns[trial.key] = seen[trial.pool_key]
+        seen[trial.pool_key] += 1
     return sorted(trials, key=lambda trial: turns[trial.key])
 
 

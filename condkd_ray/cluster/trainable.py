@@ -133,7 +133,7 @@ def _attempt(job: Job, context: WorkerContext, report: Report) -> Outcome:
     prepared = unpack(job.config, job.prepared, own_device())
     if (parent := job.lineage.parent) and not checkpoint.is_file():
         # Samples first: a trial whose checkpoint exists is assumed to have all of them.
-        call_actor(context.pool.inherit, job.place[1], parent)
+        call_actor(context.pool.inherit, job.pool_key, parent)
         inherit(job.config, prepared, trial_file(context.folder, parent, "state"), checkpoint)
 
     def show(outcome: Outcome) -> None:
@@ -166,7 +166,7 @@ def _attempt(job: Job, context: WorkerContext, report: Report) -> Outcome:
 
 
 def _run(job: Job, prepared: Prepared, context: WorkerContext, rest: dict[str, Any]) -> Outcome:
-    config, teacher, (scope, pool_key) = job.config, prepared.teacher, job.place
+    config, teacher, scope, pool_key = job.config, prepared.teacher, job.scope, job.pool_key
     place = (codec(config, teacher), teacher.num_classes, context.pool, pool_key, teacher.device)
     limit = _device_limit(teacher.device, context.options)
     if config.pipeline is not None:

@@ -25,7 +25,7 @@ LARGE = 256
 (our choice). The check is slow: PyTorch takes a second to import what its first meta tensors need."""
 Module = TypeVar("Module", bound=nn.Module)
 OPTIONAL = {"spelled": "unless default"}
-"""Metadata of a field, of type text, that `label` leaves out at its default."""
+"""Metadata of a word field (see `Network`) that `label` leaves out at its default."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +49,8 @@ class Network(Method, ABC):
         """Return a freshly initialised module that maps normalised images (B, C, H, W) to logits (B, K).
 
         Its last layer is `nn.Linear`. `image_shape` is (C, H, W). The weights are drawn from PyTorch's global
-        generator: call `build` inside `Streams.forked`. Raises `InputError` if H or W is below `min_size`, or if a
-        network with a field above `LARGE` has weights larger than the free CPU memory.
+        generator: call `build` inside `Streams.forked`. Raises `InputError` if H or W is below `min_size`, or if the
+        weights exceed the free CPU memory.
         """
         _, height, width = image_shape
         side = min(height, width)
@@ -66,7 +66,7 @@ class Network(Method, ABC):
         require(needed < free, f"memory for the weights of {label(self)}", byte_size(needed), accepted)
 
     def _bytes(self, image_shape: tuple[int, int, int], num_classes: int) -> float:
-        """Return the bytes of the float32 weights, counted on the `meta` device, which allocates and draws nothing."""
+        """Return the bytes of the float32 weights, found on the `meta` device, where nothing is allocated or drawn."""
         try:
             with torch.device("meta"):
                 return 4.0 * sum(tensor.numel() for tensor in self._build(image_shape, num_classes).parameters())

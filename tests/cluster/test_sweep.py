@@ -293,7 +293,7 @@ def test_what_recorded_trials_left_is_cleared(tmp_path):
     trials = [planned(key, toy.toy_config()) for key in "abc"]
     for trial in trials:
         trial_folder(tmp_path, trial.key).mkdir(parents=True)
-        (tmp_path / "chunks" / trial.place[1]).mkdir(parents=True)
+        (tmp_path / "chunks" / trial.pool_key).mkdir(parents=True)
     clear(tmp_path, trials[:2], trials[2:])
     assert {path.name for path in tmp_path.glob("*/*")} == {"c"}
 
