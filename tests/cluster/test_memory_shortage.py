@@ -148,7 +148,7 @@ def test_a_trial_that_never_has_the_memory_fails_in_the_end_and_says_what_helps(
     )
     ended = []
     monitor = Monitor(None, SimpleNamespace(ended=lambda trial, outcome: ended.append(outcome)))  # type: ignore[arg-type]
-    monitor.add(SimpleNamespace(key="a", label="trial 0", place=("trial", "a")))  # type: ignore[arg-type]
+    monitor.add(SimpleNamespace(key="a", label="trial 0", pool_key="a"))  # type: ignore[arg-type]
     monitor.failed("a", reason)
     assert ended[0].reason == f"{reason}; {monitor.memory.advice}"
     assert "takes up to 0.75 GB" in ended[0].reason

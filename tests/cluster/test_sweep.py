@@ -326,7 +326,7 @@ def test_where_a_trial_runs_is_told_once_a_place_to_who_wants_to_know(verbose, c
     rounds = []
     observer = SimpleNamespace(round=lambda _, metrics: rounds.append(metrics))
     monitor = Monitor(None, observer)  # type: ignore[arg-type]
-    monitor.add(SimpleNamespace(key="a", label="trial 0", place=("trial", "a")))  # type: ignore[arg-type]
+    monitor.add(SimpleNamespace(key="a", label="trial 0", pool_key="a"))  # type: ignore[arg-type]
     for number, node in ((1, "one"), (2, "one"), (3, "two")):
         monitor.reported("a", {"round": number, "kd/loss": 0.5, "hostname": node, "pid": 7})
     assert rounds == [{"round": number, "kd/loss": 0.5} for number in (1, 2, 3)]
