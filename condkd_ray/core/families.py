@@ -277,9 +277,9 @@ def origin_of(kind: type) -> Origin | None:
 
 @contextmanager
 def origins_stored(value: Any) -> Iterator[None]:
-    """Within this context, the plug-in classes in a config hold their origins, and pickles by value contain them.
+    """Store the origins of a config's plug-ins in their classes during the block, so that pickles by value have them.
 
-    The workers that unpickle them have no source files.
+    The workers that unpickle the classes have no source files to compute an origin from.
     """
     kinds = [kind for kind in plugin_kinds(value) if ORIGIN not in vars(kind)]
     origins = {kind: origin_of(kind) for kind in kinds}

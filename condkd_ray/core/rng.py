@@ -17,9 +17,9 @@ def derive_seed(seed: int, name: str) -> int:
 class Streams:
     """Generators by name: `streams["latents"]` is created at its first use, seeded by hash(seed, name).
 
-    Names in use: init/student, init/generator, init/generator/<round>, init/embeddings, init/head, init/guide,
-    init/replay, targets, latents, negatives, start, augment/inversion, augment/guide, draw, reservoir, replay,
-    condensed, augment/student, augment/condensed. The package uses no global generator.
+    Names in use within a trial: init/student, init/generator, init/generator/<round>, init/embeddings, init/head,
+    init/guide, init/replay, targets, latents, negatives, start, augment/inversion, augment/guide, draw, reservoir,
+    replay, condensed, augment/student, augment/condensed. No draw changes the state of PyTorch's global generator.
     """
 
     def __init__(self, seed: int, device: torch.device | str = "cpu") -> None:

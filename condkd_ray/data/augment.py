@@ -1,7 +1,8 @@
 """Differentiable augmentation of image batches from a random stream: shift, roll, flip, resized crop, cutout, DSA.
 
-All draws are vectorised, and per image except in `roll_flip`. A shift fills with black in every space: 0 in [0, 1]
-pixels, `Teacher.black` in the teacher's. Only the DSA family fills with zeros, as in the released code of DSA.
+All draws are vectorised. They are per image, except the draws of `roll_flip` and the group that `dsa` draws for a whole
+batch. A shift fills with black in every space: 0 in [0, 1] pixels, `Teacher.black` in the teacher's. Only the DSA
+family shifts in zeros, as in the released code of DSA.
 
 Source of the DSA family and its parameters: Zhao & Bilen, "Dataset Condensation with Differentiable Siamese
 Augmentation", ICML 2021, and the authors' released code (github.com/VICO-UoE/DatasetCondensation).

@@ -389,8 +389,8 @@ def next_batch(
 ) -> Batch:
     """Return synthetic, then condensed samples: `batch` in all, or, under `mix: concat`, condensed ones in addition.
 
-    In every arm a full batch is drawn from the memory (whose state is `remembered`) and only the first part of it used,
-    so that all arms have the same random draws.
+    If a batch has synthetic images, a full batch is drawn from the memory (whose state is `remembered`) and only its
+    first part is used, so that all arms have the same random draws.
     """
     num_condensed = distiller.num_condensed(progress)
     num_synthetic = distiller.num_synthetic(progress)

@@ -47,7 +47,7 @@ class Supervised(Method):
     epochs: int = 10
     """Passes over the train images."""
     batch: int = 128
-    """Images per step, at most: an epoch is split into steps of equal size."""
+    """Largest number of images per step: an epoch is split into steps of near-equal size."""
     lr: float | None = None
     """Peak learning rate. Null: 0.2 for networks with batch normalisation, else 0.05. At 0.2 LeNet-5 learnt nothing
     (train accuracy 0.111 on 28x28 digits, seed 0) or little (0.701, seed 1); at 0.05 0.993 and 0.994."""

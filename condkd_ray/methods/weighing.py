@@ -116,7 +116,7 @@ class Modulating(Weighing):
 
 
 def uncertainty(logits: Tensor, gamma: float) -> Tensor:
-    """(1 - largest probability)^gamma of (B, K) logits, (B,): exact, with a finite gradient at any confidence."""
+    """Return (1 - largest probability)^gamma of (B, K) logits, (B,): exact, with a finite gradient in all cases."""
     others = logits.float().log_softmax(1).scatter(1, logits.argmax(1, keepdim=True), -torch.inf)
     return (gamma * others.logsumexp(1)).exp()
 

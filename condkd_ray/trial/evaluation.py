@@ -1,7 +1,7 @@
 """Evaluation of a student: agreement with its teacher on the proxy set, and accuracy on real images.
 
-The proxy set contains a few fixed images in many seeded views and is never trained on. Without validation data, it is
-what a search optimises. All of this is our choice.
+The proxy set contains a few fixed images in many seeded views. Neither is the student trained on it, nor is a set
+condensed from it. Without validation data, a search optimises the agreement on it. All of this is our choice.
 """
 
 import torch

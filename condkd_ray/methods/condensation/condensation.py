@@ -34,7 +34,7 @@ BATCH = 512
 
 @dataclass(frozen=True, kw_only=True)
 class Condensation(Method, ABC):
-    """Base class of the condensers. They read real images and run once, before any trial.
+    """Base class of the condensers, each of which makes its images once, before the trials.
 
     A condenser gets no teacher unless `needs_teacher` is true: its `condense` then takes one more argument, `teacher`.
 

@@ -161,7 +161,7 @@ class Discriminator(Guidance[DiscriminatorState]):
     class_weight: float = 1.0
     """Weight of the auxiliary head's cross-entropy in both losses; used with `condition: auxiliary` only."""
     spectral_norm: bool = True
-    """If true, each layer of D has spectral norm 1 at most."""
+    """If true, the weights of each layer of D are divided by an estimate of their spectral norm."""
     r1_weight: float = 0.0
     """Weight of R1, the squared gradient of D at condensed features; 0 disables it."""
     label_smoothing: float = 0.0

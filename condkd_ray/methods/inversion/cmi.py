@@ -141,7 +141,7 @@ class Cmi(Conditional[CmiState]):
         require(rows <= fitting, what, _gb(rows * a_row), accepted)
 
     def input_mean_layers(self, teacher: Teacher) -> tuple[str, ...]:
-        """Names of the layers whose inputs are compared."""
+        """Return the names of the layers whose inputs are compared."""
         return tuple(self._inputs(teacher))
 
     def _inputs(self, teacher: Teacher) -> dict[str, int]:
@@ -216,11 +216,12 @@ def _gb(size: int) -> str:
 
 
 def instance_discrimination(local: Tensor, whole: Tensor, count: int, temperature: float = 0.1) -> Tensor:
-    """InfoNCE of unit vectors, (B + N, D) twice, to a scalar; the first `count` = B rows are the batch, N may be 0.
+    """Return InfoNCE of two sets of unit vectors (B + N, D), a scalar; the first `count` = B rows are the batch.
 
     For each local view the loss is the cross-entropy of its inner products with all global views, divided by
-    `temperature`, where the target is its own global view. `whole`, the global side, gets no gradient. The means over
-    the batch and over the bank's rows are added, so that the batch's share does not shrink as the bank fills.
+    `temperature`, where the target is its own global view. N may be 0. `whole`, the global side, gets no gradient. The
+    means over the batch and over the bank's rows are added, so that the batch's share does not shrink as the bank
+    fills.
     """
     with torch.autocast(local.device.type, enabled=False):
         alike = local.float() @ whole.detach().float().T / temperature

@@ -102,7 +102,7 @@ def _moment_distances(left: Centred, right: Centred) -> tuple[Tensor, Tensor]:
     count = present.sum().clamp_min(1)
 
     def product(x: Tensor, u: Tensor, a: Tensor, y: Tensor, v: Tensor, b: Tensor) -> Tensor:
-        """Sum over common groups of tr(S T), S of x and T of y."""
+        """Return the sum over common groups of tr(S T), where S is the covariance of x and T of y."""
         return ((a * present) @ b.T * (u[:, None] * v) * (x @ y.T).square()).sum()
 
     mean_distance = ((mean - mean_).square().sum(1) * present).sum()

@@ -56,8 +56,8 @@ class DeviceRows:
 
     `limit`: bytes of samples on the device. Samples beyond it lie in CPU memory, from where their rows are gathered
     into pinned memory and sent in parallel with the device's computations. The oldest samples stay on the device, and
-    no sample ever moves (our choice): under uniform draws it does not matter which samples lie where, and nothing has
-    to be copied back. The room of removed chunks is used for the next chunk.
+    no sample moves to or from CPU memory later (our choice): under uniform draws it does not matter which samples lie
+    where, and nothing has to be copied back. The room of removed chunks is used for the next chunk.
 
     Nothing is prefetched, because the ids are known only when they are drawn. But the CPU waits for no copy, and each
     copy uses its own pinned memory: the rows of the next draw are gathered while those of the last one are being

@@ -1,7 +1,7 @@
 """Contract of the replay memories, policies of keeping and drawing samples; and the memories that use no logits.
 
-A memory's state holds ids and counters, never images. The memories here keep everything, a random sample, the latest
-round, or a bank.
+A memory's state holds ids and numbers (in `generative` also networks), never images. The memories here keep everything,
+a random sample, the latest round, or a bank.
 
 - The reservoir is an alternative to MB-DFKD's first-in-first-out bank (our choice). A bank spans its latest entries
   only; in a reservoir the first round counts as much as the last.
