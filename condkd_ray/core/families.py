@@ -348,8 +348,8 @@ def check_plugins(made_with: dict[str, str], source: str, config: Mapping[str, A
         source: Beginning of the messages.
         config: Tree of the record's config, in which messages find the field of the plug-in.
     """
-    for place, origin in made_with.items():
-        group, _, name = place.partition("/")
+    for method, origin in made_with.items():
+        group, _, name = method.partition("/")
         family = _FAMILIES.get(group)
         here = None if family is None else family.plugins().get(name)
         paths = ", ".join(_paths(config or {}, name))

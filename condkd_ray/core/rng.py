@@ -35,8 +35,8 @@ class Streams:
         """Return the stream `name` on the CPU, for draws that code reads there or that must be equal on all devices."""
         return self._open("host", name, torch.device("cpu"))
 
-    def _open(self, place: str, name: str, device: torch.device) -> torch.Generator:
-        opened = self._opened[place]
+    def _open(self, where: str, name: str, device: torch.device) -> torch.Generator:
+        opened = self._opened[where]
         if name not in opened:
             opened[name] = torch.Generator(device=device).manual_seed(derive_seed(self.seed, name))
         return opened[name]

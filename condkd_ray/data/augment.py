@@ -108,9 +108,9 @@ def _gather(images: Tensor, rows: Tensor, columns: Tensor, black: Tensor | float
     count, channels, height, width = images.shape
     inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None, :]
     first = torch.arange(0, count * height * width, height * width, device=images.device)[:, None]
-    places = (first + rows.clamp(0, height - 1) * width)[:, :, None] + columns.clamp(0, width - 1)[:, None, :]
+    pixel_rows = (first + rows.clamp(0, height - 1) * width)[:, :, None] + columns.clamp(0, width - 1)[:, None, :]
     # In channels-last order whole pixels are copied. One combined index is cheaper than three.
-    taken = images.permute(0, 2, 3, 1).reshape(-1, channels).index_select(0, places.flatten())
+    taken = images.permute(0, 2, 3, 1).reshape(-1, channels).index_select(0, pixel_rows.flatten())
     return torch.where(inside[:, None], taken.view(count, height, width, channels).permute(0, 3, 1, 2), black)
 
 
@@ -164,10 +164,10 @@ def _square(images: Tensor, u: Tensor, share: float) -> Tensor:
     def hidden(size: int, centre: Tensor) -> Tensor:
         side = int(size * share + 0.5)
         # An even side has one more position, so that both edges are covered equally often.
-        places = size + 1 - side % 2
-        start = (centre * places).floor().clamp(max=places - 1)[:, None] - side // 2
-        place = torch.arange(size, device=images.device)
-        return (place >= start) & (place < start + side)
+        starts = size + 1 - side % 2
+        start = (centre * starts).floor().clamp(max=starts - 1)[:, None] - side // 2
+        position = torch.arange(size, device=images.device)
+        return (position >= start) & (position < start + side)
 
     height, width = images.shape[2:]
     return hidden(height, u[0])[:, None, :, None] & hidden(width, u[1])[:, None, None, :]

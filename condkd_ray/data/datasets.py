@@ -293,8 +293,8 @@ def _test(config: DataSource, found: Found, test: Raw) -> RealImages:
     elif not _numbered(found):
         same = sorted(train.class_names) == sorted(test.class_names)
         require(same, "classes of the test images", test.class_names, f"the classes of train, {train.class_names}")
-        place = {name: label for label, name in enumerate(train.class_names)}
-        test = replace(test, labels=torch.tensor([place[name] for name in test.class_names])[test.labels])
+        label_of = {name: label for label, name in enumerate(train.class_names)}
+        test = replace(test, labels=torch.tensor([label_of[name] for name in test.class_names])[test.labels])
     there = torch.isin(test.labels, train.labels.unique())
     foreign = [given.class_names[label] for label in given.labels[~there].unique().tolist()]
     foreign = [int(name) if name.isdecimal() else name for name in foreign]
@@ -309,8 +309,8 @@ def _decimal(*sides: Raw) -> bool:
 
 def _as_trains(train: Raw, test: Raw) -> torch.Tensor:
     """Return labels (N,) of the test images, matched by the class numbers; -1 for a class that train does not have."""
-    place = {int(name): label for label, name in enumerate(train.class_names)}
-    return torch.tensor([place.get(int(name), -1) for name in test.class_names])[test.labels]
+    label_of = {int(name): label for label, name in enumerate(train.class_names)}
+    return torch.tensor([label_of.get(int(name), -1) for name in test.class_names])[test.labels]
 
 
 def _real(config: DataSource, raw: Raw) -> RealImages:

@@ -196,8 +196,8 @@ def _halves(labels: Tensor, num_classes: int) -> Tensor:
     """Return (N,) 0 or 1: the images of each class alternate."""
     order = labels.argsort(stable=True)
     counts = labels.bincount(minlength=num_classes)
-    place = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels[order]]
-    return torch.empty_like(labels).index_copy_(0, order, place % 2)
+    rank = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels[order]]
+    return torch.empty_like(labels).index_copy_(0, order, rank % 2)
 
 
 def _best(predictions: Tensor, labels: Tensor, num_classes: int) -> Tensor:

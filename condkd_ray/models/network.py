@@ -119,7 +119,7 @@ def seeded_module(make: Callable[[], Module], stream: str, device: torch.device,
 
 
 def he_init(network: nn.Module) -> None:
-    """Draw the weights of all convolutions as He et al. (ICCV 2015, arXiv:1502.01852), by fan-out; biases stay."""
+    """Draw the weights of all convolutions as He et al. (ICCV 2015, arXiv:1502.01852), by fan-out; biases are kept."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

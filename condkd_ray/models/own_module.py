@@ -80,9 +80,9 @@ def _sources(name: str, make: Callable[[], Any], network: nn.Module) -> dict[str
     the folder of that package. Imports are read from the source text, not from `sys.modules`, which other code of this
     process also fills; nothing is imported.
     """
-    place, defined = name.partition(":")[0], getattr(inspect.unwrap(make), "__module__", None)
-    package = place.partition(".")[0]
-    left = {place, defined, *(type(layer).__module__ for layer in network.modules())}
+    module_name, defined = name.partition(":")[0], getattr(inspect.unwrap(make), "__module__", None)
+    package = module_name.partition(".")[0]
+    left = {module_name, defined, *(type(layer).__module__ for layer in network.modules())}
     found: dict[str, Path] = {}
     seen: set[str | None] = {None}
     root = _root(package)
@@ -104,8 +104,8 @@ def _root(package: str) -> Path | None:
     spec = _spec(package)
     if spec is None:
         return None
-    places = [*(spec.submodule_search_locations or []), *([spec.origin] if spec.origin else [])]
-    return Path(places[0]).resolve().parent if places else None
+    paths = [*(spec.submodule_search_locations or []), *([spec.origin] if spec.origin else [])]
+    return Path(paths[0]).resolve().parent if paths else None
 
 
 def _spec(module: str) -> ModuleSpec | None:
@@ -121,8 +121,8 @@ def _spec(module: str) -> ModuleSpec | None:
         if not parent:
             return importlib.util.find_spec(module)
         around = _spec(parent)
-        places = None if around is None else around.submodule_search_locations
-        return None if places is None else PathFinder.find_spec(module, list(places))
+        folders = None if around is None else around.submodule_search_locations
+        return None if folders is None else PathFinder.find_spec(module, list(folders))
     except (ImportError, ValueError):  # not a module name, or a module created at run time
         return None
 
@@ -143,12 +143,12 @@ def _imports(file: Path, package: str) -> Iterator[str]:
 
 
 def _function(name: str) -> Callable[[], Any]:
-    place, colon, attribute = name.partition(":")
-    require(bool(place and colon and attribute), "teacher module", name, FORM)
+    module, colon, attribute = name.partition(":")
+    require(bool(module and colon and attribute), "teacher module", name, FORM)
     with _working_directory():
-        found: Any = _run_theirs(lambda: importlib.import_module(place), f"teacher module {name}: import of {place}")
+        found: Any = _run_theirs(lambda: importlib.import_module(module), f"teacher module {name}: import of {module}")
     for part in attribute.split("."):
-        require(hasattr(found, part), f"teacher module {name}: {part} in {place}", None, FORM)
+        require(hasattr(found, part), f"teacher module {name}: {part} in {module}", None, FORM)
         found = getattr(found, part)
     require(callable(found), f"teacher module {name}", type(found).__name__, FORM)
     return found

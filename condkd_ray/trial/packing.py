@@ -74,7 +74,8 @@ def build_content(
 ) -> Any:
     """Rebuild a content of a `Prepared` from its tensors, on `device`; real images stay on the CPU.
 
-    The teacher's network is built from its config, or by `own` if it is a user's own module.
+    `kind` is one of those that `named_contents` lists. The teacher's network is built from its config, or by `own` if
+    it is a user's own module.
     """
     if kind in ("test", "val"):
         return RealImages(**tensors)

@@ -98,9 +98,9 @@ def class_table(labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
     """
     counts = labels.bincount(minlength=num_classes)
     order = labels.argsort(stable=True)
-    places = torch.arange(int(counts.max()), device=labels.device)
+    columns = torch.arange(int(counts.max()), device=labels.device)
     starts = counts.cumsum(0) - counts
-    return order[(starts[:, None] + places).clamp(max=len(labels) - 1)], counts
+    return order[(starts[:, None] + columns).clamp(max=len(labels) - 1)], counts
 
 
 def per_class_order(labels: Tensor, rng: torch.Generator) -> Tensor:
@@ -135,8 +135,8 @@ def random_per_class(labels: Tensor, ipc: int, num_classes: int, rng: torch.Gene
 def draw_per_class(table: Tensor, counts: Tensor, num_each: int, rng: torch.Generator) -> Tensor:
     """Return rows (K, num_each), drawn without replacement within each class of a `class_table`."""
     keys = torch.rand(table.shape, generator=rng, device=table.device)
-    places = torch.arange(table.shape[1], device=table.device)
-    picked = keys.masked_fill(places >= counts[:, None], -1).topk(num_each, dim=1).indices
+    columns = torch.arange(table.shape[1], device=table.device)
+    picked = keys.masked_fill(columns >= counts[:, None], -1).topk(num_each, dim=1).indices
     return table.gather(1, picked)
 
 
@@ -245,8 +245,8 @@ def herd(embedded: Tensor, labels: Tensor, ipc: int, num_classes: int) -> Tensor
     squares = embedded.square().sum(1)
     unavailable = torch.arange(table.shape[1], device=labels.device) >= counts[:, None]
     chosen = []
-    for place in range(1, ipc + 1):
-        wanted = place * means - sums
+    for number in range(1, ipc + 1):
+        wanted = number * means - sums
         # | wanted - x |^2 less | wanted |^2, which is the same for all images of a class.
         distances = squares - 2 * (embedded @ wanted.T).gather(1, labels[:, None])[:, 0]
         nearest = distances[table].masked_fill(unavailable, torch.inf).argmin(1, keepdim=True)

@@ -127,8 +127,8 @@ class Imported(Condensation):
         if self.order is not None:
             found = replace(found, labels=torch.tensor(self.order).argsort()[found.labels])
         elif found.class_names and sorted(found.class_names) == sorted(class_names):
-            place = {name: label for label, name in enumerate(class_names)}
-            found = replace(found, labels=torch.tensor([place[name] for name in found.class_names])[found.labels])
+            label_of = {name: label for label, name in enumerate(class_names)}
+            found = replace(found, labels=torch.tensor([label_of[name] for name in found.class_names])[found.labels])
         self.check_ipc(found)
         return found
 

@@ -307,8 +307,8 @@ class GradientMatching(Joint):
     def _used(self, num_classes: int, rng: Streams) -> Tensor:
         """Return row numbers, class-major, of the images that an iteration uses."""
         every = torch.arange(num_classes * self.condensed_together).view(num_classes, -1)
-        place = int(torch.randint(self.condensed_together, (1,), generator=rng.host("condensation")))
-        return every[:, : place + 1 if self.prefixes else self.condensed_together].flatten()
+        last = int(torch.randint(self.condensed_together, (1,), generator=rng.host("condensation")))
+        return every[:, : last + 1 if self.prefixes else self.condensed_together].flatten()
 
     def _train(self, network: nn.Module, synthetic: Samples, *, flip_ok: bool, rng: Streams) -> None:
         train(

@@ -184,8 +184,8 @@ class TrajectoryMatching(Joint):
     def _draw(self, rng: torch.Generator) -> tuple[int, int, int]:
         """Return an expert, the epoch it starts from, and the number of images of each class to use."""
         ends = (self.experts, self.max_start + 1, self.condensed_together)
-        expert, begin, place = (int(torch.randint(end, (1,), generator=rng)) for end in ends)
-        return expert, begin, place + 1 if self.prefixes else self.condensed_together
+        expert, begin, last = (int(torch.randint(end, (1,), generator=rng)) for end in ends)
+        return expert, begin, last + 1 if self.prefixes else self.condensed_together
 
     def _batches(self, count: int, rng: torch.Generator) -> list[Tensor]:
         """Return `steps` batches of numbers below `count`: parts of permutations, a new one when all are used."""

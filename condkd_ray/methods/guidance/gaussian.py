@@ -222,11 +222,11 @@ def gaussian_class(
         freedom = freedom.clamp_min(1).to(fake.dtype)
         mean, covariance = fake.new_zeros(2).unbind()
         sides = (layout.split(found), layout.split(means), layout.split(fake - found[labels]))
-        for place, (own, target, rest) in enumerate(zip(*sides, strict=True)):
-            weight = guidance.stages_weight if place else 1.0
+        for number, (own, target, rest) in enumerate(zip(*sides, strict=True)):
+            weight = guidance.stages_weight if number else 1.0
             distance = (own - target).square().sum(1)
-            if place < len(covariances):
-                spread, wanted = rest.T @ rest / freedom, covariances[place]
+            if number < len(covariances):
+                spread, wanted = rest.T @ rest / freedom, covariances[number]
                 size = wanted.square().sum()
                 if guidance.unbiased:
                     distance = distance - enough * spread.trace() / counts.clamp_min(1)
@@ -262,15 +262,15 @@ def gaussian_marginal(
         shares = known[labels] / known[labels].sum().clamp_min(1)
         of_class = shares @ F.one_hot(labels, len(means)).to(shares.dtype)
         mean, covariance = fake.new_zeros(2).unbind()
-        for place, (part, target) in enumerate(zip(layout.split(fake), layout.split(means), strict=True)):
-            weight = guidance.stages_weight if place else 1.0
+        for number, (part, target) in enumerate(zip(layout.split(fake), layout.split(means), strict=True)):
+            weight = guidance.stages_weight if number else 1.0
             own, wanted = shares @ part, of_class @ target
             mean = mean + weight * (own - wanted).square().sum()
-            if place < len(covariances):
+            if number < len(covariances):
                 rest, between = part - own, target - wanted
                 spread = (rest * shares[:, None]).T @ rest
                 # About its own mean, a batch of this size has this much less variance within its classes.
-                within = (1 - shares.square().sum()) * covariances[place]
+                within = (1 - shares.square().sum()) * covariances[number]
                 total = within + (between * of_class[:, None]).T @ between
                 covariance = covariance + weight * (spread - total).square().sum() / total.square().sum()
         return mean, covariance

@@ -362,8 +362,8 @@ class Guidance(Method, ABC, Generic[State]):
             return condensed, condensed[:0]
         counts = torch.bincount(condensed.labels, minlength=num_classes)
         hot = torch.nn.functional.one_hot(condensed.labels, num_classes)
-        place = (hot.cumsum(0) * hot).sum(1)
-        learnt = place <= (counts - (counts * self.held_out).long())[condensed.labels]
+        rank = (hot.cumsum(0) * hot).sum(1)
+        learnt = rank <= (counts - (counts * self.held_out).long())[condensed.labels]
         return condensed[learnt], condensed[~learnt]
 
 

@@ -45,13 +45,13 @@ class EmbeddingGenerator(nn.Module):
         self.norm = nn.BatchNorm1d(embedding)
         self.body = Generator(latent, width, image_shape)
 
-    def forward(self, embeddings: Tensor, noisy: NoisyLayers, labels: Tensor, places: Tensor) -> Tensor:
+    def forward(self, embeddings: Tensor, noisy: NoisyLayers, labels: Tensor, layers: Tensor) -> Tensor:
         """Return images (B, C, H, W) of class embeddings (K, E).
 
-        Image i has class `labels[i]` and uses noisy layer `places[i]`, both (B,).
+        Image i has class `labels[i]` and uses noisy layer `layers[i]`, both (B,).
         """
         latents = torch.einsum("rze,ke->rkz", noisy.weight, self.norm(embeddings)) + noisy.bias[:, None]
-        return self.body(latents[places, labels])
+        return self.body(latents[layers, labels])
 
 
 @dataclass
@@ -181,7 +181,7 @@ class Nayer(Conditional[NayerState]):
 
     def _loop(self, state: NayerState, labels: Tensor, call: Round) -> Tensor:
         """Return normalised images (B, C, H, W) of `labels` (B,), those of the step with the lowest loss."""
-        places, count = occurrences(labels, call.teacher.num_classes)
+        layers, count = occurrences(labels, call.teacher.num_classes)
         shape = (count, self.latent, state.embeddings.shape[1])
         bias = torch.zeros(shape[:2], device=call.rng.device)
         noisy = NoisyLayers(call.latents(*shape).requires_grad_(), bias.requires_grad_())
@@ -191,13 +191,13 @@ class Nayer(Conditional[NayerState]):
         bn_seen = memory = state.bn_memory
 
         def make() -> Tensor:
-            return call.teacher.normalise(state.generator(state.embeddings, noisy, labels, places))
+            return call.teacher.normalise(state.generator(state.embeddings, noisy, labels, layers))
 
         def losses(batch: StepBatch) -> LossTerms:
             bn = mix_bn(batch.observation.bn, memory, self.bn_momentum)
             return LossTerms(self.terms(batch, bn=bn, teacher=call.teacher, student=opponent))
 
-        call.start_near_guides(make, labels, noisy, places)
+        call.start_near_guides(make, labels, noisy, layers)
         for _ in range(self.steps):
             forward = call.forward(make, losses, Targets(labels))
             call.step(forward, leaves, optimizer.step, keep=True)

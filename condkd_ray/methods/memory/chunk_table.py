@@ -160,15 +160,15 @@ class _SpannedRows:
 
     def gather(self, which: np.ndarray, ids: np.ndarray, *, pinned: bool) -> Encoded:
         """Return copies of the rows `ids` (N,), where chunk `which[i]` holds `ids[i]`."""
-        places = torch.from_numpy(self._origins.take(which, 1) + self._steps * ids)
-        return Encoded(*(_picked(rows, place, pinned) for rows, place in zip(self._rows, places, strict=True)))
+        positions = torch.from_numpy(self._origins.take(which, 1) + self._steps * ids)
+        return Encoded(*(_picked(rows, position, pinned) for rows, position in zip(self._rows, positions, strict=True)))
 
 
-def _picked(rows: Tensor, places: Tensor, pinned: bool) -> Tensor:
+def _picked(rows: Tensor, positions: Tensor, pinned: bool) -> Tensor:
     if not pinned:
-        return rows.index_select(0, places)
-    out = torch.empty((len(places), *rows.shape[1:]), dtype=rows.dtype, pin_memory=True)
-    return torch.index_select(rows, 0, places, out=out)
+        return rows.index_select(0, positions)
+    out = torch.empty((len(positions), *rows.shape[1:]), dtype=rows.dtype, pin_memory=True)
+    return torch.index_select(rows, 0, positions, out=out)
 
 
 def _span(parts: Sequence[Tensor]) -> tuple[np.ndarray, Tensor]:

@@ -162,13 +162,13 @@ class DeviceRows:
     def _overwrite(self, found: Encoded, at: np.ndarray, ids: Tensor) -> None:
         """Write the samples `ids`, which lie in CPU memory, to these positions of `found`."""
         with self._copies.copying(after_all=False):
-            places = sent(torch.from_numpy(at), self._device)
+            positions = sent(torch.from_numpy(at), self._device)
             parts = moved(self._host.gather(ids), self._device)
         self._copies.awaited()
-        for made in (places, *columns(parts)):
+        for made in (positions, *columns(parts)):
             self._copies.hand_over(made)
         for column, part in zip(columns(found), columns(parts), strict=True):
-            column.index_copy_(0, places, part)
+            column.index_copy_(0, positions, part)
 
     def _locate(self, ids: np.ndarray) -> np.ndarray:
         """Return the row of each of `ids` (N,) int64, or `ON_HOST`. Raises `KeyError` for an id that no chunk holds."""
@@ -215,11 +215,11 @@ class DeviceRows:
         """Copy a chunk into these rows (R,)."""
         assert self._columns is not None
         with self._copies.copying(after_all=True):
-            places = sent(torch.from_numpy(rows), self._device)
+            targets = sent(torch.from_numpy(rows), self._device)
             for column, part in zip(columns(self._columns), columns(chunk), strict=True):
                 self._copies.lend(column)
                 self._copies.lend(part)
-                column.index_copy_(0, places, sent(part, self._device))
+                column.index_copy_(0, targets, sent(part, self._device))
 
 
 Rows = ChunkTable | DeviceRows

@@ -82,8 +82,8 @@ def gathered(store: Store, ids: Tensor) -> Draw:
 
 def interleaved(fresh: Draw, replayed: Draw) -> Draw:
     """Return both draws evenly mixed, so that the first part of the batch has about the same share of each."""
-    places = [(torch.arange(len(part.ids)) + 0.5) / max(len(part.ids), 1) for part in (fresh, replayed)]
-    order = torch.cat(places).argsort(stable=True)
+    positions = [(torch.arange(len(part.ids)) + 0.5) / max(len(part.ids), 1) for part in (fresh, replayed)]
+    order = torch.cat(positions).argsort(stable=True)
     device = replayed.samples.labels.device
     samples = cat([fresh.samples, replayed.samples])
     weights = torch.cat([fresh.weights, replayed.weights])
