@@ -196,7 +196,7 @@ def _quotas() -> Iterator[float]:
             _, controllers, own = line.split(":", 2)
             if controllers and "cpu" not in controllers.split(","):
                 continue
-            # In a container the root may be the process's own group, whatever path the host reports.
+            # In a container the root may be the process's own group, whatever path the machine reports.
             for group in (path := Path(own), *path.parents):
                 for root in (GROUPS / controllers, GROUPS / "cpu") if controllers else (GROUPS, GROUPS / "unified"):
                     if quota := _quota(root / group.relative_to("/")):

@@ -122,8 +122,8 @@ class Schedule(Method):
 class Meter:
     """Means of loss terms over the steps of a round, kept on the device until `read`.
 
-    For each term it also counts the steps before the term first became non-finite. Once one term is NaN, all others
-    follow within a step; the term with the fewest finite steps is reported.
+    For each term it also counts the steps before the term first became non-finite. Once one term is NaN, the others
+    usually follow within a step; the term with the fewest finite steps is reported.
     """
 
     def __init__(self, family: str) -> None:

@@ -145,8 +145,9 @@ class Found:
     """Images before splitting.
 
     `held_out`, `own_val`: numbers of train images to hold out for test and validation. `notes`: sentences for the user.
-    `why`: the reason for holding out a test set; `remedy`: how to name one. If a data set of another package has
-    neither test images nor `held_out`, a fifth of the train images (10 000 of 50 000 or more) becomes the test set.
+    `why`: the reason for holding out a test set; `remedy`: how the user can name one instead. If a data set of another
+    package has neither test images nor `held_out`, a fifth of the train images (10 000 of 50 000 or more) becomes the
+    test set.
     """
 
     train: Raw

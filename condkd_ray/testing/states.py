@@ -109,5 +109,5 @@ def reloaded(state: Any, rng: Streams, fresh: Any, fresh_rng: Streams) -> tuple[
 
 
 def used_streams(rng: Streams) -> set[str]:
-    """Return the random streams used so far, each as `place/name`; the place is `device` or `host`."""
+    """Return the random streams used so far, each as `place/name`; the place is `device`, or `host` for the CPU."""
     return {f"{place}/{name}" for place, names in rng.state_dict().items() for name in names}

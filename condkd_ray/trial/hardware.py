@@ -57,7 +57,7 @@ def settled(config: TrialConfig, hardware: Hardware) -> TrialConfig:
 def compute_line(
     configs: Iterable[TrialConfig], hardware: Hardware, each: Allowance, device_limit: int | None = None
 ) -> str:
-    """Return one line for the terminal about the hardware of trials with these settled configs.
+    """Return one line for the terminal about the hardware of trials with these configs, which `settled` has completed.
 
     `each`: share of the hardware for one trial. `device_limit`: most bytes of samples that a trial keeps on its GPU;
     None for the default.

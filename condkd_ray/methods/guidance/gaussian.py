@@ -81,8 +81,9 @@ class Gaussian(Guidance[GaussianState]):
     unbiased: bool = False
     """If true, the amount by which a batch's distances exceed the distribution's is subtracted. Suitable for hosts
     whose generator makes each batch anew (`dafl`, `zskt`, `dfad`, `dfq`, `pre_dfkd`), which biased distances would
-    narrow. The other hosts optimise the same images of a batch, pixels or latents, in all steps, and it would widen
-    these. It has an effect only together with a covariance, which keeps the fakes from spreading without limit."""
+    narrow. The other hosts optimise the same images of a batch, pixels or latents, in all steps; `unbiased` would widen
+    the distribution of these images. It has an effect only together with a covariance, which keeps the fakes from
+    spreading without limit."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
