@@ -34,8 +34,8 @@ TRIED = 500
 """Number of images with which each alternative normalisation is compared."""
 AFFORDABLE = 4e11
 """Multiply-adds that the check may take, about ten seconds on one core; each normalisation may take a quarter of them.
-In any case at least `LEAST` images are classified, `LEAST_TRIED` for each normalisation. Measured: 4 CPU s for ResNet-20 at
-32x32 with 1000 images and all normalisations."""
+In any case at least `LEAST` images are classified, `LEAST_TRIED` for each normalisation. Measured: 4 CPU s for
+ResNet-20 at 32x32 with 1000 images and all normalisations."""
 LEAST, LEAST_TRIED = 200, 100
 REPORTED, REFUSED = 0.03, 0.1
 """Gains in balanced accuracy from which another normalisation is reported, and from which the teacher is refused."""
