@@ -105,7 +105,7 @@ class Record:
     config: dict[str, Any]
     """The resolved configuration as a tree of plain JSON values."""
     config_hash: str
-    """Name of the trial; see `condkd_ray.trial.plan.trial_hash`."""
+    """Key of the trial, which names its record; see `condkd_ray.trial.plan.trial_hash`."""
     teacher_hash: str = ""
     """Hash of the teacher's weights and, for a user's own module, of its code."""
     data_hash: str = ""
