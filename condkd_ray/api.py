@@ -2,7 +2,7 @@
 
 They compute the same numbers as the commands. They print nothing unless a `View` is given, and restore the state of the
 process: random number generators, loggers, signal handlers, environment, thread counts, and a running Ray connection.
-They raise `InputError` where a command would exit with code 2. After Ctrl-C they raise `KeyboardInterrupt` once all
+They raise `InputError` if a command would exit with code 2. After Ctrl-C they raise `KeyboardInterrupt` once all
 trials that have ended are recorded; calling the function again with the same arguments continues.
 """
 
@@ -264,7 +264,7 @@ def _plans(
         ]
     else:
         require(isinstance(arms, Sequence), "arms", type(arms).__name__, "configs by their names, or a list of plans")
-        require(seeds is None, "seeds beside plans", seeds, "none: each plan has its own")
+        require(seeds is None, "seeds with plans", seeds, "none: each plan has its own")
         plans = [_plan(plan) for plan in arms]
     fits = isinstance(baseline, str | Mapping)
     require(fits, "baseline", baseline, "none, the name of an arm, or a mapping from arms to their baselines")

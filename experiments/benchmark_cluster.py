@@ -1,7 +1,7 @@
 """How much does the cluster cost: a draw, a round, a reader, a sweep, a finished trial?
 
-Each figure is measured several times beside its reference, and its rows replace the earlier ones in --rows. Takes about
-25 minutes on an idle machine with 2 cores; --figures selects figures.
+Each figure is measured several times, together with its reference, and its rows replace the earlier ones in --rows.
+Takes about 25 minutes on an idle machine with 2 cores; --figures selects figures.
 
     python experiments/benchmark_cluster.py --figures draw blocked
     python experiments/benchmark_cluster.py --table
@@ -13,7 +13,7 @@ from typing import get_args
 
 from benchmark.names import ClusterFigure
 
-from condkd_ray.commands.console.exit_codes import say
+from condkd_ray.commands.console.exit_codes import log_line
 from condkd_ray.commands.experiment import command_line
 
 
@@ -34,7 +34,7 @@ def main(args: Args) -> int:
     from benchmark.rows import read, row, store, table
 
     for figure in () if args.table else args.figures:
-        say(f"measuring {figure}")
+        log_line(f"measuring {figure}")
         store(args.rows, figure, [row(figure, measured) for measured in FIGURES[figure]()], list(FIGURES))
     print(table(read(args.rows)), end="")
     return 0

@@ -1,8 +1,8 @@
-"""How fast is this package on a CPU beside the released code of Fast, CMI and NAYER, and beside its own convolutions?
+"""How fast is this package on a CPU, compared with the released code of Fast, CMI and NAYER, and with its convolutions?
 
 Each figure needs a checkout of that code, `git clone https://github.com/zju-vipa/Fast-Datafree` (at 0dcecbc),
 `zju-vipa/CMI` (9e79fa9), `tmtuan1307/NAYER` (c6bedcd), and its requirements: `pip install kornia termcolor tqdm
-xlsxwriter`. The code is not changed, nor part of this project. Takes about 20 minutes on an idle core.
+xlsxwriter`. That code is not changed, and is not part of this project. Takes about 20 minutes on an idle core.
 
     python experiments/benchmark_peers.py --fast Fast-Datafree --cmi CMI --nayer NAYER
     python experiments/benchmark_peers.py --table
@@ -14,7 +14,7 @@ from typing import get_args
 
 from benchmark.names import PeerFigure
 
-from condkd_ray.commands.console.exit_codes import say
+from condkd_ray.commands.console.exit_codes import log_line
 from condkd_ray.commands.experiment import command_line
 from condkd_ray.core.method import require
 
@@ -50,7 +50,7 @@ def main(args: Args) -> int:
         check(FIGURES[figure][0], checkout)
     for figure in wanted:
         name, measure = FIGURES[figure]
-        say(f"measuring {figure}" if figure in checkouts else f"{figure} is left out: it needs --{name} CHECKOUT")
+        log_line(f"measuring {figure}" if figure in checkouts else f"{figure} is left out: it needs --{name} CHECKOUT")
         if figure in checkouts:
             rows = [row(figure, one, processor=processor(), packages=PACKAGES) for one in measure(checkouts[figure])]
             store(args.rows, figure, rows, list(FIGURES))

@@ -400,7 +400,7 @@ def test_a_bare_module_is_no_teacher(call, tmp_path):
         ([{"one": TINY}], {"baseline": "two"}, r"baseline is 'two'; accepted: none, or one of one"),
         ([{"one": TINY}], {"out": "x", "outt": "x"}, r"Options: 'outt' names no field \(did you mean out\?\)"),
         ([{"one": TINY}], {"out": "x", "max_concurrent": "two"}, r"Options: max_concurrent is 'two'; accepted"),
-        ([[Plan("one", 2, 0, TINY)]], {"seeds": (0,)}, r"seeds beside plans is \(0,\); accepted: none"),
+        ([[Plan("one", 2, 0, TINY)]], {"seeds": (0,)}, r"seeds with plans is \(0,\); accepted: none"),
         ([{}], {"out": "x"}, r"number of trials is 0; accepted: at least one arm"),
     ],
 )
@@ -434,7 +434,7 @@ def test_a_folder_is_for_one_call_at_a_time_and_free_afterwards(cache, tmp_path,
     from condkd_ray.runs.output_folder import alone_in
 
     out = tmp_path / "out"
-    with alone_in(out), pytest.raises(InputError, match=r"where another call of this process runs"):
+    with alone_in(out), pytest.raises(InputError, match=r"in use by another call of this process"):
         condkd_ray.train(TINY, out=out, cache=cache)
     condkd_ray.train(TINY, out=out, cache=cache)
     script = f"from pathlib import Path; from condkd_ray.core.locks import busy; print(busy(Path({str(out)!r})))"

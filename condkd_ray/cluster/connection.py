@@ -74,14 +74,16 @@ def checked(given: str | None) -> str | None:
     host, _, port = address.rpartition(":")
     require(bool(host) and port.isdigit() and 0 < int(port) < 65536, "Ray address", address, ADDRESS)
     try:
-        answers = _speaks_grpc(host.strip("[]"), int(port))
+        answers = _accepts_grpc(host.strip("[]"), int(port))
     except OSError as error:
-        raise InputError(f"Ray address is {address!r}, where nothing answers ({error}); accepted: {ADDRESS}") from None
+        raise InputError(
+            f"Ray address is {address!r}, but nothing answers there ({error}); accepted: {ADDRESS}"
+        ) from None
     require(answers, "Ray address", address, f"{ADDRESS}; the server there is not Ray")
     return address
 
 
-def _speaks_grpc(host: str, port: int) -> bool:
+def _accepts_grpc(host: str, port: int) -> bool:
     """Return whether a server there answers with HTTP/2 settings, as gRPC does. Raises `OSError` if none is there.
 
     Without this check Ray would retry for minutes and then end the process.
@@ -183,7 +185,7 @@ def connect(
     a cluster that is not private receive this package from here, see `runtime_env`.
 
     Args:
-        address: "host:port" of a running cluster's head, or "local" for a private one whatever `RAY_ADDRESS` says.
+        address: "host:port" of a running cluster's head, or "local" for a private one, whatever `RAY_ADDRESS` is.
         cpus: CPUs of a private cluster; by default all that this process may use.
         gpus: GPUs of a private cluster; by default all that Ray finds.
         view: shows that Ray is starting.
@@ -249,9 +251,9 @@ def _process_kept() -> Iterator[None]:
 
 
 def _kill_helpers() -> None:
-    """Kill the processes that Ray has started for this driver beside raylet and GCS; none holds data.
+    """Kill the processes that Ray has started for this driver, except raylet and GCS; none holds data.
 
-    Ray stops them one by one and waits up to two seconds for each. On a busy machine, where Python takes that long to
+    Ray stops them one by one and waits up to two seconds for each. On a busy machine, if Python takes that long to
     react, the shutdown took ten seconds after a second Ctrl-C. Measured with ten busy processes on two cores: 2.1 and
     2.6 s for Ray's own shutdown, 0.8 and 1.0 s with these processes killed first.
     """
@@ -344,7 +346,7 @@ def _init(address: str | None, cpus: int | None, gpus: int | None, received: Seq
             check_versions(address)
             ray.init(address=address, runtime_env=runtime_env(), **common)
         except (ConnectionError, TimeoutError, RuntimeError, RayError) as error:
-            reason = f"where no Ray answers ({first_line(error)})"
+            reason = f"but no Ray answers there ({first_line(error)})"
             raise InputError(f"Ray address is {address!r}, {reason}; accepted: {ADDRESS}") from None
     else:
         require(cpus is None or cpus >= 1, "CPUs of the private cluster", cpus, "1 or more")
@@ -403,7 +405,7 @@ def _read_environment(*, several_nodes: bool) -> None:
 def _memory() -> dict[str, int]:
     """Return the sizes of a private cluster's memory: its object store, and the memory that tasks can request.
 
-    No task here requests memory. By default Ray offers what is free, and fails to start where that is little or
+    No task here requests memory. By default Ray offers what is free, and fails to start if that is little or
     negative.
     """
     from ray._common.utils import get_system_memory

@@ -35,7 +35,7 @@ def chunks_folder(folder: Location) -> Location:
 
 
 def clear(storage: Location, done: Sequence[PlannedTrial], others: Sequence[PlannedTrial]) -> None:
-    """Delete the files that trials with a record have left in `storage`, where a driver died before it deleted them.
+    """Delete the files that trials with a record have left in `storage` because a driver died before it deleted them.
 
     Samples that one of `others` shares stay.
     """

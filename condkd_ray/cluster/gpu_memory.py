@@ -8,7 +8,7 @@ import ray
 import torch
 
 from condkd_ray.cluster.jobs import Job, unpack
-from condkd_ray.cluster.lost import patient
+from condkd_ray.cluster.lost import with_retries
 from condkd_ray.core.config import content_hash
 from condkd_ray.core.environment import CONTEXT_BYTES, is_out_of_memory, set_up_gpu
 from condkd_ray.core.method import InputError, Metrics, require
@@ -20,7 +20,7 @@ from condkd_ray.trial.device_pool import round_bytes
 from condkd_ray.trial.evaluation import predict
 from condkd_ray.trial.loop import TrialState, own_images, run_round, start
 from condkd_ray.trial.outcome import remembered_logits
-from condkd_ray.trial.run import at_hand, local_store
+from condkd_ray.trial.run import local_store, with_images_on_device
 from condkd_ray.trial.synthesis import Producer, codec, settle
 
 Role = Literal["trial", "learner", "producer"]
@@ -34,7 +34,7 @@ class Need(NamedTuple):
     """Peak memory of the process, its CUDA context included."""
     total: int
     """Memory of the GPU."""
-    beside: int = 0
+    outside: int = 0
     """Memory of the GPU held by other programs than trials, such as the driver."""
     samples: int = 0
     """Part of the peak that the trial's samples may reach over all its rounds."""
@@ -42,7 +42,7 @@ class Need(NamedTuple):
     @property
     def room(self) -> int:
         """Memory left for all trials."""
-        return self.total - self.beside
+        return self.total - self.outside
 
 
 TOO_LARGE = Need(0, 0)
@@ -55,7 +55,7 @@ def check_packing(
     """Raise `InputError` if a trial, or one of its producers, needs more of a GPU's memory than its share.
 
     One round of two steps is run for each kind of trial. It waits for a whole GPU, so no trial may run yet. The check
-    is skipped for whole GPUs, and where the GPUs that Ray counts are not real.
+    is skipped for whole GPUs, and if the GPUs that Ray counts are not real.
 
     `device_pool_limit`: as in `ClusterOptions`.
 
@@ -70,7 +70,7 @@ def check_packing(
             part, flag = (per_producer, "--gpus-per-producer") if role == "producer" else (gpus, "--gpus-per-trial")
             if not 0 < part < 1:
                 continue
-            need = patient(lambda job=job, role=role: ray.get(measure.remote(job, role)), f"measuring {job.label}")
+            need = with_retries(lambda job=job, role=role: ray.get(measure.remote(job, role)), f"measuring {job.label}")
             if need is None:
                 return
             accepted = "smaller batches or networks"
@@ -175,7 +175,7 @@ def _outside() -> int:
 
 def work(config: TrialConfig, prepared: Prepared, role: Role) -> None:
     """Run one round of a process with this role, and what it computes at a trial's end."""
-    prepared = at_hand(prepared)
+    prepared = with_images_on_device(prepared)
     state, store = start(config, prepared), local_store(config, prepared, None)
     if role == "producer":
         weights = state.distiller.student.state_dict()

@@ -61,7 +61,7 @@ FINAL = (
 """Reports after which the same call would fail again: what it needs is gone for good, or not available."""
 ROOM = (ObjectStoreFullError, OutOfDiskError)
 OF_CODE = (UnserializableException, UserCodeException)
-"""Types, beside a bare `RayError`, in which Ray wraps an exception of our code."""
+"""Types, in addition to a bare `RayError`, in which Ray wraps an exception of our code."""
 T = TypeVar("T")
 
 
@@ -106,7 +106,7 @@ def full(error: BaseException) -> str | None:
     return in_words(inner) if isinstance(inner, ROOM) else None
 
 
-def patient(call: Callable[[], T], what: str) -> T:
+def with_retries(call: Callable[[], T], what: str) -> T:
     """Return the result of a call of the driver, repeated if a process or node is lost, up to `TRIES` times in all.
 
     Raises `StorageFullError` if Ray has no room for its objects, and `ClusterError` after the last attempt, or at once
@@ -127,7 +127,7 @@ def patient(call: Callable[[], T], what: str) -> T:
     raise AssertionError
 
 
-def take_as_lost(manager: RayActorManager) -> None:
+def treat_as_lost(manager: RayActorManager) -> None:
     """Patch Tune's actor manager to take every report of Ray as a lost actor; Tune would end the sweep on most.
 
     A process that may still run is killed, as otherwise two would run one trial. An exception of our code that cannot

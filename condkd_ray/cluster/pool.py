@@ -54,7 +54,7 @@ SILENCE_SECONDS = 15.0
 class Placed(NamedTuple):
     """Location of a chunk, with its number of samples and its bytes.
 
-    `source`: object reference of the copy in the object store, or the path of the file where there is no copy.
+    `source`: object reference of the copy in the object store, or the path of the file if there is no copy.
     """
 
     source: Any
@@ -137,12 +137,12 @@ class ChunkCache:
 
     def copy(self, key: str, source: str) -> None:
         """Give `key` the chunks of `source`, in place of its own."""
-        self.forget(key)
+        self.delete(key)
         for path in stored_chunks(self.folder / source):
             duplicate(path, self.folder / key / path.name)
         self.open(key)
 
-    def forget(self, key: str) -> None:
+    def delete(self, key: str) -> None:
         """Free all copies of `key` and delete its files."""
         for start in self.keys.pop(key, {}):
             self._copies.pop((key, start), None)
@@ -184,7 +184,7 @@ class ChunkCache:
 
 
 Table = tuple[str, dict[int, Placed] | None]
-"""A version, and all chunks of a key by first id; None in place of the chunks where the caller has that version."""
+"""A version, and all chunks of a key by first id; None in place of the chunks if the caller has that version."""
 
 
 class Taken(NamedTuple):
@@ -199,7 +199,7 @@ class Taken(NamedTuple):
 class SyntheticPool:
     """Chunks by key and first id. Runs as an actor, see `make_pool`; every method is idempotent.
 
-    A key belongs to one trial (`append`; `fill` and `tend` where producers make its images), or several trials share
+    A key belongs to one trial (`append`; `fill` and `tend` if producers make its images), or several trials share
     it: then each round of images is made once (`take`, `deliver`), or every trial adds its own (`contribute`).
 
     Arguments in common: `trial` is the key of the calling trial; `have` is the version of the chunk table that the
@@ -211,7 +211,8 @@ class SyntheticPool:
         self._rounds: dict[str, dict[str, Any]] = {}
         self._makers: dict[str, tuple[str, float]] = {}
         self._readers: dict[str, Counter[str]] = defaultdict(Counter)
-        # A restarted pool counts from 0 and puts every object anew; the epoch tells its versions from earlier ones.
+        # A restarted pool counts from 0 and stores every object again; the epoch distinguishes its versions from
+        # earlier ones.
         self._epoch = secrets.token_hex(8)
         self._last_status = 0.0
 
@@ -297,7 +298,7 @@ class SyntheticPool:
         self._write_log(key)
         return self.table(key, have, trial), views[round]
 
-    def seen(self, key: str, trial: str, rounds: int) -> list[int]:
+    def received(self, key: str, trial: str, rounds: int) -> list[int]:
         """Return the first ids of the chunks that trial `trial` had received after `rounds` rounds, in that order."""
         return [start for view in self._round_log(key)["views"].get(trial, [])[:rounds] for start in view]
 
@@ -326,9 +327,9 @@ class SyntheticPool:
         """Give `key` the chunks of `source`, in place of its own."""
         self._chunks.copy(key, source)
 
-    def forget(self, key: str) -> None:
+    def delete(self, key: str) -> None:
         """Free all objects of `key` and delete its files."""
-        self._chunks.forget(key)
+        self._chunks.delete(key)
         self._rounds.pop(key, None)
         self._write_status()
 
@@ -415,7 +416,7 @@ def log_spilling(pool: Any, limit: int) -> None:
 def spilled_by_ray() -> int | None:
     """Return the bytes that the cluster has moved from its object stores to disk so far; None if it does not answer."""
     here = ray.get_runtime_context().get_node_id()
-    # Any node would do; this one is alive as long as the driver is.
+    # Any node would do; this one exists as long as the driver.
     own = next(node for node in ray.nodes() if node["NodeID"] == here)
     place = own["NodeManagerAddress"], own["NodeManagerPort"]
     try:
@@ -447,7 +448,7 @@ def default_limit() -> int:
 
 
 def chunk_bytes(config: TrialConfig, prepared: Prepared, scope: Scope = "trial") -> int:
-    """Return the bytes of a round's images in the pool: with labels, and with logits where a trial reads them.
+    """Return the bytes of a round's images in the pool: with labels, and with logits if a trial reads them.
 
     `scope`: the trial's actual scope, see `pool_key`. Samples that trials share always have logits.
     """

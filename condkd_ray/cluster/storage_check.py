@@ -19,7 +19,7 @@ SHARED = "a folder that all nodes share, such as one on NFS, or a URI like s3://
 
 
 def check_reach(storage: Location, what: str = "--storage") -> None:
-    """Raise `InputError`, naming the node, if a node cannot write to `storage` or sees another one than this process.
+    """Raise `InputError`, naming the node, if a node cannot write to `storage` or reads other files there.
 
     A folder is not checked on a cluster of one node. An object store is, as the node may lack keys for it. Nodes that
     join later are not checked.
@@ -30,13 +30,13 @@ def check_reach(storage: Location, what: str = "--storage") -> None:
     marker = f".marker-{secrets.token_hex(8)}"
     put_text(storage / marker, "")
     try:
-        for node, wrong in failing_nodes(look, storage, marker).items():
+        for node, wrong in failing_nodes(try_storage, storage, marker).items():
             raise InputError(f"{what} is {str(storage)!r}, which node {node} cannot use ({wrong}); accepted: {SHARED}")
     finally:
         (storage / marker).unlink(missing_ok=True)
 
 
-def look(storage: Location, marker: str) -> str:
+def try_storage(storage: Location, marker: str) -> str:
     """Return why this machine cannot use `storage`, where the driver has written `marker`; empty if it can."""
     try:
         if not (storage / marker).is_file():

@@ -61,7 +61,7 @@ PATIENCE_SECONDS = 120.0
 """How long a trial retries calls to a pool that is being restarted."""
 
 
-def patiently(call: Callable[[], T]) -> T:
+def retry_until_restarted(call: Callable[[], T]) -> T:
     """Return the result of `call`, which calls the pool; repeat it for `PATIENCE_SECONDS` while the pool restarts."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
@@ -76,8 +76,8 @@ def patiently(call: Callable[[], T]) -> T:
 
 
 def call_actor(method: Any, *args: Any) -> Any:
-    """Return the result of a method of the pool, or of another actor that Ray restarts; see `patiently`."""
-    return patiently(lambda: ray.get(method.remote(*args)))
+    """Return the result of a method of the pool, or of another actor that Ray restarts; see `retry_until_restarted`."""
+    return retry_until_restarted(lambda: ray.get(method.remote(*args)))
 
 
 class PooledStore(Store):
@@ -130,7 +130,7 @@ class PooledStore(Store):
             self._version = version
             return answer
 
-        return patiently(call)
+        return retry_until_restarted(call)
 
     def _mark_dropped(self, starts: Iterable[int], sealed: int) -> None:
         """Unmap chunks by first id, and note that ids below `sealed` are covered by a checkpoint.
@@ -138,7 +138,7 @@ class PooledStore(Store):
         For a key that belongs to this trial alone. `_call_and_drop` passes both to the pool, which may remove them.
         """
         for start in starts:
-            self._forget(start)
+            self._unmap(start)
             self._drop.append(start)
         self._sealed = sealed
 
@@ -147,7 +147,7 @@ class PooledStore(Store):
         self._call(method, *args, drop=self._drop, sealed=self._sealed)
         self._drop = []
 
-    def _forget(self, start: int) -> None:
+    def _unmap(self, start: int) -> None:
         del self._placed[start]
         self._unmapped(start)
 
@@ -158,7 +158,7 @@ class PooledStore(Store):
             read_chunk(one.source) if isinstance(one.source, Location) else next(copies) for one in changed.values()
         ]
         for start in set(self._placed) - set(chunks):
-            self._forget(start)
+            self._unmap(start)
         for (start, placed), found in zip(changed.items(), arrays, strict=True):
             self._placed[start] = placed
             self._mapped(start, self._returned(from_arrays(found)))
@@ -203,7 +203,7 @@ class PoolStore(PooledStore):
 class AdoptingStore(PooledStore):
     """A trial's view of rounds made by other processes. Ids are the pool's; they live once the trial has taken them."""
 
-    def look(self, count: int) -> Samples:
+    def peek(self, count: int) -> Samples:
         """Return the `count` samples after the last id given out; `append` then takes them over and sends nothing."""
         return self.gather(torch.arange(self.num_ids, self.num_ids + count))
 
@@ -255,7 +255,7 @@ class SharedStore(AdoptingStore):
     """A trial's view of rounds that several trials share: chunks that it drops stay in the pool for the others.
 
     The pool stores every shared round with the teacher's logits. The view returns them, and counts their bytes, only
-    where its own trial reads them: its numbers are those of a trial that shares nothing.
+    if its own trial reads them: its numbers are those of a trial that shares nothing.
     """
 
     def take(self, round: int) -> Taken:
@@ -297,7 +297,7 @@ class SweepStore(PooledStore):
         self._queue = list(self._call("contribute", self._reader, round, arrays, table=itemgetter(0))[1])
         return len(self._queue)
 
-    def look(self) -> Samples:
+    def peek(self) -> Samples:
         """Return the next chunk to take over; `append` then does so and sends nothing."""
         return self.codec.decode(moved(self._chunks[self._queue[0]], self.device))
 
@@ -314,7 +314,7 @@ class SweepStore(PooledStore):
 
         Raises `MissingSamplesError` if the pool has lost some of it.
         """
-        for start in call_actor(self._pool.seen, self._key, self._reader, 2**31) if num_ids else []:
+        for start in call_actor(self._pool.received, self._key, self._reader, 2**31) if num_ids else []:
             if self.num_ids >= num_ids:
                 break
             if start not in self._chunks:

@@ -22,9 +22,9 @@ from condkd_ray.cluster.connection import handling
 from condkd_ray.cluster.files import clear_attempts, last_reason, trial_file, trial_folder
 from condkd_ray.cluster.gpu_memory import check_packing
 from condkd_ray.cluster.jobs import Packer, SweepJobs
-from condkd_ray.cluster.lost import SHORT, take_as_lost
+from condkd_ray.cluster.lost import SHORT, treat_as_lost
 from condkd_ray.cluster.memory_shortage import ASIDE, MemoryShortage
-from condkd_ray.cluster.options import ClusterOptions, crew_size
+from condkd_ray.cluster.options import ClusterOptions, num_producers
 from condkd_ray.cluster.pool import chunk_bytes, pool_of
 from condkd_ray.cluster.trainable import FULL, MEMORY, OUT_OF_TIME, WorkerContext, run
 from condkd_ray.core.method import Metrics
@@ -119,7 +119,7 @@ class Monitor:
         self.running.discard(key)
         self.dropped.append(key)
 
-    def starve(self, key: str, reason: str) -> None:
+    def ended_for_memory(self, key: str, reason: str) -> None:
         """Note that Tune has given up a trial repeatedly ended for lack of memory: it is to run alone."""
         self.memory.ended(reason)
         self.memory.set_aside(key, self.trials[key].label)
@@ -154,7 +154,7 @@ class Monitor:
         self.running.discard(key)
         self._finish(key, self._outcome_so_far(key, "pruned"))
 
-    def rested(self, key: str) -> None:
+    def paused(self, key: str) -> None:
         """Close a trial that pauses so that later trials can take over its state: its files stay."""
         self.running.discard(key)
         self.open.discard(key)
@@ -169,7 +169,7 @@ class Monitor:
         pool_key = self.trials[key].pool_key
         self._sharers[pool_key].discard(key)
         if not self._sharers[pool_key]:
-            self._context.pool.forget.remote(pool_key)
+            self._context.pool.delete.remote(pool_key)
         remove(trial_folder(self._context.folder, key))
 
     def _end(self, key: str, outcome: Outcome) -> None:
@@ -266,7 +266,7 @@ class _Events(_Hook, Callback):
             self.call("failed", key, f"{MAX_STALLED} attempts in a row without one more round; the last: {reason}")
         elif SHORT in reason:
             self._starved[key] = 0
-            self.call("starve", key, reason)
+            self.call("ended_for_memory", key, reason)
         else:
             self.call("drop", key)
 
@@ -319,17 +319,17 @@ class _InOrder(FIFOScheduler):
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         """Patch Tune's actor manager before the trial gets a process."""
-        take_as_lost(tune_controller._tune_controller._actor_manager)
+        treat_as_lost(tune_controller._tune_controller._actor_manager)
 
 
 class _Pruning(_Hook, _InOrder):
-    """An `_InOrder` that stops a trial after a round where the listener decides so."""
+    """An `_InOrder` that stops a trial after a round if the listener decides so."""
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Report the round and decide; Tune calls this before the callbacks, so the round is reported here first."""
         # Only here the result also contains the trial's setup, as "config/" entries.
         self.call("reported", trial.config["key"], {k: v for k, v in result.items() if not k.startswith("config/")})
-        on = self.call("goes_on", trial.config["key"])
+        on = self.call("continues", trial.config["key"])
         return TrialScheduler.STOP if on is False else TrialScheduler.CONTINUE
 
 
@@ -390,7 +390,7 @@ def sweep(trials: Sequence[PlannedTrial[Prepared]], options: ClusterOptions, obs
             monitor = Monitor(context, observer)
             for trial in trials:
                 monitor.add(trial)
-            fit(monitor, context, crews={trial.key: crew_size(trial.config) for trial in trials})
+            fit(monitor, context, producers_of={trial.key: num_producers(trial.config) for trial in trials})
             return not monitor.open
     except KeyboardInterrupt:
         return False
@@ -406,10 +406,10 @@ def producers_first(trials: Sequence[PlannedTrial]) -> list[PlannedTrial]:
     return sorted(trials, key=lambda trial: turns[trial.key])
 
 
-def fit(listener: Listener, context: WorkerContext, crews: Mapping[str, int] | None = None) -> None:
-    """Let Tune run the trials in `crews`, or, if that is None, those that `listener` proposes.
+def fit(listener: Listener, context: WorkerContext, producers_of: Mapping[str, int] | None = None) -> None:
+    """Let Tune run the trials in `producers_of`, or, if that is None, those that `listener` proposes.
 
-    `crews`: the number of producers of each trial, by key. Raises what `listener` raised.
+    `producers_of`: the number of producers of each trial, by key. Raises what `listener` raised.
     """
     options = context.options
     amounts = {"CPU": options.cpus_per_trial, "GPU": options.gpus_per_trial, **options.resources}
@@ -417,8 +417,8 @@ def fit(listener: Listener, context: WorkerContext, crews: Mapping[str, int] | N
 
     def resources(setup: dict[str, Any]) -> tune.PlacementGroupFactory:
         """Return the bundle of the trial itself, followed by one for each of its producers."""
-        crew = setup["crew"] if crews is None else crews[setup["key"]]
-        return tune.PlacementGroupFactory([own, *[options.per_producer.bundle] * crew])
+        producers = setup["producers"] if producers_of is None else producers_of[setup["key"]]
+        return tune.PlacementGroupFactory([own, *[options.per_producer.bundle] * producers])
 
     # Workers never read this folder, as no report carries a checkpoint: it need not be visible to other nodes.
     scratch = options.folder.resolve() / "tune"
@@ -428,10 +428,10 @@ def fit(listener: Listener, context: WorkerContext, crews: Mapping[str, int] | N
     def run_tune(keys: Sequence[str]) -> bool:
         """Run the trials `keys`, or the proposed ones; return whether Ctrl-C ended the run."""
         space, search = {"key": tune.grid_search(list(keys))}, dict[str, Any](scheduler=_InOrder())
-        if crews is None:
+        if producers_of is None:
             space, search = {}, {"search_alg": _Proposing(token), "scheduler": _Pruning(token), "num_samples": -1}
         # Trials that were set aside run alone.
-        at_once = 1 if crews is not None and listener.memory.wait_with(keys) else options.max_concurrent
+        at_once = 1 if producers_of is not None and listener.memory.wait_with(keys) else options.max_concurrent
         remove(scratch)
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(run, context=context), resources),
@@ -455,7 +455,7 @@ def fit(listener: Listener, context: WorkerContext, crews: Mapping[str, int] | N
             return in_main and signal.getsignal(signal.SIGINT) == before
 
     try:
-        interrupted = run_tune(list(crews or ()))
+        interrupted = run_tune(list(producers_of or ()))
         while not interrupted and listener.error is None and (dropped := listener.take_dropped()):
             interrupted = run_tune(dropped)
     finally:

@@ -12,7 +12,7 @@ from condkd_ray.cluster.files import chunks_folder, halt_path, note, trial_file,
 from condkd_ray.cluster.jobs import Job, SearchJobs, SweepJobs, own_device, unpack
 from condkd_ray.cluster.lost import full, in_words, is_lost
 from condkd_ray.cluster.options import ClusterOptions
-from condkd_ray.cluster.sources import Crew, SharedSource, sweep_source
+from condkd_ray.cluster.sources import Producers, SharedSource, sweep_source
 from condkd_ray.cluster.stores import WATCH, FilledStore, PoolStore, SharedStore, SweepStore, call_actor
 from condkd_ray.core.checkpoint import DamagedError
 from condkd_ray.core.environment import clean_process, is_out_of_memory, keep_imports, private_bytes
@@ -65,7 +65,7 @@ def run(setup: dict[str, Any], *, context: WorkerContext) -> None:
     """Run the trial `setup["key"]` to its outcome, from its checkpoint if there is one.
 
     A trial that cannot succeed has a failed outcome. That includes one whose share of a GPU has too little memory:
-    trials beside it hold the rest, so a second try would find no more. After any other exception Tune tries again, up
+    other trials on it hold the rest, so a second try would find no more. After any other exception Tune tries again, up
     to `ClusterOptions.attempts` exceptions; a trial given up then has no outcome. Full storage is reported to the
     driver, as it concerns all trials.
     """
@@ -94,7 +94,7 @@ def run(setup: dict[str, Any], *, context: WorkerContext) -> None:
 
 
 def _last_report(job: Job, context: WorkerContext, report: Report) -> dict[str, Any] | None:
-    """Run the trial as far as it goes; return its last report beside those of its rounds, or None."""
+    """Run the trial as far as it goes; return its last report, in addition to those of its rounds, or None."""
     folder = trial_folder(context.folder, job.key)
     try:
         with WATCH.trial():
@@ -171,7 +171,7 @@ def _run(job: Job, prepared: Prepared, context: WorkerContext, rest: dict[str, A
     limit = _device_limit(teacher.device, context.options)
     if config.pipeline is not None:
         store = FilledStore(*place, device_limit=limit)
-        with Crew(job.prepared, context.pool, pool_key, context.options.per_producer) as source:
+        with Producers(job.prepared, context.pool, pool_key, context.options.per_producer) as source:
             return run_trial(config, prepared, store, source=source, **rest)
     if scope == "trial":
         return run_trial(config, prepared, PoolStore(*place, device_limit=limit), **rest)

@@ -90,7 +90,7 @@ class CodeWalk:
     Args:
         what: How messages name the walked thing.
         accepted: How the user can avoid a refusal.
-        package: A package whose code is walked even where its files lie in a folder of installed packages.
+        package: A package whose code is walked even if its files are in a folder of installed packages.
     """
 
     def __init__(self, what: str, accepted: str, package: str = "") -> None:
@@ -352,7 +352,7 @@ def _is_torch_module(value: Any) -> bool:
 
 
 def _inner(value: Any) -> tuple[Any, ...] | None:
-    """Return the values that stand for an object beside its class; None for an object that its reduction describes."""
+    """Return the values that, with its class, identify an object; None for an object that its reduction describes."""
     if isinstance(value, types.MethodType):
         return value.__func__, value.__self__
     if isinstance(value, property):

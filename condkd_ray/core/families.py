@@ -27,7 +27,7 @@ from condkd_ray.core.method import InputError, require
 log = logging.getLogger(__name__)
 
 WORDS = {"networks": "network", "datasets": "dataset", "kd_loss": "distillation loss"}
-"""Words for one member of a family, where they differ from the family's name."""
+"""Words for one member of a family, if they differ from the family's name."""
 LEAVES = (bool, int, float, str, Path, types.NoneType)
 """Types of fields that are single YAML values."""
 M = TypeVar("M", bound=type)
@@ -458,7 +458,7 @@ class _Distribution:
     name: str
     version: str
     editable: bool
-    """The code lies in another folder than the distribution, or the distribution says that it is editable."""
+    """The code lies in another folder than the distribution, or the distribution is marked as editable."""
 
 
 def _distribution(kind: type, top: str) -> _Distribution | None:
@@ -482,7 +482,7 @@ def _distribution_of(file: Path, top: str) -> _Distribution | None:
     for found in (*named, *declared):
         folder = Path(str(found.locate_file(""))).resolve()
         listed = any(file == Path(str(found.locate_file(one))).resolve() for one in found.files or ())
-        # Metadata in a source folder, from where the code is imported, has this file.
+        # Only metadata in a source folder from which the code is imported has this file.
         in_sources = found.read_text("SOURCES.txt") is not None and not is_installed_file(file)
         editable = (
             _is_editable(found)
@@ -502,7 +502,7 @@ def _entry_packages(found: metadata.Distribution) -> set[str]:
 
 
 def _is_editable(found: metadata.Distribution) -> bool:
-    """Return whether a distribution says that it is an editable install, in `direct_url.json` (PEP 610)."""
+    """Return whether a distribution is marked as an editable install in `direct_url.json` (PEP 610)."""
     text = found.read_text("direct_url.json")
     try:
         return bool(text and json.loads(text).get("dir_info", {}).get("editable"))

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from condkd_ray.core.compilation import Compile, check, compiling, forget, whole
+from condkd_ray.core.compilation import Compile, check, clear_compiled, compiling, whole
 from condkd_ray.core.method import Meter, Method, Metrics, NonFiniteError, require
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import to_model
@@ -142,7 +142,7 @@ class Supervised(Method):
             except NonFiniteError as error:
                 raise NonFiniteError(f"{error} of epoch {epoch}") from None
         network.eval()
-        forget()
+        clear_compiled()
         return metrics
 
     def _optimizer(

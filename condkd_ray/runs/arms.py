@@ -105,7 +105,7 @@ def _tempered(base: TrialConfig, name: Arm, prior: Prior) -> AnyInversion:
     theirs = getattr(base.targets, "temperature", PRIOR.temperature)
     fits = not (soft and prior.weight) or prior.temperature in (PRIOR.temperature, theirs)
     accepted = f"{theirs:g}, the targets' own, which is the default here; or {own}"
-    require(fits, f"--prior-temperature beside targets {base.targets.name}", prior.temperature, accepted)
+    require(fits, f"--prior-temperature with targets {base.targets.name}", prior.temperature, accepted)
     given = {"oh_weight": prior.weight} | ({} if soft else {"oh_temperature": prior.temperature})
     found = replace(inversion, **given) if prior.weight else inversion
     accepted = "a prior other than the inversion's own (with that, mixed_prior equals mixed); or no arm mixed_prior"
@@ -165,6 +165,6 @@ def network_pairs(pairs: Sequence[str], teacher: str, student: str) -> dict[str,
     return found
 
 
-def arm_label(name: str, pair: str = "", *, timed: bool = False, who: str = "") -> str:
+def arm_label(name: str, pair: str = "", *, timed: bool = False, arm: str = "") -> str:
     """Return an arm's label in a comparison: use of condensed images, system, networks, and a note if `timed`."""
-    return " ".join(part for part in (who, name, pair, "in equal time" * timed) if part)
+    return " ".join(part for part in (arm, name, pair, "in equal time" * timed) if part)

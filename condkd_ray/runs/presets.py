@@ -65,7 +65,7 @@ def check_parts(name: str, tree: Tree, path: str) -> None:
         other = value if isinstance(value, str) else value.get("name", method.name) if isinstance(value, dict) else None
         accepted = f"{method.name}, as of --host {name}; or --inversion instead of --host, to mix parts"
         require(other in (None, method.name), f"{path}: {part}", other, accepted)
-    require("rounds" not in tree, f"{path}: rounds beside --host {name}", tree.get("rounds"), "the flag --rounds")
+    require("rounds" not in tree, f"{path}: rounds with --host {name}", tree.get("rounds"), "the flag --rounds")
 
 
 def scaled(recipe: TrialConfig, scale: float) -> TrialConfig:

@@ -253,7 +253,7 @@ def _check_configs(tree: dict[str, Any], spec: SearchSpec, points: Sequence[Poin
 def confirm(
     tree: dict[str, Any], spec: SearchSpec, *, best: int, seeds: Sequence[int], view: View = SILENT
 ) -> RunResult:
-    """Run the best trials of a finished search with other seeds, beside the space's default, and compare them.
+    """Run the best trials of a finished search with other seeds, and the space's default, and compare them.
 
     Each guided one among the best is also run unguided, with all else as the search chose it, its class prior included:
     only its gain over that comes from guidance. Results lie in `confirmed` below the search's folder.

@@ -6,7 +6,7 @@ same number of rounds, so that decisions depend only on the study and the seed, 
 that is killed and continued decides the same again.
 
 Ray's scheduler for this method is not used: it keeps members, ranks and perturbations in Tune's files, which are up to
-ten seconds behind, and Ray allows no searcher, and therefore no study, beside it.
+ten seconds behind, and Ray allows no searcher, and therefore no study, in addition.
 """
 
 import math

@@ -18,7 +18,7 @@ from condkd_ray.core.method import require
 from condkd_ray.core.storage import atomic_write
 from condkd_ray.methods.condensation import Imported
 from condkd_ray.report.statistics import ACCURACY, Difference, difference, holm, p_value, spread
-from condkd_ray.report.tables.table import between, chance, shown
+from condkd_ray.report.tables.table import between, chance, mean_text
 
 NOTHING = "Nothing has been measured yet."
 CONTROLS = ("mixed", "mixed_prior")
@@ -39,7 +39,7 @@ IMAGES = {
 _BLOCK = re.compile(r"^<!-- claims (?P<what>[^\n]+?) -->\n(?P<text>.*?)^<!-- end claims (?P=what) -->$", re.M | re.S)
 _MARKER = re.compile(r"(?<!`)<!--[\s/_-]*(?:end\b)?[\s_-]*claims?\b", re.I)
 """Matches anything intended as a marker, even mistyped or indented, except in backquotes."""
-SURE = 0.05
+SIGNIFICANCE = 0.05
 """Holm-corrected p below which a difference is printed in bold."""
 Pair = tuple[str, str]
 
@@ -81,10 +81,10 @@ def images(state: State) -> str:
     rows = []
     for cell in state.claim.cells:
         for arm in state.claim.arms:
-            own = [row for row in state.answers(cell) if row.record.arm == arm]
+            own = [row for row in state.rows_of_cell(cell) if row.record.arm == arm]
             found = [spread(value(row, metric) for row in own) for metric in IMAGES.values()]
             if any(one is not None for one in found):
-                rows.append([cell, arm, *(shown(one, None, digits=3) for one in found)])
+                rows.append([cell, arm, *(mean_text(one, None, digits=3) for one in found)])
     return _markdown(["cell", "arm", *IMAGES], rows) if rows else NOTHING
 
 
@@ -151,7 +151,7 @@ def _differences(state: State, pair: Pair) -> dict[str, Difference]:
     """Return one arm minus another for each cell that has pairs of rows."""
     found = {}
     for cell in state.claim.cells:
-        records = [row.record for row in state.answers(cell)]
+        records = [row.record for row in state.rows_of_cell(cell)]
         one = difference(records, *pair, max((one.ipc for one in records), default=0))
         if one is not None:
             found[cell] = one
@@ -160,20 +160,20 @@ def _differences(state: State, pair: Pair) -> dict[str, Difference]:
 
 def _cells_table(state: State) -> str:
     claim = state.claim
-    measured = {cell: rows for cell in claim.cells if (rows := state.answers(cell))}
+    measured = {cell: rows for cell in claim.cells if (rows := state.rows_of_cell(cell))}
     if not measured:
         return NOTHING
     pairs = compared(state)
     alone = _differences(state, ALONE) if {*ALONE} <= {*claim.arms} else {}
-    header = ["cell", "n", *claim.arms, *(f"{left} - {right}, 95 %; Holm p" for left, right in pairs)]
-    header += [f"{' - '.join(ALONE)}, 95 %"] * bool(alone)
+    header = ["cell", "n", *claim.arms, *(f"{left} - {right} (95 % interval); Holm p" for left, right in pairs)]
+    header += [f"{' - '.join(ALONE)} (95 % interval)"] * bool(alone)
     rows = []
     for cell, own in measured.items():
         n = len({row.record.seed for row in own})
         means = [spread(value(row, ACCURACY) for row in own if row.record.arm == arm) for arm in claim.arms]
         texts = [_difference(*found[cell]) if cell in found else "-" for found in pairs.values()]
         texts += [_with_interval(alone[cell]) if cell in alone else "-"] * bool(alone)
-        rows.append([cell, str(n), *(shown(one, n, factor=100, digits=1) for one in means), *texts])
+        rows.append([cell, str(n), *(mean_text(one, n, factor=100, digits=1) for one in means), *texts])
     return _markdown(header, rows)
 
 
@@ -182,7 +182,7 @@ def _difference(one: Difference, p: float | None) -> str:
     if one.over_seeds is None:
         return text
     text = f"{text}; {chance(p)}"
-    return f"**{text}**" if _side(one) and _stands(p) else text
+    return f"**{text}**" if _side(one) and _is_significant(p) else text
 
 
 def _with_interval(one: Difference) -> str:
@@ -192,25 +192,29 @@ def _with_interval(one: Difference) -> str:
 
 def _verdict(state: State) -> str:
     pairs = compared(state)
-    counts = {cell: n for cell in state.claim.cells if (n := len({row.record.seed for row in state.answers(cell)}))}
+    counts = {
+        cell: n for cell in state.claim.cells if (n := len({row.record.seed for row in state.rows_of_cell(cell)}))
+    }
     if not counts:
         return NOTHING
     if not pairs:
         return ""
     controls = " and ".join(right for _, right in pairs)
     beats = [cell for cell in counts if all(_above(found.get(cell)) for found in pairs.values())]
-    stand = [cell for cell in beats if all(_stands(found[cell][1]) for found in pairs.values())]
+    significant = [cell for cell in beats if all(_is_significant(found[cell][1]) for found in pairs.values())]
     others = [f"{cell} ({_why(cell, pairs)})" for cell in counts if cell not in beats]
-    each = "each " if len(pairs) > 1 else ""
+    both, intervals = ("both ", "both paired 95 % intervals") if len(pairs) > 1 else ("", "the paired 95 % interval")
     cells, open_ = state.claim.cells, [cell for cell in state.claim.cells if cell not in counts]
+    number = f"{len(beats)} of {_cells(len(cells))}{f' ({_listed(beats)})' * bool(beats)}"
+    corrected = f"{len(significant)}{f' ({_listed(significant)})' * bool(significant)}"
     parts = [
-        f"in {len(beats)} of {_cells(len(cells))}{f' ({_listed(beats)})' if beats else ''}",
-        f"after Holm's correction over these in {len(stand)}{f' ({_listed(stand)})' if stand else ''}",
-        *[f"not in {', '.join(others)}"] * bool(others),
-        *[f"not measured yet in {_listed(open_)}"] * bool(open_),
+        f"Guided beats {both}{controls}, with {intervals} above 0, in {number}; "
+        f"after Holm's correction over all cells, in {corrected}",
+        *[f"Not shown in {', '.join(others)}"] * bool(others),
+        *[f"Not measured yet: {_listed(open_)}"] * bool(open_),
         _sizes(counts, len(state.claim.seeds)),
     ]
-    return f"Guided beats {controls}, {each}with its paired 95 % interval above 0, {'; '.join(parts)}."
+    return f"{'. '.join(parts)}."
 
 
 def _cells(count: int) -> str:
@@ -224,10 +228,10 @@ def _listed(cells: Sequence[str]) -> str:
 def _sizes(counts: Mapping[str, int], planned: int) -> str:
     """Return the number of seeds of the measured cells, and the planned number if it is larger."""
     if {*counts.values()} == {planned}:
-        return f"n = {planned}"
+        return f"n = {planned} seeds per cell"
     if len({*counts.values()}) == 1:
-        return f"so far, n = {next(iter(counts.values()))} of {planned}"
-    return f"so far, n = {', '.join(f'{n} in {cell}' for cell, n in counts.items())} of {planned}"
+        return f"So far, n = {next(iter(counts.values()))} of {planned} planned seeds"
+    return f"So far, n = {', '.join(f'{n} in {cell}' for cell, n in counts.items())}, of {planned} planned seeds"
 
 
 def _side(one: Difference) -> int:
@@ -236,8 +240,8 @@ def _side(one: Difference) -> int:
     return int(low > 0) - int(high < 0)
 
 
-def _stands(p: float | None) -> bool:
-    return p is not None and p < SURE
+def _is_significant(p: float | None) -> bool:
+    return p is not None and p < SIGNIFICANCE
 
 
 def _above(found: tuple[Difference, float | None] | None) -> bool:
@@ -267,8 +271,8 @@ def _reading(state: State) -> str:
     ):
         return ""
     return (
-        "Each interval is a single one, not corrected for the number of cells. Bold: it leaves out 0, and p after "
-        f"Holm's correction over the claim's {_cells(len(state.claim.cells))} is below {SURE:g}."
+        "Intervals are not corrected for the number of cells. Bold: the interval excludes 0, and p after "
+        f"Holm's correction over the claim's {_cells(len(state.claim.cells))} is below {SIGNIFICANCE:g}."
     )
 
 
@@ -295,8 +299,10 @@ def _ladder_table(state: State) -> str:
     for name in order:
         own = list(ladder.scores[name].values())
         failed = sum(not math.isfinite(accuracy(row)) for row in own)
-        mean = shown(spread(map(accuracy, own)), None, factor=100, digits=1) + (f" ({failed} failed)" if failed else "")
-        places = [shown(spread(value(row, metric) for row in own), None, digits=3) for metric in PLACES.values()]
+        mean = mean_text(spread(map(accuracy, own)), None, factor=100, digits=1) + (
+            f" ({failed} failed)" if failed else ""
+        )
+        places = [mean_text(spread(value(row, metric) for row in own), None, digits=3) for metric in PLACES.values()]
         end = "**chosen**" if name in best else f"rung {ladder.dropped[name]}" if name in ladder.dropped else ""
         rows.append([name, *group(name), str(len(own)), mean, *places, end])
     header = ["candidate", *["group"] * any(grouped), "seeds", "validation accuracy", *PLACES, "dropped after"]
@@ -309,15 +315,15 @@ def _choice(state: State) -> str:
         return NOTHING
     found = chosen(claim, ladder)
     if ladder.rung <= len(claim.rungs):
-        return f"Rung {ladder.rung} of {len(claim.rungs)} has not ended; nothing is chosen yet."
+        return f"Rung {ladder.rung} of {len(claim.rungs)} has not finished; nothing is chosen yet."
     if not found:
-        return "All candidates that came to the last rung failed; nothing is chosen."
+        return "All candidates that reached the last rung failed; nothing is chosen."
     texts = [
         f"{f'{group}: ' if group else ''}{name} ({100 * ladder.mean(name):.1f} % over {len(ladder.scores[name])} seeds)"
         for group, name in found.items()
     ]
     groups = dict.fromkeys(candidate.group for candidate in claim.cells.values())
-    texts += [f"{group}: none, as all failed" for group in groups if group not in found]
+    texts += [f"{group}: none, because all failed" for group in groups if group not in found]
     return f"Chosen by mean validation accuracy: {'; '.join(texts)}."
 
 
@@ -325,11 +331,11 @@ def _sources(state: State) -> str:
     """Return which rows are left out for their source, and which rows lack a digest of their set's files."""
     texts = []
     for cell in [] if state.claim.choosing else state.claim.cells:
-        kept, out = state.answers(cell), state.left_out(cell)
+        kept, out = state.rows_of_cell(cell), state.left_out(cell)
         for other in dict.fromkeys(map(source, out)):
             seeds = _seeds([row for rows in out if source(rows) == other for row in rows])
             texts.append(
-                f"Left out of {cell}: {seeds}, from {_made(other)}; the others are from {_made(source(kept))}."
+                f"Left out of {cell}: {seeds}, from {_made(other)}; the other seeds are from {_made(source(kept))}."
             )
         unknown = [row for row in kept if row.record.condensation == Imported.name and not row.set_digest]
         texts += [f"{cell}: the files of the condensed set are not recorded for {_seeds(unknown)}."] * bool(unknown)
@@ -353,20 +359,21 @@ def _where(state: State) -> str:
         return ""
     accuracies = "validation accuracy" if state.claim.choosing else "test accuracy"
     images = sorted({row.test_images for row in rows} - {0})
-    counted = f" of {' or '.join(map(str, images))} images" if images else ""
+    counted = f" on {' or '.join(map(str, images))} images" if images else ""
     teachers = len({row.record.teacher_hash for row in rows})
     ends = sorted({row.date for row in rows})
     days = ends[0] if len(ends) == 1 else f"{ends[0]} to {ends[-1]}"
     torch = sorted({row.record.versions.get("torch", "") for row in rows})
     made = f"{' | '.join(sorted({row.machine for row in rows}))}; torch {', '.join(torch)}; {days}"
     which = f"{teachers} teacher{'' if teachers == 1 else 's'}"
-    return f"In percent, {accuracies}{counted}, mean ± standard deviation over n seeds, {which}. Measured on {made}."
+    shown = f"{accuracies} in percent{counted}: mean ± standard deviation over n seeds; {which}"
+    return f"Values are {shown}. Measured on {made}."
 
 
 def _shown(state: State) -> list[Row]:
     if state.claim.choosing:
         return [row for rows in state.ladder.scores.values() for row in rows.values()]
-    return [row for cell in state.claim.cells for row in state.answers(cell)]
+    return [row for cell in state.claim.cells for row in state.rows_of_cell(cell)]
 
 
 def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -106,7 +106,7 @@ def ends_of(monkeypatch, tmp_path, *reasons: str) -> tuple[list[tuple[str, ...]]
     def hears(what: str):
         return lambda key, *rest: told.append((what, *rest))
 
-    names = ("retried", "starve", "drop", "failed", "reported")
+    names = ("retried", "ended_for_memory", "drop", "failed", "reported")
     listener = SimpleNamespace(error=None, **{name: hears(name) for name in names})
     monkeypatch.setitem(_listeners, "word", listener)
     events, file = _Events("word"), tmp_path / "error.txt"
@@ -130,7 +130,7 @@ def test_a_trial_ended_again_and_again_for_want_of_memory_is_set_aside_and_one_w
     monkeypatch, tmp_path
 ):
     told, allowed = ends_of(monkeypatch, tmp_path, *[SHORT] * ASIDE)
-    assert [what for what, *_ in told] == [*["retried"] * (ASIDE - 1), "starve"]
+    assert [what for what, *_ in told] == [*["retried"] * (ASIDE - 1), "ended_for_memory"]
     assert allowed == [*[UNLIMITED] * (ASIDE - 1), 0]
     assert all(SHORT in reason for _, reason in told)
     told, _ = ends_of(monkeypatch, tmp_path, *[SHORT, "round"] * (2 * ASIDE))
@@ -141,7 +141,7 @@ def test_a_trial_ended_again_and_again_for_want_of_memory_is_set_aside_and_one_w
 
 def test_a_trial_that_never_has_the_memory_fails_in_the_end_and_says_what_helps(monkeypatch, tmp_path):
     told, _ = ends_of(monkeypatch, tmp_path, *[SHORT] * (MAX_STALLED + 1))
-    assert [what for what, *_ in told].count("starve") == (MAX_STALLED - 1) // ASIDE
+    assert [what for what, *_ in told].count("ended_for_memory") == (MAX_STALLED - 1) // ASIDE
     (reason,) = [reason for what, reason in told if what == "failed"][:1]
     assert reason.startswith(
         f"{MAX_STALLED} attempts in a row without one more round; the last: its process died (its mac"

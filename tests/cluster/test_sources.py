@@ -18,7 +18,7 @@ from cluster.drivers import PATH, assert_equal_numbers, direct, timeless
 from cluster.test_sweep import Heard, diverging, planned
 from condkd_ray.cluster.jobs import Packer
 from condkd_ray.cluster.pool import make_pool
-from condkd_ray.cluster.sources import Crew, SharedSource
+from condkd_ray.cluster.sources import Producers, SharedSource
 from condkd_ray.cluster.stores import FilledStore, SharedStore
 from condkd_ray.cluster.sweep import Monitor, producers_first
 from condkd_ray.core.method import InputError, Metrics
@@ -123,8 +123,8 @@ class Here:
 
     def run(self, on_round):
         place = (codec(self.config, self.prepared.teacher), toy.NUM_CLASSES, self.pool, "a")
-        with Crew(Packer().pack(self.prepared), self.pool, "a", Allowance(0.1)) as crew:
-            return run_trial(self.config, self.prepared, FilledStore(*place), source=crew, on_round=on_round)
+        with Producers(Packer().pack(self.prepared), self.pool, "a", Allowance(0.1)) as producers:
+            return run_trial(self.config, self.prepared, FilledStore(*place), source=producers, on_round=on_round)
 
 
 @pytest.mark.slow

@@ -186,7 +186,7 @@ class DistributionMatching(Joint):
             optimizer.step()
             meter.add(matching=loss)
             on_step(iteration + 1, self.iterations)
-        meter.read()  # raises where a loss was not finite, naming the iteration
+        meter.read()  # raises if a loss was not finite, naming the iteration
         return images.detach()
 
     def _loss(
@@ -301,7 +301,7 @@ class GradientMatching(Joint):
                 optimizer.step()
                 meter.add(matching=loss)
             on_step(iteration + 1, self.iterations)
-        meter.read()  # raises where a loss was not finite, naming the step
+        meter.read()  # raises if a loss was not finite, naming the step
         return images.detach()
 
     def _used(self, num_classes: int, rng: Streams) -> Tensor:

@@ -257,7 +257,7 @@ def gaussian_marginal(
     known: Tensor,
     covariances: tuple[Tensor, ...],
 ) -> tuple[Tensor, Tensor]:
-    """Return distances as `gaussian_class`, of the mean and total covariance of the whole batch from the mixture's."""
+    """Return distances like `gaussian_class`, of mean and covariance of the whole batch from those of the mixture."""
     with torch.autocast(fake.device.type, enabled=False):
         # Fakes of classes without condensed images have no target.
         shares = known[labels] / known[labels].sum().clamp_min(1)

@@ -1,4 +1,4 @@
-"""Stores of remembered samples: their chunks, the chunks' Arrow files, and the ids that are still in use.
+"""Stores of samples: their chunks, the chunks' Arrow files, and the ids that are still in use.
 
 What is kept and what is drawn is the memory's policy; a store only holds rows. An id is the running number of a sample
 in its store; a chunk holds consecutive ids, and its file is named after them. Letters: N samples, M chunks, C channels,

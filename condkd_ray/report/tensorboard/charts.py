@@ -31,7 +31,7 @@ def charted(tags: Iterable[str]) -> set[str]:
 
 
 def layout(tags: Iterable[str], spread: Iterable[str] = ()) -> Layout:
-    """Return the charts of `tags`: each pattern matches one tag, and each chart has one pattern, but for `BESIDE`.
+    """Return the charts of `tags`: a pattern matches one tag, and a chart has one pattern, except those in `BESIDE`.
 
     `spread`: metrics with a mean and a range over the seeds of an arm; their charts come first.
     """
