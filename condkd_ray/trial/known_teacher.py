@@ -135,7 +135,7 @@ class Findings:
 
     @property
     def _as_stated(self) -> bool:
-        """Whether the accuracy agrees with a low accuracy stated on the card and is above chance."""
+        """True if the accuracy agrees with a low accuracy stated on the card and is above chance."""
         return self.stated is not None and self.stated <= self.found.high and self.found.beats_chance
 
     @property
@@ -185,7 +185,7 @@ class Findings:
         return f"{which} BN layers have untrained statistics (running means 0, variances 1): {cause}"
 
     def _remedy(self, reading: Reading) -> str:
-        """Flags or arguments that set this normalisation."""
+        """Return the flags or arguments that set this normalisation."""
         if not self.in_python:
             return reading.flags
         mean, std = ([float(f"{value:.6g}") for value in values] for values in (reading.mean, reading.std))
@@ -195,7 +195,7 @@ class Findings:
         if self.in_python and reading.found.order:
             labels = list(reading.found.order)
             return f"in another order of its outputs it would be {reading.best:.3f}: give teacher.in_order({labels})"
-        order = [self.names[reading.found.order[place]] for place in self.order] if reading.found.order else []
+        order = [self.names[reading.found.order[label]] for label in self.order] if reading.found.order else []
         given = f"--class-order {shlex.join(order)} (teacher.class_order)"
         plain = self.in_folders and self.order == tuple(range(len(self.names)))
         given = f"write that to its classes.txt, one name per line, or give {given}" if plain else given

@@ -104,7 +104,8 @@ class Guidance(Method, ABC, Generic[State]):
     """True if `update` needs features of a condensed batch in each step; otherwise `update` gets an empty tensor."""
 
     weight: float = 1.0
-    """Factor of the penalty in the host's loss (lambda_FA); 0 gives the same numbers, bit for bit, as no guidance."""
+    """Factor of the penalty in the host's loss (lambda_FA); 0 gives the same numbers, bit for bit, as no guidance,
+    unless `from_guides` has a share."""
     augment: Augmentation = "host"
     """`host`: the fakes as the host augments them; the condensed images get the host's augmentation too. `dsa`: fakes
     and condensed images under DSA, for the guide only; the host's own loss does not use DSA. `condensed`: as `host`,
