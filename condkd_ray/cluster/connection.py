@@ -147,7 +147,7 @@ def handling(number: signal.Signals, handler: Any) -> Iterator[None]:
 
 def as_ctrl_c(number: int, frame: Any) -> None:
     """Handle SIGTERM by ending the process as Ctrl-C would."""
-    # A process started in the background may have Ctrl-C ignored, as shells arrange; SIGTERM must end it all the same.
+    # Shells start background processes with Ctrl-C ignored; SIGTERM must end such a process nevertheless.
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         raise KeyboardInterrupt
     os.kill(os.getpid(), signal.SIGINT)
@@ -281,7 +281,7 @@ def runtime_env() -> dict[str, Any] | None:
 
 
 def in_job_folder(path: Path) -> bool:
-    """Return whether `path` lies in the copy of a working directory that Ray makes for a job and deletes after it."""
+    """Return whether `path` is in the copy of a working directory that Ray makes for a job and deletes after it."""
     return "working_dir" in _job_env() and path.resolve().is_relative_to(Path.cwd())
 
 

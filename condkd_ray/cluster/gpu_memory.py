@@ -1,4 +1,4 @@
-"""Check, before trials start, that those that share a GPU fit into its memory, which Ray does not check."""
+"""Check, before trials start, that trials on one GPU fit into its memory; Ray does not check this."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import fields, replace
@@ -19,7 +19,7 @@ from condkd_ray.trial.config import Prepared, TrialConfig
 from condkd_ray.trial.device_pool import round_bytes
 from condkd_ray.trial.evaluation import predict
 from condkd_ray.trial.loop import TrialState, own_images, run_round, start
-from condkd_ray.trial.outcome import remembered_logits
+from condkd_ray.trial.outcome import memory_logits
 from condkd_ray.trial.run import local_store, with_images_on_device
 from condkd_ray.trial.synthesis import Producer, codec, settle
 
@@ -90,7 +90,7 @@ def check_need(label: str, need: Need, gpus: float, flag: str = "--gpus-per-tria
         # A lower limit helps only if the trial fits without its samples.
         spared = f", or a lower --device-pool-limit: its samples may reach {need.samples / 1e9:.1f} GB of these"
         raise InputError(
-            f"{flag} is {gpus:g}, {part / 1e9:.1f} GB of a GPU; accepted: {least:.2f} or more, as {label} takes "
+            f"{flag} is {gpus:g}, {part / 1e9:.1f} GB of a GPU; accepted: {least:.2f} or more: {label} takes "
             f"{need.peak / 1e9:.1f} GB{spared if need.peak - need.samples <= part else ''}"
         )
 
@@ -123,7 +123,7 @@ def _kinds(jobs: Iterable[Job]) -> list[Job]:
 def short(config: TrialConfig) -> TrialConfig:
     """Return the config with one round, and with at most two steps in each of its parts.
 
-    Two steps, as optimisers allocate their momenta at the end of the first and keep them.
+    Two steps, because optimisers allocate their momenta at the end of the first and keep them.
     """
     parts: dict[str, Any] = {}
     for name in ("inversion", "guidance", "memory", "distiller"):
@@ -182,7 +182,7 @@ def work(config: TrialConfig, prepared: Prepared, role: Role) -> None:
         Producer(config, prepared, 0, None).make((weights, store.class_counts))
     else:
         run_round(config, prepared, state, store, own_images if role == "trial" else _grey)
-        remembered_logits(config, prepared, state, store)
+        memory_logits(config, prepared, state, store)
         if prepared.test is not None:
             predict(state.distiller.student, prepared.test, prepared.teacher)
 

@@ -1,4 +1,4 @@
-"""The hardware that trials on the connected cluster compute on, read on its nodes: the driver's may have no GPU."""
+"""Determines the hardware of trials by tasks on the cluster's nodes, because the driver's node may have no GPU."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,11 +13,11 @@ from condkd_ray.core.method import ClusterError
 from condkd_ray.trial.hardware import CPU, Hardware, hardware_of
 
 PATIENCE_SECONDS = 60.0
-"""Time limit for further nodes once one has answered; a node whose GPUs are all taken answers when some are free."""
+"""Time limit for the other nodes after the first answer; a node whose GPUs are all in use cannot answer."""
 
 
 def trial_hardware(gpus_per_trial: float) -> Hardware:
-    """Return what trials with `gpus_per_trial` GPUs compute on: the CPU for 0, or if Ray's GPUs are not real.
+    """Return the hardware of trials with `gpus_per_trial` GPUs: the CPU for 0, or if Ray's GPUs are not real.
 
     Blocks until a node has answered; each node needs a GPU, or a trial's share of one, for a moment. Nodes that join
     later are not included. Raises `InputError` for a share of a GPU that leaves a trial no memory, and `ClusterError`
@@ -35,9 +35,9 @@ def trial_hardware(gpus_per_trial: float) -> Hardware:
 
 
 def _answers(pending: list[Any]) -> list[Hardware]:
-    """Return the answers that arrive in time. Late calls are cancelled, else they would take GPUs from trials.
+    """Return the answers that arrive in time. Late calls are cancelled; they would take GPUs from trials.
 
-    Nodes that are lost meanwhile are left out. Raises `ClusterError` if there is no answer at all.
+    Nodes that have been lost are left out. Raises `ClusterError` if there is no answer at all.
     """
     first, rest = ray.wait(pending)
     others, late = ray.wait(rest, num_returns=len(rest), timeout=PATIENCE_SECONDS) if rest else ([], [])
@@ -58,7 +58,7 @@ def _answers(pending: list[Any]) -> list[Hardware]:
 
 
 def merged(found: Sequence[Hardware]) -> Hardware:
-    """Return what all nodes support: every trial computes in the same precision, on whichever node it runs."""
+    """Return what all nodes support, so that every trial computes in the same precision on any node."""
     real = [one for one in found if one.gpu]
     if not real:
         return CPU

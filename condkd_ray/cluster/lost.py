@@ -1,4 +1,4 @@
-"""Classification of Ray's errors: those that report a lost process, node or object are handled alike, by a retry.
+"""Classification of Ray's errors: those that report a lost process, node or object lead to a retry.
 
 Checked against everything in `ray.exceptions` of Ray 2.60: every `RayError` is such a report, unless our code raised it
 remotely or it was raised while an object was unpickled. Of these reports Tune handles `RayActorError` alone, of which
@@ -130,8 +130,8 @@ def with_retries(call: Callable[[], T], what: str) -> T:
 def treat_as_lost(manager: RayActorManager) -> None:
     """Patch Tune's actor manager to take every report of Ray as a lost actor; Tune would end the sweep on most.
 
-    A process that may still run is killed, as otherwise two would run one trial. An exception of our code that cannot
-    be unpickled is passed on as an ordinary one; its process continues.
+    A process that may still run is killed: otherwise two would run one trial. An exception of our code that cannot be
+    unpickled is passed on as an ordinary one; its process continues.
     """
     if "_actor_task_failed" in vars(manager):
         return

@@ -1,4 +1,4 @@
-"""How trials run: their folders, the resources each takes, and checks that the cluster's machines have these."""
+"""Options of trials on a cluster: folders, resources per trial, and checks that the machines have these resources."""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -136,7 +136,7 @@ class ChunkCache:
                 self.remove(key, start)
 
     def copy(self, key: str, source: str) -> None:
-        """Give `key` the chunks of `source`, in place of its own."""
+        """Replace the chunks of `key` by those of `source`."""
         self.delete(key)
         for path in stored_chunks(self.folder / source):
             duplicate(path, self.folder / key / path.name)
@@ -222,7 +222,7 @@ class SyntheticPool:
         """Store the chunk whose first id is `start`; it replaces a chunk already there.
 
         `drop`: first ids of chunks to remove. `sealed`: ids below it are covered by a checkpoint. Only chunks of such
-        ids are joined, as a resumed trial removes the others.
+        ids are joined, because a resumed trial removes the others.
         """
         self._chunks.place(key, start, arrays)
         return self.tend(key, have, drop=drop, sealed=sealed)
@@ -324,7 +324,7 @@ class SyntheticPool:
         return self._makers.get(key, ("", 0.0))[0]
 
     def inherit(self, key: str, source: str) -> None:
-        """Give `key` the chunks of `source`, in place of its own."""
+        """Replace the chunks of `key` by those of `source`."""
         self._chunks.copy(key, source)
 
     def delete(self, key: str) -> None:
@@ -334,7 +334,7 @@ class SyntheticPool:
         self._write_status()
 
     def stats(self) -> dict[str, int]:
-        """Return the numbers of keys, chunks and samples; all bytes, those on disk alone, and those ever shed."""
+        """Return numbers of keys, chunks and samples; bytes in all, on disk alone, and freed so far by the limit."""
         found = [self._chunks.sizes(key) for key in self._chunks.keys]
         names = ("chunks", "samples", "bytes", "spilled_bytes")
         sums = {name: sum(sizes[name] for sizes in found) for name in names}
@@ -442,7 +442,7 @@ def lasting_actor(kind: type, *args: Any) -> Any:
 
 
 def default_limit() -> int:
-    """Return the default `limit`: 60 % of the smallest object store in bytes, as Ray puts other objects there too."""
+    """Return the default `limit`: 60 % of the smallest object store in bytes; Ray puts other objects there too."""
     stores = [node["Resources"].get("object_store_memory", 0.0) for node in ray.nodes() if node["Alive"]]
     return int(0.6 * min(stores))
 

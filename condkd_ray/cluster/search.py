@@ -95,12 +95,12 @@ def search(driver: Proposer, options: ClusterOptions, gpu_budget: GpuBudget | No
 
     Every trial is blind: it reads test images only after the driver has received all its other results. Once
     `gpu_budget` is spent no trial starts, and each running one stops after its round, as at the deadline. Returns False
-    after Ctrl-C, or if the deadline came first or the budget was spent. Raises as `condkd_ray.cluster.sweep.sweep`.
+    after Ctrl-C, or if the deadline has passed or the budget is spent. Raises like `condkd_ray.cluster.sweep.sweep`.
     """
     jobs, budget = SearchJobs(), gpu_budget or GpuBudget(math.inf)
     halt_path(options.place).unlink(missing_ok=True)
     try:
-        # Chunk sizes are unknown until a trial is proposed; a `pool_limit` below one is refused then.
+        # Chunk sizes are unknown until a trial is proposed; a `pool_limit` smaller than a chunk is refused then.
         with pool_of(options, [0]) as pool:
             budgeted = gpu_budget is not None
             context = WorkerContext(options.place, pool, jobs, options, blind=True, budgeted=budgeted)
@@ -117,7 +117,7 @@ def search(driver: Proposer, options: ClusterOptions, gpu_budget: GpuBudget | No
 
 
 class SearchMonitor:
-    """The `Listener` of a search: a `Monitor` of the trials proposed so far, with a search's further duties."""
+    """The `Listener` of a search: monitors the proposed trials, proposes further ones, and counts GPU seconds."""
 
     def __init__(self, driver: Proposer, context: WorkerContext, jobs: SearchJobs, budget: GpuBudget) -> None:
         self._driver, self._context, self._jobs, self._budget = driver, context, jobs, budget
@@ -138,7 +138,7 @@ class SearchMonitor:
         return self._exhausted and not self._monitor.open
 
     def propose(self) -> dict[str, Any] | str | None:
-        """Return the setup of the next trial, whose job has been sent, or the driver's answer."""
+        """Return the setup of the next trial, whose job has been sent, or what the driver proposed instead."""
         if self._late:
             return None
         if self._alone is not None or self._monitor.dropped:
@@ -222,7 +222,7 @@ class SearchMonitor:
         return self._driver.continues(self._monitor.trials[key])
 
     def retried(self, key: str, reason: str) -> None:
-        """Send the job again, as it may have been lost with a node."""
+        """Send the job again, because it may have been lost with a node."""
         self._budget.release(key)
         self._monitor.retried(key, reason)
         self._jobs.put(self._sent[key])

@@ -30,7 +30,7 @@ RESTARTS = 3
 """Restarts of dead producers while the trial waits for one round (our choice); then the trial itself is retried."""
 HEARTBEAT_SECONDS = 2.0
 """Time between two heartbeats of a trial that makes rounds for others."""
-LONGEST_NAP = 0.2
+LONGEST_WAIT = 0.2
 """Longest time between two requests of a waiting trial, in seconds."""
 
 
@@ -73,7 +73,7 @@ class Producers(AbstractContextManager):
         self._pending: dict[int, tuple[Any, Any]] = {}
 
     def __exit__(self, *_: object) -> None:
-        self._dismiss()
+        self._end_producers()
 
     def __call__(
         self, config: TrialConfig, prepared: Prepared, state: TrialState, store: Store
@@ -94,7 +94,7 @@ class Producers(AbstractContextManager):
         return store.peek(config.inversion.images_per_round), terms
 
     def _await(self, config: TrialConfig, production: Pipelined, round: int, store: FilledStore) -> Metrics:
-        """Return the metrics of `round` once it is in the pool. Producers that die meanwhile are replaced."""
+        """Return the metrics of `round` once it is in the pool. Dead producers are replaced."""
         for left in reversed(range(RESTARTS + 1)):
             self._request_ahead(config, production, round)
             try:
@@ -105,7 +105,7 @@ class Producers(AbstractContextManager):
                     raise error.cause from None
                 if not (left and is_lost(error)):
                     raise
-                self._dismiss()
+                self._end_producers()
                 store.clear_ahead()
         raise AssertionError
 
@@ -133,7 +133,7 @@ class Producers(AbstractContextManager):
         actor = ray.remote(**options)(ProducerProcess)
         return actor.remote(config, self._refs, self._pool, self._key, self._each)
 
-    def _dismiss(self) -> None:
+    def _end_producers(self) -> None:
         for actor in self._actors.values():
             ray.kill(actor)
         self._actors, self._pending = {}, {}
@@ -173,7 +173,7 @@ class SharedSource(AbstractContextManager):
                 taken, made = self._make(config, prepared, state, store), True
             else:
                 # Sleep longer the longer the wait: this delays the trial by a tenth of its waiting time at most.
-                time.sleep(min(LONGEST_NAP, 0.005 + (time.monotonic() - begun) / 10))
+                time.sleep(min(LONGEST_WAIT, 0.005 + (time.monotonic() - begun) / 10))
                 taken = store.take(state.round)
         return store.peek(config.inversion.images_per_round), taken.metrics | {"pool/made": float(made)}
 
@@ -219,7 +219,7 @@ class SharedSource(AbstractContextManager):
 
 
 def sweep_source(config: TrialConfig, prepared: Prepared, state: TrialState, store: Store) -> tuple[Samples, Metrics]:
-    """Return the trial's own images, after its memory has stored what other trials of the sweep have made meanwhile."""
+    """Return the trial's own images, after its memory has stored the new images of other trials of the sweep."""
     assert isinstance(store, SweepStore)
     assert isinstance(state.production, Production), "trials with a pipeline share nothing"
     parts = (config, prepared, state.production, state.distiller.student, store.class_counts)

@@ -1,4 +1,4 @@
-"""Check, before any work, that all nodes of the cluster can use the storage, as a trial may run on any of them."""
+"""Check, before any work, that all nodes of the cluster can use the storage: a trial may run on any of them."""
 
 import secrets
 import time
@@ -21,8 +21,8 @@ SHARED = "a folder that all nodes share, such as one on NFS, or a URI like s3://
 def check_reach(storage: Location, what: str = "--storage") -> None:
     """Raise `InputError`, naming the node, if a node cannot write to `storage` or reads other files there.
 
-    A folder is not checked on a cluster of one node. An object store is, as the node may lack keys for it. Nodes that
-    join later are not checked.
+    On a cluster of one node only an object store is checked, because the node may lack keys for it. Nodes that join
+    later are not checked.
     """
     nodes = [node for node in ray.nodes() if node["Alive"]]
     if len(nodes) == 1 and not isinstance(storage, Remote):
@@ -51,7 +51,7 @@ def failing_nodes(task: Callable[..., str], *given: Any) -> dict[str, str]:
     """Run `task(*given)` on every node. Return its answers that are not empty, by the node's address."""
     nodes = [node for node in ray.nodes() if node["Alive"]]
     answers = [_start(node["NodeID"], task, given) for node in nodes]
-    # Collect all answers before any refusal: a node that is cut off during its check would leave its file behind.
+    # Collect all answers before raising: a node whose check is cancelled would leave its file behind.
     results = [_answer(node["NodeID"], task, given, one) for node, one in zip(nodes, answers, strict=True)]
     return {node["NodeManagerAddress"]: wrong for node, wrong in zip(nodes, results, strict=True) if wrong}
 
@@ -63,9 +63,9 @@ def _start(node: str, task: Callable[..., str], given: tuple[Any, ...]) -> Any:
 
 
 def _answer(node: str, task: Callable[..., str], given: tuple[Any, ...], answer: Any) -> str:
-    """Return a node's answer; repeat the check while it fails for a reason of Ray's.
+    """Return a node's answer; repeat the check while it fails because of an error in Ray.
 
-    Returns an empty string for a node lost meanwhile, as no trial will run on it. Ray takes some seconds to notice.
+    Returns an empty string for a lost node: no trial will run on it. Ray detects a loss after some seconds.
     """
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:

@@ -1,4 +1,4 @@
-"""Stores whose chunks lie in the pool: mapped read-only and drawn from in this process, without a remote call."""
+"""Stores whose chunks are in the pool: mapped read-only and drawn from in this process, without a remote call."""
 
 import time
 from abc import abstractmethod
@@ -44,7 +44,7 @@ class Stopwatch:
     def trial(self) -> Iterator[None]:
         """Start a trial: reset the count to the time since the last trial of this process ended.
 
-        The count starts at 0 for the first trial, as its process has just started.
+        The count starts at 0 for the first trial, because its process has just started.
         """
         now = time.perf_counter()
         self.seconds = 0.0 if self._idle_since is None else now - self._idle_since
@@ -58,7 +58,7 @@ WATCH = Stopwatch()
 """The stopwatch of this process."""
 T = TypeVar("T")
 PATIENCE_SECONDS = 120.0
-"""How long a trial retries calls to a pool that is being restarted."""
+"""Seconds for which a trial retries calls to a pool that is being restarted."""
 
 
 def retry_until_restarted(call: Callable[[], T]) -> T:
@@ -81,7 +81,7 @@ def call_actor(method: Any, *args: Any) -> Any:
 
 
 class PooledStore(Store):
-    """A store whose chunks lie in the pool under one key, mapped into this process from where the pool placed them.
+    """A store whose chunks are in the pool under one key, mapped into this process.
 
     `reader`: key of the trial that reads them, if it differs from the key of the chunks.
     """
@@ -201,7 +201,7 @@ class PoolStore(PooledStore):
 
 
 class AdoptingStore(PooledStore):
-    """A trial's view of rounds made by other processes. Ids are the pool's; they live once the trial has taken them."""
+    """A trial's view of rounds of other processes. Ids are the pool's, and live after the trial has taken them over."""
 
     def peek(self, count: int) -> Samples:
         """Return the `count` samples after the last id given out; `append` then takes them over and sends nothing."""
@@ -218,7 +218,7 @@ class AdoptingStore(PooledStore):
                 self._ids.cover(start, self._table.gather(ids).classes)
 
     def _dead_starts(self) -> list[int]:
-        """Return the first ids of chunks without live samples that lie wholly below `num_ids`."""
+        """Return the first ids of chunks without live samples that are wholly below `num_ids`."""
         return [start for start, count in self._dead() if start + count <= self.num_ids]
 
     def _mapped(self, start: int, chunk: Encoded) -> None:
@@ -274,7 +274,7 @@ class SharedStore(AdoptingStore):
             self._table.remove(start)
 
     def _truncate(self, num_ids: int) -> None:
-        """Take over the ids below `num_ids`; the pool keeps later rounds, as they are shared."""
+        """Take over the ids below `num_ids`; the pool keeps later rounds, because they are shared."""
         self._adopt(num_ids)
 
 

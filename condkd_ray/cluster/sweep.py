@@ -54,15 +54,15 @@ class TrialObserver(Protocol):
         ...
 
     def ended(self, trial: PlannedTrial, outcome: Outcome) -> None:
-        """Handle a trial's outcome: finished, `pruned` (stopped early) or failed. Called once, before its files go."""
+        """Handle a trial's outcome: finished, pruned (stopped early) or failed. Called once; its files still exist."""
         ...
 
 
 class Monitor:
     """Follows the trials of a sweep and reports to an observer; a `Listener`.
 
-    `error`: an exception raised by one of its methods. The hooks store it here, as Tune would take it for a failure of
-    the trial. The sweep then stops, and the hooks call no further method.
+    `error`: an exception raised by one of its methods. The hooks store it here: Tune would treat it as a failure of the
+    trial. The sweep then stops, and the hooks call no further method.
     """
 
     def __init__(self, context: WorkerContext, observer: TrialObserver) -> None:
@@ -223,9 +223,9 @@ class _Events(_Hook, Callback):
         self._rounds: Counter[str] = Counter()
         self._stalled: Counter[str] = Counter()
         self._starved: Counter[str] = Counter()
-        """By trial: ends in a row for lack of memory, since it began, made a new round, or was set aside."""
+        """Consecutive ends of each trial for lack of memory, since it began, made a new round, or was set aside."""
         self._counted: dict[str, int] = {}
-        """By trial: the Tune iteration in which it was last put back, so that the same failure is not counted twice."""
+        """Tune iteration in which each trial was last put back, so that the same failure is not counted twice."""
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any):
         """Report a start, also after each failure."""
@@ -353,9 +353,9 @@ def reason_in(text: str) -> str:
 def sweep(trials: Sequence[PlannedTrial[Prepared]], options: ClusterOptions, observer: TrialObserver) -> bool:
     """Run `trials` in their order, as many at once as fit; of trials that share samples, one of each group first.
 
-    Checkpoints and chunks lie in `options.place`, and a later sweep over the same place resumes from them. The files of
+    Checkpoints and chunks are in `options.place`, and a later sweep over the same place resumes from them. The files of
     a trial that finished or was pruned are deleted once `observer.ended` has returned, so the observer must store all
-    that is to stay. Shared samples are deleted once all trials that share them have ended.
+    results. Shared samples are deleted once all trials that share them have ended.
 
     A trial whose process was killed resumes from its checkpoint any number of times, on another node if its own is
     lost; after `MAX_STALLED` attempts in a row without a new round it is given up. A trial that Ray has ended `ASIDE`
@@ -368,7 +368,7 @@ def sweep(trials: Sequence[PlannedTrial[Prepared]], options: ClusterOptions, obs
             of one line. A trial fails by a NaN, or when it is given up; a later sweep can resume it.
 
     Returns:
-        True if all trials have ended; False after Ctrl-C, or if the deadline came first.
+        True if all trials have ended; False after Ctrl-C, or if the deadline has passed.
 
     Raises:
         InputError: No node has the required resources, or a trial needs more of a GPU's memory than its share.
@@ -409,7 +409,7 @@ def producers_first(trials: Sequence[PlannedTrial]) -> list[PlannedTrial]:
 def fit(listener: Listener, context: WorkerContext, producers_of: Mapping[str, int] | None = None) -> None:
     """Let Tune run the trials in `producers_of`, or, if that is None, those that `listener` proposes.
 
-    `producers_of`: the number of producers of each trial, by key. Raises what `listener` raised.
+    `producers_of`: the number of producers of each trial, by key. Raises the listener's error.
     """
     options = context.options
     amounts = {"CPU": options.cpus_per_trial, "GPU": options.gpus_per_trial, **options.resources}
@@ -420,7 +420,7 @@ def fit(listener: Listener, context: WorkerContext, producers_of: Mapping[str, i
         producers = setup["producers"] if producers_of is None else producers_of[setup["key"]]
         return tune.PlacementGroupFactory([own, *[options.per_producer.bundle] * producers])
 
-    # Workers never read this folder, as no report carries a checkpoint: it need not be visible to other nodes.
+    # No report carries a checkpoint, so workers never read this folder: other nodes need not see it.
     scratch = options.folder.resolve() / "tune"
     token = secrets.token_hex(8)
     _listeners[token], events = listener, _Events(token)

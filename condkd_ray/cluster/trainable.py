@@ -31,7 +31,7 @@ FULL = "storage_full"
 UNTESTED = "untested"
 """Reported by a blind trial whose outcome is complete except for the test images."""
 OUT_OF_TIME = "out_of_time"
-"""Reported by a trial that stopped, or did not start, as the sweep's deadline had passed or it was halted."""
+"""Reported by a trial that stopped, or did not start, because the sweep's deadline had passed or it was halted."""
 RESTS = "rests"
 """Reported by a trial that pauses after its round `lineage.pause_after`."""
 MEMORY = "private_memory"
@@ -67,7 +67,7 @@ def run(setup: dict[str, Any], *, context: WorkerContext) -> None:
     A trial that cannot succeed has a failed outcome. That includes one whose share of a GPU has too little memory:
     other trials on it hold the rest, so a second try would find no more. After any other exception Tune tries again, up
     to `ClusterOptions.attempts` exceptions; a trial given up then has no outcome. Full storage is reported to the
-    driver, as it concerns all trials.
+    driver, because it concerns all trials.
     """
     # Tune (2.60) reads this here. After its default of 2 s it drops the next trial on a busy machine without a message.
     os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = str(UNWIND_SECONDS)

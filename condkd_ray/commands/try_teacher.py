@@ -110,7 +110,7 @@ class Try(TeacherFlags):
     cache: Path | None = None
     """Cache of small artifacts; default: $CONDKD_CACHE, else a folder in the user's cache home."""
     fresh: bool = False
-    """Move the present content of `--out` aside and start anew."""
+    """Move the present content of `--out` aside and start over."""
 
 
 def try_out(command: Try) -> int:

@@ -78,7 +78,7 @@ def is_installed(module: str) -> bool:
 
 
 def is_installed_file(path: Path) -> bool:
-    """Return whether a resolved path lies in a folder of installed packages or in Python's standard library."""
+    """Return whether a resolved path is in a folder of installed packages or in Python's standard library."""
     return bool(set(INSTALLED) & set(path.parts)) or path.is_relative_to(STANDARD)
 
 

@@ -27,7 +27,7 @@ from condkd_ray.core.method import InputError, require
 log = logging.getLogger(__name__)
 
 WORDS = {"networks": "network", "datasets": "dataset", "kd_loss": "distillation loss"}
-"""Words for one member of a family, if they differ from the family's name."""
+"""Names of one member of a family, if they differ from the family's name."""
 LEAVES = (bool, int, float, str, Path, types.NoneType)
 """Types of fields that are single YAML values."""
 M = TypeVar("M", bound=type)
@@ -115,7 +115,7 @@ class Family:
 
     @property
     def more(self) -> str:
-        """Text to append to a list of accepted names: it mentions plug-ins, and those that cannot be used."""
+        """Text to append to a list of accepted names: it mentions plug-ins, also unusable ones."""
         return f", or a plug-in once it is installed or registered{self.failures}"
 
     def register(self, kind: type, version: str | None) -> None:
@@ -458,7 +458,7 @@ class _Distribution:
     name: str
     version: str
     editable: bool
-    """The code lies in another folder than the distribution, or the distribution is marked as editable."""
+    """The code is in another folder than the distribution, or the distribution is marked as editable."""
 
 
 def _distribution(kind: type, top: str) -> _Distribution | None:

@@ -379,7 +379,7 @@ class Batch(NamedTuple):
 def next_batch(
     distiller: Distiller,
     memory: AnyMemory,
-    remembered: Any,
+    memory_state: Any,
     store: Store,
     condensed: Samples | None,
     *,
@@ -387,9 +387,9 @@ def next_batch(
     teacher: Teacher,
     rng: Streams,
 ) -> Batch:
-    """Return synthetic, then condensed samples: `batch` in all, or, under `mix: concat`, condensed ones in addition.
+    """Return synthetic, then condensed samples: `batch` in all; under `mix: concat`, condensed ones in addition.
 
-    If a batch has synthetic images, a full batch is drawn from the memory (whose state is `remembered`) and only its
+    If a batch has synthetic images, a full batch is drawn from the memory (state `memory_state`) and only its
     first part is used, so that all arms have the same random draws.
     """
     num_condensed = distiller.num_condensed(progress)
@@ -398,7 +398,7 @@ def next_batch(
     ids = torch.empty(0, dtype=torch.int64)
     weights = torch.ones(distiller.batch, device=teacher.device)
     if num_synthetic:
-        drawn = memory.draw(remembered, store, distiller.batch, teacher=teacher, rng=rng)
+        drawn = memory.draw(memory_state, store, distiller.batch, teacher=teacher, rng=rng)
         parts.append(drawn.samples[:num_synthetic])
         weights[:num_synthetic] = drawn.weights[:num_synthetic]
         ids = drawn.ids[:num_synthetic]

@@ -120,7 +120,7 @@ class Trained:
 
     @property
     def _missing(self) -> str:
-        """Where to find a product if that of this trial does not exist."""
+        """Advice for a trial without a product: which trials have one."""
         if self.record.status != "finished":
             return f"a trial that finished; this one is {self.record.status}"
         return (

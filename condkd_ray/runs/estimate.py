@@ -46,7 +46,7 @@ from condkd_ray.trial.run import local_store, run_trial
 from condkd_ray.trial.synthesis import stored_logits
 
 ROUNDS = 3
-"""Rounds of a probe. The first, which includes one-time work, counts once; the others stand for all later rounds."""
+"""Rounds of a probe. The first, which includes one-time work, counts once; the others represent all later rounds."""
 STEPS = 20
 """Steps of a teacher's training in its probe."""
 IMAGES = 2048
@@ -76,9 +76,9 @@ class Span:
 PROBED, RECORDED = Span(0.7, 1.7), Span(0.8, 1.4)
 """Factors on a measured cost: a probe is short and runs alone on the machine, and trials differ by their seeds."""
 PROBING_SECONDS = 90.0
-"""Time after which no further arm is probed; its cost is then taken to lie between the cheapest and the dearest."""
+"""Time after which no further arm is probed; its cost is then assumed to be within the range of the probed ones."""
 STARTED = Span(5, 30)
-"""Seconds until the first trial of a sweep computes, as its processes import PyTorch."""
+"""Seconds until the first trial of a sweep computes; its processes import PyTorch in that time."""
 BETWEEN = Span(0.1, 1.5)
 """Seconds from a trial's end to the next one's start, final test included."""
 REPORTED = Span(3, 15)
@@ -350,7 +350,7 @@ def total(work: Workload, before: Span, at_once: int) -> Estimate:
     """Return the estimate for the rest of `work`, whose costs are known, with `at_once` trials at a time."""
     costs = [work.costs[plan.arm] for plan in work.missing if plan.arm in work.costs]
     kinds = {(plan.arm, plan.ipc) for plan in work.missing}
-    dearest = join(costs) if costs else Cost()
+    largest = join(costs) if costs else Cost()
     at_once = max(1, min(at_once, len(costs)))
     trials = Span(*(makespan([getattr(cost.wall, end) for cost in costs], at_once) for end in ("low", "high")))
     around = before + STARTED + REPORTED
@@ -359,10 +359,10 @@ def total(work: Workload, before: Span, at_once: int) -> Estimate:
         before=before,
         wall=trials + around + BETWEEN * (len(costs) / at_once),
         cpu=sum((cost.cpu for cost in costs), Span()) + around + BETWEEN * len(costs),
-        kept=sum((cost.kept for cost in costs), WRITTEN) + dearest.product * len(kinds),
-        working=dearest.working * at_once,
-        trial_memory=dearest.memory,
-        memory=dearest.memory * at_once + DRIVER,
+        kept=sum((cost.kept for cost in costs), WRITTEN) + largest.product * len(kinds),
+        working=largest.working * at_once,
+        trial_memory=largest.memory,
+        memory=largest.memory * at_once + DRIVER,
     )
 
 

@@ -1,4 +1,4 @@
-"""Options of a run: its folders, the resources of each trial, and its limits. They change no number in a table."""
+"""Options of a run: its folders, the resources of each trial, and its limits. They do not change results."""
 
 import math
 import re
@@ -118,7 +118,7 @@ class Options:
 
     def of_cluster(self, deadline: float) -> "ClusterOptions":
         """Return the options of a sweep or a search that ends at `deadline`. Raises `InputError`."""
-        # Imported here, as flags are made of this class, and that module imports PyTorch.
+        # Imported here because it imports PyTorch, and this module is imported for flags.
         from condkd_ray.cluster.options import ClusterOptions
 
         return ClusterOptions(
@@ -147,7 +147,7 @@ def _resource(text: str) -> tuple[str, float]:
 
 @dataclass(frozen=True)
 class RunResult:
-    """Result of a run. Its records and tables lie in `out`."""
+    """Result of a run. Its records and tables are in `out`."""
 
     out: Path
     complete: bool

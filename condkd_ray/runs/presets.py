@@ -46,7 +46,7 @@ def path_of(name: str) -> Path:
 @cache
 def published(name: str) -> TrialConfig:
     """Return the complete recipe as published. Raises `InputError` for an unknown name."""
-    # Imported here, as scripts import names of systems for their flags, and this module imports PyTorch.
+    # Imported here because it imports PyTorch, and scripts import this module for their flags.
     from condkd_ray.trial.config import from_tree
 
     return from_tree(read_tree(path_of(name)), str(path_of(name)))

@@ -57,11 +57,11 @@ log = logging.getLogger(__name__)
 LOSSES = ("inversion/", "guidance/", "kd/")
 """Prefixes of the loss terms among the metrics."""
 ARTIFACTS = "artifacts"
-"""Folder of the images and configs that the dashboard shows beside each trial."""
+"""Folder of the images and configs that the dashboard shows with each trial."""
 PARAMETERS, KEY = "parameters", "config_hash"
 """User attributes: of a study, the values of each parameter; of a trial, the hash of its config."""
 STDIN = "<stdin>"
-"""What Python takes for the file of a script that it reads from stdin."""
+"""File name that Python gives to a script that it reads from stdin."""
 RENAMED = ("seed", "condensation/ipc")
 """Leaves of a config that every planned trial has as parameters of other names."""
 Leaf = str | int | float | bool | None
@@ -77,7 +77,7 @@ def describe_experiment(
     baseline: Baseline = "none",
     study: str = "",
 ) -> Manifest:
-    """Return the manifest of the experiment. Trials planned earlier in the same folder stay in it unless planned anew.
+    """Return the manifest of the experiment. Trials planned earlier in the same folder stay in it unless planned again.
 
     `baseline`: the arm that every other is compared with, or the one for each arm. `study`: name of the study whose
     search proposed the trials; trials of other studies in the folder are distinct even if their numbers are equal.
@@ -118,7 +118,7 @@ def describe_experiment(
 
 
 def _command(experiment: str) -> str:
-    """How the experiment is run again: a command line, or a call if no file is run (a notebook, stdin)."""
+    """Return what runs the experiment again: a command line, or a call if no file is run (a notebook, stdin)."""
     if getattr(sys.modules["__main__"], "__file__", STDIN) == STDIN:
         return f"{CALL}{experiment}(...)"
     return shlex.join([Path(sys.executable).name, *sys.argv])
@@ -152,7 +152,7 @@ def _notes(plans: Sequence[Plan], has_val: bool) -> list[str]:
     notes = []
     if any(isinstance(method, Imported) for method in used):
         notes.append(
-            "The condensed set was made elsewhere, from unknown train images: it may have seen "
+            "The condensed set was made elsewhere, from unknown train images: these may include "
             f"{held_out}, and the test images too if these were held out of train here."
         )
     if any(method.needs_teacher for method in used):
@@ -178,7 +178,7 @@ class Recorder:
     `trials`: the trials known at the start; a search adds more. `storage`: where trials leave their products. `total`:
     number of trials in all, if more are added. `choices`, `ranges`: values of the hyper-parameters in which added
     trials will differ, by dotted name. `goal`: metric shown of a running trial; `best`: the best trial so far. `study`:
-    opens the study of planned trials; it is written before a record, as a trial with a record is not run again.
+    opens the study of planned trials; it is written before a record, because a trial with a record is not run again.
     `of_study`: name of a search's study, stored in each record.
 
     Event files and the study only repeat what the records contain: if they cannot be written, a message is logged, and
@@ -211,7 +211,7 @@ class Recorder:
         self._names = [*varying([record.config for record in running]), *choices, *ranges]
         examples = [{name: value} for name, found in choices.items() for value in found]
         self._known: dict[str, tuple[str, dict[str, Scalar], Mapping[str, Any]]] = {}
-        """By key: the trial's run in TensorBoard, its hyper-parameters there, and the values chosen for it."""
+        """TensorBoard run of each trial, its hyper-parameters there, and the values chosen for it; by key."""
         planned = [*(hparams(record, self._names) for record in running), *examples]
         self._events = Dispensable(f"TensorBoard files in {out}", lambda: EventFiles(out, planned, ranges))
         self._products = BestProducts(out, storage)
@@ -320,7 +320,7 @@ def round_line(label: str, metrics: Metrics, rounds: int, metric: str) -> str:
 class StudyWriter:
     """Writes round metrics and results of trials, as an `objective` defines them, into `study`.
 
-    Trials are named by their numbers in the study. Artifacts lie in the result folder `out`.
+    Trials are named by their numbers in the study. Artifacts are in the result folder `out`.
     """
 
     def __init__(

@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 def run(
     question: str, tree: dict[str, Any], spec: SearchSpec, *, workshop: Workshop | None = None, view: View = SILENT
 ) -> RunResult:
-    """Run what is missing of a search of the space `tree`, and write its results.
+    """Run the missing trials of a search of the space `tree`, and write the results.
 
     `workshop`: a new one if not given. Raises `InputError` before anything is written.
     """
@@ -65,7 +65,7 @@ def run(
     study = study_of(tree, spec)
     _learn(study, known)
     with connect(spec.address, view=view):
-        # Imported here, as these import Ray, which takes a second.
+        # Imported here, because these import Ray, which takes a second.
         from condkd_ray.cluster import search as ray_search
         from condkd_ray.cluster.hardware import trial_hardware
         from condkd_ray.cluster.module_check import check_modules, check_plugins
@@ -81,7 +81,7 @@ def run(
         budget = None
         if spec.gpu_hours is not None:
             budget = ray_search.GpuBudget(3600 * spec.gpu_hours, study.gpu_seconds, study.keep_gpu_seconds)
-        # Before the recorder, as it begins trials of the study.
+        # Before the recorder, because it begins trials of the study.
         population = None
         if spec.population:
             sizes = {"size": spec.population, "rounds": spec.generation_rounds, "total": default(tree).total_rounds}
@@ -104,7 +104,7 @@ def run(
 def explained(tree: dict[str, Any], spec: SearchSpec, *, view: View = SILENT) -> str:
     """Return the estimate of the rest of a search as text. Raises `InputError` as `run` would."""
     _check_all(tree, spec, Workshop(spec.cache, view=view))
-    # With --fresh the study is new too, unless its storage lies elsewhere.
+    # With --fresh the study is new too, unless its storage is elsewhere.
     starts_over, ended = spec.fresh and spec.study_storage is None, 0
     if not starts_over:
         names = names_at(spec.study_storage, spec.out)
@@ -126,7 +126,7 @@ def check(tree: dict[str, Any], spec: SearchSpec) -> None:
     require(spec.trials >= 1, "--trials", spec.trials, "an integer >= 1")
     hours, gpus = spec.gpu_hours, spec.gpus_per_trial
     require(hours is None or hours > 0, "--gpu-hours", hours, "a number > 0")
-    accepted = "a number > 0, as trials without GPUs never use the budget up"
+    accepted = "a number > 0, because trials without GPUs never use up the budget"
     require(hours is None or gpus > 0, "--gpus-per-trial with --gpu-hours", gpus, accepted)
     require(spec.least_rounds >= 1, "--least-rounds", spec.least_rounds, "an integer >= 1")
     require(bool(spec.study), "--study", spec.study, "a name")
@@ -219,7 +219,7 @@ def _earlier(spec: SearchSpec) -> dict[str, optuna.Study]:
         study = stored_study(there, name, place)
         check_earlier(study, spec.parsed_objective)
         with quiet():
-            # A copy in memory, as the study may lie in a folder that is moved aside.
+            # A copy in memory, because the study's folder may be moved aside.
             memory = InMemoryStorage()
             optuna.copy_study(from_study_name=study.study_name, from_storage=there, to_storage=memory)
             found[place] = optuna.load_study(study_name=study.study_name, storage=memory)
@@ -255,12 +255,12 @@ def confirm(
 ) -> RunResult:
     """Run the best trials of a finished search with other seeds, and the space's default, and compare them.
 
-    Each guided one among the best is also run unguided, with all else as the search chose it, its class prior included:
-    only its gain over that comes from guidance. Results lie in `confirmed` below the search's folder.
+    Each of the best that is guided also runs without guidance, with all other settings unchanged, class prior included:
+    the difference between both is the gain from guidance. Results are in `confirmed` below the search's folder.
     """
-    seen = default(tree).seed
+    used = default(tree).seed
     require(best >= 1, "--best", best, "an integer >= 1")
-    require(seen not in seeds and len(set(seeds)) == len(seeds) > 0, "--new-seeds", seeds, f"seeds other than {seen}")
+    require(used not in seeds and len(set(seeds)) == len(seeds) > 0, "--new-seeds", seeds, f"seeds other than {used}")
     study = study_of(tree, spec)
     arms = {"default": default(tree)}
     chosen = {f"trial {trial.number}": study.proposal(trial).config for trial in study.ranked[:best]}

@@ -31,8 +31,8 @@ log = logging.getLogger(__name__)
 class SearchRecorder:
     """Makes trials of a study's proposals, and writes their results: study, records, event files and manifest.
 
-    It resumes what earlier drivers have left, which may have died at any moment. `left`: proposals that they began and
-    did not complete; `begun`: number of trials so far, these included.
+    It resumes unfinished trials of earlier drivers, which may have ended at any moment. `left`: proposals that they
+    began and did not complete; `begun`: number of trials so far, these included.
     """
 
     def __init__(
@@ -248,7 +248,7 @@ class PopulationDriver:
         self._recorder, self._study, self._population = recorder, recorder.study, population
         self._members: dict[int, PlannedTrial[Prepared]] = {}
         self._places: dict[str, tuple[int, int]] = {}
-        """By key: the member's number and generation."""
+        """Number and generation of the member, by key."""
         self._rounds: dict[int, int] = {}
         self._running = set[str]()
         self._queue: list[tuple[int, int]] = []

@@ -102,7 +102,12 @@ def _params(tree: dict[str, Any], records: Mapping[int, Record], hardware: Hardw
     for number, record in records.items():
         try:
             config = of_record(record)
-            require(plugins_in(config) == record.plugins, "plug-ins", record.plugins, f"{plugins_in(config)}, as here")
+            require(
+                plugins_in(config) == record.plugins,
+                "plug-ins",
+                record.plugins,
+                f"{plugins_in(config)}, those installed here",
+            )
             point = params_of(tree, config, lambda one: settled(one, hardware))
             found[number] = check_point(tree, point, "parameters")
         except InputError as error:

@@ -60,7 +60,7 @@ RESTORED = "taken_back"
 class TrialLog:
     """Writes the progress of trials, by their numbers, to the study `name`, which exists in `storage`.
 
-    All calls are idempotent, as a killed trial reports its rounds again after a restart. Calls on an ended trial have
+    All calls are idempotent: a killed trial reports its rounds again after a restart. Calls on an ended trial have
     no effect. Each call reads one trial, so its time does not depend on the number of trials; only pruners read more.
     """
 
@@ -342,8 +342,8 @@ class Study(TrialLog):
         """Restore a lost trial with these parameters of all open leaves as one to run, and return its number.
 
         The number is `number`, unless the study has a trial of the same config or another trial of this number. Lower
-        numbers that are lost too are added: those in `begun` without parameters, to be proposed anew as they were the
-        first time, as their parameters are unknown; the others as failed, since they did not run.
+        numbers that are lost too are added: those in `begun` without parameters, to be proposed again as they were the
+        first time, because their parameters are unknown; the others as failed, since they did not run.
         """
         fixed = FixedTrial(dict(params))
         known = content_hash(close(self._tree, fixed))
@@ -573,7 +573,7 @@ def _open(storage: BaseStorage, name: str, settings: dict[str, Any], objective: 
 
 
 def check_numbers(name: str, attributes: Mapping[str, Any]) -> None:
-    """Raise `InputError` if the user attributes of study `name` say another version of the numbers than `NUMBERS`."""
+    """Raise `InputError` if the user attributes of study `name` contain another version of the numbers than `NUMBERS`."""
     found, accepted = attributes.get(VERSION, 1), f"{NUMBERS}, that of this program; or another --out, or --study"
     require(found == NUMBERS, f"version of the numbers of study {name!r}", found, accepted)
 

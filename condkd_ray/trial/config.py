@@ -166,7 +166,7 @@ class TrialConfig(Method):
 
         This is the case if the distillation step, the weighing or the memory reads the logits, or if the labels are
         computed from them. Otherwise the logits are computed only at the end of the trial; see
-        `outcome.remembered_logits`.
+        `outcome.memory_logits`.
         """
         read = not self.distiller.runs_teacher or self.weighing.reads_memory or self.memory.reads_logits
         return read or self.inversion.labels_by_teacher

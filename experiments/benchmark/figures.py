@@ -91,7 +91,7 @@ def draw() -> Iterator[Measured]:
             f"{name} compaction ({chunks[name]} chunks) / from one private uint8 tensor, and one each of the others, "
             "by `index_select`"
         )
-        why = "Ids are looked up in the table of chunks first, and these lie in shared memory, in pages of 4 KiB."
+        why = "Ids are looked up in the table of chunks first, and these are in shared memory, in pages of 4 KiB."
         yield Measured(what, [run[name] / run["own"] for run in runs[1:]], "x", "<=", bound, why)
 
 

@@ -93,7 +93,7 @@ class Report:
             return cls(path, about, parts)
         aside = next(name for name in _beside(path) if not name.exists())
         path.rename(aside)
-        print(f"{path} was of another {', '.join(other)}: it is now {aside.name}, and this begins anew", flush=True)
+        print(f"{path} was of another {', '.join(other)}: it is now {aside.name}, and a new report begins", flush=True)
         return cls(path, about)
 
     def note(self, part: str, **found: Any) -> None:

@@ -45,7 +45,7 @@ def job(key: str, config) -> Job:
 
 def test_a_need_above_its_part_is_refused_with_the_part_it_needs():
     check_need("a", Need(peak=70, total=140), 0.5)
-    with pytest.raises(InputError, match=r"0\.4, 56\.0 GB of a GPU; accepted: 0\.50 or more, as guided seed 0 takes"):
+    with pytest.raises(InputError, match=r"0\.4, 56\.0 GB of a GPU; accepted: 0\.50 or more: guided seed 0 takes"):
         check_need("guided seed 0", Need(peak=70 * 10**9, total=140 * 10**9), 0.4)
 
 
@@ -112,7 +112,7 @@ def test_a_trial_on_a_cluster_fails_for_lack_of_memory_alone_before_its_first_ro
 
 def test_what_others_hold_for_good_is_no_trials():
     check_need("a", Need(peak=60, total=140, outside=20), 0.5)
-    with pytest.raises(InputError, match=r"0\.5, 50\.0 GB of a GPU; accepted: 0\.60 or more, as a takes 60\.0 GB"):
+    with pytest.raises(InputError, match=r"0\.5, 50\.0 GB of a GPU; accepted: 0\.60 or more: a takes 60\.0 GB"):
         check_need("a", Need(peak=60 * 10**9, total=140 * 10**9, outside=40 * 10**9), 0.5)
     with pytest.raises(
         InputError, match=r"memory of a is '60.0 GB'; accepted: at most the 40.0 GB that other programs leave"

@@ -110,7 +110,7 @@ def _recorded(interrupts: list[int]) -> Iterator[None]:
 
 
 def _shortage(error: Exception) -> str | None:
-    """Return a message if `error` reports that memory, storage or the study's data base failed; else None."""
+    """Return a message if `error` reports that memory, storage or the study's database failed; else None."""
     # These imports load PyTorch and Optuna; an error that concerns them has loaded them already.
     from condkd_ray.core.environment import is_out_of_memory, out_of_memory
 
@@ -121,7 +121,7 @@ def _shortage(error: Exception) -> str | None:
     from condkd_ray.study.storage import refusal
 
     refused = refusal(error)
-    return None if refused is None else f"{refused}; the same command continues once it can"
+    return None if refused is None else f"{refused}; the same command continues after that is solved"
 
 
 def ended(result: "RunResult") -> int:

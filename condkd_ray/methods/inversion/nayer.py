@@ -187,23 +187,23 @@ class Nayer(Conditional[NayerState]):
         noisy = NoisyLayers(call.latents(*shape).requires_grad_(), bias.requires_grad_())
         leaves = [*state.generator.parameters(), *noisy]
         optimizer = torch.optim.Adam(leaves, self.lr, betas=(0.5, 0.999), fused=True)
-        opponent = call.student if self.uses_student and state.round > self.warm_up else None
-        bn_seen = memory = state.bn_memory
+        adv_student = call.student if self.uses_student and state.round > self.warm_up else None
+        last_bn = memory = state.bn_memory
 
         def make() -> Tensor:
             return call.teacher.normalise(state.generator(state.embeddings, noisy, labels, layers))
 
         def losses(batch: StepBatch) -> LossTerms:
             bn = mix_bn(batch.observation.bn, memory, self.bn_momentum)
-            return LossTerms(self.terms(batch, bn=bn, teacher=call.teacher, student=opponent))
+            return LossTerms(self.terms(batch, bn=bn, teacher=call.teacher, student=adv_student))
 
         call.start_near_guides(make, labels, noisy, layers)
         for _ in range(self.steps):
             forward = call.forward(make, losses, Targets(labels))
             call.step(forward, leaves, optimizer.step, keep=True)
-            bn_seen = forward.batch.observation.bn.detach().clone()
-        assert bn_seen is not None
-        state.bn_memory = mix_bn(bn_seen, state.bn_memory, self.bn_momentum)
+            last_bn = forward.batch.observation.bn.detach().clone()
+        assert last_bn is not None
+        state.bn_memory = mix_bn(last_bn, state.bn_memory, self.bn_momentum)
         return call.best_step.kept[0]
 
 

@@ -98,7 +98,7 @@ def no_ids() -> Tensor:
 
 @dataclass
 class IdQueue:
-    """Ids returned in disjoint groups, in a random order that is drawn anew when all ids were used."""
+    """Ids returned in disjoint groups, in a random order that is drawn again when all ids have been used."""
 
     ids: Tensor = field(default_factory=no_ids)
     order: Tensor = field(default_factory=no_ids)

@@ -199,7 +199,7 @@ class Store(ABC):
     """Append-only rows with running ids, in chunks. Images are returned as they were encoded: from uint8 or float16.
 
     Logits (float16) are returned if the codec and the samples have them, otherwise as (B, 0). Subclasses decide where
-    the chunks lie; each reads from a table of chunks and records which ids are live.
+    the chunks are; each reads from a table of chunks and records which ids are live.
 
     `device_limit`: bytes of samples on a GPU, see `rows_on`.
     """
@@ -243,7 +243,7 @@ class Store(ABC):
         """Return decoded copies of the samples `ids` (B,), in that order, on the device.
 
         `ids` on the CPU are looked up there; raises `KeyError` for an unknown id. Those on the device are looked up
-        there, without a wait of the CPU, unless some samples lie beyond the store's `device_limit`; an unknown id is
+        there, without a wait of the CPU, unless some samples are beyond the store's `device_limit`; an unknown id is
         then an error of the device.
         """
         return self.codec.decode(self._table.gather(ids))
@@ -296,7 +296,7 @@ class Store(ABC):
 class LocalStore(Store):
     """A store in this process, on the samples' device; with a `folder`, each chunk is also a file there.
 
-    The files serve resuming only, since a checkpoint never contains images. See `Store` for the methods.
+    A trial needs the files only to resume, because a checkpoint contains no images. See `Store` for the methods.
     """
 
     def __init__(

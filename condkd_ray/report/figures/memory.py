@@ -59,7 +59,7 @@ def _bars(axes: Axes, shares: np.ndarray, color: str) -> None:
 
 
 def _label(row: Sequence[Axes], arm: str, shares: Sequence[np.ndarray], color: str) -> None:
-    """Write the arm's name and, per histogram, a statistic of single seeds, as means over seeds hide uneven classes."""
+    """Write the arm's name and, per histogram, a statistic of single seeds: means over seeds hide uneven classes."""
     left, right = row
     classes, confidence = shares
     even = 100 / classes.shape[1]

@@ -66,7 +66,7 @@ _SUBSET = 1000
 """Test images measured per round, at most, by trials whose record has no `student/test_images`."""
 _MEAN, _IMAGES = "student/test_accuracy_mean", "student/test_images"
 _ON = _Column("test images", _MEAN)
-"""Its cells hold the number of test images on which the metric was measured, not the metric."""
+"""Column of the number of test images on which the metric was measured, instead of the metric."""
 _ROUNDS = (
     _ON,
     _Column("mean (%)", _MEAN, 100, 2),
@@ -216,8 +216,8 @@ def _markdown(results: Results) -> str:
     interim = f"**{results.interim}**\n\n" if results.interim else ""
     head = f"# {manifest.experiment}\n\n{interim}{manifest.question}\n\n`{manifest.command}`\n\n"
     wrong = failures.screen(results)
-    trouble = f"\n\n## Failed trials\n\n```\n{wrong}```" if wrong else ""
-    return f"{head}{body or 'No trial has ended yet.'}\n\n## Notes\n\n{listed}{trouble}\n"
+    failed = f"\n\n## Failed trials\n\n```\n{wrong}```" if wrong else ""
+    return f"{head}{body or 'No trial has ended yet.'}\n\n## Notes\n\n{listed}{failed}\n"
 
 
 def _csv(results: Results) -> str:
@@ -250,7 +250,7 @@ def _accuracy_rows(results: Results) -> Iterator[tuple[object, ...]]:
 
 
 def _measured(record: Record) -> tuple[int, int]:
-    """Return the number of test images measured per round, and of all test images; 0 stands for unknown."""
+    """Return the number of test images measured per round, and of all test images; 0 means unknown."""
     number, total = record.metrics.get(_IMAGES, math.nan), len(record.outcome.predictions)
     return (min(_SUBSET, total) if math.isnan(number) else int(number)), total
 
