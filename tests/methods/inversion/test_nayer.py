@@ -135,13 +135,13 @@ def test_gradients_reach_every_weight_of_the_generator():
 @pytest.fixture
 def births(monkeypatch):
     """Names of the streams from which generators were drawn."""
-    streams, real = [], nayer_module.drawn
+    streams, real = [], nayer_module.seeded_module
 
     def watched(make, stream, *place):
         streams.append(stream)
         return real(make, stream, *place)
 
-    monkeypatch.setattr(nayer_module, "drawn", watched)
+    monkeypatch.setattr(nayer_module, "seeded_module", watched)
     return streams
 
 
