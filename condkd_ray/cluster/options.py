@@ -1,4 +1,4 @@
-"""How trials run: their folders, the resources each takes, and checks that the cluster's machines have these."""
+"""Options of trials on a cluster: folders and resources, and checks that the cluster has these resources."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,11 +18,11 @@ class ClusterOptions:
     """Options that all trials of a sweep or a search have in common."""
 
     folder: Path
-    """Folder of this process alone, for Tune's temporary files."""
+    """Folder of this process alone, for Tune's temporary files and, if `storage` is None, checkpoints and chunks."""
     storage: Location | None = None
-    """Storage that all nodes see, see `condkd_ray.cluster.storage_check`; `folder` if not given."""
+    """Storage for checkpoints and chunks that all nodes see (`condkd_ray.cluster.storage_check`); None: `folder`."""
     cpus_per_trial: float = 1
-    """CPUs held by a trial; also its number of threads, rounded down."""
+    """CPUs held by a trial; also its number of threads, rounded down but at least 1."""
     gpus_per_trial: float = 0
     """GPUs held by a trial, or a fraction of one."""
     resources: Mapping[str, float] = field(default_factory=dict)
@@ -30,21 +30,30 @@ class ClusterOptions:
     per_producer: Allowance = Allowance()
     """Resources of each producer of a trial with a pipeline, in addition to the trial's own."""
     max_concurrent: int | None = None
-    """Largest number of trials at once; by default as many as fit, also on a cluster that grows."""
+    """Largest number of trials at once; None: as many as fit, also on a cluster that grows."""
     deadline: float | None = None
-    """A `time.time()` from which no trial starts; each running one stops after its round, with a checkpoint."""
+    """Time, as `time.time()`, from which no trial starts, and each running one stops after its round with a checkpoint.
+
+    None: no limit.
+    """
     checkpoint_seconds: float = CHECKPOINT_SECONDS
-    """Shortest time between two checkpoints of a trial."""
+    """Shortest time between two checkpoints of a trial, in seconds."""
     pool_limit: int | None = None
-    """Bytes of samples in shared memory, `pool.default_limit` if not given; the rest is read from disk."""
+    """Bytes of samples in each node's shared memory; more are read from disk. None: `pool.default_limit`."""
     device_pool_limit: int | None = None
-    """Bytes of samples of each trial on its GPU; a quarter of the trial's share of it by default. For GPUs alone."""
+    """Bytes of samples that each trial holds on its GPU; refused on a CPU.
+
+    None: a quarter of the trial's share of the GPU's memory.
+    """
     attempts: int = ATTEMPTS
     """Number of exceptions after which a trial is given up."""
 
     @property
     def place(self) -> Location:
-        """Folder of checkpoints and chunks. Read it in the driver: a relative path depends on the working directory."""
+        """Folder of checkpoints and chunks, as an absolute path or a remote location.
+
+        Read this in the driver, as a relative path depends on the working directory.
+        """
         if self.storage is None:
             return self.folder.resolve()
         return self.storage.absolute() if isinstance(self.storage, Path) else self.storage
@@ -80,7 +89,7 @@ class ClusterOptions:
 
 
 def check_resources(cpus_per_trial: float, gpus_per_trial: float, more: Mapping[str, float] | None = None) -> None:
-    """Raise `InputError` if no node of the connected cluster could ever run such a trial.
+    """Raise `InputError` if no node of the connected cluster has these CPUs and GPUs, or if an amount is not accepted.
 
     `more`: amounts of custom resources by name.
     """
@@ -93,7 +102,10 @@ def check_resources(cpus_per_trial: float, gpus_per_trial: float, more: Mapping[
 
 
 def slots(cpus_per_trial: float, gpus_per_trial: float, more: Mapping[str, float] | None = None) -> int:
-    """Return how many such trials run at once on the connected cluster."""
+    """Return how many trials with these resources run at once on the connected cluster.
+
+    `more`: amounts of custom resources by name.
+    """
     requested = {"CPU": cpus_per_trial, "GPU": gpus_per_trial, **(more or {})}
     return sum(
         int(min(offer.get(name, 0) / amount for name, amount in requested.items() if amount)) for offer in _nodes()
@@ -101,7 +113,7 @@ def slots(cpus_per_trial: float, gpus_per_trial: float, more: Mapping[str, float
 
 
 def crew_size(config: TrialConfig) -> int:
-    """Return the number of processes that a trial has beside its own."""
+    """Return the number of producers of a trial: processes that make its images; 0 without a pipeline."""
     return 0 if config.pipeline is None else config.pipeline.producers
 
 

@@ -1,4 +1,6 @@
-"""A sweep: Tune runs given trials on the connected cluster. Tune schedules and retries; its files are never read.
+"""A sweep: Tune runs given trials on the connected cluster. Tune schedules and retries them.
+
+Of Tune's files, only the texts of errors are read.
 
 Tune pickles everything that it gets. So its hooks hold a token that identifies a listener, not the listener itself.
 """
@@ -38,8 +40,9 @@ from condkd_ray.trial.run import passed
 log = logging.getLogger(__name__)
 
 UNLIMITED = -1
+"""Tune's value of `max_failures` for an unlimited number of retries."""
 MAX_STALLED = 10
-"""Attempts in a row without a new round after which a trial is given up (our choice).
+"""Number of attempts in a row without a new round after which a trial is given up (our choice).
 
 All attempts count, however they end. Tune does not count a killed process as a failure: without this limit a process
 that always dies at the same place, before our code begins, would be restarted forever.
@@ -54,14 +57,22 @@ class TrialObserver(Protocol):
         ...
 
     def ended(self, trial: PlannedTrial, outcome: Outcome) -> None:
-        """Handle a trial's outcome: finished, `pruned` (stopped early) or failed. Called once, before its files go."""
+        """Handle a trial's outcome: finished, `pruned` (stopped early) or failed.
+
+        Called once. The trial's files are deleted afterwards.
+        """
         ...
 
 
 class Monitor:
     """Follows the trials of a sweep and reports to an observer; a `Listener`.
 
-    `error`: an exception raised by one of its methods. The hooks store it here, as Tune would take it for a failure of
+    `trials`: the added trials by key. `open`: keys of those that have neither ended nor paused. `running`: keys of
+    those that have a process. `stopped`: keys of those that stopped because of the deadline or a halt. `dropped`: keys
+    of those that Tune has given up but that are to be tried again. `memory`: handles trials that Ray ends for lack of
+    memory.
+
+    `error`: an exception raised by one of the methods. The hooks store it here, as Tune would take it for a failure of
     the trial. The sweep then stops, and the hooks call no further method.
     """
 
@@ -90,11 +101,14 @@ class Monitor:
         return passed(self._context.options.deadline) and not self.running
 
     def started(self, key: str) -> None:
-        """Note that the trial has a process: at the deadline the sweep waits for it."""
+        """Record that the trial has a process: at the deadline the sweep waits for it."""
         self.running.add(key)
 
     def reported(self, key: str, result: dict[str, Any]) -> None:
-        """Handle a report of a trial. A restarted trial reports its first rounds again; those are ignored."""
+        """Handle a report of a trial. A restarted trial reports its first rounds again; these repeats are ignored.
+
+        Raises `StorageFullError` if the trial reports that there is no room for its files.
+        """
         self.memory.took(result.get(MEMORY, 0) / 1e9)
         if FULL in result:
             raise StorageFullError(result[FULL])
@@ -115,12 +129,15 @@ class Monitor:
         log.info(f"{self.trials[key].label}: {reason}; it resumes from its checkpoint")
 
     def drop(self, key: str) -> None:
-        """Note that Tune has given up a trial that is to be tried again."""
+        """Record that Tune has given up a trial that is to be tried again."""
         self.running.discard(key)
         self.dropped.append(key)
 
     def starve(self, key: str, reason: str) -> None:
-        """Note that Tune has given up a trial repeatedly ended for lack of memory: it is to run alone."""
+        """Record that Tune has given up a trial that Ray has repeatedly ended for lack of memory.
+
+        The trial is to run again, alone.
+        """
         self.memory.ended(reason)
         self.memory.set_aside(key, self.trials[key].label)
         self.drop(key)
@@ -131,7 +148,7 @@ class Monitor:
         return taken
 
     def completed(self, key: str) -> None:
-        """Handle a trial that ended by itself: it has left its outcome, or raised its last exception."""
+        """Handle a trial that ended by itself: it has stored its outcome or used up its attempts."""
         started, path = key in self.running, trial_file(self._context.folder, key, "outcome")
         self.running.discard(key)
         # Tune also completes trials that never started, when the sweep is over.
@@ -143,7 +160,7 @@ class Monitor:
             self.failed(key, last_reason(trial_folder(self._context.folder, key)))
 
     def failed(self, key: str, reason: str) -> None:
-        """End a trial that was given up. Its checkpoint and chunks stay, so that a later sweep can resume it."""
+        """End a trial that was given up, for `reason`. Its checkpoint and chunks stay; a later sweep can resume it."""
         self.running.discard(key)
         self.memory.ended(reason)
         advice = f"; {self.memory.advice}" if SHORT in reason else ""
@@ -164,7 +181,10 @@ class Monitor:
         return Outcome(status=status, reason=reason, history=history, node=node)
 
     def _finish(self, key: str, outcome: Outcome) -> None:
-        """Report the outcome; then delete the trial's files, and its samples once no open trial shares them."""
+        """Report the outcome, then delete the trial's files.
+
+        Its samples are deleted once all trials that share them have finished or were pruned; a failed trial keeps them.
+        """
         self._end(key, outcome)
         pool_key = self.trials[key].place[1]
         self._sharers[pool_key].discard(key)
@@ -178,10 +198,10 @@ class Monitor:
 
 
 class Listener(Protocol):
-    """Receives events of trials, by key, in the driver's main thread: a `Monitor`, or a `SearchMonitor` in a search."""
+    """Receives events of trials, by key, in the thread that called `run_in_tune`; a `Monitor` in a sweep."""
 
     error: Exception | None
-
+    """The exception that one of the methods has raised; None if none has."""
     memory: MemoryShortage
 
     @property
@@ -189,8 +209,48 @@ class Listener(Protocol):
         """True when no further trial is to start and none runs."""
         ...
 
+    def started(self, key: str) -> None:
+        """Handle the start of a process for a trial, also after a failure."""
+        ...
+
+    def reported(self, key: str, result: dict[str, Any]) -> None:
+        """Handle a report of a trial: the metrics of a round, or one of the keys defined in `trainable`."""
+        ...
+
+    def retried(self, key: str, reason: str) -> None:
+        """Handle the end of an attempt after which Tune tries the trial again."""
+        ...
+
+    def drop(self, key: str) -> None:
+        """Handle a trial that Tune has given up and for which Tune is to be run once more."""
+        ...
+
+    def ended_for_memory(self, key: str, reason: str) -> None:
+        """Handle a trial as `drop` does, which Ray has ended `MAX_SHORTAGES` times in a row for lack of memory."""
+        ...
+
+    def completed(self, key: str) -> None:
+        """Handle a trial whose last attempt has returned, or that Tune has stopped."""
+        ...
+
+    def failed(self, key: str, reason: str) -> None:
+        """Handle a trial that was given up, for `reason`."""
+        ...
+
     def take_dropped(self) -> list[str]:
         """Return the keys of trials for which Tune is to be run once more."""
+        ...
+
+
+class SearchListener(Listener, Protocol):
+    """A `Listener` that also proposes trials and stops them early: a `SearchMonitor`."""
+
+    def propose(self) -> dict[str, Any] | str | None:
+        """Return the setup of the next trial; "later" if it depends on trials that still run; None if none is left."""
+        ...
+
+    def goes_on(self, key: str) -> bool:
+        """Return whether the trial is to continue after the round that it reported last."""
         ...
 
 
@@ -223,16 +283,19 @@ class _Events(_Hook, Callback):
         self._rounds: Counter[str] = Counter()
         self._stalled: Counter[str] = Counter()
         self._starved: Counter[str] = Counter()
-        """By trial: ends in a row for lack of memory, since it began, made a new round, or was set aside."""
+        """Number of times in a row that Ray ended a trial for lack of memory, by key.
+
+        The count restarts when the trial finishes a new round or is set aside.
+        """
         self._counted: dict[str, int] = {}
-        """By trial: the Tune iteration in which it was last put back, so that the same failure is not counted twice."""
+        """Tune's iteration in which a trial was last put back, by key: a failure that is reported twice counts once."""
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any):
         """Report a start, also after each failure."""
         self.call("started", trial.config["key"])
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any):
-        """Report a round; a restarted trial reports again the rounds it had reported before its process died."""
+        """Report a round. A restarted trial first reports all rounds of its checkpoint again."""
         key, number = trial.config["key"], result.get("round", 0)
         if number > self._rounds[key]:
             self._rounds[key], self._stalled[key], self._starved[key] = number, 0, 0
@@ -291,7 +354,7 @@ class _Proposing(_Hook, Searcher):
     """
 
     def suggest(self, trial_id: str) -> Any:
-        """Return the setup of the next trial; None if it depends on trials that still run."""
+        """Return the setup of the next trial: None if it depends on running trials, `FINISHED` if none is left."""
         setup = self.call("propose")
         if setup == "later":
             return None
@@ -300,9 +363,11 @@ class _Proposing(_Hook, Searcher):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Do nothing: `_Events` reports the end to the listener."""
 
-    def save(self, checkpoint_path: str) -> None: ...
+    def save(self, checkpoint_path: str) -> None:
+        """Do nothing."""
 
-    def restore(self, checkpoint_path: str) -> None: ...
+    def restore(self, checkpoint_path: str) -> None:
+        """Do nothing."""
 
 
 class _NoReports(ProgressReporter):
@@ -335,7 +400,7 @@ class _Pruning(_Hook, _InOrder):
 
 def _reason(trial: Any) -> str:
     """Return in one line why a Tune trial failed."""
-    # Read the error's text, never the pickle beside it. This process has just written the file.
+    # Read the text of the error, never the pickle beside it. This process has just written both files.
     file = trial.error_file
     return reason_in(Path(file).read_text(encoding="utf-8", errors="replace") if file else "")
 
@@ -351,27 +416,31 @@ def reason_in(text: str) -> str:
 
 
 def sweep(trials: Sequence[PlannedTrial[Prepared]], options: ClusterOptions, observer: TrialObserver) -> bool:
-    """Run `trials` in their order, as many at once as fit; of trials that share samples, one of each group first.
+    """Run `trials` in their order, as many at once as fit.
+
+    First runs one trial of each group that shares samples, then the second of each group, and so on.
 
     Checkpoints and chunks lie in `options.place`, and a later sweep over the same place resumes from them. The files of
     a trial that finished or was pruned are deleted once `observer.ended` has returned, so the observer must store all
-    that is to stay. Shared samples are deleted once all trials that share them have ended.
+    that is to stay. Shared samples are deleted once all trials that share them have finished or were pruned; a trial
+    that failed keeps them.
 
     A trial whose process was killed resumes from its checkpoint any number of times, on another node if its own is
-    lost; after `MAX_STALLED` attempts in a row without a new round it is given up. A trial that Ray has ended `ASIDE`
-    times in a row for lack of memory is set aside until all others have ended, and then runs alone.
+    lost; after `MAX_STALLED` attempts in a row without a new round it is given up. A trial that Ray has ended
+    `MAX_SHORTAGES` (3) times in a row for lack of memory is set aside until all others have ended, and then runs alone.
 
     Args:
         trials: with different keys.
         options: folders, resources and limits.
-        observer: receives each trial's rounds, and its outcome as soon as it is over: finished, or failed with a reason
-            of one line. A trial fails by a NaN, or when it is given up; a later sweep can resume it.
+        observer: receives each trial's rounds, and its outcome as soon as the trial has finished or failed. The reason
+            of a failure is one line: a loss was not finite, or the trial was given up. A later sweep can resume it.
 
     Returns:
         True if all trials have ended; False after Ctrl-C, or if the deadline came first.
 
     Raises:
-        InputError: No node has the required resources, or a trial needs more of a GPU's memory than its share.
+        InputError: No node has the required resources, a trial needs more of a GPU's memory than its share, the pool's
+            limit is smaller than a round of images, or a teacher module cannot be pickled.
         StorageFullError: There was no room for the files of a trial; the sweep was stopped.
         Exception: What `observer` raised, after the sweep was stopped.
     """
@@ -397,7 +466,10 @@ def sweep(trials: Sequence[PlannedTrial[Prepared]], options: ClusterOptions, obs
 
 
 def producers_first(trials: Sequence[PlannedTrial]) -> list[PlannedTrial]:
-    """Order trials so that one of each pool key comes first, then the second of each: sharers wait less."""
+    """Return the trials ordered so that one trial of each pool key comes first, then the second of each key, and so on.
+
+    Trials that share samples then wait less for each other.
+    """
     seen: Counter[str] = Counter()
     turns: dict[str, int] = {}
     for trial in trials:
@@ -407,9 +479,10 @@ def producers_first(trials: Sequence[PlannedTrial]) -> list[PlannedTrial]:
 
 
 def fit(listener: Listener, context: WorkerContext, crews: Mapping[str, int] | None = None) -> None:
-    """Let Tune run the trials in `crews`, or, if that is None, those that `listener` proposes.
+    """Run trials with Tune: those in `producers`, or, if that is None, those that `listener` proposes.
 
-    `crews`: the number of producers of each trial, by key. Raises what `listener` raised.
+    `producers`: number of producers of each trial, by key. If it is None, `listener` must be a `SearchListener`. Raises
+    the exception that a method of `listener` has raised.
     """
     options = context.options
     amounts = {"CPU": options.cpus_per_trial, "GPU": options.gpus_per_trial, **options.resources}
@@ -426,7 +499,7 @@ def fit(listener: Listener, context: WorkerContext, crews: Mapping[str, int] | N
     _listeners[token], events = listener, _Events(token)
 
     def run_tune(keys: Sequence[str]) -> bool:
-        """Run the trials `keys`, or the proposed ones; return whether Ctrl-C ended the run."""
+        """Run the trials `keys`, or, in a search, the proposed ones; return whether Ctrl-C ended the run."""
         space, search = {"key": tune.grid_search(list(keys))}, dict[str, Any](scheduler=_InOrder())
         if crews is None:
             space, search = {}, {"search_alg": _Proposing(token), "scheduler": _Pruning(token), "num_samples": -1}
