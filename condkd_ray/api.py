@@ -2,7 +2,7 @@
 
 They compute the same numbers as the commands. They print nothing unless a `View` is given, and restore the state of the
 process: random number generators, loggers, signal handlers, environment, thread counts, and a running Ray connection.
-They raise `InputError` where a command would exit with code 2. After Ctrl-C they raise `KeyboardInterrupt` once all
+They raise `InputError` if a command would exit with code 2. After Ctrl-C they raise `KeyboardInterrupt` once all
 trials that have ended are recorded; calling the function again with the same arguments continues.
 """
 

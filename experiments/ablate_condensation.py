@@ -39,8 +39,8 @@ def plans(args: Args) -> Plans:
     names, arms = dict.fromkeys(["random_real", *args.condensers]), args.arms_or(args.arms, get_args(Served))
     path = {"imported": args.condensed_path}
     bases = {name: replace(args, condensation=name, condensed_path=path.get(name)).base() for name in names}
-    for name, ipc, seed, who in product(names, args.ipcs, args.seeds, arms):
-        yield arm(bases[name], who, ipc, seed, f"{who} {name}", prior=args.prior)
+    for name, ipc, seed, arm_name in product(names, args.ipcs, args.seeds, arms):
+        yield arm(bases[name], arm_name, ipc, seed, f"{arm_name} {name}", prior=args.prior)
 
 
 def main(args: Args) -> int:

@@ -13,7 +13,7 @@ from typing import get_args
 
 from benchmark.names import ClusterFigure
 
-from condkd_ray.commands.console.exit_codes import say
+from condkd_ray.commands.console.exit_codes import log_line
 from condkd_ray.commands.experiment import command_line
 
 
@@ -34,7 +34,7 @@ def main(args: Args) -> int:
     from benchmark.rows import read, row, store, table
 
     for figure in () if args.table else args.figures:
-        say(f"measuring {figure}")
+        log_line(f"measuring {figure}")
         store(args.rows, figure, [row(figure, measured) for measured in FIGURES[figure]()], list(FIGURES))
     print(table(read(args.rows)), end="")
     return 0

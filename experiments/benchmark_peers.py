@@ -14,7 +14,7 @@ from typing import get_args
 
 from benchmark.names import PeerFigure
 
-from condkd_ray.commands.console.exit_codes import say
+from condkd_ray.commands.console.exit_codes import log_line
 from condkd_ray.commands.experiment import command_line
 from condkd_ray.core.method import require
 
@@ -50,7 +50,7 @@ def main(args: Args) -> int:
         check(FIGURES[figure][0], checkout)
     for figure in wanted:
         name, measure = FIGURES[figure]
-        say(f"measuring {figure}" if figure in checkouts else f"{figure} is left out: it needs --{name} CHECKOUT")
+        log_line(f"measuring {figure}" if figure in checkouts else f"{figure} is left out: it needs --{name} CHECKOUT")
         if figure in checkouts:
             rows = [row(figure, one, processor=processor(), packages=PACKAGES) for one in measure(checkouts[figure])]
             store(args.rows, figure, rows, list(FIGURES))

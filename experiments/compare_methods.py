@@ -40,7 +40,7 @@ def plans(args: Args) -> Plans:
         base = replace(args, host=method, **ends).base()
         config = base if how == "proportion" else with_rounds(base, equal_rounds(args.rounds_file, args, ends, method))
         if how == "proportion" or config != base or len(args.equal) == 1:
-            label = arm_label(method, pair, timed=config != base, who=arm_name * args.condensed)
+            label = arm_label(method, pair, timed=config != base, arm=arm_name * args.condensed)
             yield from (arm(config, arm_name, max(args.ipcs), seed, label, prior=args.prior) for seed in args.seeds)
 
 
@@ -49,9 +49,9 @@ def main(args: Args) -> int:
     first, mixed, against = "fast" if "fast" in args.methods else args.methods[0], "mixed" * args.condensed, {}
     pairs = network_pairs(args.pairs, args.teacher_label, args.student)
     for pair, method, timed in product(pairs, args.methods, (False, True)):
-        own = arm_label(method, pair, timed=timed, who=mixed)
-        against[arm_label(method, pair, timed=timed, who="guided")] = own
-        against[own] = arm_label(first, pair, timed=timed and first != "fast", who=mixed)
+        own = arm_label(method, pair, timed=timed, arm=mixed)
+        against[arm_label(method, pair, timed=timed, arm="guided")] = own
+        against[own] = arm_label(first, pair, timed=timed and first != "fast", arm=mixed)
     return run("compare_methods", __doc__ or "", plans(args), args, baseline=against)
 
 

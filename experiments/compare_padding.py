@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from condkd_ray.commands.console.exit_codes import say, show
+from condkd_ray.commands.console.exit_codes import log_line, show
 from condkd_ray.commands.experiment import Flags, arm, command_line
 from condkd_ray.core.method import require
 from condkd_ray.core.storage import atomic_write
@@ -50,7 +50,7 @@ def main(args: Args) -> int:
         ways = (type("Old", (type(host),), {"augment": grey})(**vars(host)), host)
         real, trials = held_out(made := workshop.prepare(base)), [replace(base, inversion=way) for way in ways]
         found[name] = [[measure(replace(one, seed=seed), made, real) for seed in args.seeds] for one in trials]
-        say(f"{name} is measured")
+        log_line(f"{name} is measured")
     show((table := side_by_side("Old padding (mean grey) and new (black)", found)).text())
     atomic_write(args.out / "padding.md", table.markdown().encode())
     return 0

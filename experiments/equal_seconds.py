@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from condkd_ray.commands.console.exit_codes import say
+from condkd_ray.commands.console.exit_codes import log_line
 from condkd_ray.commands.experiment import Flags, arm, command_line
 from condkd_ray.core.method import require
 from condkd_ray.core.storage import atomic_write
@@ -46,7 +46,7 @@ def main(args: Args) -> int:
         # Without evaluation, whose images would take most of the time.
         prepared = replace(workshop.prepare(config), landmarks=None, test=None, val=None)
         seconds[name] = trial_cpu_seconds(config, prepared)
-        say(f"{name}: {config.total_rounds} rounds, {seconds[name]:.1f} CPU s")
+        log_line(f"{name}: {config.total_rounds} rounds, {seconds[name]:.1f} CPU s")
     rounds = {name: max(1, round(configs[name].rounds * seconds["fast"] / took)) for name, took in seconds.items()}
     spent = {name: round(took, 2) for name, took in seconds.items()}
     what = {"dataset": args.dataset, "teacher": args.teacher_label, "student": args.student, "scale": args.scale}

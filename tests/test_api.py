@@ -434,7 +434,7 @@ def test_a_folder_is_for_one_call_at_a_time_and_free_afterwards(cache, tmp_path,
     from condkd_ray.runs.output_folder import alone_in
 
     out = tmp_path / "out"
-    with alone_in(out), pytest.raises(InputError, match=r"where another call of this process runs"):
+    with alone_in(out), pytest.raises(InputError, match=r"in use by another call of this process"):
         condkd_ray.train(TINY, out=out, cache=cache)
     condkd_ray.train(TINY, out=out, cache=cache)
     script = f"from pathlib import Path; from condkd_ray.core.locks import busy; print(busy(Path({str(out)!r})))"

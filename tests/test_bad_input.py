@@ -300,7 +300,7 @@ SETS = [
     ("classes.pt", 2, "labels in {folder}/classes.pt is [0, 1, 2, 3, 4, 5, 6]; accepted: 10 classes, each of 0 to 9"),
     ("shape.pt", 2, "shape of the images in {folder}/shape.pt is (1, 16, 16); accepted: (1, 8, 8)"),
     ("nan.pt", 2, "pixels in {folder}/nan.pt is 'not all finite'; accepted: finite values"),
-    ("twice.pt", 2, "space of condensed set twice.pt, 2 a class is 'normalised twice, by its pixels'; accepted: "),
+    ("twice.pt", 2, "space of condensed set twice.pt, 2 per class is 'normalised twice, by its pixels'; accepted: "),
     ("noise.pt", 3, "condensation.ipc of {folder}/noise.pt is 3; accepted: 1 to 2, as many as the file has"),
     ("noise.pt", 0, "condensation.ipc is 0; accepted: 1 or more"),
 ]

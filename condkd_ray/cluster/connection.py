@@ -75,14 +75,16 @@ def checked(given: str | None) -> str | None:
     host, _, port = address.rpartition(":")
     require(bool(host) and port.isdigit() and 0 < int(port) < 65536, "Ray address", address, ADDRESS)
     try:
-        answers = _speaks_grpc(host.strip("[]"), int(port))
+        answers = _accepts_grpc(host.strip("[]"), int(port))
     except OSError as error:
-        raise InputError(f"Ray address is {address!r}, where nothing answers ({error}); accepted: {ADDRESS}") from None
+        raise InputError(
+            f"Ray address is {address!r}, but nothing answers there ({error}); accepted: {ADDRESS}"
+        ) from None
     require(answers, "Ray address", address, f"{ADDRESS}; the server there is not Ray")
     return address
 
 
-def _speaks_grpc(host: str, port: int) -> bool:
+def _accepts_grpc(host: str, port: int) -> bool:
     """Return whether a server there answers with HTTP/2 settings, as gRPC does. Raises `OSError` if none is there.
 
     Without this check Ray would retry for minutes and then end the process.
@@ -255,7 +257,7 @@ def _process_kept() -> Iterator[None]:
 def _kill_helpers() -> None:
     """Kill the processes that Ray has started for this driver, except raylet and GCS; none of them holds data.
 
-    Ray stops them one by one and waits up to two seconds for each. On a busy machine, where Python takes that long to
+    Ray stops them one by one and waits up to two seconds for each. On a busy machine, if Python takes that long to
     react, the shutdown took ten seconds after a second Ctrl-C. Measured with ten busy processes on two cores: 2.1 and
     2.6 s for Ray's own shutdown, 0.8 and 1.0 s with these processes killed first.
     """
@@ -352,7 +354,7 @@ def _init(address: str | None, cpus: int | None, gpus: int | None, received: Seq
             check_versions(address)
             ray.init(address=address, runtime_env=runtime_env(), **common)
         except (ConnectionError, TimeoutError, RuntimeError, RayError) as error:
-            reason = f"where no Ray answers ({first_line(error)})"
+            reason = f"but no Ray answers there ({first_line(error)})"
             raise InputError(f"Ray address is {address!r}, {reason}; accepted: {ADDRESS}") from None
     else:
         require(cpus is None or cpus >= 1, "CPUs of the private cluster", cpus, "1 or more")

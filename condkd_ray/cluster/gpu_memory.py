@@ -8,7 +8,7 @@ import ray
 import torch
 
 from condkd_ray.cluster.jobs import Job, unpack
-from condkd_ray.cluster.lost import patient
+from condkd_ray.cluster.lost import with_retries
 from condkd_ray.core.config import content_hash
 from condkd_ray.core.environment import CONTEXT_BYTES, is_out_of_memory, set_up_gpu
 from condkd_ray.core.method import InputError, Metrics, require
@@ -20,7 +20,7 @@ from condkd_ray.trial.device_pool import round_bytes
 from condkd_ray.trial.evaluation import predict
 from condkd_ray.trial.loop import TrialState, own_images, run_round, start
 from condkd_ray.trial.outcome import remembered_logits
-from condkd_ray.trial.run import at_hand, local_store
+from condkd_ray.trial.run import local_store, with_images_on_device
 from condkd_ray.trial.synthesis import Producer, codec, settle
 
 Role = Literal["trial", "learner", "producer"]
@@ -71,7 +71,7 @@ def check_packing(
             part, flag = (per_producer, "--gpus-per-producer") if role == "producer" else (gpus, "--gpus-per-trial")
             if not 0 < part < 1:
                 continue
-            need = patient(lambda job=job, role=role: ray.get(measure.remote(job, role)), f"measuring {job.label}")
+            need = with_retries(lambda job=job, role=role: ray.get(measure.remote(job, role)), f"measuring {job.label}")
             if need is None:
                 return
             accepted = "smaller batches or networks"
@@ -180,7 +180,7 @@ def work(config: TrialConfig, prepared: Prepared, role: Role) -> None:
 
     Raises `NonFiniteError` if a loss is not finite, and `RuntimeError` if the GPU is out of memory.
     """
-    prepared = at_hand(prepared)
+    prepared = with_images_on_device(prepared)
     state, store = start(config, prepared), local_store(config, prepared, None)
     if role == "producer":
         weights = state.distiller.student.state_dict()

@@ -12,7 +12,7 @@ from ray.cloudpickle import loads, register_pickle_by_value, unregister_pickle_b
 from ray.cloudpickle.cloudpickle_fast import dumps
 from torch import Tensor, nn
 
-from condkd_ray.cluster.lost import patient
+from condkd_ray.cluster.lost import with_retries
 from condkd_ray.cluster.pool import lasting_actor
 from condkd_ray.cluster.stores import call_actor
 from condkd_ray.core.errors import first_line
@@ -73,7 +73,7 @@ class Packer:
 
 
 def _put(content: Any) -> Any:
-    return patient(lambda: ray.put(content), "sending the trials' inputs to the cluster")
+    return with_retries(lambda: ray.put(content), "sending the trials' inputs to the cluster")
 
 
 def unpack(config: TrialConfig, refs: PreparedRefs, device: str) -> Prepared:

@@ -114,7 +114,7 @@ def full(error: BaseException) -> str | None:
     return in_words(inner) if isinstance(inner, ROOM) else None
 
 
-def patient(call: Callable[[], T], what: str) -> T:
+def with_retries(call: Callable[[], T], what: str) -> T:
     """Return the result of a call of the driver, repeated if a process or node is lost, up to `TRIES` times in all.
 
     `what`: name of the call in messages. Raises `StorageFullError` if Ray has no room for its objects, and
@@ -136,7 +136,7 @@ def patient(call: Callable[[], T], what: str) -> T:
     raise AssertionError
 
 
-def take_as_lost(manager: RayActorManager) -> None:
+def treat_as_lost(manager: RayActorManager) -> None:
     """Patch Tune's actor manager so that it treats each report of Ray as a lost actor; most would end the sweep.
 
     A process that may still run is killed, as otherwise two processes would run one trial. An exception of our code

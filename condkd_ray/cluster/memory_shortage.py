@@ -13,7 +13,7 @@ from condkd_ray.cluster.lost import SHORT, gigabytes
 
 log = logging.getLogger(__name__)
 
-ASIDE = 3
+MAX_SHORTAGES = 3
 """Number of times in a row, without a new round between, that Ray ends a trial for lack of memory before the trial
 waits for all others (our choice)."""
 PAUSES = (5.0, 30.0, 120.0)
@@ -34,15 +34,15 @@ class MemoryShortage:
         self._pauses = list(PAUSES)
         self._advised = False
 
-    def took(self, gigabytes: float) -> None:
+    def record(self, size: float) -> None:
         """Record the memory that the process of a trial holds, in GB."""
-        self._largest = max(self._largest, gigabytes)
+        self._largest = max(self._largest, size)
 
-    def ended(self, reason: str) -> None:
+    def count_end(self, reason: str) -> None:
         """Count an ended attempt if its `reason` is a lack of memory."""
         if SHORT in reason:
             self._ends += 1
-            self.took(gigabytes(reason))
+            self.record(gigabytes(reason))
 
     @property
     def advice(self) -> str:
@@ -65,7 +65,7 @@ class MemoryShortage:
         """Return whether the trial is set aside and has not been released yet."""
         return key in self._aside
 
-    def waits(self, key: str, *, alone: bool) -> bool:
+    def must_wait(self, key: str, *, alone: bool) -> bool:
         """Return whether a trial must still wait, for the others to end and then for a pause; if not, release it.
 
         `alone`: whether no other trial runs. The driver calls this again and again. False for a trial not set aside.
@@ -82,7 +82,7 @@ class MemoryShortage:
         self._until = 0.0
         return False
 
-    def wait_with(self, keys: Sequence[str]) -> bool:
+    def release(self, keys: Sequence[str]) -> bool:
         """Release those of these trials that were set aside, after a pause. Return whether there were any."""
         mine = self._aside & set(keys)
         if mine:

@@ -61,23 +61,23 @@ class ClusterOptions:
     def check(self, configs: Sequence[TrialConfig]) -> None:
         """Raise `InputError` if the connected cluster could never run one of these trials with its producers."""
         cpus, gpus, each = self.cpus_per_trial, self.gpus_per_trial, self.per_producer
-        crew = max(map(crew_size, configs))
+        producers = max(map(num_producers, configs))
         check_resources(cpus, gpus, self.resources)
         _check_amounts("per producer", each.cpus, each.gpus)
-        requested = f"{_amount(cpus, gpus)} and {crew} producers of {_amount(each.cpus, each.gpus)}"
+        requested = f"{_amount(cpus, gpus)} and {producers} producers of {_amount(each.cpus, each.gpus)}"
         held = " + ".join(_amount(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in _nodes())
-        require(self._teams(crew) > 0, "resources per trial", requested, f"at most what the machines have, {held}")
+        require(self._teams(producers) > 0, "resources per trial", requested, f"at most what the machines have, {held}")
 
     def at_once(self, configs: Sequence[TrialConfig]) -> int:
         """Return how many of these trials run at once with their producers, at most `max_concurrent`."""
         fitting = slots(self.cpus_per_trial, self.gpus_per_trial, self.resources)
-        fitting = min(fitting, self._teams(max(map(crew_size, configs))))
+        fitting = min(fitting, self._teams(max(map(num_producers, configs))))
         return min(fitting, self.max_concurrent or fitting)
 
-    def _teams(self, crew: int) -> int:
-        """Return how many trials with `crew` producers fit on the nodes, placed bundle by bundle."""
+    def _teams(self, producers: int) -> int:
+        """Return how many trials with `producers` producers fit on the nodes, placed bundle by bundle."""
         each = self.per_producer.cpus, self.per_producer.gpus
-        wanted = [(self.cpus_per_trial, self.gpus_per_trial), *[each] * crew]
+        wanted = [(self.cpus_per_trial, self.gpus_per_trial), *[each] * producers]
         free, placed = [(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in _nodes()], 0
         while True:
             for cpus, gpus in wanted:
@@ -112,7 +112,7 @@ def slots(cpus_per_trial: float, gpus_per_trial: float, more: Mapping[str, float
     )
 
 
-def crew_size(config: TrialConfig) -> int:
+def num_producers(config: TrialConfig) -> int:
     """Return the number of producers of a trial: processes that make its images; 0 without a pipeline."""
     return 0 if config.pipeline is None else config.pipeline.producers
 

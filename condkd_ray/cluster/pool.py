@@ -144,12 +144,12 @@ class ChunkCache:
 
     def copy(self, key: str, source: str) -> None:
         """Replace the chunks of `key` by copies of the chunks of `source`."""
-        self.forget(key)
+        self.delete(key)
         for path in stored_chunks(self.folder / source):
             duplicate(path, self.folder / key / path.name)
         self.open(key)
 
-    def forget(self, key: str) -> None:
+    def delete(self, key: str) -> None:
         """Free all copies of `key` and delete its files."""
         for start in self.keys.pop(key, {}):
             self._copies.pop((key, start), None)
@@ -310,7 +310,7 @@ class SyntheticPool:
         self._write_log(key)
         return self.table(key, have, trial), views[round]
 
-    def seen(self, key: str, trial: str, rounds: int) -> list[int]:
+    def received(self, key: str, trial: str, rounds: int) -> list[int]:
         """Return the first ids of the chunks that trial `trial` had received after `rounds` rounds, in that order."""
         return [start for view in self._round_log(key)["views"].get(trial, [])[:rounds] for start in view]
 
@@ -339,9 +339,9 @@ class SyntheticPool:
         """Replace the chunks of `key` by copies of the chunks of `source`."""
         self._chunks.copy(key, source)
 
-    def forget(self, key: str) -> None:
+    def delete(self, key: str) -> None:
         """Free all objects of `key` and delete its files."""
-        self._chunks.forget(key)
+        self._chunks.delete(key)
         self._rounds.pop(key, None)
         self._write_status()
 

@@ -8,10 +8,10 @@ from typing import Any, Literal, Protocol
 from condkd_ray.cluster.files import clear_attempts, halt_path, last_reason, trial_file, trial_folder
 from condkd_ray.cluster.gpu_memory import check_packing
 from condkd_ray.cluster.jobs import Job, Packer, SearchJobs
-from condkd_ray.cluster.options import ClusterOptions, crew_size
+from condkd_ray.cluster.options import ClusterOptions, num_producers
 from condkd_ray.cluster.pool import pool_of
-from condkd_ray.cluster.sweep import Monitor, TrialObserver, fit
-from condkd_ray.cluster.trainable import RESTS, UNTESTED, WorkerContext
+from condkd_ray.cluster.sweep import Monitor, TrialObserver, run_in_tune
+from condkd_ray.cluster.trainable import PAUSED, UNTESTED, WorkerContext
 from condkd_ray.core.records import Outcome
 from condkd_ray.core.storage import put_text, remove
 from condkd_ray.trial.config import Prepared
@@ -77,7 +77,7 @@ class Proposer(TrialObserver, Protocol):
         """
         ...
 
-    def goes_on(self, trial: PlannedTrial) -> bool:
+    def continues(self, trial: PlannedTrial) -> bool:
         """Return whether a trial is to continue after the round that was reported last."""
         ...
 
@@ -85,7 +85,7 @@ class Proposer(TrialObserver, Protocol):
         """Handle the outcome of a trial that has finished all rounds, before it is tested."""
         ...
 
-    def rested(self, trial: PlannedTrial) -> None:
+    def paused(self, trial: PlannedTrial) -> None:
         """Handle a trial that pauses after its round `lineage.pause_after`."""
         ...
 
@@ -106,7 +106,7 @@ def search(driver: Proposer, options: ClusterOptions, gpu_budget: GpuBudget | No
             budgeted = gpu_budget is not None
             context = WorkerContext(options.place, pool, jobs, options, blind=True, budgeted=budgeted)
             monitor = SearchMonitor(driver, context, jobs, budget)
-            fit(monitor, context)
+            run_in_tune(monitor, context)
             return monitor.complete
     except KeyboardInterrupt:
         return False
@@ -124,8 +124,8 @@ class SearchMonitor:
         self._driver, self._context, self._jobs, self._budget = driver, context, jobs, budget
         self._monitor, self._packer = Monitor(context, driver), Packer()
         self._sent: dict[str, Job] = {}
-        self._resting = set[str]()
-        self._handed = set[str]()
+        self._pausing = set[str]()
+        self._assigned = set[str]()
         """Trials proposed but not started yet: Tune has them and starts them when it can."""
         self._alone: str | None = None
         """The trial that was set aside for lack of memory and now runs alone."""
@@ -155,7 +155,7 @@ class SearchMonitor:
         if trial is None or isinstance(trial, str):
             return trial
         for key in trial.lineage.deletes:
-            self._context.pool.forget.remote(key)
+            self._context.pool.delete.remote(key)
             remove(trial_folder(self._context.folder, key))
         job, options = self._packer.job(trial), self._context.options
         options.check([trial.config])
@@ -173,7 +173,7 @@ class SearchMonitor:
             return "later"
         key = self._monitor.dropped[0]
         aside = self.memory.is_aside(key)
-        if self.memory.waits(key, alone=not self._monitor.running | self._handed):
+        if self.memory.must_wait(key, alone=not self._monitor.running | self._assigned):
             return "later"
         self._alone = key if aside else None
         return self._setup(self._sent[self._monitor.dropped.pop(0)])
@@ -181,13 +181,13 @@ class SearchMonitor:
     def _setup(self, job: Job) -> dict[str, Any]:
         """Send a trial's job and return the setup for Tune."""
         self._jobs.put(job)
-        self._handed.add(job.key)
-        return {"key": job.key, "crew": crew_size(job.config)}
+        self._assigned.add(job.key)
+        return {"key": job.key, "producers": num_producers(job.config)}
 
     def _left(self, key: str) -> None:
         """Record that Tune no longer has the trial: it holds no GPU, and others may run."""
         self._budget.release(key)
-        self._handed.discard(key)
+        self._assigned.discard(key)
         if key == self._alone:
             self._alone = None
 
@@ -206,24 +206,24 @@ class SearchMonitor:
 
     def started(self, key: str) -> None:
         """Count the GPUs that the trial and its producers hold from now on."""
-        self._handed.discard(key)
+        self._assigned.discard(key)
         self._monitor.started(key)
         options = self._context.options
-        producers = crew_size(self._sent[key].config)
+        producers = num_producers(self._sent[key].config)
         self._budget.hold(key, options.gpus_per_trial + producers * options.per_producer.gpus)
 
     def reported(self, key: str, result: dict[str, Any]) -> None:
         """Handle a report: a round, a pause, or the outcome before the test."""
         self._monitor.reported(key, result)
-        if RESTS in result:
-            self._resting.add(key)
+        if PAUSED in result:
+            self._pausing.add(key)
         if UNTESTED in result:
             outcome = load_outcome(trial_file(self._context.folder, key, "untested"))
             self._driver.untested(self._monitor.trials[key], outcome)
 
-    def goes_on(self, key: str) -> bool:
+    def continues(self, key: str) -> bool:
         """Return whether the trial is to continue."""
-        return self._driver.goes_on(self._monitor.trials[key])
+        return self._driver.continues(self._monitor.trials[key])
 
     def retried(self, key: str, reason: str) -> None:
         """Send the job again, as it may have been lost with a node."""
@@ -236,10 +236,10 @@ class SearchMonitor:
         self._left(key)
         self._monitor.drop(key)
 
-    def starve(self, key: str, reason: str) -> None:
+    def ended_for_memory(self, key: str, reason: str) -> None:
         """Record that Ray has repeatedly ended a trial for lack of memory; it is proposed again once no other runs."""
         self._left(key)
-        self._monitor.starve(key, reason)
+        self._monitor.ended_for_memory(key, reason)
 
     def take_dropped(self) -> list[str]:
         """Return the keys of the dropped trials, which stay in the list until they are proposed again.
@@ -257,9 +257,9 @@ class SearchMonitor:
         """Handle a trial that has stored its outcome, used up its attempts, pauses, or was stopped early."""
         self._left(key)
         monitor, folder = self._monitor, self._context.folder
-        if key in self._resting:
-            monitor.rested(key)
-            self._driver.rested(monitor.trials[key])
+        if key in self._pausing:
+            monitor.paused(key)
+            self._driver.paused(monitor.trials[key])
         elif key in monitor.running - monitor.stopped and not (
             trial_file(folder, key, "outcome").is_file() or last_reason(trial_folder(folder, key))
         ):

@@ -38,25 +38,25 @@ LONGEST_NAP = 0.2
 
 
 class ProducerProcess:
-    """A `Producer` as an actor; see `Crew`."""
+    """A `Producer` as an actor; see `Producers`."""
 
     def __init__(self, config: TrialConfig, refs: PreparedRefs, pool: Any, key: str, each: Allowance) -> None:
         set_up_process(each.threads, each.gpus)
         self._config, self._refs, self._pool, self._key = config, refs, pool, key
         self._producer: Producer | None = None
 
-    def make(self, number: int, round: int, look: Any, state: Any) -> tuple[Metrics, Any]:
+    def make(self, number: int, round: int, snapshot: Any, state: Any) -> tuple[Metrics, Any]:
         """Make a round and put it into the pool. Return its metrics and the producer's state after it, as arrays.
 
-        `number`: the producer's number, from 0. `look`: snapshot of the student, and class counts, that the synthesis
-        uses. `state`: producer state to resume from, or None; used only for the first round that this process makes.
+        `number`: the producer's number, from 0. `snapshot`: student and class counts that the synthesis uses.
+        `state`: producer state to resume from, or None; used only for the first round that this process makes.
         """
         wall, cpu = time.perf_counter(), time.process_time()
         if self._producer is None:
             prepared = unpack(self._config, self._refs, own_device())
             self._codec = codec(self._config, prepared.teacher)
             self._producer = Producer(self._config, prepared, number, to_tensor(state))
-        samples, terms = self._producer.make(to_tensor(look))
+        samples, terms = self._producer.make(to_tensor(snapshot))
         arrays, start = to_arrays(self._codec.encode(samples)), round * len(samples)
         call_actor(self._pool.fill, self._key, start, arrays)
         terms["time/production_seconds"] = time.perf_counter() - wall
@@ -64,7 +64,7 @@ class ProducerProcess:
         return terms, to_plain(self._producer.state())
 
 
-class Crew(AbstractContextManager):
+class Producers(AbstractContextManager):
     """The producers of one trial; a source of its images. Use it as a context: the producers end with the block.
 
     At most `staleness` + 1 rounds are being made at a time: the round that the trial needs next, and later ones.
@@ -93,8 +93,8 @@ class Crew(AbstractContextManager):
         store.refresh()
         _, reached = self._pending.pop(round)
         production.states[pipeline.producer(round)] = lambda: to_tensor(ray.get(reached))
-        production.forget(pipeline.shown(round + 1))
-        return store.look(config.inversion.images_per_round), terms
+        production.drop_before(pipeline.student_round(round + 1))
+        return store.peek(config.inversion.images_per_round), terms
 
     def _await(self, config: TrialConfig, production: Pipelined, round: int, store: FilledStore) -> Metrics:
         """Wait until `round` is in the pool and return its metrics. Producers that die meanwhile are replaced."""
@@ -123,9 +123,9 @@ class Crew(AbstractContextManager):
             if number not in self._actors:
                 self._actors[number] = self._start(config, number)
                 state = production.states.get(number)
-            look = to_plain(production.past[pipeline.shown(ahead)])
+            snapshot = to_plain(production.past[pipeline.student_round(ahead)])
             make = self._actors[number].make.options(num_returns=2)
-            self._pending[ahead] = make.remote(number, ahead, look, to_plain(state()) if state else None)
+            self._pending[ahead] = make.remote(number, ahead, snapshot, to_plain(state()) if state else None)
 
     def _start(self, config: TrialConfig, number: int) -> Any:
         # The first bundle belongs to the learner.
@@ -178,7 +178,7 @@ class SharedSource(AbstractContextManager):
                 # Sleep longer as the wait gets longer: this delays the trial by at most a tenth of its waiting time.
                 time.sleep(min(LONGEST_NAP, 0.005 + (time.monotonic() - begun) / 10))
                 taken = store.take(state.round)
-        return store.look(config.inversion.images_per_round), taken.metrics | {"pool/made": float(made)}
+        return store.peek(config.inversion.images_per_round), taken.metrics | {"pool/made": float(made)}
 
     def _make(self, config: TrialConfig, prepared: Prepared, state: TrialState, store: SharedStore) -> Taken:
         if self._thread is None or not self._thread.is_alive():
@@ -191,7 +191,7 @@ class SharedSource(AbstractContextManager):
         self._production, samples, terms = None, None, {}
         while production.round <= state.round:
             parts = (config, prepared, production, state.distiller.student, store.class_counts)
-            samples, terms = produce(*parts, promised=True)
+            samples, terms = produce(*parts, with_logits=True)
         assert samples is not None
         self._production = production
         taken = store.deliver(state.round, samples, terms)
@@ -229,10 +229,10 @@ def sweep_source(config: TrialConfig, prepared: Prepared, state: TrialState, sto
     assert isinstance(store, SweepStore)
     assert isinstance(state.production, Production), "trials with a pipeline share nothing"
     parts = (config, prepared, state.production, state.distiller.student, store.class_counts)
-    own, terms = produce(*parts, promised=True)
+    own, terms = produce(*parts, with_logits=True)
     taken = 0
     for _ in range(store.contribute(state.round, own) - 1):
-        samples = store.look()
+        samples = store.peek()
         config.memory.add(state.memory, store, samples, teacher=prepared.teacher, rng=state.streams)
         taken += len(samples)
-    return store.look(), terms | {"pool/taken": float(taken)}
+    return store.peek(), terms | {"pool/taken": float(taken)}

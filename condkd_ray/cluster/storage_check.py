@@ -30,13 +30,13 @@ def check_reach(storage: Location, what: str = "--storage") -> None:
     marker = f".marker-{secrets.token_hex(8)}"
     put_text(storage / marker, "")
     try:
-        for node, wrong in failing_nodes(look, storage, marker).items():
+        for node, wrong in failing_nodes(try_storage, storage, marker).items():
             raise InputError(f"{what} is {str(storage)!r}, which node {node} cannot use ({wrong}); accepted: {SHARED}")
     finally:
         (storage / marker).unlink(missing_ok=True)
 
 
-def look(storage: Location, marker: str) -> str:
+def try_storage(storage: Location, marker: str) -> str:
     """Return the reason why this machine cannot use `storage`; empty if it can.
 
     `marker`: name of a file that the driver has written there.

@@ -62,10 +62,10 @@ PATIENCE_SECONDS = 120.0
 """Time for which a trial repeats calls to a pool that is being restarted, in seconds."""
 
 
-def patiently(call: Callable[[], T]) -> T:
+def retry_until_restarted(call: Callable[[], T]) -> T:
     """Return the result of `call`, which calls the pool; repeat the call while the pool restarts.
 
-    Repeats it for up to `PATIENCE_SECONDS`. Raises the error of the last call after this time, and any other error at once.
+    Repeats it for up to `PATIENCE_SECONDS`, and then raises the error of the last call. Raises any other error at once.
     """
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
@@ -81,7 +81,7 @@ def patiently(call: Callable[[], T]) -> T:
 
 def call_actor(method: Any, *args: Any) -> Any:
     """Return the result of a method of the pool, or of another actor that Ray restarts; see `retry_until_restarted`."""
-    return patiently(lambda: ray.get(method.remote(*args)))
+    return retry_until_restarted(lambda: ray.get(method.remote(*args)))
 
 
 class PooledStore(Store):
@@ -136,7 +136,7 @@ class PooledStore(Store):
             self._version = version
             return answer
 
-        return patiently(call)
+        return retry_until_restarted(call)
 
     def _mark_dropped(self, starts: Iterable[int], sealed: int) -> None:
         """Unmap chunks by first id, and record that samples with ids below `sealed` are covered by a checkpoint.
@@ -144,7 +144,7 @@ class PooledStore(Store):
         For a key that belongs to this trial alone. `_call_and_drop` passes both to the pool, which removes the chunks.
         """
         for start in starts:
-            self._forget(start)
+            self._unmap(start)
             self._drop.append(start)
         self._sealed = sealed
 
@@ -153,7 +153,7 @@ class PooledStore(Store):
         self._call(method, *args, drop=self._drop, sealed=self._sealed)
         self._drop = []
 
-    def _forget(self, start: int) -> None:
+    def _unmap(self, start: int) -> None:
         del self._placed[start]
         self._unmapped(start)
 
@@ -164,7 +164,7 @@ class PooledStore(Store):
             read_chunk(one.source) if isinstance(one.source, Location) else next(copies) for one in changed.values()
         ]
         for start in set(self._placed) - set(chunks):
-            self._forget(start)
+            self._unmap(start)
         for (start, placed), found in zip(changed.items(), arrays, strict=True):
             self._placed[start] = placed
             self._mapped(start, self._returned(from_arrays(found)))
@@ -212,7 +212,7 @@ class AdoptingStore(PooledStore):
     Ids are those of the pool. A sample becomes live when the trial takes it over.
     """
 
-    def look(self, count: int) -> Samples:
+    def peek(self, count: int) -> Samples:
         """Return the `count` samples after those that the trial has taken over.
 
         The next `append` takes them over and sends nothing.
@@ -309,7 +309,7 @@ class SweepStore(PooledStore):
         self._queue = list(self._call("contribute", self._reader, round, arrays, table=itemgetter(0))[1])
         return len(self._queue)
 
-    def look(self) -> Samples:
+    def peek(self) -> Samples:
         """Return the samples of the next chunk to take over. The next `append` takes it over and sends nothing."""
         return self.codec.decode(moved(self._chunks[self._queue[0]], self.device))
 
@@ -326,7 +326,7 @@ class SweepStore(PooledStore):
 
         Later chunks stay in the pool. Raises `MissingSamplesError` if the pool has lost one of these chunks.
         """
-        for start in call_actor(self._pool.seen, self._key, self._reader, 2**31) if num_ids else []:
+        for start in call_actor(self._pool.received, self._key, self._reader, 2**31) if num_ids else []:
             if self.num_ids >= num_ids:
                 break
             if start not in self._chunks:

@@ -24,9 +24,9 @@ from condkd_ray.cluster.connection import handling
 from condkd_ray.cluster.files import clear_attempts, last_reason, trial_file, trial_folder
 from condkd_ray.cluster.gpu_memory import check_packing
 from condkd_ray.cluster.jobs import Packer, SweepJobs
-from condkd_ray.cluster.lost import SHORT, take_as_lost
-from condkd_ray.cluster.memory_shortage import ASIDE, MemoryShortage
-from condkd_ray.cluster.options import ClusterOptions, crew_size
+from condkd_ray.cluster.lost import SHORT, treat_as_lost
+from condkd_ray.cluster.memory_shortage import MAX_SHORTAGES, MemoryShortage
+from condkd_ray.cluster.options import ClusterOptions, num_producers
 from condkd_ray.cluster.pool import chunk_bytes, pool_of
 from condkd_ray.cluster.trainable import FULL, MEMORY, OUT_OF_TIME, WorkerContext, run
 from condkd_ray.core.method import Metrics
@@ -109,7 +109,7 @@ class Monitor:
 
         Raises `StorageFullError` if the trial reports that there is no room for its files.
         """
-        self.memory.took(result.get(MEMORY, 0) / 1e9)
+        self.memory.record(result.get(MEMORY, 0) / 1e9)
         if FULL in result:
             raise StorageFullError(result[FULL])
         if OUT_OF_TIME in result:
@@ -125,7 +125,7 @@ class Monitor:
 
     def retried(self, key: str, reason: str) -> None:
         """Log that the trial was interrupted and will be resumed."""
-        self.memory.ended(reason)
+        self.memory.count_end(reason)
         log.info(f"{self.trials[key].label}: {reason}; it resumes from its checkpoint")
 
     def drop(self, key: str) -> None:
@@ -133,12 +133,12 @@ class Monitor:
         self.running.discard(key)
         self.dropped.append(key)
 
-    def starve(self, key: str, reason: str) -> None:
+    def ended_for_memory(self, key: str, reason: str) -> None:
         """Record that Tune has given up a trial that Ray has repeatedly ended for lack of memory.
 
         The trial is to run again, alone.
         """
-        self.memory.ended(reason)
+        self.memory.count_end(reason)
         self.memory.set_aside(key, self.trials[key].label)
         self.drop(key)
 
@@ -162,7 +162,7 @@ class Monitor:
     def failed(self, key: str, reason: str) -> None:
         """End a trial that was given up, for `reason`. Its checkpoint and chunks stay; a later sweep can resume it."""
         self.running.discard(key)
-        self.memory.ended(reason)
+        self.memory.count_end(reason)
         advice = f"; {self.memory.advice}" if SHORT in reason else ""
         self._end(key, self._outcome_so_far(key, "failed", f"{reason}{advice}"))
 
@@ -171,7 +171,7 @@ class Monitor:
         self.running.discard(key)
         self._finish(key, self._outcome_so_far(key, "pruned"))
 
-    def rested(self, key: str) -> None:
+    def paused(self, key: str) -> None:
         """Close a trial that pauses so that later trials can take over its state: its files stay."""
         self.running.discard(key)
         self.open.discard(key)
@@ -189,7 +189,7 @@ class Monitor:
         pool_key = self.trials[key].place[1]
         self._sharers[pool_key].discard(key)
         if not self._sharers[pool_key]:
-            self._context.pool.forget.remote(pool_key)
+            self._context.pool.delete.remote(pool_key)
         remove(trial_folder(self._context.folder, key))
 
     def _end(self, key: str, outcome: Outcome) -> None:
@@ -249,7 +249,7 @@ class SearchListener(Listener, Protocol):
         """Return the setup of the next trial; "later" if it depends on trials that still run; None if none is left."""
         ...
 
-    def goes_on(self, key: str) -> bool:
+    def continues(self, key: str) -> bool:
         """Return whether the trial is to continue after the round that it reported last."""
         ...
 
@@ -282,7 +282,7 @@ class _Events(_Hook, Callback):
         super().__init__(token)
         self._rounds: Counter[str] = Counter()
         self._stalled: Counter[str] = Counter()
-        self._starved: Counter[str] = Counter()
+        self._shortages: Counter[str] = Counter()
         """Number of times in a row that Ray ended a trial for lack of memory, by key.
 
         The count restarts when the trial finishes a new round or is set aside.
@@ -298,7 +298,7 @@ class _Events(_Hook, Callback):
         """Report a round. A restarted trial first reports all rounds of its checkpoint again."""
         key, number = trial.config["key"], result.get("round", 0)
         if number > self._rounds[key]:
-            self._rounds[key], self._stalled[key], self._starved[key] = number, 0, 0
+            self._rounds[key], self._stalled[key], self._shortages[key] = number, 0, 0
             trial.max_failures = UNLIMITED
         self.call("reported", key, result)
 
@@ -308,8 +308,8 @@ class _Events(_Hook, Callback):
         self._stalled[key] += 1
         self._counted[key] = iteration
         reason = _reason(trial)
-        self._starved[key] = self._starved[key] + 1 if SHORT in reason else 0
-        if self._stalled[key] >= MAX_STALLED - 1 or self._starved[key] >= ASIDE - 1:
+        self._shortages[key] = self._shortages[key] + 1 if SHORT in reason else 0
+        if self._stalled[key] >= MAX_STALLED - 1 or self._shortages[key] >= MAX_SHORTAGES - 1:
             trial.max_failures = 0
         self.call("retried", key, reason)
 
@@ -328,8 +328,8 @@ class _Events(_Hook, Callback):
         if self._stalled[key] >= MAX_STALLED:
             self.call("failed", key, f"{MAX_STALLED} attempts in a row without one more round; the last: {reason}")
         elif SHORT in reason:
-            self._starved[key] = 0
-            self.call("starve", key, reason)
+            self._shortages[key] = 0
+            self.call("ended_for_memory", key, reason)
         else:
             self.call("drop", key)
 
@@ -384,17 +384,17 @@ class _InOrder(FIFOScheduler):
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         """Patch Tune's actor manager before the trial gets a process."""
-        take_as_lost(tune_controller._tune_controller._actor_manager)
+        treat_as_lost(tune_controller._tune_controller._actor_manager)
 
 
 class _Pruning(_Hook, _InOrder):
-    """An `_InOrder` that stops a trial after a round where the listener decides so."""
+    """An `_InOrder` that stops a trial after a round if the listener decides so."""
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Report the round and decide; Tune calls this before the callbacks, so the round is reported here first."""
         # Only here the result also contains the trial's setup, as "config/" entries.
         self.call("reported", trial.config["key"], {k: v for k, v in result.items() if not k.startswith("config/")})
-        on = self.call("goes_on", trial.config["key"])
+        on = self.call("continues", trial.config["key"])
         return TrialScheduler.STOP if on is False else TrialScheduler.CONTINUE
 
 
@@ -448,7 +448,7 @@ def sweep(trials: Sequence[PlannedTrial[Prepared]], options: ClusterOptions, obs
         return True
     assert len({trial.key for trial in trials}) == len(trials), "keys of trials must differ"
     options.check([trial.config for trial in trials])
-    trials, packer = producers_first(trials), Packer()
+    trials, packer = interleaved(trials), Packer()
     try:
         with pool_of(options, [chunk_bytes(trial.config, trial.prepared, trial.place[0]) for trial in trials]) as pool:
             jobs = SweepJobs(map(packer.job, trials))
@@ -459,13 +459,13 @@ def sweep(trials: Sequence[PlannedTrial[Prepared]], options: ClusterOptions, obs
             monitor = Monitor(context, observer)
             for trial in trials:
                 monitor.add(trial)
-            fit(monitor, context, crews={trial.key: crew_size(trial.config) for trial in trials})
+            run_in_tune(monitor, context, producers_of={trial.key: num_producers(trial.config) for trial in trials})
             return not monitor.open
     except KeyboardInterrupt:
         return False
 
 
-def producers_first(trials: Sequence[PlannedTrial]) -> list[PlannedTrial]:
+def interleaved(trials: Sequence[PlannedTrial]) -> list[PlannedTrial]:
     """Return the trials ordered so that one trial of each pool key comes first, then the second of each key, and so on.
 
     Trials that share samples then wait less for each other.
@@ -478,11 +478,11 @@ def producers_first(trials: Sequence[PlannedTrial]) -> list[PlannedTrial]:
     return sorted(trials, key=lambda trial: turns[trial.key])
 
 
-def fit(listener: Listener, context: WorkerContext, crews: Mapping[str, int] | None = None) -> None:
-    """Run trials with Tune: those in `producers`, or, if that is None, those that `listener` proposes.
+def run_in_tune(listener: Listener, context: WorkerContext, producers_of: Mapping[str, int] | None = None) -> None:
+    """Run trials with Tune: those in `producers_of`, or, if that is None, those that `listener` proposes.
 
-    `producers`: number of producers of each trial, by key. If it is None, `listener` must be a `SearchListener`. Raises
-    the exception that a method of `listener` has raised.
+    `producers_of`: number of producers of each trial, by key. If it is None, `listener` must be a `SearchListener`.
+    Raises the exception that a method of `listener` has raised.
     """
     options = context.options
     amounts = {"CPU": options.cpus_per_trial, "GPU": options.gpus_per_trial, **options.resources}
@@ -490,8 +490,8 @@ def fit(listener: Listener, context: WorkerContext, crews: Mapping[str, int] | N
 
     def resources(setup: dict[str, Any]) -> tune.PlacementGroupFactory:
         """Return the bundle of the trial itself, followed by one for each of its producers."""
-        crew = setup["crew"] if crews is None else crews[setup["key"]]
-        return tune.PlacementGroupFactory([own, *[options.per_producer.bundle] * crew])
+        producers = setup["producers"] if producers_of is None else producers_of[setup["key"]]
+        return tune.PlacementGroupFactory([own, *[options.per_producer.bundle] * producers])
 
     # Workers never read this folder, as no report carries a checkpoint: it need not be visible to other nodes.
     scratch = options.folder.resolve() / "tune"
@@ -501,10 +501,10 @@ def fit(listener: Listener, context: WorkerContext, crews: Mapping[str, int] | N
     def run_tune(keys: Sequence[str]) -> bool:
         """Run the trials `keys`, or, in a search, the proposed ones; return whether Ctrl-C ended the run."""
         space, search = {"key": tune.grid_search(list(keys))}, dict[str, Any](scheduler=_InOrder())
-        if crews is None:
+        if producers_of is None:
             space, search = {}, {"search_alg": _Proposing(token), "scheduler": _Pruning(token), "num_samples": -1}
         # Trials that were set aside run alone.
-        at_once = 1 if crews is not None and listener.memory.wait_with(keys) else options.max_concurrent
+        at_once = 1 if producers_of is not None and listener.memory.release(keys) else options.max_concurrent
         remove(scratch)
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(run, context=context), resources),
@@ -528,7 +528,7 @@ def fit(listener: Listener, context: WorkerContext, crews: Mapping[str, int] | N
             return in_main and signal.getsignal(signal.SIGINT) == before
 
     try:
-        interrupted = run_tune(list(crews or ()))
+        interrupted = run_tune(list(producers_of or ()))
         while not interrupted and listener.error is None and (dropped := listener.take_dropped()):
             interrupted = run_tune(dropped)
     finally:

@@ -12,7 +12,7 @@ from condkd_ray.cluster.files import chunks_folder, halt_path, note, trial_file,
 from condkd_ray.cluster.jobs import Job, SearchJobs, SweepJobs, own_device, unpack
 from condkd_ray.cluster.lost import full, in_words, is_lost
 from condkd_ray.cluster.options import ClusterOptions
-from condkd_ray.cluster.sources import Crew, SharedSource, sweep_source
+from condkd_ray.cluster.sources import Producers, SharedSource, sweep_source
 from condkd_ray.cluster.stores import WATCH, FilledStore, PoolStore, SharedStore, SweepStore, call_actor
 from condkd_ray.core.checkpoint import DamagedError
 from condkd_ray.core.environment import clean_process, is_out_of_memory, keep_imports, private_bytes
@@ -32,7 +32,7 @@ UNTESTED = "untested"
 """Key of the report of a blind trial whose outcome is complete except for its test."""
 OUT_OF_TIME = "out_of_time"
 """Key of the report of a trial that stopped, or did not start, because of the deadline or because it was halted."""
-RESTS = "rests"
+PAUSED = "rests"
 """Key of the report of a trial that pauses after its round `lineage.pause_after`."""
 MEMORY = "private_memory"
 """Key, in each report, of the bytes of memory private to the trial's process."""
@@ -107,7 +107,7 @@ def _last_report(job: Job, context: WorkerContext, report: Report) -> dict[str, 
     except OutOfTimeError:
         return {OUT_OF_TIME: 1}
     except PausedError:
-        return {RESTS: 1}
+        return {PAUSED: 1}
     except Exception as error:
         if (reason := no_room(error) or full(error)) is not None:
             return {FULL: reason}
@@ -173,7 +173,7 @@ def _run(job: Job, prepared: Prepared, context: WorkerContext, rest: dict[str, A
     limit = _device_limit(teacher.device, context.options)
     if config.pipeline is not None:
         store = FilledStore(*place, device_limit=limit)
-        with Crew(job.prepared, context.pool, pool_key, context.options.per_producer) as source:
+        with Producers(job.prepared, context.pool, pool_key, context.options.per_producer) as source:
             return run_trial(config, prepared, store, source=source, **rest)
     if scope == "trial":
         return run_trial(config, prepared, PoolStore(*place, device_limit=limit), **rest)

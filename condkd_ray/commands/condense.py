@@ -69,7 +69,7 @@ def condense(arguments: list[str]) -> int:
         writable = there.is_dir() and os.access(there, os.W_OK | os.X_OK)
         require(writable, "file", str(path), f"a file in a writable folder; {there} is not writable")
     set_up_process(command.threads)
-    workshop = Workshop(command.cache, device=default_device(), view=TERMINAL, train_judges=False)
+    workshop = Workshop(command.cache, device=default_device(), view=TERMINAL, train_to_check=False)
     if any(method.needs_teacher for method in planned):
         workshop.check(config)
     if isinstance(config.condensation, Imported):

@@ -99,7 +99,7 @@ def servers(command: Dashboard) -> Iterator[list[Server]]:
         for name, wanted, arguments in commands:
             port = _free(name, wanted)
             running.append(_started(name, port, arguments))
-            while not _comes_up(running[-1], port):
+            while not _responds_in_time(running[-1], port):
                 # Another program may have taken the port between the check and the server's start.
                 if wanted or running[-1].process.poll() is None or _is_free(port):
                     log.info(running[-1].output_end())
@@ -125,7 +125,7 @@ def _started(name: str, port: int, arguments: list[str]) -> Server:
     return Server(name, process, output)
 
 
-def _comes_up(server: Server, port: int) -> bool:
+def _responds_in_time(server: Server, port: int) -> bool:
     """Return True if the server answers in time. An answer after its process has ended is another program's."""
     deadline = time.monotonic() + START_SECONDS
     while server.process.poll() is None and time.monotonic() < deadline:

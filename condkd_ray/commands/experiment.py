@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 import tyro
 
-from condkd_ray.commands.console.exit_codes import ended, exit_codes, show, speak
+from condkd_ray.commands.console.exit_codes import ended, exit_codes, log_to_stderr, show
 from condkd_ray.commands.console.live import TERMINAL
 from condkd_ray.commands.report import Reporter, report_results
 from condkd_ray.commands.teacher_flags import TeacherFlags
@@ -172,7 +172,7 @@ def run(
     from condkd_ray.runs import experiment
 
     plans = spread(plans, flags.seeds, flags.teachers)
-    speak(flags.verbose)
+    log_to_stderr(flags.verbose)
     if flags.explain:
         show(experiment.explained(name, plans, flags, view=TERMINAL))
         return 0

@@ -11,7 +11,7 @@ from typing import Any
 
 import tyro
 
-from condkd_ray.commands.console.exit_codes import ended, show, speak
+from condkd_ray.commands.console.exit_codes import ended, log_to_stderr, show
 from condkd_ray.commands.console.live import TERMINAL
 from condkd_ray.commands.report import report_results
 from condkd_ray.commands.teacher_flags import TeacherFlags
@@ -51,7 +51,7 @@ def run(question: str, tree: dict[str, Any], flags: SearchFlags) -> int:
     """Run the missing trials of a search of the space `tree`, report, and return the exit code."""
     from condkd_ray.runs import search as searches
 
-    speak(flags.verbose)
+    log_to_stderr(flags.verbose)
     tree = with_flags(tree, flags)
     if flags.explain:
         show(searches.explained(tree, flags, view=TERMINAL))

@@ -105,8 +105,10 @@ def _as_given(value: Any) -> tuple[type, Any]:
     kind, parts = type(value), {one.name: getattr(value, one.name) for one in dataclasses.fields(value)}
     found = {name: _as_given(part) for name, part in parts.items() if dataclasses.is_dataclass(part)}
     fields = [(name, inner, dataclasses.field(default=part)) for name, (inner, part) in found.items()]
-    told = {"__doc__": kind.__doc__, "__module__": kind.__module__, "given_as": kind}
-    made = dataclasses.make_dataclass(kind.__name__, fields, bases=(kind,), namespace=told, frozen=True, kw_only=True)
+    namespace = {"__doc__": kind.__doc__, "__module__": kind.__module__, "given_as": kind}
+    made = dataclasses.make_dataclass(
+        kind.__name__, fields, bases=(kind,), namespace=namespace, frozen=True, kw_only=True
+    )
     return made, made(**parts | {name: part for name, (_, part) in found.items()})
 
 

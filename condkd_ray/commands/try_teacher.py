@@ -128,7 +128,7 @@ def try_out(command: Try) -> int:
     workshop = Workshop(command.cache, device="cuda" if command.gpus_per_trial else "cpu", view=TERMINAL)
     base = configure(command, workshop)
     dataset, teacher = workshop.data(base), workshop.teacher(base)
-    share, answers = agreement_with_folders(teacher, dataset)
+    share, predicted = agreement_with_folders(teacher, dataset)
     count, held_out = len(dataset.train) + len(dataset.test), len(dataset.test)
     head = (
         f"Teacher {base.teacher.label} classifies {share:.1%} of your {count} images as their folders do; "
@@ -144,7 +144,7 @@ def try_out(command: Try) -> int:
         kept = ("out", "cache", "seeds", "cpus_per_trial", "gpus_per_trial", "max_concurrent")
         flags = Flags(**{name: getattr(command, name) for name in kept})
         return experiment.run(
-            "try", QUESTION, plans, flags, workshop=workshop, report=lambda out: report(out, head, answers.tolist())
+            "try", QUESTION, plans, flags, workshop=workshop, report=lambda out: report(out, head, predicted.tolist())
         )
 
 
@@ -214,19 +214,19 @@ def usual_prior(inversion: AnyInversion) -> Prior:
     return Prior(default["oh_weight"], default["oh_temperature"])
 
 
-def report(out: Path, head: str, answers: Sequence[int]) -> str:
+def report(out: Path, head: str, predicted: Sequence[int]) -> str:
     """Write the report of `out`, with the verdict in its notes; return the text to print.
 
-    `answers`: the classes that the teacher predicts for the held-out images.
+    `predicted`: the classes that the teacher predicts for the held-out images.
     """
     # Imported here because it imports matplotlib, which other users of this module do not need.
     from condkd_ray.report.build import build
 
     manifest, counted = records.read_manifest(out), results.read(out).records
-    found = verdict.lines(counted, labels := manifest.test_labels, answers)
+    found = verdict.lines(counted, labels := manifest.test_labels, predicted)
     records.write_manifest(out, replace(manifest, notes=[*manifest.notes, head, FEW_REAL, *found]))
     build(out)
-    tables = [make(counted, labels, answers) for make in (verdict.arms_table, verdict.differences_table)]
+    tables = [make(counted, labels, predicted) for make in (verdict.arms_table, verdict.differences_table)]
     parts = [part for table in tables if table.rows for part in (table.text(), f"{table.legend}\n")]
     return "\n".join([head, "", *parts, *found])
 
@@ -285,7 +285,7 @@ def rounds_of(command: Try, base: TrialConfig, workshop: Workshop, begin: float)
     if (command.out / CONFIG).is_file():
         known = read(command.out / CONFIG)
         if content_hash(known) == content_hash(_guided(replace(base, rounds=known.rounds))):
-            log.info(f"{known.rounds} rounds a trial, as in the earlier run (--rounds or --fresh changes that)")
+            log.info(f"{known.rounds} rounds per trial, as in the earlier run (--rounds or --fresh changes that)")
             return known.rounds
     at_once = slots(command.cpus_per_trial, command.gpus_per_trial)
     at_once = min(at_once, command.max_concurrent or at_once)
@@ -297,7 +297,7 @@ def rounds_of(command: Try, base: TrialConfig, workshop: Workshop, begin: float)
     left = 60 * command.minutes - (time.monotonic() - begin) - AROUND
     most = int(left * at_once / each) - base.inversion.warm_up
     rounds = min(max(most, LEAST_ROUNDS), MOST_ROUNDS)
-    log.info(f"a guided round takes {guided:.2g} s: {rounds} rounds a trial, {trials} trials, {at_once} at once")
+    log.info(f"a guided round takes {guided:.2g} s: {rounds} rounds per trial, {trials} trials, {at_once} at once")
     if most < LEAST_ROUNDS:
         log.info(f"this takes longer than {command.minutes:g} minutes and is very little: more --minutes are needed")
     return rounds
@@ -331,9 +331,9 @@ def agreement_with_folders(teacher: Teacher, dataset: Dataset) -> tuple[float, T
     The share is over all images. The predictions are class indices of shape (N,), with N held-out images.
     """
     parts = (dataset.train, dataset.test)
-    answers = [predict(teacher.network, part, teacher) for part in parts]
-    right = torch.cat([found == part.labels for found, part in zip(answers, parts, strict=True)])
-    return right.double().mean().item(), answers[1]
+    predicted = [predict(teacher.network, part, teacher) for part in parts]
+    right = torch.cat([found == part.labels for found, part in zip(predicted, parts, strict=True)])
+    return right.double().mean().item(), predicted[1]
 
 
 def mirrors(teacher: Teacher, images: RealImages) -> bool:

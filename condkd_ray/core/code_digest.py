@@ -90,7 +90,7 @@ class CodeWalk:
     Args:
         what: How messages name the walked thing.
         accepted: How the user can avoid a refusal.
-        package: A package whose code is walked even where its files lie in a folder of installed packages.
+        package: A package whose code is walked even if its files are in a folder of installed packages.
     """
 
     def __init__(self, what: str, accepted: str, package: str = "") -> None:

@@ -99,7 +99,7 @@ def begin_step() -> None:
         torch.compiler.cudagraph_mark_step_begin()
 
 
-def forget() -> None:
+def clear_compiled() -> None:
     """Delete all compiled code: another trial may have other networks and shapes, and PyTorch limits recompilations."""
     if _compiled.cache_info().currsize:
         _compiled.cache_clear()

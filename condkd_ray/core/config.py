@@ -15,7 +15,7 @@ import yaml
 from pydantic import Field, Strict, TypeAdapter, ValidationError
 
 from condkd_ray.core.families import family_of, hints, is_plugin, origin_of
-from condkd_ray.core.method import InputError, require, shown
+from condkd_ray.core.method import InputError, require, value_text
 from condkd_ray.core.text import read_text
 from condkd_ray.core.yaml_text import load_yaml
 
@@ -53,7 +53,7 @@ def build(kind: type[T], tree: Any, path: str) -> T:
         if key not in hints(kind):
             near = difflib.get_close_matches(str(key), hints(kind), 1)
             hint = f" (did you mean {near[0]}?)" if near else ""
-            raise InputError(f"{path}: {shown(key)} names no field{hint}; accepted: {', '.join(hints(kind))}")
+            raise InputError(f"{path}: {value_text(key)} names no field{hint}; accepted: {', '.join(hints(kind))}")
     for f in dataclasses.fields(kind):  # type: ignore[arg-type]
         if f.name not in tree and not _known(f.default) and not _known(f.default_factory):
             raise InputError(f"{path}: {f.name} is not given; accepted: a value, because the field has no default")
@@ -138,7 +138,7 @@ def _value(hint: Any, value: Any, path: str, owner: type, key: str) -> Any:
     default = next(f.default for f in dataclasses.fields(owner) if f.name == key)
     name = tree.get("name", getattr(default, "name", None))
     if not isinstance(name, str) or name not in by_name:
-        what = f"{path}: name is not given" if name is None else f"{path} is {shown(name)}"
+        what = f"{path}: name is not given" if name is None else f"{path} is {value_text(name)}"
         raise InputError(f"{what}; accepted: {', '.join(by_name)}{family.more}")
     return build(by_name[name], tree, path)
 
@@ -154,7 +154,7 @@ def _leaf(hint: Any, value: Any, path: str) -> Any:
     except ValidationError as error:
         first = error.errors()[0]
         message = "a path" if first["type"] == "path_type" else first["msg"].removeprefix("Input should be ")
-        raise InputError(f"{path} is {shown(value)}; accepted: {message}") from None
+        raise InputError(f"{path} is {value_text(value)}; accepted: {message}") from None
 
 
 _adapter = cache(TypeAdapter)

@@ -53,12 +53,12 @@ class CopyStream:
         if self._beside is not None:
             torch.cuda.current_stream(self._device).wait_event(self._beside[1])
 
-    def lend(self, tensor: Tensor) -> None:
+    def keep_until_copied(self, tensor: Tensor) -> None:
         """Declare that copies use the caller's `tensor`: its memory is not reused before they are complete."""
         if self._beside is not None and tensor.is_cuda:
             tensor.record_stream(self._beside[0])
 
-    def hand_over(self, tensor: Tensor) -> None:
+    def keep_until_used(self, tensor: Tensor) -> None:
         """Declare that the caller uses a copied `tensor`: its memory is not reused before that use is complete."""
         if self._beside is not None:
             tensor.record_stream(torch.cuda.current_stream(self._device))

@@ -113,7 +113,7 @@ def _gpu_settings_kept() -> Iterator[None]:
     cudnn: Any = torch.backends.cudnn
     flags, convolutions = (cudnn.deterministic, cudnn.benchmark), cudnn.conv.fp32_precision
     precision = None
-    with suppress(RuntimeError):  # PyTorch refuses to tell where somebody has used both its older and newer switches
+    with suppress(RuntimeError):  # PyTorch raises if both its older and newer switches were used
         precision = torch.get_float32_matmul_precision()
     fraction = torch.cuda.get_per_process_memory_fraction() if torch.cuda.is_initialized() else 1.0
     try:
@@ -306,14 +306,14 @@ def git_state() -> str:
 class CpuClock:
     """Sums the CPU time of this process and of all its descendants on this machine, including Ray's processes.
 
-    The times of a process that Ray ends are lost with it. Therefore a sweep must call `look` regularly; only the time
-    between the last call and the end of a process is missed.
+    The times of a process that Ray ends are lost with it. Therefore a sweep must call `measure` regularly; only the
+    time between the last call and the end of a process is missed.
     """
 
     def __init__(self) -> None:
         self._spent: dict[psutil.Process, float] = {}
 
-    def look(self) -> float:
+    def measure(self) -> float:
         """Measure all processes, and return the total CPU seconds so far."""
         own = psutil.Process()
         for process in [own, *own.children(recursive=True)]:

@@ -27,7 +27,7 @@ from condkd_ray.core.method import InputError, require
 log = logging.getLogger(__name__)
 
 WORDS = {"networks": "network", "datasets": "dataset", "kd_loss": "distillation loss"}
-"""Words for one member of a family, where they differ from the family's name."""
+"""Words for one member of a family, if they differ from the family's name."""
 LEAVES = (bool, int, float, str, Path, types.NoneType)
 """Types of fields that are single YAML values."""
 M = TypeVar("M", bound=type)
@@ -482,7 +482,7 @@ def _distribution_of(file: Path, top: str) -> _Distribution | None:
     for found in (*named, *declared):
         folder = Path(str(found.locate_file(""))).resolve()
         listed = any(file == Path(str(found.locate_file(one))).resolve() for one in found.files or ())
-        # Metadata in a source folder, from where the code is imported, has this file.
+        # Only metadata in a source folder from which the code is imported has this file.
         in_sources = found.read_text("SOURCES.txt") is not None and not is_installed_file(file)
         editable = (
             _is_editable(found)

@@ -26,7 +26,7 @@ PATIENCE_SECONDS = 60.0
 NOTICE_SECONDS = 2.0
 """Seconds of waiting after which a log line is written."""
 FILE = ".lock"
-"""Name of the file that is locked where a folder cannot be locked."""
+"""Name of the file that is locked if a folder cannot be locked."""
 Claim = tuple[int, int]
 """Device and inode of a folder, which do not change when it is moved."""
 
@@ -53,7 +53,7 @@ def claim(folder: Path, what: str) -> Claim | None:
             late = f"a report has not ended for {PATIENCE_SECONDS:g} s"
             there = late if isinstance(error, TimeoutError) else "another process runs"
             raise InputError(
-                f"{what} is {str(folder)!r}, where {there}; accepted: another folder, or this one once that has ended"
+                f"{what} is {str(folder)!r}, where {there}; accepted: another folder, or this one after that has ended"
             ) from None
         except OSError:  # a file system without locks
             return None

@@ -53,7 +53,7 @@ class Method:
 def require(holds: bool, what: str, value: object, accepted: str) -> None:
     """Raise `InputError` unless `holds`: "`what` is `value`; accepted: `accepted`"."""
     if not holds:
-        raise InputError(f"{what} is {shown(value)}; accepted: {accepted}")
+        raise InputError(f"{what} is {value_text(value)}; accepted: {accepted}")
 
 
 def require_weights(method: Method, family: str) -> None:
@@ -77,7 +77,7 @@ def require_rates(method: Method, family: str, *, frozen: bool = False) -> None:
             require(fits, f"{family} {field.name}", value, accepted)
 
 
-def shown(value: object) -> str:
+def value_text(value: object) -> str:
     """Return the value's text for a message; a very long one is cut."""
     text = repr(value)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}... ({len(text)} characters)"

@@ -133,7 +133,7 @@ _STORED = (
 )
 """Keys in a record's file, in their order: fields of the record and of its outcome."""
 _IF_ANY = ("study", "plugins")
-"""Keys that follow where their values are not empty."""
+"""Keys that follow if their values are not empty."""
 _DERIVED = ("wall_seconds", "cpu_seconds", "rounds")
 """Stored keys that are computed from the other fields and ignored on reading."""
 _OF_OUTCOME = {one.name for one in dataclasses.fields(Outcome)} & set(_STORED)

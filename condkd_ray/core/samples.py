@@ -90,7 +90,7 @@ class Codec:
     """Converts samples to `Encoded` and back. The conversion is idempotent: a second pass changes nothing.
 
     `mean`, `std`: the teacher's normalisation, one value per channel, in units of [0, 1] pixels. `logits`: whether the
-    trial's store keeps logits; if not, they are computed again where they are needed.
+    trial's store keeps logits; if not, they are computed again when they are needed.
     """
 
     space: PixelSpace

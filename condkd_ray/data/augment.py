@@ -102,7 +102,7 @@ def resized_crop(
 
 
 def _gather(images: Tensor, rows: Tensor, columns: Tensor, black: Tensor | float) -> Tensor:
-    """Return the pixels at `rows` (B, H) x `columns` (B, W), and `black` where either is outside the image."""
+    """Return the pixels at `rows` (B, H) x `columns` (B, W), and `black` if either is outside the image."""
     count, channels, height, width = images.shape
     inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None, :]
     first = torch.arange(0, count * height * width, height * width, device=images.device)[:, None]

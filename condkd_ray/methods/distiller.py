@@ -47,19 +47,19 @@ class Distiller(Method):
     """SGD or Adam on the distillation loss, under a learning-rate schedule over the student's rounds.
 
     The defaults are the recipe of CMI's and Fast's released code, with fewer steps and a warm-up. The list gives the
-    recipe of each released code (batches are shifted and flipped only where "augmented" is listed; a round is one pass
+    recipe of each released code (batches are shifted and flipped only if "augmented" is listed; a round is one pass
     of the innermost loop that contains inversion and student steps):
 
     - CMI: SGD, lr 0.1, momentum 0.9, weight decay 1e-4; cosine to 0 over 200 epochs, `lr_epoch` 1; batch 256, from
-      scratch on WRN-40-2 128, 400 steps a round; augmented.
+      scratch on WRN-40-2 128, 400 steps per round; augmented.
     - Fast, NAYER: as CMI with lr 0.2 (Fast's batch 256), cosine to `last_lr` 2e-4 over the epochs after the warm-up.
     - PRE-DFKD: SGD, lr 0.1, momentum 0.9, weight decay 5e-4; cosine to 0 over 400 epochs, `lr_epoch` 36; batch 1024, 10
-      steps a round. On MNIST: Adam.
+      steps per round. On MNIST: Adam.
     - DAFL: SGD, lr 0.1, momentum 0.9, weight decay 5e-4; multi_step: times 0.1 after 800 and 1600 of 2000 epochs, each
-      of 120 rounds; batch 1024, 1 step a round. On MNIST: Adam, lr 2e-3, constant.
+      of 120 rounds; batch 1024, 1 step per round. On MNIST: Adam, lr 2e-3, constant.
     - DFAD: SGD, lr 0.1, momentum 0.9, weight decay 5e-4; multi_step: times 0.1 after 99 and 199 of 500 epochs, each of
-      50 rounds (its code steps the schedule before an epoch); batch 256, 5 steps a round.
-    - ZSKT: Adam, lr 2e-3, no weight decay; cosine to 0, `lr_epoch` 1; `clip` 5; batch 128, 10 steps a round.
+      50 rounds (its code steps the schedule before an epoch); batch 256, 5 steps per round.
+    - ZSKT: Adam, lr 2e-3, no weight decay; cosine to 0, `lr_epoch` 1; `clip` 5; batch 128, 10 steps per round.
     - ZSKD, the origin of soft targets: Adam, lr 1e-3, constant; batch 64, with its own augmentations.
 
     None has a warm-up of the learning rate or Nesterov momentum.
@@ -279,7 +279,7 @@ class Distiller(Method):
         run_teacher = self.runs_teacher or not batch.has_logits
         # The compiler cannot follow the temporary hooks that read pairs of layers.
         compare = comparison.uncompiled if self.loss.layer_pairs else comparison
-        teacher_network = teacher.network if self.loss.layer_pairs else teacher.answering
+        teacher_network = teacher.network if self.loss.layer_pairs else teacher.logits_network
         loss, agree, gap = compare(
             self.loss,
             state.student,

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from condkd_ray.core.compilation import Compile, check, compiling, forget, whole
+from condkd_ray.core.compilation import Compile, check, clear_compiled, compiling, whole
 from condkd_ray.core.method import Meter, Method, Metrics, NonFiniteError, require
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import to_model
@@ -93,7 +93,7 @@ class Supervised(Method):
     ) -> Metrics:
         """Train `network` in place and leave it in eval mode, its weights in channels-last format.
 
-        Images, labels and weights stay on their device, and the host waits for it once an epoch.
+        Images, labels and weights stay on their device, and the host waits for it once per epoch.
 
         Args:
             network: Maps (B, C, H, W) normalised images to (B, K) logits; on the device of `images`.
@@ -138,7 +138,7 @@ class Supervised(Method):
             except NonFiniteError as error:
                 raise NonFiniteError(f"{error} of epoch {epoch}") from None
         network.eval()
-        forget()
+        clear_compiled()
         return metrics
 
     def _optimizer(

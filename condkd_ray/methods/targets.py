@@ -133,7 +133,7 @@ class Soft(TargetSource):
         std = self.sigma**0.5 if self.sigma_is_variance else self.sigma
         values = self.mean + std * correlated(layer.weight, count, rng["targets"])
         rectify = self.activate and isinstance(layer, nn.Conv2d)
-        logits = teacher.answer_from(self._input_layer(name, teacher), F.relu(values) if rectify else values)
+        logits = teacher.logits_from(self._input_layer(name, teacher), F.relu(values) if rectify else values)
         soft = F.softmax(logits / self.temperature, dim=1)
         return Targets(soft.argmax(1), soft, self.temperature)
 
@@ -157,7 +157,7 @@ class Soft(TargetSource):
             return "a grouped convolution: its units have no weights in common"
         entry, units = self._input_layer(name, teacher), len(layer.weight)
         if entry == PENULTIMATE and units != teacher.num_features:
-            return f"{units} units where {teacher.num_features} features are needed"
+            return f"{units} units, but {teacher.num_features} features are needed"
         if not teacher.decides(entry, units):
             return "the logits do not depend on it, or not on it only"
         return ""

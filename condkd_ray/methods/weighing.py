@@ -103,7 +103,7 @@ class Modulating(Weighing):
         return weigh
 
     def _shares(self, predicted: Tensor, class_counts: Tensor) -> Tensor:
-        """Return (K,) shares of the classes among the counted samples, where `predicted` (B,) is the batch.
+        """Return (K,) shares of the classes among the counted samples; `predicted` (B,): classes of the batch.
 
         All shares are 0 if nothing is counted.
         """

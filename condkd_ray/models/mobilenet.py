@@ -2,7 +2,7 @@
 
 Stages of inverted residuals: a 1x1 convolution expands the channels, a depthwise 3x3 convolution filters them, and a
 1x1 convolution without non-linearity projects them. Our choice, usual on CIFAR: the stem and the second stage have
-stride 1 where the paper has 2, so that the last map of 32x32 images is 4x4. He initialisation.
+stride 1 instead of 2, so that the last map of 32x32 images is 4x4. He initialisation.
 """
 
 from dataclasses import dataclass

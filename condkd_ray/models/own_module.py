@@ -48,8 +48,8 @@ def own_module(name: str) -> OwnModule:
 
     The function runs with a fixed seed. Raises `InputError` in one sentence, also if the user's code fails.
     """
-    handed = "the module itself, in Python: teacher=Teacher.from_module(...); its code is in no known file"
-    require(not name.startswith(GIVEN), "teacher module", name, handed)
+    accepted = "the module itself, in Python: teacher=Teacher.from_module(...); its code is in no known file"
+    require(not name.startswith(GIVEN), "teacher module", name, accepted)
     make = _function(name)
     with _working_directory(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -180,7 +180,7 @@ def _working_directory() -> Iterator[None]:
 
 
 @torch.no_grad()
-def check_answers(network: nn.Module, shape: tuple[int, int, int], num_classes: int, name: str) -> None:
+def check_output(network: nn.Module, shape: tuple[int, int, int], num_classes: int, name: str) -> None:
     """Raise `InputError` unless two normalised images of `shape` (C, H, W) become (2, K) finite logits."""
     images = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
     output = _run_theirs(lambda: network(images), f"teacher module {name} on images of shape {shape}")

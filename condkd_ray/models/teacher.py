@@ -113,8 +113,8 @@ class Teacher:
         each = f"a sequence with one finite number per channel ({image_shape[0]})"
         mean = checked(tuple[Finite, ...], mean, "mean of the teacher", each)
         std = checked(tuple[Finite, ...], std, "std of the teacher", each)
-        require(len(mean) == image_shape[0], "length of mean", len(mean), f"{image_shape[0]}, one a channel")
-        require(len(std) == image_shape[0], "length of std", len(std), f"{image_shape[0]}, one a channel")
+        require(len(mean) == image_shape[0], "length of mean", len(mean), f"{image_shape[0]}, one per channel")
+        require(len(std) == image_shape[0], "length of std", len(std), f"{image_shape[0]}, one per channel")
         require(all(value > 0 for value in std), "std of the teacher", tuple(std), "positive values")
         try:
             network = copy.deepcopy(module)
@@ -130,7 +130,7 @@ class Teacher:
             train_size=train_size,
             flip_ok=flip_ok,
         )
-        finite = bool(made.answers(made._probe_images()).isfinite().all())
+        finite = bool(made.batched_logits(made._probe_images()).isfinite().all())
         what = f"the teacher's output for 2 images of shape {made.image_shape}"
         require(finite, what, "NaN or infinite", f"finite logits of {num_classes} classes")
         return made
@@ -150,7 +150,7 @@ class Teacher:
         """Running statistics for `bn_distance`, (2, S), and the assignment of channels to layers, (L, S).
 
         The first tensor has running means and variances of the BN layers, concatenated as in `Observation.bn`. The
-        second is 1 where a channel belongs to a layer, otherwise 0.
+        second is 1 if the channel belongs to a layer, otherwise 0.
         """
         return self._bn
 
@@ -207,7 +207,7 @@ class Teacher:
         return self.network(images).float()
 
     @property
-    def answering(self) -> nn.Module:
+    def logits_network(self) -> nn.Module:
         """The network for logits alone, without gradients or layer outputs.
 
         Under bfloat16 autocast it is a copy with folded BN and weights in bfloat16; otherwise the network itself.
@@ -220,7 +220,7 @@ class Teacher:
         return self._folded
 
     @property
-    def _takes_cast(self) -> bool:
+    def _can_cast(self) -> bool:
         """True if converting the weights beforehand gives the same logits under the current autocast; tested once."""
         dtype = self._autocast
         if self._casts is None and dtype is not None:
@@ -246,9 +246,9 @@ class Teacher:
         return torch.bfloat16 if enabled and torch.get_autocast_dtype(kind) == torch.bfloat16 else None
 
     @torch.no_grad()
-    def answers(self, images: Tensor) -> Tensor:
+    def batched_logits(self, images: Tensor) -> Tensor:
         """Return (B, K) logits of any number of images, computed in batches without gradients."""
-        return torch.cat([self.answering(part).float() for part in images.split(512)])
+        return torch.cat([self.logits_network(part).float() for part in images.split(512)])
 
     def observe(
         self, images: Tensor, layers: Sequence[str] = (), *, bn: bool = True, input_means: Sequence[str] = ()
@@ -261,7 +261,7 @@ class Teacher:
 
     def observer(self, layers: tuple[str, ...] = (), bn: bool = True, input_means: tuple[str, ...] = ()) -> Observer:
         """Return the `Observer` of these layers, cached by its arguments. Raises `InputError` like `observe`."""
-        dtype = self._autocast if self._takes_cast else None
+        dtype = self._autocast if self._can_cast else None
         key = layers, bn, input_means, dtype
         if key not in self._observers:
             self.check_layers([*layers, *input_means])
@@ -269,7 +269,7 @@ class Teacher:
             self._observers[key] = Observer(self.network, self._last, **collected, dtype=dtype)
         return self._observers[key]
 
-    def answer_from(self, layer: str, values: Tensor, image: Tensor | None = None) -> Tensor:
+    def logits_from(self, layer: str, values: Tensor, image: Tensor | None = None) -> Tensor:
         """Return (B, K) logits when the output of `layer` is replaced by `values` (B, ...).
 
         For `penultimate` the values replace the input of the last linear layer. The result is meaningful only if
@@ -287,8 +287,8 @@ class Teacher:
         """Return whether the logits depend on `width` values of `layer` alone; tested on 3 vectors and 2 images."""
         values = torch.randn(3, width, generator=torch.Generator().manual_seed(0)).to(self.device)
         try:
-            logits = self.answer_from(layer, values)
-            same, other = self.answer_from(layer, values, self._blank() + 1), self.answer_from(layer, values.neg())
+            logits = self.logits_from(layer, values)
+            same, other = self.logits_from(layer, values, self._blank() + 1), self.logits_from(layer, values.neg())
         except (RuntimeError, ValueError):
             return False
         fits = logits.shape == same.shape == (3, self.num_classes)

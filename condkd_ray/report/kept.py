@@ -46,7 +46,7 @@ def merit(record: Record) -> tuple[str, float]:
 def choose(out: Path, beginning: str | None = None) -> Record:
     """Return the best of the kept trials under `out`, or the one whose hash begins with `beginning`: see `chosen`.
 
-    Raises `InputError` where `chosen` does, and if `out` is not the folder of an experiment.
+    Raises `InputError` like `chosen`, and if `out` is not the folder of an experiment.
     """
     manifest, stored = read_manifest(out), read_all_records(out)
     counted, _ = newest(planned(stored, manifest))

@@ -71,7 +71,7 @@ class Results:
         tables = (
             [search.search_table(self)]
             if self.searching
-            else [arms.accuracy_table(self), arms.difference_table(self.judged)]
+            else [arms.accuracy_table(self), arms.difference_table(self.differences)]
         )
         parts = [f"<p>{html.escape(repr(self)[1:-1])}</p>"]
         for table in tables:
@@ -116,7 +116,7 @@ class Results:
 
         require(frame in get_args(Frame), "frame", frame, ", ".join(get_args(Frame)))
         if frame == "comparisons":
-            return parquet.comparisons_table(self.judged)
+            return parquet.comparisons_table(self.differences)
         if frame == "predictions":
             return parquet.predictions_table(self.out, self.records, self.manifest)
         return (parquet.records_table if frame == "trials" else parquet.rounds_table)(self.records)
@@ -127,8 +127,8 @@ class Results:
 
         Columns: `number`, `state`, one for each objective, one for each open leaf, and `config_hash`. States are
         `complete`, `pruned`, `fail` and `running`, and for proposals that did not run `repeated` (equal to an earlier
-        one) and `impossible`. Raises `InputError` if these are not results of a search, or if the study is not found
-        where the search stored it.
+        one) and `impossible`. Raises `InputError` if these are not results of a search, or if the study is not at the
+        place where the search stored it.
         """
         import pandas as pd
 
@@ -150,7 +150,7 @@ class Results:
 
     @cached_property
     def study_trials(self) -> list[FrozenTrial]:
-        """The Optuna trials of a search's study. Raises `InputError` where `study` does."""
+        """The Optuna trials of a search's study. Raises `InputError` like `study`."""
         from condkd_ray.study.importance import stored_trials
 
         require(self.searching, f"study of {self.out}", None, "the folder of a search")
@@ -252,10 +252,10 @@ class Results:
         return statistics.groups(self.finished)
 
     @cached_property
-    def judged(self) -> list[Difference]:
+    def differences(self) -> list[Difference]:
         """Comparisons of arms in test accuracy, with corrected p values."""
         labels, baseline = self.manifest.test_labels, self.manifest.baseline
-        return statistics.judged(statistics.comparisons(self.records, labels, baseline=baseline))
+        return statistics.with_p_values(statistics.comparisons(self.records, labels, baseline=baseline))
 
     @cached_property
     def rankings(self) -> list[Ranking]:

@@ -19,8 +19,8 @@ seeds sometimes fail badly:
 A BCa bootstrap covers less: 0.89 at n = 10 and 0.91 at n = 20 for normal differences.
 
 Over test images: an adjusted Wald interval, see `image_interval`. Its simulated coverage is at least 0.94 for 20 to
-10 000 test images and 1 to 5 seeds. A percentile bootstrap over images, for arms that differ in one answer of 10 to 20,
-covers 0.56 to 0.79 at 20 images and 0.84 at 50; from 360 images on both agree.
+10 000 test images and 1 to 5 seeds. A percentile bootstrap over images, for arms whose predictions differ on one image
+in 10 to 20, covers 0.56 to 0.79 at 20 images and 0.84 at 50; from 360 images on both agree.
 """
 
 import math
@@ -64,7 +64,7 @@ class Difference(Spread):
     """Test accuracy (a fraction) or another metric of `left` minus `right` at one IPC, paired by seed.
 
     `over_seeds`: interval by `method`; None if there is none. `over_images`: interval over test images of the
-    difference averaged over the common seeds; for test accuracy only. `p`: corrected, see `judged`.
+    difference averaged over the common seeds; for test accuracy only. `p`: corrected, see `with_p_values`.
     """
 
     left: str
@@ -154,7 +154,7 @@ def t_interval(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def image_interval(left: np.ndarray, right: np.ndarray) -> Interval | None:
     """Return the 95 % interval over images; None without seeds or images.
 
-    `left`, `right`: bool (seeds, images), True where the answer of that arm is correct.
+    `left`, `right`: bool (seeds, images), True if that arm's prediction is correct.
 
     Source: Bonett & Price 2012, an adjusted Wald interval for paired proportions. It adds one image that only `left`
     classifies correctly and one that only `right` does, so that few images with few differences do not look certain.
@@ -256,7 +256,7 @@ def holm(values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def judged(differences: Sequence[Difference]) -> list[Difference]:
+def with_p_values(differences: Sequence[Difference]) -> list[Difference]:
     """Return the differences with their p, corrected by Holm within those that share `right` and IPC."""
     found = [p_value(one) for one in differences]
     families: dict[tuple[str, int], list[int]] = defaultdict(list)

@@ -165,6 +165,6 @@ def network_pairs(pairs: Sequence[str], teacher: str, student: str) -> dict[str,
     return found
 
 
-def arm_label(name: str, pair: str = "", *, timed: bool = False, who: str = "") -> str:
+def arm_label(name: str, pair: str = "", *, timed: bool = False, arm: str = "") -> str:
     """Return an arm's label in a comparison: use of condensed images, system, networks, and a note if `timed`."""
-    return " ".join(part for part in (who, name, pair, "in equal time" * timed) if part)
+    return " ".join(part for part in (arm, name, pair, "in equal time" * timed) if part)

@@ -43,7 +43,7 @@ from condkd_ray.trial.loop import run_round, start
 from condkd_ray.trial.outcome import product_path
 from condkd_ray.trial.plan import NUMBERS, Plan, can_share
 from condkd_ray.trial.run import local_store, run_trial
-from condkd_ray.trial.synthesis import answers
+from condkd_ray.trial.synthesis import stored_logits
 
 ROUNDS = 3
 """Rounds of a probe. The first, which includes one-time work, counts once; the others stand for all later rounds."""
@@ -134,7 +134,7 @@ def probe_trial(plan: Plan, prepared: Prepared, folder: Path) -> Cost:
         # The teacher's logits are computed at the end instead of each round, for all images still in the memory.
         images = torch.zeros(whole.inversion.images_per_round, *prepared.teacher.image_shape)
         images = images.to(prepared.teacher.device)
-        labelling = whole.total_rounds * _time(lambda: answers(prepared.teacher, images))
+        labelling = whole.total_rounds * _time(lambda: stored_logits(prepared.teacher, images))
     seconds = Span(rest + rounds.low, rest + first["time/wall_seconds"] + rounds.high + labelling) * PROBED
     record = make_record("explain", plan, "probe", prepared, outcome)
     write_record(folder, record)
@@ -147,15 +147,15 @@ def probe_trial(plan: Plan, prepared: Prepared, folder: Path) -> Cost:
     # A product has logits whether the trial stores them or not.
     logits = 0 if whole.keeps_logits else 2 * prepared.teacher.num_classes * whole.inversion.images_per_round
     peak = peak_bytes(prepared.teacher.device)
-    crew, ahead = (0, 0) if whole.pipeline is None else (whole.pipeline.producers, whole.pipeline.staleness)
+    producers, ahead = (0, 0) if whole.pipeline is None else (whole.pipeline.producers, whole.pipeline.staleness)
     return Cost(
         # In the probe producers and student take turns; in a sweep they run at the same time.
-        wall=seconds * Span(1 / (1 + min(crew, ahead)), 1),
+        wall=seconds * Span(1 / (1 + min(producers, ahead)), 1),
         cpu=seconds * min(1.0, cpu / wall),
         kept=Span(kept, kept + max(0, left) * row / ROUNDS),
         product=Span(product, product + max(0, left) * (chunks + logits) + most_bytes(prepared.teacher)),
         working=Span(state, state + whole.total_rounds * chunks),
-        memory=Span(peak * 0.7, (1 + crew) * peak * 1.5 + whole.total_rounds * chunks),
+        memory=Span(peak * 0.7, (1 + producers) * peak * 1.5 + whole.total_rounds * chunks),
     )
 
 
@@ -243,7 +243,7 @@ def probe_set(config: TrialConfig, method: AnyCondensation, workshop: Workshop) 
 
 def _time(work: Callable[[], object]) -> float:
     begin = time.perf_counter()
-    # Such a short training may diverge where the whole does not.
+    # Such a short training may diverge although the whole one does not.
     with contextlib.suppress(NonFiniteError):
         work()
     return time.perf_counter() - begin

@@ -158,7 +158,7 @@ def run(
             complete = sweep(missing, cluster, records)
         finally:
             records.close()
-        spent = records.clock.look()
+        spent = records.clock.measure()
     write_manifest(options.out, dataclasses.replace(manifest, cpu_seconds=spent))
     return RunResult(options.out, complete, records.failed, ("time",) if time.time() >= deadline else ())
 
@@ -170,7 +170,7 @@ def own_modules(configs: Sequence[TrialConfig], workshop: Workshop) -> dict[str,
 
 
 def explained(experiment: str, plans: Sequence[Plan], options: Options, *, view: View = SILENT) -> str:
-    """Return the number of trials and their estimated cost, as text. Raises `InputError` where `run` would."""
+    """Return the number of trials and their estimated cost, as text. Raises `InputError` if `run` would."""
     device = default_device()
     planned = checked(plans, options, Workshop(options.cache, device=device, view=view))
     return explain(experiment, settled_plans(planned, hardware_for(options, view)), options, device, view)
@@ -305,7 +305,7 @@ def run_alone(
     log.info(compute_line([config], hardware, Allowance(torch.get_num_threads(), 1), limit))
     if trial.key not in finished(out):
         _record(trial, out, view, limit)
-    write_manifest(out, dataclasses.replace(manifest, cpu_seconds=CpuClock().look()))
+    write_manifest(out, dataclasses.replace(manifest, cpu_seconds=CpuClock().measure()))
     return find_record(out, trial.key)
 
 

@@ -89,7 +89,7 @@ class Check:
 
 
 HEADER = (
-    "| form | from real features: distance | spread | from one point a class: distance | spread | aligns |\n"
+    "| form | from real features: distance | spread | from one point per class: distance | spread | aligns |\n"
     "|---|--:|--:|--:|--:|---|"
 )
 

@@ -15,10 +15,10 @@ from condkd_ray.core.samples import cat
 from condkd_ray.methods.losses.inversion import bn_distance
 from condkd_ray.methods.recognition import choose
 from condkd_ray.report.statistics import interval, spread
-from condkd_ray.report.tables.table import Table, between, shown
+from condkd_ray.report.tables.table import Table, between, mean_text
 from condkd_ray.trial.config import Prepared, TrialConfig
 from condkd_ray.trial.diagnosis import REAL_PER_CLASS, Landmarks, make_landmarks, to_real
-from condkd_ray.trial.synthesis import begin, compiled_apart, produce
+from condkd_ray.trial.synthesis import begin, own_compilation, produce
 
 FIGURES = {"frechet_real": "Frechet", "mmd_real": "MMD", "bn": "BN"}
 """Titles of the measures, by metric name."""
@@ -46,7 +46,7 @@ def measure(config: TrialConfig, prepared: Prepared, real: Landmarks) -> Metrics
     """
     teacher, production, host = prepared.teacher, begin(config, prepared), config.inversion
     parts = (config, prepared, production, nn.Identity(), torch.zeros(0))
-    with compiled_apart(config, teacher.device):
+    with own_compilation(config, teacher.device):
         made = [produce(*parts)[0] for _ in range(config.total_rounds)]
     stream = Streams(config.seed, teacher.device)["views"]
     with torch.no_grad():
@@ -62,6 +62,6 @@ def side_by_side(title: str, found: Mapping[str, Sequence[Sequence[Metrics]]]) -
         old, new = (np.array([figures[name] for figures in side]) for side in pair)
         ends, method = interval(new - old)
         difference = between(ends, factor=1, digits=3, unknown=method)
-        sides = [shown(spread(side), len(side), digits=3) for side in (old, new)]
+        sides = [mean_text(spread(side), len(side), digits=3) for side in (old, new)]
         rows.append([host, FIGURES[name], str(len(old)), *sides, f"{(new - old).mean():+.3f}", difference])
     return Table(title, ["host", "figure", "n", "old", "new", "new - old", "95 %"], rows, LEGEND, keys=2)

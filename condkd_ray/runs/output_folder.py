@@ -27,7 +27,7 @@ def alone_in(out: Path) -> Iterator[None]:
     """
     whole = out.resolve()
     accepted = "another folder, or this one once that has ended"
-    require(whole not in _runs, "--out", f"{out}, where another call of this process runs", accepted)
+    require(whole not in _runs, "--out", f"{out}, in use by another call of this process", accepted)
     _runs.add(whole)
     try:
         with released_after():

@@ -29,7 +29,7 @@ from condkd_ray.trial.config import TrialConfig
 from condkd_ray.trial.evaluation import compare, views
 from condkd_ray.trial.outcome import read_product
 from condkd_ray.trial.plan import NUMBERS
-from condkd_ray.trial.synthesis import begin, compiled_apart, produce
+from condkd_ray.trial.synthesis import begin, own_compilation, produce
 
 INVERTED = 512
 """Number of images of the reference inversion."""
@@ -71,8 +71,8 @@ def candidates(workshop: Workshop, config: TrialConfig) -> dict[str, Samples]:
     one = first_per_class(prepared.condensed, 1, prepared.teacher.num_classes)
     seen = views(one, prepared.teacher, seed=derive_seed(config.data.seed, "proxy views"))
     plain = replace(apart, inversion=DeepInversion(batch=INVERTED), guidance=NoGuidance())
-    with compiled_apart(plain, prepared.teacher.device):
-        inverted, _ = produce(plain, prepared, begin(plain, prepared), nn.Identity(), torch.zeros(0), promised=True)
+    with own_compilation(plain, prepared.teacher.device):
+        inverted, _ = produce(plain, prepared, begin(plain, prepared), nn.Identity(), torch.zeros(0), with_logits=True)
     return {"few_shot": prepared.proxy, "condensed": seen, "inverted": inverted}
 
 
@@ -137,7 +137,7 @@ def ranking_table(ranked: Sequence[Ranked]) -> Table:
 
 
 def _rho(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Return Spearman's rho (...,) of pairs of rows (..., trials); NaN where a row is constant."""
+    """Return Spearman's rho (...,) of pairs of rows (..., trials); NaN if a row is constant."""
     with warnings.catch_warnings():
         # SciPy warns if values are equal or too few; rho is NaN then, and the tables show this.
         warnings.simplefilter("ignore", RuntimeWarning)

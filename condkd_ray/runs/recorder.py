@@ -153,7 +153,7 @@ def _notes(plans: Sequence[Plan], has_val: bool) -> list[str]:
     if any(isinstance(method, Imported) for method in used):
         notes.append(
             "The condensed set was made elsewhere, from unknown train images: it may have seen "
-            f"{held_out}, and the test images too where these were held out of train here."
+            f"{held_out}, and the test images too if these were held out of train here."
         )
     if any(method.needs_teacher for method in used):
         notes.append("The condensed set was made with the teacher: it adds no information that the teacher lacks.")
@@ -259,7 +259,7 @@ class Recorder:
         if record.status == "failed":
             self.failed += 1
             log.info(f"{label} failed: {outcome.reason}{'' if stored else '; its finished record is kept'}")
-        self.clock.look()
+        self.clock.measure()
 
     def close(self) -> None:
         """Close event files, study and view; no report may follow."""

@@ -147,7 +147,7 @@ class SearchRecorder:
             "constraints": [one.text for one in self.spec.parsed_constraints],
             "parameters": list(leaves(self._tree)),
         }
-        spent = self.records.clock.look() if over else None
+        spent = self.records.clock.measure() if over else None
         write_manifest(out, dataclasses.replace(manifest, search=about, cpu_seconds=spent))
         self._newest.clear()
 
@@ -205,7 +205,7 @@ class SearchDriver:
         self._last[trial.key] = int(metrics["round"])
         self._recorder.round(trial, metrics)
 
-    def goes_on(self, trial: PlannedTrial) -> bool:
+    def continues(self, trial: PlannedTrial) -> bool:
         """Return False if the study's pruner would stop the trial; a trial past its last round is complete."""
         over = self._last.get(trial.key, 0) >= trial.config.total_rounds
         return over or not self._study.should_prune(self._recorder.numbers[trial.key])
@@ -214,7 +214,7 @@ class SearchDriver:
         """Write the final state of a finished trial into the study, before its test."""
         self._recorder.end_in_study(trial, outcome)
 
-    def rested(self, trial: PlannedTrial) -> None:
+    def paused(self, trial: PlannedTrial) -> None:
         """Raise `AssertionError`: trials of this driver never pause."""
         raise AssertionError("a trial of a search runs to its end")
 
@@ -277,11 +277,11 @@ class PopulationDriver:
             self._rounds[number] = round
             self._recorder.round(self._members[number], metrics)
 
-    def goes_on(self, trial: PlannedTrial) -> bool:
+    def continues(self, trial: PlannedTrial) -> bool:
         """Return True: members run until they pause."""
         return True
 
-    def rested(self, trial: PlannedTrial) -> None:
+    def paused(self, trial: PlannedTrial) -> None:
         """Note that a member has ended a generation."""
         self._running.discard(trial.key)
         if not self._repeated(trial):

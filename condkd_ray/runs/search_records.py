@@ -60,7 +60,7 @@ def restore_trials(
 ) -> None:
     """Add to the study all trials that it lacks but that have a record, with their final states; log their number.
 
-    They keep their numbers where these are free, and otherwise get new ones, which are written into their records.
+    They keep their numbers if these are free, and otherwise get new ones, which are written into their records.
     Trials that no longer fit the space, because it was widened or changed, are left out. Trials that the study has lost
     only in part are left as they are. A second call has no effect.
     """
@@ -74,7 +74,7 @@ def restore_trials(
     moves = [number for number in params if number < 0 or not study.may_become(number, params[number])]
     for number in [*(number for number in params if number not in moves), *moves]:
         record = lost[number]
-        now = study.take_back(number if number >= 0 else len(study.trials), params[number], begun)
+        now = study.restore(number if number >= 0 else len(study.trials), params[number], begun)
         if study.over(now) or study.trial(now).user_attrs.get(KEY, record.config_hash) != record.config_hash:
             # The study has a trial of that config, with other data or another sharing scope.
             continue

@@ -140,7 +140,7 @@ class Journal(BaseJournalBackend):
         self._file = JournalFileBackend(str(path), lock_obj=self._lock)
         self._begun = _Begun()
         if self._lock.exists() or _is_torn(path):
-            self._mend()
+            self._repair()
 
     def read_logs(self, log_number_from: int) -> Generator[dict[str, Any], None, None]:
         """Yield the lines from that number on, counted from 0. Raises `InputError` if one in the middle is damaged."""
@@ -167,7 +167,7 @@ class Journal(BaseJournalBackend):
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """Append one line for each entry and flush them to disk. Raises `OSError`; then nothing is appended."""
         if _is_torn(self._path):
-            self._mend()
+            self._repair()
         lines = "".join(json.dumps(entry, separators=(",", ":")) + "\n" for entry in logs).encode()
         with naming(self._path), self._lock.held():
             before = self._path.stat().st_size
@@ -182,7 +182,7 @@ class Journal(BaseJournalBackend):
                     os.truncate(self._path, before)
                 raise
 
-    def _mend(self) -> None:
+    def _repair(self) -> None:
         """Move an incomplete last line to the `.torn` file; do nothing if the folder is read-only."""
         if not os.access(self._path, os.W_OK) or not os.access(self._path.parent, os.W_OK):
             return
@@ -191,7 +191,7 @@ class Journal(BaseJournalBackend):
                 return
             content = self._path.read_bytes()
             _check_middle(self._path, content)
-            length = _sound_bytes(content)
+            length = _valid_bytes(content)
             aside = self._path.with_name(f"{self._path.name}.torn")
             with naming(aside), open(aside, "ab") as file:
                 file.write(content[length:] + b"\n")
@@ -261,10 +261,10 @@ def _is_torn(path: Path) -> bool:
             end = max(0, size - 2 * len(tail) - 2**12)
             file.seek(end)
             tail = file.read(size - end)
-    return bool(tail) and not (tail.endswith(b"\n") and _sound(tail[:-1].rpartition(b"\n")[2]))
+    return bool(tail) and not (tail.endswith(b"\n") and _is_valid(tail[:-1].rpartition(b"\n")[2]))
 
 
-def _sound(line: bytes) -> bool:
+def _is_valid(line: bytes) -> bool:
     try:
         entry = json.loads(line)
     except (ValueError, RecursionError):
@@ -272,11 +272,11 @@ def _sound(line: bytes) -> bool:
     return _is_operation(entry)
 
 
-def _sound_bytes(content: bytes) -> int:
+def _valid_bytes(content: bytes) -> int:
     """Return the total length of the undamaged lines before the first damaged one, in bytes."""
     length = 0
     for line in content.split(b"\n")[:-1]:
-        if not _sound(line):
+        if not _is_valid(line):
             break
         length += len(line) + 1
     return length
@@ -284,12 +284,12 @@ def _sound_bytes(content: bytes) -> int:
 
 def _check_middle(path: Path, content: bytes) -> None:
     """Raise `InputError` if an undamaged line follows a damaged one, or if the file is no journal at all."""
-    length = _sound_bytes(content)
+    length = _valid_bytes(content)
     damaged, *others = content[length:].split(b"\n")
     # A power loss leaves zeros in place of bytes that were not written yet.
     begun = BEGINNING.startswith(damaged.rstrip(b"\0")[: len(BEGINNING)])
     never = length == 0 and (not begun or any(other.strip(b"\0") for other in others))
-    if not (never or any(map(_sound, others))):
+    if not (never or any(map(_is_valid, others))):
         return
     if never:
         raise InputError(

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from condkd_ray.core.method import InputError, require, shown
+from condkd_ray.core.method import InputError, require, value_text
 from condkd_ray.core.text import read_text
 from condkd_ray.core.yaml_text import load_yaml
 from condkd_ray.study.space import Open, leaves
@@ -41,15 +41,15 @@ def check_point(tree: Mapping[str, Any], point: Mapping[Any, Any], what: str) ->
     for name, value in point.items():
         if name in closed and name not in opened:
             path, *methods = closed[name]
-            here = f"where {path} is {shown(point[path])}" if path in point else f"without {path}"
+            here = f"although {path} is {value_text(point[path])}" if path in point else f"without {path}"
             raise InputError(
-                f"{what}: {name} is {shown(value)} {here}; accepted: only with {path} {' or '.join(methods)}"
+                f"{what}: {name} is {value_text(value)} {here}; accepted: only with {path} {' or '.join(methods)}"
             )
         if name not in opened:
             names = [*opened, *(other for other in closed if other not in opened)]
             near = difflib.get_close_matches(str(name), names, 1)
             hint = f" (did you mean {near[0]}?)" if near else ""
-            raise InputError(f"{what}: {shown(name)} names no open leaf{hint}; accepted: {', '.join(names)}")
+            raise InputError(f"{what}: {value_text(name)} names no open leaf{hint}; accepted: {', '.join(names)}")
     return {name: _value(opened[name], value, f"{what}: {name}") for name, value in point.items()}
 
 

@@ -27,7 +27,7 @@ REDUCTION = 3
 
 
 def check_sampler(name: Sampler, tree: dict[str, Any], *, constrained: bool = False) -> None:
-    """Raise `InputError` if a sampler does not support the space, or constraints where there are some."""
+    """Raise `InputError` if a sampler does not support the space, or constraints if there are any."""
     accepted = f"{', '.join(CONSTRAINED)}; the others ignore it"
     require(not constrained or name in CONSTRAINED, "--sampler", f"{name} with --constraint", accepted)
     use = f"{name} for a space in which a choice opens leaves of its own"

@@ -53,7 +53,7 @@ number of the equal earlier trial, `IMPOSSIBLE` the reason why the config is inv
 study."""
 FIXED = "fixed_params"
 """System attribute of Optuna: the values of the point that a trial was enqueued with."""
-TAKEN_BACK = "taken_back"
+RESTORED = "taken_back"
 """System attribute of trials that the study had lost and that were restored from their records."""
 
 
@@ -268,7 +268,7 @@ class Study(TrialLog):
             return self._propose(check)
 
     def _propose(self, check: Callable[[TrialConfig], None]) -> Proposal | None:
-        left, again = REPEATS, self._to_come_again()
+        left, again = REPEATS, self._repeats_allowed()
         while left:
             trial = self._next()
             # Enqueued points do not count: their number is limited anyway.
@@ -290,12 +290,12 @@ class Study(TrialLog):
                 again.remove(twin)
         return None
 
-    def _to_come_again(self) -> set[int]:
+    def _repeats_allowed(self) -> set[int]:
         """Return restored trials whose repeats do not count, for samplers that restart their sequence after a loss."""
         if self._sampler not in IN_ORDER:
             return set()
         trials = self.trials
-        back = {trial.number for trial in trials if TAKEN_BACK in trial.system_attrs}
+        back = {trial.number for trial in trials if RESTORED in trial.system_attrs}
         return back - {trial.user_attrs[REPEAT] for trial in trials if REPEAT in trial.user_attrs}
 
     def suggest_first(self, points: Iterable[Mapping[str, Any]]) -> None:
@@ -321,7 +321,7 @@ class Study(TrialLog):
         trials = self.trials
         known = sum(1 for _ in itertools.takewhile(lambda trial: KNOWN in trial.user_attrs, trials))
         enqueued = [trial.system_attrs[FIXED] for trial in trials if FIXED in trial.system_attrs]
-        back = {trial.number: trial.params for trial in self.own if TAKEN_BACK in trial.system_attrs}
+        back = {trial.number: trial.params for trial in self.own if RESTORED in trial.system_attrs}
         unlike = list[dict[str, Any]]()
         for point in map(dict, points):
             if point not in unlike:
@@ -338,7 +338,7 @@ class Study(TrialLog):
 
         return [(number, point) for number, point in numbered if not tried(number, point)]
 
-    def take_back(self, number: int, params: Mapping[str, Any], begun: Container[int]) -> int:
+    def restore(self, number: int, params: Mapping[str, Any], begun: Container[int]) -> int:
         """Restore a lost trial with these parameters of all open leaves as one to run, and return its number.
 
         The number is `number`, unless the study has a trial of the same config or another trial of this number. Lower
@@ -361,7 +361,7 @@ class Study(TrialLog):
                     params=fixed.params,
                     distributions=dict(fixed.distributions),
                     user_attrs={TO_RUN: True},
-                    system_attrs={TAKEN_BACK: True},
+                    system_attrs={RESTORED: True},
                 )
             )
         else:

@@ -30,10 +30,10 @@ from condkd_ray.data.condensed_sets import StoredSet
 from condkd_ray.data.datasets import Dataset, RealImages
 from condkd_ray.methods.condensation import AllReal, AnyCondensation, Imported, RandomReal
 from condkd_ray.methods.condensation.condensation import first_per_class
-from condkd_ray.methods.condensation.judgement import Judged
+from condkd_ray.methods.condensation.judgement import ChosenSpace
 from condkd_ray.methods.recognition import choose
 from condkd_ray.methods.supervised import as_teacher, bf16_pays
-from condkd_ray.models.own_module import OwnModule, check_answers, copied, own_module
+from condkd_ray.models.own_module import OwnModule, check_output, copied, own_module
 from condkd_ray.models.teacher import Teacher
 from condkd_ray.models.weights import Fitted, fitted, load_into, weights_digest
 from condkd_ray.trial.card import Card, check_card, overruled, read_card
@@ -120,9 +120,9 @@ class StandIns:
 class Workshop:
     """Makes artifacts, keeps them in memory, and logs notes about them for the user.
 
-    With `stand_ins`, slow artifacts are replaced by stand-ins and listed in it. If `train_judges` is false, no teacher
-    is trained only to check an imported condensed set; a teacher loaded from the user's own weights always checks it.
-    `given`: the teacher of the configs that name it.
+    With `stand_ins`, slow artifacts are replaced by stand-ins and listed in it. If `train_to_check` is false, no
+    teacher is trained only to check an imported condensed set; a teacher loaded from the user's own weights always
+    checks it. `given`: the teacher of the configs that name it.
     """
 
     def __init__(
@@ -132,7 +132,7 @@ class Workshop:
         view: View = SILENT,
         stand_ins: StandIns | None = None,
         *,
-        train_judges: bool = True,
+        train_to_check: bool = True,
         given: GivenTeacher | None = None,
     ) -> None:
         self.cache = (cache or default_cache()).expanduser()
@@ -140,7 +140,7 @@ class Workshop:
         if torch.device(device).type == "cuda":
             # The same settings in every process give the same teachers and sets.
             set_up_gpu()
-        self._view, self._stand_ins, self._train_judges, self._given = view, stand_ins, train_judges, given
+        self._view, self._stand_ins, self._train_to_check, self._given = view, stand_ins, train_to_check, given
         self._made: dict[Any, Any] = {}
 
     def prepare_all(self, configs: Sequence[TrialConfig]) -> list[Prepared]:
@@ -227,10 +227,10 @@ class Workshop:
 
     def _check_known(self, config: TrialConfig) -> str:
         card, in_folders = self._card(config), config.data.name == "class_folders"
-        about: dict[str, Any] = {"promised": card.test_accuracy, "in_folders": in_folders}
+        about: dict[str, Any] = {"stated": card.test_accuracy, "in_folders": in_folders}
         if config.teacher.class_order is not None:
             about["order"] = _places(config.teacher.class_order, self.data(config))
-        about["handed"] = self._given is not None and config.teacher.module == self._given.name
+        about["in_python"] = self._given is not None and config.teacher.module == self._given.name
         about |= {"what": f"the images in {config.data.root}"} if in_folders else {}
         sentence = check_known(self.teacher(config), self.data(config), force=config.teacher.force, **about)
         self._log_note(sentence)
@@ -269,7 +269,7 @@ class Workshop:
         if self._given is not None and recipe.module == self._given.name:
             self._given.check_images(dataset)
         network = copied(self.own_module(recipe.module).network)
-        check_answers(network, dataset.image_shape, dataset.num_classes, recipe.module)
+        check_output(network, dataset.image_shape, dataset.num_classes, recipe.module)
         return network
 
     def _own_weights(self, config: TrialConfig, network: nn.Module) -> Fitted:
@@ -401,31 +401,31 @@ class Workshop:
         """Raise `InputError` for errors that show in the set's file alone, before a teacher is trained."""
         self._stored_set(config, method)
         key = ("looked at", self._data_key(config), replace(method, ipc=1))
-        self._once(key, lambda: self._judged(config, method, None))
+        self._once(key, lambda: self._choose_space(config, method, None))
 
     def _imported(self, config: TrialConfig, method: Imported) -> Samples:
         """Return the trial's part of an imported set. Raises `InputError` if the teacher does not recognise the set."""
         dataset, one = self.data(config), replace(method, ipc=1)
         # An untrained stand-in teacher recognises nothing; the run itself checks the set with the real teacher.
-        judging = self._stand_ins is None and (self._train_judges or config.teacher.loaded)
+        judging = self._stand_ins is None and (self._train_to_check or config.teacher.loaded)
         teacher = self.teacher(config) if judging else None
 
-        def judged() -> Judged:
-            found = self._judged(config, method, teacher)
+        def choose() -> ChosenSpace:
+            found = self._choose_space(config, method, teacher)
             for note in found.notes:
                 self._log_note(note)
             return found
 
-        space = self._once(("judged", self._data_key(config), self._teacher_key(config), one), judged).space
+        space = self._once(("space", self._data_key(config), self._teacher_key(config), one), choose).space
         units = {"mean": dataset.mean, "std": dataset.std}
         stored, rng = self._stored_set(config, method), Streams(config.seed, self.device)
         return method.chosen(stored, space, dataset.num_classes, **units, rng=rng)
 
-    def _judged(self, config: TrialConfig, method: Imported, teacher: Teacher | None) -> Judged:
+    def _choose_space(self, config: TrialConfig, method: Imported, teacher: Teacher | None) -> ChosenSpace:
         """Determine the set's pixel space by comparison with real images and, if given, by the teacher's accuracy."""
         dataset = self.data(config)
         few = choose(dataset.train.labels, REAL_PER_CLASS, seed=derive_seed(config.data.seed, "landmarks"))
-        return method.judged(
+        return method.space_of(
             self._stored_set(config, method),
             dataset.num_classes,
             mean=dataset.mean,
@@ -440,7 +440,7 @@ class Workshop:
         if condensed is None:
             return None
         seen = condensed.to(self.device)
-        return Samples(seen.images, seen.labels, self.teacher(config).answers(seen.images))
+        return Samples(seen.images, seen.labels, self.teacher(config).batched_logits(seen.images))
 
     def _log_note(self, text: str) -> None:
         """Log a note for the user, except with stand-ins: the run itself logs the notes on the real artifacts."""

@@ -30,12 +30,12 @@ from condkd_ray.models.teacher import Teacher
 from condkd_ray.trial.diagnosis import Landmarks
 from condkd_ray.trial.subset import TestRounds
 
-STARTING = "0; or an inversion that optimises pixels or latents: fast, cmi, nayer, deep_inversion, soft_target"
-TYING = (
+STARTS = "0; or an inversion that optimises pixels or latents: fast, cmi, nayer, deep_inversion, soft_target"
+CONDITIONAL = (
     "false; or an oh_weight > 0, or a guidance of classes with a weight > 0 (of a discriminator also "
     "adversarial_weight, or with the class head class_weight): otherwise images are independent of their labels"
 )
-HEARING = "balanced; or an inversion that takes soft targets, such as fast, cmi, deep_inversion, soft_target"
+SOFT = "balanced; or an inversion that takes soft targets, such as fast, cmi, deep_inversion, soft_target"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ class Pipeline(Method):
         """Return the number of the producer of `round`."""
         return round % self.producers
 
-    def shown(self, round: int) -> int:
+    def student_round(self, round: int) -> int:
         """Return the number of finished rounds of the student snapshot that is used for `round`."""
         return max(0, round - self.staleness)
 
@@ -120,7 +120,7 @@ class TrialConfig(Method):
         require(not idle or not guided, "guidance without an inversion", name, "none, or an inversion")
         require(not idle or not self.distiller.needs_synthetic, "condensed_share without inversion", least, "1")
         takes = not self.targets.soft or self.inversion.uses_targets == "soft"
-        require(takes, f"targets {self.targets.name} for inversion {self.inversion.name}", "soft", HEARING)
+        require(takes, f"targets {self.targets.name} for inversion {self.inversion.name}", "soft", SOFT)
         temperature = getattr(self.inversion, "oh_temperature", 1.0)
         accepted = "1: soft targets have their own temperature, which the class prior then uses as well"
         fits = temperature == 1 or not self.targets.soft
@@ -135,11 +135,11 @@ class TrialConfig(Method):
     def _check_labels_and_starts(self) -> None:
         inversion, guidance = self.inversion, self.guidance
         share, starts = guidance.from_guides.share, inversion.starts_from_images
-        require(starts or share == 0, f"from_guides share for inversion {inversion.name}", share, STARTING)
+        require(starts or share == 0, f"from_guides share for inversion {inversion.name}", share, STARTS)
         pulls = guidance.class_conditional and guidance.weight * guidance.schedule.largest > 0
         tied = pulls or getattr(inversion, "oh_weight", 0.0) > 0
         conditional = getattr(inversion, "conditional", False)
-        require(tied or not conditional, f"conditional for inversion {inversion.name}", conditional, TYING)
+        require(tied or not conditional, f"conditional for inversion {inversion.name}", conditional, CONDITIONAL)
 
     @property
     def producers(self) -> int:

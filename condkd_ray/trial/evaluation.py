@@ -39,7 +39,7 @@ def views(images: Samples, teacher: Teacher, *, seed: int) -> Samples:
     labels = images.labels.cpu().repeat(VIEWS)
     moved = shift_flip(repeated, rng=rng, share=SHIFT, flip=teacher.flip_ok, black=teacher.black.to(repeated))
     pixels = (moved + NOISE * torch.randn(moved.shape, generator=rng)).to(teacher.device)
-    return Samples(pixels, labels.to(teacher.device), teacher.answers(pixels))
+    return Samples(pixels, labels.to(teacher.device), teacher.batched_logits(pixels))
 
 
 @torch.no_grad()

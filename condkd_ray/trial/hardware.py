@@ -68,6 +68,6 @@ def compute_line(
         return f"trials compute on the CPU, {threads} {'thread' if threads == 1 else 'threads'} each, in {precisions}"
     share = "one each" if gpus == 1 else f"{gpus:g} of it each" if gpus < 1 else f"{gpus:g} each"
     limit = quarter(hardware.memory, gpus) if device_limit is None else device_limit
-    samples = f"samples on the GPU up to {limit / 1e9:.1f} GB a trial"
+    samples = f"samples on the GPU up to {limit / 1e9:.1f} GB per trial"
     numbers = f"in {precisions}, TF32 for convolutions that stay float32"
     return f"trials compute on {hardware.gpu}, {share}, {numbers}; {samples}"

@@ -56,7 +56,7 @@ class Reading:
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    answers: Tensor
+    predicted: Tensor
     """(N,) int64, the predicted classes."""
     labels: Tensor
     num_classes: int
@@ -64,7 +64,7 @@ class Reading:
     @cached_property
     def found(self) -> Recognition:
         """Accuracy with the classes in the given order, and a better order if there is one."""
-        return recognition(self.answers, self.labels, self.num_classes)
+        return recognition(self.predicted, self.labels, self.num_classes)
 
     @property
     def reordered(self) -> bool:
@@ -81,9 +81,9 @@ class Reading:
 
     @property
     def right(self) -> Tensor:
-        """(N,) bool, true where the prediction is correct in that order."""
+        """(N,) bool, true if the prediction is correct in that order."""
         order = self.found.order if self.reordered else None
-        return (self.answers if order is None else torch.tensor(order)[self.answers]) == self.labels
+        return (self.predicted if order is None else torch.tensor(order)[self.predicted]) == self.labels
 
     @property
     def flags(self) -> str:
@@ -114,11 +114,11 @@ class Findings:
     """Class names in the order of the data set."""
     order: tuple[int, ...]
     """For each output of the network, the label of its class, as far as the user has given the order."""
-    promised: float | None
+    stated: float | None
     """The test accuracy that the teacher's card states, as a fraction."""
     in_folders: bool
     """Whether a `classes.txt` in the image folder could set the class order."""
-    handed: bool = False
+    in_python: bool = False
     """True for a teacher that was passed as an object: its message then names arguments instead of flags."""
 
     @property
@@ -129,19 +129,19 @@ class Findings:
     @property
     def refused(self) -> bool:
         """Whether the teacher must not be used as it is given."""
-        unknown = self.found.verdict == "unknown" and not self._as_promised
+        unknown = self.found.verdict == "unknown" and not self._as_stated
         unlikely = unknown or (bool(self.fresh) and self.found.verdict != "known")
         return unlikely or self.given.reordered or self.gain >= REFUSED or self._far_below
 
     @property
-    def _as_promised(self) -> bool:
+    def _as_stated(self) -> bool:
         """Whether the accuracy agrees with a low accuracy stated on the card and is above chance."""
-        return self.promised is not None and self.promised <= self.found.high and self.found.beats_chance
+        return self.stated is not None and self.stated <= self.found.high and self.found.beats_chance
 
     @property
     def _far_below(self) -> bool:
         chance = 1 / self.found.num_classes
-        return self.promised is not None and self.found.high - chance < (self.promised - chance) / 2
+        return self.stated is not None and self.found.high - chance < (self.stated - chance) / 2
 
     @property
     def message(self) -> str:
@@ -150,8 +150,8 @@ class Findings:
         wanted = f"more than {least:.3f} of {len(self.names)} classes in the teacher's order"
         if self.found.share > least and (self.given.reordered or self.gain >= REFUSED):
             wanted = "the classes in the teacher's order, and the normalisation it was trained with"
-        if self.promised is not None:
-            wanted = f"{wanted}, and near the {self.promised:.3f} that its card states"
+        if self.stated is not None:
+            wanted = f"{wanted}, and near the {self.stated:.3f} that its card states"
         found = f"teacher's accuracy on {self.what} is {self.found.share:.3f}; accepted: {wanted}"
         return f"{found}; {self.cause}; or {FORCE}"
 
@@ -186,13 +186,13 @@ class Findings:
 
     def _remedy(self, reading: Reading) -> str:
         """Flags or arguments that set this normalisation."""
-        if not self.handed:
+        if not self.in_python:
             return reading.flags
         mean, std = ([float(f"{value:.6g}") for value in values] for values in (reading.mean, reading.std))
         return f"mean={mean}, std={std} of Teacher.from_module"
 
     def _ordered(self, reading: Reading) -> str:
-        if self.handed and reading.found.order:
+        if self.in_python and reading.found.order:
             labels = list(reading.found.order)
             return f"in another order of its outputs it would be {reading.best:.3f}: give teacher.in_order({labels})"
         order = [self.names[reading.found.order[place]] for place in self.order] if reading.found.order else []
@@ -209,9 +209,9 @@ class Findings:
         if found.verdict != "known":
             caveat = f"; this does not prove that it recognises them: more than {found.least:.1%} would"
         text = f"the teacher classifies {share}{caveat}"
-        if self.promised is not None:
-            short = found.high < self.promised - SHORT
-            text += f"; its card states {self.promised:.1%}" + short * ": the measured accuracy is far lower"
+        if self.stated is not None:
+            short = found.high < self.stated - SHORT
+            text += f"; its card states {self.stated:.1%}" + short * ": the measured accuracy is far lower"
         if self.better is not None:
             text += f"; with {self._remedy(self.better)} it would be {self.better.best:.1%}"
         # Not an error in an accurate teacher, whose BN may be folded into the weights.
@@ -226,13 +226,13 @@ def examine(
     what: str = "",
     order: Sequence[int] = (),
     in_folders: bool = False,
-    promised: float | None = None,
-    handed: bool = False,
+    stated: float | None = None,
+    in_python: bool = False,
 ) -> Findings:
     """Classify images of `dataset` with the teacher, always the same ones; train images unless a class has few of them.
 
     `what`: description of the images, if it is more than their number. `order`: for each output of the network, before
-    the outputs were sorted, the label of its class. `in_folders`, `promised`, `handed`: see `Findings`.
+    the outputs were sorted, the label of its class. `in_folders`, `stated`, `in_python`: see `Findings`.
     """
     affordable = int(AFFORDABLE / cost(teacher.network, dataset.image_shape).multiply_adds)
     images = _chosen_images(dataset, max(LEAST, affordable))
@@ -252,9 +252,9 @@ def examine(
         layers=len(teacher.bn_inputs),
         names=dataset.class_names,
         order=tuple(order) or tuple(range(teacher.num_classes)),
-        promised=promised,
+        stated=stated,
         in_folders=in_folders,
-        handed=handed,
+        in_python=in_python,
     )
 
 
@@ -289,8 +289,8 @@ def _chosen_images(dataset: Dataset, most: int) -> RealImages:
 
 
 def _read(teacher: Teacher, images: RealImages, constants: Constants) -> Reading:
-    answers = predicted_classes(teacher.network, images, *constants, teacher.device).cpu()
-    return Reading(*constants, answers, images.labels, teacher.num_classes)
+    predicted = predicted_classes(teacher.network, images, *constants, teacher.device).cpu()
+    return Reading(*constants, predicted, images.labels, teacher.num_classes)
 
 
 def _better(teacher: Teacher, images: RealImages, own: Constants) -> tuple[Reading | None, float]:

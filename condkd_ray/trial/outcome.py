@@ -22,7 +22,7 @@ from condkd_ray.trial.diagnosis import histograms
 from condkd_ray.trial.evaluation import predict
 from condkd_ray.trial.loop import TrialState
 from condkd_ray.trial.subset import in_round
-from condkd_ray.trial.synthesis import answers, precision
+from condkd_ray.trial.synthesis import precision, stored_logits
 
 GRID_PER_CLASS = 8
 LAST = ("student/val_accuracy", "guidance/accuracy", "guidance/perfect_accuracy")
@@ -169,7 +169,7 @@ def remembered_logits(config: TrialConfig, prepared: Prepared, state: TrialState
     with precision(config, teacher.device):
         for part in ids.split(4096) if len(ids) else ():
             samples = store.gather(part)
-            logits = samples.logits if samples.has_logits else answers(teacher, samples.images.to(teacher.device))
+            logits = samples.logits if samples.has_logits else stored_logits(teacher, samples.images.to(teacher.device))
             found.append(logits.half().cpu())
     return torch.cat(found)
 

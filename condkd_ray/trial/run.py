@@ -17,7 +17,7 @@ from condkd_ray.methods.memory import LocalStore, Store
 from condkd_ray.trial.config import Prepared, TrialConfig
 from condkd_ray.trial.loop import Source, TrialState, own_images, run_round, start
 from condkd_ray.trial.outcome import broken, end, fatal, make_product, remembered_logits, tested
-from condkd_ray.trial.synthesis import codec, compiled_apart
+from condkd_ray.trial.synthesis import codec, own_compilation
 
 CHECKPOINT_SECONDS = 15.0
 """Minimum time between two checkpoints, which are written after rounds, in seconds."""
@@ -80,10 +80,10 @@ def run_trial(
     Raises `InputError` if this machine does not support the config's `compile` or `graphs`.
     """
     state, device = None, prepared.teacher.device
-    with compiled_apart(config, device):
+    with own_compilation(config, device):
         try:
             state = resume(config, prepared, store, checkpoint, produces=produces)
-            shown = at_hand(prepared if before_test is None else replace(prepared, test=None))
+            shown = with_images_on_device(prepared if before_test is None else replace(prepared, test=None))
             for metrics in state.history:
                 on_round(metrics)
             last = config.total_rounds if pause_after is None else min(pause_after, config.total_rounds)
@@ -108,7 +108,7 @@ def run_trial(
             return broken(error, device, state, config.total_rounds)
 
 
-def at_hand(prepared: Prepared) -> Prepared:
+def with_images_on_device(prepared: Prepared) -> Prepared:
     """Move the uint8 test and validation images to the teacher's device once: every round is measured there."""
     device, test, val = prepared.teacher.device, prepared.test, prepared.val
     return replace(prepared, test=test and test.to(device), val=val and val.to(device))

@@ -62,11 +62,11 @@ def produce(
     student: nn.Module,
     class_counts: Tensor,
     *,
-    promised: bool = False,
+    with_logits: bool = False,
 ) -> tuple[Samples, Metrics]:
     """Synthesise the images of the next round; return them and the means of their loss terms.
 
-    The images are encoded and decoded once. Their logits are computed if the config `keeps_logits`, or if `promised`
+    The images are encoded and decoded once. Their logits are computed if the config `keeps_logits`, or if `with_logits`
     (other trials need them). The student's outputs, in eval mode, matter only if the inversion `uses_student`,
     and the memory's `class_counts` (K,) only if the weighing `reads_memory`. Raises `NonFiniteError` before anything is
     stored.
@@ -74,7 +74,7 @@ def produce(
     with arithmetic(config, prepared.teacher.device):
         fresh, terms = synthesise(config, prepared, production, student, class_counts)
         production.round += config.producers
-        logits, relabel = promised or config.keeps_logits, config.inversion.labels_by_teacher
+        logits, relabel = with_logits or config.keeps_logits, config.inversion.labels_by_teacher
         code = codec(config, prepared.teacher)
         return settle(fresh, code, prepared.teacher, logits=logits, relabel=relabel), terms
 
@@ -130,16 +130,16 @@ def settle(samples: Samples, code: Codec, teacher: Teacher, *, logits: bool = Tr
     images = code.decode(code.encode(samples)).images
     if not logits:
         return unseen(images, samples.labels.clone())
-    values = answers(teacher, images)
+    values = stored_logits(teacher, images)
     return Samples(images, values.argmax(1) if relabel else samples.labels.clone(), values)
 
 
 @torch.no_grad()
-def answers(teacher: Teacher, images: Tensor) -> Tensor:
+def stored_logits(teacher: Teacher, images: Tensor) -> Tensor:
     """Return the teacher's logits (B, K) float32 of images (B, C, H, W), rounded to float16 as a store does."""
     if not len(images):
         return images.new_zeros(0, teacher.num_classes)
-    return teacher.answers(images).half().float()
+    return teacher.batched_logits(images).half().float()
 
 
 def codec(config: TrialConfig, teacher: Teacher) -> Codec:
@@ -162,17 +162,17 @@ def arithmetic(config: TrialConfig, device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def compiled_apart(config: TrialConfig, device: torch.device) -> Iterator[None]:
+def own_compilation(config: TrialConfig, device: torch.device) -> Iterator[None]:
     """Separate compiled code and CUDA graph memory from other trials: clear both at entry and at exit.
 
     Raises `InputError` if this machine does not support the config's `compile` or `graphs`.
     """
     compilation.check(config.compile, config.graphs, device)
-    compilation.forget()
+    compilation.clear_compiled()
     try:
         yield
     finally:
-        compilation.forget()
+        compilation.clear_compiled()
 
 
 Snapshot = tuple[dict[str, Tensor], Tensor]
@@ -196,7 +196,7 @@ class Pipelined:
         weights = student.state_dict() if config.inversion.uses_student else {}
         self.past[round] = ({name: tensor.detach().clone() for name, tensor in weights.items()}, class_counts.clone())
 
-    def forget(self, before: int) -> None:
+    def drop_before(self, before: int) -> None:
         """Delete the snapshots from before round `before`."""
         self.past = {round: snapshot for round, snapshot in self.past.items() if round >= before}
 
@@ -243,8 +243,8 @@ def make_round(
         state.here[number] = Producer(config, prepared, number, known() if known else None)
         state.states[number] = state.here[number].state
     state.record(config, round, student, class_counts)
-    made = state.here[number].make(state.past[config.pipeline.shown(round)])
-    state.forget(config.pipeline.shown(round + 1))
+    made = state.here[number].make(state.past[config.pipeline.student_round(round)])
+    state.drop_before(config.pipeline.student_round(round + 1))
     return made
 
 

@@ -109,8 +109,8 @@ def blocked() -> Iterator[Measured]:
             store.commit()
             shares.append(100 * (WATCH.seconds - begun) / metrics["time/inversion_seconds"])
     what = (
-        "time a trial is blocked a round in the pool (append and refresh, one call) / time of that round's inversion, "
-        f"`fast`, digits, {config.inversion.images_per_round} images"
+        "time per round that a trial waits in the pool (append and refresh, one call) / time of that round's "
+        f"inversion, `fast`, digits, {config.inversion.images_per_round} images"
     )
     why = "A round trip to the pool, the file of the chunk and its copy take a few milliseconds whatever the round."
     yield Measured(what, shares[6:], "%", "<=", 3.0, why)
@@ -128,7 +128,7 @@ def reader() -> Iterator[Measured]:
         f"private memory (USS) of one more reader of a pool of {READ_BYTES / 1e6:.0f} MB, all chunks mapped and read, "
         "after 100 draws"
     )
-    why = "Five bytes a sample for its class and whether it lives, and the buffers of a draw."
+    why = "Five bytes per sample for its class and whether it lives, and the buffers of a draw."
     yield Measured(what, grown, "MB", "<=", 5.0, why)
 
 
@@ -316,7 +316,7 @@ def raylets() -> Iterator[Measured]:
                 begin, end = _idle_sweep(prepared, WARM, WARM + TIMED)
             taken.append(end.seconds - begin.seconds)
         ratios.append(taken[1] / taken[0])
-    what = f"trials a second, {TIMED} in which nothing is left to do after {WARM} others: "
+    what = f"trials per second, {TIMED} in which nothing is left to do after {WARM} others: "
     what += f"{CPUS} raylets of 1 CPU / 1 of {CPUS}"
     yield Measured(what, ratios, "x", ">=", 0.8, "Each raylet and its agents take their part of the same cores.")
 

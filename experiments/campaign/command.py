@@ -8,7 +8,7 @@ from typing import Any
 from campaign import rendering, running
 from campaign.claims import read_claims
 from campaign.state import State, listed, read_state
-from condkd_ray.commands.console.exit_codes import ended, say, show, speak
+from condkd_ray.commands.console.exit_codes import ended, log_line, log_to_stderr, show
 from condkd_ray.commands.console.live import TERMINAL
 from condkd_ray.core.method import require
 from condkd_ray.runs.options import Options
@@ -34,7 +34,7 @@ def write(args: Any) -> int:
     _check_files(args.texts)
     states = _states(args)
     for path in args.texts:
-        say(f"{path} {'is written' if rendering.write(path, states) else 'matches the stored rows'}")
+        log_line(f"{path} {'is written' if rendering.write(path, states) else 'matches the stored rows'}")
     return 0
 
 
@@ -45,13 +45,13 @@ def check(args: Any) -> int:
     found = [difference for path in args.texts if (difference := rendering.differences(path, states))]
     if found:
         show("".join(found))
-        say("`python experiments/claims.py --write` renders them from the stored rows")
+        log_line("`python experiments/claims.py --write` renders them from the stored rows")
     return int(bool(found))
 
 
 def run(args: Any) -> int:
     """Run the missing trials of the named claims, then print the results."""
-    speak(args.verbose)
+    log_to_stderr(args.verbose)
     _check_options(args)
     claims = read_claims(args.claims, args.names)
     cells = {cell for claim in claims for cell in claim.cells}

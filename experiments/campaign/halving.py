@@ -14,7 +14,7 @@ from statistics import fmean
 from campaign.claims import Claim
 from campaign.rows import Row, value
 from campaign.sources import alike, source
-from campaign.units import Trials, Unit, answer
+from campaign.units import Trials, Unit, rows_of_unit
 
 METRIC = "student/val_accuracy"
 
@@ -60,7 +60,7 @@ def climb(trials: Trials, fresh: Sequence[Row]) -> Ladder:
             pooled = [
                 row for row in fresh if all(alike(source([row]), source([one])) for one in scores[row.cell].values())
             ]
-            answers.append(rows := answer(unit, pooled))
+            answers.append(rows := rows_of_unit(unit, pooled))
             for row in rows or ():
                 scores[row.cell][row.record.seed] = row
         missing = [unit for unit, rows in zip(new, answers, strict=True) if rows is None]

@@ -18,7 +18,7 @@ from condkd_ray.core.method import require
 from condkd_ray.core.storage import atomic_write
 from condkd_ray.methods.condensation import Imported
 from condkd_ray.report.statistics import ACCURACY, Difference, difference, holm, p_value, spread
-from condkd_ray.report.tables.table import between, chance, shown
+from condkd_ray.report.tables.table import between, chance, mean_text
 
 NOTHING = "Nothing has been measured yet."
 CONTROLS = ("mixed", "mixed_prior")
@@ -39,7 +39,7 @@ IMAGES = {
 _BLOCK = re.compile(r"^<!-- claims (?P<what>[^\n]+?) -->\n(?P<text>.*?)^<!-- end claims (?P=what) -->$", re.M | re.S)
 _MARKER = re.compile(r"(?<!`)<!--[\s/_-]*(?:end\b)?[\s_-]*claims?\b", re.I)
 """Matches anything intended as a marker, even mistyped or indented, except in backquotes."""
-SURE = 0.05
+SIGNIFICANCE = 0.05
 """Holm-corrected p below which a difference is printed in bold."""
 Pair = tuple[str, str]
 
@@ -81,10 +81,10 @@ def images(state: State) -> str:
     rows = []
     for cell in state.claim.cells:
         for arm in state.claim.arms:
-            own = [row for row in state.answers(cell) if row.record.arm == arm]
+            own = [row for row in state.rows_of_cell(cell) if row.record.arm == arm]
             found = [spread(value(row, metric) for row in own) for metric in IMAGES.values()]
             if any(one is not None for one in found):
-                rows.append([cell, arm, *(shown(one, None, digits=3) for one in found)])
+                rows.append([cell, arm, *(mean_text(one, None, digits=3) for one in found)])
     return _markdown(["cell", "arm", *IMAGES], rows) if rows else NOTHING
 
 
@@ -151,7 +151,7 @@ def _differences(state: State, pair: Pair) -> dict[str, Difference]:
     """Return one arm minus another for each cell that has pairs of rows."""
     found = {}
     for cell in state.claim.cells:
-        records = [row.record for row in state.answers(cell)]
+        records = [row.record for row in state.rows_of_cell(cell)]
         one = difference(records, *pair, max((one.ipc for one in records), default=0))
         if one is not None:
             found[cell] = one
@@ -160,7 +160,7 @@ def _differences(state: State, pair: Pair) -> dict[str, Difference]:
 
 def _cells_table(state: State) -> str:
     claim = state.claim
-    measured = {cell: rows for cell in claim.cells if (rows := state.answers(cell))}
+    measured = {cell: rows for cell in claim.cells if (rows := state.rows_of_cell(cell))}
     if not measured:
         return NOTHING
     pairs = compared(state)
@@ -173,7 +173,7 @@ def _cells_table(state: State) -> str:
         means = [spread(value(row, ACCURACY) for row in own if row.record.arm == arm) for arm in claim.arms]
         texts = [_difference(*found[cell]) if cell in found else "-" for found in pairs.values()]
         texts += [_with_interval(alone[cell]) if cell in alone else "-"] * bool(alone)
-        rows.append([cell, str(n), *(shown(one, n, factor=100, digits=1) for one in means), *texts])
+        rows.append([cell, str(n), *(mean_text(one, n, factor=100, digits=1) for one in means), *texts])
     return _markdown(header, rows)
 
 
@@ -182,7 +182,7 @@ def _difference(one: Difference, p: float | None) -> str:
     if one.over_seeds is None:
         return text
     text = f"{text}; {chance(p)}"
-    return f"**{text}**" if _side(one) and _stands(p) else text
+    return f"**{text}**" if _side(one) and _is_significant(p) else text
 
 
 def _with_interval(one: Difference) -> str:
@@ -192,20 +192,22 @@ def _with_interval(one: Difference) -> str:
 
 def _verdict(state: State) -> str:
     pairs = compared(state)
-    counts = {cell: n for cell in state.claim.cells if (n := len({row.record.seed for row in state.answers(cell)}))}
+    counts = {
+        cell: n for cell in state.claim.cells if (n := len({row.record.seed for row in state.rows_of_cell(cell)}))
+    }
     if not counts:
         return NOTHING
     if not pairs:
         return ""
     controls = " and ".join(right for _, right in pairs)
     beats = [cell for cell in counts if all(_above(found.get(cell)) for found in pairs.values())]
-    stand = [cell for cell in beats if all(_stands(found[cell][1]) for found in pairs.values())]
+    significant = [cell for cell in beats if all(_is_significant(found[cell][1]) for found in pairs.values())]
     others = [f"{cell} ({_why(cell, pairs)})" for cell in counts if cell not in beats]
     each = "each " if len(pairs) > 1 else ""
     cells, open_ = state.claim.cells, [cell for cell in state.claim.cells if cell not in counts]
     parts = [
         f"in {len(beats)} of {_cells(len(cells))}{f' ({_listed(beats)})' if beats else ''}",
-        f"after Holm's correction over these in {len(stand)}{f' ({_listed(stand)})' if stand else ''}",
+        f"after Holm's correction over these in {len(significant)}{f' ({_listed(significant)})' * bool(significant)}",
         *[f"not in {', '.join(others)}"] * bool(others),
         *[f"not measured yet in {_listed(open_)}"] * bool(open_),
         _sizes(counts, len(state.claim.seeds)),
@@ -236,8 +238,8 @@ def _side(one: Difference) -> int:
     return int(low > 0) - int(high < 0)
 
 
-def _stands(p: float | None) -> bool:
-    return p is not None and p < SURE
+def _is_significant(p: float | None) -> bool:
+    return p is not None and p < SIGNIFICANCE
 
 
 def _above(found: tuple[Difference, float | None] | None) -> bool:
@@ -268,7 +270,7 @@ def _reading(state: State) -> str:
         return ""
     return (
         "Each interval is a single one, not corrected for the number of cells. Bold: it leaves out 0, and p after "
-        f"Holm's correction over the claim's {_cells(len(state.claim.cells))} is below {SURE:g}."
+        f"Holm's correction over the claim's {_cells(len(state.claim.cells))} is below {SIGNIFICANCE:g}."
     )
 
 
@@ -295,8 +297,10 @@ def _ladder_table(state: State) -> str:
     for name in order:
         own = list(ladder.scores[name].values())
         failed = sum(not math.isfinite(accuracy(row)) for row in own)
-        mean = shown(spread(map(accuracy, own)), None, factor=100, digits=1) + (f" ({failed} failed)" if failed else "")
-        places = [shown(spread(value(row, metric) for row in own), None, digits=3) for metric in PLACES.values()]
+        mean = mean_text(spread(map(accuracy, own)), None, factor=100, digits=1) + (
+            f" ({failed} failed)" if failed else ""
+        )
+        places = [mean_text(spread(value(row, metric) for row in own), None, digits=3) for metric in PLACES.values()]
         end = "**chosen**" if name in best else f"rung {ladder.dropped[name]}" if name in ladder.dropped else ""
         rows.append([name, *group(name), str(len(own)), mean, *places, end])
     header = ["candidate", *["group"] * any(grouped), "seeds", "validation accuracy", *PLACES, "dropped after"]
@@ -325,7 +329,7 @@ def _sources(state: State) -> str:
     """Return which rows are left out for their source, and which rows lack a digest of their set's files."""
     texts = []
     for cell in [] if state.claim.choosing else state.claim.cells:
-        kept, out = state.answers(cell), state.left_out(cell)
+        kept, out = state.rows_of_cell(cell), state.left_out(cell)
         for other in dict.fromkeys(map(source, out)):
             seeds = _seeds([row for rows in out if source(rows) == other for row in rows])
             texts.append(
@@ -366,7 +370,7 @@ def _where(state: State) -> str:
 def _shown(state: State) -> list[Row]:
     if state.claim.choosing:
         return [row for rows in state.ladder.scores.values() for row in rows.values()]
-    return [row for cell in state.claim.cells for row in state.answers(cell)]
+    return [row for cell in state.claim.cells for row in state.rows_of_cell(cell)]
 
 
 def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

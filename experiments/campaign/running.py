@@ -16,7 +16,7 @@ from campaign.sources import set_digest
 from campaign.state import State, missing_words, plans_of, read_state, write_state
 from campaign.units import Planned, Trials, Unit
 from condkd_ray.cluster.connection import connect
-from condkd_ray.commands.console.exit_codes import say
+from condkd_ray.commands.console.exit_codes import log_line
 from condkd_ray.core.config import to_tree
 from condkd_ray.core.environment import default_device, usable_cpus
 from condkd_ray.core.locks import in_turn
@@ -63,7 +63,7 @@ class Place:
         """Return the folder of the claim's records; it has a sub-folder for each kind of machine."""
         return self.options.out / claim.name
 
-    def wants(self, unit: Unit) -> bool:
+    def selects(self, unit: Unit) -> bool:
         """Return whether a unit is selected by `seeds` and `cells`."""
         cells = {cell for cell, _ in unit.members}
         return (not self.seeds or unit.seed in self.seeds) and (not self.cells or bool(cells & {*self.cells}))
@@ -95,10 +95,10 @@ def run(claims: Sequence[Claim], place: Place) -> RunResult:
     ready = [claim for claim in claims if place.gpus or not claim.needs_gpu]
     for claim in claims:
         if claim not in ready:
-            say(f"{claim.name} needs a GPU, so it is left out without --gpus-per-trial")
+            log_line(f"{claim.name} needs a GPU, so it is left out without --gpus-per-trial")
     place.options.check()
     states = {claim.name: _collected(read_state(claim, place.results), place) for claim in ready}
-    wanted = {name: [unit for unit in state.missing if place.wants(unit)] for name, state in states.items()}
+    wanted = {name: [unit for unit in state.missing if place.selects(unit)] for name, state in states.items()}
     for plan in [plan for units in wanted.values() for plan in plans_of(units)]:
         _check(located(plan.config, place.data_root), place, workshop)
     if not any(wanted.values()):
@@ -126,11 +126,13 @@ def _run_claim(state: State, place: Place, workshop: Workshop, deadline: float) 
     """Run a claim in batches, because a choosing claim's later trials depend on the rows of earlier ones."""
     claim, failed, tried = state.claim, 0, set[tuple[str, int]]()
     while True:
-        units = [unit for unit in state.missing if place.wants(unit) and (unit.label, unit.seed) not in tried]
+        units = [unit for unit in state.missing if place.selects(unit) and (unit.label, unit.seed) not in tried]
         if not units:
-            left = [unit for unit in state.missing if place.wants(unit)]
+            left = [unit for unit in state.missing if place.selects(unit)]
             if left:
-                say(f"{claim.name}: still missing after this run: {missing_words(left)}; the same command tries again")
+                log_line(
+                    f"{claim.name}: still missing after this run: {missing_words(left)}; the same command tries again"
+                )
             return RunResult(place.folder(claim), True, failed or len(left))
         left = deadline - time.time()
         if left <= 0:
@@ -188,7 +190,7 @@ def _lacking(state: State, units: Sequence[Unit], place: Place, workshop: Worksh
         )
         alike = {row.member for row in stored if makers[row.member] == (*row.maker, row.record.condensed_hash)}
         if stored and not alike:
-            say(
+            log_line(
                 f"{state.claim.name}, {unit.label} seed {unit.seed}: its rows were made with another teacher, "
                 f"condensed set or machine ({stored[0].machine}), so all its trials run again here"
             )

@@ -9,7 +9,7 @@ from campaign.claims import Claim
 from campaign.halving import Ladder, climb
 from campaign.rows import Row, is_result, read_rows, write_rows
 from campaign.sources import split
-from campaign.units import Trials, Unit, answer, cpu_seconds, settled, trials_of
+from campaign.units import Trials, Unit, cpu_seconds, rows_of_unit, settled, trials_of
 from condkd_ray.core.units import duration
 from condkd_ray.trial.plan import NUMBERS, Plan
 
@@ -53,9 +53,9 @@ class State:
         """Units without a complete set of rows."""
         if self.claim.choosing:
             return [*self.ladder.missing]
-        return [unit for unit in self.units if answer(unit, self.fresh) is None]
+        return [unit for unit in self.units if rows_of_unit(unit, self.fresh) is None]
 
-    def answers(self, cell: str) -> list[Row]:
+    def rows_of_cell(self, cell: str) -> list[Row]:
         """Return the rows that complete the units of a cell of a measuring claim, from one source (`sources.split`)."""
         return [row for rows in self._split(cell)[0] for row in rows]
 
@@ -64,7 +64,7 @@ class State:
         return self._split(cell)[1]
 
     def _split(self, cell: str) -> tuple[list[list[Row]], list[list[Row]]]:
-        found = [answer(unit, self.fresh) for unit in self.units if unit.label == cell]
+        found = [rows_of_unit(unit, self.fresh) for unit in self.units if unit.label == cell]
         return split([rows for rows in found if rows is not None])
 
     def with_rows(self, found: Sequence[Row]) -> "State":

@@ -83,7 +83,7 @@ def _claim_hash(plan: Plan) -> str:
     return content_hash(plan.config, {"set": path} if (path := set_path(plan.config)) else {})
 
 
-def answer(unit: Unit, rows: Sequence[Row]) -> list[Row] | None:
+def rows_of_unit(unit: Unit, rows: Sequence[Row]) -> list[Row] | None:
     """Return the rows that complete a unit, from the first maker that has all its trials; None if no maker has.
 
     `rows`: fresh rows, older ones first.
@@ -99,13 +99,13 @@ def answer(unit: Unit, rows: Sequence[Row]) -> list[Row] | None:
 def settled(units: Sequence[Unit], fresh: Sequence[Row], rest: Sequence[Row]) -> list[Row]:
     """Return the rows to store: for a completed unit, its rows alone; for others, all their rows, also from `rest`."""
     kept: list[Row] = []
-    answered: set[tuple[str, str, int]] = set()
+    completed: set[tuple[str, str, int]] = set()
     for unit in units:
-        found = answer(unit, fresh)
+        found = rows_of_unit(unit, fresh)
         if found is not None:
             kept += found
-            answered |= {(*member, unit.seed) for member in unit.members}
-    open_rows = [row for row in [*fresh, *rest] if (*row.member, row.record.seed) not in answered]
+            completed |= {(*member, unit.seed) for member in unit.members}
+    open_rows = [row for row in [*fresh, *rest] if (*row.member, row.record.seed) not in completed]
     return [*kept, *_once(open_rows)]
 
 

@@ -95,7 +95,7 @@ def _tried(box: Box, name: str, call: Callable[[], dict[str, float]]) -> dict[st
 
 def _clear() -> None:
     """Free the memory of compiled or failed calls, and restore a trial's settings of the GPU."""
-    compilation.forget()
+    compilation.clear_compiled()
     clean_process(1)
 
 
@@ -113,7 +113,7 @@ def _row(setup: Setup, box: Box, found: Teacher, row: str, batch: int) -> dict[s
     except InputError as refused:
         box.note(name, {"skipped": str(refused)})
         return {}
-    compilation.forget()
+    compilation.clear_compiled()
     set_up_gpu(by_time=row == BY_TIME)
     bench = Bench(setup, config, world.Running(config, world.prepared(found)))
     box.note(row_name(row, batch, "synthesis"), bench.synthesis(box))
@@ -213,5 +213,5 @@ def _logits_ms(setup: Setup, found: Teacher, batch: int) -> dict[str, float]:
         found.network(images)
 
     with torch.autocast(setup.device.type, torch.bfloat16, cache_enabled=False):
-        calls = {"answers_ms": partial(found.answers, images), "network_ms": plain}
+        calls = {"answers_ms": partial(found.batched_logits, images), "network_ms": plain}
         return {name: milliseconds(call, setup.device, repeats=setup.sizes.repeats) for name, call in calls.items()}

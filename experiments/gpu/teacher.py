@@ -33,7 +33,7 @@ RESERVE = 0.8
 MORE = 1.1
 """A teacher with fewer epochs than the recipe is retrained if this many times its epochs fit (our choice). Estimates
 vary a little, and (g) has to restart with another teacher."""
-LOOKS = 8
+MEASUREMENTS = 8
 """Number of times that the accuracy is measured during training."""
 
 
@@ -157,7 +157,9 @@ class Training:
     def run(self, box: Box, epochs: int) -> torch.nn.Module:
         """Train a network for `epochs` epochs and return it."""
         network, training = self.network(), replace(self.recipe.training, epochs=epochs)
-        call = partial(self._train, training, *self._images(), network, looks=Looks(self, network, box, epochs))
+        call = partial(
+            self._train, training, *self._images(), network, on_step=AccuracyNotes(self, network, box, epochs)
+        )
         box.note("training", self._figures(milliseconds(call, self.setup.device, repeats=1, warm_up=0) / 1000, epochs))
         return network
 
@@ -167,7 +169,7 @@ class Training:
         images: torch.Tensor,
         labels: torch.Tensor,
         network: torch.nn.Module,
-        looks: Any = None,
+        on_step: Any = None,
     ) -> None:
         training.train(
             network,
@@ -178,7 +180,7 @@ class Training:
             flip_ok=self.dataset.flip_ok,
             rng=Streams(self.recipe.seed, self.setup.device),
             precision="bfloat16" if bf16_pays(self.setup.device) else "float32",
-            **({} if looks is None else {"on_step": looks}),
+            **({} if on_step is None else {"on_step": on_step}),
         )
 
     def _figures(self, seconds: float, epochs: int) -> dict[str, float]:
@@ -192,7 +194,7 @@ class Training:
 
 
 @dataclass
-class Looks:
+class AccuracyNotes:
     """Callback of a training's steps that measures the test accuracy a few times."""
 
     training: Training
@@ -201,7 +203,7 @@ class Looks:
     epochs: int
 
     def __post_init__(self) -> None:
-        self._every = -(-self.epochs // LOOKS)
+        self._every = -(-self.epochs // MEASUREMENTS)
         self._reader = self.training.reader()
 
     def __call__(self, step: int, total: int) -> None:

@@ -45,7 +45,7 @@ def prepared(found: Teacher, per_class: int = 0) -> Prepared:
     proxy = unseen(empty, torch.zeros(0, dtype=torch.int64, device=found.device))
     labels = torch.arange(found.num_classes, device=found.device).repeat_interleave(per_class)
     images = noise(len(labels), found.image_shape, found.device, rng)
-    condensed = Samples(images, labels, found.answers(images)) if per_class else None
+    condensed = Samples(images, labels, found.batched_logits(images)) if per_class else None
     return Prepared(found, test=None, val=None, condensed=condensed, proxy=proxy)
 
 

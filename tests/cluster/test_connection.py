@@ -42,7 +42,7 @@ def refused(address: str) -> str:
 def test_an_address_where_nothing_listens_is_refused_at_once():
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    assert f"'127.0.0.1:{port}', where nothing answers" in refused(f"127.0.0.1:{port}")
+    assert f"'127.0.0.1:{port}', but nothing answers there" in refused(f"127.0.0.1:{port}")
 
 
 def test_a_server_that_is_no_ray_is_refused_at_once():

@@ -43,7 +43,7 @@ class Generations(Plain):
             deletes=(f"{name}{now - 2}",) if now == 2 else (),
         )
 
-    def rested(self, trial: PlannedTrial) -> None:
+    def paused(self, trial: PlannedTrial) -> None:
         self.rests.append(trial.key)
 
 

@@ -37,7 +37,7 @@ SPACE = {
 }
 LINE = (
     "trials compute on H100, 0.5 of it each, in bfloat16, TF32 for convolutions that stay float32; "
-    "samples on the GPU up to 10.0 GB a trial"
+    "samples on the GPU up to 10.0 GB per trial"
 )
 
 

@@ -25,8 +25,8 @@ from ray.exceptions import (
 )
 
 from condkd_ray.cluster import stores
-from condkd_ray.cluster.lost import TRIES, full, gigabytes, in_words, is_lost, is_transient, patient, take_as_lost
-from condkd_ray.cluster.stores import patiently
+from condkd_ray.cluster.lost import TRIES, full, gigabytes, in_words, is_lost, is_transient, treat_as_lost, with_retries
+from condkd_ray.cluster.stores import retry_until_restarted
 from condkd_ray.cluster.sweep import reason_in
 from condkd_ray.core.method import ClusterError
 from condkd_ray.core.storage import StorageFullError
@@ -115,7 +115,7 @@ def test_the_pool_is_asked_again_whatever_was_lost(name):
             raise answer
         return answer
 
-    assert patiently(ask) == "there"
+    assert retry_until_restarted(ask) == "there"
 
 
 @pytest.mark.parametrize("error", FINAL)
@@ -127,7 +127,7 @@ def test_what_stays_lost_is_not_asked_for_again(error, monkeypatch):
         raise error
 
     with pytest.raises(type(error)):
-        patiently(ask)
+        retry_until_restarted(ask)
 
 
 def failing(*errors: Exception):
@@ -142,13 +142,13 @@ def failing(*errors: Exception):
 
 
 def test_a_call_of_the_driver_is_made_anew_and_ends_in_one_sentence():
-    assert patient(failing(*[ERRORS["node"]] * (TRIES - 1)), "asking") == "there"
+    assert with_retries(failing(*[ERRORS["node"]] * (TRIES - 1)), "asking") == "there"
     with pytest.raises(ClusterError, match=f"^asking: its machine had too little memory.*, {TRIES} times in a row$"):
-        patient(failing(*[ERRORS["memory"]] * TRIES), "asking")
+        with_retries(failing(*[ERRORS["memory"]] * TRIES), "asking")
     with pytest.raises(StorageFullError, match=r"^Ray's objects: no more room"):
-        patient(failing(ObjectStoreFullError("no more room\nfor it")), "asking")
+        with_retries(failing(ObjectStoreFullError("no more room\nfor it")), "asking")
     with pytest.raises(RayTaskError):
-        patient(failing(raised_there(ValueError("its own"))), "asking")
+        with_retries(failing(raised_there(ValueError("its own"))), "asking")
     assert full(raised_there(ObjectStoreFullError("no more room"))).startswith("no more room")
     assert full(ERRORS["node"]) is None
 
@@ -158,7 +158,7 @@ def test_a_call_of_the_driver_that_would_fail_again_is_made_once():
         calls = failing(error, error)
         kinds = (ClusterError, type(error))
         with pytest.raises(kinds) as caught:
-            patient(calls, "asking")
+            with_retries(calls, "asking")
         # The second is still there.
         with pytest.raises(type(error)):
             calls()
@@ -208,7 +208,7 @@ def test_what_cannot_be_unpickled_is_told_with_its_cause_and_is_no_loss(cluster,
 
     heard, ready = [], []
     manager = RayActorManager(FixedResourceManager({"CPU": 1}))
-    take_as_lost(manager)
+    treat_as_lost(manager)
     request = ResourceRequest([{"CPU": 0.01}])
     actor = manager.add_actor(other(), {}, request, on_error=lambda actor, error: heard.append("lost"))
     manager.schedule_actor_task(actor, "pid", on_result=lambda actor, pid: ready.append(pid))
@@ -227,7 +227,7 @@ def test_what_cannot_be_unpickled_is_told_with_its_cause_and_is_no_loss(cluster,
     assert ray.get(handle.pid.remote(), timeout=30) == ready[0]
     # Whoever asks for it asks once.
     monkeypatch.setattr(stores, "PATIENCE_SECONDS", 3600)
-    for ask in (patiently, lambda call: patient(call, "asking")):
+    for ask in (retry_until_restarted, lambda call: with_retries(call, "asking")):
         with pytest.raises((RaySystemError, UnserializableException)):
             ask(lambda: ray.get(getattr(handle, method).remote()))
     ray.kill(handle)
@@ -248,8 +248,8 @@ def test_tune_hears_of_each_loss_as_that_of_an_actor_which_is_ended(cluster, nam
 
     heard = []
     manager = RayActorManager(FixedResourceManager({"CPU": 1}))
-    take_as_lost(manager)
-    take_as_lost(manager)
+    treat_as_lost(manager)
+    treat_as_lost(manager)
     actor = manager.add_actor(
         Sleeper,
         {},

@@ -13,7 +13,7 @@ from ray.exceptions import OutOfMemoryError
 from cluster.drivers import assert_undisturbed, driving
 from condkd_ray.cluster import memory_shortage
 from condkd_ray.cluster.lost import in_words
-from condkd_ray.cluster.memory_shortage import ASIDE, PAUSES, MemoryShortage
+from condkd_ray.cluster.memory_shortage import MAX_SHORTAGES, PAUSES, MemoryShortage
 from condkd_ray.cluster.sweep import MAX_STALLED, UNLIMITED, Monitor, _Events, _listeners
 
 SHORT = in_words(OutOfMemoryError("actual memory used=0.75GB"))
@@ -33,9 +33,9 @@ def clock(monkeypatch) -> SimpleNamespace:
 
 def test_the_user_is_told_once_how_much_trials_take_and_what_helps(logged):
     shortage = MemoryShortage()
-    shortage.took(0.5)
+    shortage.record(0.5)
     for reason in (SHORT, SHORT, "its process died (killed)", SHORT):
-        shortage.ended(reason)
+        shortage.count_end(reason)
     shortage.set_aside("a", "first")
     shortage.set_aside("b", "second")
     (told,) = [line for line in logged if line.startswith("memory is short")]
@@ -46,27 +46,27 @@ def test_the_user_is_told_once_how_much_trials_take_and_what_helps(logged):
 
 def test_who_was_set_aside_waits_for_the_others_and_then_for_longer_and_longer(clock):
     shortage = MemoryShortage()
-    assert not shortage.waits("a", alone=True)
+    assert not shortage.must_wait("a", alone=True)
     for pause in (*PAUSES, PAUSES[-1]):
         shortage.set_aside("a", "first")
-        assert shortage.waits("a", alone=False)
+        assert shortage.must_wait("a", alone=False)
         clock.now += 1000
-        assert shortage.waits("a", alone=True)
+        assert shortage.must_wait("a", alone=True)
         clock.now += pause - 1
-        assert shortage.waits("a", alone=True)
+        assert shortage.must_wait("a", alone=True)
         clock.now += 2
-        assert not shortage.waits("a", alone=True)
-        assert not shortage.waits("a", alone=False)
+        assert not shortage.must_wait("a", alone=True)
+        assert not shortage.must_wait("a", alone=False)
 
 
 def test_a_sweep_waits_only_with_those_that_were_set_aside(clock):
     shortage = MemoryShortage()
-    assert not shortage.wait_with(["a", "b"])
+    assert not shortage.release(["a", "b"])
     assert clock.now == 100
     shortage.set_aside("a", "first")
-    assert shortage.wait_with(["a", "b"])
+    assert shortage.release(["a", "b"])
     assert clock.now == 100 + PAUSES[0]
-    assert not shortage.wait_with(["a", "b"])
+    assert not shortage.release(["a", "b"])
 
 
 @pytest.mark.fault
@@ -106,7 +106,7 @@ def ends_of(monkeypatch, tmp_path, *reasons: str) -> tuple[list[tuple[str, ...]]
     def hears(what: str):
         return lambda key, *rest: told.append((what, *rest))
 
-    names = ("retried", "starve", "drop", "failed", "reported")
+    names = ("retried", "ended_for_memory", "drop", "failed", "reported")
     listener = SimpleNamespace(error=None, **{name: hears(name) for name in names})
     monkeypatch.setitem(_listeners, "word", listener)
     events, file = _Events("word"), tmp_path / "error.txt"
@@ -129,19 +129,19 @@ def ends_of(monkeypatch, tmp_path, *reasons: str) -> tuple[list[tuple[str, ...]]
 def test_a_trial_ended_again_and_again_for_want_of_memory_is_set_aside_and_one_with_a_round_is_not(
     monkeypatch, tmp_path
 ):
-    told, allowed = ends_of(monkeypatch, tmp_path, *[SHORT] * ASIDE)
-    assert [what for what, *_ in told] == [*["retried"] * (ASIDE - 1), "starve"]
-    assert allowed == [*[UNLIMITED] * (ASIDE - 1), 0]
+    told, allowed = ends_of(monkeypatch, tmp_path, *[SHORT] * MAX_SHORTAGES)
+    assert [what for what, *_ in told] == [*["retried"] * (MAX_SHORTAGES - 1), "ended_for_memory"]
+    assert allowed == [*[UNLIMITED] * (MAX_SHORTAGES - 1), 0]
     assert all(SHORT in reason for _, reason in told)
-    told, _ = ends_of(monkeypatch, tmp_path, *[SHORT, "round"] * (2 * ASIDE))
+    told, _ = ends_of(monkeypatch, tmp_path, *[SHORT, "round"] * (2 * MAX_SHORTAGES))
     assert {what for what, *_ in told} == {"retried"}
-    told, _ = ends_of(monkeypatch, tmp_path, *[SHORT] * (ASIDE - 1), "its node is gone", SHORT)
-    assert [what for what, *_ in told] == [*["retried"] * (ASIDE - 1), "drop", "retried"]
+    told, _ = ends_of(monkeypatch, tmp_path, *[SHORT] * (MAX_SHORTAGES - 1), "its node is gone", SHORT)
+    assert [what for what, *_ in told] == [*["retried"] * (MAX_SHORTAGES - 1), "drop", "retried"]
 
 
 def test_a_trial_that_never_has_the_memory_fails_in_the_end_and_says_what_helps(monkeypatch, tmp_path):
     told, _ = ends_of(monkeypatch, tmp_path, *[SHORT] * (MAX_STALLED + 1))
-    assert [what for what, *_ in told].count("starve") == (MAX_STALLED - 1) // ASIDE
+    assert [what for what, *_ in told].count("ended_for_memory") == (MAX_STALLED - 1) // MAX_SHORTAGES
     (reason,) = [reason for what, reason in told if what == "failed"][:1]
     assert reason.startswith(
         f"{MAX_STALLED} attempts in a row without one more round; the last: its process died (its mac"

@@ -153,7 +153,7 @@ def test_a_forgotten_key_leaves_nothing(pool, folder):
 
     open_store(pool, "forgotten").append(toy.samples(2))
     before = ray.get(pool.stats.remote())
-    ray.get(pool.forget.remote("forgotten"))
+    ray.get(pool.delete.remote("forgotten"))
     after = ray.get(pool.stats.remote())
     gone = {name: before[name] - after[name] for name in before}
     assert gone == {"keys": 1, "chunks": 1, "samples": 2, "bytes": 2 * (64 + 8 + 8), "spilled_bytes": 0, "shed": 0}
@@ -223,7 +223,7 @@ def test_rounds_that_others_put_there_count_once_the_trial_takes_them(pool, fold
     store.refresh()
     assert (store.num_ids, store.class_counts.sum(), store.num_bytes) == (0, 0, 0)
     for number in range(2):
-        seen = store.look(4)
+        seen = store.peek(4)
         assert torch.equal(seen.labels, toy.samples(4, seed=number).labels)
         assert store.append(seen).tolist() == list(range(4 * number, 4 * number + 4))
     put_round(pool, "filled", 2, seed=2)
@@ -244,12 +244,12 @@ def test_what_a_trial_has_not_taken_can_be_cleared_to_be_made_again(pool, folder
     for number in range(3):
         put_round(pool, "cleared", number, seed=number)
     store.refresh()
-    store.append(store.look(4))
+    store.append(store.peek(4))
     store.clear_ahead()
     assert files(folder, "cleared") == ["0000000000-0000000004"]
     put_round(pool, "cleared", 1, seed=9)
     store.refresh()
-    assert torch.equal(store.look(4).labels, toy.samples(4, seed=9).labels)
+    assert torch.equal(store.peek(4).labels, toy.samples(4, seed=9).labels)
 
 
 ROW = 64 + 8 + 2 * toy.NUM_CLASSES

@@ -45,7 +45,7 @@ def test_chunks_beyond_the_limit_and_of_a_killed_pool_are_read_from_the_bucket(c
     assert torch.equal(store.gather(torch.arange(12)).labels, labels)
     again = PoolStore(CODEC, toy.NUM_CLASSES, pool, "key")
     assert torch.equal(again.gather(torch.arange(12)).labels, labels)
-    ray.get(pool.forget.remote("key"))
+    ray.get(pool.delete.remote("key"))
     assert files(folder / "key") == []
     ray.kill(pool)
 

@@ -53,7 +53,7 @@ class Plain:
     def round(self, trial: PlannedTrial, metrics: Metrics) -> None:
         self.rounds.setdefault(trial.key, []).append(metrics)
 
-    def goes_on(self, trial: PlannedTrial) -> bool:
+    def continues(self, trial: PlannedTrial) -> bool:
         return len(self.rounds.get(trial.key, [])) != self.stops.get(trial.key)
 
     def untested(self, trial: PlannedTrial, outcome: Outcome) -> None:
@@ -283,7 +283,7 @@ def test_who_was_set_aside_for_want_of_memory_runs_alone_until_it_has_ended(moni
     assert [search.propose()["key"] for _ in "abc"] == [*"abc"]
     for key in "ab":
         search.started(key)
-    search.starve("a", "memory")
+    search.ended_for_memory("a", "memory")
     search.failed("b", "an error")
     now.now += 1000
     # c is Tune's, and may start at any moment.

@@ -18,9 +18,9 @@ from cluster.drivers import PATH, assert_equal_numbers, direct, timeless
 from cluster.test_sweep import Heard, diverging, planned
 from condkd_ray.cluster.jobs import Packer
 from condkd_ray.cluster.pool import make_pool
-from condkd_ray.cluster.sources import Crew, SharedSource
+from condkd_ray.cluster.sources import Producers, SharedSource
 from condkd_ray.cluster.stores import FilledStore, SharedStore
-from condkd_ray.cluster.sweep import Monitor, producers_first
+from condkd_ray.cluster.sweep import Monitor, interleaved
 from condkd_ray.core.method import InputError, Metrics
 from condkd_ray.core.records import Outcome
 from condkd_ray.methods.guidance import Discriminator
@@ -123,8 +123,8 @@ class Here:
 
     def run(self, on_round):
         place = (codec(self.config, self.prepared.teacher), toy.NUM_CLASSES, self.pool, "a")
-        with Crew(Packer().pack(self.prepared), self.pool, "a", Allowance(0.1)) as crew:
-            return run_trial(self.config, self.prepared, FilledStore(*place), source=crew, on_round=on_round)
+        with Producers(Packer().pack(self.prepared), self.pool, "a", Allowance(0.1)) as producers:
+            return run_trial(self.config, self.prepared, FilledStore(*place), source=producers, on_round=on_round)
 
 
 @pytest.mark.slow
@@ -334,6 +334,6 @@ def test_in_a_sweeps_pool_trials_draw_from_one_another(cluster, tmp_path):
 def test_one_of_each_group_comes_first():
     configs = {"a0": FREE, "a1": replace(FREE, rounds=9), "b0": replace(FREE, seed=1), "c": toy.toy_config()}
     trials = [planned(key, config, "inversion") for key, config in configs.items()]
-    assert [trial.key for trial in producers_first(trials)] == ["a0", "b0", "c", "a1"]
+    assert [trial.key for trial in interleaved(trials)] == ["a0", "b0", "c", "a1"]
     alone = [planned(key, config) for key, config in configs.items()]
-    assert [trial.key for trial in producers_first(alone)] == list(configs)
+    assert [trial.key for trial in interleaved(alone)] == list(configs)

@@ -5,7 +5,7 @@ import sys
 import pytest
 from places import TESTS
 
-from condkd_ray.cluster.storage_check import check_reach, look
+from condkd_ray.cluster.storage_check import check_reach, try_storage
 from condkd_ray.core.storage import files, locate, put_text
 
 OF_EACH_PROCESS = "/proc/self/cwd/storage"
@@ -43,6 +43,6 @@ def test_a_folder_is_not_asked_for_on_one_machine(cluster, tmp_path):
 
 def test_what_keeps_a_machine_from_a_storage(tmp_path):
     put_text(tmp_path / "marker", "")
-    assert look(tmp_path, "marker") == ""
-    assert look(tmp_path, "other") == "it does not find a file that was written here"
+    assert try_storage(tmp_path, "marker") == ""
+    assert try_storage(tmp_path, "other") == "it does not find a file that was written here"
     assert files(tmp_path) == [tmp_path / "marker"]

@@ -18,7 +18,7 @@ from condkd_ray.cluster.options import ClusterOptions
 from condkd_ray.cluster.pool import make_pool
 from condkd_ray.cluster.stores import PoolStore
 from condkd_ray.cluster.sweep import MAX_STALLED, Monitor, _Events, _listeners, reason_in, sweep
-from condkd_ray.commands.console.exit_codes import speak
+from condkd_ray.commands.console.exit_codes import log_to_stderr
 from condkd_ray.core.method import InputError, Metrics
 from condkd_ray.core.records import Outcome
 from condkd_ray.core.storage import Location, locate, put_text
@@ -317,9 +317,9 @@ def test_resources_nobody_has_are_refused_before_anything_starts(cluster, tmp_pa
 
 @pytest.fixture(params=[True, False])
 def verbose(request):
-    speak(request.param)
+    log_to_stderr(request.param)
     yield request.param
-    speak(False)
+    log_to_stderr(False)
 
 
 def test_where_a_trial_runs_is_told_once_a_place_to_who_wants_to_know(verbose, capsys):

@@ -4,7 +4,7 @@ import shlex
 from pathlib import Path
 
 from condkd_ray.commands import report
-from condkd_ray.commands.console.exit_codes import speak
+from condkd_ray.commands.console.exit_codes import log_to_stderr
 from condkd_ray.commands.report import Report, kept, rebuild, report_results
 
 
@@ -46,7 +46,7 @@ def test_products_and_studies_are_told_of_but_no_storage_with_its_password(tmp_p
 def test_tables_are_as_wide_as_the_terminal_and_come_first(tmp_path: Path, monkeypatch, capsys):
     monkeypatch.setattr(report, "columns", lambda: 47)
     monkeypatch.setattr("condkd_ray.report.build.build", lambda out, width: f"tables of {out} in {width} columns")
-    speak()
+    log_to_stderr()
     report_results(tmp_path)
     assert capsys.readouterr() == (f"tables of {tmp_path} in 47 columns\n", "\n".join(kept(tmp_path)) + "\n")
 

@@ -126,7 +126,7 @@ def test_the_same_again_runs_nothing_and_tells_the_same(
     before = {path.name: path.stat().st_mtime_ns for path in (home / "out" / "records").iterdir()}
     assert try_out(flags(home)) == 0
     again = capsys.readouterr()
-    assert any("rounds a trial, as in the earlier run" in line for line in logged)
+    assert any("rounds per trial, as in the earlier run" in line for line in logged)
     assert any("10 trials, 10 of them already finished" in line for line in logged)
     assert again.out.strip() == tried.stdout.strip()
     assert {path.name: path.stat().st_mtime_ns for path in (home / "out" / "records").iterdir()} == before

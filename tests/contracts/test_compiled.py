@@ -36,7 +36,7 @@ def fresh():
     torch.compiler.reset()
     counters.clear()
     yield
-    compilation.forget()
+    compilation.clear_compiled()
 
 
 def both(run):

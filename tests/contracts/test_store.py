@@ -336,7 +336,7 @@ def test_a_trial_reads_its_producers_rounds_from_each_place(pool, rows):
         ray.get(pool.fill.remote(key, 4 * number, to_arrays(code().encode(part))))
     store.refresh()
     for number, part in enumerate(parts[:3]):
-        seen = store.look(4)
+        seen = store.peek(4)
         assert torch.equal(seen.images, code().decode(code().encode(part)).images)
         assert store.append(seen).tolist() == list(range(4 * number, 4 * number + 4))
     store.drop(torch.arange(4))
@@ -358,7 +358,7 @@ def test_trials_share_rounds_in_each_place(pool, rows):
         maker.deliver(number, part, {})
         reader.take(number)
         for store in (maker, reader):
-            store.append(store.look(4))
+            store.append(store.peek(4))
             assert equal(store, torch.arange(4 * number, 4 * number + 4), part)
     reader.drop(torch.arange(8))
     reader.commit()
@@ -376,7 +376,7 @@ def test_trials_of_a_sweep_draw_from_each_other_in_each_place(pool, rows):
     stores = {name: SweepStore(code(), toy.NUM_CLASSES, pool, key, reader=name) for name in "ab"}
     for name, store in stores.items():
         for _ in range(store.contribute(0, parts[name])):
-            store.append(store.look())
+            store.append(store.peek())
     assert stores["a"].num_ids == 4
     assert equal(stores["b"], torch.arange(4), parts["a"])
     assert equal(stores["b"], torch.arange(4, 8), parts["b"])
@@ -425,5 +425,5 @@ def test_on_a_gpu_no_draw_from_the_pool_waits_and_results_equal_those_of_the_cpu
     ray.get(pool.fill.remote(key, 0, to_arrays(code().encode(made))))
     host, device = (FilledStore(code(), toy.NUM_CLASSES, pool, key, where) for where in ("cpu", "cuda"))
     with waiting_is_an_error():
-        seen = device.look(40)
-    assert_alike([host.look(40)], [seen])
+        seen = device.peek(40)
+    assert_alike([host.peek(40)], [seen])

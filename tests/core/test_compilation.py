@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 
 from condkd_ray.core import compilation
-from condkd_ray.core.compilation import begin_step, check, compiling, forget, whole
+from condkd_ray.core.compilation import begin_step, check, clear_compiled, compiling, whole
 from condkd_ray.core.config import build
 from condkd_ray.core.method import InputError
 from condkd_ray.trial.config import TrialConfig, dump
@@ -63,7 +63,7 @@ def test_forget_discards_compiled_functions(compile_calls):
     for _ in range(2):
         with compiling("default", False):
             doubled(torch.ones(2))
-        forget()
+        clear_compiled()
     assert len(compile_calls) == 2
 
 

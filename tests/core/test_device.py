@@ -14,8 +14,8 @@ def test_a_copy_is_ordered_after_earlier_work_and_before_later_work(device):
         # On a GPU this takes long enough that a copy without synchronisation would run first.
         source = (source @ source).clamp(max=2.0)
     with copies.copying(after_all=True):
-        copies.lend(source)
-        copies.lend(target)
+        copies.keep_until_copied(source)
+        copies.keep_until_copied(target)
         target.copy_(source)
     copies.awaited()
     assert torch.equal((target + 1).cpu(), torch.full((side, side), 3.0))
@@ -27,7 +27,7 @@ def test_a_tensor_made_on_the_copy_stream_can_be_used_by_the_caller(device):
     with copies.copying(after_all=False):
         made = sent(numbers, device)
     copies.awaited()
-    copies.hand_over(made)
+    copies.keep_until_used(made)
     assert torch.equal((made * 2).cpu(), 2 * numbers)
 
 

@@ -45,13 +45,13 @@ def test_memory_of_readers_is_measured(cluster):
 @pytest.mark.slow
 @pytest.mark.ray
 def test_trials_in_which_nothing_is_left_to_do_are_heard_of_and_cleared_up(cluster, tmp_path):
-    heard = []
+    histories = []
     trials = idle(3, tmp_path, toy.make_prepared())
     told = SimpleNamespace(
-        round=lambda trial, metrics: None, ended=lambda trial, outcome: heard.append((trial.key, outcome.history))
+        round=lambda trial, metrics: None, ended=lambda trial, outcome: histories.append((trial.key, outcome.history))
     )
     assert sweep(trials, ClusterOptions(folder=tmp_path), told)
-    assert sorted(heard) == [(f"seed{seed}", [{"round": 1, "kd/loss": 0.0}]) for seed in range(3)]
+    assert sorted(histories) == [(f"seed{seed}", [{"round": 1, "kd/loss": 0.0}]) for seed in range(3)]
     assert not list((tmp_path / "trials").iterdir())
 
 

@@ -274,10 +274,10 @@ def test_arms_are_never_paired_across_what_they_are_made_of(empty, other):
     mixed = [strange[0], strange[1], rows[2], rows[3]]
     state = State(empty.trials, mixed)
     assert any(unit.seed == 10 and unit.label == "one" for unit in state.missing)
-    assert state.answers("one") == []
+    assert state.rows_of_cell("one") == []
     # Run whole here, the unit is answered by what was made here alone, and the others' rows are gone.
     again = state.with_rows(rows)
-    assert again.answers("one") == rows
+    assert again.rows_of_cell("one") == rows
     assert len([row for row in again.rows if row.record.seed == 10]) == len(rows)
 
 
@@ -483,7 +483,7 @@ def test_seeds_of_unlike_files_or_data_are_never_pooled(tmp_path, change):
     other = rows_of(state, ["one"], [10], **(known | change))
     state = State(state.trials, [*other, *rows_of(state, ["one"], [11, 12], **known)])
     assert state.missing == []
-    assert {row.record.seed for row in state.answers("one")} == {11, 12}
+    assert {row.record.seed for row in state.rows_of_cell("one")} == {11, 12}
     assert sentence(state).endswith("; so far, n = 2 of 3.")
     data, files = change.get("data_hash", "data"), change.get("set_digest", "files A")
     assert (
@@ -491,7 +491,7 @@ def test_seeds_of_unlike_files_or_data_are_never_pooled(tmp_path, change):
         "data data and files of the condensed set files A."
     ) in whole(state)
     write_rows(tmp_path / "tiny.parquet", state.rows)
-    assert read_state(state.claim, tmp_path).answers("one") == state.answers("one")
+    assert read_state(state.claim, tmp_path).rows_of_cell("one") == state.rows_of_cell("one")
 
 
 def test_rows_whose_files_are_not_known_are_pooled_with_those_of_one_set_and_told(tmp_path):
@@ -499,11 +499,11 @@ def test_rows_whose_files_are_not_known_are_pooled_with_those_of_one_set_and_tol
     older = rows_of(state, ["one"], [10], condensation="imported")
     newer = rows_of(state, ["one"], [11, 12], condensation="imported", set_digest="files A")
     together = State(state.trials, [*older, *newer])
-    assert len({row.record.seed for row in together.answers("one")}) == 3
+    assert len({row.record.seed for row in together.rows_of_cell("one")}) == 3
     assert "one: the files of the condensed set are not recorded for seed 10." in whole(together)
     # Found again in the records with what it was made of, a row takes the older one's place.
     found = rows_of(state, ["one"], [10], condensation="imported", set_digest="files A")
-    assert together.with_rows(found).answers("one")[: len(found)] == found
+    assert together.with_rows(found).rows_of_cell("one")[: len(found)] == found
     assert "is not stored" not in whole(together.with_rows(found))
 
 

@@ -804,7 +804,7 @@ def followed(monkeypatch):
     torch.compiler.reset()
     counters.clear()
     yield lambda: counters["stats"]["unique_graphs"]
-    compilation.forget()
+    compilation.clear_compiled()
 
 
 @pytest.mark.slow

@@ -251,7 +251,7 @@ def test_under_bfloat16_a_teacher_whose_logits_alone_are_wanted_is_asked_folded(
     distiller, asked = Distiller(loss=loss), []
     state = begin(distiller, teacher)
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
-        assert (teacher.answering is teacher.network) == (precision == "float32")
+        assert (teacher.logits_network is teacher.network) == (precision == "float32")
         teacher.network.register_forward_hook(lambda *_: asked.append(True))
         distiller.step(state, samples(8), torch.ones(8), teacher=teacher, rng=Streams(0))
     assert bool(asked) == plain

@@ -153,9 +153,9 @@ def test_a_layer_that_cannot_be_used_is_refused_with_those_that_can(layer, reaso
 
 
 def test_a_layer_of_another_size_than_the_features_cannot_stand_for_them():
-    with pytest.raises(InputError, match="4 units where 16 features are needed"):
+    with pytest.raises(InputError, match="4 units, but 16 features are needed"):
         Soft(layer="conv").check(make_teacher())
-    with pytest.raises(InputError, match="512 units where 256 features are needed"):
+    with pytest.raises(InputError, match="512 units, but 256 features are needed"):
         Soft(layer="fc1", activate=False).check(of(AlexNet()))
 
 

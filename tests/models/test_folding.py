@@ -105,7 +105,7 @@ def test_a_network_that_would_answer_otherwise_stays_as_it_is_and_that_is_said(k
         module, num_classes=5, image_shape=(3, 8, 8), mean=(0.5,) * 3, std=(0.25,) * 3, train_size=1, flip_ok=False
     )
     with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
-        assert torch.equal(teacher.answers(images), module(images).float())
+        assert torch.equal(teacher.batched_logits(images), module(images).float())
         assert torch.equal(teacher.observe(images).logits, module(images).float())
     assert (len(logged) == 3) == (kind == "own arithmetic")
 
@@ -125,23 +125,23 @@ def test_weights_that_are_made_of_others_are_not_folded():
 
 def test_a_teacher_answers_folded_under_bfloat16_alone():
     teacher, images = make_teacher(), samples(8).images
-    assert teacher.answering is teacher.network
+    assert teacher.logits_network is teacher.network
     with torch.autocast("cpu", torch.bfloat16):
-        one = teacher.answering
+        one = teacher.logits_network
         assert count(one) == 0 < count(teacher.network)
-        assert teacher.answering is one
-        assert torch.equal(teacher.answers(images), one(images).float())
-        assert teacher.answers(images).dtype == torch.float32
+        assert teacher.logits_network is one
+        assert torch.equal(teacher.batched_logits(images), one(images).float())
+        assert teacher.batched_logits(images).dtype == torch.float32
     assert {layer.weight.dtype for layer in one.modules() if hasattr(layer, "weight")} == {torch.bfloat16}
-    assert torch.equal(teacher.answers(images), teacher.logits(images))
+    assert torch.equal(teacher.batched_logits(images), teacher.logits(images))
     assert apart(one(images.bfloat16()).float(), teacher.logits(images), teacher.logits(images)) < 0.05
 
 
 def test_a_moved_teacher_is_folded_anew():
     teacher = make_teacher()
     with torch.autocast("cpu", torch.bfloat16):
-        before = teacher.answering
-        assert teacher.to("cpu").answering is not before
+        before = teacher.logits_network
+        assert teacher.to("cpu").logits_network is not before
 
 
 def test_a_look_under_bfloat16_is_what_autocast_makes_of_the_network_and_casts_no_weight():

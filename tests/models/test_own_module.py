@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from condkd_ray.core.method import InputError
-from condkd_ray.models.own_module import check_answers, own_code, own_module, with_safe_convolutions
+from condkd_ray.models.own_module import check_output, own_code, own_module, with_safe_convolutions
 from condkd_ray.models.shortcut import Shortcut
 
 NETS = """
@@ -70,7 +70,7 @@ def test_a_function_of_a_users_makes_the_network():
     for name in ("teacher", "Factory.make"):
         made = own_module(f"nets_of_a_user.small:{name}")
         assert not made.network.training
-        check_answers(made.network, (1, 8, 8), 10, name)
+        check_output(made.network, (1, 8, 8), 10, name)
     first, second = (own_module("nets_of_a_user.small:teacher") for _ in range(2))
     assert torch.equal(first.network.head.weight, second.network.head.weight)  # type: ignore[union-attr]
     assert first.code == second.code != own_module("nets_of_a_user.small:Factory.make").code
@@ -133,7 +133,7 @@ class Says(nn.Module):
 )
 def test_answers_that_are_no_logits_are_refused(answer, said: str):
     with pytest.raises(InputError, match=said):
-        check_answers(Says(answer), (1, 8, 8), 10, "m")
+        check_output(Says(answer), (1, 8, 8), 10, "m")
 
 
 @pytest.mark.usefixtures("here")

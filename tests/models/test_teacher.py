@@ -61,13 +61,13 @@ def test_after_a_look_it_can_still_be_copied_and_sent(teacher, copied):
     images = samples(5).images
     with torch.autocast("cpu", torch.bfloat16):
         teacher.observe(images)
-        answers = teacher.answers(images)
+        answers = teacher.batched_logits(images)
     seen = teacher.observe(images)
     other = copied(teacher)
     assert torch.equal(other.observe(images).bn, seen.bn)
     assert torch.equal(other.logits(images), seen.logits)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(other.answers(images), answers)
+        assert torch.equal(other.batched_logits(images), answers)
     # Each looks at its own network from now on.
     with torch.no_grad():
         other.network.classifier.weight.zero_()
@@ -207,7 +207,7 @@ def test_a_tap_is_what_its_layer_gave_though_the_next_writes_into_it(network):
 def test_an_answer_from_values_leaves_them_as_they_are(teacher):
     values = torch.randn(2, TEACHER.width, *IMAGE_SHAPE[1:], generator=torch.Generator().manual_seed(0))
     before = values.clone()
-    teacher.answer_from("bn", values)
+    teacher.logits_from("bn", values)
     assert torch.equal(values, before)
 
 
@@ -316,7 +316,7 @@ def test_images_it_cannot_read_are_refused():
 
 @pytest.mark.parametrize("name", ["mean", "std"])
 def test_constants_need_a_value_a_channel(name):
-    with pytest.raises(InputError, match=rf"length of {name} is 3; accepted: 1, one a channel"):
+    with pytest.raises(InputError, match=rf"length of {name} is 3; accepted: 1, one per channel"):
         Teacher.from_module(network(), num_classes=NUM_CLASSES, **(KNOWN | {name: (0.1, 0.2, 0.3)}))
 
 
@@ -333,8 +333,8 @@ def test_normalise_uses_the_constants(teacher):
 def test_an_answer_from_a_layer_is_that_of_the_images_it_saw(teacher):
     images = samples(5).images
     seen = teacher.observe(images, ("stages.1",))
-    torch.testing.assert_close(teacher.answer_from("stages.1", seen.taps["stages.1"]), seen.logits)
-    torch.testing.assert_close(teacher.answer_from("penultimate", seen.features), seen.logits)
+    torch.testing.assert_close(teacher.logits_from("stages.1", seen.taps["stages.1"]), seen.logits)
+    torch.testing.assert_close(teacher.logits_from("penultimate", seen.features), seen.logits)
     assert sum(hooks(teacher.network)) == 0
     torch.testing.assert_close(teacher.logits(images), seen.logits)
 

@@ -34,8 +34,8 @@ def test_frames_have_a_row_a_trial_a_round_and_a_test_image(found):
 
 def test_comparisons_are_those_of_the_tables(found):
     frame = found.comparisons
-    assert len(frame) == len(found.judged) > 0
-    for row, one in zip(frame.itertuples(), found.judged, strict=True):
+    assert len(frame) == len(found.differences) > 0
+    for row, one in zip(frame.itertuples(), found.differences, strict=True):
         assert (row.left, row.right, row.ipc, row.n, row.mean, row.p) == (*_key(one), one.n, one.mean, one.p)
         assert (row.low, row.high) == one.over_seeds
         assert (row.images_low, row.images_high) == one.over_images

@@ -16,11 +16,11 @@ from condkd_ray.report.statistics import (
     holm,
     image_interval,
     interval,
-    judged,
     p_value,
     rankings,
     spread,
     t_interval,
+    with_p_values,
 )
 from condkd_ray.report.tables.table import chance
 from report.report_factory import LABELS, make_record, sweep
@@ -341,7 +341,7 @@ def test_corrected_for_the_arms_that_are_compared_with_the_same_one():
     mixed, guided, even = [0.02, 0.05, -0.01, 0.04], [0.3, 0.28, 0.31, 0.33], [0.1, 0.1, 0.1, 0.1]
     many = [*pairs(mixed), *pairs(guided, "guided")[4:], *pairs(even, "condensed_only")[4:]]
     compared = comparisons(many)
-    found = {(one.left, one.right): one.p for one in judged(compared)}
+    found = {(one.left, one.right): one.p for one in with_p_values(compared)}
     alone = [stats.ttest_1samp(gains, 0).pvalue for gains in (mixed, guided)]
     # Of the three against none the even one has no p; guided - mixed is a question of its own.
     assert found["condensed_only", "none"] is None
@@ -356,4 +356,4 @@ def test_each_ipc_is_a_question_of_its_own():
     records += [replace(record, ipc=10) for record in records if record.ipc]
     compared = comparisons(records)
     assert [one.ipc for one in compared] == [5, 10]
-    assert [one.p for one in judged(compared)] == [p_value(one) for one in compared]
+    assert [one.p for one in with_p_values(compared)] == [p_value(one) for one in compared]

@@ -72,7 +72,7 @@ class Cluster:
         if trial.lineage.pause_after:
             own.parent.mkdir(parents=True, exist_ok=True)
             own.write_text(json.dumps(history))
-            return driver.rested(trial)
+            return driver.paused(trial)
         outcome = Outcome(status="finished", history=history, node="far")
         driver.untested(trial, outcome)
         driver.ended(trial, dataclasses.replace(outcome, predictions=TESTED))

@@ -73,7 +73,7 @@ def test_a_point_comes_back_as_the_space_has_its_values():
         ({"guidance/name": "moment"}, "guidance/name is 'moment'; accepted: one of discriminator, moments, none"),
         (
             {"guidance/name": "moments", "guidance/loss": "hinge"},
-            "guidance/loss is 'hinge' where guidance/name is 'moments'; "
+            "guidance/loss is 'hinge' although guidance/name is 'moments'; "
             "accepted: only with guidance/name discriminator",
         ),
         (
@@ -83,7 +83,7 @@ def test_a_point_comes_back_as_the_space_has_its_values():
         ({"guidance/name": "moments", "guidance/weight": 50}, "guidance/weight is 50; accepted: a number from 0 to 2"),
         (
             {"guidance/name": "none", "guidance/weight": 1},
-            "guidance/weight is 1 where guidance/name is 'none'; "
+            "guidance/weight is 1 although guidance/name is 'none'; "
             "accepted: only with guidance/name discriminator or moments",
         ),
     ],

@@ -210,7 +210,7 @@ def taken_back(lost: Study, sampler, space=SPACE, but=()) -> Study:
     found, begun = in_memory(sampler, space), {trial.number for trial in lost.own}
     for trial in lost.own:
         if trial.number not in but:
-            assert found.take_back(trial.number, trial.params, begun) == trial.number
+            assert found.restore(trial.number, trial.params, begun) == trial.number
             found.complete(trial.number, [0.5])
     return found
 

@@ -334,10 +334,10 @@ def test_an_imported_set_is_taken_if_the_teacher_knows_it(tmp_path, cache, logge
     workshop = Workshop(cache)
     taken = Imported(path=write_set(tmp_path / "set.pt", workshop, shuffled=False), ipc=4, space="normalised")
     assert len(workshop.prepare(using(taken)).condensed) == 40
-    assert any(line.startswith("condensed set set.pt, 4 a class: the teacher classifies ") for line in logged)
+    assert any(line.startswith("condensed set set.pt, 4 per class: the teacher classifies ") for line in logged)
     foreign = replace(taken, path=write_set(tmp_path / "foreign.pt", workshop, shuffled=True))
     with pytest.raises(
-        InputError, match=r"teacher's accuracy on condensed set foreign.pt, 4 a class is 0\.\d+; accepted"
+        InputError, match=r"teacher's accuracy on condensed set foreign.pt, 4 per class is 0\.\d+; accepted"
     ):
         workshop.prepare(using(foreign))
     assert workshop.prepare(using(replace(foreign, force=True))).condensed is not None

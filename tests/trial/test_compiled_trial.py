@@ -19,11 +19,11 @@ GUIDED = {"guidance": Discriminator(hidden=16, weight=10.0), "rounds": 3}
 def history(device, **switches):
     """What the rounds of a trial log, in float32."""
     settings, prepared = toy_config(**GUIDED | switches, precision="float32"), prepared_on(device)
-    compilation.forget()
+    compilation.clear_compiled()
     live, store = start(settings, prepared), local_store(settings, prepared, None)
     for _ in range(settings.rounds):
         run_round(settings, prepared, live, store)
-    compilation.forget()
+    compilation.clear_compiled()
     families = ("inversion/", "kd/loss", "guidance/adversarial")
     return [{name: x for name, x in row.items() if name.startswith(families)} for row in live.history]
 

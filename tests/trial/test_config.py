@@ -12,7 +12,7 @@ from condkd_ray.trial.config import Pipeline, from_tree
 def test_producers_take_turns_and_see_the_student_of_some_rounds_before():
     pipeline = Pipeline(producers=3, staleness=2)
     assert [pipeline.producer(round) for round in range(5)] == [0, 1, 2, 0, 1]
-    assert [pipeline.shown(round) for round in range(5)] == [0, 0, 0, 1, 2]
+    assert [pipeline.student_round(round) for round in range(5)] == [0, 0, 0, 1, 2]
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,7 @@ def test_on_a_gpu_it_is_the_same_where_the_images_lie_and_nothing_is_waited_for(
 
 def answered_on(images: RealImages, teacher: Teacher) -> Samples:
     samples = images.to(teacher.device).samples(MEAN, STD)
-    return Samples(samples.images, samples.labels, teacher.answers(samples.images))
+    return Samples(samples.images, samples.labels, teacher.batched_logits(samples.images))
 
 
 def test_or_all_of_them_where_that_is_asked_for(teacher):

@@ -54,9 +54,14 @@ TF32 = "TF32 for convolutions that stay float32; samples on the GPU up to"
     [
         (CPU, Allowance(1, 0), None, "the CPU, 1 thread each, in float32"),
         (CPU, Allowance(2.5, 0), None, "the CPU, 2 threads each, in float32"),
-        (H100, Allowance(1, 0.5), None, f"NVIDIA H100 80GB HBM3, 0.5 of it each, in bfloat16, {TF32} 10.0 GB a trial"),
-        (H100, Allowance(1, 1), 10**9, f"NVIDIA H100 80GB HBM3, one each, in bfloat16, {TF32} 1.0 GB a trial"),
-        (OLD, Allowance(1, 2), None, f"Tesla P100, 2 each, in float32, {TF32} 4.0 GB a trial"),
+        (
+            H100,
+            Allowance(1, 0.5),
+            None,
+            f"NVIDIA H100 80GB HBM3, 0.5 of it each, in bfloat16, {TF32} 10.0 GB per trial",
+        ),
+        (H100, Allowance(1, 1), 10**9, f"NVIDIA H100 80GB HBM3, one each, in bfloat16, {TF32} 1.0 GB per trial"),
+        (OLD, Allowance(1, 2), None, f"Tesla P100, 2 each, in float32, {TF32} 4.0 GB per trial"),
     ],
 )
 def test_one_line_says_what_was_chosen(hardware, each, limit, line):

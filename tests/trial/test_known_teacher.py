@@ -234,7 +234,7 @@ def test_few_images_are_no_evidence_and_that_is_told():
 
 @pytest.mark.parametrize(("promised", "said"), [(0.97, "; its card states 97.0%"), (None, "")])
 def test_what_its_card_promises_is_told(promised: float | None, said: str):
-    told = check_known(of_digits(), digits(), force=False, promised=promised)
+    told = check_known(of_digits(), digits(), force=False, stated=promised)
     assert told.endswith(said) if promised else "card" not in told
 
 
@@ -246,12 +246,12 @@ def weak(share: float) -> Dataset:
 
 
 def test_far_less_than_promised_is_told_and_less_than_half_of_it_refused():
-    told = check_known(of_digits(), weak(0.3), force=False, promised=0.97)
+    told = check_known(of_digits(), weak(0.3), force=False, stated=0.97)
     assert told.endswith("its card states 97.0%: the measured accuracy is far lower")
     with pytest.raises(
         InputError, match=r"accepted: more than 0\.250 of 10 classes .*near the 0\.970 that its card sta"
     ):
-        check_known(of_digits(), weak(0.7), force=False, promised=0.97)
+        check_known(of_digits(), weak(0.7), force=False, stated=0.97)
     assert check_known(of_digits(), weak(0.7), force=False).startswith("the teacher classifies 3")
 
 
@@ -260,10 +260,10 @@ def test_a_weak_teacher_near_its_cards_promise_is_not_refused():
     shown = weak(0.9)
     assert examine(of_digits(), shown).found.verdict == "unknown"
     assert examine(of_digits(), shown).refused
-    asked = examine(of_digits(), shown, promised=0.19)
+    asked = examine(of_digits(), shown, stated=0.19)
     assert not asked.refused
     assert "; this does not prove that it recognises them" in asked.sentence
-    assert examine(of_digits(), shown, promised=0.6).refused
+    assert examine(of_digits(), shown, stated=0.6).refused
     train = digits().train
     mixed = train.labels[torch.randperm(len(train), generator=torch.Generator().manual_seed(0))]
-    assert examine(of_digits(), replace(digits(), train=RealImages(train.pixels, mixed)), promised=0.1).refused
+    assert examine(of_digits(), replace(digits(), train=RealImages(train.pixels, mixed)), stated=0.1).refused

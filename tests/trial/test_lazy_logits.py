@@ -25,8 +25,8 @@ from condkd_ray.trial.diagnosis import histograms
 from condkd_ray.trial.loop import run_round, start
 from condkd_ray.trial.outcome import Product, read_product
 from condkd_ray.trial.run import local_store, run_trial
-from condkd_ray.trial.synthesis import answers, codec, produce, settle, synthesise
 from condkd_ray.trial.synthesis import begin as begin_production
+from condkd_ray.trial.synthesis import codec, produce, settle, stored_logits, synthesise
 
 FAST = Fast(steps=2, batch=16, latent=16, width=8)
 PRE_DFKD = PreDfkd(steps=2, batch=16, latent=16, width=8, images_per_round=24)
@@ -118,7 +118,7 @@ def test_logits_are_kept_where_somebody_reads_them(prepared, changes, kept):
     assert found.logits.shape[1] == (NUM_CLASSES if kept else 0)
     assert store.num_bytes == len(found) * (64 * (1 if store.codec.space == "unit" else 2) + 8 + 8 * kept)
     if kept:
-        assert torch.equal(found.logits, answers(prepared.teacher, found.images))
+        assert torch.equal(found.logits, stored_logits(prepared.teacher, found.images))
 
 
 def ran(config: TrialConfig, prepared: Prepared, folder: Any) -> tuple[Outcome, Product]:
@@ -195,9 +195,9 @@ def test_labels_by_the_teacher_are_those_of_the_images_that_are_stored(prepared)
     code, teacher = codec(config, prepared.teacher), prepared.teacher
     stored = code.decode(code.encode(made))
     assert torch.equal(stored.images, made.images)
-    wanted = answers(teacher, stored.images).argmax(1)
+    wanted = stored_logits(teacher, stored.images).argmax(1)
     assert torch.equal(made.labels, wanted)
-    assert not torch.equal(answers(teacher, raw.images).argmax(1), wanted)
+    assert not torch.equal(stored_logits(teacher, raw.images).argmax(1), wanted)
 
 
 def test_settled_samples_keep_the_labels_that_were_asked_for(prepared):

@@ -17,7 +17,7 @@ from condkd_ray.methods.weighing import Modulating
 from condkd_ray.trial.config import Pipeline, Prepared, TrialConfig
 from condkd_ray.trial.loop import run_round, start
 from condkd_ray.trial.run import local_store, run_trial
-from condkd_ray.trial.synthesis import begin, codec, compiled_apart, produce, settle
+from condkd_ray.trial.synthesis import begin, codec, own_compilation, produce, settle
 
 CPU = torch.device("cpu")
 FAST = Fast(steps=2, batch=16, latent=16, width=8)
@@ -158,8 +158,8 @@ def test_nothing_compiled_outlives_its_trial(ending, prepared, monkeypatch):
 
 
 def test_what_a_device_cannot_do_is_refused_before_anything_is_made_apart(prepared):
-    with pytest.raises(InputError, match="graphs on a CPU is True"), compiled_apart(replace(FREE, graphs=True), CPU):
+    with pytest.raises(InputError, match="graphs on a CPU is True"), own_compilation(replace(FREE, graphs=True), CPU):
         pytest.fail("not to be reached")
-    with compiled_apart(FREE, CPU):
+    with own_compilation(FREE, CPU):
         compilation._compiled(torch.relu, compilation._Mode("eager"))
     assert compilation._compiled.cache_info().currsize == 0

@@ -25,13 +25,13 @@ class _ScreenHandler(logging.Handler):
     """Writes log messages to standard error, above the live area; they are dropped if standard error is closed."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        SCREEN.say(self.format(record))
+        SCREEN.message(self.format(record))
 
 
 _HANDLER = _ScreenHandler()
 
 
-def speak(details: bool = False) -> None:
+def log_to_stderr(details: bool = False) -> None:
     """Write this package's log messages to standard error from now on; `details` includes level DEBUG."""
     logger = logging.getLogger("condkd_ray")
     logger.setLevel(logging.DEBUG if details else logging.INFO)
@@ -41,7 +41,7 @@ def speak(details: bool = False) -> None:
         logger.propagate = False
 
 
-def say(text: str) -> None:
+def log_line(text: str) -> None:
     """Log one line for the user."""
     log.info(text)
 
@@ -62,7 +62,7 @@ def exit_codes() -> Iterator[None]:
     2: bad input. 130: Ctrl-C. 1: a NaN in a teacher or set, a full GPU or full storage, a cluster that does not start.
     All other exceptions pass through with their trace.
     """
-    speak()
+    log_to_stderr()
     interrupts: list[int] = []
     try:
         with _recorded(interrupts):
@@ -85,7 +85,7 @@ def exit_codes() -> Iterator[None]:
             message, code = f"failed: {shortage}", 1
         else:
             raise
-    say(message)
+    log_line(message)
     sys.exit(code)
 
 
@@ -131,5 +131,7 @@ def ended(result: "RunResult") -> int:
     """
     if result.complete:
         return 1 if result.failed else 0
-    say(f"{f'the {result.spent[0]} budget is spent' if result.spent else 'interrupted'}; the same command continues")
+    log_line(
+        f"{f'the {result.spent[0]} budget is spent' if result.spent else 'interrupted'}; the same command continues"
+    )
     return 3 if result.spent else 130

@@ -102,7 +102,7 @@ class Live:
                     self.best = Best(label, value, leaves)
             if not SCREEN.live:
                 result = self._result(status, value, accuracy)
-                SCREEN.say(f"[{self.done:>{len(str(self.total))}}/{self.total}] {label} {result}{self._tail()}")
+                SCREEN.message(f"[{self.done:>{len(str(self.total))}}/{self.total}] {label} {result}{self._tail()}")
 
     def close(self) -> None:
         """Erase the table; on a terminal, write a line with the totals."""
@@ -110,7 +110,7 @@ class Live:
         self._shown.close()
         if live and self.total:
             spent = duration(self.seconds)
-            SCREEN.say(f"{self.done} of {self.total} trials{self._failures()} in {spent}")
+            SCREEN.message(f"{self.done} of {self.total} trials{self._failures()} in {spent}")
 
     def seconds_left(self) -> float | None:
         """Estimate the time left from the mean time per round.

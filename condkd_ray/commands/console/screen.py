@@ -49,7 +49,7 @@ class Screen:
         """True if the stream can encode line-drawing characters."""
         return _encoded("━", self._stream or sys.stderr) == "━"
 
-    def say(self, text: str) -> None:
+    def message(self, text: str) -> None:
         """Write a message above the parts."""
         with self.lock:
             if self._parts:
@@ -143,7 +143,7 @@ class _Above(io.TextIOBase):
         """Write complete lines, and keep an incomplete one for the next call."""
         *lines, self._line = (self._line + text).split("\n")
         if lines:
-            self._screen.say("\n".join(lines))
+            self._screen.message("\n".join(lines))
         return len(text)
 
     def fileno(self) -> int:

@@ -29,7 +29,7 @@ Source = tuple[str, bytes | Path]
 BATCH_ROWS, BATCH_BYTES = 1000, 2**28
 BRIGHT = 0.75
 """Mean grey from which the visible part of transparent images would hardly show on white (our choice)."""
-DEEP = "of 16 bits a channel"
+DEEP = "of 16 bits per channel"
 TRANSPARENT = "partly transparent"
 UNSEEN = "fully transparent"
 SEVERAL = "of several frames"
@@ -169,7 +169,7 @@ def _decode(what: str, source: bytes | Path) -> _Image:
     try:
         file = io.BytesIO(source) if isinstance(source, bytes) else source
         with Image.open(file, formats=FORMATS) as image:
-            accepted = "8 bits a channel, or 16 of grey: " + ", ".join(GREY_MODES + COLOUR_MODES)
+            accepted = "8 bits per channel, or 16 of grey: " + ", ".join(GREY_MODES + COLOUR_MODES)
             require(image.mode in GREY_MODES + COLOUR_MODES, f"mode of {what}", image.mode, accepted)
             # The second frame of a photo in MPO format is a preview, or the other half of a stereo pair.
             kinds = (SEVERAL,) if getattr(image, "is_animated", False) and image.format != "MPO" else ()

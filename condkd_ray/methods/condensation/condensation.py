@@ -177,7 +177,7 @@ def train(
             optimizer.step()
             scheduler.step()
             meter.add(training=loss)
-        meter.read()  # raises where a loss was not finite
+        meter.read()  # raises if a loss was not finite
         on_epoch()
     optimizer.zero_grad()
     return network.eval().requires_grad_(False)

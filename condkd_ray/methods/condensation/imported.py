@@ -20,7 +20,7 @@ from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples, unseen
 from condkd_ray.data.condensed_sets import StoredSet, is_copy, read_stored, resolve, unpack
 from condkd_ray.methods.condensation.condensation import Condensation, random_per_class
-from condkd_ray.methods.condensation.judgement import Judged, Subject, judge
+from condkd_ray.methods.condensation.judgement import ChosenSpace, Subject, choose_space
 from condkd_ray.methods.condensation.pixel_space import Space, plain
 from condkd_ray.models.teacher import Teacher
 
@@ -86,9 +86,9 @@ class Imported(Condensation):
         teacher: Teacher | None = None,
         **_: object,
     ) -> Samples:
-        """Return a seeded choice from the file, nested over `ipc`. Raises `InputError` as `stored` and `judged` do."""
+        """Return a seeded choice from the file, nested over `ipc`. Raises `InputError` like `stored` and `space_of`."""
         stored = self.stored(num_classes, tuple(real.images.shape[1:]))
-        space = self.judged(stored, num_classes, mean=mean, std=std, real=real, teacher=teacher).space
+        space = self.space_of(stored, num_classes, mean=mean, std=std, real=real, teacher=teacher).space
         return self.chosen(stored, space, num_classes, mean=mean, std=std, rng=rng)
 
     def read(
@@ -96,10 +96,10 @@ class Imported(Condensation):
     ) -> Samples:
         """Return the whole set (N, C, H, W) in the teacher's space, in the file's order, without using a teacher.
 
-        Raises `InputError` as `stored` and `judged` do.
+        Raises `InputError` as `stored` and `space_of` do.
         """
         stored = replace(self, ipc=1).stored(num_classes, image_shape)
-        space = self.judged(stored, num_classes, mean=mean, std=std).space
+        space = self.space_of(stored, num_classes, mean=mean, std=std).space
         images, labels = self._unpacked(stored)
         return unseen(space.convert(images, mean, std), labels)
 
@@ -122,7 +122,7 @@ class Imported(Condensation):
         given = {"mean": (self.mean, shape[0], "channel"), "order": (self.order, num_classes, "class")}
         for name, (values, count, what) in given.items():
             fits = values is None or len(values) == count
-            require(fits, f"condensation.{name}", values, f"{count} values, one a {what}")
+            require(fits, f"condensation.{name}", values, f"{count} values, one per {what}")
         if self.order is not None:
             found = replace(found, labels=torch.tensor(self.order).argsort()[found.labels])
         elif found.class_names and sorted(found.class_names) == sorted(class_names):
@@ -141,7 +141,7 @@ class Imported(Condensation):
             fewest >= self.ipc, f"condensation.ipc of {self.path}", self.ipc, f"1 to {fewest}, as many as the file has"
         )
 
-    def judged(
+    def space_of(
         self,
         stored: StoredSet,
         num_classes: int,
@@ -151,14 +151,14 @@ class Imported(Condensation):
         real: Samples | None = None,
         teacher: Teacher | None = None,
         class_names: Sequence[str] = (),
-    ) -> Judged:
-        """Return the space of the file's pixels, with notes for the user. Raises `InputError` as `judge` does."""
+    ) -> ChosenSpace:
+        """Return the space of the file's pixels, with notes for the user. Raises `InputError` like `choose_space`."""
         constants = tuple(mean), tuple(std)
         counts = (stored.labels.bincount() * self.factor**2).unique().tolist()
         each = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-        subject = Subject(f"condensed set {self.source}, {each} a class", num_classes, *constants, tuple(class_names))
+        subject = Subject(f"condensed set {self.source}, {each} per class", num_classes, *constants, tuple(class_names))
         images, labels = self._unpacked(stored)
-        return judge(
+        return choose_space(
             StoredSet(images, labels, stored.soft),
             subject,
             whole=stored.pixels,

@@ -64,14 +64,14 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Judged:
+class ChosenSpace:
     """The space of a set, and sentences for the user."""
 
     space: Space
     notes: tuple[str, ...]
 
 
-def judge(
+def choose_space(
     stored: StoredSet,
     subject: Subject,
     *,
@@ -81,7 +81,7 @@ def judge(
     declared: Space | None = None,
     order: tuple[int, ...] | None = None,
     force: bool = False,
-) -> Judged:
+) -> ChosenSpace:
     """Choose the space and compare the teacher's predictions with the labels; without `teacher`, use the pixels only.
 
     `whole`: the file's own pixels, if `stored` contains parts cut from them and enlarged. `real`: images in the
@@ -107,7 +107,7 @@ def judge(
     if refused is not None:
         require(force, *refused)
         notes.append(f"{subject.what} is taken by force: {refused[0]} is {refused[1]}; {refused[2]}")
-    return Judged(space, (summary + analysis.reason(space), *notes, *analysis.doubts(space)))
+    return ChosenSpace(space, (summary + analysis.reason(space), *notes, *analysis.doubts(space)))
 
 
 Refusal = tuple[str, object, str]
@@ -198,7 +198,7 @@ class _Analysis:
         assert self.teacher is not None
         if space not in self._predictions:
             images = space.convert(self.stored.pixels[self.rows], self.subject.mean, self.subject.std)
-            self._predictions[space] = self.teacher.answers(images.to(self.teacher.device)).argmax(1).cpu()
+            self._predictions[space] = self.teacher.batched_logits(images.to(self.teacher.device)).argmax(1).cpu()
         return self._predictions[space]
 
     def recognition(self, space: Space) -> Recognition:

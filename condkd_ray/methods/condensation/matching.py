@@ -124,7 +124,7 @@ class Joint(Condensation):
 def matching_loss(real: Tensor, synthetic: Tensor) -> Tensor:
     """Sum over classes of the squared distance of mean embeddings: (K, N, D) and (K, M, D) to a scalar.
 
-    Summed over the features too, as in the official code, where the paper writes a norm.
+    Summed over the features too, as in the official code; the paper writes a norm.
     """
     return (real.mean(1) - synthetic.mean(1)).square().sum()
 
@@ -183,7 +183,7 @@ class DistributionMatching(Joint):
             optimizer.step()
             meter.add(matching=loss)
             on_step(iteration + 1, self.iterations)
-        meter.read()  # raises where a loss was not finite, naming the iteration
+        meter.read()  # raises if a loss was not finite, naming the iteration
         return images.detach()
 
     def _loss(
@@ -297,7 +297,7 @@ class GradientMatching(Joint):
                 optimizer.step()
                 meter.add(matching=loss)
             on_step(iteration + 1, self.iterations)
-        meter.read()  # raises where a loss was not finite, naming the step
+        meter.read()  # raises if a loss was not finite, naming the step
         return images.detach()
 
     def _used(self, num_classes: int, rng: Streams) -> Tensor:

@@ -176,5 +176,5 @@ class SqueezeRecover(Condensation):
                 images.copy_(torch.minimum(torch.maximum(images, darkest), brightest))
             meter.add(ce=ce, bn=bn, tv=tv)
             on_step(number * self.iterations + iteration + 1, self.ipc * self.iterations)
-        meter.read()  # raises where a loss was not finite, naming the term
+        meter.read()  # raises if a loss was not finite, naming the term
         return images.detach()

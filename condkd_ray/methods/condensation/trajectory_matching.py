@@ -173,7 +173,7 @@ class TrajectoryMatching(Joint):
             optimizer.step()
             meter.add(trajectory=loss, step_size=step_size)
             on_step(self.experts * self.expert_epochs + iteration + 1, self._total_steps)
-        meter.read()  # raises where a loss was not finite, naming the iteration
+        meter.read()  # raises if a loss was not finite, naming the iteration
         return images.detach()
 
     @property

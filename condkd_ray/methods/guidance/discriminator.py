@@ -137,7 +137,7 @@ class Discriminator(Guidance[DiscriminatorState]):
     """`host` and `dsa` give D both sides under the same kind of augmentation: the host's, which needs one teacher pass
     over the fakes, or DSA. `condensed` applies DSA to the condensed side only, and D can succeed by that difference:
     for perfect fakes, that is held-out real images, its accuracy was 0.638, against 0.590 with `host` and 0.554 with
-    `dsa`, where chance is 0.5."""
+    `dsa`; chance is 0.5."""
     condition: Condition = "projection"
     """Form of the class condition in D: a second head, a projection of the label, one logit per class, or none. `none`
     is marginal alignment, whatever `alignment` is, and is the only condition accepted with `alignment: marginal`.

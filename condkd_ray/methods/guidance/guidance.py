@@ -185,7 +185,7 @@ class Guidance(Method, ABC, Generic[State]):
         found = {
             f"stages_weight {self.stages_weight:g} without stages": self.stages_weight != 1 and not self.stages,
             "stage_covariances without stages": covariances and not self.stages,
-            "stage_covariances where no covariance is compared": covariances and self.stages and not compared,
+            "stage_covariances although no covariance is compared": covariances and self.stages and not compared,
         }
         return tuple(f"guidance {what}" for what, without_effect in found.items() if without_effect)
 
@@ -220,7 +220,7 @@ class Guidance(Method, ABC, Generic[State]):
     def evaluate_held_out(
         self, state: State, learnt: Tensor, held_out: Tensor, fakes: Tensor, labels: Tensor, *, rng: torch.Generator
     ) -> dict[str, Tensor]:
-        """Return terms, recorded once a round, on condensed images held out from learning; the state is unchanged.
+        """Return terms, recorded once per round, on condensed images held out from learning; the state is unchanged.
 
         `held_out` (M, D): features of the held-out images under the condensed side's augmentation. `fakes` (M, D): the
         same images under the fakes' augmentation, as a perfect generator would make them. `learnt` (M, D): images that

@@ -56,7 +56,7 @@ class Cmi(Conditional[CmiState]):
     r"""Optimises a new generator and its latents each round, so that the images differ from all earlier ones.
 
     Minimises bn \sum_l ||BN_l(x) - BN_l|| + oh CE(f_T(x), y) + adv A(f_S(x), f_T(x)) + cr C + guide(x, y) over the
-    shifted and flipped images x, the global view. A is minus KL(f_T(x) || f_S(x)) where teacher and student predict the
+    shifted and flipped images x, the global view. A is minus KL(f_T(x) || f_S(x)) if teacher and student predict the
     same class, else 0. C is InfoNCE between the global view and a local one, a random resized crop. It compares the
     outputs of a head, whose inputs are each image's channel means at the inputs of the teacher's `layers`; images of
     earlier rounds serve as negatives. The images of the step with the lowest loss are kept, and their features go into

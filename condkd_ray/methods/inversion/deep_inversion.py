@@ -43,7 +43,7 @@ class DeepInversion(Pixelwise):
     tv_weight: float = 1e-3
     l2_weight: float = 0.0
     adv_weight: float = 0.0
-    """Weight of ADI's competition term. As released, 0 for CIFAR, where the student is then not evaluated, and 0.2 for
+    """Weight of ADI's competition term. As released: 0 for CIFAR, so that the student is not evaluated, and 0.2 for
     ImageNet."""
     temperature: float = 3.0
     """Temperature of the softmax in JS."""

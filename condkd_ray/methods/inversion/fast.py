@@ -49,10 +49,10 @@ class FastState:
 
 @dataclass(frozen=True, kw_only=True)
 class Fast(Conditional[FastState]):
-    r"""A clone of the generator and new latents take a few Adam steps a round; their gradients update the original.
+    r"""A clone of the generator takes a few Adam steps per round, with new latents; these update the original generator.
 
     Minimises bn \sum_l ||BN_l(x) - BN_l|| + oh CE(f_T(x), y) + adv A(f_S(x), f_T(x)) + guide(x, y). BN_l(x) is averaged
-    with the statistics of earlier rounds; A is minus KL(f_T(x) || f_S(x)) where teacher and student predict the same
+    with the statistics of earlier rounds; A is minus KL(f_T(x) || f_S(x)) if teacher and student predict the same
     class, else 0. The original generator then takes one Adam step at rate `lr * steps` (see `meta`). The images of the
     step with the lowest loss are kept. Departure: the official code already uses A in the last round of the warm-up.
     """

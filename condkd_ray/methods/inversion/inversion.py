@@ -67,7 +67,7 @@ class Inversion(Method, ABC, Generic[State]):
 
     @property
     def labels_by_teacher(self) -> bool:
-        """True if the teacher's argmax becomes the label of each image: by default where targets are not used."""
+        """True if the teacher's argmax becomes the label of each image: by default if targets are not used."""
         return self.uses_targets == "none"
 
     @property

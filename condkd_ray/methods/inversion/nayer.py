@@ -66,7 +66,7 @@ class Nayer(Conditional[NayerState]):
     r"""Images of one class differ by a noisy layer, drawn each round, through which the class embedding passes.
 
     Minimises bn \sum_l ||BN_l(x) - BN_l|| + oh CE(f_T(x), y) + adv A(f_S(x), f_T(x)) + guide(x, y). BN_l(x) is averaged
-    with the statistics of earlier rounds; A is minus KL(f_T(x) || f_S(x)) where teacher and student predict the same
+    with the statistics of earlier rounds; A is minus KL(f_T(x) || f_S(x)) if teacher and student predict the same
     class, else 0. The first image of each class uses the first noisy layer, the second image the second layer, and so
     on; the layers are trained with the generator.
 

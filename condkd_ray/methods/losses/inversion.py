@@ -73,7 +73,7 @@ def total_variation(images: Tensor) -> Tensor:
 
 
 def disagreement(student: Tensor, teacher: Tensor) -> Tensor:
-    """Minus KL(teacher || student) where both predict the same class, else 0; (B, K) logits to (B,).
+    """Minus KL(teacher || student) if both predict the same class, else 0; (B, K) logits to (B,).
 
     It makes images harder for the student, but only as long as their class stays (CMI, Fast, NAYER: `adv`).
     Differentiable in both logits, as in the released codes of all three.

@@ -166,7 +166,7 @@ class DeviceRows:
             parts = moved(self._host.gather(ids), self._device)
         self._copies.awaited()
         for made in (places, *columns(parts)):
-            self._copies.hand_over(made)
+            self._copies.keep_until_used(made)
         for column, part in zip(columns(found), columns(parts), strict=True):
             column.index_copy_(0, places, part)
 
@@ -217,8 +217,8 @@ class DeviceRows:
         with self._copies.copying(after_all=True):
             places = sent(torch.from_numpy(rows), self._device)
             for column, part in zip(columns(self._columns), columns(chunk), strict=True):
-                self._copies.lend(column)
-                self._copies.lend(part)
+                self._copies.keep_until_copied(column)
+                self._copies.keep_until_copied(part)
                 column.index_copy_(0, places, sent(part, self._device))
 
 

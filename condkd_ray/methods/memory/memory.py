@@ -30,8 +30,8 @@ State = TypeVar("State")
 class Draw(NamedTuple):
     """Drawn samples, their ids (n,) and importance weights (n,).
 
-    An id is -1 if the sample is in no store; weights are ones if all samples count the same. Ids lie where they were
-    drawn: on the CPU, or on the device if the draw depends on the student's outputs.
+    An id is -1 if the sample is in no store; weights are ones if all samples count the same. Ids are on
+    the CPU, or on the device if the draw depends on the student's outputs.
     """
 
     samples: Samples

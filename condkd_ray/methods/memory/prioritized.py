@@ -82,7 +82,7 @@ class Prioritized(ReplayMemory[PrioritizedState]):
     def init(self, teacher: Teacher, rng: Streams) -> PrioritizedState:
         """Return an empty memory. Raises `InputError` if it has no room for one sample of each class."""
         size, least = teacher.train_size, teacher.num_classes
-        accepted = f"at least {least / size:.2g}: {least} samples, one a class, where the train set has {size}"
+        accepted = f"at least {least / size:.2g}: {least} samples, one per class, of {size} train images"
         require(self.capacity(teacher) >= least, "prioritized scale", self.scale, accepted)
         none = torch.empty(0, dtype=torch.float64, device=rng.device)
         return PrioritizedState(no_ids().to(rng.device), none, none.clone())

@@ -64,7 +64,7 @@ def save(out: Path, drawn: Mapping[str, Figure | None]) -> None:
 def draw(records: Sequence[Record], manifest: Manifest) -> dict[str, Figure | None]:
     """Return the figures by the names of their files; None for a figure without data."""
     finished = [record for record in records if record.status == "finished"]
-    styles = arm_looks(records, manifest)
+    styles = arm_styles(records, manifest)
     ipcs = {trial["ipc"] for trial in manifest.planned} | {record.ipc for record in records}
     accuracy = _accuracy_figure if len(ipcs - {0}) > 1 else dots_figure
     return {
@@ -75,9 +75,9 @@ def draw(records: Sequence[Record], manifest: Manifest) -> dict[str, Figure | No
     }
 
 
-def arm_looks(records: Sequence[Record], manifest: Manifest) -> style.Looks:
-    """Return the looks of all planned and recorded arms, so that no look changes while an experiment runs."""
-    return style.looks([*(trial["arm"] for trial in manifest.planned), *(record.arm for record in records)])
+def arm_styles(records: Sequence[Record], manifest: Manifest) -> style.ArmStyles:
+    """Return the styles of all planned and recorded arms, so that none changes while an experiment runs."""
+    return style.arm_styles([*(trial["arm"] for trial in manifest.planned), *(record.arm for record in records)])
 
 
 def _tested(records: Sequence[Record]) -> Found:
@@ -86,11 +86,11 @@ def _tested(records: Sequence[Record]) -> Found:
     return {key: np.array([100 * one.metrics[ACCURACY] for one in members]) for key, members in found.items()}
 
 
-def _accuracy_figure(records: Sequence[Record], manifest: Manifest, looks: style.Looks) -> Figure | None:
+def _accuracy_figure(records: Sequence[Record], manifest: Manifest, styles: style.ArmStyles) -> Figure | None:
     found = _tested(records)
     if not found:
         return None
-    levels, curves = _levels(found, manifest, looks), _curves(found)
+    levels, curves = _levels(found, manifest, styles), _curves(found)
     limits = _limits(levels, curves)
     figure, panels = style.canvas(3.5, (1, 3.2) if len(limits) > 1 else (1,))
     ipcs = sorted({ipc for _, ipc in found if ipc})
@@ -101,7 +101,7 @@ def _accuracy_figure(records: Sequence[Record], manifest: Manifest, looks: style
         labels += [_draw_level(axes, level) for level in levels if bounds[0] <= level.mean <= bounds[1]]
     for place, (arm, points) in enumerate(curves.items()):
         aside = _dodge(len(curves)) * (place - (len(curves) - 1) / 2)
-        labels.append(_draw_curve(panels[-1], arm, points, looks[arm], aside))
+        labels.append(_draw_curve(panels[-1], arm, points, styles[arm], aside))
     if len(panels) > 1:
         _mark_break(panels)
     figure.supylabel("test accuracy (%)", x=0.012, y=0.585, fontsize=8)
@@ -109,11 +109,11 @@ def _accuracy_figure(records: Sequence[Record], manifest: Manifest, looks: style
     return style.finished(figure, _over_seeds(found, bool(curves)) + axis, labels)
 
 
-def _levels(found: Found, manifest: Manifest, looks: style.Looks) -> list[_Level]:
+def _levels(found: Found, manifest: Manifest, styles: style.ArmStyles) -> list[_Level]:
     levels = []
     for (arm, ipc), values in found.items():
         if ipc == 0:
-            mean, std, color = float(values.mean()), style.deviation(values), looks[arm][0]
+            mean, std, color = float(values.mean()), style.deviation(values), styles[arm][0]
             none = arm == "none"
             label = style.name(arm) if none else f"{style.name(arm)}, {mean:.1f}"
             levels.append(_Level(label, color, "-" if none else "-.", mean, std, reference=not none))
@@ -185,10 +185,10 @@ def _draw_level(axes: Axes, level: _Level) -> style.Label:
 
 
 def _draw_curve(
-    axes: Axes, arm: str, points: Mapping[int, np.ndarray], look: tuple[str, str], aside: float
+    axes: Axes, arm: str, points: Mapping[int, np.ndarray], arm_style: tuple[str, str], aside: float
 ) -> style.Label:
     """Draw an arm's curve, its error bars and its single seeds, shifted by the share `aside` of the axis."""
-    color, marker = look
+    color, marker = arm_style
     left, right = axes.get_xlim()
     at = np.array(list(points)) * (right / left) ** aside
     for x, seeds in zip(at * (right / left) ** (0.4 * _DODGE), points.values(), strict=True):
@@ -219,7 +219,7 @@ def _over_seeds(found: Found, points: bool, spread: str = "bars and bands") -> s
     return style.over_seeds(counts, " (small points: single seeds)" if points and counts != {1} else "", spread)
 
 
-def dots_figure(records: Sequence[Record], manifest: Manifest, looks: style.Looks) -> Figure | None:
+def dots_figure(records: Sequence[Record], manifest: Manifest, styles: style.ArmStyles) -> Figure | None:
     """Draw a row per arm, for experiments with at most one IPC; None without a tested trial.
 
     A row shows the mean, the standard deviation and the single seeds; the baseline's mean is a vertical line.
@@ -233,17 +233,17 @@ def dots_figure(records: Sequence[Record], manifest: Manifest, looks: style.Look
     figure, axes = style.rows(labels)
     low, high = _row_limits(found)
     for place, ((arm, _), values) in enumerate(found.items()):
-        _draw_row(axes, place, values, looks[arm], high)
+        _draw_row(axes, place, values, styles[arm], high)
         if arm == manifest.baseline and values.mean() <= high:
-            axes.axvline(float(values.mean()), color=looks[arm][0], lw=0.9, ls="--", zorder=1)
+            axes.axvline(float(values.mean()), color=styles[arm][0], lw=0.9, ls="--", zorder=1)
     axes.set_xlim(low, high)
     ipc = max(ipc for _, ipc in found)
     axes.set_xlabel(f"test accuracy (%){f' at IPC {ipc}' if ipc else ''}")
     return style.finished(figure, _rows_caption(found, arms, manifest))
 
 
-def _draw_row(axes: Axes, place: int, values: np.ndarray, look: tuple[str, str], high: float) -> None:
-    color, marker = look
+def _draw_row(axes: Axes, place: int, values: np.ndarray, arm_style: tuple[str, str], high: float) -> None:
+    color, marker = arm_style
     mean, std = float(values.mean()), style.deviation(values)
     text = f"{mean:.1f}" + (f" ± {std:.1f}" if len(values) > 1 else "")
     axes.text(1.02, place, text, transform=axes.get_yaxis_transform(), va="center", color=style.dark(color))

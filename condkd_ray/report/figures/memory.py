@@ -16,7 +16,7 @@ _WHISKERS = 25
 """Error bars are drawn up to this number of bars; more of them would overlap."""
 
 
-def held_figure(records: Sequence[Record], looks: style.Looks) -> Figure | None:
+def held_figure(records: Sequence[Record], styles: style.ArmStyles) -> Figure | None:
     """Draw a row per arm, at the largest IPC or without condensed images; None if no memory held any image."""
     largest, at = style.largest_ipc(records)
     found = style.at_ipc([record for record in records if record.outcome.held], largest)
@@ -29,7 +29,7 @@ def held_figure(records: Sequence[Record], looks: style.Looks) -> Figure | None:
     figure, drawn = style.panels((style.WIDE, height), len(found), 2, place, sharex="col")
     lines = list(zip(drawn[::2], drawn[1::2], strict=True))
     for row, (arm, members) in zip(lines, found.items(), strict=True):
-        color = looks[arm][0]
+        color = styles[arm][0]
         shares = [_shares(members, kind) for kind in ("class", "confidence")]
         for axes, values in zip(row, shares, strict=True):
             _bars(axes, values, color)

@@ -26,7 +26,7 @@ _MOST_BANDS = 6
 """Bands are drawn up to this number of arms; more of them would hide one another."""
 
 
-def curves_figure(records: Sequence[Record], looks: style.Looks) -> Figure | None:
+def curves_figure(records: Sequence[Record], styles: style.ArmStyles) -> Figure | None:
     """Draw the test accuracy of the arms at the largest IPC or without condensed images; None if never measured."""
     largest, at = style.largest_ipc(records)
     arms = style.at_ipc(records, largest)
@@ -34,7 +34,7 @@ def curves_figure(records: Sequence[Record], looks: style.Looks) -> Figure | Non
     if not shown:
         return None
     figure, (axes,) = style.canvas(max(3.0, 0.6 + 0.17 * len(shown)))
-    labels = [_draw(axes, arm, rounds, 100 * values, looks, len(shown)) for arm, (rounds, values) in shown.items()]
+    labels = [_draw(axes, arm, rounds, 100 * values, styles, len(shown)) for arm, (rounds, values) in shown.items()]
     images = test_images([record for members in arms.values() for record in members])
     axes.set(xlabel=f"round (measured on {images} test images)", ylabel="test accuracy (%)")
     style.whole_numbers(axes, 8)
@@ -42,7 +42,7 @@ def curves_figure(records: Sequence[Record], looks: style.Looks) -> Figure | Non
     return style.finished(figure, f"Measured during training{at}. {seeds}", labels)
 
 
-def diagnosis_figure(records: Sequence[Record], looks: style.Looks) -> Figure | None:
+def diagnosis_figure(records: Sequence[Record], styles: style.ArmStyles) -> Figure | None:
     """Draw a panel per metric of the diagnosis, for the same arms; None if no metric was recorded."""
     largest, at = style.largest_ipc(records)
     trials = style.at_ipc(records, largest)
@@ -56,7 +56,7 @@ def diagnosis_figure(records: Sequence[Record], looks: style.Looks) -> Figure | 
         axes.set_title(_PANELS[metric], fontsize=8, loc="left")
         style.whole_numbers(axes, 5)
         for arm, (rounds, values) in curves.items():
-            _draw(axes, arm, rounds, values, looks, len(arms))
+            _draw(axes, arm, rounds, values, styles, len(arms))
         if metric in _AS_REAL:
             axes.axhline(1.0, color=style.GREY, lw=0.7, ls=":", zorder=1)
     lines = {line.get_label(): line for axes in panels for line in axes.get_lines()}
@@ -90,10 +90,10 @@ def _by_arm(trials: Mapping[str, Sequence[Record]], metric: str) -> dict[str, tu
 
 
 def _draw(
-    axes: Axes, arm: str, rounds: Sequence[int], values: np.ndarray, looks: style.Looks, arms: int
+    axes: Axes, arm: str, rounds: Sequence[int], values: np.ndarray, styles: style.ArmStyles, arms: int
 ) -> style.Label:
     """Draw an arm's curve, with its band if there are few arms."""
-    (color, marker), line = looks[arm], "-." if arm == "real" else "-"
+    (color, marker), line = styles[arm], "-." if arm == "real" else "-"
     mean = values.mean(0)
     style.grid(axes, "y")
     axes.plot(rounds, mean, color=color, ls=line, lw=1.3, marker=marker, markevery=[-1], ms=4, label=arm)

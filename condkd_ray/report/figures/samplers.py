@@ -102,11 +102,11 @@ def _paired(differences: np.ndarray) -> str:
 @style.styled
 def draw(path: Path, curves: Curves, first: int, objective: str) -> None:
     """Draw each seed as a thin line and their mean as a thick one; the common first trials are shaded."""
-    looks = style.looks(curves)
+    styles = style.arm_styles(curves)
     figure, (axes,) = style.canvas(3.0)
     labels = []
     for name, found in curves.items():
-        numbers, (color, _) = np.arange(1, found.shape[1] + 1), looks[name]
+        numbers, (color, _) = np.arange(1, found.shape[1] + 1), styles[name]
         axes.plot(numbers, found.T, color=color, lw=0.5, alpha=0.4, drawstyle="steps-post")
         axes.plot(numbers, found.mean(0), color=color, lw=1.6, drawstyle="steps-post")
         labels.append(style.Label(axes, numbers[-1], found[:, -1].mean(), name, color))

@@ -17,26 +17,26 @@ COLOURS = (_BLUE, _ORANGE, "#009E73", "#CC79A7")
 
 
 @style.styled
-def proxy_plot(records: Sequence[Record], proxy: str, looks: style.Looks | None) -> Figure | None:
-    """Draw a point per trial, coloured by arm if `looks` is given; None if fewer than two trials have both metrics."""
+def proxy_plot(records: Sequence[Record], proxy: str, styles: style.ArmStyles | None) -> Figure | None:
+    """Draw a point per trial, coloured by arm if `styles` is given; None if fewer than two trials have both metrics."""
     shown = [one for one in records if np.isfinite([one.metrics.get(key, np.nan) for key in (proxy, ACCURACY)]).all()]
     if len(shown) < 2:
         return None
     figure, (axes,) = style.canvas(3.4)
-    arms = sorted({one.arm for one in shown}, key=list(looks).index) if looks else [""]
+    arms = sorted({one.arm for one in shown}, key=list(styles).index) if styles else [""]
     labels = []
     for arm in arms:
-        members = [one for one in shown if not looks or one.arm == arm]
-        color, marker = looks[arm] if looks else (_BLUE, "o")
+        members = [one for one in shown if not styles or one.arm == arm]
+        color, marker = styles[arm] if styles else (_BLUE, "o")
         x, y = (np.array([one.metrics[key] for one in members]) for key in (proxy, ACCURACY))
         # A star needs a larger size, because its points are thin.
         size = 8.5 if marker == "*" else 4.5
         axes.plot(x, 100 * y, **style.POINT, marker=marker, ms=size, mew=0.5, color=color, alpha=0.85)
         last = int(x.argmax())
-        labels += [style.Label(axes, float(x[last]), float(100 * y[last]), style.name(arm), color)] if looks else []
+        labels += [style.Label(axes, float(x[last]), float(100 * y[last]), style.name(arm), color)] if styles else []
     _frame(axes, proxy, "test accuracy (%)")
     ties = " A label's line ends at the rightmost point of its arm." if labels else ""
-    caption = f"n = {len(shown)} trials, a point each.{ties}"
+    caption = f"n = {len(shown)} trials, one point each.{ties}"
     return style.finished(figure, caption, labels if len(labels) <= 14 else ())
 
 
@@ -56,7 +56,7 @@ def course_plot(values: Sequence[float], direction: str, objective: str) -> Figu
     axes.step(numbers, best, where="post", color=_BLUE, lw=1.4)
     _frame(axes, "trial, in the order of proposals", objective)
     labels = [style.Label(axes, numbers[-1], best[-1], "best so far", _BLUE)]
-    return style.finished(figure, f"n = {int(np.isfinite(found).sum())} finished trials, a point each.", labels)
+    return style.finished(figure, f"n = {int(np.isfinite(found).sum())} finished trials, one point each.", labels)
 
 
 @style.styled
@@ -71,7 +71,7 @@ def rounds_plot(curves: Mapping[str, tuple[Sequence[int], Sequence[float]]], obj
         labels += [style.Label(axes, rounds[-1], values[-1], trial, color)] if place < named else []
     style.whole_numbers(axes, 8)
     _frame(axes, "round", objective)
-    caption = f"n = {len(curves)} trials, a line each; the best in colours, dots where a trial ended."
+    caption = f"n = {len(curves)} trials, one line each; the best in colours; a dot marks the end of a trial."
     return style.finished(figure, caption, labels)
 
 

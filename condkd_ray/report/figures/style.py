@@ -1,4 +1,4 @@
-"""The style that all figures share: looks of arms, panels, axes, labels that do not overlap, reproducible files."""
+"""The style that all figures share: styles of arms, panels, axes, labels that do not overlap, reproducible files."""
 
 import io
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,12 +31,13 @@ POINT: Any = {"ls": "", "mec": "white"}
 """Style of a marker without a line; the white edge separates it from others."""
 GREY = "#555555"
 # The colours of Okabe and Ito, which colour-blind readers can distinguish; in grey, the markers differ.
-_LOOK = {
+_STANDARD = {
     "none": (GREY, "o"), "condensed_only": ("#E69F00", "s"), "mixed": ("#0072B2", "o"),
     "mixed_prior": ("#56B4E9", "P"), "guided": ("#D55E00", "D"), "guided_only": ("#CC79A7", "^"),
     "real": ("#009E73", "v"),
 }  # fmt: skip
-# Looks of other arms: first two that no standard arm has, then those of absent standard arms, then Tol's muted colours.
+# Other arms first get two styles that no standard arm has, then those of absent standard arms, then Tol's muted
+# colours.
 _SPARE = (("#A08A00", "X"), ("#000000", "*"))
 _MORE = (
     *(("#332288", "h"), ("#AA4499", "p"), ("#44AA99", "<"), ("#882255", ">"), ("#999933", "d"), ("#6699CC", "H")),
@@ -49,7 +50,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 0.105, 0.735, 0.97, 0.2
 _DPI = 200
 _WIDTH, WIDE = 5.5, 7.2
 """Widths of figures in inches: most figures, and figures with panels side by side."""
-Looks = Mapping[str, tuple[str, str]]
+ArmStyles = Mapping[str, tuple[str, str]]
 """Colour and marker of each arm."""
 
 
@@ -78,15 +79,15 @@ def name(arm: str) -> str:
     return _NAMES.get(arm, arm)
 
 
-def looks(arms: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Return a look for each arm: a fixed one for a standard arm, and for others, in their order, an unused one."""
+def arm_styles(arms: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Return a style for each arm: a fixed one for a standard arm, and for others, in their order, an unused one."""
     named = sorted(set(arms), key=arm_rank)
-    free = [*_SPARE, *(look for arm, look in _LOOK.items() if arm not in named and arm != "none"), *_MORE]
-    others = [arm for arm in named if arm not in _LOOK]
-    # Once all free looks are used, their colours are combined with other markers.
+    free = [*_SPARE, *(arm_style for arm, arm_style in _STANDARD.items() if arm not in named and arm != "none"), *_MORE]
+    others = [arm for arm in named if arm not in _STANDARD]
+    # Once all free styles are used, their colours are combined with other markers.
     markers = [marker for _, marker in free]
     given = {arm: (free[i % len(free)][0], markers[(i + i // len(free)) % len(free)]) for i, arm in enumerate(others)}
-    return {arm: _LOOK[arm] if arm in _LOOK else given[arm] for arm in named}
+    return {arm: _STANDARD[arm] if arm in _STANDARD else given[arm] for arm in named}
 
 
 def dark(color: str) -> tuple[float, ...]:
@@ -188,7 +189,7 @@ def _place(figure: Figure, labels: Sequence[Label]) -> None:
     share = _widened(figure, max(text.get_window_extent().width for text in texts) / figure.dpi)
     to_figure = figure.transFigure.inverted()
     anchors = [to_figure.transform(label.axes.transData.transform((label.x, label.y))) for label in labels]
-    heights = keep_apart([float(y) for _, y in anchors], _GAP / figure.get_figheight(), _BOTTOM, _TOP - 0.01)
+    heights = separated([float(y) for _, y in anchors], _GAP / figure.get_figheight(), _BOTTOM, _TOP - 0.01)
     for label, text, (x, y), height in zip(labels, texts, anchors, heights, strict=True):
         text.set_position((share * (_RIGHT + 0.035), height))
         ends = [x, share * (_RIGHT + 0.028)]
@@ -210,7 +211,7 @@ def _widened(figure: Figure, label: float) -> float:
     return share
 
 
-def keep_apart(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+def separated(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
     """Return positions in [low, high], at least `gap` apart and in the order of `wanted`, closest in least squares."""
     if not wanted:
         return []

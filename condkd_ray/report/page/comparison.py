@@ -15,12 +15,12 @@ from condkd_ray.report.page import sections
 from condkd_ray.report.page.elements import Code, Element, Page, Rows, Section, Text
 from condkd_ray.report.page.images import vector
 from condkd_ray.report.page.search import best
-from condkd_ray.report.page.summary import caution, facts, forest, judgement
+from condkd_ray.report.page.summary import caution, facts, forest, outcome_clause
 from condkd_ray.report.results import Results, read
-from condkd_ray.report.statistics import ACCURACY, Difference, difference, judged
+from condkd_ray.report.statistics import ACCURACY, Difference, difference, with_p_values
 from condkd_ray.report.tables import arms as tables
 from condkd_ray.report.tables import search, teachers
-from condkd_ray.report.tables.table import CPU, Table, count, over, place, shown
+from condkd_ray.report.tables.table import CPU, Table, count, mean_text, over, place
 
 LEAVES = 10
 """Number of changed config fields shown at the head of the page."""
@@ -83,7 +83,7 @@ def page(out: Path, other: Path) -> Page:
     sides = {A: first, B: second}
     _check(first, second)
     pairing = Pairing([], [], {}) if first.searching else paired(first.records, second.records)
-    found = judged(differences(pairing, first.manifest.test_labels))
+    found = with_p_values(differences(pairing, first.manifest.test_labels))
     searched = [f"{letter}: {best(side)[0]}" for letter, side in sides.items() if side.searching]
     return Page(
         name=f"{A}: {out}   |   {B}: {other}",
@@ -116,7 +116,7 @@ def _unequal(ours: Mapping[str, str], theirs: Mapping[str, str], absent: str) ->
 
 
 def _both(ours: Mapping[str, str], theirs: Mapping[str, str], absent: str) -> dict[str, Change]:
-    """Return the values of each key in A and in B; `absent` where one has none."""
+    """Return the values of each key in A and in B; `absent` for a run without the key."""
     return {key: (ours.get(key, absent), theirs.get(key, absent)) for key in {**ours, **theirs}}
 
 
@@ -140,7 +140,7 @@ def _verdict(found: Sequence[Difference]) -> list[str]:
     if all(one.mean == 0 and one.std in (None, 0) for one in found):
         return ["Each trial that is in both runs has the same test accuracy in both."]
     arms = [replace(one, left=one.left.removesuffix(f": {B}")) for one in found]
-    return [f"{B} against {A}, {judgement(arms)}.", *caution(arms)]
+    return [f"{B} against {A}, {outcome_clause(arms)}.", *caution(arms)]
 
 
 def _side_by_side(first: Results, second: Results) -> list[Element]:
@@ -150,8 +150,8 @@ def _side_by_side(first: Results, second: Results) -> list[Element]:
     for arm, ipc in {**first.groups, **second.groups}:
         both = [side.groups.get((arm, ipc), []) for side in sides]
         numbers = [str(count(members)) for members in both]
-        accuracies = [shown(over(members, ACCURACY), count(members), factor=100) for members in both]
-        seconds = [shown(over(members, CPU), len(members), digits=1) for members in both]
+        accuracies = [mean_text(over(members, ACCURACY), count(members), factor=100) for members in both]
+        seconds = [mean_text(over(members, CPU), len(members), digits=1) for members in both]
         rows.append([*place(name(arm), ipc), *numbers, *accuracies, *seconds])
     legend = "Mean ± standard deviation over n seeds; a dash: the run does not have this arm."
     return [Rows(Table("Arms side by side", header, rows, legend, keys=2))]

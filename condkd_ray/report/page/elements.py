@@ -11,7 +11,7 @@ from condkd_ray.report.tables.table import Table, chance
 
 LONG = 30
 """Rows of a table that are shown; further ones are folded."""
-SURE = 0.05
+SIGNIFICANCE = 0.05
 """Significance level: a difference with a smaller corrected p is marked as better or worse."""
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#A08A00", "#999999")
 
@@ -124,9 +124,9 @@ class Page:
     """Notice that the results are not final; "" if they are."""
 
 
-def mood(one: Difference) -> str:
-    """Return "better" or "worse" if the corrected p-value is below `SURE`, otherwise "open"."""
-    if one.p is None or one.p >= SURE:
+def outcome(one: Difference) -> str:
+    """Return "better" or "worse" if the corrected p-value is below `SIGNIFICANCE`, otherwise "open"."""
+    if one.p is None or one.p >= SIGNIFICANCE:
         return "open"
     return "better" if one.mean > 0 else "worse"
 
@@ -143,7 +143,7 @@ def rendered(page: Page) -> bytes:
     templates = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    templates.filters.update(kind=lambda element: type(element).__name__, points=points, chance=chance, mood=mood)
+    templates.filters.update(kind=lambda element: type(element).__name__, points=points, chance=chance, outcome=outcome)
     sections = [section for section in page.sections if section.elements]
     html = templates.get_template("page.html").render(page=page, sections=sections, palette=PALETTE)
     return (html.rstrip() + "\n").encode()

@@ -16,8 +16,8 @@ from condkd_ray.report.tables import arms, teachers
 
 def page(results: Results, drawn: Mapping[str, Figure | None]) -> Page:
     """Return the page: the tables of `report.tables`, and `drawn`, the figures of `report.figures.accuracy`."""
-    shown = at_largest(results.judged)
-    looks = accuracy.arm_looks(results.records, results.manifest)
+    shown = at_largest(results.differences)
+    styles = accuracy.arm_styles(results.records, results.manifest)
     by_arm = {f"{name(arm)}{f', IPC {ipc}' if ipc else ''}": one for (arm, ipc), one in results.groups.items()}
     lead: list[Element] = [forest(shown, teachers.sentence(results))] if shown else []
     return Page(
@@ -29,7 +29,7 @@ def page(results: Results, drawn: Mapping[str, Figure | None]) -> Page:
         lead=[*lead, *vector(drawn["figure"], "test accuracy of each arm")],
         sections=[
             Section("Accuracy", tables(arms.accuracy_table(results))),
-            Section("Paired differences", tables(arms.difference_table(results.judged))),
+            Section("Paired differences", tables(arms.difference_table(results.differences))),
             Section(
                 "Each teacher's students",
                 tables(teachers.accuracy_table(results), teachers.difference_table(results)),
@@ -38,7 +38,7 @@ def page(results: Results, drawn: Mapping[str, Figure | None]) -> Page:
                 "Over the rounds",
                 [*vector(drawn["curves"], "test accuracy over the rounds"), *tables(arms.rounds_table(results))],
             ),
-            Section("Images", grids(results.out, results.finished, looks)),
+            Section("Images", grids(results.out, results.finished, styles)),
             Section(
                 "Where the synthetic images lie",
                 [
@@ -47,9 +47,9 @@ def page(results: Results, drawn: Mapping[str, Figure | None]) -> Page:
                     *tables(arms.places_table(results)),
                 ],
             ),
-            sections.proxy(results, looks),
+            sections.proxy(results, styles),
             sections.cost(by_arm),
-            sections.trouble(results),
+            sections.failed_trials(results),
             Section("Notes", [Text(line) for line in arms.notes(results)]),
             sections.repeat(results),
         ],

@@ -9,7 +9,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from condkd_ray.core.records import Record, grid_path
-from condkd_ray.report.figures.style import STYLE, Looks, name
+from condkd_ray.report.figures.style import STYLE, ArmStyles, name
 from condkd_ray.report.page.elements import Element, Gallery, Picture, Text
 
 MOST = 12
@@ -21,7 +21,7 @@ _WHAT = (
 
 
 def vector(figure: Figure | None, words: str, caption: str = "") -> list[Element]:
-    """Return a figure as SVG with letters as paths, so that it looks the same everywhere; [] for None."""
+    """Return a figure as SVG with letters as paths, so that it styles the same everywhere; [] for None."""
     if figure is None:
         return []
     buffer = io.BytesIO()
@@ -30,13 +30,13 @@ def vector(figure: Figure | None, words: str, caption: str = "") -> list[Element
     return [Picture(_uri(buffer.getvalue(), "svg+xml"), words, caption)]
 
 
-def grids(out: Path, records: Sequence[Record], looks: Looks) -> list[Element]:
+def grids(out: Path, records: Sequence[Record], styles: ArmStyles) -> list[Element]:
     """Return the image grids of one trial per arm: at the arm's largest IPC, the first seed that has a grid."""
     chosen: dict[str, Record] = {}
     for record in sorted(records, key=lambda one: (-one.ipc, one.seed)):
         if grid_path(out, record.config_hash).is_file():
             chosen.setdefault(record.arm, record)
-    return gallery(out, [chosen[arm] for arm in looks if arm in chosen])
+    return gallery(out, [chosen[arm] for arm in styles if arm in chosen])
 
 
 def gallery(out: Path, chosen: Sequence[Record]) -> list[Element]:

@@ -17,7 +17,7 @@ from condkd_ray.report.page.elements import Element, Page, Rows, Section, Text, 
 from condkd_ray.report.page.images import gallery, vector
 from condkd_ray.report.page.summary import facts, forest, unguided, verdict
 from condkd_ray.report.results import Results, read, value
-from condkd_ray.report.statistics import ACCURACY, Difference, comparisons, judged
+from condkd_ray.report.statistics import ACCURACY, Difference, comparisons, with_p_values
 from condkd_ray.report.tables import arms, search, teachers
 from condkd_ray.report.tables.table import Table, between, chance, compared, signed
 from condkd_ray.study.importance import LEAST, RESAMPLES, importances
@@ -68,7 +68,7 @@ def page(results: Results) -> Page:
             sections.proxy(results, None),
             Section("Images of the best trials", gallery(results.out, results.ranked[:BEST])),
             sections.cost({"finished": results.finished, "pruned": results.of("pruned")}),
-            sections.trouble(results),
+            sections.failed_trials(results),
             Section("Notes", [Text(line) for line in search.notes(results)]),
             sections.repeat(results),
         ],
@@ -112,14 +112,14 @@ def confirmed(results: Results) -> tuple[Section | None, list[str]]:
     numbers = {one.numbers for one in results.records}
     if numbers and again and again.records and again.records[0].numbers not in numbers:
         return None, [_ONE_SEED, _OTHER.format(again.records[0].numbers)]
-    if again is None or not again.judged:
+    if again is None or not again.differences:
         return None, [_ONE_SEED]
-    found = [arms.accuracy_table(again), arms.difference_table(again.judged)]
+    found = [arms.accuracy_table(again), arms.difference_table(again.differences)]
     if objective != ACCURACY:
         compared_by = comparisons(again.finished, baseline=again.manifest.baseline, metric=objective)
-        found.append(_objective_table(judged(compared_by), objective))
-    shown = forest(again.judged, teachers.sentence(again))
-    claim, *controls = [verdict(again.judged)[0], *unguided(again.judged)]
+        found.append(_objective_table(with_p_values(compared_by), objective))
+    shown = forest(again.differences, teachers.sentence(again))
+    claim, *controls = [verdict(again.differences)[0], *unguided(again.differences)]
     section = Section("The best again, with new seeds", [shown, *tables(*found, arms.rounds_table(again))])
     return section, [f"With new seeds: {claim[0].lower()}{claim[1:]}", *controls]
 

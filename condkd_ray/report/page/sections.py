@@ -8,20 +8,20 @@ from statistics import median
 
 from condkd_ray.core.records import Record
 from condkd_ray.report.figures.search import proxy_plot
-from condkd_ray.report.figures.style import Looks
+from condkd_ray.report.figures.style import ArmStyles
 from condkd_ray.report.page.elements import Bars, Code, Element, Rows, Section, Text
 from condkd_ray.report.page.images import vector
 from condkd_ray.report.page.summary import seconds
 from condkd_ray.report.results import Results
 from condkd_ray.report.statistics import tested
 from condkd_ray.report.tables import failures, teachers
-from condkd_ray.report.tables.table import CPU, WALL, Table, over, shown
+from condkd_ray.report.tables.table import CPU, WALL, Table, mean_text, over
 
 
-def proxy(results: Results, looks: Looks | None) -> Section:
+def proxy(results: Results, styles: ArmStyles | None) -> Section:
     """Return the section that shows how well the objective, a proxy, ranks the trials by test accuracy."""
     metric, found = results.objectives[0], results.rankings
-    drawn = vector(proxy_plot(tested(results.records), metric, looks), f"{metric} against test accuracy")
+    drawn = vector(proxy_plot(tested(results.records), metric, styles), f"{metric} against test accuracy")
     words: list[Element] = []
     if found:
         rhos, trials = sorted(one.rho for one in found), sum(one.n for one in found)
@@ -54,7 +54,7 @@ def cost(groups: Mapping[str, Sequence[Record]]) -> Section:
             label,
             str(len(kept[label])),
             *(f"{part:.2f}" for part in row),
-            *(shown(over(kept[label], metric), None, deviation=False) for metric in (WALL, CPU)),
+            *(mean_text(over(kept[label], metric), None, deviation=False) for metric in (WALL, CPU)),
         ]
         for label, row in totals.items()
     ]
@@ -63,7 +63,7 @@ def cost(groups: Mapping[str, Sequence[Record]]) -> Section:
     return Section("Cost by phase", [Bars(phases, bars), Rows(Table("Cost", header, rows, legend))])
 
 
-def trouble(results: Results) -> Section:
+def failed_trials(results: Results) -> Section:
     """Return the section on failed trials: names, reasons, and the commands that run them again."""
     wrong = failures.screen(results)
     return Section("Failures", [Code(wrong.rstrip())] if wrong else [])

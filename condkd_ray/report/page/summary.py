@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from condkd_ray.report.page.elements import Forest, mood, points
+from condkd_ray.report.page.elements import Forest, outcome, points
 from condkd_ray.report.results import Results
 from condkd_ray.report.statistics import (
     ACCURACY,
@@ -41,7 +41,7 @@ def verdict(found: Sequence[Difference]) -> list[str]:
     ordered = sorted(by_right.items(), key=lambda pair: -len(pair[1]))[:SENTENCES]
     # The IPC is named once, for an arm that has condensed images; the reference on all real data has none.
     first = next((right for right, pairs in ordered if any(one.ipc for one in pairs)), None)
-    lines = [f"Against {right}{at if right == first else ''}, {judgement(pairs)}." for right, pairs in ordered]
+    lines = [f"Against {right}{at if right == first else ''}, {outcome_clause(pairs)}." for right, pairs in ordered]
     return [*guides(found, at), *lines, *caution(found)]
 
 
@@ -142,7 +142,7 @@ def alone(results: Results) -> list[str]:
     return [f"{accuracies}No two arms can be compared yet."]
 
 
-def judgement(found: Sequence[Difference]) -> str:
+def outcome_clause(found: Sequence[Difference]) -> str:
     """Return a clause that lists better, worse and indistinguishable arms, each by decreasing difference."""
     single = all(one.n == 1 for one in found)
     # p is corrected for all arms compared with one arm at one IPC, so an uncorrected interval may still exclude 0.
@@ -152,7 +152,7 @@ def judgement(found: Sequence[Difference]) -> str:
     words = {"better": "better", "worse": "worse", "open": unsure}
     groups: dict[str, list[Difference]] = {}
     for one in sorted(found, key=lambda one: -one.mean):
-        groups.setdefault(mood(one), []).append(one)
+        groups.setdefault(outcome(one), []).append(one)
     return "; ".join(f"{text}: {_listed(groups[kind])}" for kind, text in words.items() if kind in groups)
 
 

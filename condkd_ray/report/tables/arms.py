@@ -26,9 +26,9 @@ from condkd_ray.report.tables.table import (
     chance,
     compared,
     count,
+    mean_text,
     over,
     place,
-    shown,
     signed,
 )
 
@@ -135,11 +135,11 @@ def accuracy_table(results: Results) -> Table:
     for key, begun in found.items():
         done = results.groups.get(key, [])
         n = count(done)
-        accuracies = [shown(over(done, metric), n, factor=100) for metric in percent]
-        seconds = shown(over(done, CPU), n, digits=1, deviation=False)
+        accuracies = [mean_text(over(done, metric), n, factor=100) for metric in percent]
+        seconds = mean_text(over(done, CPU), n, digits=1, deviation=False)
         counts = [str(sum(record.status == status for record in begun)) for status in lost]
         rows.append([*place(*key), str(n), *accuracies, seconds, *counts])
-    header = ["arm", "IPC", "n", *percent.values(), "CPU s a trial", *lost]
+    header = ["arm", "IPC", "n", *percent.values(), "CPU s per trial", *lost]
     return Table("Accuracy", header, rows, _LEGEND)
 
 
@@ -206,7 +206,7 @@ def notes(results: Results) -> list[str]:
 def _tables(results: Results) -> list[Table]:
     """Return the tables of accuracies and differences; those per teacher have no rows unless arms have several."""
     by_teacher = [teachers.accuracy_table(results), teachers.difference_table(results)]
-    return [accuracy_table(results), difference_table(results.judged), *by_teacher]
+    return [accuracy_table(results), difference_table(results.differences), *by_teacher]
 
 
 def _markdown(results: Results) -> str:
@@ -226,7 +226,7 @@ def _csv(results: Results) -> str:
     writer.writerow(_CSV_HEADER)
     writer.writerows(_accuracy_rows(results))
     method = f"adjusted Wald, {len(results.manifest.test_labels)} test images"
-    for one in results.judged:
+    for one in results.differences:
         row = ("difference", one.left, one.right, one.ipc, ACCURACY, one.mean, one.std, one.n)
         writer.writerow((*row, *(one.over_seeds or ("", "")), one.method))
         if one.over_images:
@@ -279,4 +279,4 @@ def _table(title: str, columns: Sequence[_Column], legend: str, results: Results
 def _cell(members: Sequence[Record], column: _Column) -> str:
     if column is _ON:
         return test_images([record for record in members if over([record], _MEAN)]) or "-"
-    return shown(over(members, column.metric), count(members), factor=column.factor, digits=column.digits)
+    return mean_text(over(members, column.metric), count(members), factor=column.factor, digits=column.digits)

@@ -69,7 +69,9 @@ def count(records: Sequence[Record]) -> int:
     return found.n if found else 0
 
 
-def shown(found: Spread | None, n: int | None, *, factor: float = 1.0, digits: int = 2, deviation: bool = True) -> str:
+def mean_text(
+    found: Spread | None, n: int | None, *, factor: float = 1.0, digits: int = 2, deviation: bool = True
+) -> str:
     """Return mean and, if known, standard deviation as text; adds the number of trials if it differs from `n`."""
     if found is None:
         return "-"

@@ -13,7 +13,7 @@ import numpy as np
 from condkd_ray.core.records import Manifest, Record
 from condkd_ray.report.results import Results
 from condkd_ray.report.statistics import ACCURACY, difference, groups, interval, teacher_names, tested
-from condkd_ray.report.tables.table import Table, between, compared, over, place, shown, signed
+from condkd_ray.report.tables.table import Table, between, compared, mean_text, over, place, signed
 
 _LISTED = 12
 """A teacher's seeds are listed up to this number; more are counted."""
@@ -58,7 +58,8 @@ def accuracy_table(results: Results) -> Table:
     parts = [groups(members) for members in apart.values()]
     known = groups(one for one in tested(results.records) if one.teacher_hash) if apart else {}
     rows = [
-        [*place(*key), *(shown(over(part.get(key, []), ACCURACY), 0, factor=100) for part in parts)] for key in known
+        [*place(*key), *(mean_text(over(part.get(key, []), ACCURACY), 0, factor=100) for part in parts)]
+        for key in known
     ]
     return Table("Test accuracy of each teacher's students", ["arm", "IPC", *apart], rows, _ACCURACIES, keys=2)
 
@@ -66,7 +67,7 @@ def accuracy_table(results: Results) -> Table:
 def difference_table(results: Results) -> Table:
     """Return a table with a row per comparison and IPC and a column per teacher; no rows with one teacher per arm."""
     rows = []
-    for one in results.judged if results.by_teacher else ():
+    for one in results.differences if results.by_teacher else ():
         found = [difference(members, one.left, one.right, one.ipc) for members in results.by_teacher.values()]
         over_teachers, _ = interval(np.array([part.mean for part in found if part is not None]))
         cells = [f"{signed(part)} (n = {part.n})" if part else signed(part) for part in found]

@@ -19,7 +19,7 @@ from condkd_ray.report.statistics import (
     groups,
     interval,
 )
-from condkd_ray.report.tables.table import CPU, WALL, Table, between, over, shown
+from condkd_ray.report.tables.table import CPU, WALL, Table, between, mean_text, over
 
 TAUGHT_BY = {
     "none": "synthetic images",
@@ -57,20 +57,20 @@ def graded(records: Sequence[Record], classes: Sequence[int]) -> list[Record]:
     ]
 
 
-def arms_table(records: Sequence[Record], labels: Sequence[int], answers: Sequence[int]) -> Table:
+def arms_table(records: Sequence[Record], labels: Sequence[int], predicted: Sequence[int]) -> Table:
     """Return a table with a row per arm.
 
-    `labels` and `answers`: the class of each held-out image, by its folder and by the teacher's prediction.
+    `labels` and `predicted`: the class of each held-out image, by its folder and by the teacher's prediction.
     """
-    by_answer = groups(graded(records, answers))
+    by_prediction = groups(graded(records, predicted))
     rows = [
         [
             arm,
             TAUGHT_BY.get(arm, ""),
             str(len(members)),
-            shown(over(members, ACCURACY), len(members), factor=100, digits=1),
-            shown(over(by_answer[arm, ipc], ACCURACY), len(members), factor=100, digits=1),
-            *(shown(over(members, metric), len(members), digits=1, deviation=False) for metric in (WALL, CPU)),
+            mean_text(over(members, ACCURACY), len(members), factor=100, digits=1),
+            mean_text(over(by_prediction[arm, ipc], ACCURACY), len(members), factor=100, digits=1),
+            *(mean_text(over(members, metric), len(members), digits=1, deviation=False) for metric in (WALL, CPU)),
         ]
         for (arm, ipc), members in groups(graded(records, labels)).items()
     ]
@@ -78,11 +78,11 @@ def arms_table(records: Sequence[Record], labels: Sequence[int], answers: Sequen
     return Table("Students", header, rows, _LEGEND, keys=1)
 
 
-def differences_table(records: Sequence[Record], labels: Sequence[int], answers: Sequence[int]) -> Table:
+def differences_table(records: Sequence[Record], labels: Sequence[int], predicted: Sequence[int]) -> Table:
     """Return a table of accuracy and agreement: guided minus each other arm, and mixed_prior minus mixed."""
     rows = [
         [f"{what}, {left} - {right}", str(one.n), _points(one), _range(one.over_seeds), _range(one.over_images)]
-        for what, classes in (("accuracy", labels), ("agreement", answers))
+        for what, classes in (("accuracy", labels), ("agreement", predicted))
         for left, right in COMPARED
         if (one := compared(records, left, right, classes)) is not None
     ]
@@ -107,9 +107,9 @@ def cost(records: Sequence[Record]) -> str:
     return f"{ratios.mean():.2f} times the CPU time of mixing{between_ends}"
 
 
-def lines(records: Sequence[Record], labels: Sequence[int], answers: Sequence[int]) -> list[str]:
+def lines(records: Sequence[Record], labels: Sequence[int], predicted: Sequence[int]) -> list[str]:
     """Return the verdict, preceded by a warning if the students agree too little with the teacher to rely on it."""
-    agreeing = groups(graded(records, answers))
+    agreeing = groups(graded(records, predicted))
     means = [over(members, ACCURACY) for (arm, _), members in agreeing.items() if arm in BOTH]
     best = max((one.mean for one in means if one is not None), default=1.0)
     warning = (

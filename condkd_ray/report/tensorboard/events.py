@@ -1,4 +1,4 @@
-"""The contents of TensorBoard's event files, as Summary protos made by torch and TensorBoard where these can.
+"""The contents of TensorBoard's event files, as Summary protos, which torch and TensorBoard build if they can.
 
 This module builds the columns of the HParams tab itself: torch and TensorBoard do not mark the columns that `differ`,
 torch's `add_hparams` writes a colliding experiment for each trial, and TensorBoard's `summary` imports TensorFlow.

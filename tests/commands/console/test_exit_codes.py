@@ -9,7 +9,7 @@ import optuna
 import pytest
 import torch
 
-from condkd_ray.commands.console.exit_codes import ended, exit_codes, say, speak
+from condkd_ray.commands.console.exit_codes import ended, exit_codes, log_line, log_to_stderr
 from condkd_ray.core.environment import SMALLER
 from condkd_ray.core.method import ClusterError, InputError, NonFiniteError
 from condkd_ray.runs.options import RunResult
@@ -81,30 +81,30 @@ def test_our_own_mistakes_are_not_hidden(mistake):
 
 
 def test_words_go_to_standard_error(capsys):
-    speak()
-    say("training")
+    log_to_stderr()
+    log_line("training")
     assert capsys.readouterr() == ("", "training\n")
 
 
 def test_details_are_heard_only_by_who_wants_them(capsys):
     log = logging.getLogger("condkd_ray.any")
-    speak()
+    log_to_stderr()
     log.debug("one")
-    speak(True)
+    log_to_stderr(True)
     try:
         log.debug("two")
     finally:
-        speak(False)
+        log_to_stderr(False)
     log.debug("three")
     assert capsys.readouterr().err == "two\n"
 
 
-@pytest.mark.parametrize(("stream", "word"), [("stdout", "show"), ("stderr", "say")])
+@pytest.mark.parametrize(("stream", "word"), [("stdout", "show"), ("stderr", "log_line")])
 def test_a_closed_pipe_ends_nothing(tmp_path, stream, word):
     code = f"""
 from pathlib import Path
-from condkd_ray.commands.console.exit_codes import show, speak, say
-speak()
+from condkd_ray.commands.console.exit_codes import show, log_to_stderr, log_line
+log_to_stderr()
 for _ in range(3):
     {word}("x" * 70000)
 Path("heard").write_text("went on")
@@ -127,6 +127,6 @@ Path("heard").write_text("went on")
     ],
 )
 def test_how_a_run_has_ended(run, code, told, capsys):
-    speak()
+    log_to_stderr()
     assert ended(RunResult(Path("out"), *run)) == code
     assert capsys.readouterr().err == told

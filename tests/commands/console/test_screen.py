@@ -28,14 +28,14 @@ def resize(monkeypatch, columns, rows):
 def test_parts_are_drawn_over_themselves_and_leave_nothing_behind(screen_on):
     terminal, shown = Terminal(40, 10), ["a", "b", "c"]
     screen = screen_on(terminal)
-    screen.say("before")
+    screen.message("before")
     with screen.showing(lambda columns, rows: shown):
         for lines in (["a", "b", "c"], ["d"], ["e", "f"]):
             shown[:] = lines
             screen.draw()
             assert terminal.lines == ["before", *lines]
             assert (terminal.screen.cursor.x, terminal.screen.cursor.y) == (0, 1 + len(lines))
-    screen.say("after")
+    screen.message("after")
     assert terminal.lines == ["before", "after"]
     assert not any("\x1b[?25l" in text for text in terminal.writes)
 
@@ -45,8 +45,8 @@ def test_what_is_said_meanwhile_goes_above(monkeypatch, screen_on):
     screen = screen_on(terminal)
     with screen.showing(lambda columns, rows: ["one", "two"]), screen.showing(lambda columns, rows: ["three"]):
         screen.draw()
-        screen.say("said\nin two lines")
-        screen.say("x" * 45)
+        screen.message("said\nin two lines")
+        screen.message("x" * 45)
         assert terminal.lines == ["said", "in two lines", "x" * 40, "x" * 5, "one", "two", "three"]
     assert terminal.lines == ["said", "in two lines", "x" * 40, "x" * 5]
 
@@ -138,7 +138,7 @@ def test_where_there_is_no_terminal_nothing_is_drawn(monkeypatch, dumb, screen_o
     assert not screen.live
     with screen.showing(lambda columns, rows: ["drawn"]):
         screen.draw()
-        screen.say("said")
+        screen.message("said")
     written = "".join(stream.writes) if isinstance(stream, Terminal) else stream.getvalue()
     assert written == "said\n"
 
@@ -169,15 +169,15 @@ def test_a_stream_that_cannot_be_written_to_is_left_alone(stream, screen_on):
     screen = screen_on(stream)
     with screen.showing(lambda columns, rows: ["line"]):
         screen.draw()
-        screen.say("word")
-    screen.say("word")
+        screen.message("word")
+    screen.message("word")
 
 
 def test_no_standard_error_at_all(monkeypatch):
     monkeypatch.setattr("sys.stderr", None)
     screen = Screen()
     with screen.showing(lambda columns, rows: ["line"]):
-        screen.say("word")
+        screen.message("word")
 
 
 def test_standard_streams_go_above_while_parts_are_drawn(monkeypatch):

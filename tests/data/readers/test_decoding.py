@@ -190,7 +190,7 @@ def test_grey_of_sixteen_bits_is_scaled(kind: str):
     values = np.array([[0, 128, 129, 257], [32_768, 65_278, 65_406, 65_535]], np.uint16)
     found = decoded(encoded(Image.fromarray(values), kind))
     assert found.pixels.flatten().tolist() == [0, 0, 1, 1, 128, 254, 254, 255]
-    assert found.notes == ("1 image of 16 bits a channel in the set: converted to 8 bits, 65 535 to 255",)
+    assert found.notes == ("1 image of 16 bits per channel in the set: converted to 8 bits, 65 535 to 255",)
 
 
 def test_the_first_of_several_frames_is_read_and_that_is_told():

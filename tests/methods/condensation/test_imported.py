@@ -214,7 +214,7 @@ def test_strangers_sets(file: str, data: str, ipc: int, spread: float):
     declared = Imported(path=path, ipc=1, space=wrong)  # type: ignore[arg-type]
     if "unconverged" in file:
         # Of noise that nobody knows the mean tells little: it is told.
-        found = declared.judged(declared.stored(10, shape), **options)
+        found = declared.space_of(declared.stored(10, shape), **options)
         assert any("is more likely normalised by the teacher's constants" in note for note in found.notes)
     else:
         with pytest.raises(InputError, match="by its pixels"):

@@ -17,7 +17,7 @@ from condkd_ray.core.samples import Samples, to_model, to_unit, unseen
 from condkd_ray.data.condensed_sets import StoredSet
 from condkd_ray.data.datasets import Dataset
 from condkd_ray.methods.condensation import Imported, RandomReal
-from condkd_ray.methods.condensation.judgement import Subject, judge
+from condkd_ray.methods.condensation.judgement import Subject, choose_space
 from condkd_ray.methods.distiller import Distiller
 from condkd_ray.methods.supervised import Supervised, TeacherConfig
 from condkd_ray.models import ResNet
@@ -132,7 +132,7 @@ def test_real_images_are_read_in_whatever_space_they_are(tmp_path, workshop, dat
     assert same(found.images, to_model(unit, dataset.mean, dataset.std))
     assert torch.equal(found.labels, labels)
     assert any(
-        "condensed set set.pt, 4 a class: the teacher classifies " in line and TOLD[kind] in line for line in logged
+        "condensed set set.pt, 4 per class: the teacher classifies " in line and TOLD[kind] in line for line in logged
     )
 
 
@@ -174,7 +174,7 @@ def test_spread_is_compared_with_that_of_real_images(kind, constants):
     noisy = saved_as(unit[:20] + 0.05 * torch.randn(20, 1, 28, 28, generator=rng), kind, mean, std)
     subject = Subject("a set", 10, mean, std)
     for images in (pixels, noisy):
-        found = judge(StoredSet(images, torch.arange(20) % 10), subject, real=real)
+        found = choose_space(StoredSet(images, torch.arange(20) % 10), subject, real=real)
         assert same(found.space.convert(images, mean, std), to_model(saved_unit(images, kind, mean, std), mean, std))
 
 
@@ -183,7 +183,7 @@ def test_without_a_teacher_only_certainty_undoes_a_normalisation(dataset):
     unit, labels = condensed(dataset, 10)
     twice = saved_as(unit, "twice", dataset.mean, dataset.std)
     real = dataset.train.samples(dataset.mean, dataset.std)
-    found = judge(StoredSet(twice, labels), Subject("a set", 10, dataset.mean, dataset.std), real=real)
+    found = choose_space(StoredSet(twice, labels), Subject("a set", 10, dataset.mean, dataset.std), real=real)
     assert found.space.name == "normalised"
     assert any("it may also be normalised twice (--condensed-mean" in note for note in found.notes)
 
@@ -206,12 +206,12 @@ def test_what_is_declared_wrongly_is_refused_unless_forced(tmp_path, workshop, d
     unit, labels = condensed(dataset, 10)
     path = write(tmp_path, saved_as(unit, kind, dataset.mean, dataset.std), labels)
     with pytest.raises(
-        InputError, match=rf"space of condensed set set.pt, 10 a class is .*{kind}.*or --force-condensed"
+        InputError, match=rf"space of condensed set set.pt, 10 per class is .*{kind}.*or --force-condensed"
     ):
         taken(workshop, path, space=declared)
     logged.clear()
     assert len(taken(workshop, path, ipc=10, space=declared, force=True)) == 100
-    assert any("set.pt, 10 a class is taken by force: space of" in line for line in logged)
+    assert any("set.pt, 10 per class is taken by force: space of" in line for line in logged)
 
 
 def test_what_the_pixels_leave_open_is_told_by_the_teachers_answers(tmp_path, workshop, dataset):
@@ -233,10 +233,10 @@ def test_the_teacher_is_asked_about_the_parts_of_a_set_of_idc(tmp_path, workshop
     fours = small.view(10, 4, 2, 2, 4, 4).permute(0, 1, 2, 4, 3, 5).reshape(40, 1, 8, 8)
     path = write(tmp_path, fours, labels[::4])
     assert len(taken(workshop, path, ipc=16, factor=2)) == 160
-    told = next(line for line in logged if "set.pt, 16 a class: the teacher classifies" in line)
+    told = next(line for line in logged if "set.pt, 16 per class: the teacher classifies" in line)
     assert "read as 0 to 255, by its pixels" in told
     assert float(told.partition("classifies ")[2].partition("%")[0]) > 25
-    with pytest.raises(InputError, match=r"teacher's accuracy on condensed set set\.pt, 4 a class is"):
+    with pytest.raises(InputError, match=r"teacher's accuracy on condensed set set\.pt, 4 per class is"):
         taken(workshop, path)
 
 
@@ -309,8 +309,8 @@ def test_what_the_file_refutes_is_refused_before_a_teacher_is_trained(tmp_path, 
         (saved_as(unit, "twice", dataset.mean, dataset.std), {}, "normalised twice"),
         (unit, {"space": "normalised"}, "by its pixels"),
         (unit, {"ipc": 5}, "condensation.ipc of .* is 5; accepted: 1 to 4"),
-        (unit, {"mean": (0.5, 0.5), "std": (0.5, 0.5)}, "condensation.mean is .*1 values, one a channel"),
-        (unit, {"order": (1, 0)}, "condensation.order is .*10 values, one a class"),
+        (unit, {"mean": (0.5, 0.5), "std": (0.5, 0.5)}, "condensation.mean is .*1 values, one per channel"),
+        (unit, {"order": (1, 0)}, "condensation.order is .*10 values, one per class"),
     ]
     for images, fields, message in cases:
         with pytest.raises(InputError, match=message):
@@ -356,4 +356,4 @@ def test_a_set_of_kip_by_the_command(tmp_path, cache, workshop, dataset, monkeyp
         __main__.main()
     said = capsys.readouterr()
     assert caught.value.code == 0, said.err
-    assert "condensed set kip.npz, 4 a class: the teacher classifies " in said.out + said.err
+    assert "condensed set kip.npz, 4 per class: the teacher classifies " in said.out + said.err

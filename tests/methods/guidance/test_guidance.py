@@ -62,11 +62,11 @@ def test_weights_are_finite_and_not_negative(kind, value):
         (Gaussian(stage_covariances=True), ("guidance stage_covariances without stages",)),
         (
             Moments(stages=1, stage_covariances=True, covariance_weight=0.0),
-            ("guidance stage_covariances where no covariance is compared",),
+            ("guidance stage_covariances although no covariance is compared",),
         ),
         (
             Gaussian(stages=1, stage_covariances=True, covariance="none"),
-            ("guidance stage_covariances where no covariance is compared",),
+            ("guidance stage_covariances although no covariance is compared",),
         ),
     ],
     ids=str,

@@ -120,10 +120,10 @@ class Telling:
     def awaited(self) -> None:
         self.told.append("awaited")
 
-    def lend(self, tensor: torch.Tensor) -> None:
+    def keep_until_copied(self, tensor: torch.Tensor) -> None:
         self.told.append(tensor.data_ptr())
 
-    def hand_over(self, tensor: torch.Tensor) -> None:
+    def keep_until_used(self, tensor: torch.Tensor) -> None:
         self.told.append("handed over")
 
 

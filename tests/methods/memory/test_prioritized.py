@@ -184,7 +184,9 @@ def test_one_number_says_how_much_is_kept(scale, kept):
 
 
 def test_room_for_less_than_a_sample_a_class_is_refused():
-    with pytest.raises(InputError, match=r"prioritized scale is 0.02; accepted: at least 0.03: 3 samples, one a class"):
+    with pytest.raises(
+        InputError, match=r"prioritized scale is 0.02; accepted: at least 0.03: 3 samples, one per class"
+    ):
         Played(scale=0.02)
 
 

@@ -13,12 +13,12 @@ from PIL import Image
 from condkd_ray.report.figures import accuracy
 from condkd_ray.report.figures.accuracy import dots_figure
 from condkd_ray.report.figures.rounds import diagnosis_figure
-from condkd_ray.report.figures.style import STYLE, keep_apart, looks
+from condkd_ray.report.figures.style import STYLE, arm_styles, separated
 from condkd_ray.report.statistics import ACCURACY
 from report.report_factory import LEVEL, altered, diagnosed, make_manifest, make_record, sweep
 
 FILES = ("figure.png", "figure.svg", "curves.png", "diagnosis.png")
-STYLES = looks(LEVEL)
+STYLES = arm_styles(LEVEL)
 
 
 def far_below(records):
@@ -144,7 +144,7 @@ def test_no_trial_no_picture_not_even_an_old_one(tmp_path):
 @settings(max_examples=60, deadline=None)
 @given(wanted=st.lists(st.floats(-1, 2), min_size=1, max_size=9))
 def test_labels_keep_apart_in_order(wanted):
-    placed = keep_apart(wanted, 0.05, 0.2, 0.9)
+    placed = separated(wanted, 0.05, 0.2, 0.9)
     order = np.argsort(wanted, kind="stable")
     assert (np.diff(np.asarray(placed)[order]) >= 0.05 - 1e-9).all()
     assert min(placed) >= 0.2 - 1e-9
@@ -152,22 +152,22 @@ def test_labels_keep_apart_in_order(wanted):
 
 
 def test_labels_with_room_stay_where_they_are():
-    assert keep_apart([0.5, 0.3, 0.7], 0.05, 0.2, 0.9) == pytest.approx([0.5, 0.3, 0.7])
-    assert keep_apart([0.5, 0.5], 0.1, 0.2, 0.9) == pytest.approx([0.45, 0.55])
-    assert keep_apart([], 0.1, 0, 1) == []
+    assert separated([0.5, 0.3, 0.7], 0.05, 0.2, 0.9) == pytest.approx([0.5, 0.3, 0.7])
+    assert separated([0.5, 0.5], 0.1, 0.2, 0.9) == pytest.approx([0.45, 0.55])
+    assert separated([], 0.1, 0, 1) == []
 
 
 def test_every_standard_arm_has_a_look_of_its_own_whatever_else_there_is():
     assert len({color for color, _ in STYLES.values()}) == len(LEVEL)
-    others = looks([*LEVEL, "another", "a third"])
+    others = arm_styles([*LEVEL, "another", "a third"])
     assert {arm: others[arm] for arm in LEVEL} == STYLES
 
 
 @pytest.mark.parametrize("named", [(), ("none", "mixed"), tuple(LEVEL)])
 def test_arms_of_any_names_have_distinct_colours_and_beyond_them_distinct_markers(named):
-    few = looks([*named, *(f"form {i}" for i in range(9))])
+    few = arm_styles([*named, *(f"form {i}" for i in range(9))])
     assert len({color for color, _ in few.values()}) == len(few)
-    many = looks([*named, *(f"form {i}" for i in range(25))])
+    many = arm_styles([*named, *(f"form {i}" for i in range(25))])
     assert len(set(many.values())) == len(many)
 
 
@@ -240,7 +240,7 @@ def boxes(figure):
 @pytest.mark.parametrize("count", [1, 5, 14])
 def test_no_text_is_cut(count, word):
     records = [diagnosed(make_record(f"{word} x0.{i:02d}", 10, s)) for i in range(count) for s in (0, 1)]
-    styles = looks(record.arm for record in records)
+    styles = arm_styles(record.arm for record in records)
     with matplotlib.rc_context(STYLE):
         for figure in (dots_figure(records, make_manifest(), styles), diagnosis_figure(records, styles)):
             figure.canvas.draw()

@@ -5,10 +5,10 @@ import pytest
 
 from condkd_ray.report.figures import accuracy
 from condkd_ray.report.figures.memory import held_figure
-from condkd_ray.report.figures.style import STYLE, looks
+from condkd_ray.report.figures.style import STYLE, arm_styles
 from report.report_factory import LEVEL, altered, make_manifest, make_record, remembering, sweep
 
-STYLES = looks(LEVEL)
+STYLES = arm_styles(LEVEL)
 
 
 def held(figure):
@@ -52,7 +52,7 @@ def test_many_classes_and_arms_fit():
         for i in range(14)
     ]
     with matplotlib.rc_context(STYLE):
-        figure = held_figure(many, looks(record.arm for record in many))
+        figure = held_figure(many, arm_styles(record.arm for record in many))
     assert figure is not None
     figure.canvas.draw()
     width, height = figure.canvas.get_width_height()

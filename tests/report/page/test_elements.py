@@ -5,14 +5,14 @@ from types import SimpleNamespace
 import pytest
 
 from condkd_ray.report.page.elements import (
-    SURE,
+    SIGNIFICANCE,
     Code,
     Forest,
     Page,
     Rows,
     Section,
     Text,
-    mood,
+    outcome,
     points,
     rendered,
     tables,
@@ -61,10 +61,15 @@ def test_a_section_is_reached_by_the_letters_of_its_title():
 
 @pytest.mark.parametrize(
     ("p", "mean", "expected"),
-    [(None, 1.0, "open"), (SURE, 1.0, "open"), (SURE / 2, 0.1, "better"), (SURE / 2, -0.1, "worse")],
+    [
+        (None, 1.0, "open"),
+        (SIGNIFICANCE, 1.0, "open"),
+        (SIGNIFICANCE / 2, 0.1, "better"),
+        (SIGNIFICANCE / 2, -0.1, "worse"),
+    ],
 )
 def test_the_mood_of_a_difference_is_that_of_its_corrected_p(p, mean, expected):
-    assert mood(SimpleNamespace(p=p, mean=mean)) == expected
+    assert outcome(SimpleNamespace(p=p, mean=mean)) == expected
 
 
 def test_fractions_are_shown_as_signed_percentage_points():

@@ -39,7 +39,7 @@ def test_its_numbers_are_those_of_the_tables(whole):
     records, path = whole
     rows = Seen(path).rows
     found = results(records, make_manifest())
-    for table in (accuracy_table(found), difference_table(found.judged)):
+    for table in (accuracy_table(found), difference_table(found.differences)):
         told = [list(row) for row in (table.header, *table.rows)]
         assert [row for row in rows if row in told] == told
 

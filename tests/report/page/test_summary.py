@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from condkd_ray.core.records import Record
-from condkd_ray.report.page.elements import mood
+from condkd_ray.report.page.elements import outcome
 from condkd_ray.report.page.summary import guides, side, unguided, verdict
-from condkd_ray.report.statistics import ACCURACY, comparisons, judged
+from condkd_ray.report.statistics import ACCURACY, comparisons, with_p_values
 from report.report_factory import make_record, sweep
 
 NOISE = (0.001, -0.001, 0.0)
@@ -24,7 +24,7 @@ def trials(tail: str = "", noise: Sequence[float] = NOISE, **means: float) -> li
 
 
 def told(records: Sequence[Record]) -> list[str]:
-    return guides(judged(comparisons(records)))
+    return guides(with_p_values(comparisons(records)))
 
 
 def test_guided_must_beat_both_controls():
@@ -143,7 +143,7 @@ def test_an_arm_is_read_against_itself_without_guidance():
         "trial 2 unguided": 0.5,
         "default": 0.3,
     }
-    lines = unguided(judged(comparisons(trials(**means), baseline="default")))
+    lines = unguided(with_p_values(comparisons(trials(**means), baseline="default")))
     assert lines[0].startswith("Trial 1 is worse than itself without guidance: trial 1 - trial 1 unguided is ")
     assert lines[1].startswith(
         "Trial 2 beats itself without guidance: trial 2 - trial 2 unguided is +10.00 points (95 % "
@@ -155,13 +155,13 @@ def test_an_arm_is_read_against_itself_without_guidance():
 
 def test_the_number_of_condensed_images_stands_where_an_arm_has_them():
     records = [*sweep(("mixed", "guided"), (1,), (0, 1, 2)), *sweep(("none", "real"), (), (0, 1, 2))]
-    lines = verdict(judged(comparisons(records)))
+    lines = verdict(with_p_values(comparisons(records)))
     (against,) = [line for line in lines if line.startswith("Against none")]
     assert against.startswith("Against none with 1 condensed image per class, ")
     assert "real (on all real data, +" in against
-    references = verdict(judged(comparisons(sweep(("none", "real"), (), (0, 1, 2)))))
+    references = verdict(with_p_values(comparisons(sweep(("none", "real"), (), (0, 1, 2)))))
     assert references[0].startswith("Against none, ")
-    found = judged(comparisons(records))
+    found = with_p_values(comparisons(records))
     beside = [one for one in found if one.left == "real" or one.right == "mixed"]
     assert "Against none, " in " ".join(verdict(beside))
 
@@ -174,13 +174,13 @@ def test_what_an_interval_shows_and_the_correction_does_not_is_told_apart():
         for arm, mean, share in (("mixed", 0.0, 0.0), ("mixed_prior", 0.0066, 1.0), ("guided", 0.0066, -1.0))
         for seed in range(5)
     ]
-    found = [one for one in judged(comparisons(records)) if one.right == "mixed"]
+    found = [one for one in with_p_values(comparisons(records)) if one.right == "mixed"]
     assert [side(one) for one in found] == [1, 1]
-    assert [mood(one) for one in found] == ["open", "open"]
+    assert [outcome(one) for one in found] == ["open", "open"]
     assert "Against mixed with 10 condensed images per class, not distinguishable after Holm's correction: " in (
         " ".join(verdict(found))
     )
-    assert "after Holm's correction" not in " ".join(verdict(judged(found[:1])))
+    assert "after Holm's correction" not in " ".join(verdict(with_p_values(found[:1])))
 
 
 def test_a_side_needs_an_interval():

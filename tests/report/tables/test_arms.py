@@ -43,7 +43,7 @@ def test_accuracy_by_hand():
     row = cells(accuracy_table(results(records)), arm="mixed")
     std = math.sqrt(sum((v - 0.73) ** 2 for v in values) / 2)
     assert row == {"arm": "mixed", "IPC": "5", "n": "3", "test accuracy (%)": f"73.00 ± {100 * std:.2f}",
-                   "CPU s a trial": "11.0"}  # fmt: skip
+                   "CPU s per trial": "11.0"}  # fmt: skip
 
 
 def test_a_single_seed_has_no_spread():
@@ -57,7 +57,7 @@ def test_failed_and_pruned_trials_are_counted():
     table = accuracy_table(results(records))
     assert (cells(table, arm="mixed")["failed"], cells(table, arm="mixed")["pruned"]) == ("1", "1")
     row = cells(table, arm="guided")
-    assert (row["n"], row["test accuracy (%)"], row["failed"], row["CPU s a trial"]) == ("0", "-", "1", "-")
+    assert (row["n"], row["test accuracy (%)"], row["failed"], row["CPU s per trial"]) == ("0", "-", "1", "-")
 
 
 def test_a_mean_over_fewer_trials_says_so():
@@ -71,7 +71,7 @@ def test_a_mean_over_fewer_trials_says_so():
 def test_differences_in_points():
     records = [make_record("none", 0, s, metrics={ACCURACY: 0.5}, predictions=[]) for s in (0, 1)]
     records += [make_record("mixed", 5, s, metrics={ACCURACY: 0.52 + 0.02 * s}, predictions=[]) for s in (0, 1)]
-    row = cells(difference_table(results(records).judged))
+    row = cells(difference_table(results(records).differences))
     assert row["difference"] == "mixed - none"
     assert row["points"] == "+3.00 ± 1.41"
     # t quantile with one degree of freedom is 12.706, times 1 point.
