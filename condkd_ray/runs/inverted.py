@@ -15,7 +15,7 @@ from condkd_ray.core.samples import cat
 from condkd_ray.methods.losses.inversion import bn_distance
 from condkd_ray.methods.recognition import choose
 from condkd_ray.report.statistics import interval, spread
-from condkd_ray.report.tables.table import Table, between, mean_text
+from condkd_ray.report.tables.table import Table, interval_text, mean_text
 from condkd_ray.trial.config import Prepared, TrialConfig
 from condkd_ray.trial.diagnosis import REAL_PER_CLASS, Landmarks, make_landmarks, to_real
 from condkd_ray.trial.synthesis import begin, own_compilation, produce
@@ -61,7 +61,7 @@ def side_by_side(title: str, found: Mapping[str, Sequence[Sequence[Metrics]]]) -
     for (host, pair), name in ((one, name) for one in found.items() for name in FIGURES):
         old, new = (np.array([figures[name] for figures in side]) for side in pair)
         ends, method = interval(new - old)
-        difference = between(ends, factor=1, digits=3, unknown=method)
+        difference = interval_text(ends, factor=1, digits=3, unknown=method)
         sides = [mean_text(spread(side), len(side), digits=3) for side in (old, new)]
         rows.append([host, FIGURES[name], str(len(old)), *sides, f"{(new - old).mean():+.3f}", difference])
     return Table(title, ["host", "figure", "n", "old", "new", "new - old", "95 %"], rows, LEGEND, keys=2)
