@@ -26,7 +26,7 @@ class Pool:
 
 
 def show_pool(command: Pool) -> int:
-    """Run `condkd pool`; return 0."""
+    """Run `condkd pool`; return 0. Raises `InputError` if no pool has written a status there."""
     print(pool_table(locate(command.out, "storage")))
     return 0
 

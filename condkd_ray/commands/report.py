@@ -37,7 +37,11 @@ class Report:
 
 
 def rebuild(command: Report) -> int:
-    """Run `condkd report`; return the exit code, which is 1 if a part of the report could not be written."""
+    """Run `condkd report`; return the exit code, which is 1 if a part of the report could not be written.
+
+    Raises `InputError` if a folder does not hold results, if two folders cannot be compared, or for `to` with one
+    folder.
+    """
     if command.other is not None:
         # Imported here because it imports matplotlib, which other commands do not need.
         from condkd_ray.report import page
@@ -60,7 +64,8 @@ def rebuild(command: Report) -> int:
 def report_results(out: Path, *, study: str | None = None, report: Reporter | None = None) -> None:
     """Rebuild the report of `out` from its records, print the tables and log where the files are.
 
-    `study`: the study storage, if the user named one. `report`: replaces `condkd_ray.report.build.build`.
+    `study`: the study storage, if the user named one. `report`: replaces `condkd_ray.report.build.build`. Raises
+    `InputError` if `out` is not a folder of results.
     """
     from condkd_ray.report.build import build
 

@@ -9,7 +9,7 @@ import optuna
 import pytest
 import torch
 
-from condkd_ray.commands.console.exit_codes import ended, exit_codes, log_line, log_to_stderr
+from condkd_ray.commands.console.exit_codes import exit_code_of, exit_codes, log_line, log_to_stderr
 from condkd_ray.core.environment import SMALLER
 from condkd_ray.core.method import ClusterError, InputError, NonFiniteError
 from condkd_ray.runs.options import RunResult
@@ -128,5 +128,5 @@ Path("heard").write_text("went on")
 )
 def test_how_a_run_has_ended(run, code, told, capsys):
     log_to_stderr()
-    assert ended(RunResult(Path("out"), *run)) == code
+    assert exit_code_of(RunResult(Path("out"), *run)) == code
     assert capsys.readouterr().err == told
