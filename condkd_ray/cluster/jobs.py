@@ -122,7 +122,10 @@ def _code_by_value(names: Collection[str]) -> Iterator[None]:
 
 @contextmanager
 def plugins_by_value(configs: tuple[TrialConfig, ...]) -> Iterator[None]:
-    """Within this context, pickles contain the code and the origins of the configs' plug-ins, unless installed."""
+    """Within this context, pickles contain the code and the origins of the configs' plug-ins, unless installed.
+
+    Raises `InputError` if a plug-in's code cannot be identified.
+    """
     with _code_by_value(plugin_modules(configs)), origins_stored(configs):
         yield
 
@@ -139,7 +142,8 @@ Job = PlannedTrial[PreparedRefs]
 class SweepJobs(Mapping[str, Job]):
     """Mapping from keys to jobs. Each job is pickled separately into one array, which workers read without a copy.
 
-    With a dictionary, each trial would unpickle the jobs of all trials of the sweep.
+    With a dictionary, each trial would unpickle the jobs of all trials of the sweep. Raises `InputError` if a plug-in's
+    code cannot be identified.
     """
 
     def __init__(self, jobs: Iterable[Job]) -> None:

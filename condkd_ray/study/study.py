@@ -121,7 +121,7 @@ class TrialLog:
                 self._storage.set_trial_user_attr(trial._trial_id, name, attributes[name])
 
     def constrain(self, number: int, excesses: Mapping[str, float]) -> None:
-        """Record the excesses of a running trial, by limit: for samplers, and as the attributes `feasible`, `beyond`."""
+        """Record the excesses of a running trial, by limit, for samplers and as attributes `feasible` and `beyond`."""
         trial = self._running(number)
         known = {name: value for name, value in excesses.items() if math.isfinite(value)}
         if trial is not None:
@@ -254,7 +254,10 @@ class Study(TrialLog):
         self._study.set_user_attr(PRECISION, precision)
 
     def left_running(self) -> list[Proposal]:
-        """Return the trials that an earlier driver started and did not end, in the order of numbers."""
+        """Return the trials that an earlier driver started and did not end, in the order of numbers.
+
+        Raises `InputError` if their parameters do not fit the space.
+        """
         return [self.proposal(trial) for trial in self.own if trial.state == TrialState.RUNNING]
 
     def proposal(self, trial: FrozenTrial) -> Proposal:
@@ -463,7 +466,7 @@ class Study(TrialLog):
         if undecided is None:
             return self._study.ask()
         trial = Trial(self._study, undecided._trial_id)
-        # Repeat the draws of the killed driver, so that the remaining parameters get the same values as without the kill.
+        # Repeat the draws of the killed driver, so that the remaining parameters get the values of an unkilled one.
         for name, space in undecided.distributions.items():
             if not (name in undecided.system_attrs.get(FIXED, ()) or space.single() or name in trial.relative_params):
                 self._study.sampler.sample_independent(self._study, undecided, name, space)
