@@ -49,7 +49,7 @@ class ClusterOptions:
     """Number of exceptions after which a trial is given up."""
 
     @property
-    def place(self) -> Location:
+    def storage_root(self) -> Location:
         """Folder of checkpoints and chunks, as an absolute path or a remote location.
 
         Read this in the driver, as a relative path depends on the working directory.

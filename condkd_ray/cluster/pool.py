@@ -409,7 +409,7 @@ def pool_of(options: ClusterOptions, chunks: Sequence[int]) -> Iterator[Any]:
     """
     limit = default_limit() if options.pool_limit is None else options.pool_limit
     check_limit(limit, chunks)
-    pool = make_pool(chunks_folder(options.place), limit)
+    pool = make_pool(chunks_folder(options.storage_root), limit)
     try:
         yield pool
     finally:

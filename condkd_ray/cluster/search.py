@@ -99,12 +99,12 @@ def search(driver: Proposer, options: ClusterOptions, gpu_budget: GpuBudget | No
     what `driver` has raised, as `condkd_ray.cluster.sweep.sweep` does.
     """
     jobs, budget = SearchJobs(), gpu_budget or GpuBudget(math.inf)
-    halt_path(options.place).unlink(missing_ok=True)
+    halt_path(options.storage_root).unlink(missing_ok=True)
     try:
         # The size of a chunk is unknown until a trial is proposed.
         with pool_of(options, [0]) as pool:
             budgeted = gpu_budget is not None
-            context = WorkerContext(options.place, pool, jobs, options, blind=True, budgeted=budgeted)
+            context = WorkerContext(options.storage_root, pool, jobs, options, blind=True, budgeted=budgeted)
             monitor = SearchMonitor(driver, context, jobs, budget)
             run_in_tune(monitor, context)
             return monitor.complete
@@ -114,7 +114,7 @@ def search(driver: Proposer, options: ClusterOptions, gpu_budget: GpuBudget | No
         jobs.close()
         budget.close()
         if gpu_budget is not None:
-            halt_path(options.place).unlink(missing_ok=True)
+            halt_path(options.storage_root).unlink(missing_ok=True)
 
 
 class SearchMonitor:

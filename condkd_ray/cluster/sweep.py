@@ -420,7 +420,7 @@ def sweep(trials: Sequence[PlannedTrial[Prepared]], options: ClusterOptions, obs
 
     First runs one trial of each group that shares samples, then the second of each group, and so on.
 
-    Checkpoints and chunks lie in `options.place`, and a later sweep over the same place resumes from them. The files of
+    Checkpoints and chunks lie in `options.storage_root`, and a later sweep over the same place resumes from them. The files of
     a trial that finished or was pruned are deleted once `observer.ended` has returned, so the observer must store all
     that is to stay. Shared samples are deleted once all trials that share them have finished or were pruned; a trial
     that failed keeps them.
@@ -453,9 +453,9 @@ def sweep(trials: Sequence[PlannedTrial[Prepared]], options: ClusterOptions, obs
         with pool_of(options, [chunk_bytes(trial.config, trial.prepared, trial.place[0]) for trial in trials]) as pool:
             jobs = SweepJobs(map(packer.job, trials))
             for key in jobs:
-                clear_attempts(trial_folder(options.place, key))
+                clear_attempts(trial_folder(options.storage_root, key))
             check_packing(jobs.values(), options.gpus_per_trial, options.per_producer.gpus, options.device_pool_limit)
-            context = WorkerContext(options.place, pool, jobs, options)
+            context = WorkerContext(options.storage_root, pool, jobs, options)
             monitor = Monitor(context, observer)
             for trial in trials:
                 monitor.add(trial)

@@ -121,7 +121,7 @@ def run(
     where = "a folder that outlives the job, as an absolute path"
     require(not in_job_folder(options.out), "--out", str(options.out), where)
     if options.storage is not None:
-        check_writable(options.place)
+        check_writable(options.storage_root)
     open_folder(options.out, experiment, fresh=options.fresh)
     with connect(options.address, view=view):
         # These modules import Ray, which takes a second.
@@ -132,13 +132,13 @@ def run(
 
         cluster = options.of_cluster(deadline)
         cluster.check([plan.config for plan in planned])
-        check_reach(options.place, options.place_flag)
+        check_reach(options.storage_root, options.storage_flag)
         check_modules(own_modules([plan.config for plan in planned], workshop))
         check_plugins([plan.config for plan in planned])
         hardware = trial_hardware(options.gpus_per_trial)
         planned = settled_plans(planned, hardware)
         if options.fresh:
-            empty(options.place)
+            empty(options.storage_root)
         prepared = workshop.prepare_all([plan.config for plan in planned])
         pairs = zip(planned, prepared, strict=True)
         trials = [Trial(trial_hash(plan.config, made, plan.scope), plan, made) for plan, made in pairs]
@@ -151,7 +151,7 @@ def run(
         log.info(compute_line((plan.config for plan in planned), hardware, each, limit))
         missing = _missing(trials, options, only)
         records = Recorder(
-            *(experiment, options.out, missing, options.place),
+            *(experiment, options.out, missing, options.storage_root),
             study=lambda: StudyRecorder(experiment, options.out, trials),
             view=view,
         )
@@ -243,7 +243,7 @@ def _missing(trials: list[Trial], options: Options, only: Sequence[str]) -> list
     Also deletes the files of finished trials that remained in the storage because a driver died.
     """
     done = finished(options.out)
-    clear(options.place, [t for t in trials if t.key in done], [t for t in trials if t.key not in done])
+    clear(options.storage_root, [t for t in trials if t.key in done], [t for t in trials if t.key not in done])
     wanted = _chosen({trial.key: trial.label for trial in trials}, only)
     before = sum(trial.key in done for trial in trials)
     chosen = f", {len(wanted)} of them chosen" if only else ""

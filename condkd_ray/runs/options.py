@@ -68,13 +68,13 @@ class Options:
     """Move the content of `--out` aside, delete trials' files in a separate `--storage`, and start over."""
 
     @cached_property
-    def place(self) -> Location:
+    def storage_root(self) -> Location:
         """Folder of trials' checkpoints and chunks. Raises `InputError` for a storage that is not accepted."""
         return locate(str(self.out) if self.storage is None else self.storage)
 
     @property
-    def place_flag(self) -> str:
-        """Name of the flag that sets `place`."""
+    def storage_flag(self) -> str:
+        """Name of the flag that sets `storage_root`."""
         return "--out" if self.storage is None else "--storage"
 
     @cached_property
@@ -113,7 +113,7 @@ class Options:
         """Parse all values given as text. Raises `InputError` for an invalid option."""
         most = self.max_concurrent
         require(most is None or most >= 1, "--max-concurrent", most, "an integer >= 1")
-        _ = self.place, self.budget_seconds, self.resources, self.pool_bytes, self.device_pool_bytes
+        _ = self.storage_root, self.budget_seconds, self.resources, self.pool_bytes, self.device_pool_bytes
         check_on_gpu(self.device_pool_limit, self.gpus_per_trial > 0, "none, or --gpus-per-trial above 0")
 
     def of_cluster(self, deadline: float) -> "ClusterOptions":
@@ -126,7 +126,7 @@ class Options:
 
         return ClusterOptions(
             folder=self.out,
-            storage=self.place,
+            storage=self.storage_root,
             cpus_per_trial=self.cpus_per_trial,
             gpus_per_trial=self.gpus_per_trial,
             resources=self.resources,

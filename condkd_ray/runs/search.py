@@ -61,9 +61,9 @@ def run(
         open_storage(spec.study_storage, spec.out)
     open_folder(spec.out, "search", fresh=spec.fresh)
     if spec.storage is not None:
-        check_writable(spec.place)
+        check_writable(spec.storage_root)
     if spec.fresh:
-        empty(spec.place)
+        empty(spec.storage_root)
     study = study_of(tree, spec)
     _learn(study, known)
     with connect(spec.address, view=view):
@@ -73,7 +73,7 @@ def run(
         from condkd_ray.cluster.module_check import check_modules, check_plugins
         from condkd_ray.cluster.storage_check import check_reach
 
-        check_reach(spec.place, spec.place_flag)
+        check_reach(spec.storage_root, spec.storage_flag)
         check_modules(experiment.own_modules([default(tree)], workshop))
         check_plugins([default(tree)])
         check_resources(spec.cpus_per_trial, spec.gpus_per_trial, spec.resources)
@@ -98,7 +98,7 @@ def run(
             recorder.records.close()
         recorder.describe(over=True)
         if complete and isinstance(driver, PopulationDriver):
-            delete_trials(spec.place, driver.leftovers())
+            delete_trials(spec.storage_root, driver.leftovers())
     budgets = {"time": time.time() >= deadline, "GPU": budget is not None and budget.spent}
     return RunResult(spec.out, complete, recorder.records.failed, tuple(name for name, over in budgets.items() if over))
 

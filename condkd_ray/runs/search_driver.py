@@ -65,7 +65,7 @@ class SearchRecorder:
         self.begun = len(study.finished) + len(study.left_running())
         named = {name.replace("/", "."): leaf for name, leaf in leaves(tree).items()}
         self.records = Recorder(
-            *("search", spec.out, [], spec.place),
+            *("search", spec.out, [], spec.storage_root),
             total=spec.wanted - self.begun + len(self.left),
             choices={name: leaf.examples for name, leaf in named.items() if leaf.kind == "choice"},
             ranges={name: leaf.values for name, leaf in named.items() if leaf.kind != "choice"},
@@ -364,7 +364,7 @@ class PopulationDriver:
 
     def _left_files(self, key: str) -> bool:
         """Return whether a generation has left its state or its outcome."""
-        place = self._recorder.spec.place
+        place = self._recorder.spec.storage_root
         return trial_file(place, key, "state").is_file() or trial_file(place, key, "outcome").is_file()
 
     def _repeated(self, trial: PlannedTrial) -> bool:
