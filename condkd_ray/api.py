@@ -269,7 +269,7 @@ def _plans(
         ]
     else:
         require(isinstance(arms, Sequence), "arms", type(arms).__name__, "configs by their names, or a list of plans")
-        require(seeds is None, "seeds beside plans", seeds, "none: each plan has its own")
+        require(seeds is None, "seeds with plans", seeds, "none: each plan has its own")
         plans = [_plan(plan) for plan in arms]
     fits = isinstance(baseline, str | Mapping)
     require(fits, "baseline", baseline, "none, the name of an arm, or a mapping from arms to their baselines")

@@ -1,6 +1,6 @@
 """Which guidance helps: its form, the teacher's layers, the alignment, the augmentation, the weight, the share?
 
-Runs every combination of the given values, beside `none` and, at each share, `mixed` and `mixed_prior`. Every form has
+Runs every combination of the given values, and `none` and, at each share, `mixed` and `mixed_prior`. Every form has
 the class prior of `mixed_prior` and is compared with it. By default only form and weight vary.
 
     python experiments/ablate_guidance.py --forms moments gaussian --stages 0 2 --alignments class marginal

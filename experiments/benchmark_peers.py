@@ -1,8 +1,8 @@
-"""How fast is this package on a CPU beside the released code of Fast, CMI and NAYER, and beside its own convolutions?
+"""How fast is this package on a CPU, compared with the released code of Fast, CMI and NAYER, and with its convolutions?
 
 Each figure needs a checkout of that code, `git clone https://github.com/zju-vipa/Fast-Datafree` (at 0dcecbc),
 `zju-vipa/CMI` (9e79fa9), `tmtuan1307/NAYER` (c6bedcd), and its requirements: `pip install kornia termcolor tqdm
-xlsxwriter`. The code is not changed, nor part of this project. Takes about 20 minutes on an idle core.
+xlsxwriter`. That code is not changed, and is not part of this project. Takes about 20 minutes on an idle core.
 
     python experiments/benchmark_peers.py --fast Fast-Datafree --cmi CMI --nayer NAYER
     python experiments/benchmark_peers.py --table

@@ -1,6 +1,6 @@
 """Which published data-free method trains the best student, at which cost in time and memory, on which networks?
 
-Each is its paper's whole system at one --scale, and again with the CPU time of `fast`; --condensed runs mixing arms.
+Each runs as its paper's whole system at one --scale, and again with the CPU time of `fast`.
 
     python experiments/compare_methods.py --dataset cifar10 --data-root DIR --pairs wrn-40-2/wrn-16-1 --equal proportion
 """
@@ -28,6 +28,7 @@ class Args(Flags):
     pairs: tuple[str, ...] = ()
     """Pairs TEACHER/STUDENT; --teacher and --student by default."""
     condensed: bool = False
+    """Run the arms with condensed images, mixed and guided, instead of `none`."""
     out: Path = Path("runs/compare_methods")
 
 

@@ -1,4 +1,4 @@
-"""Are inverted images closer to real ones if the shift moves in black instead of mean grey, as here before?
+"""Are inverted images closer to real ones if the shift moves in black, as published, instead of mean grey?
 
 Each host makes its images both ways from the same draws, without a student; both are compared with test images.
 

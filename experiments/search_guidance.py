@@ -20,7 +20,7 @@ class Args(SearchFlags):
     space: Path = Path(__file__).parents[1] / "search_spaces" / "guidance.yaml"
     """A YAML file of a config with open leaves."""
     best: int = 3
-    """Number of best trials that run again, with and without their guidance, beside the default."""
+    """Number of best trials that run again, with and without their guidance, in addition to the default."""
     new_seeds: tuple[int, ...] = (100, 101, 102)
     out: Path = Path("runs/search_guidance")
 

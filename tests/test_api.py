@@ -400,7 +400,7 @@ def test_a_bare_module_is_no_teacher(call, tmp_path):
         ([{"one": TINY}], {"baseline": "two"}, r"baseline is 'two'; accepted: none, or one of one"),
         ([{"one": TINY}], {"out": "x", "outt": "x"}, r"Options: 'outt' names no field \(did you mean out\?\)"),
         ([{"one": TINY}], {"out": "x", "max_concurrent": "two"}, r"Options: max_concurrent is 'two'; accepted"),
-        ([[Plan("one", 2, 0, TINY)]], {"seeds": (0,)}, r"seeds beside plans is \(0,\); accepted: none"),
+        ([[Plan("one", 2, 0, TINY)]], {"seeds": (0,)}, r"seeds with plans is \(0,\); accepted: none"),
         ([{}], {"out": "x"}, r"number of trials is 0; accepted: at least one arm"),
     ],
 )

@@ -126,7 +126,7 @@ def test_a_system_with_soft_targets_has_its_temperature_in_the_control_too():
     plans = {plan.arm.split()[0]: plan.config.inversion for plan in planned("compare_methods", **flags)}
     assert plans["guided"] == plans["mixed_prior"] == replace(plans["mixed"], oh_weight=PRIOR.weight)
     with pytest.raises(
-        InputError, match=r"--prior-temperature beside targets soft is 5\.0; accepted: 20, the targets' own"
+        InputError, match=r"--prior-temperature with targets soft is 5\.0; accepted: 20, the targets' own"
     ):
         planned("compare_methods", prior_temperature=5.0, **flags)
 

@@ -151,7 +151,7 @@ def handling(number: signal.Signals, handler: Any) -> Iterator[None]:
 
 def as_ctrl_c(number: int, frame: Any) -> None:
     """Handle SIGTERM by ending the process as Ctrl-C would."""
-    # Shells start background processes so that they ignore Ctrl-C; SIGTERM must end such a process all the same.
+    # Shells start background processes with Ctrl-C ignored; SIGTERM must end such a process nevertheless.
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         raise KeyboardInterrupt
     os.kill(os.getpid(), signal.SIGINT)
@@ -189,7 +189,7 @@ def connect(
     Workers of a cluster that is not private receive this package from here, see `runtime_env`.
 
     Args:
-        address: "host:port" of a running cluster's head, or "local" for a private one whatever `RAY_ADDRESS` says.
+        address: "host:port" of a running cluster's head, or "local" for a private one, whatever `RAY_ADDRESS` is.
         cpus: CPUs of a private cluster; by default all that this process may use.
         gpus: GPUs of a private cluster; by default all that Ray finds.
         view: shows that Ray is starting.
@@ -285,7 +285,7 @@ def runtime_env() -> dict[str, Any] | None:
 
 
 def in_job_folder(path: Path) -> bool:
-    """Return whether `path` lies in the copy of a working directory that Ray makes for a job and deletes after it."""
+    """Return whether `path` is in the copy of a working directory that Ray makes for a job and deletes after it."""
     return "working_dir" in _job_env() and path.resolve().is_relative_to(Path.cwd())
 
 

@@ -19,7 +19,7 @@ from condkd_ray.trial.config import Prepared, TrialConfig
 from condkd_ray.trial.device_pool import round_bytes
 from condkd_ray.trial.evaluation import predict
 from condkd_ray.trial.loop import TrialState, own_images, run_round, start
-from condkd_ray.trial.outcome import remembered_logits
+from condkd_ray.trial.outcome import memory_logits
 from condkd_ray.trial.run import local_store, with_images_on_device
 from condkd_ray.trial.synthesis import Producer, codec, settle
 
@@ -34,7 +34,7 @@ class Need(NamedTuple):
     """Peak memory of the process, its CUDA context included."""
     total: int
     """Memory of the GPU."""
-    beside: int = 0
+    outside: int = 0
     """Memory of the GPU that programs other than trials hold, such as the driver."""
     samples: int = 0
     """Part of the peak: the largest size of the trial's samples over all its rounds."""
@@ -42,7 +42,7 @@ class Need(NamedTuple):
     @property
     def room(self) -> int:
         """Memory left for all trials."""
-        return self.total - self.beside
+        return self.total - self.outside
 
 
 TOO_LARGE = Need(0, 0)
@@ -91,7 +91,7 @@ def check_need(label: str, need: Need, gpus: float, flag: str = "--gpus-per-tria
         # A lower limit helps only if the trial fits without its samples.
         spared = f", or a lower --device-pool-limit: its samples may reach {need.samples / 1e9:.1f} GB of these"
         raise InputError(
-            f"{flag} is {gpus:g}, {part / 1e9:.1f} GB of a GPU; accepted: {least:.2f} or more, as {label} takes "
+            f"{flag} is {gpus:g}, {part / 1e9:.1f} GB of a GPU; accepted: {least:.2f} or more: {label} takes "
             f"{need.peak / 1e9:.1f} GB{spared if need.peak - need.samples <= part else ''}"
         )
 
@@ -187,7 +187,7 @@ def work(config: TrialConfig, prepared: Prepared, role: Role) -> None:
         Producer(config, prepared, 0, None).make((weights, store.class_counts))
     else:
         run_round(config, prepared, state, store, own_images if role == "trial" else _grey)
-        remembered_logits(config, prepared, state, store)
+        memory_logits(config, prepared, state, store)
         if prepared.test is not None:
             predict(state.distiller.student, prepared.test, prepared.teacher)
 

@@ -1,4 +1,4 @@
-"""The hardware that trials on the connected cluster compute on, read on its nodes: the driver may have no GPU."""
+"""Determines the hardware of trials by tasks on the cluster's nodes, because the driver's node may have no GPU."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""Classification of Ray's errors: those that report a lost process, node or object are handled alike, by a retry.
+"""Classification of Ray's errors: those that report a lost process, node or object lead to a retry.
 
 Checked against all of `ray.exceptions` of Ray 2.60: each `RayError` is such a report, unless our code raised it
 remotely or it was raised while an object was unpickled. Tune handles only `RayActorError` among these reports.
@@ -63,7 +63,7 @@ FINAL = (
 ROOM = (ObjectStoreFullError, OutOfDiskError)
 """Reports that Ray has no room for an object."""
 OF_CODE = (UnserializableException, UserCodeException)
-"""Types, beside a bare `RayError`, in which Ray wraps an exception of our code."""
+"""Types, in addition to a bare `RayError`, in which Ray wraps an exception of our code."""
 T = TypeVar("T")
 
 

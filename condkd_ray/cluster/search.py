@@ -226,7 +226,7 @@ class SearchMonitor:
         return self._driver.continues(self._monitor.trials[key])
 
     def retried(self, key: str, reason: str) -> None:
-        """Send the job again, as it may have been lost with a node."""
+        """Send the job again, because it may have been lost with a node."""
         self._budget.release(key)
         self._monitor.retried(key, reason)
         self._jobs.put(self._sent[key])

@@ -33,7 +33,7 @@ After that, the trial itself is retried.
 """
 HEARTBEAT_SECONDS = 2.0
 """Time between two heartbeats of a trial that makes rounds for others, in seconds."""
-LONGEST_NAP = 0.2
+LONGEST_WAIT = 0.2
 """Longest time between two requests of a waiting trial, in seconds."""
 
 
@@ -76,7 +76,7 @@ class Producers(AbstractContextManager):
         self._pending: dict[int, tuple[Any, Any]] = {}
 
     def __exit__(self, *_: object) -> None:
-        self._dismiss()
+        self._end_producers()
 
     def __call__(
         self, config: TrialConfig, prepared: Prepared, state: TrialState, store: Store
@@ -108,7 +108,7 @@ class Producers(AbstractContextManager):
                     raise error.cause from None
                 if not (left and is_lost(error)):
                     raise
-                self._dismiss()
+                self._end_producers()
                 store.clear_ahead()
         raise AssertionError
 
@@ -136,7 +136,7 @@ class Producers(AbstractContextManager):
         actor = ray.remote(**options)(ProducerProcess)
         return actor.remote(config, self._refs, self._pool, self._key, self._each)
 
-    def _dismiss(self) -> None:
+    def _end_producers(self) -> None:
         for actor in self._actors.values():
             ray.kill(actor)
         self._actors, self._pending = {}, {}
@@ -176,7 +176,7 @@ class SharedSource(AbstractContextManager):
                 taken, made = self._make(config, prepared, state, store), True
             else:
                 # Sleep longer as the wait gets longer: this delays the trial by at most a tenth of its waiting time.
-                time.sleep(min(LONGEST_NAP, 0.005 + (time.monotonic() - begun) / 10))
+                time.sleep(min(LONGEST_WAIT, 0.005 + (time.monotonic() - begun) / 10))
                 taken = store.take(state.round)
         return store.peek(config.inversion.images_per_round), taken.metrics | {"pool/made": float(made)}
 

@@ -1,4 +1,4 @@
-"""Check, before any work, that all nodes of the cluster can use the storage, as a trial may run on any of them."""
+"""Check, before any work, that all nodes of the cluster can use the storage: a trial may run on any of them."""
 
 import secrets
 import time
@@ -19,7 +19,7 @@ SHARED = "a folder that all nodes share, such as one on NFS, or a URI like s3://
 
 
 def check_reach(storage: Location, what: str = "--storage") -> None:
-    """Raise `InputError`, naming the node, if a node cannot write to `storage` or sees another one than this process.
+    """Raise `InputError`, naming the node, if a node cannot write to `storage` or reads other files there.
 
     A folder is not checked on a cluster of one node. An object store is checked there too, as the node may lack keys.
     Nodes that join later are not checked. `what`: the flag that names the storage, for the message.

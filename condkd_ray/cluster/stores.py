@@ -45,7 +45,7 @@ class Stopwatch:
     def trial(self) -> Iterator[None]:
         """Start a trial: reset the count to the time since the last trial of this process ended.
 
-        The count starts at 0 for the first trial, as its process has just started.
+        The count starts at 0 for the first trial, because its process has just started.
         """
         now = time.perf_counter()
         self.seconds = 0.0 if self._idle_since is None else now - self._idle_since
@@ -230,7 +230,7 @@ class AdoptingStore(PooledStore):
                 self._ids.cover(start, self._table.gather(ids).classes)
 
     def _dead_starts(self) -> list[int]:
-        """Return the first ids of chunks without live samples that lie wholly below `num_ids`."""
+        """Return the first ids of chunks without live samples that are wholly below `num_ids`."""
         return [start for start, count in self._dead() if start + count <= self.num_ids]
 
     def _mapped(self, start: int, chunk: Encoded) -> None:
@@ -286,7 +286,7 @@ class SharedStore(AdoptingStore):
             self._table.remove(start)
 
     def _truncate(self, num_ids: int) -> None:
-        """Take over the ids below `num_ids`; the pool keeps later rounds, as they are shared."""
+        """Take over the ids below `num_ids`; the pool keeps later rounds, because they are shared."""
         self._adopt(num_ids)
 
 

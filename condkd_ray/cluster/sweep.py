@@ -420,10 +420,10 @@ def sweep(trials: Sequence[PlannedTrial[Prepared]], options: ClusterOptions, obs
 
     First runs one trial of each group that shares samples, then the second of each group, and so on.
 
-    Checkpoints and chunks lie in `options.storage_root`, and a later sweep over the same place resumes from them. The files of
-    a trial that finished or was pruned are deleted once `observer.ended` has returned, so the observer must store all
-    that is to stay. Shared samples are deleted once all trials that share them have finished or were pruned; a trial
-    that failed keeps them.
+    Checkpoints and chunks lie in `options.storage_root`, and a later sweep over the same place resumes from them. The
+    files of a trial that finished or was pruned are deleted once `observer.ended` has returned, so the observer must
+    store all that is to stay. Shared samples are deleted once all trials that share them have finished or were pruned;
+    a trial that failed keeps them.
 
     A trial whose process was killed resumes from its checkpoint any number of times, on another node if its own is
     lost; after `MAX_STALLED` attempts in a row without a new round it is given up. A trial that Ray has ended
@@ -436,7 +436,7 @@ def sweep(trials: Sequence[PlannedTrial[Prepared]], options: ClusterOptions, obs
             of a failure is one line: a loss was not finite, or the trial was given up. A later sweep can resume it.
 
     Returns:
-        True if all trials have ended; False after Ctrl-C, or if the deadline came first.
+        True if all trials have ended; False after Ctrl-C, or if the deadline has passed.
 
     Raises:
         InputError: No node has the required resources, a trial needs more of a GPU's memory than its share, the pool's
@@ -493,7 +493,7 @@ def run_in_tune(listener: Listener, context: WorkerContext, producers_of: Mappin
         producers = setup["producers"] if producers_of is None else producers_of[setup["key"]]
         return tune.PlacementGroupFactory([own, *[options.per_producer.bundle] * producers])
 
-    # Workers never read this folder, as no report carries a checkpoint: it need not be visible to other nodes.
+    # No report carries a checkpoint, so workers never read this folder: other nodes need not see it.
     scratch = options.folder.resolve() / "tune"
     token = secrets.token_hex(8)
     _listeners[token], events = listener, _Events(token)

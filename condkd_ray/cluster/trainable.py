@@ -67,9 +67,9 @@ def run(setup: dict[str, Any], *, context: WorkerContext) -> None:
     """Run the trial `setup["key"]` to its outcome, from its checkpoint if there is one.
 
     A trial that cannot succeed has a failed outcome. That includes one whose share of a GPU has too little memory:
-    trials beside it hold the rest, so a second try would find no more. After any other exception Tune tries again, up
+    other trials on it hold the rest, so a second try would find no more. After any other exception Tune tries again, up
     to `ClusterOptions.attempts` exceptions; a trial given up then has no outcome. Full storage is reported to the
-    driver, as it concerns all trials.
+    driver, because it concerns all trials.
     """
     # Tune (2.60) reads this here. After its default of 2 s it drops the next trial on a busy machine without a message.
     os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = str(UNWIND_SECONDS)

@@ -80,10 +80,10 @@ def _own_parts(flags: Flags) -> dict[str, Any]:
 def _host_parts(flags: Flags, host: str) -> dict[str, Any]:
     """Return the parts of the config that the published system `host` sets, scaled."""
     accepted = f"one of them: --host {host} uses the inversion {published(host).inversion.name}"
-    require(flags.inversion is None, "--inversion beside --host", flags.inversion, accepted)
+    require(flags.inversion is None, "--inversion with --host", flags.inversion, accepted)
     both = flags.scale is not None and flags.rounds is not None
     accepted = f"one of them: the scale ({flags.scale}) sets the rounds; --scale None removes a default scale"
-    require(not both, "--rounds beside --scale", flags.rounds, accepted)
+    require(not both, "--rounds with --scale", flags.rounds, accepted)
     recipe = scaled(published(host), 1.0 if flags.scale is None else flags.scale)
     if flags.rounds is not None:
         recipe = with_rounds(recipe, flags.rounds)

@@ -2,7 +2,7 @@
 
 Those imports take seconds, and half a minute on a busy machine. The help text of each verb is stored in `help/` beside
 this module, because the classes of the flags are in modules that import PyTorch. `python -m
-condkd_ray.commands.front` writes these files anew.
+condkd_ray.commands.front` writes these files again.
 """
 
 import difflib

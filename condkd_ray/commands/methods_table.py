@@ -133,7 +133,7 @@ def _plain(value: Any) -> str:
 
 
 def networks_table() -> str:
-    """Return a Markdown table of the architectures with their costs, counted anew, then torchvision's model names."""
+    """Return a Markdown table of the architectures with their measured costs, then torchvision's model names."""
     rows = [_network_row(parse(text)) for text in NETWORKS]
     names = ", ".join(f"`{model}`" for model in sorted(SMALLEST))
     return "\n".join([NETWORKS_HEADER, *rows, "", f"`torchvision:` accepts these models: {names}."]) + "\n"

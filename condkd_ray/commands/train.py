@@ -39,7 +39,7 @@ class _Here:
     threads: int = 1
     """CPU threads. More than one was slower whenever other work used the same cores."""
     fresh: bool = False
-    """Move the present content of `--out` aside and start anew."""
+    """Move the present content of `--out` aside and start over."""
     device_pool_limit: str | None = None
     """GPU memory for synthetic images, such as 500MB or 4GB; images beyond it stay in the CPU's memory and are copied
     to the GPU when they are drawn. Default: a quarter of the GPU."""

@@ -114,7 +114,7 @@ class Try(TeacherFlags):
     cache: Path | None = None
     """Folder of teachers and condensed sets; default: $CONDKD_CACHE, else a folder in the user's cache home."""
     fresh: bool = False
-    """Move the present content of `--out` aside and start anew."""
+    """Move the present content of `--out` aside and start over."""
 
 
 def try_out(command: Try) -> int:
@@ -299,7 +299,7 @@ def rounds_of(command: Try, base: TrialConfig, workshop: Workshop, begin: float)
     at_once = min(at_once, command.max_concurrent or at_once)
     tried = [_planned(base, name, command.seeds[0]) for name in ("guided", "condensed_only")]
     guided, alone = (round_seconds(plan, workshop.prepare(plan.config)) for plan in tried)
-    # The cost of `guided` stands for each arm that makes images.
+    # Every arm that makes images is assumed to cost as much as `guided`.
     synthetic = len(ARMS) - 1
     each, trials = len(command.seeds) * (synthetic * guided + alone), len(command.seeds) * len(ARMS)
     left = 60 * command.minutes - (time.monotonic() - begin) - AROUND

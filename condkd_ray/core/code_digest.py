@@ -78,7 +78,7 @@ def is_installed(module: str) -> bool:
 
 
 def is_installed_file(path: Path) -> bool:
-    """Return whether a resolved path lies in a folder of installed packages or in Python's standard library."""
+    """Return whether a resolved path is in a folder of installed packages or in Python's standard library."""
     return bool(set(INSTALLED) & set(path.parts)) or path.is_relative_to(STANDARD)
 
 
@@ -352,7 +352,7 @@ def _is_torch_module(value: Any) -> bool:
 
 
 def _inner(value: Any) -> tuple[Any, ...] | None:
-    """Return the values that stand for an object beside its class; None for an object that its reduction describes."""
+    """Return the values that, with its class, identify an object; None for an object that its reduction describes."""
     if isinstance(value, types.MethodType):
         return value.__func__, value.__self__
     if isinstance(value, property):

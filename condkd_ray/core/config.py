@@ -208,7 +208,7 @@ def identity(value: Any, *, complete: bool = False) -> Any:
     A field at its default is left out, so that a config keeps its identity when its class gets a new field. The `name`
     of a method always stays, because it determines the class of the other fields. A default must therefore never change
     within one version of the numbers: see `condkd_ray.trial.plan.NUMBERS`. `complete` keeps fields at their defaults
-    too. A method from another package has its code version beside its fields.
+    too. A method from another package has its code version in addition to its fields.
 
     Fields marked `identity: False` are left out, because their content is hashed elsewhere. A path in a field marked
     `identity: "content"` is replaced by the digest of its file. So is each path in a method from another package, in a

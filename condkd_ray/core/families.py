@@ -115,7 +115,7 @@ class Family:
 
     @property
     def more(self) -> str:
-        """Text to append to a list of accepted names: it mentions plug-ins, and those that cannot be used."""
+        """Text to append to a list of accepted names: it mentions plug-ins, also unusable ones."""
         return f", or a plug-in once it is installed or registered{self.failures}"
 
     def register(self, kind: type, version: str | None) -> None:
@@ -458,7 +458,7 @@ class _Distribution:
     name: str
     version: str
     editable: bool
-    """The code lies in another folder than the distribution, or the distribution says that it is editable."""
+    """The code is in another folder than the distribution, or the distribution is marked as editable."""
 
 
 def _distribution(kind: type, top: str) -> _Distribution | None:
@@ -502,7 +502,7 @@ def _entry_packages(found: metadata.Distribution) -> set[str]:
 
 
 def _is_editable(found: metadata.Distribution) -> bool:
-    """Return whether a distribution says that it is an editable install, in `direct_url.json` (PEP 610)."""
+    """Return whether a distribution is marked as an editable install in `direct_url.json` (PEP 610)."""
     text = found.read_text("direct_url.json")
     try:
         return bool(text and json.loads(text).get("dir_info", {}).get("editable"))

@@ -34,7 +34,7 @@ class NonFiniteError(ArithmeticError):
 
 
 class ClusterError(RuntimeError):
-    """The cluster, or a process or node of it, did not start or was lost; the message says which in one line.
+    """The cluster, or a process or node of it, did not start or was lost; the message names it in one line.
 
     Programs exit with code 1; running the same command again may succeed.
     """
@@ -143,7 +143,7 @@ class Meter:
                 self._terms[name] = (value.clone(), value.isfinite().float(), 1)
 
     def read(self) -> Metrics:
-        """Return the means by `family/term`, with one host copy. Raises `NonFiniteError` naming term and step."""
+        """Return the means by `family/term`, in one copy to the host. Raises `NonFiniteError` with term and step."""
         if not self._terms:
             return {}
         # Imported here: messages about bad input shall not wait for PyTorch's import, which takes seconds.

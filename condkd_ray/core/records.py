@@ -181,7 +181,7 @@ class Manifest:
     cpu_seconds: float | None = None
     """CPU time of the last complete run, driver and trials; None until it has ended."""
     teachers: list[dict[str, Any]] = field(default_factory=list)
-    """If trials use several teachers: one dict like `teacher` for each."""
+    """One dict like `teacher` for each teacher; only if trials use several."""
 
 
 def arm_rank(arm: str) -> tuple[int, str]:

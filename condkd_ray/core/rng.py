@@ -57,7 +57,7 @@ class Streams:
         return {place: {name: one.get_state() for name, one in opened.items()} for place, opened in places}
 
     def load_state_dict(self, states: dict[str, dict[str, Tensor]]) -> None:
-        """Restore the saved streams; streams that are not among them start from their seeds, as they would have."""
+        """Restore the saved streams; other streams start from their seeds."""
         self._opened = {"device": {}, "host": {}}
         for name, state in states["device"].items():
             self[name].set_state(state.cpu())

@@ -3,7 +3,7 @@
 A `Location` is a `Path` or a `Remote`, which has the few methods of `Path` that are needed; the functions here accept
 both. A local file is replaced by renaming, an object by a single put, so a reader never finds half a file. Remote
 content passes through a temporary local file and is never held in memory as a whole. Errors of full storage name the
-file and can be told from all other errors: see `no_room`.
+file and can be distinguished from all other errors: see `no_room`.
 """
 
 from __future__ import annotations

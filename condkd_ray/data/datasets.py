@@ -221,7 +221,7 @@ def _image_folder(config: DataConfig, root: Path) -> Found:
     there = [name for name in ("test", "val") if (root / name).is_dir()]
     if not there:
         return _held_out(train, (), "neither test/ nor val/")
-    notes = {"test": (), "val": ("val/ is the test set, as there is no test/",)}[there[0]]
+    notes = {"test": (), "val": ("val/ is the test set, because there is no test/",)}[there[0]]
     notes = notes if len(there) == 1 else ("val/ is not read: test/ is the test set",)
     return Found(train, readers.read_folder(root / there[0], config.size, train.ground), notes=notes)
 

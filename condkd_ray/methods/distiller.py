@@ -377,7 +377,7 @@ class Batch(NamedTuple):
 def next_batch(
     distiller: Distiller,
     memory: AnyMemory,
-    remembered: Any,
+    memory_state: Any,
     store: Store,
     condensed: Samples | None,
     *,
@@ -385,10 +385,10 @@ def next_batch(
     teacher: Teacher,
     rng: Streams,
 ) -> Batch:
-    """Return synthetic, then condensed samples: `batch` in all, or, under `mix: concat`, condensed ones in addition.
+    """Return synthetic, then condensed samples: `batch` in all; under `mix: concat`, condensed ones in addition.
 
-    In every arm a full batch is drawn from the memory (whose state is `remembered`) and only the first part of it used,
-    so that all arms have the same random draws.
+    In every arm a full batch is drawn from the memory with state `memory_state`, and its first part is used: so all
+    arms have the same random draws.
     """
     num_condensed = distiller.num_condensed(progress)
     num_synthetic = distiller.num_synthetic(progress)
@@ -396,7 +396,7 @@ def next_batch(
     ids = torch.empty(0, dtype=torch.int64)
     weights = torch.ones(distiller.batch, device=teacher.device)
     if num_synthetic:
-        drawn = memory.draw(remembered, store, distiller.batch, teacher=teacher, rng=rng)
+        drawn = memory.draw(memory_state, store, distiller.batch, teacher=teacher, rng=rng)
         parts.append(drawn.samples[:num_synthetic])
         weights[:num_synthetic] = drawn.weights[:num_synthetic]
         ids = drawn.ids[:num_synthetic]

@@ -1,7 +1,7 @@
 """Supervised training of a classifier on labelled real images: a short recipe for teachers.
 
 SGD with Nesterov momentum, a learning rate that rises and falls linearly, shifts and mirror images. Images stay uint8
-in memory; each batch is moved, augmented and normalised at once, so that no data loader is needed. All of it is our
+in memory; each batch is moved, augmented and normalised as a whole, so that no data loader is needed. All of it is our
 choice.
 
 Measured with the defaults, seed 0, one core of a shared AMD EPYC with AVX-512 bfloat16 (fractions; CPU seconds):

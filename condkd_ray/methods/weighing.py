@@ -45,7 +45,7 @@ class Weighing(Method, ABC):
         """Return the function that computes the weights during one round.
 
         `class_counts` (K,) is the memory's number of samples of each class at the start of the round, by the teacher's
-        classes; it lies on the device of the weights.
+        classes; it is on the device of the weights.
         """
 
 

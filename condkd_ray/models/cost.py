@@ -34,7 +34,7 @@ class Cost:
 def cost(module: nn.Module, image_shape: tuple[int, ...]) -> Cost:
     """Count the cost of `module`, (B, C, H, W) to (B, K), on an image of `image_shape` (C, H, W).
 
-    The module's mode is restored afterwards. Only shapes matter, so the module may lie on the "meta" device.
+    The module's mode is restored afterwards. Only shapes matter, so the module may be on the "meta" device.
     """
     widths: list[int] = []
 

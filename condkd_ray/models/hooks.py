@@ -171,7 +171,7 @@ def stage_inputs(network: nn.Module, inputs: Mapping[str, Tensor], bn: Sequence[
     `inputs`: the input of each module, by name, without modules that read the image itself; `bn`: the BN layers in the
     order of execution. The stages are the children of a module `stages`, as in the networks of this package, or
     `layer1`, `layer2`, ..., as in torchvision's ResNets; only children in `inputs` that read a (B, C, H, W) map count.
-    In other networks each BN layer whose input has fewer positions than the inputs of all earlier BN layers stands for
+    In other networks each BN layer whose input has fewer positions than the inputs of all earlier BN layers counts as
     a stage (our choice).
     """
     found = [name for name in _named_stages(network) if name in inputs and inputs[name].ndim == 4]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from condkd_ray.models.hooks import HALVES, cast, over_space, sharing
 
 PENULTIMATE = "penultimate"
-"""Layer name that stands for the input of the last linear layer."""
+"""Layer name that means the input of the last linear layer."""
 
 
 @dataclass(frozen=True)

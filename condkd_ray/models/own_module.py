@@ -53,11 +53,11 @@ def own_module(name: str) -> OwnModule:
     make = _function(name)
     with _working_directory(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        made = _run_theirs(make, f"function {name}")
+        made = _run_user_code(make, f"function {name}")
     require(isinstance(made, nn.Module), f"what {name} returns", type(made).__name__, "a torch.nn.Module")
     has = next(made.parameters(), None) is not None
     require(has, f"what {name} returns", type(made).__name__, "a torch.nn.Module that has parameters")
-    network = _run_theirs(lambda: copied(made.eval()), f"copying what {name} returns")
+    network = _run_user_code(lambda: copied(made.eval()), f"copying what {name} returns")
     with _working_directory():
         sources = _sources(name, make, network)
     digests = [[module, file_digest(file)] for module, file in sorted(sources.items())]
@@ -146,7 +146,7 @@ def _function(name: str) -> Callable[[], Any]:
     place, colon, attribute = name.partition(":")
     require(bool(place and colon and attribute), "teacher module", name, FORM)
     with _working_directory():
-        found: Any = _run_theirs(lambda: importlib.import_module(place), f"teacher module {name}: import of {place}")
+        found: Any = _run_user_code(lambda: importlib.import_module(place), f"teacher module {name}: import of {place}")
     for part in attribute.split("."):
         require(hasattr(found, part), f"teacher module {name}: {part} in {place}", None, FORM)
         found = getattr(found, part)
@@ -154,7 +154,7 @@ def _function(name: str) -> Callable[[], Any]:
     return found
 
 
-def _run_theirs(run: Callable[[], Any], what: str) -> Any:
+def _run_user_code(run: Callable[[], Any], what: str) -> Any:
     """Return the result of the user's code. Raises `InputError` for any exception in it."""
     try:
         return run()
@@ -183,7 +183,7 @@ def _working_directory() -> Iterator[None]:
 def check_output(network: nn.Module, shape: tuple[int, int, int], num_classes: int, name: str) -> None:
     """Raise `InputError` unless two normalised images of `shape` (C, H, W) become (2, K) finite logits."""
     images = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
-    output = _run_theirs(lambda: network(images), f"teacher module {name} on images of shape {shape}")
+    output = _run_user_code(lambda: network(images), f"teacher module {name} on images of shape {shape}")
     accepted = f"a tensor of shape (2, {num_classes}), logits of {num_classes} classes"
     what = f"output of teacher module {name} for 2 images of shape {shape}"
     require(isinstance(output, Tensor), what, type(output).__name__, accepted)

@@ -180,8 +180,8 @@ def _fitting(own: Weights, read: Mapping[str, Weights], path: Path) -> dict[str,
             if _size(part) == _size(own) and not _within(prefix, fits):
                 attempt = _Attempt.of(own, _plain_all(part, path))
                 fits |= {} if attempt.problems else {prefix: attempt}
-        beside = _outside(weights, fits)
-        found |= {_place(key, prefix): replace(fit, beside=beside) for prefix, fit in fits.items()}
+        left_out = _outside(weights, fits)
+        found |= {_place(key, prefix): replace(fit, others=left_out) for prefix, fit in fits.items()}
     return found
 
 
@@ -208,7 +208,7 @@ def _closest(own: Weights, read: Mapping[str, Weights]) -> tuple[str, "_Attempt"
 
     place = max(there, key=near)
     prefix, part, around = there[place]
-    return place, replace(_Attempt.of(own, part), beside=_outside(around, [prefix]))
+    return place, replace(_Attempt.of(own, part), others=_outside(around, [prefix]))
 
 
 def _size(weights: Mapping[str, Tensor]) -> int:
@@ -224,13 +224,13 @@ class _Attempt:
     problems: tuple[str, ...]
     known: Recognised | None = None
     """The recognised network of the weights, or None."""
-    beside: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
     """Names in the same state dict that no fitting part contains."""
 
     @property
     def left_out(self) -> str:
-        """The names in `beside`, in parentheses for a message; "" if there are none."""
-        return f" (left out: {_first(self.beside)})" if self.beside else ""
+        """The names in `others`, in parentheses for a message; "" if there are none."""
+        return f" (left out: {_first(self.others)})" if self.others else ""
 
     @staticmethod
     def of(own: Weights, weights: Weights) -> "_Attempt":

@@ -60,7 +60,7 @@ def arm(base: TrialConfig, name: Arm, ipc: int, seed: int, label: str = "", *, p
     images are larger than those of the others. Raises `InputError` if the inversion cannot have `prior`, or if, in an
     arm without guidance, the inversion is conditional and no loss ties its images to their labels.
     """
-    # Imported here, as scripts import this module for their flags, and these modules import PyTorch.
+    # Imported here because these import PyTorch, and scripts import this module for their flags.
     from condkd_ray.methods.condensation import AllReal
     from condkd_ray.methods.guidance import NoGuidance
     from condkd_ray.methods.inversion import NoInversion
@@ -109,7 +109,7 @@ def _tempered(base: TrialConfig, name: Arm, prior: Prior) -> AnyInversion:
     theirs = getattr(base.targets, "temperature", PRIOR.temperature)
     fits = not (soft and prior.weight) or prior.temperature in (PRIOR.temperature, theirs)
     accepted = f"{theirs:g}, the targets' own, which is the default here; or {own}"
-    require(fits, f"--prior-temperature beside targets {base.targets.name}", prior.temperature, accepted)
+    require(fits, f"--prior-temperature with targets {base.targets.name}", prior.temperature, accepted)
     given = {"oh_weight": prior.weight} | ({} if soft else {"oh_temperature": prior.temperature})
     found = replace(inversion, **given) if prior.weight else inversion
     accepted = "a prior other than the inversion's own (with that, mixed_prior equals mixed); or no arm mixed_prior"

@@ -374,7 +374,7 @@ def total(work: Workload, before: Span, at_once: int) -> Estimate:
     """Return the estimate for the rest of `work`, whose costs are known, with `at_once` trials at a time."""
     costs = [work.costs[plan.arm] for plan in work.missing if plan.arm in work.costs]
     kinds = {(plan.arm, plan.ipc) for plan in work.missing}
-    dearest = join(costs) if costs else Cost()
+    largest = join(costs) if costs else Cost()
     at_once = max(1, min(at_once, len(costs)))
     trials = Span(*(makespan([getattr(cost.wall, end) for cost in costs], at_once) for end in ("low", "high")))
     around = before + STARTED + REPORTED
@@ -383,10 +383,10 @@ def total(work: Workload, before: Span, at_once: int) -> Estimate:
         before=before,
         wall=trials + around + BETWEEN * (len(costs) / at_once),
         cpu=sum((cost.cpu for cost in costs), Span()) + around + BETWEEN * len(costs),
-        kept=sum((cost.kept for cost in costs), WRITTEN) + dearest.product * len(kinds),
-        working=dearest.working * at_once,
-        trial_memory=dearest.memory,
-        memory=dearest.memory * at_once + DRIVER,
+        kept=sum((cost.kept for cost in costs), WRITTEN) + largest.product * len(kinds),
+        working=largest.working * at_once,
+        trial_memory=largest.memory,
+        memory=largest.memory * at_once + DRIVER,
     )
 
 

@@ -1,4 +1,4 @@
-"""Options of a run: its folders, the resources of each trial, and its limits. They change no number in a table."""
+"""Options of a run: its folders, the resources of each trial, and its limits. They do not change results."""
 
 import math
 import re

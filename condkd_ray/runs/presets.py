@@ -46,7 +46,7 @@ def path_of(name: str) -> Path:
 @cache
 def published(name: str) -> TrialConfig:
     """Return the complete recipe as published. Raises `InputError` for an unknown name."""
-    # Imported here, as scripts import names of systems for their flags, and this module imports PyTorch.
+    # Imported here because it imports PyTorch, and scripts import this module for their flags.
     from condkd_ray.trial.config import from_tree
 
     return from_tree(read_tree(path_of(name)), str(path_of(name)))
@@ -68,7 +68,7 @@ def check_parts(name: str, tree: Tree, path: str) -> None:
         other = value if isinstance(value, str) else value.get("name", method.name) if isinstance(value, dict) else None
         accepted = f"{method.name}, as of --host {name}; or --inversion instead of --host, to mix parts"
         require(other in (None, method.name), f"{path}: {part}", other, accepted)
-    require("rounds" not in tree, f"{path}: rounds beside --host {name}", tree.get("rounds"), "the flag --rounds")
+    require("rounds" not in tree, f"{path}: rounds with --host {name}", tree.get("rounds"), "the flag --rounds")
 
 
 def scaled(recipe: TrialConfig, scale: float) -> TrialConfig:

@@ -101,7 +101,7 @@ def _group(record: Record) -> tuple[str, int, int]:
     """Return the key of the group in which only the best trial's product is kept.
 
     A group is an arm and IPC, or a whole search, for one version of the numbers. A trial that was run alone is a group
-    by itself, because its user has asked for this trial and not for the best one.
+    by itself, because its user ran this trial explicitly.
     """
     if record.experiment == ALONE:
         return record.config_hash, record.ipc, record.numbers

@@ -57,7 +57,7 @@ log = logging.getLogger(__name__)
 LOSSES = ("inversion/", "guidance/", "kd/")
 """Prefixes of the loss terms among the metrics."""
 ARTIFACTS = "artifacts"
-"""Folder of the images and configs that the dashboard shows beside each trial."""
+"""Folder of the images and configs that the dashboard shows with each trial."""
 PARAMETERS, KEY = "parameters", "config_hash"
 """User attributes.
 
@@ -157,7 +157,7 @@ def _notes(plans: Sequence[Plan], has_val: bool) -> list[str]:
     notes = []
     if any(isinstance(method, Imported) for method in used):
         notes.append(
-            "The condensed set was made elsewhere, from unknown train images: it may have seen "
+            "The condensed set was made elsewhere, from unknown train images: these may include "
             f"{held_out}, and the test images too if these were held out of train here."
         )
     if any(method.needs_teacher for method in used):

@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 def run(
     question: str, tree: dict[str, Any], spec: SearchSpec, *, workshop: Workshop | None = None, view: View = SILENT
 ) -> RunResult:
-    """Run the missing trials of a search of the space `tree`, and write its results.
+    """Run the missing trials of a search of the space `tree`, and write the results.
 
     `question`: shown in the report. `workshop`: makes teachers and condensed sets; a new one if not given. Raises
     `InputError` for a space or options that cannot be used, before anything is written, and `ClusterError` if Ray does
@@ -67,7 +67,7 @@ def run(
     study = study_of(tree, spec)
     _learn(study, known)
     with connect(spec.address, view=view):
-        # Imported here, as these import Ray, which takes a second.
+        # Imported here, because these import Ray, which takes a second.
         from condkd_ray.cluster import search as ray_search
         from condkd_ray.cluster.hardware import trial_hardware
         from condkd_ray.cluster.module_check import check_modules, check_plugins
@@ -106,7 +106,7 @@ def run(
 def explained(tree: dict[str, Any], spec: SearchSpec, *, view: View = SILENT) -> str:
     """Return the estimate of the rest of a search as text. Raises `InputError` as `run` would."""
     _check_all(tree, spec, Workshop(spec.cache, view=view))
-    # With --fresh the study is new too, unless its storage lies elsewhere.
+    # With --fresh the study is new too, unless its storage is elsewhere.
     starts_over, ended = spec.fresh and spec.study_storage is None, 0
     if not starts_over:
         names = names_at(spec.study_storage, spec.out)
@@ -128,7 +128,7 @@ def check(tree: dict[str, Any], spec: SearchSpec) -> None:
     require(spec.trials >= 1, "--trials", spec.trials, "an integer >= 1")
     hours, gpus = spec.gpu_hours, spec.gpus_per_trial
     require(hours is None or hours > 0, "--gpu-hours", hours, "a number > 0")
-    accepted = "a number > 0, as trials without GPUs never use the budget up"
+    accepted = "a number > 0, because trials without GPUs never use up the budget"
     require(hours is None or gpus > 0, "--gpus-per-trial with --gpu-hours", gpus, accepted)
     require(spec.least_rounds >= 1, "--least-rounds", spec.least_rounds, "an integer >= 1")
     require(bool(spec.study), "--study", spec.study, "a name")
@@ -230,7 +230,7 @@ def _earlier(spec: SearchSpec) -> dict[str, optuna.Study]:
         study = stored_study(there, name, place)
         check_earlier(study, spec.parsed_objective)
         with quiet():
-            # A copy in memory, as the study may lie in a folder that is moved aside.
+            # A copy in memory, because the study's folder may be moved aside.
             memory = InMemoryStorage()
             optuna.copy_study(from_study_name=study.study_name, from_storage=there, to_storage=memory)
             found[place] = optuna.load_study(study_name=study.study_name, storage=memory)
@@ -264,16 +264,16 @@ def _check_configs(tree: dict[str, Any], spec: SearchSpec, points: Sequence[Poin
 def confirm(
     tree: dict[str, Any], spec: SearchSpec, *, best: int, seeds: Sequence[int], view: View = SILENT
 ) -> RunResult:
-    """Run the best trials of a finished search with other seeds, beside the space's default, and compare them.
+    """Run the best trials of a finished search with other seeds, and the space's default, and compare them.
 
     Each guided trial among the best is also run without guidance, with all other values as the search chose them, the
     class prior included: only the gain over this trial comes from guidance. Results lie in the folder `confirmed` in
     the folder of the search. Raises `InputError` if `best` is below 1, or if `seeds` has the seed of the search or
     repeats.
     """
-    seen = default(tree).seed
+    used = default(tree).seed
     require(best >= 1, "--best", best, "an integer >= 1")
-    require(seen not in seeds and len(set(seeds)) == len(seeds) > 0, "--new-seeds", seeds, f"seeds other than {seen}")
+    require(used not in seeds and len(set(seeds)) == len(seeds) > 0, "--new-seeds", seeds, f"seeds other than {used}")
     study = study_of(tree, spec)
     arms = {"default": default(tree)}
     chosen = {f"trial {trial.number}": study.proposal(trial).config for trial in study.ranked[:best]}

@@ -92,7 +92,7 @@ def _log_nameless(records: Sequence[Record], known: Collection[str | None]) -> N
     if nameless:
         log.info(
             f"{len(nameless)} records of earlier versions do not name their study, and this is not the only one here: "
-            "they are left out of the study, and a trial of theirs that is proposed is not run again"
+            "they are left out of the study; if one of these trials is proposed, it does not run again"
         )
 
 
@@ -102,7 +102,12 @@ def _params(tree: dict[str, Any], records: Mapping[int, Record], hardware: Hardw
     for number, record in records.items():
         try:
             config = of_record(record)
-            require(plugins_in(config) == record.plugins, "plug-ins", record.plugins, f"{plugins_in(config)}, as here")
+            require(
+                plugins_in(config) == record.plugins,
+                "plug-ins",
+                record.plugins,
+                f"{plugins_in(config)}, those installed here",
+            )
             point = params_of(tree, config, lambda one: settled(one, hardware))
             found[number] = check_point(tree, point, "parameters")
         except InputError as error:

@@ -1,4 +1,6 @@
-"""Search spaces: trial configs with some open leaves, for which an Optuna trial gives values.
+"""Search spaces: trees of trial configs in which some values, the open leaves, are ranges or choices.
+
+An Optuna trial suggests a value for each open leaf; the tree with these values is closed and gives a config.
 
 Tags of open leaves: `!uniform [a, b]`, `!log_uniform [a, b]`, `!int [a, b]` (both ends included), `!choice [...]`. A
 choice between methods is a choice of their names; the values of the chosen method's open leaves are suggested after it.

@@ -190,7 +190,7 @@ def check_streams(inversion: Inversion) -> None:
     for _ in range(2):
         synthesize(inversion, state, rng=rng, teacher=teacher, guide=RecordingGuide())
     foreign = {stream for stream in used_streams(rng) if stream.partition("/")[2] in FOREIGN_STREAMS}
-    expect(not foreign, f"no stream of other parts of a trial is used, as {sorted(foreign)} are")
+    expect(not foreign, f"streams of other parts of a trial are not used, but {sorted(foreign)} are")
     expect(torch.equal(torch.random.get_rng_state(), before), "the global random generator is unchanged")
 
 

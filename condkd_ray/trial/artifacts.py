@@ -398,17 +398,17 @@ class Workshop:
         return found
 
     def _check_stored(self, config: TrialConfig, method: Imported) -> None:
-        """Raise `InputError` for errors that show in the set's file alone, before a teacher is trained."""
+        """Raise `InputError` for errors that the set's file alone reveals, before a teacher is trained."""
         self._stored_set(config, method)
-        key = ("looked at", self._data_key(config), replace(method, ipc=1))
+        key = ("checked", self._data_key(config), replace(method, ipc=1))
         self._once(key, lambda: self._choose_space(config, method, None))
 
     def _imported(self, config: TrialConfig, method: Imported) -> Samples:
         """Return the trial's part of an imported set. Raises `InputError` if the teacher does not recognise the set."""
         dataset, one = self.data(config), replace(method, ipc=1)
         # An untrained stand-in teacher recognises nothing; the run itself checks the set with the real teacher.
-        judging = self._stand_ins is None and (self._train_to_check or config.teacher.loaded)
-        teacher = self.teacher(config) if judging else None
+        checking = self._stand_ins is None and (self._train_to_check or config.teacher.loaded)
+        teacher = self.teacher(config) if checking else None
 
         def choose() -> ChosenSpace:
             found = self._choose_space(config, method, teacher)

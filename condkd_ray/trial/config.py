@@ -51,7 +51,7 @@ class Pipeline(Method):
 
     ours: ClassVar[tuple[str, ...]] = ("producers", "staleness")
     producers: int = 1
-    """Number of image producers. Under Ray each is a process beside the trial's own, with its own share of a GPU."""
+    """Number of image producers. Under Ray each is a separate process, with its own share of a GPU."""
     staleness: int = 1
     """Number of rounds by which the student of an inversion may lag; as many rounds are made ahead. 0: no lag."""
 
@@ -124,7 +124,7 @@ class TrialConfig(Method):
         temperature = getattr(self.inversion, "oh_temperature", 1.0)
         accepted = "1: soft targets have their own temperature, which the class prior then uses as well"
         fits = temperature == 1 or not self.targets.soft
-        require(fits, f"inversion oh_temperature beside targets {self.targets.name}", temperature, accepted)
+        require(fits, f"inversion oh_temperature with targets {self.targets.name}", temperature, accepted)
         require(not idle or self.pipeline is None, "pipeline without an inversion", self.pipeline, "none")
         self._check_labels_and_starts()
         several = self.producers > 1 and self.inversion.warm_up > 0
@@ -156,7 +156,7 @@ class TrialConfig(Method):
         """Whether the teacher's logits of the trial's images are computed and stored together with them.
 
         They are if the distillation step, the weighing or the memory reads them, or if the labels are computed from
-        them. Otherwise they are computed only at the end of the trial; see `outcome.remembered_logits`.
+        them. Otherwise they are computed only at the end of the trial; see `outcome.memory_logits`.
         """
         read = not self.distiller.runs_teacher or self.weighing.reads_memory or self.memory.reads_logits
         return read or self.inversion.labels_by_teacher

@@ -304,8 +304,8 @@ def _better(teacher: Teacher, images: RealImages, own: Constants) -> tuple[Readi
     # The normalisations are sorted by likelihood: take the first of those that fit about equally well.
     found = next(other for other in others if other.best > most - 0.01)
     won, lost = (int((one & ~two).sum()) for one, two in ((found.right, given.right), (given.right, found.right)))
-    gain, knows = found.best - given.best, found.best > found.found.least
-    return (found, gain) if knows and gain >= REPORTED and sign_test(won, lost, among=len(others)) else (None, 0.0)
+    gain, recognised = found.best - given.best, found.best > found.found.least
+    return (found, gain) if recognised and gain >= REPORTED and sign_test(won, lost, among=len(others)) else (None, 0.0)
 
 
 def _usual(given: Constants, own: Constants) -> Sequence[Constants]:

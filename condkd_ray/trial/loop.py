@@ -1,4 +1,4 @@
-"""The training loop of one trial, without Ray: synthesise, remember, distil, evaluate."""
+"""The training loop of one trial, without Ray: synthesise, store, distil, evaluate."""
 
 import time
 from collections.abc import Callable, Iterator

@@ -86,7 +86,7 @@ def _when(state: TrialState | None, total: int) -> str:
 
 
 def end(config: TrialConfig, prepared: Prepared, state: TrialState, store: Store, logits: Tensor) -> Outcome:
-    """Return the metrics of the whole run except the final test; `logits` come from `remembered_logits`."""
+    """Return the metrics of the whole run except the final test; `logits` come from `memory_logits`."""
     images, per_class = examples(config, prepared, state, store)
     test_images = 0 if prepared.test is None else len(in_round(prepared.test, config.test_rounds))
     return Outcome(
@@ -159,7 +159,7 @@ def class_major(shown: Samples, prepared: Prepared) -> tuple[Tensor | None, int]
     return to_pixels(images, prepared.teacher.mean, prepared.teacher.std).cpu(), per_class
 
 
-def remembered_logits(config: TrialConfig, prepared: Prepared, state: TrialState, store: Store) -> Tensor:
+def memory_logits(config: TrialConfig, prepared: Prepared, state: TrialState, store: Store) -> Tensor:
     """Return the teacher's logits (N, K), float16 on the CPU, of all samples that the memory may still draw.
 
     Stored logits are returned as they are. If none are stored, they are computed now and rounded in the same way.
@@ -181,7 +181,7 @@ def product_path(folder: Location) -> Location:
 
 @dataclass
 class Product:
-    """Student and remembered synthetic images of a trial, in one file for other programs.
+    """Student and synthetic images in the memory of a trial, in one file for other programs.
 
     The file is self-contained: reading it requires neither the teacher nor the data set.
     """
@@ -224,7 +224,7 @@ def read_product(path: Location) -> Product:
 
 
 def make_product(config: TrialConfig, prepared: Prepared, state: TrialState, store: Store, logits: Tensor) -> Product:
-    """Return the current student, and the memory's samples as the store encodes them, with the `remembered_logits`."""
+    """Return the current student, and the memory's samples as the store encodes them, with the `memory_logits`."""
     teacher, ids = prepared.teacher, config.memory.live(state.memory)
     # Moved to the CPU part by part: a GPU may have no room for a second copy of all samples.
     parts = [moved(store.codec.encode(store.gather(part)), "cpu") for part in ids.split(4096)] if len(ids) else []

@@ -112,7 +112,7 @@ def _numbered(digests: dict[str, str]) -> dict[str, str]:
 def can_share(config: TrialConfig) -> bool:
     """Return whether other trials can use the same images: neither the student nor its memory influences them.
 
-    The images of a pipeline are never shared, because its producers run beside their student and end with it.
+    The images of a pipeline are never shared, because its producers run in parallel with their student and end with it.
     """
     makes_any = config.inversion.images_per_round > 0 and config.pipeline is None
     return makes_any and not config.inversion.uses_student and not config.weighing.reads_memory

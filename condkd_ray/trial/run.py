@@ -16,7 +16,7 @@ from condkd_ray.core.storage import Location
 from condkd_ray.methods.memory import LocalStore, Store
 from condkd_ray.trial.config import Prepared, TrialConfig
 from condkd_ray.trial.loop import Source, TrialState, own_images, run_round, start
-from condkd_ray.trial.outcome import broken, end, fatal, make_product, remembered_logits, tested
+from condkd_ray.trial.outcome import broken, end, fatal, make_product, memory_logits, tested
 from condkd_ray.trial.synthesis import codec, own_compilation
 
 CHECKPOINT_SECONDS = 15.0
@@ -95,7 +95,7 @@ def run_trial(
                 saves.after_round(state, store, due=late or state.round == last)
                 on_round(metrics)
             _check_through(state.round, last, config.total_rounds)
-            logits = remembered_logits(config, prepared, state, store)
+            logits = memory_logits(config, prepared, state, store)
             if product is not None:
                 states.save(make_product(config, prepared, state, store, logits), product)
             untested = end(config, prepared, state, store, logits)

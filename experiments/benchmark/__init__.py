@@ -1,1 +1,1 @@
-"""Benchmarks: costs of the cluster, and speed beside other projects. Measures figures, stores rows, prints tables."""
+"""Benchmarks: costs of the cluster, and speed compared with other projects; stored as rows, printed as tables."""

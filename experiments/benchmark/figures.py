@@ -91,7 +91,7 @@ def draw() -> Iterator[Measured]:
             f"{name} compaction ({chunks[name]} chunks) / from one private uint8 tensor, and one each of the others, "
             "by `index_select`"
         )
-        why = "Ids are looked up in the table of chunks first, and these lie in shared memory, in pages of 4 KiB."
+        why = "Ids are looked up in the table of chunks first, and these are in shared memory, in pages of 4 KiB."
         yield Measured(what, [run[name] / run["own"] for run in runs[1:]], "x", "<=", bound, why)
 
 
@@ -128,7 +128,7 @@ def reader() -> Iterator[Measured]:
         f"private memory (USS) of one more reader of a pool of {READ_BYTES / 1e6:.0f} MB, all chunks mapped and read, "
         "after 100 draws"
     )
-    why = "Five bytes per sample for its class and whether it lives, and the buffers of a draw."
+    why = "Five bytes per sample for its class and whether it is in use, and the buffers of a draw."
     yield Measured(what, grown, "MB", "<=", 5.0, why)
 
 

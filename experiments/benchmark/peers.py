@@ -1,4 +1,4 @@
-"""Our CPU time beside that of three public code bases, one function per figure; and a round beside its convolutions.
+"""Our CPU time compared with three public code bases, and a round with its convolutions; one function per figure.
 
 Both sides run in this process, on one thread, in turns.
 """
@@ -43,17 +43,17 @@ def _fast(checkout: Path, teacher: AnyNetwork, student: AnyNetwork, batch: int, 
         with Convolutions() as convolutions:
             ours.round()
         turns = [(theirs.round(), ours.round(), convolutions.seconds()) for _ in range(TURNS)]
-    beside = f"`fast`, {what}: {PEERS['fast'].repository} / ours"
-    yield Measured(f"step of synthesis, {beside}", [they.synthesis / we.synthesis for they, we, _ in turns], "x")
-    what_student = f"step of the student, its batch drawn and augmented, {beside}"
+    compared = f"`fast`, {what}: {PEERS['fast'].repository} / ours"
+    yield Measured(f"step of synthesis, {compared}", [they.synthesis / we.synthesis for they, we, _ in turns], "x")
+    what_student = f"step of the student, its batch drawn and augmented, {compared}"
     yield Measured(what_student, [they.student / we.student for they, we, _ in turns], "x")
-    what_round = f"round of {STEPS} steps of synthesis and {STUDENT_STEPS} of the student, {beside}"
-    why = "Our convolutions alone, of the same library as theirs, leave no more than the next row says."
+    what_round = f"round of {STEPS} steps of synthesis and {STUDENT_STEPS} of the student, {compared}"
+    why = "Both use the same library for convolutions. The next row is the limit that our convolutions set."
     yield Measured(what_round, [they.whole / we.whole for they, we, _ in turns], "x", ">=", 2.2, why)
     what_limit = f"the same round: {PEERS['fast'].repository} / our convolutions alone, which is the limit"
     yield Measured(what_limit, [they.whole / alone for they, _, alone in turns], "x")
     what_overhead = f"our round, `fast`, {what} / its convolutions alone"
-    why = "BN, activations, linear layers, augmentation and optimisers stand beside them."
+    why = "The rest is BN, activations, linear layers, augmentation and optimisers."
     yield Measured(what_overhead, [we.whole / alone for _, we, alone in turns], "x", "<=", 1.25, why)
 
 

@@ -40,7 +40,7 @@ Row = dict[str, Any]
 
 
 def row(figure: str, measured: Measured, *, processor: str = "", packages: Sequence[str] = SHAPING) -> Row:
-    """Return a row with today's date and this machine; `processor`: its description, beside the architecture."""
+    """Return a row with today's date and this machine. `processor`: description added to the machine's architecture."""
     value, memory = median(measured.values), psutil.virtual_memory().total / 2**30
     kind = ", ".join(filter(None, (platform.machine(), processor)))
     met = {"<=": value <= measured.bound, ">=": value >= measured.bound, "": True}[measured.sense]

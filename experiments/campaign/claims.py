@@ -79,7 +79,7 @@ class Claim(Setting):
     question: str
     hypothesis: str
     chosen: str
-    """What was chosen on validation images, by which claim and with which seeds."""
+    """Settings that were chosen on validation images, with the claim and seeds of the choice."""
     data: DataConfig
     teachers: int = 1
     """Number of teachers over which the seeds are spread."""

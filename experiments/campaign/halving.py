@@ -46,13 +46,13 @@ def accuracy(row: Row) -> float:
 
 def climb(trials: Trials, fresh: Sequence[Row]) -> Ladder:
     """Compute the progress from the rows; the last units are those of the current rung."""
-    claim, alive = trials.claim, list(trials.claim.cells)
+    claim, remaining = trials.claim, list(trials.claim.cells)
     units: list[Unit] = []
     scores: dict[str, dict[int, Row]] = defaultdict(dict)
     dropped: dict[str, int] = {}
     begun = 0
     for number, rung in enumerate(claim.rungs, 1):
-        new = [trials.unit(f"rung {number}", seed, alive) for seed in claim.seeds[begun : rung.seeds]]
+        new = [trials.unit(f"rung {number}", seed, remaining) for seed in claim.seeds[begun : rung.seeds]]
         units, begun = [*units, *new], rung.seeds
         answers = []
         for unit in new:
@@ -67,25 +67,25 @@ def climb(trials: Trials, fresh: Sequence[Row]) -> Ladder:
         if missing:
             return Ladder(units, scores, dropped, number, missing)
         if rung.keep is not None:
-            stay = survivors(claim, alive, scores, rung.keep)
-            dropped |= {name: number for name in alive if name not in stay}
-            alive = stay
+            stay = survivors(claim, remaining, scores, rung.keep)
+            dropped |= {name: number for name in remaining if name not in stay}
+            remaining = stay
     return Ladder(units, scores, dropped, len(claim.rungs) + 1)
 
 
-def survivors(claim: Claim, alive: Sequence[str], scores: Mapping[str, Mapping[int, Row]], keep: int) -> list[str]:
+def survivors(claim: Claim, remaining: Sequence[str], scores: Mapping[str, Mapping[int, Row]], keep: int) -> list[str]:
     """Return the `keep` best of each group by mean validation accuracy, in the claim's order.
 
     Of equal candidates the earlier one is kept.
     """
     groups: dict[str, list[str]] = defaultdict(list)
-    for name in alive:
+    for name in remaining:
         groups[claim.cells[name].group].append(name)
     best: set[str] = set()
     for members in groups.values():
         ranked = sorted(members, key=lambda name: -fmean(accuracy(row) for row in scores[name].values()))
         best |= set(ranked[:keep])
-    return [name for name in alive if name in best]
+    return [name for name in remaining if name in best]
 
 
 def chosen(claim: Claim, ladder: Ladder) -> dict[str, str]:

@@ -165,8 +165,8 @@ def _cells_table(state: State) -> str:
         return NOTHING
     pairs = compared(state)
     alone = _differences(state, ALONE) if {*ALONE} <= {*claim.arms} else {}
-    header = ["cell", "n", *claim.arms, *(f"{left} - {right}, 95 %; Holm p" for left, right in pairs)]
-    header += [f"{' - '.join(ALONE)}, 95 %"] * bool(alone)
+    header = ["cell", "n", *claim.arms, *(f"{left} - {right} (95 % interval); Holm p" for left, right in pairs)]
+    header += [f"{' - '.join(ALONE)} (95 % interval)"] * bool(alone)
     rows = []
     for cell, own in measured.items():
         n = len({row.record.seed for row in own})
@@ -203,16 +203,18 @@ def _verdict(state: State) -> str:
     beats = [cell for cell in counts if all(_above(found.get(cell)) for found in pairs.values())]
     significant = [cell for cell in beats if all(_is_significant(found[cell][1]) for found in pairs.values())]
     others = [f"{cell} ({_why(cell, pairs)})" for cell in counts if cell not in beats]
-    each = "each " if len(pairs) > 1 else ""
+    both, intervals = ("both ", "both paired 95 % intervals") if len(pairs) > 1 else ("", "the paired 95 % interval")
     cells, open_ = state.claim.cells, [cell for cell in state.claim.cells if cell not in counts]
+    number = f"{len(beats)} of {_cells(len(cells))}{f' ({_listed(beats)})' * bool(beats)}"
+    corrected = f"{len(significant)}{f' ({_listed(significant)})' * bool(significant)}"
     parts = [
-        f"in {len(beats)} of {_cells(len(cells))}{f' ({_listed(beats)})' if beats else ''}",
-        f"after Holm's correction over these in {len(significant)}{f' ({_listed(significant)})' * bool(significant)}",
-        *[f"not in {', '.join(others)}"] * bool(others),
-        *[f"not measured yet in {_listed(open_)}"] * bool(open_),
+        f"Guided beats {both}{controls}, with {intervals} above 0, in {number}; "
+        f"after Holm's correction over all cells, in {corrected}",
+        *[f"Not shown in {', '.join(others)}"] * bool(others),
+        *[f"Not measured yet: {_listed(open_)}"] * bool(open_),
         _sizes(counts, len(state.claim.seeds)),
     ]
-    return f"Guided beats {controls}, {each}with its paired 95 % interval above 0, {'; '.join(parts)}."
+    return f"{'. '.join(parts)}."
 
 
 def _cells(count: int) -> str:
@@ -226,10 +228,10 @@ def _listed(cells: Sequence[str]) -> str:
 def _sizes(counts: Mapping[str, int], planned: int) -> str:
     """Return the number of seeds of the measured cells, and the planned number if it is larger."""
     if {*counts.values()} == {planned}:
-        return f"n = {planned}"
+        return f"n = {planned} seeds per cell"
     if len({*counts.values()}) == 1:
-        return f"so far, n = {next(iter(counts.values()))} of {planned}"
-    return f"so far, n = {', '.join(f'{n} in {cell}' for cell, n in counts.items())} of {planned}"
+        return f"So far, n = {next(iter(counts.values()))} of {planned} planned seeds"
+    return f"So far, n = {', '.join(f'{n} in {cell}' for cell, n in counts.items())}, of {planned} planned seeds"
 
 
 def _side(one: Difference) -> int:
@@ -269,7 +271,7 @@ def _reading(state: State) -> str:
     ):
         return ""
     return (
-        "Each interval is a single one, not corrected for the number of cells. Bold: it leaves out 0, and p after "
+        "Intervals are not corrected for the number of cells. Bold: the interval excludes 0, and p after "
         f"Holm's correction over the claim's {_cells(len(state.claim.cells))} is below {SIGNIFICANCE:g}."
     )
 
@@ -313,15 +315,15 @@ def _choice(state: State) -> str:
         return NOTHING
     found = chosen(claim, ladder)
     if ladder.rung <= len(claim.rungs):
-        return f"Rung {ladder.rung} of {len(claim.rungs)} has not ended; nothing is chosen yet."
+        return f"Rung {ladder.rung} of {len(claim.rungs)} has not finished; nothing is chosen yet."
     if not found:
-        return "All candidates that came to the last rung failed; nothing is chosen."
+        return "All candidates that reached the last rung failed; nothing is chosen."
     texts = [
         f"{f'{group}: ' if group else ''}{name} ({100 * ladder.mean(name):.1f} % over {len(ladder.scores[name])} seeds)"
         for group, name in found.items()
     ]
     groups = dict.fromkeys(candidate.group for candidate in claim.cells.values())
-    texts += [f"{group}: none, as all failed" for group in groups if group not in found]
+    texts += [f"{group}: none, because all failed" for group in groups if group not in found]
     return f"Chosen by mean validation accuracy: {'; '.join(texts)}."
 
 
@@ -333,7 +335,7 @@ def _sources(state: State) -> str:
         for other in dict.fromkeys(map(source, out)):
             seeds = _seeds([row for rows in out if source(rows) == other for row in rows])
             texts.append(
-                f"Left out of {cell}: {seeds}, from {_made(other)}; the others are from {_made(source(kept))}."
+                f"Left out of {cell}: {seeds}, from {_made(other)}; the other seeds are from {_made(source(kept))}."
             )
         unknown = [row for row in kept if row.record.condensation == Imported.name and not row.set_digest]
         texts += [f"{cell}: the files of the condensed set are not recorded for {_seeds(unknown)}."] * bool(unknown)
@@ -357,14 +359,15 @@ def _where(state: State) -> str:
         return ""
     accuracies = "validation accuracy" if state.claim.choosing else "test accuracy"
     images = sorted({row.test_images for row in rows} - {0})
-    counted = f" of {' or '.join(map(str, images))} images" if images else ""
+    counted = f" on {' or '.join(map(str, images))} images" if images else ""
     teachers = len({row.record.teacher_hash for row in rows})
     ends = sorted({row.date for row in rows})
     days = ends[0] if len(ends) == 1 else f"{ends[0]} to {ends[-1]}"
     torch = sorted({row.record.versions.get("torch", "") for row in rows})
     made = f"{' | '.join(sorted({row.machine for row in rows}))}; torch {', '.join(torch)}; {days}"
     which = f"{teachers} teacher{'' if teachers == 1 else 's'}"
-    return f"In percent, {accuracies}{counted}, mean ± standard deviation over n seeds, {which}. Measured on {made}."
+    shown = f"{accuracies} in percent{counted}: mean ± standard deviation over n seeds; {which}"
+    return f"Values are {shown}. Measured on {made}."
 
 
 def _shown(state: State) -> list[Row]:

@@ -110,8 +110,8 @@ def stale_words(state: State) -> str:
     older = sorted({row.record.numbers for row in state.stale if row.record.numbers != NUMBERS})
     others = sum(row.record.numbers == NUMBERS for row in state.stale)
     count = len(state.stale) - others
-    parts = [f"{_rows(count)} of `numbers` {', '.join(map(str, older))}, where {NUMBERS} is today's"] * bool(count)
-    parts += [f"{_rows(others)} of other settings than the claim states"] * bool(others)
+    parts = [f"{_rows(count)} of `numbers` {', '.join(map(str, older))} (now {NUMBERS})"] * bool(count)
+    parts += [f"{_rows(others)} with settings that differ from the claim's"] * bool(others)
     return f"Stale and not shown: {'; '.join(parts)}." if parts else ""
 
 

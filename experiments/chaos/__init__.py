@@ -1,1 +1,1 @@
-"""Fault soak: a plan of faults, a cluster and a small machine on which they strike, sweeps, and comparisons."""
+"""Fault soak: the plan of faults, the cluster and small machine that they affect, sweeps, and comparisons."""

@@ -6,7 +6,7 @@ lossless WebP, a fifth smaller than PNG. In experiments/, in about two minutes:
     python -m gpu.halves --data-root DIR --out HALVES
 
 If a folder has several test files, `--test-file` names one. Without a named test file, 10 000 train images are held
-out, as everywhere, and are the test images of the halves.
+out, as for all data sets, and are the test images of the halves.
 """
 
 import argparse

@@ -93,7 +93,7 @@ class Report:
             return cls(path, about, parts)
         aside = next(name for name in _beside(path) if not name.exists())
         path.rename(aside)
-        print(f"{path} was of another {', '.join(other)}: it is now {aside.name}, and this begins anew", flush=True)
+        print(f"{path} was of another {', '.join(other)}: it is now {aside.name}, and a new report begins", flush=True)
         return cls(path, about)
 
     def note(self, part: str, **found: Any) -> None:
@@ -158,7 +158,7 @@ def run(parts: Sequence[Part], setup: Setup, report: Report, minutes: float) -> 
 
 
 def _run(part: Part, setup: Setup, report: Report, seconds: float) -> Status:
-    """Run a part and return its status. Figures of earlier calls are kept beside new ones."""
+    """Run a part and return its status. Figures of earlier calls are kept together with new ones."""
     print(f"({part.letter}) {part.name}, {max(seconds, 0):.0f} s at most", flush=True)
     begun, more, earlier = time.monotonic(), {}, report.parts.get(part.letter)
     status: Status = "skipped"
@@ -184,7 +184,7 @@ def _run(part: Part, setup: Setup, report: Report, seconds: float) -> Status:
 
 
 def _kept(entry: dict[str, Any]) -> dict[str, Any]:
-    """Return the entries of earlier calls that have figures, newest first, for storage beside a new entry."""
+    """Return the entries of earlier calls that have figures, newest first, for storage together with a new entry."""
     older, own = entry.get("earlier", []), {name: value for name, value in entry.items() if name != "earlier"}
     kept = [own, *older] if "figures" in own else older
     return {"earlier": kept} if kept else {}

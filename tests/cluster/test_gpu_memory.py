@@ -45,7 +45,7 @@ def job(key: str, config) -> Job:
 
 def test_a_need_above_its_part_is_refused_with_the_part_it_needs():
     check_need("a", Need(peak=70, total=140), 0.5)
-    with pytest.raises(InputError, match=r"0\.4, 56\.0 GB of a GPU; accepted: 0\.50 or more, as guided seed 0 takes"):
+    with pytest.raises(InputError, match=r"0\.4, 56\.0 GB of a GPU; accepted: 0\.50 or more: guided seed 0 takes"):
         check_need("guided seed 0", Need(peak=70 * 10**9, total=140 * 10**9), 0.4)
 
 
@@ -111,13 +111,13 @@ def test_a_trial_on_a_cluster_fails_for_lack_of_memory_alone_before_its_first_ro
 
 
 def test_what_others_hold_for_good_is_no_trials():
-    check_need("a", Need(peak=60, total=140, beside=20), 0.5)
-    with pytest.raises(InputError, match=r"0\.5, 50\.0 GB of a GPU; accepted: 0\.60 or more, as a takes 60\.0 GB"):
-        check_need("a", Need(peak=60 * 10**9, total=140 * 10**9, beside=40 * 10**9), 0.5)
+    check_need("a", Need(peak=60, total=140, outside=20), 0.5)
+    with pytest.raises(InputError, match=r"0\.5, 50\.0 GB of a GPU; accepted: 0\.60 or more: a takes 60\.0 GB"):
+        check_need("a", Need(peak=60 * 10**9, total=140 * 10**9, outside=40 * 10**9), 0.5)
     with pytest.raises(
         InputError, match=r"memory of a is '60.0 GB'; accepted: at most the 40.0 GB that other programs leave"
     ):
-        check_need("a", Need(peak=60 * 10**9, total=140 * 10**9, beside=100 * 10**9), 0.5)
+        check_need("a", Need(peak=60 * 10**9, total=140 * 10**9, outside=100 * 10**9), 0.5)
 
 
 def test_two_steps_of_everything_are_enough_to_be_measured():
@@ -228,7 +228,7 @@ def test_two_trials_share_a_device_and_come_to_equal_numbers(device):
 def test_a_small_trial_is_measured_on_a_real_gpu():
     (found,) = apart((need,))
     assert CONTEXT_BYTES < found.peak < CONTEXT_BYTES + 2 * 10**9
-    assert 0 <= found.beside < found.total
+    assert 0 <= found.outside < found.total
     assert found.total == torch.cuda.get_device_properties().total_memory
     assert apart((starving,)) == [TOO_LARGE]
 
@@ -240,4 +240,4 @@ def test_what_another_process_holds_is_not_counted_as_the_trials_on_a_real_gpu()
     held = torch.empty(10**9, dtype=torch.uint8, device="cuda")
     (beside,) = apart((need,))
     assert beside.peak - alone.peak < held.nbytes / 4
-    assert beside.beside - alone.beside > held.nbytes / 2
+    assert beside.outside - alone.outside > held.nbytes / 2

@@ -41,9 +41,9 @@ def test_a_host_sets_its_parts_and_its_scale_their_length():
     [
         (
             {"host": "fast", "inversion": "cmi"},
-            "--inversion beside --host is 'cmi'; accepted: one of them: --host fast",
+            "--inversion with --host is 'cmi'; accepted: one of them: --host fast",
         ),
-        ({"host": "fast", "rounds": 3, "scale": 0.1}, "--rounds beside --scale is 3; accepted: one of them"),
+        ({"host": "fast", "rounds": 3, "scale": 0.1}, "--rounds with --scale is 3; accepted: one of them"),
         ({"scale": 0.1}, "--scale without --host is 0.1; accepted: a published system to scale"),
         ({"condensation": "imported"}, "--condensed-path is None; accepted: the condensed set to import"),
     ],

@@ -114,7 +114,7 @@ def rows_of(state: State, cells=("one", "two"), seeds=(10, 11, 12), **changes) -
         ({"cells": {"one": {"student": "resnet-8-"}}}, "claim tiny, one: network is 'resnet-8-'"),
         ({"cells": {"one": {"config": {"rounds": 0}}}}, "rounds is 0; accepted: an integer >= 1"),
         ({"cells": {"one": {"arm": "guided"}}}, "'arm' names no field"),
-        ({"cells": {"one": {"host": "cmi", "scale": 0.01, "config": {"rounds": 3}}}}, "rounds beside --host cmi"),
+        ({"cells": {"one": {"host": "cmi", "scale": 0.01, "config": {"rounds": 3}}}}, "rounds with --host cmi"),
         (
             {"condensation": {"name": "imported", "ipc": 1, "path": "/set.pt"}},
             "path is '/set.pt'; accepted: a path below",
@@ -298,7 +298,7 @@ def test_stale_rows_are_told_and_not_shown(empty):
     state = State(empty.trials, rows_of(empty, numbers=NUMBERS - 1) + rows_of(empty, claim_hash="edited"))
     text = whole(state)
     assert text.startswith(NOTHING)
-    assert f"24 rows of `numbers` {NUMBERS - 1}, where {NUMBERS} is today's; 24 rows of other settings" in text
+    assert f"24 rows of `numbers` {NUMBERS - 1} (now {NUMBERS}); 24 rows with settings that differ" in text
     assert "|" not in text
     assert "Stale and not shown" in listed([state], gpus=False)
 
@@ -312,8 +312,8 @@ def test_the_list_tells_what_there_is_and_what_it_will_take(empty):
 def test_the_table_and_the_verdict_are_computed(empty):
     state = State(empty.trials, rows_of(empty))
     assert table(state) == (
-        "| cell | n | none | mixed | mixed_prior | guided | guided - mixed, 95 %; Holm p "
-        "| guided - mixed_prior, 95 %; Holm p | mixed_prior - mixed, 95 % |\n"
+        "| cell | n | none | mixed | mixed_prior | guided | guided - mixed (95 % interval); Holm p "
+        "| guided - mixed_prior (95 % interval); Holm p | mixed_prior - mixed (95 % interval) |\n"
         "| --- | --: | --: | --: | --: | --: | --: | --: | --: |\n"
         "| one | 3 | 20.0 ± 1.0 | 50.0 ± 1.0 | 55.0 ± 1.0 | 60.2 ± 1.2 | **+10.2 (+9.7 to +10.7); < 0.001** "
         "| **+5.2 (+4.7 to +5.7); < 0.001** | +5.0 |\n"
@@ -321,15 +321,14 @@ def test_the_table_and_the_verdict_are_computed(empty):
         "| **+5.2 (+4.7 to +5.7); < 0.001** | +5.0 |"
     )
     assert sentence(state) == (
-        "Guided beats mixed and mixed_prior, each with its paired 95 % interval above 0, in 2 of 2 cells (one, two); "
-        "after Holm's correction over these in 2 (one, two); n = 3."
+        "Guided beats both mixed and mixed_prior, with both paired 95 % intervals above 0, in 2 of 2 cells (one, two); "
+        "after Holm's correction over all cells, in 2 (one, two). n = 3 seeds per cell."
     )
-    assert (
-        "Each interval is a single one, not corrected for the number of cells. Bold: it leaves out 0, and p after "
-        in (whole(state))
+    assert "Intervals are not corrected for the number of cells. Bold: the interval excludes 0, and p after " in (
+        whole(state)
     )
-    where = "test accuracy of 600 images, mean ± standard deviation over n seeds, 2 teachers. Measured on a machine;"
-    assert where in whole(state)
+    values = "test accuracy in percent on 600 images: mean ± standard deviation over n seeds; 2 teachers. "
+    assert f"{values}Measured on a machine;" in whole(state)
 
 
 def test_the_images_of_each_arm_are_told_with_their_spread(empty):
@@ -361,8 +360,8 @@ def test_a_cell_where_a_control_is_not_beaten_is_named_with_its_interval(empty):
         rows[-2] = made(empty, "two", "mixed_prior", seed, {"student/test_accuracy": accuracy})
     told = sentence(State(empty.trials, rows))
     assert (
-        "in 1 of 2 cells (one); after Holm's correction over these in 1 (one); not in two (guided - mixed_prior -"
-        in (told)
+        "in 1 of 2 cells (one); after Holm's correction over all cells, in 1 (one). "
+        "Not shown in two (guided - mixed_prior -" in (told)
     )
 
 
@@ -370,27 +369,27 @@ def test_one_seed_alone_has_no_interval(empty):
     state = State(empty.trials, rows_of(empty, ["one"], [10]))
     told = sentence(state)
     assert (
-        "0 of 2 cells; after Holm's correction over these in 0; not in one (guided - mixed +10.0 (no interval, n = 1)"
-        in (told)
+        "0 of 2 cells; after Holm's correction over all cells, in 0. "
+        "Not shown in one (guided - mixed +10.0 (no interval, n = 1)" in (told)
     )
-    assert told.endswith("; not measured yet in two; so far, n = 1 of 3.")
-    assert "Each interval" not in whole(state)
+    assert told.endswith(". Not measured yet: two. So far, n = 1 of 3 planned seeds.")
+    assert "Intervals are" not in whole(state)
 
 
 def test_cells_of_unlike_sizes_tell_theirs(empty):
     told = sentence(State(empty.trials, [*rows_of(empty, ["one"]), *rows_of(empty, ["two"], [10, 11])]))
-    assert told.endswith("; so far, n = 3 in one, 2 in two of 3.")
+    assert told.endswith(". So far, n = 3 in one, 2 in two, of 3 planned seeds.")
 
 
 @pytest.mark.parametrize(
     ("names", "cell", "stands"),
     [
-        (("one",), "**+3.2 (+0.3 to +6.1); 0.041**", "in 1 (one); n = 3."),
+        (("one",), "**+3.2 (+0.3 to +6.1); 0.041**", "in 1 (one). n = 3 seeds per cell."),
         # One of four: the interval leaves out 0, and the difference does not stand after the correction.
         (
             ("one", "two", "three", "four"),
             "+3.2 (+0.3 to +6.1); 0.163",
-            "in 0; not measured yet in four, three, two; n = 3.",
+            "in 0. Not measured yet: four, three, two. n = 3 seeds per cell.",
         ),
     ],
 )
@@ -402,7 +401,9 @@ def test_what_is_not_measured_yet_counts_in_the_correction(tmp_path, names, cell
         rows += [made(state, "one", arm, seed, {"student/test_accuracy": mean}) for arm, mean in means.items()]
     state = State(state.trials, rows)
     assert f"| {cell} | {cell} |" in table(state)
-    assert sentence(state).endswith(f" cell{'s' * (len(names) > 1)} (one); after Holm's correction over these {stands}")
+    assert sentence(state).endswith(
+        f" cell{'s' * (len(names) > 1)} (one); after Holm's correction over all cells, {stands}"
+    )
 
 
 def test_blocks_are_rendered_exactly_and_again_alike(empty, tmp_path):
@@ -449,10 +450,10 @@ def test_where_all_candidates_failed_it_says_so(halving):
 
     heavy_and_light = ended(["light", "heavy"], [100, 101]) + ended(["middle"], [100])
     nothing = State(halving.trials, heavy_and_light + ended(["plain"], [100, 101]))
-    assert sentence(nothing) == "All candidates that came to the last rung failed; nothing is chosen."
+    assert sentence(nothing) == "All candidates that reached the last rung failed; nothing is chosen."
     plain = scored(halving, {("plain", 100): 0.1, ("plain", 101): 0.1})
     assert sentence(State(halving.trials, [*heavy_and_light, *plain])) == (
-        "Chosen by mean validation accuracy: none: plain (10.0 % over 2 seeds); weight: none, as all failed."
+        "Chosen by mean validation accuracy: none: plain (10.0 % over 2 seeds); weight: none, because all failed."
     )
 
 
@@ -484,10 +485,10 @@ def test_seeds_of_unlike_files_or_data_are_never_pooled(tmp_path, change):
     state = State(state.trials, [*other, *rows_of(state, ["one"], [11, 12], **known)])
     assert state.missing == []
     assert {row.record.seed for row in state.rows_of_cell("one")} == {11, 12}
-    assert sentence(state).endswith("; so far, n = 2 of 3.")
+    assert sentence(state).endswith(". So far, n = 2 of 3 planned seeds.")
     data, files = change.get("data_hash", "data"), change.get("set_digest", "files A")
     assert (
-        f"Left out of one: seed 10, from data {data} and files of the condensed set {files}; the others are from "
+        f"Left out of one: seed 10, from data {data} and files of the condensed set {files}; the other seeds are from "
         "data data and files of the condensed set files A."
     ) in whole(state)
     write_rows(tmp_path / "tiny.parquet", state.rows)

@@ -298,7 +298,7 @@ def test_the_report_of_another_is_kept_beside_a_new_one(tmp_path, capsys, other)
     for value in ("x", "y", "z"):
         Report.opened(path, about | {other: value}).note("a", status=value)
     said = capsys.readouterr().out.splitlines()
-    assert said[1] == f"{path} was of another {other}: it is now check.2.json, and this begins anew"
+    assert said[1] == f"{path} was of another {other}: it is now check.2.json, and a new report begins"
     files = {name: json.loads((tmp_path / name).read_text()) for name in ("check.json", "check.1.json", "check.2.json")}
     assert [found["parts"]["a"]["status"] for found in files.values()] == ["z", "x", "y"]
 

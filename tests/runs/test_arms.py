@@ -116,7 +116,7 @@ def test_soft_targets_keep_their_temperature_and_refuse_another():
     base = toy_config(inversion=Fast(), targets=Soft(temperature=20.0), guidance=Mmd())
     for prior in (PRIOR, Prior(100.0, 20.0)):
         assert arm(base, "guided", 2, 0, prior=prior).config.inversion == Fast(oh_weight=100.0)
-    told = "--prior-temperature beside targets soft is 5.0; accepted: 20, the targets' own, .* or --prior-weight 0"
+    told = "--prior-temperature with targets soft is 5.0; accepted: 20, the targets' own, .* or --prior-weight 0"
     with pytest.raises(InputError, match=told):
         arm(base, "mixed_prior", 2, 0, prior=Prior(100.0, 5.0))
     assert arm(base, "guided", 2, 0, prior=Prior(0.0, 4.0)).config.inversion == Fast()

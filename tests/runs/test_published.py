@@ -220,9 +220,9 @@ def test_rounds_may_be_given_in_the_place_of_a_scale():
         ({"host": "slow"}, "published system is 'slow'; accepted: deep_inversion, dafl"),
         (
             {"host": "fast", "inversion": "cmi"},
-            "--inversion beside --host is 'cmi'; accepted: one of them: --host fast",
+            "--inversion with --host is 'cmi'; accepted: one of them: --host fast",
         ),
-        ({"host": "fast", "scale": 0.1, "rounds": 3}, "--rounds beside --scale is 3; accepted: one of them"),
+        ({"host": "fast", "scale": 0.1, "rounds": 3}, "--rounds with --scale is 3; accepted: one of them"),
         ({"scale": 0.1}, "--scale without --host is 0.1; accepted: a published system to scale, --host NAME"),
         ({"host": "fast", "scale": 1e-9}, "scale is 1e-09; accepted: above 0.00025"),
         ({"host": "fast", "rounds": 0}, "rounds is 0; accepted: an integer >= 1"),
@@ -239,7 +239,7 @@ def test_flags_that_contradict_a_host_are_refused(flags, message):
     [
         ("inversion: {name: cmi}", "inversion is 'cmi'; accepted: fast, as of --host fast"),
         ("memory: latest", "memory is 'latest'; accepted: growing"),
-        ("rounds: 5", "rounds beside --host fast is 5; accepted: the flag --rounds"),
+        ("rounds: 5", "rounds with --host fast is 5; accepted: the flag --rounds"),
         ("distiller: {loss: l1}", "distiller: loss is 'l1'; accepted: hinton"),
         ("weighing: {name: modulating}", "weighing is 'modulating'; accepted: equal"),
     ],

@@ -43,7 +43,7 @@ def test_where_nothing_is_made_there_is_no_pipeline():
 
 
 def test_soft_targets_have_a_temperature_of_their_own():
-    told = "inversion oh_temperature beside targets soft is 8.0; accepted: 1: soft targets have their own temperature"
+    told = "inversion oh_temperature with targets soft is 8.0; accepted: 1: soft targets have their own temperature"
     with pytest.raises(InputError, match=told):
         toy_config(targets=Soft(), inversion=Fast(oh_temperature=8.0))
     with pytest.raises(InputError, match=f"config: {told}"):

@@ -122,7 +122,7 @@ def _shortage(error: Exception) -> str | None:
     from condkd_ray.study.storage import refusal
 
     refused = refusal(error)
-    return None if refused is None else f"{refused}; the same command continues once it can"
+    return None if refused is None else f"{refused}; the same command continues after that is solved"
 
 
 def exit_code_of(result: "RunResult") -> int:

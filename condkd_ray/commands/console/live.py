@@ -251,7 +251,7 @@ def aligned(body: Sequence[Sequence[str]], columns: int = maxsize) -> list[str]:
 
 
 def _cut(text: str, width: int) -> str:
-    """Return the text cut or padded to `width`; cut in the middle, as labels differ at both ends."""
+    """Return the text cut or padded to `width`; cut in the middle, because labels differ at both ends."""
     if len(text) <= width:
         return text.ljust(width)
     kept = max(0, width - 2)

@@ -162,7 +162,7 @@ class _Above(io.TextIOBase):
 
 
 def _write(stream: Any, text: str) -> None:
-    """Write and flush; errors are ignored, as a closed pipe or terminal must not end a sweep of hours."""
+    """Write and flush; errors are ignored, because a closed pipe or terminal must not end a long sweep."""
     with suppress(OSError, ValueError, AttributeError):
         stream.write(_encoded(text, stream))
         stream.flush()

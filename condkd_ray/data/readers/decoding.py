@@ -16,7 +16,7 @@ from torch import Tensor
 from condkd_ray.core.method import InputError, require
 from condkd_ray.data.readers.images import Ground, resize
 
-FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF", "PPM")  # a fixed list, as some Pillow plug-ins start programs
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF", "PPM")  # fixed, because some Pillow plug-ins start programs
 DEEP_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 GREY_MODES = ("1", "L", "LA", *DEEP_MODES)
 COLOUR_MODES = ("RGB", "RGBA", "RGBX", "P", "PA", "CMYK", "YCbCr")
@@ -63,7 +63,7 @@ class _Image:
 
 
 @dataclass
-class _Seen:
+class _Properties:
     """Properties of the images of a set, summed over its batches."""
 
     kinds: Counter[str] = field(default_factory=Counter)
@@ -94,7 +94,7 @@ def decode_all(sources: Iterator[Source], size: int | None, what: str, ground: G
     """
     batches: list[tuple[Tensor, Tensor | None]] = []
     sides: tuple[int, ...] = ()
-    seen = _Seen()
+    properties = _Properties()
     while images := _batch(sources):
         sides = sides or tuple(images[0].pixels.shape[1:])
         for image in images:
@@ -102,14 +102,14 @@ def decode_all(sources: Iterator[Source], size: int | None, what: str, ground: G
             shape = tuple(image.pixels.shape[1:])
             require(size is not None or shape == sides, f"height and width of {image.name}", shape, accepted)
         batches.append((_join([image.pixels for image in images], size), _clear(images, size)))
-        seen.add(images, *batches[-1])
+        properties.add(images, *batches[-1])
     require(bool(batches), f"number of images in {what}", 0, "at least 1")
     channels = max(pixels.shape[1] for pixels, _ in batches)
     transparent = any(clear is not None for _, clear in batches)
-    ground = (ground or seen.ground()) if transparent else None
+    ground = (ground or properties.ground()) if transparent else None
     laid = [_laid(pixels, clear, ground).expand(-1, channels, -1, -1) for pixels, clear in batches]
     blank = sum(_blank(image, clear) for image, (_, clear) in zip(laid, batches, strict=True))
-    return Decoded(torch.cat(laid).contiguous(), ground, tuple(_notes(seen, ground, blank, what)))
+    return Decoded(torch.cat(laid).contiguous(), ground, tuple(_notes(properties, ground, blank, what)))
 
 
 def _batch(sources: Iterator[Source]) -> list[_Image]:
@@ -126,10 +126,10 @@ def _batch(sources: Iterator[Source]) -> list[_Image]:
     return images
 
 
-def _notes(seen: _Seen, ground: Ground | None, blank: int, what: str) -> Iterator[str]:
-    for kind, count in sorted(seen.kinds.items()):
+def _notes(properties: _Properties, ground: Ground | None, blank: int, what: str) -> Iterator[str]:
+    for kind, count in sorted(properties.kinds.items()):
         action = ACTIONS.get(kind) or f"placed on {ground}, like all of the set"
-        more = f"; {blank} of them have a single colour then" if kind == TRANSPARENT and blank else ""
+        more = f"; then {blank} of them have a single colour" if kind == TRANSPARENT and blank else ""
         yield f"{count} {'image' if count == 1 else 'images'} {kind} in {what}: {action}{more}"
 
 
@@ -177,7 +177,7 @@ def _decode(what: str, source: bytes | Path) -> _Image:
             return _image(upright, what, kinds + more)
     except InputError:
         raise
-    except Exception as error:  # any error that Pillow raises is caused by the file
+    except Exception as error:  # every error that Pillow raises is caused by the file
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"cannot read {what}: {reason}") from error
 

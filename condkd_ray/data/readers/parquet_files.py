@@ -27,7 +27,7 @@ class FileSet:
     files: list[Path]
     label: str
     fault: tuple[str, object, str] | None = None
-    """Arguments of `require` for what is missing: the thing, its value, and what is accepted; None if complete."""
+    """Arguments of `require` for a missing file: the thing, its value, and what is accepted; None if complete."""
 
 
 @dataclass(frozen=True)

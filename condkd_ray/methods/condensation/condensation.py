@@ -219,7 +219,7 @@ class AllReal(Condensation):
 
     name: Literal["all_real"] = "all_real"
     ipc: Literal[0] = 0
-    """Fixed: 0 stands for "all"."""
+    """Fixed: 0 means all images."""
 
     def __post_init__(self) -> None:
         require(self.ipc == 0, "condensation.ipc of all_real", self.ipc, "0, which means all images")

@@ -115,7 +115,9 @@ class Imported(Condensation):
             require(is_copy(resolve(self.path)), f"space of {self.path}", self.space, accepted)
         found = read_stored(self.path, self.which, image_shape)
         shape = tuple(found.pixels.shape[1:])
-        require(shape == image_shape, f"shape of the images in {self.path}", shape, f"{image_shape}, as the real ones")
+        require(
+            shape == image_shape, f"shape of the images in {self.path}", shape, f"{image_shape}, like the real ones"
+        )
         there = set(found.labels.unique().tolist())
         accepted = f"{num_classes} classes, each of 0 to {num_classes - 1}"
         require(there == set(range(num_classes)), f"labels in {self.path}", sorted(there), accepted)

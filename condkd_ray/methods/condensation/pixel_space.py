@@ -47,7 +47,7 @@ USUAL: dict[str, Constants] = {
 
 @dataclass(frozen=True)
 class Space:
-    """One interpretation of pixels: a channel's value v stands for the [0, 1] pixel v * std + mean."""
+    """One interpretation of pixels: a channel's value v means the [0, 1] pixel v * std + mean."""
 
     name: SpaceName
     mean: tuple[float, ...]

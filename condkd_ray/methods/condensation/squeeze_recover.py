@@ -135,7 +135,7 @@ class SqueezeRecover(Condensation):
         return unseen(images.flatten(0, 1).contiguous(), labels)
 
     def _squeeze(self, real: Samples, num_classes: int, rng: Streams, *, flip_ok: bool, **scale: Any) -> Teacher:
-        """Return the own network, trained, as a teacher. `scale`: `mean` and `std` of the normalisation."""
+        """Train this method's own network; return it as a teacher. `scale`: `mean` and `std` of the normalisation."""
         channels, height, width = real.images.shape[1:]
         with rng.forked("init/squeezed"):
             network = self.network.build((channels, height, width), num_classes).to(real.images.device)

@@ -98,7 +98,12 @@ class TrajectoryMatching(Joint):
         require(self.batch >= 0, "condensation.batch", self.batch, "1 or more, or 0 for all images")
         epochs, last = self.expert_epochs, self.expert_epochs - self.ahead
         require(last >= 0, "condensation.ahead", self.ahead, f"1 to {epochs}, the epochs of an expert")
-        require(0 <= self.max_start <= last, "condensation.max_start", self.max_start, f"0 to {last}, as experts end")
+        require(
+            0 <= self.max_start <= last,
+            "condensation.max_start",
+            self.max_start,
+            f"0 to {last}, because of the length of the experts",
+        )
 
     def require_memory(self, image_shape: tuple[int, int, int], num_classes: int, free: int) -> None:
         """Raise `InputError` if trajectories and unrolled steps are estimated to need more than `free` bytes."""

@@ -80,9 +80,10 @@ class Gaussian(Guidance[GaussianState]):
     """If true, covariances of the stages are compared too, in addition to those of `layer`."""
     unbiased: bool = False
     """If true, the amount by which a batch's distances exceed the distribution's is subtracted. Suitable for hosts
-    whose generator makes each batch anew (`dafl`, `zskt`, `dfad`, `dfq`, `pre_dfkd`), which biased distances would
-    narrow. The other hosts optimise the same images of a batch, pixels or latents, in all steps, and it would widen
-    these. It has an effect only together with a covariance, which keeps the fakes from spreading without limit."""
+    whose generator makes new images for each batch (`dafl`, `zskt`, `dfad`, `dfq`, `pre_dfkd`): biased distances would
+    narrow their distribution. The other hosts optimise the same images of a batch in all steps, and unbiased distances
+    would widen the distribution of these. It has an effect only together with a covariance, which keeps the fakes from
+    spreading without limit."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -255,7 +256,7 @@ def gaussian_marginal(
     known: Tensor,
     covariances: tuple[Tensor, ...],
 ) -> tuple[Tensor, Tensor]:
-    """As `gaussian_class`, but for the batch as a whole: its mean and total covariance and those of the mixture."""
+    """Like `gaussian_class`, but compares mean and covariance of the whole batch with those of the mixture."""
     with torch.autocast(fake.device.type, enabled=False):
         # Fakes of classes without condensed images have no target.
         shares = known[labels] / known[labels].sum().clamp_min(1)

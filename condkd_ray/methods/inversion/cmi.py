@@ -158,7 +158,7 @@ class Cmi(Conditional[CmiState]):
             optimizer.step()
             state.optimizer.step()
 
-        opponent = call.student if self.uses_student else None
+        adv_student = call.student if self.uses_student else None
         observer = teacher.observer(bn=False, input_means=self.input_mean_layers(teacher))
 
         def make() -> Tensor:
@@ -171,7 +171,7 @@ class Cmi(Conditional[CmiState]):
         def losses(batch: StepBatch) -> LossTerms:
             part, *negatives = batch.extra_inputs
             local, whole = _features(observer(part)), _features(batch.observation)
-            terms = self.terms(batch, bn=batch.observation.bn, teacher=teacher, student=opponent)
+            terms = self.terms(batch, bn=batch.observation.bn, teacher=teacher, student=adv_student)
             return LossTerms(terms | {"cr": self._contrast(state.head, local, whole, *negatives)}, (local, whole))
 
         call.start_near_guides(make, targets.labels, [latents], weights=list(generator.parameters()))

@@ -49,7 +49,7 @@ class FastState:
 
 @dataclass(frozen=True, kw_only=True)
 class Fast(Conditional[FastState]):
-    r"""A clone of the generator takes a few Adam steps per round, with new latents; these update the original generator.
+    r"""A clone of the generator takes a few Adam steps per round, with new latents; the gradients update the original.
 
     Minimises bn \sum_l ||BN_l(x) - BN_l|| + oh CE(f_T(x), y) + adv A(f_S(x), f_T(x)) + guide(x, y). BN_l(x) is averaged
     with the statistics of earlier rounds; A is minus KL(f_T(x) || f_S(x)) if teacher and student predict the same
@@ -89,7 +89,7 @@ class Fast(Conditional[FastState]):
     warm_up: int = 0  # type: ignore[assignment]
     """First rounds that only synthesise, without A (20 in the official scripts)."""
     resets: tuple[int, ...] = ()
-    """Rounds at whose start the generator's first linear layer and first BN layer are drawn anew. Rounds are counted
+    """Rounds at whose start the generator's first linear layer and first BN layer are drawn again. Rounds are counted
     from 1, warm-up included. The official code resets at 140, optionally, with 20 rounds of warm-up."""
 
     def __post_init__(self) -> None:
@@ -122,15 +122,15 @@ class Fast(Conditional[FastState]):
         groups = [{"params": leaves[:-1], "lr": self.lr}, {"params": [latents], "lr": self.lr_latent}]
         optimizer = torch.optim.Adam(groups, betas=(0.5, 0.999), fused=True)
         state.optimizer.zero_grad()
-        opponent = call.student if self.uses_student and state.round > self.warm_up else None
-        bn_seen = memory = state.bn_memory
+        adv_student = call.student if self.uses_student and state.round > self.warm_up else None
+        last_bn = memory = state.bn_memory
 
         def make() -> Tensor:
             return call.teacher.normalise(inner(latents))
 
         def losses(batch: StepBatch) -> LossTerms:
             bn = mix_bn(batch.observation.bn, memory, self.bn_momentum)
-            return LossTerms(self.terms(batch, bn=bn, teacher=call.teacher, student=opponent))
+            return LossTerms(self.terms(batch, bn=bn, teacher=call.teacher, student=adv_student))
 
         # Only the latents move, so that the start at condensed images does not enter the meta step.
         call.start_near_guides(make, targets.labels, [latents])
@@ -139,14 +139,14 @@ class Fast(Conditional[FastState]):
             gradients = call.step(forward, leaves, optimizer.step, keep=True)
             if self.meta == "maml":
                 _add_gradients(state.generator, gradients[:-1])
-            bn_seen = forward.batch.observation.bn.detach().clone()
+            last_bn = forward.batch.observation.bn.detach().clone()
         metrics = call.meter.read()
         if self.meta == "reptile":
             _set_reptile_gradients(state.generator, inner, self.reptile_scale)
         if self.meta != "none":
             state.optimizer.step()
-        assert bn_seen is not None
-        state.bn_memory = mix_bn(bn_seen, state.bn_memory, self.bn_momentum)
+        assert last_bn is not None
+        state.bn_memory = mix_bn(last_bn, state.bn_memory, self.bn_momentum)
         return unseen(call.best_step.kept[0], targets.labels), metrics
 
 
@@ -163,7 +163,7 @@ def _set_reptile_gradients(generator: nn.Module, inner: nn.Module, scale: float)
 
 
 def _reset(generator: Generator, rng: Streams, round: int) -> None:
-    """Draw the first linear and BN layer anew: weights N(0, 0.02), biases 0, as in the official code.
+    """Draw the first linear and BN layer again: weights N(0, 0.02), biases 0, as in the official code.
 
     The optimisers keep their state.
     """

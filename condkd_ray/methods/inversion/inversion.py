@@ -225,7 +225,7 @@ class Round:
 
     @property
     def observer(self) -> Observer:
-        """The teacher's observer with all that the host and the guide read."""
+        """The teacher's observer of everything that the host and the guide read."""
         return self.teacher.observer(self.guide.layers, self.host.reads_bn, self.host.input_mean_layers(self.teacher))
 
     def augmented(self, images: Tensor) -> Tensor:

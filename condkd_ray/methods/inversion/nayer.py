@@ -177,34 +177,34 @@ class Nayer(Conditional[NayerState]):
         noisy = NoisyLayers(call.latents(*shape).requires_grad_(), bias.requires_grad_())
         leaves = [*state.generator.parameters(), *noisy]
         optimizer = torch.optim.Adam(leaves, self.lr, betas=(0.5, 0.999), fused=True)
-        opponent = call.student if self.uses_student and state.round > self.warm_up else None
-        bn_seen = memory = state.bn_memory
+        adv_student = call.student if self.uses_student and state.round > self.warm_up else None
+        last_bn = memory = state.bn_memory
 
         def make() -> Tensor:
             return call.teacher.normalise(state.generator(state.embeddings, noisy, labels, places))
 
         def losses(batch: StepBatch) -> LossTerms:
             bn = mix_bn(batch.observation.bn, memory, self.bn_momentum)
-            return LossTerms(self.terms(batch, bn=bn, teacher=call.teacher, student=opponent))
+            return LossTerms(self.terms(batch, bn=bn, teacher=call.teacher, student=adv_student))
 
         call.start_near_guides(make, labels, noisy, places)
         for _ in range(self.steps):
             forward = call.forward(make, losses, Targets(labels))
             call.step(forward, leaves, optimizer.step, keep=True)
-            bn_seen = forward.batch.observation.bn.detach().clone()
-        assert bn_seen is not None
-        state.bn_memory = mix_bn(bn_seen, state.bn_memory, self.bn_momentum)
+            last_bn = forward.batch.observation.bn.detach().clone()
+        assert last_bn is not None
+        state.bn_memory = mix_bn(last_bn, state.bn_memory, self.bn_momentum)
         return call.best_step.kept[0]
 
 
 def split_evenly(labels: Tensor, loops: int) -> list[Tensor]:
-    """Split labels (B,) into `loops` parts with each class spread evenly; a part keeps the order. No host copy."""
+    """Split labels (B,), in their order, into `loops` parts with each class spread evenly; no copy to the host."""
     order = labels.argsort(stable=True)
     return [labels[order[first::loops].sort().values] for first in range(loops)]
 
 
 def occurrences(labels: Tensor, num_classes: int) -> tuple[Tensor, int]:
-    """Return the number of earlier images of the same class for each label, (B,), and R. One host copy."""
+    """Return the number of earlier images of the same class for each label, (B,), and R. Copies R to the host."""
     counts = F.one_hot(labels, num_classes).cumsum(0)
     return counts.gather(1, labels[:, None]).squeeze(1) - 1, int(counts[-1].max())
 

@@ -80,7 +80,7 @@ def class_moments(
 def marginal_moments(
     left: Tensor, left_labels: Tensor, right: Tensor, right_labels: Tensor, *, num_classes: int
 ) -> tuple[Tensor, Tensor]:
-    """As `class_moments`, for both sides as wholes, in the left side's proportions of the common classes."""
+    """Like `class_moments`, for each whole side, with the left side's proportions of the common classes."""
     with torch.autocast(left.device.type, enabled=False):
         shares = left_proportions(left_labels, right_labels, num_classes, left.dtype)
         sides = []
@@ -142,6 +142,6 @@ def _frechet(x: Tensor, y: Tensor) -> Tensor:
 
 
 def by_class(features: Tensor, labels: Tensor, num_classes: int) -> list[Tensor]:
-    """Return the rows of `features` of each class, in their order, as K tensors; one host sync."""
+    """Return the rows of `features` of each class, in their order, as K tensors; the host waits once."""
     order = labels.argsort(stable=True)
     return list(features[order].split(labels.bincount(minlength=num_classes).tolist()))

@@ -59,7 +59,7 @@ def joinable(spans: Sequence[tuple[int, int]]) -> list[list[int]]:
 class ChunkTable:
     """Chunks by first id, from which samples are gathered by id.
 
-    Chunks may be views of shared memory; gathering always copies. `pinned`: whether gathered samples lie in pinned
+    Chunks may be views of shared memory; gathering always copies. `pinned`: whether gathered samples are in pinned
     memory, from which a GPU copies asynchronously. PyTorch reuses a pinned block only after all copies from it are
     done: a batch can therefore be gathered while the previous one is still being copied, and neither overwrites the
     other.
@@ -144,7 +144,7 @@ class _Index:
 class _SpannedRows:
     """Samples of all chunks, gathered with one native call per column, whatever the number of chunks.
 
-    The chunks lie at different addresses, so the call gets the memory from the lowest to the highest address as one
+    The chunks are at different addresses, so the call gets the memory from the lowest to the highest address as one
     tensor. Its position i is the row that would begin i elements after the start of the lowest chunk. Positions at
     which no row of a chunk begins are never read. One call per chunk would take several times as long when a draw reads
     hundreds of them.

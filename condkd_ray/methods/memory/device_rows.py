@@ -1,7 +1,7 @@
 """The samples of a trial on the device that draws them: rows of one tensor per column, independent of their chunks.
 
 A chunk is copied there once, in parallel with the device's computations. A draw is one `index_select` per column; row
-numbers are looked up by id, on the host, or on the device if the ids lie there. A draw neither reads from the device
+numbers are looked up by id, on the host, or on the device if the ids are there. A draw neither reads from the device
 nor waits for it, except when ids on the device may belong to samples in the host's memory. Letters: N samples, R rows.
 """
 
@@ -22,7 +22,7 @@ the old rows exist beside the new ones."""
 SHARE = 0.25
 """Default share of the trial's part of the device memory that its samples may take (our choice)."""
 NO_ROW, ON_HOST = -1, -2
-"""Row number of an id that no chunk holds, and of an id whose sample lies in the host's memory."""
+"""Row number of an id that no chunk holds, and of an id whose sample is in the host's memory."""
 
 
 def quarter(total: int, part: float = 1.0) -> int:
@@ -45,7 +45,7 @@ def most_bytes(samples: int, limit: int) -> int:
 
 
 class _Chunk(NamedTuple):
-    """Number of samples, and the rows (R,) of the first of them; the others lie in the host's memory."""
+    """Number of samples, and the rows (R,) of the first of them; the others are in the host's memory."""
 
     size: int
     rows: np.ndarray
@@ -54,9 +54,9 @@ class _Chunk(NamedTuple):
 class DeviceRows:
     """Does what `ChunkTable` does, with the samples on `device`.
 
-    `limit`: bytes of samples on the device. Samples beyond it lie in the host's memory, from where their rows are
+    `limit`: bytes of samples on the device. Samples beyond it are in the host's memory, from which their rows are
     gathered into pinned memory and sent in parallel with the device's computations. The oldest samples stay on the
-    device, and no sample ever moves (our choice): under uniform draws it does not matter which samples lie where, and
+    device, and no sample ever moves (our choice): under uniform draws it does not matter which samples are where, and
     nothing has to be copied back. The room of removed chunks is used for the next chunk.
 
     Nothing is prefetched, because the ids are known only when they are drawn. But the host waits for no copy, and each
@@ -78,9 +78,9 @@ class DeviceRows:
 
     @torch.no_grad()
     def put(self, start: int, chunk: Encoded, near: Encoded | None = None) -> None:
-        """Add the chunk whose first id is `start`, or replace the chunk there. It may lie on the host or on the device.
+        """Add the chunk whose first id is `start`, or replace the chunk there. It may are on the host or on the device.
 
-        `near`: the same samples on the device, if they lie there too. Then only the samples beyond the limit are kept
+        `near`: the same samples on the device, if they are there too. Then only the samples beyond the limit are kept
         from `chunk`, in their present memory; without it they are copied to the device.
 
         The caller must not write to either afterwards: they may be read after this method returns, and parts of them
@@ -131,7 +131,7 @@ class DeviceRows:
     def gather(self, ids: Tensor) -> Encoded:
         """Return copies on the device of the samples `ids` (N,), in that order.
 
-        Raises `KeyError` for an id that no chunk holds. For ids on the device it does so only if samples lie beyond the
+        Raises `KeyError` for an id that no chunk holds. For ids on the device it does so only if samples are beyond the
         limit, since only then the host reads these ids and waits for them.
         """
         if ids.device.type != "cpu" and not self._host.spans():
@@ -154,13 +154,13 @@ class DeviceRows:
         return Encoded(*(column.index_select(0, rows) for column in columns(self._columns)))
 
     def _device_rows(self, ids: Tensor) -> Tensor:
-        """Return the row of each of `ids` (N,), which lie on the device."""
+        """Return the row of each of `ids` (N,), which are on the device."""
         if self._device_row_of is None:
             self._device_row_of = sent(torch.from_numpy(self._row_of), self._device)
         return self._device_row_of.index_select(0, ids)
 
     def _overwrite(self, found: Encoded, at: np.ndarray, ids: Tensor) -> None:
-        """Write the samples `ids`, which lie on the host, to these positions of `found`."""
+        """Write the samples `ids`, which are on the host, to these positions of `found`."""
         with self._copies.copying(after_all=False):
             places = sent(torch.from_numpy(at), self._device)
             parts = moved(self._host.gather(ids), self._device)

@@ -140,8 +140,8 @@ class Generative(ReplayMemory[GenerativeState]):
     def held_bytes(self, state: GenerativeState) -> int:
         """Return the bytes of encoder and decoder (parameters and buffers) and of Adam's state.
 
-        The next round needs all of it. Published sizes of PRE-DFKD's memory are of the networks alone, about a third of
-        it.
+        The next round needs all of it. Published sizes of PRE-DFKD's memory count the networks alone, about a
+        third of this.
         """
         moments = [tensor for entry in state.optimizer.state.values() for tensor in entry.values()]
         held = [*state.encoder.state_dict().values(), *state.decoder.state_dict().values(), *moments]

@@ -1,4 +1,4 @@
-"""Contract of the replay memories, which are policies of keeping and drawing samples, and those that use no logits.
+"""Contract of the replay memories, which decide which samples are kept and drawn, and memories that use no logits.
 
 A memory's state holds ids and counters, never images. The memories here keep everything, a random sample, the latest
 round, or a bank.
@@ -98,7 +98,7 @@ def no_ids() -> Tensor:
 
 @dataclass
 class IdQueue:
-    """Ids returned in disjoint groups, in a random order that is drawn anew when all ids were used."""
+    """Ids returned in disjoint groups, in a random order that is drawn again when all ids have been used."""
 
     ids: Tensor = field(default_factory=no_ids)
     order: Tensor = field(default_factory=no_ids)

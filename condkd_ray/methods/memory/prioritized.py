@@ -111,7 +111,7 @@ class Prioritized(ReplayMemory[PrioritizedState]):
         return {}
 
     def draw(self, state: PrioritizedState, store: Store, count: int, *, teacher: Teacher, rng: Streams) -> Draw:
-        """Draw by P, with replacement. The ids lie on the device, too."""
+        """Draw by P, with replacement. The ids are on the device, too."""
         chances = self._chances(state.deltas)
         at = torch.rand(count, dtype=torch.float64, generator=rng.host("draw"))
         rows = _rows_at(chances, sent(at, chances.device))

@@ -1,4 +1,4 @@
-"""Stores of remembered samples: their chunks, the chunks' Arrow files, and the ids that are still in use.
+"""Stores of samples: their chunks, the chunks' Arrow files, and the ids that are still in use.
 
 What is kept and what is drawn is the memory's policy; a store only holds rows. An id is the running number of a sample
 in its store; a chunk holds consecutive ids, and its file is named after them. Letters: N samples, M chunks, C channels,
@@ -199,7 +199,7 @@ class Store(ABC):
     """Append-only rows with running ids, in chunks. Images come back as they were encoded: from uint8 or float16.
 
     Logits (float16) come back if the codec has them and the samples had them, otherwise as (B, 0). Subclasses decide
-    where the chunks lie; all of them read from a table of chunks and keep account of the live ids.
+    where the chunks are; all of them read from a table of chunks and keep account of the live ids.
 
     `device_limit`: bytes of samples on a GPU, see `rows_on`.
     """
@@ -243,7 +243,7 @@ class Store(ABC):
         """Return decoded copies of the samples `ids` (B,), in that order, on the device.
 
         `ids` on the CPU are looked up there; raises `KeyError` for an unknown id. Those on the device are looked up on
-        it, without the host waiting, unless some samples lie beyond the store's `device_limit`; an unknown id is then
+        it, without the host waiting, unless some samples are beyond the store's `device_limit`; an unknown id is then
         an error of the device.
         """
         return self.codec.decode(self._table.gather(ids))

@@ -39,7 +39,7 @@ class Pairing:
 
     pairs: Sequence[Pair]
     """Pairs whose configs differ only by `changes`. No other pairs are compared."""
-    odd: Sequence[Pair]
+    excluded: Sequence[Pair]
     """Pairs whose configs differ in other ways."""
     changes: Mapping[str, tuple[Change, int]]
     """The most frequent change of each config field, and the number of pairs that have it, by the field's path."""
@@ -49,7 +49,7 @@ def paired(first: Sequence[Record], second: Sequence[Record]) -> Pairing:
     """Pair the trials of two runs, and find the changes of config fields that are common to the runs.
 
     The common change of a field is the most frequent one among the pairs in which the field changes. Pairs with
-    another change of a field are `odd`.
+    another change of a field are `excluded`.
     """
     theirs = {_key(record): record for record in second}
     pairs = [(record, theirs[_key(record)]) for record in first if _key(record) in theirs]
@@ -58,12 +58,12 @@ def paired(first: Sequence[Record], second: Sequence[Record]) -> Pairing:
     for changes in found:
         for path, change in changes.items():
             counts[path][change] += 1
-    common = {path: seen.most_common(1)[0] for path, seen in sorted(counts.items())}
-    alike, odd = [], []
+    common = {path: counter.most_common(1)[0] for path, counter in sorted(counts.items())}
+    alike, excluded = [], []
     for pair, changes in zip(pairs, found, strict=True):
-        fine = all(common[path][0] == change for path, change in changes.items())
-        (alike if fine else odd).append(pair)
-    return Pairing(alike, odd, common)
+        common_only = all(common[path][0] == change for path, change in changes.items())
+        (alike if common_only else excluded).append(pair)
+    return Pairing(alike, excluded, common)
 
 
 def differences(pairing: Pairing, labels: Sequence[int]) -> list[Difference]:
@@ -160,14 +160,15 @@ def _side_by_side(first: Results, second: Results) -> list[Element]:
 
 
 def _differences(found: Sequence[Difference], pairing: Pairing) -> list[Element]:
-    odd = [f"{a.arm} IPC {a.ipc or '-'} seed {a.seed}" for a, _ in pairing.odd]
-    words = f"Not compared, because their configs differ by more than the changes common to the runs: {', '.join(odd)}."
+    excluded = [f"{a.arm} IPC {a.ipc or '-'} seed {a.seed}" for a, _ in pairing.excluded]
+    listed = ", ".join(excluded)
+    words = f"Not compared, because their configs differ by more than the changes common to the runs: {listed}."
     table = [Rows(tables.difference_table(found))] if found else []
-    return [*table, *([Text(words, small=True)] if odd else [])]
+    return [*table, *([Text(words, small=True)] if excluded else [])]
 
 
 def _configs(pairing: Pairing) -> list[Element]:
-    total = len(pairing.pairs) + len(pairing.odd)
+    total = len(pairing.pairs) + len(pairing.excluded)
     rows = [[path, *change, f"{times} of {total}"] for path, (change, times) in pairing.changes.items()]
     if not total:
         return []

@@ -79,7 +79,7 @@ class Forest:
     p: bool
     """Whether any row has a p-value."""
     legend: str
-    """Explanation of the plot's lines."""
+    """Explanation of the lines of the plot."""
 
     def place(self, value: float) -> str:
         """Return the position of a value, in percent of the width."""

@@ -226,8 +226,8 @@ def _markdown(results: Results) -> str:
     interim = f"**{results.interim}**\n\n" if results.interim else ""
     head = f"# {manifest.experiment}\n\n{interim}{manifest.question}\n\n`{manifest.command}`\n\n"
     wrong = failures.screen(results)
-    trouble = f"\n\n## Failed trials\n\n```\n{wrong}```" if wrong else ""
-    return f"{head}{body or 'No trial has ended yet.'}\n\n## Notes\n\n{listed}{trouble}\n"
+    failed = f"\n\n## Failed trials\n\n```\n{wrong}```" if wrong else ""
+    return f"{head}{body or 'No trial has ended yet.'}\n\n## Notes\n\n{listed}{failed}\n"
 
 
 def _csv(results: Results) -> str:

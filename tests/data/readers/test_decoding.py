@@ -182,7 +182,7 @@ def test_train_and_test_lie_on_one_ground(tmp_path: Path):
     assert dataset.test.pixels.eq(255).all()
     train, test = (note for note in dataset.notes if "placed on" in note)
     assert train == f"12 images partly transparent in {tmp_path / 'train'}: placed on white, like all of the set"
-    assert test.endswith("test: placed on white, like all of the set; 12 of them have a single colour then")
+    assert test.endswith("test: placed on white, like all of the set; then 12 of them have a single colour")
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])

@@ -54,7 +54,7 @@ def test_a_pair_that_differs_in_more_is_not_compared():
     second[4] = changed(first[4], rounds=99)
     second[5] = changed(first[5])
     found = paired(first, second)
-    assert [(a.arm, a.seed) for a, _ in found.odd] == [(first[4].arm, first[4].seed)]
+    assert [(a.arm, a.seed) for a, _ in found.excluded] == [(first[4].arm, first[4].seed)]
     assert found.changes == {"rounds": (("absent", "8"), 5)}
     assert {one.n for one in differences(found, [])} == {2, 3}
 
@@ -66,7 +66,7 @@ def test_a_leaf_that_only_some_arms_have_is_what_the_runs_differ_in():
     ]
     second = [replace(one, config={"guidance": {"weight": 2.0} if one.arm == "mixed" else {}}) for one in first]
     found = paired(first, second)
-    assert not found.odd
+    assert not found.excluded
     assert found.changes == {"guidance/weight": (("1.0", "2.0"), 3)}
 
 
