@@ -290,7 +290,7 @@ def in_job_folder(path: Path) -> bool:
 
 
 def _job_env() -> dict[str, Any]:
-    return json.loads(os.environ.get(JOB, "{}")).get("runtime_env") or {}
+    return json.loads(os.environ.get(JOB) or "{}").get("runtime_env") or {}
 
 
 @contextmanager
@@ -308,10 +308,10 @@ def _private_environment() -> dict[str, str]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": _TOKEN,
         # On a busy machine Ray's first process takes long to report its port.
-        PORT_WAIT: os.environ.get(PORT_WAIT, "120"),
+        PORT_WAIT: os.environ.get(PORT_WAIT) or "120",
         # Ray runs each trial of a process in a separate thread, and each thread may get a further arena of the
         # allocator. Arenas keep memory that trials have freed: after ten trials a process held twice the memory in use.
-        "MALLOC_ARENA_MAX": os.environ.get("MALLOC_ARENA_MAX", "1"),
+        "MALLOC_ARENA_MAX": os.environ.get("MALLOC_ARENA_MAX") or "1",
     }
     temp = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
     return values | ({"RAY_TMPDIR": "/tmp"} if len(temp) > LONGEST_TEMP else {})
@@ -323,7 +323,7 @@ def _one_nodes_environment() -> dict[str, str]:
     The node may miss many health checks, because it can be slow but cannot be lost without the driver. On several nodes
     such a high threshold would delay the reaction to a lost node.
     """
-    return _private_environment() | {FAILURE_THRESHOLD: os.environ.get(FAILURE_THRESHOLD, "20")}
+    return _private_environment() | {FAILURE_THRESHOLD: os.environ.get(FAILURE_THRESHOLD) or "20"}
 
 
 @contextmanager

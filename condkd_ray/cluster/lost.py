@@ -48,6 +48,7 @@ from ray.exceptions import (
 from condkd_ray.core.errors import first_line
 from condkd_ray.core.method import ClusterError
 from condkd_ray.core.storage import StorageFullError
+from condkd_ray.core.units import UNIT_BYTES
 
 SHORT = "too little memory"
 """Part of every message about a process that was ended because its machine ran short of memory."""
@@ -96,9 +97,9 @@ def in_words(error: BaseException) -> str:
         return first_line(inner)
     text = str(inner)
     used = re.search(r"was ([\d.]+)\s?GB used / ([\d.]+)\s?GB", text)
-    took = [float(found) for found in re.findall(r"memory used=([\d.]+)\s?GB", text)]
-    there = f", {used[1]} of {used[2]} GB used" if used else ""
-    ended = f" when it took {max(took):g} GB" if took else ""
+    took = [_decimal(found) for found in re.findall(r"memory used=([\d.]+)\s?GB", text)]
+    there = f", {_decimal(used[1]):.2f} of {_decimal(used[2]):.2f} GB used" if used else ""
+    ended = f" when it took {max(took):.2f} GB" if took else ""
     return f"its machine had {SHORT}{there}, so Ray ended it{ended}"
 
 
@@ -106,6 +107,11 @@ def gigabytes(text: str) -> float:
     """Return the memory in GB of a process that Ray ended, parsed from a text of `in_words`; 0 if it states none."""
     found = re.search(r"when it took ([\d.]+) GB", text)
     return float(found[1]) if found else 0.0
+
+
+def _decimal(text: str) -> float:
+    """Return GB of 10^9 bytes, as in all other messages, from what Ray calls GB: 2^30 bytes."""
+    return float(text) * UNIT_BYTES["GiB"] / UNIT_BYTES["GB"]
 
 
 def full(error: BaseException) -> str | None:

@@ -12,6 +12,9 @@ from condkd_ray.trial.allowance import Allowance
 from condkd_ray.trial.config import TrialConfig
 from condkd_ray.trial.run import CHECKPOINT_SECONDS
 
+UNITS = 10_000
+"""Ray's units per CPU, GPU or other resource: amounts are rounded to whole units and added as integers."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterOptions:
@@ -60,32 +63,57 @@ class ClusterOptions:
 
     def check(self, configs: Sequence[TrialConfig]) -> None:
         """Raise `InputError` if the connected cluster could never run one of these trials with its producers."""
-        cpus, gpus, each = self.cpus_per_trial, self.gpus_per_trial, self.per_producer
-        producers = max(map(num_producers, configs))
-        check_resources(cpus, gpus, self.resources)
+        producers, each = max(map(num_producers, configs)), self.per_producer
+        check_resources(self.cpus_per_trial, self.gpus_per_trial, self.resources)
         _check_amounts("per producer", each.cpus, each.gpus)
-        requested = f"{_amount(cpus, gpus)} and {producers} producers of {_amount(each.cpus, each.gpus)}"
-        held = " + ".join(_amount(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in _nodes())
-        require(self._teams(producers) > 0, "resources per trial", requested, f"at most what the machines have, {held}")
+        requested = f"{_amounts(self.bundle)} and {producers} producers of {_amounts(each.bundle)}"
+        held = "; ".join(_amounts(_countable(node)) for node in _nodes())
+        require(
+            self._num_fitting(producers, 1) > 0,
+            "resources per trial",
+            requested,
+            f"at most what the machines have, {held}",
+        )
 
     def at_once(self, configs: Sequence[TrialConfig]) -> int:
         """Return how many of these trials run at once with their producers, at most `max_concurrent`."""
-        fitting = slots(self.cpus_per_trial, self.gpus_per_trial, self.resources)
-        fitting = min(fitting, self._teams(max(map(num_producers, configs))))
+        fitting = self._num_fitting(max(map(num_producers, configs)))
         return min(fitting, self.max_concurrent or fitting)
 
-    def _teams(self, producers: int) -> int:
-        """Return how many trials with `producers` producers fit on the nodes, placed bundle by bundle."""
-        each = self.per_producer.cpus, self.per_producer.gpus
-        wanted = [(self.cpus_per_trial, self.gpus_per_trial), *[each] * producers]
-        free, placed = [(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in _nodes()], 0
-        while True:
-            for cpus, gpus in wanted:
-                found = next((node for node in free if node[0] >= cpus and node[1] >= gpus), None)
-                if found is None:
-                    return placed
-                free[free.index(found)] = found[0] - cpus, found[1] - gpus
-            placed += 1
+    @property
+    def bundle(self) -> dict[str, float]:
+        """The resources of the trial's own process in the form of a Ray placement bundle."""
+        return _bundle(self.cpus_per_trial, self.gpus_per_trial, self.resources)
+
+    def _num_fitting(self, producers: int, most: float = math.inf) -> int:
+        """Return how many trials with `producers` producers fit on the nodes, at most `most`."""
+        return _fitting([self.bundle, *[self.per_producer.bundle] * producers], most)
+
+
+class _Node:
+    """The free resources of a node in Ray's units.
+
+    GPUs are counted one by one, because a part of a GPU must be on one GPU.
+    """
+
+    def __init__(self, resources: Mapping[str, float]) -> None:
+        self._free = {name: _units(amount) for name, amount in resources.items()}
+        self._gpus = [UNITS] * (self._free.pop("GPU", 0) // UNITS)
+
+    def take(self, bundle: Mapping[str, float]) -> bool:
+        """Take the resources of a bundle if all of them are free; return whether they were."""
+        wanted = {name: _units(amount) for name, amount in bundle.items()}
+        gpus = wanted.pop("GPU", 0)
+        part, count = min(gpus, UNITS), -(-gpus // UNITS)
+        # Like Ray, take a part of a GPU from the GPU with the smallest free part.
+        chosen = sorted((i for i, free in enumerate(self._gpus) if free >= part), key=self._gpus.__getitem__)[:count]
+        if len(chosen) < count or any(self._free.get(name, 0) < amount for name, amount in wanted.items()):
+            return False
+        for i in chosen:
+            self._gpus[i] -= part
+        for name, amount in wanted.items():
+            self._free[name] -= amount
+        return True
 
 
 def check_resources(cpus_per_trial: float, gpus_per_trial: float, more: Mapping[str, float] | None = None) -> None:
@@ -94,11 +122,11 @@ def check_resources(cpus_per_trial: float, gpus_per_trial: float, more: Mapping[
     `more`: amounts of custom resources by name.
     """
     _check_amounts("per trial", cpus_per_trial, gpus_per_trial)
-    requested = {"CPU": cpus_per_trial, "GPU": gpus_per_trial, **(more or {})}
+    requested = _bundle(cpus_per_trial, gpus_per_trial, more or {})
     offers = sorted(map(_countable, _nodes()), key=lambda offer: (-offer["GPU"], -offer["CPU"]))
     there = "; ".join(dict.fromkeys(map(_amounts, offers)))
-    fits = any(all(offer.get(name, 0) >= amount for name, amount in requested.items()) for offer in _nodes())
-    require(fits, "resources per trial", _amounts(requested), f"at most what one machine has, of {there or 'none'}")
+    accepted = f"at most what one machine has, of {there or 'none'}"
+    require(_fitting([requested], 1) > 0, "resources per trial", _amounts(requested), accepted)
 
 
 def slots(cpus_per_trial: float, gpus_per_trial: float, more: Mapping[str, float] | None = None) -> int:
@@ -106,10 +134,24 @@ def slots(cpus_per_trial: float, gpus_per_trial: float, more: Mapping[str, float
 
     `more`: amounts of custom resources by name.
     """
-    requested = {"CPU": cpus_per_trial, "GPU": gpus_per_trial, **(more or {})}
-    return sum(
-        int(min(offer.get(name, 0) / amount for name, amount in requested.items() if amount)) for offer in _nodes()
-    )
+    return _fitting([_bundle(cpus_per_trial, gpus_per_trial, more or {})])
+
+
+def _fitting(bundles: Sequence[Mapping[str, float]], most: float = math.inf) -> int:
+    """Return how many times all of these bundles fit on the nodes, at most `most`; large bundles are placed first."""
+    nodes, placed = [_Node(resources) for resources in _nodes()], 0
+    ordered = sorted(bundles, key=lambda bundle: (len(bundle), bundle.get("GPU", 0), bundle["CPU"]), reverse=True)
+    while placed < most and all(any(node.take(bundle) for node in nodes) for bundle in ordered):
+        placed += 1
+    return placed
+
+
+def _bundle(cpus: float, gpus: float, more: Mapping[str, float]) -> dict[str, float]:
+    return {name: amount for name, amount in {"CPU": cpus, "GPU": gpus, **more}.items() if amount}
+
+
+def _units(amount: float) -> int:
+    return int(amount * UNITS + 0.5)
 
 
 def num_producers(config: TrialConfig) -> int:
@@ -118,9 +160,11 @@ def num_producers(config: TrialConfig) -> int:
 
 
 def _check_amounts(unit: str, cpus: float, gpus: float) -> None:
-    require(0 < cpus < math.inf, f"CPUs {unit}", cpus, "more than 0")
+    least = 1 / UNITS
+    require(least <= cpus < math.inf, f"CPUs {unit}", cpus, f"{least:g} or more, and finite")
     whole = gpus > 1 and float(gpus).is_integer()
-    require(0 <= gpus <= 1 or whole, f"GPUs {unit}", gpus, "0 to 1, or a whole number")
+    accepted = f"0, {least:g} to 1, or a whole number"
+    require(gpus == 0 or least <= gpus <= 1 or whole, f"GPUs {unit}", gpus, accepted)
 
 
 def _nodes() -> list[dict[str, float]]:
@@ -136,9 +180,5 @@ def _countable(resources: Mapping[str, float]) -> dict[str, float]:
 
 
 def _amounts(amounts: Mapping[str, float]) -> str:
-    custom = [f"{amount:g} {name}" for name, amount in amounts.items() if name not in ("CPU", "GPU")]
-    return ", ".join([f"{amounts['CPU']:g} CPUs", f"{amounts['GPU']:g} GPUs", *custom])
-
-
-def _amount(cpus: float, gpus: float) -> str:
-    return f"{cpus:g} CPUs and {gpus:g} GPUs" if gpus else f"{cpus:g} CPUs"
+    plurals = {"CPU": "CPUs", "GPU": "GPUs"}
+    return ", ".join(f"{amount:g} {plurals.get(name, name)}" for name, amount in amounts.items())

@@ -231,10 +231,10 @@ class SearchMonitor:
         self._monitor.retried(key, reason)
         self._jobs.put(self._sent[key])
 
-    def drop(self, key: str) -> None:
+    def drop(self, key: str, reason: str = "") -> None:
         """Record that Tune has given up a trial that is to be tried again; it is proposed next."""
         self._left(key)
-        self._monitor.drop(key)
+        self._monitor.drop(key, reason)
 
     def ended_for_memory(self, key: str, reason: str) -> None:
         """Record that Ray has repeatedly ended a trial for lack of memory; it is proposed again once no other runs."""

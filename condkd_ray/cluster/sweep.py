@@ -128,8 +128,12 @@ class Monitor:
         self.memory.count_end(reason)
         log.info(f"{self.trials[key].label}: {reason}; it resumes from its checkpoint")
 
-    def drop(self, key: str) -> None:
-        """Record that Tune has given up a trial that is to be tried again."""
+    def drop(self, key: str, reason: str = "") -> None:
+        """Record that Tune has given up a trial that is to be tried again.
+
+        `reason`: the reason of its last end; empty if `retried` has received it.
+        """
+        self.memory.count_end(reason)
         self.running.discard(key)
         self.dropped.append(key)
 
@@ -138,9 +142,8 @@ class Monitor:
 
         The trial is to run again, alone.
         """
-        self.memory.count_end(reason)
+        self.drop(key, reason)
         self.memory.set_aside(key, self.trials[key].label)
-        self.drop(key)
 
     def take_dropped(self) -> list[str]:
         """Return the keys of the dropped trials and clear the list."""
@@ -221,8 +224,11 @@ class Listener(Protocol):
         """Handle the end of an attempt after which Tune tries the trial again."""
         ...
 
-    def drop(self, key: str) -> None:
-        """Handle a trial that Tune has given up and for which Tune is to be run once more."""
+    def drop(self, key: str, reason: str = "") -> None:
+        """Handle a trial that Tune has given up and for which Tune is to be run once more.
+
+        `reason`: the reason of its last end; empty if `retried` has received it.
+        """
         ...
 
     def ended_for_memory(self, key: str, reason: str) -> None:
@@ -285,13 +291,17 @@ class _Events(_Hook, Callback):
         self._shortages: Counter[str] = Counter()
         """Number of times in a row that Ray ended a trial for lack of memory, by key.
 
-        The count restarts when the trial finishes a new round or is set aside.
+        The count restarts when the trial finishes a new round, ends for another reason, or is set aside.
         """
         self._counted: dict[str, int] = {}
         """Tune's iteration in which a trial was last put back, by key: a failure that is reported twice counts once."""
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any):
-        """Report a start, also after each failure."""
+        """Report a start, also after each failure.
+
+        Tune runs a dropped trial as a new one, so the limit of its attempts is set here.
+        """
+        self._limit(trial)
         self.call("started", trial.config["key"])
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any):
@@ -304,14 +314,22 @@ class _Events(_Hook, Callback):
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any):
         """Report that the process died, or raised an exception, and that Tune will try again."""
-        key = trial.config["key"]
-        self._stalled[key] += 1
+        key, reason = trial.config["key"], _reason(trial)
+        self._count(key, reason)
         self._counted[key] = iteration
-        reason = _reason(trial)
+        self._limit(trial)
+        self.call("retried", key, reason)
+
+    def _count(self, key: str, reason: str) -> None:
+        """Count the end of an attempt, for `reason`."""
+        self._stalled[key] += 1
         self._shortages[key] = self._shortages[key] + 1 if SHORT in reason else 0
+
+    def _limit(self, trial: Any) -> None:
+        """Make Tune give up the trial at its next end, if a limit of ends in a row may be reached then."""
+        key = trial.config["key"]
         if self._stalled[key] >= MAX_STALLED - 1 or self._shortages[key] >= MAX_SHORTAGES - 1:
             trial.max_failures = 0
-        self.call("retried", key, reason)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any):
         self.call("completed", trial.config["key"])
@@ -322,16 +340,17 @@ class _Events(_Hook, Callback):
         Tune (2.60) reports such a death twice: it first puts the trial back and then gives it up, whatever
         `max_failures` allows.
         """
-        key = trial.config["key"]
-        self._stalled[key] += self._counted.pop(key, None) != iteration
-        reason = _reason(trial)
+        key, reason = trial.config["key"], _reason(trial)
+        new = self._counted.pop(key, None) != iteration
+        if new:
+            self._count(key, reason)
         if self._stalled[key] >= MAX_STALLED:
             self.call("failed", key, f"{MAX_STALLED} attempts in a row without one more round; the last: {reason}")
-        elif SHORT in reason:
+        elif self._shortages[key] >= MAX_SHORTAGES:
             self._shortages[key] = 0
             self.call("ended_for_memory", key, reason)
         else:
-            self.call("drop", key)
+            self.call("drop", key, reason if new else "")
 
 
 class _StopOnError(_Hook, Stopper):
@@ -485,13 +504,11 @@ def run_in_tune(listener: Listener, context: WorkerContext, producers_of: Mappin
     Raises the exception that a method of `listener` has raised.
     """
     options = context.options
-    amounts = {"CPU": options.cpus_per_trial, "GPU": options.gpus_per_trial, **options.resources}
-    own = {name: amount for name, amount in amounts.items() if amount}
 
     def resources(setup: dict[str, Any]) -> tune.PlacementGroupFactory:
         """Return the bundle of the trial itself, followed by one for each of its producers."""
         producers = setup["producers"] if producers_of is None else producers_of[setup["key"]]
-        return tune.PlacementGroupFactory([own, *[options.per_producer.bundle] * producers])
+        return tune.PlacementGroupFactory([options.bundle, *[options.per_producer.bundle] * producers])
 
     # No report carries a checkpoint, so workers never read this folder: other nodes need not see it.
     scratch = options.folder.resolve() / "tune"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import tyro
 
+from condkd_ray.commands.console.exit_codes import show
 from condkd_ray.commands.console.live import TERMINAL
 from condkd_ray.commands.train import configured
 from condkd_ray.core.config import to_tree
@@ -75,7 +76,7 @@ def condense(arguments: list[str]) -> int:
     if isinstance(config.condensation, Imported):
         # Only the set is checked with the teacher, so the teacher need not fit the config's inversion.
         workshop.check_teacher(config)
-    print(HEAD)
+    show(HEAD)
     # The control set is made first: it takes no time, and an ipc too large for the data is refused before the other set
     # is made.
     clipped = [_make(workshop, method, config, paths) for method, paths in reversed(planned.items())]
@@ -122,7 +123,7 @@ def _make(workshop: Workshop, method: AnyCondensation, config: TrialConfig, path
     share = ((grey < -0.5) | (grey > 255.5)).float().mean().item()
     numbers = f"{config.seed:>5}{method.ipc or 'all':>5}{len(samples):>8}"
     spread = f"{samples.images.mean():>9.3f}{samples.images.std():>8.3f}{share:>9.1%}"
-    print(f"{method.label:<24}{numbers}{spread}  {', '.join(map(str, paths))}", flush=True)
+    show(f"{method.label:<24}{numbers}{spread}  {', '.join(map(str, paths))}")
     return share > 0
 
 

@@ -18,6 +18,7 @@ from typing import IO
 
 import tyro
 
+from condkd_ray.commands.console.exit_codes import show
 from condkd_ray.core.method import InputError, require
 from condkd_ray.core.records import read_manifest
 from condkd_ray.report.tensorboard.writer import FOLDER
@@ -114,7 +115,7 @@ def servers(command: Dashboard) -> Iterator[list[Server]]:
                 running.pop().output.close()
                 port = _free(name, wanted)
                 running.append(_started(name, port, arguments))
-            print(f"{name:11}  http://{HOST}:{port}/", flush=True)
+            show(f"{name:11}  http://{HOST}:{port}/")
         yield running
     finally:
         for server in running:

@@ -11,6 +11,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from condkd_ray import models
+from condkd_ray.commands.console.exit_codes import show
 from condkd_ray.core.config import to_tree
 from condkd_ray.core.method import require
 from condkd_ray.core.records import Record
@@ -52,7 +53,7 @@ def export_best(command: Export) -> int:
     ipc = f" ipc {record.ipc}" if record.ipc else ""
     log.info(f"trial {record.config_hash[:12]}, {record.arm}{ipc} seed {record.seed}: {name} {value:.2%}")
     for line in export(command.out, record, command.to):
-        print(f"{command.to / line}")
+        show(f"{command.to / line}")
     return 0
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from unittest.mock import patch
 
 from condkd_ray import __version__
+from condkd_ray.commands.console.exit_codes import show
 from condkd_ray.core.locks import claim_early
 from condkd_ray.core.method import InputError
 
@@ -65,18 +66,21 @@ def exit_code_without_command(arguments: Sequence[str]) -> int | None:
     Raises `InputError` if the verb does not exist.
     """
     if not arguments or arguments[0] in HELP:
-        print(_usage(), file=sys.stdout if arguments else sys.stderr)
-        return 0 if arguments else 2
+        if arguments:
+            show(_usage())
+            return 0
+        print(_usage(), file=sys.stderr)
+        return 2
     name, rest = arguments[0], arguments[1:]
     if name == "--version":
-        print(f"condkd {__version__}")
+        show(f"condkd {__version__}")
         return 0
     if name not in VERBS:
         near = difflib.get_close_matches(name, VERBS, 1)
         hint = f" (did you mean {near[0]}?)" if near else ""
         raise InputError(f"verb is {name!r}{hint}; accepted: {', '.join(VERBS)}, --help, --version")
     if _requests_help(rest):
-        print(stored_help(name), end="")
+        show(stored_help(name), end="")
         return 0
     return None
 

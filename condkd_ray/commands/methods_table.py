@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import tyro
 
+from condkd_ray.commands.console.exit_codes import show
 from condkd_ray.core.families import Family, origin_of
 from condkd_ray.core.method import Method, require
 from condkd_ray.data.datasets import DATASETS
@@ -80,7 +81,7 @@ def list_methods(command: Methods) -> int:
     given = [flag for flag, is_set in flags.items() if is_set]
     require(len(given) <= 1, "flags", " ".join(given), "one of them")
     printers = {"--networks": networks_table, "--published": compute.table, "--check": checked_guidance}
-    print(printers[given[0]]() if given else table() + plugins_table(), end="")
+    show(printers[given[0]]() if given else table() + plugins_table(), end="")
     return 0
 
 

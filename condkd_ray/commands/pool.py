@@ -9,6 +9,7 @@ from typing import Any
 import tyro
 
 from condkd_ray.cluster.files import STATUS
+from condkd_ray.commands.console.exit_codes import show
 from condkd_ray.commands.console.live import aligned
 from condkd_ray.core.method import InputError
 from condkd_ray.core.storage import Location, get_text, locate, reason
@@ -27,7 +28,7 @@ class Pool:
 
 def show_pool(command: Pool) -> int:
     """Run `condkd pool`; return 0. Raises `InputError` if no pool has written a status there."""
-    print(pool_table(locate(command.out, "storage")))
+    show(pool_table(locate(command.out, "storage")))
     return 0
 
 

@@ -46,7 +46,7 @@ def rebuild(command: Report) -> int:
         # Imported here because it imports matplotlib, which other commands do not need.
         from condkd_ray.report import page
 
-        print(page.compare(command.out, command.other, command.to))
+        show(str(page.compare(command.out, command.other, command.to)))
         return 0
     accepted = "--to only with two folders; the page of a single folder is report.html in it"
     require(command.to is None, "--to", str(command.to), accepted)

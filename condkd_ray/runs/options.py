@@ -140,11 +140,11 @@ class Options:
 
 def _resource(text: str) -> tuple[str, float]:
     name, _, amount = text.partition("=")
-    accepted = "NAME=AMOUNT with an amount up to 1 or whole, such as big_memory=1"
+    accepted = "NAME=AMOUNT with an amount of 0.0001 to 1, or a whole one, such as big_memory=1"
     require(name not in ("CPU", "GPU"), "--resource", text, "--cpus-per-trial and --gpus-per-trial for these")
     require(bool(name) and re.fullmatch(r"\d+(\.\d+)?", amount) is not None, "--resource", text, accepted)
     value = float(amount)
-    require(0 < value <= 1 or value == int(value) > 1, "--resource", text, accepted)
+    require(1e-4 <= value <= 1 or (value > 1 and value.is_integer()), "--resource", text, accepted)
     return name, value
 
 

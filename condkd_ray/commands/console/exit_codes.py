@@ -1,5 +1,6 @@
 """Messages and exit codes that all commands share."""
 
+import errno
 import logging
 import os
 import signal
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+CLOSED = {errno.EPIPE, errno.EBADF}
+"""Error numbers of a stream that nobody reads any more."""
 INTERRUPTED = "interrupted; the same command continues"
 
 
@@ -46,13 +49,18 @@ def log_line(text: str) -> None:
     log.info(text)
 
 
-def show(text: str) -> None:
-    """Print a command's result on standard output; it is dropped if standard output is closed."""
+def show(text: str, end: str = "\n") -> None:
+    """Print a command's result on standard output; it is dropped if standard output is closed.
+
+    Raises `OSError`, naming standard output, if it cannot be written for another reason, such as full storage.
+    """
     try:
-        print(text, flush=True)
-    except OSError:
+        print(text, end=end, flush=True)
+    except OSError as error:
         # Otherwise Python would flush once more at exit, and print that error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if error.errno not in CLOSED:
+            raise OSError(error.errno, error.strerror, "standard output") from error
 
 
 @contextmanager
@@ -67,7 +75,10 @@ def exit_codes() -> Iterator[None]:
     interrupts: list[int] = []
     try:
         with _recorded(interrupts):
-            yield
+            try:
+                yield
+            finally:
+                show("", end="")  # writes out what libraries have printed, such as a help text
         return
     except InputError as error:
         message, code = f"error: {error}", 2
