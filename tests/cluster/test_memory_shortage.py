@@ -169,7 +169,7 @@ def test_a_dropped_trial_counts_its_end_for_want_of_memory_once(logged):
     monitor.retried("a", SHORT)
     monitor.drop("a", "")
     monitor.drop("a", SHORT)
-    monitor.starve("a", SHORT)
+    monitor.ended_for_memory("a", SHORT)
     assert monitor.take_dropped() == ["a"] * 3
     assert any("processes of trials were ended 3 times; " in line for line in logged)
 
