@@ -49,7 +49,7 @@ LONGEST_TEMP = 36
 QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_TQDM_MAGIC": "0",
-    # Ray announces a change that does not matter here: a trial without a GPU of its own computes on the CPU anyway.
+    # Ray announces a change that has no effect here: a trial without GPUs computes on the CPU anyway.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -161,7 +161,8 @@ def as_ctrl_c(number: int, frame: Any) -> None:
 def interrupts_kept() -> Iterator[list[int]]:
     """Delay Ctrl-C to the end of the block; a second one takes effect at once. Ray loses it while it starts.
 
-    Yields the list of received signals. After one, `KeyboardInterrupt` is raised whatever the block raises.
+    Yields the list of received signals. If there is one, `KeyboardInterrupt` is raised after the block, in place of any
+    other exception.
     """
     received: list[int] = []
 

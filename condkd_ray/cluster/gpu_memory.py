@@ -28,7 +28,7 @@ Role = Literal["trial", "learner", "producer"]
 
 
 class Need(NamedTuple):
-    """GPU memory in bytes: what a process needs, and what the GPU has."""
+    """GPU memory in bytes: the need of a process, and the memory of the GPU."""
 
     peak: int
     """Peak memory of the process, its CUDA context included."""

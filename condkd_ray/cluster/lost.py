@@ -110,7 +110,7 @@ def gigabytes(text: str) -> float:
 
 
 def _decimal(text: str) -> float:
-    """Return GB of 10^9 bytes, as in all other messages, from what Ray calls GB: 2^30 bytes."""
+    """Return a size in GB of 10^9 bytes, as in all other messages. `text`: the size in Ray's unit GB, of 2^30 bytes."""
     return float(text) * UNIT_BYTES["GiB"] / UNIT_BYTES["GB"]
 
 
@@ -121,7 +121,7 @@ def full(error: BaseException) -> str | None:
 
 
 def with_retries(call: Callable[[], T], what: str) -> T:
-    """Return the result of a call of the driver, repeated if a process or node is lost, up to `TRIES` times in all.
+    """Return the result of a call of the driver, with at most `TRIES` attempts if a process or node is lost.
 
     `what`: name of the call in messages. Raises `StorageFullError` if Ray has no room for its objects, and
     `ClusterError` after the last attempt, or at once if the call would fail again. An exception of our code that was

@@ -83,7 +83,7 @@ class MemoryShortage:
         return False
 
     def release(self, keys: Sequence[str]) -> bool:
-        """Release those of these trials that were set aside, after a pause. Return whether there were any."""
+        """Release the trials among `keys` that were set aside, after a pause. Return whether there were any."""
         mine = self._aside & set(keys)
         if mine:
             time.sleep(self._pause())

@@ -1,4 +1,7 @@
-"""Options of trials on a cluster: folders and resources, and checks that the cluster has these resources."""
+"""Options of trials on a cluster: folders and resources, and checks that the cluster has these resources.
+
+A chunk is a file with consecutive synthetic samples of a trial, see `condkd_ray.cluster.pool`.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -21,7 +24,7 @@ class ClusterOptions:
     """Options that all trials of a sweep or a search have in common."""
 
     folder: Path
-    """Folder of this process alone, for Tune's temporary files and, if `storage` is None, checkpoints and chunks."""
+    """Folder that only this process uses, for Tune's files and, if `storage` is None, checkpoints and chunks."""
     storage: Location | None = None
     """Storage for checkpoints and chunks that all nodes see (`condkd_ray.cluster.storage_check`); None: `folder`."""
     cpus_per_trial: float = 1

@@ -91,12 +91,12 @@ class Proposer(TrialObserver, Protocol):
 
 
 def search(driver: Proposer, options: ClusterOptions, gpu_budget: GpuBudget | None = None) -> bool:
-    """Run what `driver` proposes until it proposes nothing more. Trials' files are handled as in a sweep.
+    """Run the trials that `driver` proposes until it proposes no more. Their files are handled as in a sweep.
 
     Every trial is blind: it reads test images only after the driver has received all its other results. Once
     `gpu_budget` is spent no trial starts, and each running one stops after its round, as at the deadline. Returns False
     after Ctrl-C, or if the deadline came first or the budget was spent. Raises `InputError`, `StorageFullError`, and
-    what `driver` has raised, as `condkd_ray.cluster.sweep.sweep` does.
+    the exception that `driver` has raised, as `condkd_ray.cluster.sweep.sweep` does.
     """
     jobs, budget = SearchJobs(), gpu_budget or GpuBudget(math.inf)
     halt_path(options.storage_root).unlink(missing_ok=True)

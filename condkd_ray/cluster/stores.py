@@ -1,4 +1,4 @@
-"""Stores whose chunks lie in the pool. The process maps the chunks read-only and draws without remote calls."""
+"""Stores whose chunks are in the pool. The process maps the chunks read-only and draws without remote calls."""
 
 import time
 from abc import abstractmethod
@@ -85,7 +85,7 @@ def call_actor(method: Any, *args: Any) -> Any:
 
 
 class PooledStore(Store):
-    """A store whose chunks lie in the pool under one key, and are mapped into this process.
+    """A store whose chunks are in the pool under one key, and are mapped into this process.
 
     `pool`: handle of the actor. `reader`: key of the trial that reads the chunks, if it differs from their `key`.
     `device_limit`: bytes of samples held on a GPU; None: the default.

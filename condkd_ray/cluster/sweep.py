@@ -1,8 +1,8 @@
 """A sweep: Tune runs given trials on the connected cluster. Tune schedules and retries them.
 
-Of Tune's files, only the texts of errors are read.
+The only files of Tune that are read are the texts of errors.
 
-Tune pickles everything that it gets. So its hooks hold a token that identifies a listener, not the listener itself.
+Tune pickles all of its arguments. So the hooks hold a token that identifies a listener, not the listener itself.
 """
 
 import logging
@@ -67,10 +67,10 @@ class TrialObserver(Protocol):
 class Monitor:
     """Follows the trials of a sweep and reports to an observer; a `Listener`.
 
-    `trials`: the added trials by key. `open`: keys of those that have neither ended nor paused. `running`: keys of
-    those that have a process. `stopped`: keys of those that stopped because of the deadline or a halt. `dropped`: keys
-    of those that Tune has given up but that are to be tried again. `memory`: handles trials that Ray ends for lack of
-    memory.
+    `trials`: the added trials by key. `memory`: handles trials that Ray ends for lack of memory. The other attributes
+    have keys of trials. `open`: trials that have neither ended nor paused. `running`: trials with a process. `stopped`:
+    trials that stopped because of the deadline or a halt. `dropped`: trials that Tune has given up and that are to be
+    tried again.
 
     `error`: an exception raised by one of the methods. The hooks store it here, as Tune would take it for a failure of
     the trial. The sweep then stops, and the hooks call no further method.
@@ -337,8 +337,8 @@ class _Events(_Hook, Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any):
         """Report that no retry is left, or that a process died while Tune handed it from one trial to the next.
 
-        Tune (2.60) reports such a death twice: it first puts the trial back and then gives it up, whatever
-        `max_failures` allows.
+        Tune (2.60) reports such a death twice: it first puts the trial back and then gives it up, even if
+        `max_failures` allows a retry.
         """
         key, reason = trial.config["key"], _reason(trial)
         new = self._counted.pop(key, None) != iteration
@@ -439,7 +439,7 @@ def sweep(trials: Sequence[PlannedTrial[Prepared]], options: ClusterOptions, obs
 
     First runs one trial of each group that shares samples, then the second of each group, and so on.
 
-    Checkpoints and chunks lie in `options.storage_root`, and a later sweep over the same place resumes from them. The
+    Checkpoints and chunks are in `options.storage_root`, and a later sweep over the same place resumes from them. The
     files of a trial that finished or was pruned are deleted once `observer.ended` has returned, so the observer must
     store all that is to stay. Shared samples are deleted once all trials that share them have finished or were pruned;
     a trial that failed keeps them.
@@ -452,7 +452,8 @@ def sweep(trials: Sequence[PlannedTrial[Prepared]], options: ClusterOptions, obs
         trials: with different keys.
         options: folders, resources and limits.
         observer: receives each trial's rounds, and its outcome as soon as the trial has finished or failed. The reason
-            of a failure is one line: a loss was not finite, or the trial was given up. A later sweep can resume it.
+            of a failure is one line: a loss was not finite, or the trial was given up. A later sweep can resume the
+            trial.
 
     Returns:
         True if all trials have ended; False after Ctrl-C, or if the deadline has passed.

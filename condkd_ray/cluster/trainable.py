@@ -47,7 +47,7 @@ class WorkerContext:
     """Data that all trials of a sweep or a search have in common; sent to every worker."""
 
     folder: Location
-    """Folder of checkpoints and chunks, seen by all nodes."""
+    """Folder of checkpoints and chunks, which all nodes can read and write."""
     pool: Any
     """Handle of the actor `pool.SyntheticPool`."""
     jobs: SweepJobs | SearchJobs

@@ -181,8 +181,8 @@ def _is_free(port: int) -> bool:
 def _environment() -> dict[str, str]:
     """Return the environment of a server, in which gRPC connections to this machine bypass any proxy.
 
-    TensorBoard sends gRPC requests to a process of its own, which no proxy can reach. Only gRPC reads `no_grpc_proxy`,
-    in place of `no_proxy` if both are set, so all other connections keep their proxies.
+    TensorBoard sends gRPC requests to a process that it has started, which no proxy can reach. Only gRPC reads
+    `no_grpc_proxy`, in place of `no_proxy` if both are set, so all other connections keep their proxies.
     """
     exempt = next((os.environ[name] for name in ("no_grpc_proxy", "no_proxy") if name in os.environ), "")
     return os.environ | {"no_grpc_proxy": ",".join(filter(None, (exempt, HOST, "localhost")))}

@@ -88,7 +88,7 @@ class Flags(TeacherFlags, Options):
     size: int | None = None
     """Side in pixels to which images are resized."""
     val_fraction: float = 0.0
-    """Share of the training images held out for validation (digits has 197 validation images of its own)."""
+    """Share of the training images held out for validation (digits always has 197 validation images)."""
     teacher: str | None = None
     """Architecture of the teacher (`condkd methods --networks`); default: from the card, else from the names of the
     weights, else resnet-8-16."""
@@ -106,9 +106,10 @@ class Flags(TeacherFlags, Options):
     """Test images measured in each round: `subset`, at most 1000; `full`, all of them (slower), as the published mean
     and variance over rounds require. The final test accuracy always uses all of them."""
     explain: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Print the number of trials and what they will take, and stop. Nothing is trained or written."""
+    """Print the number of trials and an estimate of their time, memory and disk space, and stop. Nothing is trained or
+    written."""
     only: tuple[str, ...] = ()
-    """Run only these of the planned trials: hashes, or beginnings of hashes, from the tables and records."""
+    """Run only the planned trials with these hashes, or beginnings of hashes, from the tables and records."""
     producers: int = 0
     """Processes per trial that make its images while its student is trained; 0: one process does both in turns."""
     staleness: int | None = None

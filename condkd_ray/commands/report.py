@@ -23,7 +23,7 @@ Reporter = Callable[[Path], str]
 
 @dataclass(frozen=True)
 class Report:
-    """Rebuild tables, figures, page, Parquet and TensorBoard files of a result folder from what is stored there.
+    """Rebuild tables, figures, page, Parquet and TensorBoard files of a result folder from its stored results.
 
     With two folders: write one page that compares trials of equal arm, IPC and seed side by side, and nothing else.
     """

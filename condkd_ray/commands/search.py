@@ -27,8 +27,8 @@ class SearchFlags(TeacherFlags, SearchSpec):
     """Flags of every search. The flags of the teacher override the same fields of the space."""
 
     explain: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Print what the search will take, estimated from probes of the space's corners, and stop. Nothing is trained or
-    written."""
+    """Print an estimate of the search's time, memory and disk space, from probes of the space's corners, and stop.
+    Nothing is trained or written."""
 
 
 @dataclass(frozen=True, kw_only=True)

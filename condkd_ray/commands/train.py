@@ -61,7 +61,7 @@ class Train(_Here):
 
 @dataclass(frozen=True, kw_only=True)
 class Repeat(_Here):
-    """Repeat a trial from its record; print whether the result is equal and, if not, what differs.
+    """Repeat a trial from its record; print whether the result is equal and, if not, the differences.
 
     A trial that failed may fail again; if it raises an exception, the whole traceback is printed.
     """

@@ -281,11 +281,11 @@ def _most_guides(command: Try, dataset: Dataset) -> int:
 
 
 def rounds_of(command: Try, base: TrialConfig, workshop: Workshop, begin: float) -> int:
-    """Return the number of rounds per trial, by the first of these that applies.
+    """Return the number of rounds per trial.
 
-    It is the number in the flags or in the config, the number that an earlier run of the same trials chose, or the
-    number that fits into `--minutes` from `begin` (a time of `time.monotonic`). Raises `InputError` if a config cannot
-    be read, and `NonFiniteError` if a trial diverges while a round is timed.
+    It is the first of these that exists: the number in the flags or in the config, the number that an earlier run of
+    the same trials chose, the number that fits into `--minutes` from `begin` (a time of `time.monotonic`). Raises
+    `InputError` if a config cannot be read, and `NonFiniteError` if a trial diverges while a round is timed.
     """
     given = read_tree(command.config).get("rounds") if command.config and not command.rounds else command.rounds
     if given is not None:

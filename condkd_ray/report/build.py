@@ -25,7 +25,7 @@ def build(out: Path, tensorboard: bool = True, width: int | None = None, failed:
     not in the manifest's plan, for example after a change of flags, are written to the Parquet files only. If a part
     cannot be written, a message is logged, the exception is added to `failed`, and the other parts are written.
 
-    If another process is running trials in `out`, the report is marked as interim, and `tensorboard/` is left alone
+    If another process is running trials in `out`, the report is marked as interim, and `tensorboard/` is not written
     because that process writes it. All other files are replaced atomically, and again when that process ends. No run
     can start in `out` until this function returns; other reports can. Raises `InputError` if `out` is not the folder of
     an experiment.

@@ -46,7 +46,7 @@ class Results:
     manifest: Manifest
     """Plan, teacher, data set and notes. The notes give the number of stored trials that are not in `records`."""
     records: Sequence[Record]
-    """Planned trials of the newest version of the numbers among these, sorted by arm, IPC and seed."""
+    """The planned trials of the newest version of the numbers that occurs, sorted by arm, IPC and seed."""
     stored: Sequence[Record] = ()
     """All stored trials, including those of other plans and versions of the numbers."""
     running: bool = False

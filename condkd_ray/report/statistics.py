@@ -66,7 +66,7 @@ class Difference(Spread):
 
     `over_seeds`: interval over seeds, computed by `method`; None if there is none. `over_images`: interval over test
     images of the difference averaged over the common seeds; None for other metrics than test accuracy. `p`: corrected
-    p value, or None; see `with_p_values`.
+    p value; None if there is none; see `with_p_values`.
     """
 
     left: str
@@ -270,7 +270,10 @@ def holm(values: Sequence[float]) -> list[float]:
 
 
 def with_p_values(differences: Sequence[Difference]) -> list[Difference]:
-    """Return the differences with their p, corrected by Holm within those that share `right` and IPC."""
+    """Return the differences with their p values, corrected by Holm's method.
+
+    Differences with the same `right` and IPC are corrected together.
+    """
     found = [p_value(one) for one in differences]
     families: dict[tuple[str, int], list[int]] = defaultdict(list)
     for place, one in enumerate(differences):

@@ -60,7 +60,7 @@ def arm(base: TrialConfig, name: Arm, ipc: int, seed: int, label: str = "", *, p
     images are larger than those of the others. Raises `InputError` if the inversion cannot have `prior`, or if, in an
     arm without guidance, the inversion is conditional and no loss ties its images to their labels.
     """
-    # Imported here because these import PyTorch, and scripts import this module for their flags.
+    # Imported here because these modules import PyTorch, and scripts import this module for their flags.
     from condkd_ray.methods.condensation import AllReal
     from condkd_ray.methods.guidance import NoGuidance
     from condkd_ray.methods.inversion import NoInversion

@@ -274,7 +274,7 @@ class Workload:
     costs: dict[str, Cost] = field(default_factory=dict)
     """Costs by arm."""
     based_on: list[str] = field(default_factory=list)
-    """Texts that state what the costs are based on."""
+    """Texts with the sources of the costs."""
 
     @classmethod
     def of_corners(cls, tree: dict[str, Any]) -> Workload:

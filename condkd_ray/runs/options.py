@@ -150,7 +150,7 @@ def _resource(text: str) -> tuple[str, float]:
 
 @dataclass(frozen=True)
 class RunResult:
-    """Result of a run. Its records lie in `out`."""
+    """Result of a run. Its records are in `out`."""
 
     out: Path
     complete: bool

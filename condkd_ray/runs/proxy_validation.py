@@ -112,7 +112,10 @@ def validate(out: Path, workshop: Workshop, config: TrialConfig) -> str:
 
 
 def rank(found: Sequence[dict[str, float]], accuracies: Sequence[float]) -> list[Ranked]:
-    """Return how well each candidate ranks trials with these scores and test accuracies, best first."""
+    """Return the rank correlation of each candidate with test accuracy, the highest first.
+
+    `found`: scores of each trial by candidate. `accuracies`: test accuracies of the same trials.
+    """
     rng, ranked = np.random.default_rng(0), []
     for name in found[0]:
         pairs = np.array([[scored[name] for scored in found], accuracies])

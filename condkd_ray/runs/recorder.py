@@ -327,7 +327,7 @@ def round_line(label: str, metrics: Metrics, rounds: int, metric: str) -> str:
 class StudyWriter:
     """Writes round metrics and results of trials into `study`, as values of `objective`.
 
-    A trial is identified by its number in the study. Artifacts lie in the result folder `out`.
+    A trial is identified by its number in the study. Artifacts are in the result folder `out`.
     """
 
     def __init__(

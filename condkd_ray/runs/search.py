@@ -67,7 +67,7 @@ def run(
     study = study_of(tree, spec)
     _learn(study, known)
     with connect(spec.address, view=view):
-        # Imported here, because these import Ray, which takes a second.
+        # Imported here, because these modules import Ray, which takes a second.
         from condkd_ray.cluster import search as ray_search
         from condkd_ray.cluster.hardware import trial_hardware
         from condkd_ray.cluster.module_check import check_modules, check_plugins
@@ -267,7 +267,7 @@ def confirm(
     """Run the best trials of a finished search with other seeds, and the space's default, and compare them.
 
     Each guided trial among the best is also run without guidance, with all other values as the search chose them, the
-    class prior included: only the gain over this trial comes from guidance. Results lie in the folder `confirmed` in
+    class prior included: only the gain over this trial comes from guidance. Results are in the folder `confirmed` in
     the folder of the search. Raises `InputError` if `best` is below 1, or if `seeds` has the seed of the search or
     repeats.
     """

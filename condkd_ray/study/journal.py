@@ -27,7 +27,7 @@ from condkd_ray.core.storage import naming
 log = logging.getLogger(__name__)
 
 GRACE = 30.0
-"""Seconds after which an unchanged lock is taken as left by a killed process (Optuna's value). An append takes
+"""Seconds after which an unchanged lock counts as left by a killed process (Optuna's value). An append takes
 milliseconds."""
 PATIENCE = 2.0
 """Seconds of waiting for a lock after which this is logged."""
@@ -184,7 +184,7 @@ class Journal(BaseJournalBackend):
                     file.flush()
                     os.fsync(file.fileno())
             except OSError:
-                # Remove what was written before the disk was full.
+                # Remove the bytes that were written before the disk was full.
                 with suppress(OSError):
                     os.truncate(self._path, before)
                 raise

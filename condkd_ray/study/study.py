@@ -466,7 +466,7 @@ class Study(TrialLog):
         if undecided is None:
             return self._study.ask()
         trial = Trial(self._study, undecided._trial_id)
-        # Repeat the draws of the killed driver, so that the remaining parameters get the values of an unkilled one.
+        # Repeat the draws of the killed driver, so that the remaining parameters get the same values.
         for name, space in undecided.distributions.items():
             if not (name in undecided.system_attrs.get(FIXED, ()) or space.single() or name in trial.relative_params):
                 self._study.sampler.sample_independent(self._study, undecided, name, space)

@@ -55,7 +55,7 @@ ArmStyles = Mapping[str, tuple[str, str]]
 
 
 class Inline(Figure):
-    """A figure that a notebook shows, without pyplot and whatever its backend is."""
+    """A figure that a notebook displays, without pyplot and with any backend."""
 
     def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
         """The picture, and the size in which it is shown, in CSS pixels."""

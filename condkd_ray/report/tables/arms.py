@@ -211,7 +211,7 @@ def notes(results: Results) -> list[str]:
 
 
 def _tables(results: Results) -> list[Table]:
-    """Return the tables of accuracies and differences, in all and per teacher.
+    """Return the tables of accuracies and differences, over all teachers and per teacher.
 
     The tables per teacher have no rows unless arms have several teachers.
     """
