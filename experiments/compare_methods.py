@@ -28,7 +28,7 @@ class Args(Flags):
     pairs: tuple[str, ...] = ()
     """Pairs TEACHER/STUDENT; --teacher and --student by default."""
     condensed: bool = False
-    """Run the arms with condensed images, mixed and guided, instead of `none`."""
+    """Run the arms mixed, mixed_prior and guided instead of none."""
     out: Path = Path("runs/compare_methods")
 
 

@@ -27,7 +27,7 @@ from condkd_ray.core.method import InputError, require
 log = logging.getLogger(__name__)
 
 WORDS = {"networks": "network", "datasets": "dataset", "kd_loss": "distillation loss"}
-"""Words for one member of a family, if they differ from the family's name."""
+"""Names of one member of a family, if they differ from the family's name."""
 LEAVES = (bool, int, float, str, Path, types.NoneType)
 """Types of fields that are single YAML values."""
 M = TypeVar("M", bound=type)

@@ -230,7 +230,7 @@ def unrolled_bytes(
 ) -> int:
     """Return the peak memory of `unroll` and its backward pass: 4 (N + 1) (6.5 B A + 2.5 P + 2 B C H W) bytes.
 
-    A, the outputs of all convolutions for one image, stands for a block's inner maps, their gradients and what the
+    A, the outputs of all convolutions for one image, represents a block's inner maps, their gradients and what the
     second derivative keeps of both; the backward pass uses the memory of one more step. `kept` more parameter vectors,
     4 P bytes each, are held meanwhile. This is an upper estimate: in 13 settings (N 1 to 40, B 2 to 100, width 16 to
     256, images 8x8 to 32x32, with and without DSA; one run each) the resident memory of a process on a CPU grew by 0.56

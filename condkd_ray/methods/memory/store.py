@@ -296,7 +296,7 @@ class Store(ABC):
 class LocalStore(Store):
     """A store in this process, on the samples' device; with a `folder`, each chunk is also a file there.
 
-    The files serve resuming only, since a checkpoint never contains images. See `Store` for the methods.
+    A trial needs the files only to resume, because a checkpoint contains no images. See `Store` for the methods.
     """
 
     def __init__(

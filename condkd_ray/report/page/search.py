@@ -101,7 +101,7 @@ def best(results: Results) -> list[str]:
     tied = f", with {equal} equally good ones," if equal else ""
     text = f"{first.arm.capitalize()}{tied} is the best of {len(ranked)} by {objective}, {row[objective]}: {leaves}."
     test = first.metrics.get(ACCURACY)
-    return [text, *([f"Its test accuracy, which decided nothing: {100 * test:.2f} %."] if test is not None else [])]
+    return [text, *([f"Its test accuracy, which no choice has used: {100 * test:.2f} %."] if test is not None else [])]
 
 
 def confirmed(results: Results) -> tuple[Section | None, list[str]]:
@@ -214,9 +214,9 @@ def _importance(results: Results) -> list[Element]:
     if not found:
         return [Text(f"Importance of parameters is shown from {LEAST} complete trials on; there are {complete}.")]
     caption = (
-        "Importance by PED-ANOVA: how much the values of a parameter in the best trials differ from those in all. "
-        f"Lines: {RESAMPLES} bootstrap resamples of the trials; where they overlap, the order is uncertain. The Optuna "
-        "dashboard counts fewer trials as the best and may show another order."
+        "Importance by PED-ANOVA: how much the values of a parameter in the best trials differ from those in all "
+        f"trials. Lines: {RESAMPLES} bootstrap resamples of the trials; where they overlap, the order is uncertain. "
+        "The Optuna dashboard counts fewer trials as the best and may show another order."
     )
     return vector(importance_plot(found, complete), "importance of each parameter", caption)
 
