@@ -1,20 +1,16 @@
-"""Public docstrings name the error for bad input, and public dataclasses of flags describe every flag."""
+"""Docstrings of public functions of the commands and of what they run name the error for bad input."""
 
 import ast
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import condkd_ray
-from condkd_ray.commands.front import VERBS, stored_help
 
 ROOT = Path(condkd_ray.__file__).parent
 FOLDERS = ("cluster", "commands", "report", "runs", "study")
 FILES = sorted([ROOT / "api.py", *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))])
-FLAG = re.compile(r" *(--[^\n]*?)(?: {2,}(?=\S)|\s*\n\s+)(\S[^\n]*)")
-"""A flag with its values, and the first line of its text."""
 
 
 def raises_input_error(function: ast.FunctionDef) -> bool:
@@ -50,10 +46,3 @@ def test_a_public_function_that_raises_input_error_states_it(path):
         and "InputError:" not in text
     ]  # fmt: skip
     assert silent == []
-
-
-@pytest.mark.parametrize("verb", VERBS)
-def test_each_flag_has_a_text(verb):
-    blocks = re.split(r"^(?= *--?\w)", stored_help(verb), flags=re.MULTILINE)[1:]
-    found = [match.groups() for block in blocks if (match := FLAG.match(block))]
-    assert [flag for flag, text in found if text.startswith("(default")] == []
