@@ -1,6 +1,7 @@
 """The public API: what the commands do, callable, silent, a good citizen of its process, and imported in no time."""
 
 import asyncio
+import copy
 import faulthandler
 import importlib
 import json
@@ -511,6 +512,29 @@ def test_a_module_of_ones_own_sweeps_and_searches_from_any_thread_and_loop(clust
         text = yaml.safe_dump(to_tree(replace(TINY, rounds=1))).replace("steps: 2", "steps: !int [1, 2]", 1)
         searched = condkd_ray.search(text, out=tmp_path / "b", cache=cache, trials=1, teacher=teacher)
         assert {one.teacher for one in searched.records} == {found[0].records[0].teacher}
+
+
+class Halves(nn.Module):
+    """A network with weights in bfloat16, to which it converts the images."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network.bfloat16()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.network(images.bfloat16())
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_teacher_in_bfloat16_gives_the_same_numbers_in_a_sweep_as_in_this_process(cluster, cache, module, tmp_path):
+    known = Workshop(cache).teacher(TINY)
+    facts = {"num_classes": 10, "image_shape": (1, 8, 8), "mean": known.mean, "std": known.std}
+    teacher = Teacher.from_module(Halves(copy.deepcopy(module)), **facts)
+    alone = condkd_ray.train(TINY, teacher=teacher, cache=cache, device="cpu").record
+    (swept,) = condkd_ray.sweep({"one": TINY}, out=tmp_path / "out", cache=cache, teacher=teacher).finished
+    assert swept.metrics["student/test_accuracy"] == alone.metrics["student/test_accuracy"]
+    assert swept.teacher_hash == alone.teacher_hash
 
 
 class Unsendable:

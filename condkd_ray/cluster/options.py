@@ -1,4 +1,7 @@
-"""Options of trials on a cluster: folders, resources per trial, and checks that the machines have these resources."""
+"""Options of trials on a cluster: folders and resources, and checks that the cluster has these resources.
+
+A chunk is a file with consecutive synthetic samples of a trial, see `condkd_ray.cluster.pool`.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,17 +15,20 @@ from condkd_ray.trial.allowance import Allowance
 from condkd_ray.trial.config import TrialConfig
 from condkd_ray.trial.run import CHECKPOINT_SECONDS
 
+UNITS = 10_000
+"""Ray's units per CPU, GPU or other resource: amounts are rounded to whole units and added as integers."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterOptions:
     """Options that all trials of a sweep or a search have in common."""
 
     folder: Path
-    """Folder of this process alone, for Tune's temporary files."""
+    """Folder that only this process uses, for Tune's files and, if `storage` is None, checkpoints and chunks."""
     storage: Location | None = None
-    """Storage that all nodes see, see `condkd_ray.cluster.storage_check`; `folder` if not given."""
+    """Storage for checkpoints and chunks that all nodes see (`condkd_ray.cluster.storage_check`); None: `folder`."""
     cpus_per_trial: float = 1
-    """CPUs held by a trial; also its number of threads, rounded down."""
+    """CPUs held by a trial; also its number of threads, rounded down but at least 1."""
     gpus_per_trial: float = 0
     """GPUs held by a trial, or a fraction of one."""
     resources: Mapping[str, float] = field(default_factory=dict)
@@ -30,85 +36,138 @@ class ClusterOptions:
     per_producer: Allowance = Allowance()
     """Resources of each producer of a trial with a pipeline, in addition to the trial's own."""
     max_concurrent: int | None = None
-    """Largest number of trials at once; by default as many as fit, also on a cluster that grows."""
+    """Largest number of trials at once; None: as many as fit, also on a cluster that grows."""
     deadline: float | None = None
-    """A `time.time()` from which no trial starts; each running one stops after its round, with a checkpoint."""
+    """Time, as `time.time()`, from which no trial starts, and each running one stops after its round with a checkpoint.
+
+    None: no limit.
+    """
     checkpoint_seconds: float = CHECKPOINT_SECONDS
-    """Shortest time between two checkpoints of a trial."""
+    """Shortest time between two checkpoints of a trial, in seconds."""
     pool_limit: int | None = None
-    """Bytes of samples in shared memory, `pool.default_limit` if not given; the rest is read from disk."""
+    """Bytes of samples in each node's shared memory; more are read from disk. None: `pool.default_limit`."""
     device_pool_limit: int | None = None
-    """Bytes of samples of each trial on its GPU; a quarter of the trial's share of it by default. For GPUs alone."""
+    """Bytes of samples that each trial holds on its GPU; refused on a CPU.
+
+    None: a quarter of the trial's share of the GPU's memory.
+    """
     attempts: int = ATTEMPTS
     """Number of exceptions after which a trial is given up."""
 
     @property
-    def place(self) -> Location:
-        """Folder of checkpoints and chunks. Read it in the driver: a relative path depends on the working directory."""
+    def storage_root(self) -> Location:
+        """Folder of checkpoints and chunks, as an absolute path or a remote location.
+
+        Read this in the driver, as a relative path depends on the working directory.
+        """
         if self.storage is None:
             return self.folder.resolve()
         return self.storage.absolute() if isinstance(self.storage, Path) else self.storage
 
     def check(self, configs: Sequence[TrialConfig]) -> None:
         """Raise `InputError` if the connected cluster could never run one of these trials with its producers."""
-        cpus, gpus, each = self.cpus_per_trial, self.gpus_per_trial, self.per_producer
-        producers = max(map(num_producers, configs))
-        check_resources(cpus, gpus, self.resources)
+        producers, each = max(map(num_producers, configs)), self.per_producer
+        check_resources(self.cpus_per_trial, self.gpus_per_trial, self.resources)
         _check_amounts("per producer", each.cpus, each.gpus)
-        requested = f"{_amount(cpus, gpus)} and {producers} producers of {_amount(each.cpus, each.gpus)}"
-        held = " + ".join(_amount(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in _nodes())
-        require(self._teams(producers) > 0, "resources per trial", requested, f"at most what the machines have, {held}")
+        requested = f"{_amounts(self.bundle)} and {producers} producers of {_amounts(each.bundle)}"
+        held = "; ".join(_amounts(_countable(node)) for node in _nodes())
+        require(
+            self._num_fitting(producers, 1) > 0,
+            "resources per trial",
+            requested,
+            f"at most what the machines have, {held}",
+        )
 
     def at_once(self, configs: Sequence[TrialConfig]) -> int:
         """Return how many of these trials run at once with their producers, at most `max_concurrent`."""
-        fitting = slots(self.cpus_per_trial, self.gpus_per_trial, self.resources)
-        fitting = min(fitting, self._teams(max(map(num_producers, configs))))
+        fitting = self._num_fitting(max(map(num_producers, configs)))
         return min(fitting, self.max_concurrent or fitting)
 
-    def _teams(self, producers: int) -> int:
-        """Return how many trials with `producers` producers fit on the nodes, placed bundle by bundle."""
-        each = self.per_producer.cpus, self.per_producer.gpus
-        wanted = [(self.cpus_per_trial, self.gpus_per_trial), *[each] * producers]
-        free, placed = [(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in _nodes()], 0
-        while True:
-            for cpus, gpus in wanted:
-                found = next((node for node in free if node[0] >= cpus and node[1] >= gpus), None)
-                if found is None:
-                    return placed
-                free[free.index(found)] = found[0] - cpus, found[1] - gpus
-            placed += 1
+    @property
+    def bundle(self) -> dict[str, float]:
+        """The resources of the trial's own process in the form of a Ray placement bundle."""
+        return _bundle(self.cpus_per_trial, self.gpus_per_trial, self.resources)
+
+    def _num_fitting(self, producers: int, most: float = math.inf) -> int:
+        """Return how many trials with `producers` producers fit on the nodes, at most `most`."""
+        return _fitting([self.bundle, *[self.per_producer.bundle] * producers], most)
+
+
+class _Node:
+    """The free resources of a node in Ray's units.
+
+    GPUs are counted one by one, because a part of a GPU must be on one GPU.
+    """
+
+    def __init__(self, resources: Mapping[str, float]) -> None:
+        self._free = {name: _units(amount) for name, amount in resources.items()}
+        self._gpus = [UNITS] * (self._free.pop("GPU", 0) // UNITS)
+
+    def take(self, bundle: Mapping[str, float]) -> bool:
+        """Take the resources of a bundle if all of them are free; return whether they were."""
+        wanted = {name: _units(amount) for name, amount in bundle.items()}
+        gpus = wanted.pop("GPU", 0)
+        part, count = min(gpus, UNITS), -(-gpus // UNITS)
+        # Like Ray, take a part of a GPU from the GPU with the smallest free part.
+        chosen = sorted((i for i, free in enumerate(self._gpus) if free >= part), key=self._gpus.__getitem__)[:count]
+        if len(chosen) < count or any(self._free.get(name, 0) < amount for name, amount in wanted.items()):
+            return False
+        for i in chosen:
+            self._gpus[i] -= part
+        for name, amount in wanted.items():
+            self._free[name] -= amount
+        return True
 
 
 def check_resources(cpus_per_trial: float, gpus_per_trial: float, more: Mapping[str, float] | None = None) -> None:
-    """Raise `InputError` if no node of the connected cluster could ever run such a trial.
+    """Raise `InputError` if no node of the connected cluster has these CPUs and GPUs, or if an amount is not accepted.
 
     `more`: amounts of custom resources by name.
     """
     _check_amounts("per trial", cpus_per_trial, gpus_per_trial)
-    requested = {"CPU": cpus_per_trial, "GPU": gpus_per_trial, **(more or {})}
+    requested = _bundle(cpus_per_trial, gpus_per_trial, more or {})
     offers = sorted(map(_countable, _nodes()), key=lambda offer: (-offer["GPU"], -offer["CPU"]))
     there = "; ".join(dict.fromkeys(map(_amounts, offers)))
-    fits = any(all(offer.get(name, 0) >= amount for name, amount in requested.items()) for offer in _nodes())
-    require(fits, "resources per trial", _amounts(requested), f"at most what one machine has, of {there or 'none'}")
+    accepted = f"at most what one machine has, of {there or 'none'}"
+    require(_fitting([requested], 1) > 0, "resources per trial", _amounts(requested), accepted)
 
 
 def slots(cpus_per_trial: float, gpus_per_trial: float, more: Mapping[str, float] | None = None) -> int:
-    """Return how many such trials run at once on the connected cluster."""
-    requested = {"CPU": cpus_per_trial, "GPU": gpus_per_trial, **(more or {})}
-    return sum(
-        int(min(offer.get(name, 0) / amount for name, amount in requested.items() if amount)) for offer in _nodes()
-    )
+    """Return how many trials with these resources run at once on the connected cluster.
+
+    `more`: amounts of custom resources by name.
+    """
+    return _fitting([_bundle(cpus_per_trial, gpus_per_trial, more or {})])
+
+
+def _fitting(bundles: Sequence[Mapping[str, float]], most: float = math.inf) -> int:
+    """Return how many times all of these bundles fit on the nodes, at most `most`; large bundles are placed first."""
+    nodes, placed = [_Node(resources) for resources in _nodes()], 0
+    ordered = sorted(bundles, key=lambda bundle: (len(bundle), bundle.get("GPU", 0), bundle["CPU"]), reverse=True)
+    while placed < most and all(any(node.take(bundle) for node in nodes) for bundle in ordered):
+        placed += 1
+    return placed
+
+
+def _bundle(cpus: float, gpus: float, more: Mapping[str, float]) -> dict[str, float]:
+    return {name: amount for name, amount in {"CPU": cpus, "GPU": gpus, **more}.items() if amount}
+
+
+def _units(amount: float) -> int:
+    return int(amount * UNITS + 0.5)
 
 
 def num_producers(config: TrialConfig) -> int:
-    """Return the number of processes that a trial has in addition to its own."""
+    """Return the number of producers of a trial: processes that make its images; 0 without a pipeline."""
     return 0 if config.pipeline is None else config.pipeline.producers
 
 
 def _check_amounts(unit: str, cpus: float, gpus: float) -> None:
-    require(0 < cpus < math.inf, f"CPUs {unit}", cpus, "more than 0")
+    least = 1 / UNITS
+    require(least <= cpus < math.inf, f"CPUs {unit}", cpus, f"{least:g} or more, and finite")
     whole = gpus > 1 and float(gpus).is_integer()
-    require(0 <= gpus <= 1 or whole, f"GPUs {unit}", gpus, "0 to 1, or a whole number")
+    accepted = f"0, {least:g} to 1, or a whole number"
+    require(gpus == 0 or least <= gpus <= 1 or whole, f"GPUs {unit}", gpus, accepted)
 
 
 def _nodes() -> list[dict[str, float]]:
@@ -124,9 +183,5 @@ def _countable(resources: Mapping[str, float]) -> dict[str, float]:
 
 
 def _amounts(amounts: Mapping[str, float]) -> str:
-    custom = [f"{amount:g} {name}" for name, amount in amounts.items() if name not in ("CPU", "GPU")]
-    return ", ".join([f"{amounts['CPU']:g} CPUs", f"{amounts['GPU']:g} GPUs", *custom])
-
-
-def _amount(cpus: float, gpus: float) -> str:
-    return f"{cpus:g} CPUs and {gpus:g} GPUs" if gpus else f"{cpus:g} CPUs"
+    plurals = {"CPU": "CPUs", "GPU": "GPUs"}
+    return ", ".join(f"{amount:g} {plurals.get(name, name)}" for name, amount in amounts.items())

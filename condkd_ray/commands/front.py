@@ -1,4 +1,4 @@
-"""The part of `condkd` that runs before PyTorch and Ray are imported: help, version, unknown verbs, busy folders.
+"""The part of `condkd` that runs before PyTorch and Ray are imported: help, version, unknown verbs, folders in use.
 
 Those imports take seconds, and half a minute on a busy machine. The help text of each verb is stored in `help/` beside
 this module, because the classes of the flags are in modules that import PyTorch. `python -m
@@ -17,6 +17,7 @@ from typing import Any
 from unittest.mock import patch
 
 from condkd_ray import __version__
+from condkd_ray.commands.console.exit_codes import show
 from condkd_ray.core.locks import claim_early
 from condkd_ray.core.method import InputError
 
@@ -65,18 +66,21 @@ def exit_code_without_command(arguments: Sequence[str]) -> int | None:
     Raises `InputError` if the verb does not exist.
     """
     if not arguments or arguments[0] in HELP:
-        print(_usage(), file=sys.stdout if arguments else sys.stderr)
-        return 0 if arguments else 2
+        if arguments:
+            show(_usage())
+            return 0
+        print(_usage(), file=sys.stderr)
+        return 2
     name, rest = arguments[0], arguments[1:]
     if name == "--version":
-        print(f"condkd {__version__}")
+        show(f"condkd {__version__}")
         return 0
     if name not in VERBS:
         near = difflib.get_close_matches(name, VERBS, 1)
         hint = f" (did you mean {near[0]}?)" if near else ""
         raise InputError(f"verb is {name!r}{hint}; accepted: {', '.join(VERBS)}, --help, --version")
     if _requests_help(rest):
-        print(stored_help(name), end="")
+        show(stored_help(name), end="")
         return 0
     return None
 
@@ -89,7 +93,7 @@ def _usage() -> str:
 
 
 def _requests_help(rest: Sequence[str]) -> bool:
-    # `train --from-record` has flags other than those of the stored help.
+    # `train --from-record` has other flags than the stored help text of `train`.
     return any(one in HELP for one in rest) and not any(one.partition("=")[0] == "--from-record" for one in rest)
 
 
@@ -107,7 +111,7 @@ def _help_path(name: str) -> Path:
 
 
 def stored_help(name: str) -> str:
-    """Return the stored help text of a verb."""
+    """Return the help text of a verb from its file in `help/`."""
     return _help_path(name).read_text(encoding="utf-8")
 
 

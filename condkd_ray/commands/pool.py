@@ -9,6 +9,7 @@ from typing import Any
 import tyro
 
 from condkd_ray.cluster.files import STATUS
+from condkd_ray.commands.console.exit_codes import show
 from condkd_ray.commands.console.live import aligned
 from condkd_ray.core.method import InputError
 from condkd_ray.core.storage import Location, get_text, locate, reason
@@ -19,15 +20,15 @@ COLUMNS = ("key", "trials", "rounds", "chunks", "samples", "MB", "MB on disk alo
 
 @dataclass(frozen=True)
 class Pool:
-    """Print what the pool of a sweep holds: keys, chunks, bytes, readers, and the rounds that sharing saved."""
+    """Print the contents of the pool of a sweep: keys, chunks, bytes, readers, and the rounds that sharing saved."""
 
     out: tyro.conf.Positional[str]
     """The `--out` of an experiment, running or interrupted; or its `--storage`, if that is another folder."""
 
 
 def show_pool(command: Pool) -> int:
-    """Run `condkd pool`; return 0."""
-    print(pool_table(locate(command.out, "storage")))
+    """Run `condkd pool`; return 0. Raises `InputError` if no pool has written a status there."""
+    show(pool_table(locate(command.out, "storage")))
     return 0
 
 

@@ -21,6 +21,7 @@ import torch
 
 import condkd_ray
 from condkd_ray.core.method import require
+from condkd_ray.core.units import UNIT_BYTES, byte_size
 
 
 @cache
@@ -252,7 +253,7 @@ SMALLER = (
     "smaller batches (distiller.batch, inversion.batch, teacher.training.batch), or more of a GPU for each trial, such "
     "as --gpus-per-trial 1"
 )
-_SIZE = r"(\d[\d.]* [A-Za-z]+)"
+_SIZE = r"(\d[\d.]*) ([KMGT]iB|bytes)"
 _PATTERNS = (
     f"Of the allocated memory {_SIZE}",
     f"{_SIZE} allowed",
@@ -275,7 +276,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 def out_of_memory(error: BaseException) -> str:
     """Return the message for a GPU with too little memory: memory in use, the limit, the request, and what helps."""
     text = " ".join(str(error).split())
-    used, allowed, total, more = (match and match[1] for match in (re.search(pattern, text) for pattern in _PATTERNS))
+    found = (re.search(pattern, text) for pattern in _PATTERNS)
+    used, allowed, total, more = (match and byte_size(float(match[1]) * UNIT_BYTES.get(match[2], 1)) for match in found)
     numbers = f"{used} of {allowed or total} were in use, and {more} more were requested"
     return f"out of GPU memory: {numbers if used and more else text}; accepted: {SMALLER}"
 

@@ -171,4 +171,8 @@ def _opened(path: Path, held: ExitStack, flags: int = os.O_RDONLY) -> int:
     """Open `path` and return the descriptor, which `held` closes on exit."""
     descriptor = os.open(path, flags, 0o666)
     held.callback(os.close, descriptor)
+    if flags & os.O_CREAT:
+        # Whatever the umask, another user of the folder must be able to lock the file. Only its owner can change this.
+        with suppress(OSError):
+            os.fchmod(descriptor, 0o666)
     return descriptor

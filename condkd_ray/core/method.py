@@ -42,7 +42,10 @@ class ClusterError(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """Base class of all configurable classes. The command line shows the docstrings of their fields."""
+    """Base class of all configurable classes. The command line shows the docstrings of their fields.
+
+    A bad value of a field raises `InputError` when the object is made.
+    """
 
     paper: ClassVar[str] = ""
     """Publication of the method; empty for generally known methods."""

@@ -69,14 +69,32 @@ def _fold(traced: fx.GraphModule) -> None:
             continue
         weighted, bn = layers[str(before.target)], layers[str(node.target)]
         alone = calls[before.target] == 1 and calls[node.target] == 1
-        if alone and isinstance(bn, BatchNorms) and bn.running_mean is not None and _is_plain(weighted):
+        if alone and isinstance(bn, BatchNorms) and _is_plain(weighted) and _is_of_outputs(bn, weighted):
             fuse = fuse_linear_bn_eval if isinstance(weighted, nn.Linear) else fuse_conv_bn_eval
-            traced.set_submodule(str(before.target), fuse(weighted, bn))  # type: ignore[type-var]
+            # A second BN may follow: it is folded into the layer that is already folded.
+            layers[str(before.target)] = fuse(weighted, _affine(bn))  # type: ignore[type-var]
+            traced.set_submodule(str(before.target), layers[str(before.target)])
             node.replace_all_uses_with(before)
             traced.graph.erase_node(node)
     traced.graph.lint()
     traced.recompile()
     traced.delete_all_unused_submodules()
+
+
+def _is_of_outputs(bn: nn.Module, layer: nn.Module) -> bool:
+    """Return whether BN, by running statistics, has one channel for each output of the layer.
+
+    After a linear layer on (B, N, D), BN has N channels.
+    """
+    return bn.running_mean is not None and bn.num_features == len(layer.weight)  # type: ignore[arg-type]
+
+
+def _affine(bn: nn.Module) -> nn.Module:
+    """Give BN without scale and shift those of the identity in place, which PyTorch's fusion needs; return it."""
+    for name, value in (("weight", 1.0), ("bias", 0.0)):
+        if getattr(bn, name) is None:
+            setattr(bn, name, nn.Parameter(torch.full_like(bn.running_var, value), requires_grad=False))  # type: ignore[arg-type]
+    return bn
 
 
 def _is_plain(layer: nn.Module) -> bool:

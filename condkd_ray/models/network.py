@@ -8,10 +8,12 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import ClassVar, TypeVar, final
+from functools import cache
+from typing import Any, ClassVar, TypeVar, final
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from condkd_ray.core.environment import free_bytes
 from condkd_ray.core.method import Method, require
@@ -20,9 +22,9 @@ from condkd_ray.core.units import byte_size
 
 MAX_LAYERS = 1202
 """Largest accepted number of layers with weights: that of the deepest network of He et al. (CVPR 2016, section 4.2)."""
-LARGE = 256
-"""Largest depth and width whose memory is not checked: up to here the weights of every architecture fit any machine
-(our choice). The check is slow: PyTorch takes a second to import what its first meta tensors need."""
+ALIKE, REDUCED = {"normal_", "uniform_", "kaiming_uniform_", "normalize", "div"}, {"mv", "vdot"}
+"""Names of PyTorch's functions in initialisers and spectral norm: their result has the shape of their first argument,
+or that shape without its last dimension."""
 Module = TypeVar("Module", bound=nn.Module)
 OPTIONAL = {"spelled": "unless default"}
 """Metadata of a word field (see `Network`) that `label` leaves out at its default."""
@@ -56,23 +58,10 @@ class Network(Method, ABC):
         side = min(height, width)
         what = f"network {label(self)} on images of {height}x{width}: smallest side"
         require(side >= self.min_size, what, side, f"{self.min_size} or more")
-        if any(isinstance(value, int) and value > LARGE for value in vars(self).values()):
-            self._check_memory(image_shape, num_classes)
+        # On the meta device, where callers count costs, weights take no memory.
+        if torch.get_default_device().type != "meta":
+            _check_memory(_network_bytes(self, tuple(image_shape), num_classes), label(self))
         return self._build(image_shape, num_classes)
-
-    def _check_memory(self, image_shape: tuple[int, int, int], num_classes: int) -> None:
-        free = free_bytes(torch.device("cpu"))
-        needed, accepted = self._bytes(image_shape, num_classes), f"less than the {byte_size(free)} that are free"
-        require(needed < free, f"memory for the weights of {label(self)}", byte_size(needed), accepted)
-
-    def _bytes(self, image_shape: tuple[int, int, int], num_classes: int) -> float:
-        """Return the bytes of the float32 weights, found on the `meta` device, where nothing is allocated or drawn."""
-        try:
-            with torch.device("meta"):
-                return 4.0 * sum(tensor.numel() for tensor in self._build(image_shape, num_classes).parameters())
-        except (RuntimeError, TypeError, OverflowError):
-            # A layer is larger than a tensor can be.
-            return math.inf
 
     @abstractmethod
     def _build(self, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
@@ -111,8 +100,54 @@ def stage(block: Callable[[int, int, int], nn.Module], inputs: int, outputs: int
     return nn.Sequential(block(inputs, outputs, stride), *rest)
 
 
+class _ShapesAlone(TorchFunctionMode):
+    """Makes modules whose parameters and buffers are on the meta device, and does not compute initial values.
+
+    Under `torch.device("meta")` PyTorch would first import packages for a second, to draw nothing; and torchvision's
+    `regnet` models would fail, because they compute their widths with tensors.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs, name = kwargs or {}, getattr(func, "__name__", "")
+        if func in (torch.empty, torch.zeros, torch.ones):
+            return func(*args, **kwargs | {"device": "meta"})
+        first = args[0] if args else kwargs.get("tensor")
+        if name in ALIKE | REDUCED and isinstance(first, torch.Tensor) and first.is_meta:
+            return first if name in ALIKE else first.select(-1, 0)
+        return func(*args, **kwargs)
+
+
+def _weight_bytes(make: Callable[[], nn.Module]) -> float:
+    """Return the bytes of the parameters of the module that `make` builds; infinity if a tensor cannot be that large.
+
+    Takes milliseconds: nothing is allocated or drawn. Returns 0 for a module that cannot be made without values, such
+    as one whose constructor reads its weights.
+    """
+    try:
+        with torch.random.fork_rng(devices=[]), _ShapesAlone():
+            return float(sum(tensor.nbytes for tensor in make().parameters()))
+    except Exception as error:  # any constructor; building the module raises the error again
+        too_large = isinstance(error, OverflowError) or "overflow" in str(error).lower()
+        return math.inf if too_large else 0.0
+
+
+@cache  # a condensation builds the same network thousands of times
+def _network_bytes(network: Network, image_shape: tuple[int, int, int], num_classes: int) -> float:
+    return _weight_bytes(lambda: network._build(image_shape, num_classes))
+
+
+def _check_memory(needed: float, what: str) -> None:
+    free = free_bytes(torch.device("cpu"))
+    accepted = f"less than the {byte_size(free)} that are free"
+    require(needed < free, f"memory for the weights of {what}", byte_size(needed), accepted)
+
+
 def seeded_module(make: Callable[[], Module], stream: str, device: torch.device, rng: Streams) -> Module:
-    """Return the module that `make` builds with random numbers of `stream`, on `device`, in channels-last format."""
+    """Return the module that `make` builds with random numbers of `stream`, on `device`, in channels-last format.
+
+    Raises `InputError` if its weights exceed the free memory.
+    """
+    _check_memory(_weight_bytes(make), stream.split("/")[1])
     with rng.forked(stream):
         module = make()
     return module.to(device, non_blocking=True, memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -71,18 +71,23 @@ class Observer:
     ) -> None:
         """Choose what to collect, by layer name: outputs of `layers`, inputs of `classifier`, `bn` and `input_means`.
 
+        In `layers` and `input_means` the name `penultimate` stands for the input of `classifier`.
         `dtype`: if set, the frozen network's weights are converted once to `dtype`, as autocast does in every pass.
         """
         self._network = sharing(network) if dtype is None else cast(sharing(network), dtype)
         self._layers, self._bn, self._means = tuple(layers), tuple(bn), tuple(input_means)
         self._found: dict[tuple[str, str], Any] = {}
-        self._read("last", classifier, lambda x: x.float())
+        self._read(("last", ""), classifier, lambda x: x.float())
         for name in self._bn:
-            self._read("bn", name, moments)
+            self._read(("bn", name), name, moments)
         for name in self._means:
-            self._read("mean", name, lambda x: over_space(x.float()))
+            layer = classifier if name == PENULTIMATE else name
+            self._read(("mean", name), layer, lambda x: over_space(x.float()))
         for name in self._layers:
-            self._network.get_submodule(name).register_forward_hook(partial(self._keep_output, name))
+            if name == PENULTIMATE:
+                self._read(("tap", name), classifier, lambda x: x.to(torch.float32, copy=True))
+            else:
+                self._network.get_submodule(name).register_forward_hook(partial(self._keep_output, name))
 
     def __call__(self, images: Tensor) -> Observation:
         """Run the network on `images` (B, C, H, W) and return the collected values."""
@@ -100,9 +105,7 @@ class Observer:
         found.clear()  # otherwise this pass's graph would be kept until the next pass
         return observation
 
-    def _read(self, what: str, name: str, read: Any) -> None:
-        key = what, "" if what == "last" else name
-
+    def _read(self, key: tuple[str, str], name: str, read: Any) -> None:
         def record(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             self._found[key] = read(inputs[0])
 

@@ -92,7 +92,7 @@ class Teacher:
         The module is copied; the caller's module keeps its device and mode.
 
         Args:
-            module: Ends in a `torch.nn.Linear` with K outputs.
+            module: Ends in a `torch.nn.Linear` with K outputs. It gets float32 images; its weights may have any type.
             num_classes: K.
             image_shape: (C, H, W).
             mean: Mean per channel of the normalisation used in the module's training, in units of [0, 1] pixels.
@@ -304,6 +304,6 @@ class Teacher:
 
     def check_layers(self, names: Sequence[str]) -> None:
         """Raise `InputError`, listing the existing layers, for a name that is not among them."""
-        there = self._traced.tappable
+        there = [PENULTIMATE, *self._traced.tappable]
         for name in names:
-            require(name in there, "teacher layer", name, ", ".join([PENULTIMATE, *there]))
+            require(name in there, "teacher layer", name, ", ".join(there))

@@ -7,7 +7,9 @@ device and the version of PyTorch are not part of the name: a process with a GPU
 
 import logging
 import os
+import stat
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -56,9 +58,13 @@ Tensors = dict[str, Tensor]
 
 
 def default_cache() -> Path:
-    """Return `$CONDKD_CACHE`, or `condkd` in the user's cache home if the variable is not set."""
-    home = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
-    return Path(os.environ.get("CONDKD_CACHE", home / "condkd"))
+    """Return `$CONDKD_CACHE`, or `condkd` in the user's cache home if the variable is not set or empty.
+
+    As in the XDG Base Directory Specification, an empty or relative `$XDG_CACHE_HOME` counts as not set.
+    """
+    home = Path(os.environ.get("XDG_CACHE_HOME", "")).expanduser()
+    default = (home if home.is_absolute() else Path.home() / ".cache") / "condkd"
+    return Path(os.environ.get("CONDKD_CACHE") or default)
 
 
 def cached(
@@ -66,13 +72,18 @@ def cached(
 ) -> Tensors:
     """Return the tensors stored at `path`; if there are none, call `make` and store its result first.
 
-    A lock file makes a second process wait for the first. The file is logged and made again if it is truncated (for
-    example by a power loss), or if `check` raises `InputError` for its content. `what` describes the content in log
-    lines and in the file's metadata. Raises `InputError` if the folder is not writable.
+    A lock file makes a second process wait for the first. A stored file is read without the lock, because it is written
+    at once: a user who cannot write to the cache can use what is in it. Users who can write to it share the lock files.
+    The file is logged and made again if it is truncated (for example by a power loss), or if `check` raises
+    `InputError` for its content. `what` describes the content in log lines and in the file's metadata. Raises
+    `InputError` if the file must be made and the folder is not writable.
     """
-    lock = FileLock(path.with_suffix(".lock"))
+    found = _identity(path)
+    if (stored := _stored_tensors(path, what, check)) is not None:
+        return stored
+    lock = FileLock(path.with_suffix(".lock"), mode=0o666)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(path.parent)
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -81,7 +92,7 @@ def cached(
     except OSError as error:
         raise InputError(f"--cache is {str(path.parent)!r}; accepted: a folder that can be written ({error})") from None
     try:
-        if (stored := _stored_tensors(path, what, check)) is not None:
+        if _identity(path) != found and (stored := _stored_tensors(path, what, check)) is not None:
             return stored
         tensors = make()
         with writing(path, durable=True) as fresh:
@@ -93,9 +104,25 @@ def cached(
         lock.release()
 
 
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Return inode and modification time of a file; None if it does not exist."""
+    if not os.path.isfile(path):
+        return None
+    status = path.stat()
+    return status.st_ino, status.st_mtime_ns
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder with the permissions of the folder around it: whoever shares the cache can write to it."""
+    if not folder.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        with suppress(PermissionError):  # another user has just made it
+            folder.chmod(stat.S_IMODE(folder.parent.stat().st_mode))
+
+
 def _stored_tensors(path: Path, what: str, check: Callable[[Tensors], None]) -> Tensors | None:
     """Return the tensors stored at `path`; None if the file does not exist or is not usable."""
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike `Path.is_file`, False in a folder that cannot be searched
         return None
     try:
         tensors = load_file(path)
@@ -480,7 +507,7 @@ class Workshop:
         """Return the path at which an artifact is, or will be, stored."""
         # While `trial.plan.NUMBERS` was 1, keys also included fields at their defaults; their files are valid.
         path, older = (self.cache / kind / f"{key(complete=complete)}.safetensors" for complete in (False, True))
-        return older if older.is_file() and not path.is_file() else path
+        return older if os.path.isfile(older) and not os.path.isfile(path) else path
 
     def _teacher_key(self, config: TrialConfig, *, complete: bool = False) -> str:
         recipe = config.teacher

@@ -1,6 +1,7 @@
 """Serialisation of a trial's artifacts: named contents, and references to them that are small enough for a message.
 
-Tensors become numpy arrays over the same memory, with their strides, because Ray maps such arrays instead of copying.
+Tensors become numpy arrays over the same memory, with their type and strides, because Ray maps such arrays instead of
+copying.
 """
 
 import warnings
@@ -92,12 +93,14 @@ def build_content(
 
 
 class Plain(NamedTuple):
-    """A tensor as its values in memory order, shape and strides.
+    """A tensor as its bytes in memory order, type, shape and strides.
 
-    The strides are kept because convolutions choose their algorithm by them: other strides change the last bits.
+    Bytes, because numpy lacks types such as bfloat16. The strides are kept because convolutions choose their algorithm
+    by them: other strides change the last bits.
     """
 
-    values: np.ndarray
+    content: np.ndarray
+    dtype: torch.dtype
     shape: tuple[int, ...]
     strides: tuple[int, ...]
 
@@ -114,7 +117,7 @@ def to_plain(value: Any) -> Any:
     if not _is_dense(tensor):
         tensor = tensor.contiguous()
     flat = tensor.as_strided((tensor.numel(),), (1,), tensor.storage_offset())
-    return Plain(flat.numpy(), tuple(tensor.shape), tensor.stride())
+    return Plain(flat.view(torch.uint8).numpy(), tensor.dtype, tuple(tensor.shape), tensor.stride())
 
 
 def to_tensor(value: Any) -> Any:
@@ -124,7 +127,9 @@ def to_tensor(value: Any) -> Any:
     if isinstance(value, Plain):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-            return torch.from_numpy(value.values).as_strided(value.shape, value.strides)
+            # numpy gives an empty array the stride 0, with which it cannot be viewed as another type.
+            content = torch.from_numpy(value.content).as_strided(value.content.shape, (1,))
+            return content.view(value.dtype).as_strided(value.shape, value.strides)
     return tuple(map(to_tensor, value)) if isinstance(value, tuple) else value
 
 

@@ -127,8 +127,9 @@ def test_the_package_is_shipped_as_it_lies_here(monkeypatch):
 def test_a_job_that_brought_its_code_needs_no_more(monkeypatch):
     monkeypatch.setenv(JOB, json.dumps({"runtime_env": {"working_dir": "gcs://x.zip"}, "metadata": {}}))
     assert runtime_env() is None
-    monkeypatch.setenv(JOB, json.dumps({"runtime_env": {"env_vars": {"A": "1"}}, "metadata": {}}))
-    assert runtime_env() is not None
+    for job in (json.dumps({"runtime_env": {"env_vars": {"A": "1"}}, "metadata": {}}), ""):
+        monkeypatch.setenv(JOB, job)
+        assert runtime_env() is not None
 
 
 def test_results_in_the_folder_of_a_job_would_be_lost(monkeypatch, tmp_path):
@@ -204,8 +205,8 @@ def test_a_node_is_given_more_time_where_it_is_the_only_one_and_what_the_user_ex
         found[:] = [os.environ.get(name) for name in names]
 
     monkeypatch.setattr(module, "_read_environment", read_environment)
-    for given, expected in ((None, ["20", "120"]), ("7", ["7", "7"])):
-        for name in names if given else ():
+    for given, expected in ((None, ["20", "120"]), ("7", ["7", "7"]), ("", ["20", "120"])):
+        for name in names if given is not None else ():
             monkeypatch.setenv(name, given)
         fails_to_start(SLOW)
         with pytest.raises(ClusterError), connect("local"):

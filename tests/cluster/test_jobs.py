@@ -1,14 +1,17 @@
 import pickle
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 import toy
+from torch import nn
 
 from condkd_ray.cluster import jobs as module
 from condkd_ray.cluster.jobs import Job, Packer, SweepJobs, unpack
 from condkd_ray.core.config import content_hash
 from condkd_ray.methods.inversion import Fast
+from condkd_ray.models.teacher import Teacher
+from condkd_ray.trial.packing import TEACHER_FIELDS
 from condkd_ray.trial.plan import Lineage, Plan, PlannedTrial
 
 
@@ -45,6 +48,30 @@ def test_references_are_kept_once(cluster):
     jobs = SweepJobs(made(20))
     assert len(jobs._refs) == len(next(iter(jobs.values())).prepared.contents)
     assert len(pickle.dumps(jobs._places)) + jobs._bytes.nbytes < 20 * 4000
+
+
+class Converting(nn.Module):
+    """A network with weights of another float type, to which it converts the images."""
+
+    def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.network, self.dtype = network.to(dtype), dtype
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.network(images.to(self.dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_a_teacher_of_another_float_type_gives_the_same_logits_after_packing(cluster, dtype):
+    plain = toy.make_teacher()
+    known = {name: getattr(plain, name) for name in TEACHER_FIELDS}
+    teacher = Teacher.from_module(Converting(plain.network, dtype), **known)
+    prepared = replace(toy.make_prepared(), teacher=teacher, own_module="given:toy")
+    images = toy.samples(8).images
+    found = unpack(toy.toy_config(), Packer().pack(prepared), "cpu").teacher
+    assert next(found.network.parameters()).dtype == dtype
+    assert torch.equal(found.logits(images), teacher.logits(images))
+    assert torch.equal(found.bn[0], teacher.bn[0])
 
 
 @pytest.mark.slow

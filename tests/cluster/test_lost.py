@@ -98,8 +98,8 @@ def test_what_is_missed_over_there_is_a_loss_too_and_what_code_raises_is_none(na
 def test_one_line_says_what_is_gone_and_how_much_memory_it_took():
     assert in_words(ERRORS["node"]) == "the node is gone"
     told = in_words(raised_there(ERRORS["memory"]))
-    assert told == "its machine had too little memory, 3.13 of 4.00 GB used, so Ray ended it when it took 0.5 GB"
-    assert gigabytes(told) == 0.5
+    assert told == "its machine had too little memory, 3.36 of 4.29 GB used, so Ray ended it when it took 0.54 GB"
+    assert gigabytes(told) == 0.54
     assert gigabytes(in_words(ERRORS["node"])) == 0
     assert "\n" not in in_words(ERRORS["owner"])
     assert in_words(OutOfMemoryError("in other words")) == "its machine had too little memory, so Ray ended it"

@@ -13,7 +13,7 @@ from ray.exceptions import OutOfMemoryError
 from cluster.drivers import assert_undisturbed, driving
 from condkd_ray.cluster import memory_shortage
 from condkd_ray.cluster.lost import in_words
-from condkd_ray.cluster.memory_shortage import ASIDE, PAUSES, MemoryShortage
+from condkd_ray.cluster.memory_shortage import MAX_SHORTAGES, PAUSES, MemoryShortage
 from condkd_ray.cluster.sweep import MAX_STALLED, UNLIMITED, Monitor, _Events, _listeners
 
 SHORT = in_words(OutOfMemoryError("actual memory used=0.75GB"))
@@ -33,40 +33,40 @@ def clock(monkeypatch) -> SimpleNamespace:
 
 def test_the_user_is_told_once_how_much_trials_take_and_what_helps(logged):
     shortage = MemoryShortage()
-    shortage.took(0.5)
+    shortage.record(0.5)
     for reason in (SHORT, SHORT, "its process died (killed)", SHORT):
-        shortage.ended(reason)
+        shortage.count_end(reason)
     shortage.set_aside("a", "first")
     shortage.set_aside("b", "second")
     (told,) = [line for line in logged if line.startswith("memory is short")]
-    assert "ended 3 times; the process of a trial takes up to 0.75 GB" in told
+    assert "ended 3 times; the process of a trial takes up to 0.81 GB" in told
     assert all(flag in told for flag in ("--max-concurrent", "--pool-limit", "--cpus-per-trial"))
     assert [line.split()[0] for line in logged if "runs alone" in line] == ["first", "second"]
 
 
 def test_who_was_set_aside_waits_for_the_others_and_then_for_longer_and_longer(clock):
     shortage = MemoryShortage()
-    assert not shortage.waits("a", alone=True)
+    assert not shortage.must_wait("a", alone=True)
     for pause in (*PAUSES, PAUSES[-1]):
         shortage.set_aside("a", "first")
-        assert shortage.waits("a", alone=False)
+        assert shortage.must_wait("a", alone=False)
         clock.now += 1000
-        assert shortage.waits("a", alone=True)
+        assert shortage.must_wait("a", alone=True)
         clock.now += pause - 1
-        assert shortage.waits("a", alone=True)
+        assert shortage.must_wait("a", alone=True)
         clock.now += 2
-        assert not shortage.waits("a", alone=True)
-        assert not shortage.waits("a", alone=False)
+        assert not shortage.must_wait("a", alone=True)
+        assert not shortage.must_wait("a", alone=False)
 
 
 def test_a_sweep_waits_only_with_those_that_were_set_aside(clock):
     shortage = MemoryShortage()
-    assert not shortage.wait_with(["a", "b"])
+    assert not shortage.release(["a", "b"])
     assert clock.now == 100
     shortage.set_aside("a", "first")
-    assert shortage.wait_with(["a", "b"])
+    assert shortage.release(["a", "b"])
     assert clock.now == 100 + PAUSES[0]
-    assert not shortage.wait_with(["a", "b"])
+    assert not shortage.release(["a", "b"])
 
 
 @pytest.mark.fault
@@ -96,17 +96,17 @@ def test_trials_ended_for_want_of_memory_come_to_the_numbers_of_an_undisturbed_r
     assert_undisturbed(tmp_path)
 
 
-def ends_of(monkeypatch, tmp_path, *reasons: str) -> tuple[list[tuple[str, ...]], list[int]]:
+def ends_of(monkeypatch, tmp_path, *reasons: str, twice: bool = False) -> tuple[list[tuple[str, ...]], list[int]]:
     """What is heard where each attempt of a trial ends for one of these reasons, and what Tune may do before each.
 
-    "round" stands for one more round.
+    "round" stands for one more round. `twice`: Tune reports each end that it may retry twice, and gives up the trial.
     """
     told: list[tuple[str, ...]] = []
 
     def hears(what: str):
         return lambda key, *rest: told.append((what, *rest))
 
-    names = ("retried", "ended_for_memory", "drop", "failed", "reported")
+    names = ("retried", "ended_for_memory", "drop", "failed", "reported", "started")
     listener = SimpleNamespace(error=None, **{name: hears(name) for name in names})
     monkeypatch.setitem(_listeners, "word", listener)
     events, file = _Events("word"), tmp_path / "error.txt"
@@ -117,31 +117,66 @@ def ends_of(monkeypatch, tmp_path, *reasons: str) -> tuple[list[tuple[str, ...]]
             events.on_trial_result(step, [], trial, {"round": rounds})
             continue
         file.write_text(f"Failure # {step} (occurred at 2026-01-01_00-00-00)\n{reason}\n")
+        events.on_trial_start(step, [], trial)
         allowed.append(trial.max_failures)
-        if trial.max_failures == 0:
+        last = trial.max_failures == 0
+        if not last:
+            events.on_trial_recover(step, [], trial)
+        if last or twice:
             events.on_trial_error(step, [], trial)
             trial.max_failures = UNLIMITED
-        else:
-            events.on_trial_recover(step, [], trial)
-    return [one for one in told if one[0] != "reported"], allowed
+    return [one for one in told if one[0] not in ("reported", "started")], allowed
 
 
 def test_a_trial_ended_again_and_again_for_want_of_memory_is_set_aside_and_one_with_a_round_is_not(
     monkeypatch, tmp_path
 ):
-    told, allowed = ends_of(monkeypatch, tmp_path, *[SHORT] * ASIDE)
-    assert [what for what, *_ in told] == [*["retried"] * (ASIDE - 1), "ended_for_memory"]
-    assert allowed == [*[UNLIMITED] * (ASIDE - 1), 0]
+    told, allowed = ends_of(monkeypatch, tmp_path, *[SHORT] * MAX_SHORTAGES)
+    assert [what for what, *_ in told] == [*["retried"] * (MAX_SHORTAGES - 1), "ended_for_memory"]
+    assert allowed == [*[UNLIMITED] * (MAX_SHORTAGES - 1), 0]
     assert all(SHORT in reason for _, reason in told)
-    told, _ = ends_of(monkeypatch, tmp_path, *[SHORT, "round"] * (2 * ASIDE))
+    told, _ = ends_of(monkeypatch, tmp_path, *[SHORT, "round"] * (2 * MAX_SHORTAGES))
     assert {what for what, *_ in told} == {"retried"}
-    told, _ = ends_of(monkeypatch, tmp_path, *[SHORT] * (ASIDE - 1), "its node is gone", SHORT)
-    assert [what for what, *_ in told] == [*["retried"] * (ASIDE - 1), "drop", "retried"]
+    told, _ = ends_of(monkeypatch, tmp_path, *[SHORT] * (MAX_SHORTAGES - 1), "its node is gone", SHORT)
+    assert [what for what, *_ in told] == [*["retried"] * (MAX_SHORTAGES - 1), "drop", "retried"]
+
+
+def test_an_end_that_tune_reports_twice_counts_once(monkeypatch, tmp_path):
+    told, allowed = ends_of(monkeypatch, tmp_path, *[SHORT] * MAX_SHORTAGES, twice=True)
+    assert [what for what, *_ in told] == [*["retried", "drop"] * (MAX_SHORTAGES - 1), "ended_for_memory"]
+    assert allowed == [*[UNLIMITED] * (MAX_SHORTAGES - 1), 0]
+    assert sum(SHORT in "".join(reason) for _, *reason in told) == MAX_SHORTAGES
+
+
+def test_an_end_for_another_reason_interrupts_those_in_a_row(monkeypatch, tmp_path):
+    """Also where Tune gives the trial up, so that it runs as a new trial of Tune."""
+    told, allowed = ends_of(
+        monkeypatch, tmp_path, *[SHORT] * (MAX_SHORTAGES - 1), "its node is gone", *[SHORT] * MAX_SHORTAGES
+    )
+    names = [what for what, *_ in told]
+    assert names == [*["retried"] * (MAX_SHORTAGES - 1), "drop", *["retried"] * (MAX_SHORTAGES - 1), "ended_for_memory"]
+    assert allowed == [*[UNLIMITED] * (MAX_SHORTAGES - 1), 0] * 2
+
+
+def test_a_trial_that_was_dropped_fails_after_as_many_attempts_in_all(monkeypatch, tmp_path):
+    told, _ = ends_of(monkeypatch, tmp_path, *["its node is gone"] * MAX_STALLED, twice=True)
+    assert [what for what, *_ in told] == [*["retried", "drop"] * (MAX_STALLED - 1), "failed"]
+
+
+def test_a_dropped_trial_counts_its_end_for_want_of_memory_once(logged):
+    monitor = Monitor(None, SimpleNamespace())  # type: ignore[arg-type]
+    monitor.add(SimpleNamespace(key="a", label="trial 0", pool_key="a"))  # type: ignore[arg-type]
+    monitor.retried("a", SHORT)
+    monitor.drop("a", "")
+    monitor.drop("a", SHORT)
+    monitor.ended_for_memory("a", SHORT)
+    assert monitor.take_dropped() == ["a"] * 3
+    assert any("processes of trials were ended 3 times; " in line for line in logged)
 
 
 def test_a_trial_that_never_has_the_memory_fails_in_the_end_and_says_what_helps(monkeypatch, tmp_path):
     told, _ = ends_of(monkeypatch, tmp_path, *[SHORT] * (MAX_STALLED + 1))
-    assert [what for what, *_ in told].count("ended_for_memory") == (MAX_STALLED - 1) // ASIDE
+    assert [what for what, *_ in told].count("ended_for_memory") == (MAX_STALLED - 1) // MAX_SHORTAGES
     (reason,) = [reason for what, reason in told if what == "failed"][:1]
     assert reason.startswith(
         f"{MAX_STALLED} attempts in a row without one more round; the last: its process died (its mac"
@@ -151,4 +186,4 @@ def test_a_trial_that_never_has_the_memory_fails_in_the_end_and_says_what_helps(
     monitor.add(SimpleNamespace(key="a", label="trial 0", pool_key="a"))  # type: ignore[arg-type]
     monitor.failed("a", reason)
     assert ended[0].reason == f"{reason}; {monitor.memory.advice}"
-    assert "takes up to 0.75 GB" in ended[0].reason
+    assert "takes up to 0.81 GB" in ended[0].reason

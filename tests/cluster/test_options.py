@@ -4,13 +4,16 @@ import math
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+import ray._raylet as ray_core
 from places import TESTS
 
-from condkd_ray.cluster.options import check_resources, slots
+from condkd_ray.cluster.options import UNITS, ClusterOptions, check_resources, slots
 from condkd_ray.cluster.pool import spilled_by_ray
 from condkd_ray.core.method import InputError
+from condkd_ray.trial.allowance import Allowance
 
 HERE = "node:127.0.0.1"
 """A resource of which each node of a cluster on loopback has 1."""
@@ -18,7 +21,10 @@ HERE = "node:127.0.0.1"
 
 @pytest.mark.parametrize(
     ("cpus", "gpus"),
-    [(64, 0), (1, 3), (0, 0), (1, 1.5), (1, -1), (1, math.nan), (1, math.inf), (math.nan, 0), (math.inf, 0)],
+    [
+        *((64, 0), (1, 3), (0, 0), (1, 1.5), (1, -1), (1, math.nan), (1, math.inf), (math.nan, 0), (math.inf, 0)),
+        *((0.00005, 0), (1, 0.00005)),
+    ],
 )
 def test_resources_nobody_has_are_refused(cluster, cpus, gpus):
     with pytest.raises(InputError, match="per trial is"):
@@ -41,6 +47,88 @@ def test_a_custom_resource_nobody_has_is_refused_with_what_nodes_offer(cluster, 
     (name,) = more
     with pytest.raises(InputError, match=f"{name}'; accepted: at most what one machine has, of 2 CPUs, 2 GPUs"):
         check_resources(1, 0, more)
+
+
+@pytest.fixture
+def nodes(monkeypatch):
+    """Return a function that makes the resources of a cluster's nodes those given."""
+    import ray
+
+    def have(*resources: dict[str, float]) -> None:
+        found = [{"Alive": True, "Resources": {"memory": 1e10, **each}} for each in resources]
+        monkeypatch.setattr(ray, "nodes", lambda: [*found, {"Alive": False, "Resources": {"CPU": 99.0}}])
+
+    return have
+
+
+def trial(producers: int = 0) -> SimpleNamespace:
+    return SimpleNamespace(pipeline=SimpleNamespace(producers=producers) if producers else None)
+
+
+def test_amounts_are_counted_in_the_units_of_ray():
+    assert ray_core.RESOURCE_UNIT_SCALING == UNITS
+
+
+@pytest.mark.parametrize(
+    ("machine", "each", "count"),
+    [
+        *(({"CPU": 64, "GPU": 4}, (0.1, 0.2), 20), ({"CPU": 64, "GPU": 2}, (0.1, 0.1), 20)),
+        *(({"CPU": 64, "GPU": 16}, (0.1, 0.8), 16), ({"CPU": 0.3}, (0.1, 0), 3), ({"CPU": 2.1}, (0.7, 0), 3)),
+        # A part of a GPU is on one GPU: 0.6 fits once on each, 0.4 twice.
+        *(({"CPU": 64, "GPU": 4}, (1, 0.6), 4), ({"CPU": 64, "GPU": 4}, (1, 0.4), 8)),
+        *(({"CPU": 64, "GPU": 4}, (1, 2), 2), ({"CPU": 64, "GPU": 3}, (1, 2), 1), ({"CPU": 3, "GPU": 4}, (1, 1), 3)),
+    ],
+)
+def test_slots_are_counted_without_rounding_errors(nodes, machine, each, count):
+    nodes(machine)
+    assert slots(*each) == count
+    nodes(machine, {}, machine)
+    assert slots(*each) == 2 * count
+
+
+def options(tmp_path, cpus: float, gpus: float, producer: tuple[float, float] = (1, 0), **more) -> ClusterOptions:
+    return ClusterOptions(
+        folder=tmp_path, cpus_per_trial=cpus, gpus_per_trial=gpus, per_producer=Allowance(*producer), **more
+    )
+
+
+def test_a_trial_and_producers_whose_parts_add_up_to_the_machine_are_accepted(nodes, tmp_path):
+    nodes({"CPU": 1, "GPU": 1})
+    fits = options(tmp_path, 0.7, 0.4, producer=(0.1, 0.2))
+    fits.check([trial(3)])
+    assert fits.at_once([trial(3)]) == 1
+    with pytest.raises(InputError, match=r"'0.7 CPUs, 0.4 GPUs and 4 producers of 0.1 CPUs, 0.2 GPUs'; accepted: at m"):
+        fits.check([trial(4)])
+    nodes({"CPU": 8, "GPU": 2})
+    assert options(tmp_path, 0.5, 0.4, producer=(0.5, 0.2)).at_once([trial(3)]) == 2
+
+
+def test_parts_of_gpus_that_would_need_two_gpus_are_refused(nodes, tmp_path):
+    nodes({"CPU": 8, "GPU": 2})
+    with pytest.raises(InputError, match="resources per trial"):
+        options(tmp_path, 1, 0.6, producer=(1, 0.6)).check([trial(2)])
+    options(tmp_path, 1, 0.6, producer=(1, 0.6)).check([trial(1)])
+
+
+def test_custom_resources_must_be_on_the_node_that_has_the_cpus(nodes, tmp_path):
+    nodes({"CPU": 1, "big": 1}, {"CPU": 8})
+    one = options(tmp_path, 1, 0, resources={"big": 1})
+    one.check([trial(3)])
+    assert one.at_once([trial(3)]) == 1
+    with pytest.raises(InputError, match="'2 CPUs, 1 big'; accepted: at most what one machine has, of 8 CPUs, 0"):
+        options(tmp_path, 2, 0, resources={"big": 1}).check([trial()])
+    nodes({"CPU": 2, "big": 1}, {"CPU": 2})
+    # The trial's own process takes the node with the resource, and leaves it to no producer before.
+    assert options(tmp_path, 2, 0, producer=(2, 0), resources={"big": 1}).at_once([trial(1)]) == 1
+    with pytest.raises(
+        InputError, match=r"'2 CPUs, 1 big and 2 producers of 2 CPUs'; .* 2 CPUs, 0 GPUs, 1 big; 2 CPUs"
+    ):
+        options(tmp_path, 2, 0, producer=(2, 0), resources={"big": 1}).check([trial(2)])
+
+
+def test_producers_with_gpus_are_placed_before_processes_without(nodes, tmp_path):
+    nodes({"CPU": 2, "GPU": 1}, {"CPU": 4})
+    options(tmp_path, 1, 0, producer=(1, 0.5)).check([trial(2)])
 
 
 LOSING = TESTS / "cluster" / "losing_nodes.py"

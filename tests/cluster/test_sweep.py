@@ -229,7 +229,7 @@ def test_what_tune_gives_up_too_early_is_tried_again_but_not_for_ever(monkeypatc
     told: list[str] = []
     listener = SimpleNamespace(
         error=None,
-        drop=lambda key: told.append("dropped"),
+        drop=lambda key, reason: told.append("dropped"),
         failed=lambda key, reason: told.append(reason),
         retried=lambda key, reason: None,
     )

@@ -176,3 +176,10 @@ def test_claim_early_locks_existing_folders(tmp_path):
     claim_early(tmp_path, "--out")
     taken = subprocess.run([sys.executable, "-c", RUN, str(tmp_path)], capture_output=True, text=True)
     assert "where another process runs" in taken.stderr
+
+
+def test_every_user_of_a_folder_can_lock_the_file_in_it_whatever_the_umask(tmp_path):
+    (tmp_path / locks.FILE).touch(0o600)
+    (tmp_path / locks.FILE).chmod(0o600)
+    release(claim(tmp_path, "--out"))
+    assert (tmp_path / locks.FILE).stat().st_mode & 0o777 == 0o666

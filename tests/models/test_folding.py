@@ -77,6 +77,59 @@ def test_what_else_reads_a_layer_or_runs_it_again_keeps_its_bn():
     assert count(one) == 3  # the linear layer's alone is gone
 
 
+class Tokens(nn.Module):
+    """Normalises the output (B, 6, 4) of a linear layer over its second dimension."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.first = nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6)
+        self.hidden, self.second, self.last = nn.Linear(64, 4), nn.BatchNorm1d(6), nn.Linear(24, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.last(self.second(self.hidden(self.first(self.conv(images)).flatten(2))).flatten(1))
+
+
+def flat(*middle: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(192, 6), *middle, nn.Linear(6, 5))
+
+
+FOLLOWED = {
+    "conv, two BN": (
+        lambda: nn.Sequential(nn.Conv2d(3, 6, 8), nn.BatchNorm2d(6), nn.BatchNorm2d(6), nn.Flatten(), nn.Linear(6, 5)),
+        0,
+    ),
+    "conv, two BN, the second without scale and shift": (
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 6, 8), nn.BatchNorm2d(6), nn.BatchNorm2d(6, affine=False), nn.Flatten(), nn.Linear(6, 5)
+        ),
+        0,
+    ),
+    "linear, BN without scale and shift": (lambda: flat(nn.BatchNorm1d(6, affine=False)), 0),
+    "linear, two BN": (lambda: flat(nn.BatchNorm1d(6, affine=False), nn.BatchNorm1d(6)), 0),
+    "linear, BN of another dimension": (Tokens, 1),
+}
+
+
+@pytest.mark.parametrize("kind", FOLLOWED)
+@torch.no_grad()
+def test_each_batch_normalisation_after_a_layer_is_folded_or_stays(kind, logged):
+    make, left = FOLLOWED[kind]
+    module, images = make(), torch.randn(16, 3, 8, 8)
+    for layer in module.modules():
+        if isinstance(layer, BatchNorms) and layer.affine:
+            layer.weight.uniform_(0.5, 2)
+            layer.bias.normal_()
+    for _ in range(5):
+        module.train()(3 * torch.randn(32, 3, 8, 8) + 1)
+    one = folded(module.eval(), torch.float32, images)
+    assert not logged
+    assert count(one) == left
+    torch.testing.assert_close(one(images), module(images), rtol=1e-3, atol=1e-4)
+    with torch.autocast("cpu", torch.bfloat16):
+        wanted = module(images).float()
+        assert apart(folded(module, torch.bfloat16, images)(images).float(), wanted, wanted) < 0.05
+
+
 class Odd(nn.Module):
     """Runs otherwise where it is followed without values, or under another arithmetic, than where it is simply run."""
 

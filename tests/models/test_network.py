@@ -1,5 +1,7 @@
 import re
+from dataclasses import dataclass
 from itertools import combinations
+from math import prod
 from typing import Annotated, get_args
 
 import pytest
@@ -28,7 +30,10 @@ from condkd_ray.models import (
     Wrn,
     parse,
 )
-from condkd_ray.models.network import LARGE, label
+from condkd_ray.models import network as network_module
+from condkd_ray.models.cost import cost_of
+from condkd_ray.models.generator import Generator
+from condkd_ray.models.network import Network, label, seeded_module
 from condkd_ray.models.teacher import Teacher
 from condkd_ray.models.torchvision import SMALLEST
 
@@ -90,12 +95,54 @@ def test_weights_that_fit_no_memory_are_refused(network):
         network.build((3, 32, 32), 10)
 
 
+@pytest.mark.parametrize("network", [*NETWORKS, Torchvision(model="regnet_x_400mf")], ids=label)
+def test_weights_are_refused_unless_they_are_smaller_than_the_free_memory(monkeypatch, network):
+    size = sum(parameter.nbytes for parameter in network.build((3, 32, 32), 4).parameters())
+    monkeypatch.setattr(network_module, "free_bytes", lambda device: size + 1)
+    network.build((3, 32, 32), 4)
+    monkeypatch.setattr(network_module, "free_bytes", lambda device: size)
+    with pytest.raises(InputError, match=f"^memory for the weights of {label(network)} is "):
+        network.build((3, 32, 32), 4)
+
+
+def test_the_widening_factor_of_a_wrn_is_checked_too(monkeypatch):
+    monkeypatch.setattr(network_module, "free_bytes", lambda device: 40 * 10**9)
+    with pytest.raises(InputError, match=r"^memory for the weights of wrn-16-256 is '44\.8 GB'; accepted: "):
+        Wrn(width=256).build((3, 32, 32), 10)
+
+
+@pytest.mark.parametrize("spectral", [False, True])
+def test_a_generator_that_fits_no_memory_is_refused(spectral):
+    shape, cpu = (3, 32, 32), torch.device("cpu")
+    with pytest.raises(InputError, match=r"^memory for the weights of generator is '\d+\.\d GB'; accepted: "):
+        seeded_module(lambda: Generator(100, 10**7, shape, spectral=spectral), "init/generator/3", cpu, Streams(0))
+    small = seeded_module(lambda: Generator(8, 4, shape, spectral=spectral), "init/generator/3", cpu, Streams(0))
+    assert small(torch.randn(2, 8)).isfinite().all()
+
+
+def test_costs_of_a_network_that_fits_no_memory_are_counted():
+    assert cost_of(ResNet(width=10**6), (3, 32, 32), 10).parameters > 10**14
+
+
+def test_a_network_whose_constructor_reads_its_weights_is_built():
+    @dataclass(frozen=True, kw_only=True)
+    class Reading(Network):
+        name: str = "reading"
+
+        def _build(self, image_shape, num_classes):
+            module = nn.Sequential(nn.Flatten(), nn.Linear(prod(image_shape), num_classes))
+            module[1].weight.data /= float(module[1].weight.detach().abs().max())
+            return module
+
+    assert Reading().build((1, 8, 8), 2)[1].weight.detach().abs().max() == pytest.approx(1.0)
+
+
 def test_a_wide_network_is_drawn_as_a_narrow_one_is():
     """To look at the memory it needs draws nothing."""
     torch.manual_seed(0)
-    found = ResNet(width=LARGE + 2).build((1, 8, 8), 2).conv.weight
+    found = ResNet(width=258).build((1, 8, 8), 2).conv.weight
     torch.manual_seed(0)
-    expected = ResNet(width=LARGE + 2)._build((1, 8, 8), 2).conv.weight
+    expected = ResNet(width=258)._build((1, 8, 8), 2).conv.weight
     assert torch.equal(found, expected)
 
 

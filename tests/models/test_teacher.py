@@ -244,12 +244,21 @@ class Oddity(nn.Module):
         return self.classifier(flat)
 
 
-@pytest.mark.parametrize("layer", ["parts", "parts.1", "idle", "", "penultimate"])
+@pytest.mark.parametrize("layer", ["parts", "parts.1", "idle", ""])
 def test_what_gives_no_tensor_is_no_layer(layer):
     odd = wrap(Oddity())
-    odd.check_layers(("parts.0", "classifier"))
+    odd.check_layers(("parts.0", "classifier", "penultimate"))
     with pytest.raises(InputError, match=f"teacher layer is '{layer}'; accepted: penultimate, parts.0, classifier$"):
         odd.check_layers((layer,))
+
+
+def test_penultimate_stands_for_the_input_of_the_last_linear_layer(teacher):
+    images, layers = samples(3).images, ("stages.1", "penultimate")
+    found = teacher.observe(images, layers, input_means=("penultimate", "bn"))
+    assert list(found.taps) == list(layers)
+    assert torch.equal(found.taps["penultimate"], found.features)
+    assert torch.equal(found.input_means[:, : teacher.num_features], found.features)
+    assert torch.equal(found.features, teacher.observe(images).features)
 
 
 def test_an_unknown_layer_lists_the_valid_ones(teacher):
@@ -306,6 +315,12 @@ def test_everything_seen_has_a_gradient_to_the_images(teacher, what):
 def test_another_number_of_classes_is_refused():
     with pytest.raises(InputError, match=r"shape of the teacher's output for 2 images is \(2, 4\); accepted: \(2, 10"):
         Teacher.from_module(network(), num_classes=10, **KNOWN)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_a_module_of_another_float_type_that_does_not_convert_images_is_refused(dtype):
+    with pytest.raises(InputError, match=r"the teacher cannot read images of shape .*Float"):
+        Teacher.from_module(network().to(dtype), num_classes=NUM_CLASSES, **KNOWN)
 
 
 def test_images_it_cannot_read_are_refused():

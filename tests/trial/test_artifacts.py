@@ -5,9 +5,11 @@ import os
 import subprocess
 import sys
 import threading
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
@@ -579,6 +581,86 @@ def test_the_environment_names_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert default_cache() == tmp_path / "condkd"
     monkeypatch.setitem(os.environ, "CONDKD_CACHE", str(tmp_path / "mine"))
     assert default_cache() == tmp_path / "mine"
+
+
+def test_empty_variables_and_a_relative_cache_home_count_as_not_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("CONDKD_CACHE", "")
+    for home in ("", "relative"):
+        monkeypatch.setenv("XDG_CACHE_HOME", home)
+        assert default_cache() == tmp_path / ".cache" / "condkd"
+
+
+@contextmanager
+def umask(mask: int) -> Iterator[None]:
+    before = os.umask(mask)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+def test_users_of_one_cache_share_its_folders_and_locks_whatever_their_umask(tmp_path: Path):
+    tmp_path.chmod(0o775)
+    path = tmp_path / "teachers" / "a.safetensors"
+    with umask(0o077):
+        cached(path, lambda: {"x": torch.arange(3)}, "numbers")
+    assert path.parent.stat().st_mode & 0o777 == 0o775
+    assert path.with_suffix(".lock").stat().st_mode & 0o777 == 0o666
+
+
+@pytest.fixture
+def users() -> Iterator[tuple[Path, Callable[[int], AbstractContextManager[None]]]]:
+    """A folder that all users can read, and a function after which this process acts as the user with that number."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can act as other users")
+
+    @contextmanager
+    def acting(number: int) -> Iterator[None]:
+        group = os.getegid()
+        os.setegid(60_000)
+        os.seteuid(number)
+        try:
+            with umask(0o022):
+                yield
+        finally:
+            os.seteuid(0)
+            os.setegid(group)
+
+    with TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder), acting
+
+
+def test_two_users_of_a_group_make_and_read_artifacts_in_one_cache(users):
+    folder, acting = users
+    cache = folder / "cache"
+    cache.mkdir()
+    os.chown(cache, 60_001, 60_000)
+    cache.chmod(0o2775)
+    with acting(60_001):
+        first = cached(cache / "teachers" / "a.safetensors", lambda: {"x": torch.arange(3)}, "numbers")
+        with pytest.raises(ZeroDivisionError):
+            cached(cache / "teachers" / "b.safetensors", lambda: 1 / 0, "numbers")  # leaves its lock file
+    with acting(60_002):
+        again = cached(cache / "teachers" / "a.safetensors", lambda: pytest.fail("made again"), "numbers")
+        for name in ("b", "c"):
+            cached(cache / "teachers" / f"{name}.safetensors", lambda: {"x": torch.ones(1)}, "numbers")
+    assert torch.equal(first["x"], again["x"])
+
+
+def test_a_user_who_cannot_write_to_a_cache_reads_what_is_there(users):
+    folder, acting = users
+    path = folder / "teachers" / "a.safetensors"
+    cached(path, lambda: {"x": torch.arange(3)}, "numbers")
+    path.with_suffix(".lock").chmod(0o644)  # as earlier versions left it
+    with acting(60_001):
+        assert cached(path, lambda: pytest.fail("made again"), "numbers")["x"].tolist() == [0, 1, 2]
+        with pytest.raises(InputError, match=r"--cache is .*; accepted: a folder that can be written"):
+            cached(path.with_name("b.safetensors"), lambda: {}, "numbers")
+    path.parent.chmod(0o700)
+    with acting(60_001), pytest.raises(InputError, match=r"--cache is .*; accepted: a folder that can be written"):
+        cached(path, lambda: {}, "numbers")
 
 
 def test_an_order_of_classes_of_one_name_is_refused(tmp_path: Path):

@@ -25,7 +25,7 @@ WORDS = (
     "free. 39.00 GiB allowed; Of the allocated memory 37.50 GiB is allocated by PyTorch, and 212.00 MiB is reserved by "
     "PyTorch but unallocated. If reserved but unallocated memory is large try setting another option."
 )
-REASON = f"out of GPU memory: 37.50 GiB of 39.00 GiB were in use, and 2.00 GiB more were requested; accepted: {SMALLER}"
+REASON = f"out of GPU memory: 40.3 GB of 41.9 GB were in use, and 2.1 GB more were requested; accepted: {SMALLER}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ def hungry(**changes) -> TrialConfig:
 def test_the_error_is_told_with_what_was_taken_and_what_helps():
     assert out_of_memory(torch.cuda.OutOfMemoryError(WORDS)) == REASON
     whole = torch.cuda.OutOfMemoryError(WORDS.replace(" 39.00 GiB allowed;", ""))
-    assert "37.50 GiB of 79.11 GiB were in use, and" in out_of_memory(whole)
+    assert "40.3 GB of 84.9 GB were in use, and" in out_of_memory(whole)
     other = torch.cuda.OutOfMemoryError("CUDA out of memory:\nno numbers.")
     assert out_of_memory(other) == f"out of GPU memory: CUDA out of memory: no numbers.; accepted: {SMALLER}"
 

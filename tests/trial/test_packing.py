@@ -13,6 +13,11 @@ CASES = {
     "expanded": torch.randn(3, 1).expand(3, 4),
     "scalar": torch.tensor(7),
     "empty": torch.empty(3, 0),
+    "truth": torch.tensor([True, False]),
+    "empty halves": torch.empty(0, dtype=torch.bfloat16),
+    "bfloat16, channels last": torch.randn(2, 3, 4, 5).to(torch.bfloat16, memory_format=torch.channels_last),
+    "float16": torch.randn(3, 4).half()[1:],
+    "float64": torch.randn(3, 4).double(),
     "bytes": torch.arange(6, dtype=torch.uint8).view(2, 3),
 }
 

@@ -20,6 +20,7 @@ from condkd_ray.core.environment import free_bytes
 from condkd_ray.core.method import Meter, require
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples
+from condkd_ray.core.units import byte_size
 from condkd_ray.core.view import OnStep, no_bar
 from condkd_ray.methods.condensation.condensation import convnet_for, train
 from condkd_ray.methods.condensation.matching import Joint
@@ -229,7 +230,7 @@ def unrolled_bytes(
 ) -> int:
     """Return the peak memory of `unroll` and its backward pass: 4 (N + 1) (6.5 B A + 2.5 P + 2 B C H W) bytes.
 
-    A, the outputs of all convolutions for one image, stands for a block's inner maps, their gradients and what the
+    A, the outputs of all convolutions for one image, represents a block's inner maps, their gradients and what the
     second derivative keeps of both; the backward pass uses the memory of one more step. `kept` more parameter vectors,
     4 P bytes each, are held meanwhile. This is an upper estimate: in 13 settings (N 1 to 40, B 2 to 100, width 16 to
     256, images 8x8 to 32x32, with and without DSA; one run each) the resident memory of a process on a CPU grew by 0.56
@@ -261,9 +262,5 @@ def require_memory(needed: Callable[..., int], free: int, **sizes: int) -> None:
     too_little = f"for which reducing {' or '.join(sizes)} alone is not enough"
     advice = f"as with {' or '.join(fitting)}" if fitting else too_little
     what = ", ".join(f"{name} {size}" for name, size in sizes.items())
-    accepted = f"at most {_gib(free)}, which are free, {advice}"
-    require(False, f"memory of {what}", _gib(needed(**sizes)), accepted)
-
-
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.3g} GiB"
+    accepted = f"at most {byte_size(free)}, which are free, {advice}"
+    require(False, f"memory of {what}", byte_size(needed(**sizes)), accepted)

@@ -21,6 +21,7 @@ from condkd_ray.core.compilation import whole
 from condkd_ray.core.method import require
 from condkd_ray.core.rng import Streams
 from condkd_ray.methods.guidance.guidance import ONE_LAYER, Augmentation, Guidance, GuidanceState, Layout
+from condkd_ray.models.network import seeded_module
 from condkd_ray.models.teacher import Teacher
 
 Condition = Literal["auxiliary", "projection", "per_class", "none"]
@@ -199,15 +200,17 @@ class Discriminator(Guidance[DiscriminatorState]):
         self, teacher: Teacher, condensed: Tensor, labels: Tensor, rng: Streams, layout: Layout = ONE_LAYER
     ) -> DiscriminatorState:
         """Return a discriminator from stream `init/guide`."""
-        with rng.forked("init/guide"):
-            network = FeatureDiscriminator(
+
+        def built() -> FeatureDiscriminator:
+            return FeatureDiscriminator(
                 condensed.shape[1],
                 teacher.num_classes,
                 hidden=(self.hidden, self.hidden // 2),
                 spectral=self.spectral_norm,
                 condition=self.condition,
             )
-        network = network.to(condensed.device)
+
+        network = seeded_module(built, "init/guide", condensed.device, rng)
         if self.optimizer == "adam":
             betas = (0.5, 0.999)
             optimizer: torch.optim.Optimizer = torch.optim.Adam(network.parameters(), self.lr, betas=betas, fused=True)

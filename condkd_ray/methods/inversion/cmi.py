@@ -15,6 +15,7 @@ from condkd_ray.core.compilation import growing
 from condkd_ray.core.method import Metrics, require
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples, unseen
+from condkd_ray.core.units import byte_size
 from condkd_ray.data.augment import require_shift, resized_crop
 from condkd_ray.methods.inversion.conditional import Conditional
 from condkd_ray.methods.inversion.inversion import LossTerms, Round, StepBatch, require_bn
@@ -125,9 +126,11 @@ class Cmi(Conditional[CmiState]):
         accepted = "1 or more, as in resnet-8-16; or inversion layers all"
         require(bool(inputs), "number of the teacher's stages that read a feature map", len(inputs), accepted)
         channels = sum(inputs.values())
-        with rng.forked("init/head"):
-            head = nn.Sequential(nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, self.head))
-        head = head.to(teacher.device)
+
+        def built() -> nn.Module:
+            return nn.Sequential(nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, self.head))
+
+        head = seeded_module(built, "init/head", teacher.device, rng)
         return CmiState(head, torch.optim.Adam(head.parameters(), self.lr, fused=True))
 
     def check_memory(self, teacher: Teacher, free: int, rounds: int) -> None:
@@ -136,9 +139,9 @@ class Cmi(Conditional[CmiState]):
         a_row = 2 * channels * 4
         fitting = free // (2 * a_row)
         smaller = f"bank {fitting}" + (" or layers stages" if self.layers == "all" else "")
-        accepted = f"at most {_gb(free // 2)}, half of the free memory, as adding rows copies the bank: {smaller}"
+        accepted = f"at most {byte_size(free // 2)}, half of the free memory, as adding rows copies the bank: {smaller}"
         what = f"memory of inversion bank, {rows} rows of 2 x {channels} values"
-        require(rows <= fitting, what, _gb(rows * a_row), accepted)
+        require(rows <= fitting, what, byte_size(rows * a_row), accepted)
 
     def input_mean_layers(self, teacher: Teacher) -> tuple[str, ...]:
         """Return the names of the layers whose inputs are compared."""
@@ -209,10 +212,6 @@ class Cmi(Conditional[CmiState]):
 def _features(observation: Observation) -> Tensor:
     assert observation.input_means is not None
     return observation.input_means
-
-
-def _gb(size: int) -> str:
-    return f"{size / 1e9:.3g} GB"
 
 
 def instance_discrimination(local: Tensor, whole: Tensor, count: int, temperature: float = 0.1) -> Tensor:

@@ -9,7 +9,7 @@ import optuna
 import pytest
 import torch
 
-from condkd_ray.commands.console.exit_codes import ended, exit_codes, log_line, log_to_stderr
+from condkd_ray.commands.console.exit_codes import exit_code_of, exit_codes, log_line, log_to_stderr
 from condkd_ray.core.environment import SMALLER
 from condkd_ray.core.method import ClusterError, InputError, NonFiniteError
 from condkd_ray.runs.options import RunResult
@@ -117,6 +117,37 @@ Path("heard").write_text("went on")
     assert (tmp_path / "heard").read_text() == "went on"
 
 
+FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+NO_ROOM = "failed: standard output: No space left on device; the same command continues once there is room\n"
+
+
+@FULL
+@pytest.mark.parametrize("write", ['show("x")', 'show("x" * 70_000, end="")', 'print("by a library")'])
+def test_a_result_that_standard_output_has_no_room_for_is_an_error(write):
+    code = f"""
+from condkd_ray.commands.console.exit_codes import exit_codes, show
+with exit_codes():
+    {write}
+"""
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        found = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (found.returncode, found.stderr) == (1, NO_ROOM)
+
+
+@FULL
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["train", "--help"]], ids=" ".join)
+def test_a_command_says_that_standard_output_is_full_and_nothing_if_it_is_closed(arguments):
+    command = [sys.executable, "-m", "condkd_ray", *arguments]
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        found = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (found.returncode, found.stderr) == (1, NO_ROOM)
+    reader, writer = os.pipe()
+    os.close(reader)
+    found = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (found.returncode, found.stderr) == (0, "")
+
+
 @pytest.mark.parametrize(
     ("run", "code", "told"),
     [
@@ -128,5 +159,5 @@ Path("heard").write_text("went on")
 )
 def test_how_a_run_has_ended(run, code, told, capsys):
     log_to_stderr()
-    assert ended(RunResult(Path("out"), *run)) == code
+    assert exit_code_of(RunResult(Path("out"), *run)) == code
     assert capsys.readouterr().err == told

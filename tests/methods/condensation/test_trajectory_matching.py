@@ -125,7 +125,7 @@ def test_what_does_not_fit_into_memory_is_refused_before_anything_is_trained(mon
     monkeypatch.setattr(TrajectoryMatching, "_expert", None)
     monkeypatch.setattr(trajectory_matching, "free_bytes", lambda device: 4_000_000)
     big = replace(SMALL, steps=40, width=32)
-    what = r"memory of steps 40, batch 12, width 32 is .* GiB'; accepted: at most .* which are free, as with"
+    what = r"memory of steps 40, batch 12, width 32 is .* MB'; accepted: at most .* which are free, as with"
     with pytest.raises(InputError, match=what) as told:
         condense(big)
     sizes = dict(part.split() for part in str(told.value).split("as with ")[1].split(" or "))

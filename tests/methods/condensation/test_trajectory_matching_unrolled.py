@@ -105,7 +105,7 @@ def test_what_needs_too_much_memory_is_refused_with_what_would_fit():
     with pytest.raises(InputError) as caught:
         require_memory(needed, 2**20 * 45, steps=5, batch=10)
     assert str(caught.value) == (
-        "memory of steps 5, batch 10 is '0.0518 GiB'; accepted: at most 0.0439 GiB, which are free, "
+        "memory of steps 5, batch 10 is '55.6 MB'; accepted: at most 47.2 MB, which are free, "
         "as with steps 4 or batch 8"
     )
     with pytest.raises(InputError, match=r"as with batch 1$"):

@@ -176,7 +176,7 @@ def test_a_bank_that_does_not_fit_is_refused_with_its_size(resnet34):
     with pytest.raises(InputError) as caught:
         Cmi(layers="all").check_memory(resnet34, 10**9, 1000)
     assert str(caught.value) == (
-        "memory of inversion bank, 40960 rows of 2 x 8512 values is '2.79 GB'; accepted: at most 0.5 GB, half of the "
+        "memory of inversion bank, 40960 rows of 2 x 8512 values is '2.8 GB'; accepted: at most 500.0 MB, half of the "
         "free memory, as adding rows copies the bank: bank 7342 or layers stages"
     )
     Cmi(layers="all", bank=7342).check_memory(resnet34, 10**9, 1000)
