@@ -57,13 +57,13 @@ def train(
 
     Args:
         config: The trial.
-        teacher: Your own teacher, which replaces that of the config: see `Teacher.from_module`. Its normalisation and
+        teacher: Your own teacher, which replaces the config's teacher: see `Teacher.from_module`. Its normalisation and
             `flip_ok` also replace those of the config's data set.
         out: Folder for the record, the checkpoint and the product, in the format of `condkd train`; the same call
             again continues the trial. If not given, no file is kept.
         cache: Folder of teachers and condensed sets. Default: $CONDKD_CACHE, or a folder in the user's cache home.
         device: `cpu`, `cuda`, or the name of one of several GPUs, such as `cuda:1`. Default: the GPU if there is one.
-        device_pool_limit: GPU memory for synthetic images, such as 4GB; images beyond it stay in the host's memory and
+        device_pool_limit: GPU memory for synthetic images, such as 4GB; images beyond it stay in the CPU's memory and
             are copied when they are drawn. Default: a quarter of the GPU's memory.
         view: Shows the progress of the teacher's training, of the condensation and of the trial.
 
@@ -74,6 +74,7 @@ def train(
     Raises:
         InputError: The config or an argument cannot be used, or `teacher` does not recognise the images of the data
             set.
+        NonFiniteError: The training of a teacher, or the making of a condensed set, has diverged.
     """
     config = _config("config", config)
     given = None if teacher is None else GivenTeacher(teacher)
@@ -134,7 +135,9 @@ def sweep(
 
     Raises:
         InputError: An arm, an option or the teacher cannot be used. No trial has run then.
-        ClusterError: Ray does not start or does not respond.
+        ClusterError: Ray does not start or does not respond, or was lost.
+        NonFiniteError: The training of a teacher, or the making of a condensed set, has diverged.
+        StorageFullError: There is no room for the files of a trial.
     """
     _check_view(view)
     plans, question = _plans(arms, seeds, baseline), checked(str, question, "question", "a text")
@@ -178,7 +181,9 @@ def search(
 
     Raises:
         InputError: The space, the spec or the teacher cannot be used. No trial has run then.
-        ClusterError: Ray does not start or does not respond.
+        ClusterError: Ray does not start or does not respond, or was lost.
+        NonFiniteError: The training of a teacher, or the making of a condensed set, has diverged.
+        StorageFullError: There is no room for the files of a trial.
     """
     _check_view(view)
     chosen, question = _options(SearchSpec, spec, out, fields), checked(str, question, "question", "a text")

@@ -28,27 +28,28 @@ from condkd_ray.core.view import SILENT, View
 log = logging.getLogger(__name__)
 
 ADDRESS = '"host:port" of a running head node (its token in RAY_AUTH_TOKEN), or "local"'
+"""Accepted addresses, for messages."""
 PROBE_SECONDS = 2.0
-"""Time limit of a test connection."""
+"""Time limit of a test connection, in seconds."""
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Variable in which Ray passes a job submitted by `ray job submit` its configuration, as JSON."""
 LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
-"""Named after systems on which Ray stays on loopback by default; with "0" it does so on any system."""
+"""Variable of Ray, named after systems on which Ray uses loopback alone by default; "0": Ray does so on any system."""
 STORE_BYTES = 2 * 2**30
 """Largest object store of a private cluster, in bytes of shared memory; further objects go to disk."""
 _TOKEN = secrets.token_hex(32)
-"""One per process: workers of a cluster that has just ended may still run."""
+"""Token of this process's private clusters: workers of another process's cluster that has just ended may still run."""
 PORT_WAIT = "RAY_gcs_server_port_wait_time_s"
-"""Seconds in which Ray's first process has to report its port."""
+"""Variable of Ray: seconds in which its first process has to report its port."""
 FAILURE_THRESHOLD = "RAY_health_check_failure_threshold"
-"""Number of successive health checks, one every three seconds, that a node may miss before Ray takes it as lost."""
+"""Variable of Ray: number of successive health checks, one every three seconds, after which a silent node is lost."""
 LONGEST_TEMP = 36
-"""Characters of the path of the temporary folder: Ray appends 68, and a socket's path may have 107."""
+"""Largest length of the temporary folder's path in characters: Ray appends 68, and a socket's path may have 107."""
 
 QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_TQDM_MAGIC": "0",
-    # Ray announces a change that does not matter here: a trial without a GPU of its own computes on the CPU anyway.
+    # Ray announces a change that has no effect here: a trial without GPUs computes on the CPU anyway.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -61,14 +62,14 @@ QUIET = {
 
 
 def checked(given: str | None) -> str | None:
-    """Return the address to connect to, `given` or in `RAY_ADDRESS`; None for a private cluster.
+    """Return the address to connect to, which is `given` or the value of `RAY_ADDRESS`; None for a private cluster.
 
     Raises `InputError` if its form is not accepted, or no Ray answers there.
     """
     address = given or os.environ.get("RAY_ADDRESS") or "local"
     if address == "local":
         return None
-    # Through the Ray client the driver, and with it all results, would live on the other machine.
+    # Through the Ray client, the driver would run on the other machine and write all results there.
     require("://" not in address, "Ray address", address, f"{ADDRESS}; not the Ray client")
     require(address != "auto", "Ray address", address, f"{ADDRESS}; nothing is discovered")
     host, _, port = address.rpartition(":")
@@ -101,7 +102,10 @@ def _accepts_grpc(host: str, port: int) -> bool:
 
 
 def on_loopback_alone(address: str) -> bool:
-    """Return whether a head on this machine is reachable at 127.0.0.1 only; Ray would look at its other address."""
+    """Return whether `address` is a head on this machine that is reachable only at 127.0.0.1.
+
+    Ray would look for it at the machine's other address.
+    """
     import ray
 
     host, _, port = address.rpartition(":")
@@ -157,7 +161,8 @@ def as_ctrl_c(number: int, frame: Any) -> None:
 def interrupts_kept() -> Iterator[list[int]]:
     """Delay Ctrl-C to the end of the block; a second one takes effect at once. Ray loses it while it starts.
 
-    Yields the list of received signals. After one, `KeyboardInterrupt` is raised whatever the block raises.
+    Yields the list of received signals. If there is one, `KeyboardInterrupt` is raised after the block, in place of any
+    other exception.
     """
     received: list[int] = []
 
@@ -180,9 +185,9 @@ def connect(
     """Connect for the length of a `with` block, in which SIGTERM acts as Ctrl-C.
 
     The cluster is the one at `address` (or `RAY_ADDRESS`), "host:port". Without either it is a new one on this
-    machine, which ends with the block: all sockets are on loopback, every client needs a random token, no usage data
-    is sent, and nothing is written to the home folder. A process that is already connected stays connected. Workers of
-    a cluster that is not private receive this package from here, see `runtime_env`.
+    machine, which ends with the block: all its sockets are on loopback, every client needs a random token, no usage
+    data is sent, and nothing is written to the home folder. A process that is already connected stays connected.
+    Workers of a cluster that is not private receive this package from here, see `runtime_env`.
 
     Args:
         address: "host:port" of a running cluster's head, or "local" for a private one, whatever `RAY_ADDRESS` is.
@@ -197,7 +202,7 @@ def connect(
     """
     found = checked(address)
     environment = QUIET | ({} if found else _one_nodes_environment())
-    # Closing the terminal must not end the run, nor Ray's processes, which inherit this.
+    # Closing the terminal must end neither the run nor Ray's processes, which inherit the handler.
     with _environment(environment), handling(signal.SIGHUP, signal.SIG_IGN), _process_kept():
         import ray
 
@@ -223,12 +228,12 @@ LEFT_BY_RAY = ("PYTHONBREAKPOINT", "RAY_CLIENT_MODE")
 
 @contextmanager
 def _process_kept() -> Iterator[None]:
-    """Restore, after the block, what Ray and Tune change in a process when they are imported, connect or run.
+    """Restore, after the block, the parts of this process's state that Ray and Tune change.
 
-    These are handlers of SIGTERM and SIGUSR1, the hook for uncaught exceptions, Python's fault handler, the levels
-    of two of their loggers, and two environment variables.
+    When they are imported, connect or run, they change the handlers of SIGTERM and SIGUSR1, the hook for uncaught
+    exceptions, Python's fault handler, the levels of two of their loggers, and two environment variables.
     """
-    # Tune logs each failed trial with its trace, and missing trials after Ctrl-C; this package reports both. In a
+    # Tune logs each failed trial with its trace and, after Ctrl-C, the missing trials; this package reports both. In a
     # notebook Ray logs that widgets are not installed.
     levels = {name: logging.getLogger(name).level for name in ("ray.tune", "ray.widgets")}
     hook, dumps, variables = sys.excepthook, faulthandler.is_enabled(), {k: os.environ.get(k) for k in LEFT_BY_RAY}
@@ -251,7 +256,7 @@ def _process_kept() -> Iterator[None]:
 
 
 def _kill_helpers() -> None:
-    """Kill the processes that Ray has started for this driver, except raylet and GCS; none holds data.
+    """Kill the processes that Ray has started for this driver, except raylet and GCS; none of them holds data.
 
     Ray stops them one by one and waits up to two seconds for each. On a busy machine, if Python takes that long to
     react, the shutdown took ten seconds after a second Ctrl-C. Measured with ten busy processes on two cores: 2.1 and
@@ -262,7 +267,7 @@ def _kill_helpers() -> None:
     node: Any = worker._global_node
     if node is None:
         return
-    # At debug level the log monitor stays: it prints the workers' last lines.
+    # At debug level the log monitor is left alive, because it prints the workers' last lines.
     kinds = {ray_constants.PROCESS_TYPE_MONITOR, ray_constants.PROCESS_TYPE_DASHBOARD}
     kinds |= set() if log.isEnabledFor(logging.DEBUG) else {ray_constants.PROCESS_TYPE_LOG_MONITOR}
     for kind in kinds & node.all_processes.keys():
@@ -273,7 +278,7 @@ def _kill_helpers() -> None:
 def runtime_env() -> dict[str, Any] | None:
     """Return the runtime environment for connecting to a cluster: this package without caches.
 
-    None in a job that was submitted with code of its own: its workers already have the same code.
+    None in a job that was submitted with its own code, which its workers already have.
     """
     if _job_env().keys() & {"working_dir", "py_modules"}:
         return None
@@ -305,8 +310,8 @@ def _private_environment() -> dict[str, str]:
         "RAY_AUTH_TOKEN": _TOKEN,
         # On a busy machine Ray's first process takes long to report its port.
         PORT_WAIT: os.environ.get(PORT_WAIT) or "120",
-        # Ray runs each trial of a process in a thread of its own, and each thread may get a further arena of the
-        # allocator. Arenas keep what trials have freed: after ten trials a process held twice what it needs.
+        # Ray runs each trial of a process in a separate thread, and each thread may get a further arena of the
+        # allocator. Arenas keep memory that trials have freed: after ten trials a process held twice the memory in use.
         "MALLOC_ARENA_MAX": os.environ.get("MALLOC_ARENA_MAX") or "1",
     }
     temp = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
@@ -314,16 +319,17 @@ def _private_environment() -> dict[str, str]:
 
 
 def _one_nodes_environment() -> dict[str, str]:
-    """Return the environment of a private cluster of one node, which may be slow to answer and is never lost alone.
+    """Return the environment of a private cluster of one node.
 
-    On several nodes the high threshold would delay the reaction to a lost node.
+    The node may miss many health checks, because it can be slow but cannot be lost without the driver. On several nodes
+    such a high threshold would delay the reaction to a lost node.
     """
     return _private_environment() | {FAILURE_THRESHOLD: os.environ.get(FAILURE_THRESHOLD) or "20"}
 
 
 @contextmanager
 def _environment(values: dict[str, str]) -> Iterator[None]:
-    """Set `values` in the environment of this process and its children for the block, and then restore the earlier."""
+    """Set variables of this process and its children for the block; afterwards restore their earlier values."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -333,7 +339,10 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
 
 
 def _init(address: str | None, cpus: int | None, gpus: int | None, received: Sequence[int]) -> None:
-    """Connect. `received`: the signals received by `interrupts_kept` so far."""
+    """Connect to the cluster at `address`, or start a private one if it is None. Raises as `connect` does.
+
+    `received`: the signals received by `interrupts_kept` so far.
+    """
     import ray
     from ray.exceptions import RayError
 
@@ -350,16 +359,17 @@ def _init(address: str | None, cpus: int | None, gpus: int | None, received: Seq
             raise InputError(f"Ray address is {address!r}, {reason}; accepted: {ADDRESS}") from None
     else:
         require(cpus is None or cpus >= 1, "CPUs of the private cluster", cpus, "1 or more")
-        # Ray counts the CPUs of the machine, and none in a container that has half of one.
+        # By default Ray counts the CPUs of the whole machine, and 0 CPUs in a container with half a CPU.
         sizes = {"num_cpus": cpus or usable_cpus(), "num_gpus": gpus, **_memory()}
         _start_ray(lambda: ray.init(address="local", include_dashboard=False, **sizes, **common), received)
 
 
 def _start_ray(start: Callable[[], object], received: Sequence[int]) -> None:
-    """Start Ray, and once more if that fails, as on a busy machine. Raises `ClusterError` after the second failure.
+    """Start Ray; if that fails, as it may on a busy machine, try once more.
 
-    Raises `KeyboardInterrupt` instead of trying again if `received` shows that Ctrl-C was pressed. Ray fails in a dozen
-    ways, most of them a bare `Exception`, and leaves the processes it has started by then; they are killed here.
+    Raises `ClusterError` after the second failure, and `KeyboardInterrupt` instead of a second attempt if `received`
+    shows that Ctrl-C was pressed. Ray fails in a dozen ways, mostly by a bare `Exception`, and leaves the processes
+    that it has started by then. These are killed here.
     """
     import ray
 
@@ -380,7 +390,7 @@ def _start_ray(start: Callable[[], object], received: Sequence[int]) -> None:
 
 
 def _kill_rays(processes: Iterable[psutil.Process]) -> None:
-    """Kill those of the processes that are Ray's; another thread may have started others."""
+    """Kill Ray's processes among these; other threads may have started the others."""
     place, ended = str(Path(importlib.import_module("ray").__file__ or "").parent), []
     for process in processes:
         with suppress(psutil.NoSuchProcess):
@@ -391,7 +401,7 @@ def _kill_rays(processes: Iterable[psutil.Process]) -> None:
 
 
 def _read_environment(*, several_nodes: bool) -> None:
-    """Have Ray and its core read the environment again: it may have been imported before these variables were set."""
+    """Make Ray and its core read the environment again, as Ray may have been imported before the variables were set."""
     from ray._private import ray_constants, ray_logging
 
     for deduplicator in (ray_logging.stdout_deduplicator, ray_logging.stderr_deduplicator):
@@ -403,9 +413,9 @@ def _read_environment(*, several_nodes: bool) -> None:
 
 
 def _memory() -> dict[str, int]:
-    """Return the sizes of a private cluster's memory: its object store, and the memory that tasks can request.
+    """Return the sizes of a private cluster's object store and of the memory that tasks can request, in bytes.
 
-    No task here requests memory. By default Ray offers what is free, and fails to start if that is little or
+    No task here requests memory. By default Ray offers the free memory, and fails to start if that is little or
     negative.
     """
     from ray._common.utils import get_system_memory

@@ -1,4 +1,4 @@
-"""Files that the trials of a sweep leave, the logs of their exceptions among them, and their removal."""
+"""Paths and removal of the files that the trials of a sweep leave, and the lists of their exceptions."""
 
 import json
 import traceback
@@ -20,7 +20,11 @@ def trial_folder(folder: Location, key: str) -> Location:
 
 
 def trial_file(folder: Location, key: str, what: Literal["state", "outcome", "untested"]) -> Location:
-    """Return the path of a trial's checkpoint, of its outcome, or of a blind trial's outcome before its test."""
+    """Return the path of a trial's file.
+
+    `what`: `state` for the checkpoint, `outcome` for the outcome, `untested` for a blind trial's outcome before its
+    test.
+    """
     return trial_folder(folder, key) / f"{what}.safetensors"
 
 
@@ -35,15 +39,15 @@ def chunks_folder(folder: Location) -> Location:
 
 
 def clear(storage: Location, done: Sequence[PlannedTrial], others: Sequence[PlannedTrial]) -> None:
-    """Delete the files that trials with a record have left in `storage` because a driver died before it deleted them.
+    """Delete the files that the trials `done`, which have a record, left in `storage` when a driver died.
 
-    Samples that one of `others` shares stay.
+    Samples that one of the trials `others` shares stay.
     """
-    needed = {trial.place[1] for trial in others}
+    needed = {trial.pool_key for trial in others}
     for trial in done:
         remove(trial_folder(storage, trial.key))
-        if trial.place[1] not in needed:
-            remove(chunks_folder(storage) / trial.place[1])
+        if trial.pool_key not in needed:
+            remove(chunks_folder(storage) / trial.pool_key)
 
 
 def delete_trials(storage: Location, keys: Sequence[str]) -> None:
@@ -60,12 +64,12 @@ def empty(storage: Location) -> None:
 
 
 def attempts_path(trial: Location) -> Location:
-    """Return the path of a trial's list of exceptions with their traces, first to last."""
+    """Return the path, in a trial's folder, of the list of its exceptions with their traces, first to last."""
     return trial / "attempts.json"
 
 
 def note(trial: Location, error: Exception) -> int:
-    """Append `error` to the trial's list of exceptions; return their number."""
+    """Append `error` to the list of exceptions in a trial's folder; return their number."""
     path = attempts_path(trial)
     errors = [*_errors(path), {"reason": one_line(error), "trace": "".join(traceback.format_exception(error))}]
     put_text(path, json.dumps({"errors": errors}, indent=1))
@@ -73,7 +77,7 @@ def note(trial: Location, error: Exception) -> int:
 
 
 def last_reason(trial: Location) -> str:
-    """Return the last exception in one line; empty if there was none."""
+    """Return the last exception of a trial's list in one line; empty if there was none. `trial`: its folder."""
     errors = _errors(attempts_path(trial))
     return errors[-1]["reason"] if errors else ""
 

@@ -1,4 +1,4 @@
-"""Check, before trials start, that trials on one GPU fit into its memory; Ray does not check this."""
+"""Check, before trials start, that the trials that share a GPU fit into its memory, which Ray does not check."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import fields, replace
@@ -24,20 +24,20 @@ from condkd_ray.trial.run import local_store, with_images_on_device
 from condkd_ray.trial.synthesis import Producer, codec, settle
 
 Role = Literal["trial", "learner", "producer"]
-"""Role of a process: a trial that makes its images itself, or one of the parts of a trial with a pipeline."""
+"""Role of a process: a trial that makes its images itself, or the learner or a producer of a trial with a pipeline."""
 
 
 class Need(NamedTuple):
-    """GPU memory in bytes: what a process needs, and what the GPU has."""
+    """GPU memory in bytes: the need of a process, and the memory of the GPU."""
 
     peak: int
     """Peak memory of the process, its CUDA context included."""
     total: int
     """Memory of the GPU."""
     outside: int = 0
-    """Memory of the GPU held by other programs than trials, such as the driver."""
+    """Memory of the GPU that programs other than trials hold, such as the driver."""
     samples: int = 0
-    """Part of the peak that the trial's samples may reach over all its rounds."""
+    """Part of the peak: the largest size of the trial's samples over all its rounds."""
 
     @property
     def room(self) -> int:
@@ -46,7 +46,7 @@ class Need(NamedTuple):
 
 
 TOO_LARGE = Need(0, 0)
-"""Result for a process that does not fit even alone."""
+"""Need of a process that does not fit even if it runs alone."""
 
 
 def check_packing(
@@ -54,10 +54,11 @@ def check_packing(
 ) -> None:
     """Raise `InputError` if a trial, or one of its producers, needs more of a GPU's memory than its share.
 
-    One round of two steps is run for each kind of trial. It waits for a whole GPU, so no trial may run yet. The check
-    is skipped for whole GPUs, and if the GPUs that Ray counts are not real.
+    `gpus`, `per_producer`: GPUs of a trial and of a producer. `device_pool_limit`: as in `ClusterOptions`.
 
-    `device_pool_limit`: as in `ClusterOptions`.
+    One round of two steps is run for each kind of trial. The round waits for a whole GPU, so no trial may run yet. The
+    check is skipped for whole GPUs, and if PyTorch cannot use the GPUs that Ray counts. Raises `ClusterError` if a
+    process or node is lost repeatedly during the check.
 
     The check is an estimate, which spares most users a failed sweep. A trial that exceeds its share in a later round
     fails with a message, see `core.environment.set_up_gpu`.
@@ -96,15 +97,16 @@ def check_need(label: str, need: Need, gpus: float, flag: str = "--gpus-per-tria
 
 
 def with_samples(need: Need, job: Job, part: float, limit: int | None) -> Need:
-    """Return the need of a trial with `part` of a GPU, plus what its samples may take there if none is dropped.
+    """Return the need of a trial with `part` of a GPU, with the largest size of its samples there added.
 
-    Samples of a trial that draws from all trials of a sweep may take all that the limit allows.
+    This is the size if no sample is dropped, but at most `limit` bytes (None: the default limit). A trial that draws
+    from the samples of all trials of a sweep may reach the limit.
     """
     config, teacher = job.config, job.prepared.teacher
     shape, classes = teacher["image_shape"], teacher["num_classes"]
     whole = config.total_rounds * round_bytes(config, shape, classes, logits=config.keeps_logits)
     limit = quarter(need.total, part) if limit is None else limit
-    held = most_bytes(limit if job.place[0] == "sweep" else whole, limit)
+    held = most_bytes(limit if job.scope == "sweep" else whole, limit)
     return need._replace(peak=need.peak + held, samples=held)
 
 
@@ -123,7 +125,7 @@ def _kinds(jobs: Iterable[Job]) -> list[Job]:
 def short(config: TrialConfig) -> TrialConfig:
     """Return the config with one round, and with at most two steps in each of its parts.
 
-    Two steps, because optimisers allocate their momenta at the end of the first and keep them.
+    One step is not enough, because optimisers allocate their momenta at its end and keep them.
     """
     parts: dict[str, Any] = {}
     for name in ("inversion", "guidance", "memory", "distiller"):
@@ -148,9 +150,9 @@ def _need(job: Job, role: Role) -> Need | None:
 def measured(run: Callable[[], None]) -> Need:
     """Return the GPU memory that `run` needs. Call it in a process that has not used the GPU yet.
 
-    Returns `TOO_LARGE` if the GPU is out of memory. For memory outside PyTorch the GPU reports only the sum over all
-    processes. So this process is taken to hold one context, which the worker's share of memory also leaves room for,
-    and all memory added during `run`; the rest is taken to belong to other programs and to stay.
+    Returns `TOO_LARGE` if the GPU is out of memory. For memory outside PyTorch, the GPU reports only the sum over all
+    processes. So this process is assumed to hold one CUDA context, for which the worker's share of memory also leaves
+    room, and all memory added during `run`. The rest is assumed to belong to other programs and to stay.
     """
     torch.cuda.init()
     torch.cuda.reset_peak_memory_stats()
@@ -174,7 +176,10 @@ def _outside() -> int:
 
 
 def work(config: TrialConfig, prepared: Prepared, role: Role) -> None:
-    """Run one round of a process with this role, and what it computes at a trial's end."""
+    """Run one round of a process with this role, and the computations of the end of a trial.
+
+    Raises `NonFiniteError` if a loss is not finite, and `RuntimeError` if the GPU is out of memory.
+    """
     prepared = with_images_on_device(prepared)
     state, store = start(config, prepared), local_store(config, prepared, None)
     if role == "producer":
@@ -188,7 +193,7 @@ def work(config: TrialConfig, prepared: Prepared, role: Role) -> None:
 
 
 def _grey(config: TrialConfig, prepared: Prepared, state: TrialState, store: Store) -> tuple[Samples, Metrics]:
-    """Return grey images, as many as another process would deliver for a round."""
+    """Return grey images in place of those that another process delivers for a round, in the same number."""
     teacher, count = prepared.teacher, config.inversion.images_per_round
     labels = torch.arange(count, device=teacher.device) % teacher.num_classes
     images = torch.zeros(count, *teacher.image_shape, device=teacher.device)

@@ -13,15 +13,17 @@ from condkd_ray.core.method import ClusterError
 from condkd_ray.trial.hardware import CPU, Hardware, hardware_of
 
 PATIENCE_SECONDS = 60.0
-"""Time limit for the other nodes after the first answer; a node whose GPUs are all in use cannot answer."""
+"""Seconds to wait for further nodes once one has answered. A node whose GPUs are all taken answers when one is free."""
 
 
 def trial_hardware(gpus_per_trial: float) -> Hardware:
-    """Return the hardware of trials with `gpus_per_trial` GPUs: the CPU for 0, or if Ray's GPUs are not real.
+    """Return the hardware on which trials with `gpus_per_trial` GPUs compute.
+
+    It is the CPU if `gpus_per_trial` is 0, or if PyTorch cannot use the GPUs that Ray counts.
 
     Blocks until a node has answered; each node needs a GPU, or a trial's share of one, for a moment. Nodes that join
-    later are not included. Raises `InputError` for a share of a GPU that leaves a trial no memory, and `ClusterError`
-    if no node answers.
+    later are not included. Raises `InputError` if the share of a GPU leaves a trial no memory, and `ClusterError` if no
+    node answers.
     """
     if not gpus_per_trial:
         return CPU
@@ -35,9 +37,9 @@ def trial_hardware(gpus_per_trial: float) -> Hardware:
 
 
 def _answers(pending: list[Any]) -> list[Hardware]:
-    """Return the answers that arrive in time. Late calls are cancelled; they would take GPUs from trials.
+    """Return the results that arrive in time. Late calls are cancelled, else they would take GPUs from trials.
 
-    Nodes that have been lost are left out. Raises `ClusterError` if there is no answer at all.
+    Nodes that are lost meanwhile are left out. Raises `ClusterError` if there is no result at all.
     """
     first, rest = ray.wait(pending)
     others, late = ray.wait(rest, num_returns=len(rest), timeout=PATIENCE_SECONDS) if rest else ([], [])
@@ -58,7 +60,10 @@ def _answers(pending: list[Any]) -> list[Hardware]:
 
 
 def merged(found: Sequence[Hardware]) -> Hardware:
-    """Return what all nodes support, so that every trial computes in the same precision on any node."""
+    """Return hardware with the features that all GPUs have: each trial then computes in the same precision on any node.
+
+    The CPU if no node has a GPU.
+    """
     real = [one for one in found if one.gpu]
     if not real:
         return CPU
@@ -73,6 +78,6 @@ def _own() -> Hardware:
 
 def _request(node: str, gpus: float) -> Any:
     place = NodeAffinitySchedulingStrategy(node, soft=False)
-    # The process keeps GPU memory, so it must serve no other task.
+    # The process keeps GPU memory, so it must run no other task.
     options: dict[str, Any] = {"num_gpus": gpus, "num_cpus": 0, "max_calls": 1, "scheduling_strategy": place}
     return ray.remote(**options)(_own).remote()

@@ -33,7 +33,7 @@ from condkd_ray.trial.packing import (
 from condkd_ray.trial.plan import PlannedTrial
 
 _unpacked: dict[tuple[str, ...], Any] = {}
-"""Unpacked contents that the last trial of this process used, keyed by name, device and teacher."""
+"""Unpacked contents that the last trial of this process used, by name, device and label of the teacher."""
 
 
 class Packer:
@@ -43,7 +43,11 @@ class Packer:
         self._stored: dict[str, ContentRef] = {}
 
     def pack(self, prepared: Prepared) -> PreparedRefs:
-        """Return the references to send in place of `prepared`. Each content is stored only once."""
+        """Return the references to send in place of `prepared`. Each content is stored only once.
+
+        Raises `InputError` if the teacher is a user's own module that cannot be pickled, and `StorageFullError` or
+        `ClusterError` if Ray cannot store the contents.
+        """
         contents = {kind: self._store(*content) for kind, content in named_contents(prepared).items()}
         if prepared.own_module is not None:
             contents[MODULE] = self._store_module(prepared, prepared.own_module)
@@ -51,7 +55,7 @@ class Packer:
         return PreparedRefs(contents, teacher, prepared.hashes)
 
     def job(self, trial: PlannedTrial[Prepared]) -> PlannedTrial[PreparedRefs]:
-        """Return the trial as it is sent to a worker."""
+        """Return the trial in the form that is sent to a worker. Raises as `pack` does."""
         return PlannedTrial(trial.key, trial.plan, self.pack(trial.prepared), trial.lineage)
 
     def _store_module(self, prepared: Prepared, function: str) -> ContentRef:
@@ -75,7 +79,8 @@ def _put(content: Any) -> Any:
 def unpack(config: TrialConfig, refs: PreparedRefs, device: str) -> Prepared:
     """Return the `Prepared` that `refs` refers to, with everything except the real images on `device`.
 
-    On the CPU all tensors except the teacher's weights are views of shared memory; they must not be written to.
+    `device`: "cpu" or "cuda". On the CPU all tensors except the teacher's weights are views of shared memory; they must
+    not be written to.
     """
     whole = {kind: content for kind, content in refs.contents.items() if kind != MODULE}
     keys = {kind: (content.name, device, config.teacher.label) for kind, content in whole.items()}
@@ -119,7 +124,8 @@ def _code_by_value(names: Collection[str]) -> Iterator[None]:
 def plugins_by_value(configs: tuple[TrialConfig | type, ...]) -> Iterator[None]:
     """Within this context, pickles contain the code and the origins of plug-ins that are not installed.
 
-    The plug-ins are those in the given configs, and the given classes.
+    The plug-ins are those in the given configs, and the given classes. Raises `InputError` if a plug-in's code cannot
+    be identified.
     """
     with _code_by_value(plugin_modules(configs)), origins_stored(configs):
         yield
@@ -131,13 +137,14 @@ def own_device() -> str:
 
 
 Job = PlannedTrial[PreparedRefs]
-"""A trial as it is sent to a worker."""
+"""A trial in the form that is sent to a worker."""
 
 
 class SweepJobs(Mapping[str, Job]):
     """Mapping from keys to jobs. Each job is pickled separately into one array, which workers read without a copy.
 
-    With a dictionary, each trial would unpickle the jobs of all trials of the sweep.
+    With a dictionary, each trial would unpickle the jobs of all trials of the sweep. Raises `InputError` if a plug-in's
+    code cannot be identified.
     """
 
     def __init__(self, jobs: Iterable[Job]) -> None:
@@ -146,8 +153,8 @@ class SweepJobs(Mapping[str, Job]):
         with plugins_by_value(tuple(job.config for job in jobs)):
             for job in jobs:
                 begin = len(whole)
-                # Object references are kept once each in a separate list, because Ray keeps an object alive only for
-                # references that it serialises itself. Ray's pickler includes the code of methods that a script or a
+                # Each object reference is kept once in a separate list, because Ray keeps an object alive only for
+                # references that Ray serialises itself. Ray's pickler includes the code of methods that a script or a
                 # notebook defines.
                 whole += dumps(_with_refs(job, lambda ref: numbers.setdefault(ref, len(numbers))))
                 self._places[job.key] = begin, len(whole)
@@ -166,7 +173,7 @@ class SweepJobs(Mapping[str, Job]):
 
 
 def _with_refs(job: Job, stand_in: Callable[[Any], Any]) -> Job:
-    """Return the job with each object reference replaced by `stand_in` of it."""
+    """Return the job with each object reference `ref` replaced by `stand_in(ref)`."""
     contents = {kind: ContentRef(one.name, stand_in(one.ref)) for kind, one in job.prepared.contents.items()}
     return replace(job, prepared=replace(job.prepared, contents=contents))
 
@@ -191,9 +198,9 @@ class JobTable:
 
 
 class SearchJobs:
-    """Table of jobs by key, to which the driver adds jobs one by one. The driver also creates and closes the table.
+    """Table of jobs by key, held by an actor. The driver creates the table, adds jobs one by one, and closes it.
 
-    If the actor dies, a trial that does not find its job is retried, and the driver stores the job again before.
+    If the actor dies, a trial that does not find its job is retried, and the driver stores the job again before that.
     """
 
     def __init__(self) -> None:
@@ -203,7 +210,7 @@ class SearchJobs:
         return call_actor(self._actor.take, key)
 
     def put(self, job: Job) -> None:
-        """Store a job; returns when the actor has stored it."""
+        """Store a job, and wait until it is stored. Raises `InputError` if a plug-in's code cannot be identified."""
         with plugins_by_value((job.config,)):
             call_actor(self._actor.put, job)
 

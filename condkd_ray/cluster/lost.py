@@ -1,13 +1,14 @@
 """Classification of Ray's errors: those that report a lost process, node or object lead to a retry.
 
-Checked against everything in `ray.exceptions` of Ray 2.60: every `RayError` is such a report, unless our code raised it
-remotely or it was raised while an object was unpickled. Of these reports Tune handles `RayActorError` alone, of which
-`OutOfMemoryError`, `NodeDiedError`, `WorkerCrashedError` and the family of `ObjectLostError` are no subclasses.
+Checked against all of `ray.exceptions` of Ray 2.60: each `RayError` is such a report, unless our code raised it
+remotely or it was raised while an object was unpickled. Tune handles only `RayActorError` among these reports.
+`OutOfMemoryError`, `NodeDiedError`, `WorkerCrashedError` and the family of `ObjectLostError` are not subclasses of it.
 
-An exception of our code arrives as a `RayTaskError` that holds it. One that cannot be pickled there arrives inside a
-bare `RayError`. One that cannot be unpickled here, because its class needs two arguments for example, arrives as an
-`UnserializableException` with its trace as text. An object that cannot be unpickled, because a module is missing for
-example, arrives as a `RaySystemError` with the exception as `client_exc`. A retry would raise all of these again.
+An exception of our code arrives as a `RayTaskError` that contains it. An exception that its process cannot pickle
+arrives inside a bare `RayError`. An exception that cannot be unpickled here, for example because its class needs two
+arguments, arrives as an `UnserializableException` with its trace as text. An object that cannot be unpickled, for
+example because a module is missing, raises a `RaySystemError` with the exception as `client_exc`. A retry would raise
+all of these again.
 """
 
 import re
@@ -52,35 +53,42 @@ from condkd_ray.core.units import UNIT_BYTES
 SHORT = "too little memory"
 """Part of every message about a process that was ended because its machine ran short of memory."""
 TRIES = 3
-"""Attempts at a call of the driver during which a process or node is lost (our choice)."""
+"""Number of attempts at a call of the driver if a process or node is lost during it (our choice)."""
 FINAL = (
     *(RayActorError, GetTimeoutError, TaskCancelledError, RuntimeEnvSetupError, LocalRayletDiedError),
     *(ActorUnschedulableError, TaskUnschedulableError, ActorPlacementGroupRemoved, TaskPlacementGroupRemoved),
     *(ActorAlreadyExistsError, ActorHandleNotFoundError, AuthenticationError, CrossLanguageError),
     *(OufOfBandObjectRefSerializationException, ReferenceCountingAssertionError, ObjectFreedError),
 )
-"""Reports after which the same call would fail again: what it needs is gone for good, or not available."""
+"""Reports after which the same call would fail again: something that it needs is gone for good or not available."""
 ROOM = (ObjectStoreFullError, OutOfDiskError)
+"""Reports that Ray has no room for an object."""
 OF_CODE = (UnserializableException, UserCodeException)
 """Types, in addition to a bare `RayError`, in which Ray wraps an exception of our code."""
 T = TypeVar("T")
 
 
 def is_lost(error: BaseException) -> bool:
-    """Return whether Ray lost a process, node or object; False for an exception of our code, here or remote."""
+    """Return whether `error` reports that Ray lost a process, node or object.
+
+    False for an exception of our code, raised here or remotely, and for a report of a full object store or disk.
+    """
     inner = _raised(error)
     return isinstance(inner, RayError) and not _of_code(inner) and not isinstance(inner, ROOM)
 
 
 def is_transient(error: BaseException) -> bool:
-    """Return whether the same call may succeed once Ray has recreated what it lost; not if an actor died for good."""
+    """Return whether the same call may succeed once Ray has recreated the lost process, node or object.
+
+    False if an actor has died for good.
+    """
     inner = _raised(error)
     final = isinstance(inner, FINAL) and not isinstance(inner, ActorUnavailableError)
     return is_lost(inner) and not final
 
 
 def in_words(error: BaseException) -> str:
-    """Return in one line what is gone, and why."""
+    """Return one line of text that states what is lost, and why."""
     inner = _raised(error)
     if isinstance(inner, UnserializableException):
         lines = re.findall(r"^[A-Za-z_][\w.<>]*(?:: .*)?$", str(inner), re.MULTILINE)
@@ -96,27 +104,28 @@ def in_words(error: BaseException) -> str:
 
 
 def gigabytes(text: str) -> float:
-    """Return the memory of an ended process in GB, as stated in a text of `in_words`; 0 if it states none."""
+    """Return the memory in GB of a process that Ray ended, parsed from a text of `in_words`; 0 if it states none."""
     found = re.search(r"when it took ([\d.]+) GB", text)
     return float(found[1]) if found else 0.0
 
 
 def _decimal(text: str) -> float:
-    """Return GB of 10^9 bytes, as in all other messages, from what Ray calls GB: 2^30 bytes."""
+    """Return a size in GB of 10^9 bytes, as in all other messages. `text`: the size in Ray's unit GB, of 2^30 bytes."""
     return float(text) * UNIT_BYTES["GiB"] / UNIT_BYTES["GB"]
 
 
 def full(error: BaseException) -> str | None:
-    """Return in one line why Ray has no room for an object; None if `error` is about something else."""
+    """Return one line that states why Ray has no room for an object; None if `error` is not about this."""
     inner = _raised(error)
     return in_words(inner) if isinstance(inner, ROOM) else None
 
 
 def with_retries(call: Callable[[], T], what: str) -> T:
-    """Return the result of a call of the driver, repeated if a process or node is lost, up to `TRIES` times in all.
+    """Return the result of a call of the driver, with at most `TRIES` attempts if a process or node is lost.
 
-    Raises `StorageFullError` if Ray has no room for its objects, and `ClusterError` after the last attempt, or at once
-    if the call would fail again. An exception that code raised remotely is raised here.
+    `what`: name of the call in messages. Raises `StorageFullError` if Ray has no room for its objects, and
+    `ClusterError` after the last attempt, or at once if the call would fail again. An exception of our code that was
+    raised remotely is raised here.
     """
     for left in reversed(range(TRIES)):
         try:
@@ -134,10 +143,10 @@ def with_retries(call: Callable[[], T], what: str) -> T:
 
 
 def treat_as_lost(manager: RayActorManager) -> None:
-    """Patch Tune's actor manager to take every report of Ray as a lost actor; Tune would end the sweep on most.
+    """Patch Tune's actor manager so that it treats each report of Ray as a lost actor; most would end the sweep.
 
-    A process that may still run is killed: otherwise two would run one trial. An exception of our code that cannot be
-    unpickled is passed on as an ordinary one; its process continues.
+    A process that may still run is killed, as otherwise two processes would run one trial. An exception of our code
+    that cannot be unpickled is passed on as an ordinary exception; its process continues.
     """
     if "_actor_task_failed" in vars(manager):
         return
@@ -153,7 +162,7 @@ def treat_as_lost(manager: RayActorManager) -> None:
         if not isinstance(exception, RayError) or isinstance(exception, RayTaskError):
             return exception
         if _of_code(exception):
-            # The text must begin as Ray's traces do; otherwise Tune does not recognise it as one.
+            # The text must begin as Ray's traces do; otherwise Tune does not recognise it as a trace.
             trace = getattr(exception, "traceback_str", None) or f"Traceback (most recent call last):\n{exception}"
             last_line = f"{type(exception).__name__}: {in_words(exception)}"
             return RayTaskError("trial", f"{trace}\n{last_line}", exception, proctitle="ray::trial")
@@ -167,9 +176,9 @@ def treat_as_lost(manager: RayActorManager) -> None:
 
 
 def _of_code(error: BaseException) -> bool:
-    """Return whether Ray made `error` of an exception that our code raised, or that unpickling an object raised.
+    """Return whether Ray made `error` from an exception that our code or the unpickling of an object raised.
 
-    False if unpickling failed because it needed another object that is lost.
+    False if the unpickling failed because it needed another object that is lost.
     """
     cause = getattr(error, "client_exc", None)
     unpickled = isinstance(error, RaySystemError) and isinstance(cause, Exception) and not is_lost(cause)
@@ -177,7 +186,7 @@ def _of_code(error: BaseException) -> bool:
 
 
 def _raised(error: BaseException) -> BaseException:
-    """Return the innermost error: `error`, or the one it wraps."""
+    """Return the innermost error: `error` itself, or the error that it wraps."""
     while isinstance(error, RayTaskError) and isinstance(error.cause, BaseException):
         error = error.cause
     return error

@@ -1,7 +1,8 @@
 """Handling of trials whose processes Ray ends because a machine runs short of memory.
 
-Once 95 % of a machine's memory is used, by any program, Ray's monitor ends the processes that started last. So the
-oldest trials continue, and newer ones are ended as often as they start, until memory is free or one runs alone.
+Once 95 % of a machine's memory is used, by any program (Ray's default, `RAY_memory_usage_threshold`), Ray's monitor
+ends the processes that started last. So the oldest trials continue, and newer ones are ended as often as they start,
+until memory is free or a single trial is left.
 """
 
 import logging
@@ -12,14 +13,18 @@ from condkd_ray.cluster.lost import SHORT, gigabytes
 
 log = logging.getLogger(__name__)
 
-ASIDE = 3
-"""Ends in a row for lack of memory, without a new round, after which a trial waits for all others (our choice)."""
+MAX_SHORTAGES = 3
+"""Number of times in a row, without a new round between, that Ray ends a trial for lack of memory before the trial
+waits for all others (our choice)."""
 PAUSES = (5.0, 30.0, 120.0)
-"""Seconds before trials set aside are tried again: the first time, the second, and each later time (our choice)."""
+"""Seconds of the first, the second, and each later pause before trials that were set aside are tried again.
+
+All trials of a sweep share the count of pauses. The values are our choice.
+"""
 
 
 class MemoryShortage:
-    """Counts ends for lack of memory, logs advice once, and makes trials wait."""
+    """Counts how often Ray has ended trials for lack of memory, logs advice once, and makes trials wait."""
 
     def __init__(self) -> None:
         self._ends = 0
@@ -29,19 +34,19 @@ class MemoryShortage:
         self._pauses = list(PAUSES)
         self._advised = False
 
-    def took(self, gigabytes: float) -> None:
-        """Record the memory that the process of a trial has held, in GB."""
-        self._largest = max(self._largest, gigabytes)
+    def record(self, size: float) -> None:
+        """Record the memory that the process of a trial holds, in GB."""
+        self._largest = max(self._largest, size)
 
-    def ended(self, reason: str) -> None:
+    def count_end(self, reason: str) -> None:
         """Count an ended attempt if its `reason` is a lack of memory."""
         if SHORT in reason:
             self._ends += 1
-            self.took(gigabytes(reason))
+            self.record(gigabytes(reason))
 
     @property
     def advice(self) -> str:
-        """The memory that trials take, and what leaves more room."""
+        """Text with the largest memory of a trial, if known, and with the settings that leave more room."""
         size = f"the process of a trial takes up to {self._largest:.2g} GB; " if self._largest else ""
         return (
             f"{size}fewer trials at once (--max-concurrent, or more --cpus-per-trial), a lower --pool-limit, or fewer "
@@ -49,7 +54,7 @@ class MemoryShortage:
         )
 
     def set_aside(self, key: str, label: str) -> None:
-        """Have the trial wait until it can run alone; log this, and at the first time the advice."""
+        """Make the trial wait until it can run alone; log this and, the first time, the advice. `label`: its name."""
         self._aside.add(key)
         if not self._advised:
             self._advised = True
@@ -60,8 +65,11 @@ class MemoryShortage:
         """Return whether the trial is set aside and has not been released yet."""
         return key in self._aside
 
-    def waits(self, key: str, *, alone: bool) -> bool:
-        """Return whether a trial must still wait: until it is `alone`, and then for a pause. Polled by the driver."""
+    def must_wait(self, key: str, *, alone: bool) -> bool:
+        """Return whether a trial must still wait, for the others to end and then for a pause; if not, release it.
+
+        `alone`: whether no other trial runs. The driver calls this again and again. False for a trial not set aside.
+        """
         if key not in self._aside:
             return False
         if not alone:
@@ -74,8 +82,8 @@ class MemoryShortage:
         self._until = 0.0
         return False
 
-    def wait_with(self, keys: Sequence[str]) -> bool:
-        """Return whether one of these trials was set aside; if so, only after the pause, and release it."""
+    def release(self, keys: Sequence[str]) -> bool:
+        """Release the trials among `keys` that were set aside, after a pause. Return whether there were any."""
         mine = self._aside & set(keys)
         if mine:
             time.sleep(self._pause())

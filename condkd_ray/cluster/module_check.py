@@ -20,9 +20,10 @@ ACCEPTED = (
 
 
 def check_modules(modules: Mapping[str, nn.Module]) -> None:
-    """Raise `InputError` that names the node if a node cannot load one of the teacher modules, given by name.
+    """Raise `InputError` if a node cannot load one of the teacher modules; the message names the node.
 
-    Code that is not installed is sent with the modules. Nodes that join later are not checked.
+    `modules`: networks by the names of their teacher modules. Code that is not installed is sent with them. Nodes that
+    join later are not checked.
     """
     for name, network in modules.items():
         for node, wrong in failing_nodes(load, by_value(network, name)).items():
@@ -30,7 +31,7 @@ def check_modules(modules: Mapping[str, nn.Module]) -> None:
 
 
 def load(pickled: bytes) -> str:
-    """Return the reason why this machine cannot load a pickled module; empty if it can."""
+    """Return the reason why this machine cannot load a pickled module; empty if it can load it."""
     try:
         loads(pickled)
     except Exception as error:  # whatever the code of a user's module raises
@@ -39,10 +40,13 @@ def load(pickled: bytes) -> str:
 
 
 def check_plugins(configs: Sequence[TrialConfig | type]) -> None:
-    """Raise `InputError` that names the node and the plug-in if a node has another version of it, or none.
+    """Raise `InputError` if a node lacks one of the plug-ins or has another version of it.
 
-    `configs`: the configs of trials, or the classes of their plug-ins. Code that is not installed is sent with the
-    configs. Nodes that join later are not checked.
+    The message names the node and the plug-in. Code that is not installed is sent with the configs. Nodes that join
+    later are not checked.
+
+    Args:
+        configs: The configs of trials, or the classes of their plug-ins.
     """
     for kind in plugin_kinds(tuple(configs)):
         origin = str(origin_of(kind))
@@ -55,7 +59,10 @@ def check_plugins(configs: Sequence[TrialConfig | type]) -> None:
 
 
 def load_plugin(pickled: tuple[bytes, str]) -> str:
-    """Return the reason why this machine cannot load a pickled class with this origin; empty if it can."""
+    """Return the reason why this machine cannot load a pickled class, or loads another version of it; else "".
+
+    `pickled`: the pickle and the class's origin, as text.
+    """
     try:
         here = str(origin_of(loads(pickled[0])))
     except Exception as error:  # whatever the code of a plug-in raises

@@ -1,4 +1,7 @@
-"""Options of trials on a cluster: folders, resources per trial, and checks that the machines have these resources."""
+"""Options of trials on a cluster: folders and resources, and checks that the cluster has these resources.
+
+A chunk is a file with consecutive synthetic samples of a trial, see `condkd_ray.cluster.pool`.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,7 +16,7 @@ from condkd_ray.trial.config import TrialConfig
 from condkd_ray.trial.run import CHECKPOINT_SECONDS
 
 UNITS = 10_000
-"""Units in which Ray counts one CPU, GPU or other resource, as integers: it drops what is left of an amount."""
+"""Ray's units per CPU, GPU or other resource: amounts are rounded to whole units and added as integers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,11 +24,11 @@ class ClusterOptions:
     """Options that all trials of a sweep or a search have in common."""
 
     folder: Path
-    """Folder of this process alone, for Tune's temporary files."""
+    """Folder that only this process uses, for Tune's files and, if `storage` is None, checkpoints and chunks."""
     storage: Location | None = None
-    """Storage that all nodes see, see `condkd_ray.cluster.storage_check`; `folder` if not given."""
+    """Storage for checkpoints and chunks that all nodes see (`condkd_ray.cluster.storage_check`); None: `folder`."""
     cpus_per_trial: float = 1
-    """CPUs held by a trial; also its number of threads, rounded down."""
+    """CPUs held by a trial; also its number of threads, rounded down but at least 1."""
     gpus_per_trial: float = 0
     """GPUs held by a trial, or a fraction of one."""
     resources: Mapping[str, float] = field(default_factory=dict)
@@ -33,21 +36,30 @@ class ClusterOptions:
     per_producer: Allowance = Allowance()
     """Resources of each producer of a trial with a pipeline, in addition to the trial's own."""
     max_concurrent: int | None = None
-    """Largest number of trials at once; by default as many as fit, also on a cluster that grows."""
+    """Largest number of trials at once; None: as many as fit, also on a cluster that grows."""
     deadline: float | None = None
-    """A `time.time()` from which no trial starts; each running one stops after its round, with a checkpoint."""
+    """Time, as `time.time()`, from which no trial starts, and each running one stops after its round with a checkpoint.
+
+    None: no limit.
+    """
     checkpoint_seconds: float = CHECKPOINT_SECONDS
-    """Shortest time between two checkpoints of a trial."""
+    """Shortest time between two checkpoints of a trial, in seconds."""
     pool_limit: int | None = None
-    """Bytes of samples in shared memory, `pool.default_limit` if not given; the rest is read from disk."""
+    """Bytes of samples in each node's shared memory; more are read from disk. None: `pool.default_limit`."""
     device_pool_limit: int | None = None
-    """Bytes of samples of each trial on its GPU; a quarter of the trial's share of it by default. For GPUs alone."""
+    """Bytes of samples that each trial holds on its GPU; refused on a CPU.
+
+    None: a quarter of the trial's share of the GPU's memory.
+    """
     attempts: int = ATTEMPTS
     """Number of exceptions after which a trial is given up."""
 
     @property
-    def place(self) -> Location:
-        """Folder of checkpoints and chunks. Read it in the driver: a relative path depends on the working directory."""
+    def storage_root(self) -> Location:
+        """Folder of checkpoints and chunks, as an absolute path or a remote location.
+
+        Read this in the driver, as a relative path depends on the working directory.
+        """
         if self.storage is None:
             return self.folder.resolve()
         return self.storage.absolute() if isinstance(self.storage, Path) else self.storage
@@ -58,12 +70,17 @@ class ClusterOptions:
         check_resources(self.cpus_per_trial, self.gpus_per_trial, self.resources)
         _check_amounts("per producer", each.cpus, each.gpus)
         requested = f"{_amounts(self.bundle)} and {producers} producers of {_amounts(each.bundle)}"
-        held = f"at most what the machines have, {'; '.join(_amounts(_countable(node)) for node in _nodes())}"
-        require(self._teams(producers, 1) > 0, "resources per trial", requested, held)
+        held = "; ".join(_amounts(_countable(node)) for node in _nodes())
+        require(
+            self._num_fitting(producers, 1) > 0,
+            "resources per trial",
+            requested,
+            f"at most what the machines have, {held}",
+        )
 
     def at_once(self, configs: Sequence[TrialConfig]) -> int:
         """Return how many of these trials run at once with their producers, at most `max_concurrent`."""
-        fitting = self._teams(max(map(num_producers, configs)))
+        fitting = self._num_fitting(max(map(num_producers, configs)))
         return min(fitting, self.max_concurrent or fitting)
 
     @property
@@ -71,13 +88,16 @@ class ClusterOptions:
         """The resources of the trial's own process in the form of a Ray placement bundle."""
         return _bundle(self.cpus_per_trial, self.gpus_per_trial, self.resources)
 
-    def _teams(self, producers: int, most: float = math.inf) -> int:
+    def _num_fitting(self, producers: int, most: float = math.inf) -> int:
         """Return how many trials with `producers` producers fit on the nodes, at most `most`."""
         return _fitting([self.bundle, *[self.per_producer.bundle] * producers], most)
 
 
 class _Node:
-    """Free resources of a node in Ray's units, and of each of its GPUs, because a part of a GPU must be on one GPU."""
+    """The free resources of a node in Ray's units.
+
+    GPUs are counted one by one, because a part of a GPU must be on one GPU.
+    """
 
     def __init__(self, resources: Mapping[str, float]) -> None:
         self._free = {name: _units(amount) for name, amount in resources.items()}
@@ -88,7 +108,7 @@ class _Node:
         wanted = {name: _units(amount) for name, amount in bundle.items()}
         gpus = wanted.pop("GPU", 0)
         part, count = min(gpus, UNITS), -(-gpus // UNITS)
-        # Like Ray, take a part from the GPU that has least left.
+        # Like Ray, take a part of a GPU from the GPU with the smallest free part.
         chosen = sorted((i for i, free in enumerate(self._gpus) if free >= part), key=self._gpus.__getitem__)[:count]
         if len(chosen) < count or any(self._free.get(name, 0) < amount for name, amount in wanted.items()):
             return False
@@ -100,7 +120,7 @@ class _Node:
 
 
 def check_resources(cpus_per_trial: float, gpus_per_trial: float, more: Mapping[str, float] | None = None) -> None:
-    """Raise `InputError` if no node of the connected cluster could ever run such a trial.
+    """Raise `InputError` if no node of the connected cluster has these CPUs and GPUs, or if an amount is not accepted.
 
     `more`: amounts of custom resources by name.
     """
@@ -113,15 +133,18 @@ def check_resources(cpus_per_trial: float, gpus_per_trial: float, more: Mapping[
 
 
 def slots(cpus_per_trial: float, gpus_per_trial: float, more: Mapping[str, float] | None = None) -> int:
-    """Return how many such trials run at once on the connected cluster."""
+    """Return how many trials with these resources run at once on the connected cluster.
+
+    `more`: amounts of custom resources by name.
+    """
     return _fitting([_bundle(cpus_per_trial, gpus_per_trial, more or {})])
 
 
-def _fitting(team: Sequence[Mapping[str, float]], most: float = math.inf) -> int:
-    """Return how many times all bundles of `team` fit on the nodes, at most `most`; large bundles are placed first."""
+def _fitting(bundles: Sequence[Mapping[str, float]], most: float = math.inf) -> int:
+    """Return how many times all of these bundles fit on the nodes, at most `most`; large bundles are placed first."""
     nodes, placed = [_Node(resources) for resources in _nodes()], 0
-    bundles = sorted(team, key=lambda bundle: (len(bundle), bundle.get("GPU", 0), bundle["CPU"]), reverse=True)
-    while placed < most and all(any(node.take(bundle) for node in nodes) for bundle in bundles):
+    ordered = sorted(bundles, key=lambda bundle: (len(bundle), bundle.get("GPU", 0), bundle["CPU"]), reverse=True)
+    while placed < most and all(any(node.take(bundle) for node in nodes) for bundle in ordered):
         placed += 1
     return placed
 
@@ -135,7 +158,7 @@ def _units(amount: float) -> int:
 
 
 def num_producers(config: TrialConfig) -> int:
-    """Return the number of processes that a trial has in addition to its own."""
+    """Return the number of producers of a trial: processes that make its images; 0 without a pipeline."""
     return 0 if config.pipeline is None else config.pipeline.producers
 
 

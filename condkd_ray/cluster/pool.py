@@ -1,8 +1,7 @@
 """The shared pool: one Ray actor that owns all chunks of synthetic samples of a sweep.
 
-The pool receives arrays by value. It writes each chunk to a file first and then puts a copy into the object store,
-which trials map. Trials own no chunk, so the death of a trial loses none. A restarted pool loads its chunks from the
-files.
+The pool receives arrays by value. It writes each chunk to a file first and then puts a copy, which trials map, into the
+object store. Trials own no chunk, so the death of a trial loses none. A restarted pool loads its chunks from the files.
 
 A chunk holds samples with consecutive ids; it is named by its first id. A key names the chunks that belong together:
 those of one trial, or those that several trials share.
@@ -44,15 +43,21 @@ from condkd_ray.trial.plan import Scope
 
 log = logging.getLogger(__name__)
 STATS_SECONDS = 10.0
-"""Longest wait, in seconds, for the pool's and then the nodes' statistics after a sweep; a node may just be lost."""
+"""Longest wait, in seconds, for the statistics of the pool, and then of the nodes, after a sweep.
+
+A node may have been lost a moment before.
+"""
 STATUS_SECONDS = 1.0
 """Shortest time between two writes of the pool's status file."""
 SILENCE_SECONDS = 15.0
-"""Seconds without a heartbeat after which another trial may make a key's rounds (our choice; one comes every 2 s)."""
+"""Seconds without a heartbeat after which another trial may make the rounds of a key (our choice).
+
+Heartbeats come every 2 s.
+"""
 
 
 class Placed(NamedTuple):
-    """Location of a chunk, with its number of samples and its bytes.
+    """Location of a chunk, its `size` in samples, and its size in bytes.
 
     `source`: object reference of the copy in the object store, or the path of the file if there is no copy.
     """
@@ -65,8 +70,9 @@ class Placed(NamedTuple):
 class ChunkCache:
     """Chunks by key and first id, with their files under `folder`. Use it inside an actor, which then owns the objects.
 
-    `limit`: bytes of copies in the object store. Beyond it the oldest copies are freed and trials map their files
-    instead: no sample is lost and no trial waits, but draws then read from disk or from the system's file cache.
+    `limit`: bytes of copies in the object store. Beyond this limit the oldest copies are freed, and trials map the
+    files of these chunks instead: no sample is lost and no trial waits, but draws then read from disk or from the
+    system's file cache.
     """
 
     def __init__(self, folder: Location, limit: int) -> None:
@@ -74,6 +80,7 @@ class ChunkCache:
         self.keys: dict[str, dict[int, Placed]] = {}
         """Chunks of the keys in use, by key and first id."""
         self._copies: dict[tuple[str, int], int] = {}
+        """Bytes of each copy in the object store, by key and first id, the oldest first."""
         self.changes = Counter[str]()
         """Number of changes to the chunks of each key."""
         self.shed = 0
@@ -95,7 +102,7 @@ class ChunkCache:
         return self.keys[key]
 
     def place(self, key: str, start: int, arrays: Arrays) -> None:
-        """Store the chunk whose first id is `start`; it replaces a chunk already there."""
+        """Store the chunk whose first id is `start`; it replaces an existing chunk with the same first id."""
         old, size = self.open(key).get(start), len(arrays[1])
         write_chunk(chunk_path(self.folder / key, start, start + size), arrays)
         self._cache(key, start, arrays, size)
@@ -113,7 +120,7 @@ class ChunkCache:
         self.changes[key] += 1
 
     def truncate(self, key: str, num_ids: int) -> None:
-        """Remove all ids from `num_ids` on."""
+        """Remove all samples with ids of `num_ids` or more."""
         for start, placed in list(self.open(key).items()):
             if start >= num_ids:
                 self.remove(key, start)
@@ -126,17 +133,17 @@ class ChunkCache:
         spans = [(start, placed.size) for start, placed in self.open(key).items() if start + placed.size <= sealed]
         for run in joinable(spans):
             parts = [self.read(key, start) for start in run]
-            # Only some parts have logits if the trial reads none and was begun by an older version, which stored them.
+            # If the trial reads no logits, an older version that began it may have stored them in its chunks.
             width = min(logits.shape[1] for _, _, logits in parts)
             parts = [(images, labels, logits[:, :width]) for images, labels, logits in parts]
             images, labels, logits = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-            # Write the joined file first: after a crash in between it is used and its parts are ignored.
+            # Write the joined file first: after a crash in between, the joined file is used and its parts are ignored.
             self.place(key, run[0], (images, labels, logits))
             for start in run[1:]:
                 self.remove(key, start)
 
     def copy(self, key: str, source: str) -> None:
-        """Replace the chunks of `key` by those of `source`."""
+        """Replace the chunks of `key` by copies of the chunks of `source`."""
         self.delete(key)
         for path in stored_chunks(self.folder / source):
             duplicate(path, self.folder / key / path.name)
@@ -154,7 +161,7 @@ class ChunkCache:
         return read_chunk(chunk_path(self.folder / key, start, start + placed.size))
 
     def sizes(self, key: str) -> dict[str, int]:
-        """Return chunks, samples and bytes of `key`, and its `spilled_bytes`, which are on disk alone."""
+        """Return the numbers of chunks, samples and bytes of `key`; `spilled_bytes` are those only on disk."""
         chunks = self.keys.get(key, {}).values()
         return {
             "chunks": len(chunks),
@@ -171,7 +178,7 @@ class ChunkCache:
         self._copies[key, start] = num_bytes
 
     def _shed(self) -> None:
-        """Free the oldest copies until the rest is within the limit."""
+        """Free the oldest copies until the remaining ones are within the limit."""
         total = sum(self._copies.values())
         while total > self.limit:
             key, start = next(iter(self._copies))
@@ -184,11 +191,14 @@ class ChunkCache:
 
 
 Table = tuple[str, dict[int, Placed] | None]
-"""A version, and all chunks of a key by first id; None in place of the chunks if the caller has that version."""
+"""Version of a key's chunk table, and the table: all chunks by first id, or None if the caller has this version."""
 
 
 class Taken(NamedTuple):
-    """The pool's answer to a request for a round. `metrics`: of its synthesis; None while the round does not exist."""
+    """The pool's reply to a request for a round.
+
+    `table`: the key's chunks. `metrics`: metrics of the round's synthesis; None while the round does not exist.
+    """
 
     table: Table
     metrics: Metrics | None
@@ -199,8 +209,8 @@ class Taken(NamedTuple):
 class SyntheticPool:
     """Chunks by key and first id. Runs as an actor, see `make_pool`; every method is idempotent.
 
-    A key belongs to one trial (`append`; `fill` and `tend` if producers make its images), or several trials share
-    it: then each round of images is made once (`take`, `deliver`), or every trial adds its own (`contribute`).
+    A key belongs to one trial (`append`; `fill` and `tend` if producers make its images), or several trials share it.
+    For a shared key, each round of images is made once (`take`, `deliver`), or each trial adds its own (`contribute`).
 
     Arguments in common: `trial` is the key of the calling trial; `have` is the version of the chunk table that the
     caller has, so that an unchanged table is not sent again.
@@ -211,24 +221,23 @@ class SyntheticPool:
         self._rounds: dict[str, dict[str, Any]] = {}
         self._makers: dict[str, tuple[str, float]] = {}
         self._readers: dict[str, Counter[str]] = defaultdict(Counter)
-        # A restarted pool counts from 0 and stores every object again; the epoch distinguishes its versions from
-        # earlier ones.
+        # A restarted pool counts from 0 and puts each object anew; the epoch makes its versions differ from older ones.
         self._epoch = secrets.token_hex(8)
         self._last_status = 0.0
 
     def append(
         self, key: str, start: int, arrays: Arrays, *, have: str = "", drop: Sequence[int] = (), sealed: int = 0
     ) -> Table:
-        """Store the chunk whose first id is `start`; it replaces a chunk already there.
+        """Store the chunk whose first id is `start`; it replaces an existing chunk with the same first id.
 
-        `drop`: first ids of chunks to remove. `sealed`: ids below it are covered by a checkpoint. Only chunks of such
-        ids are joined, because a resumed trial removes the others.
+        `drop`: first ids of chunks to remove. `sealed`: the samples with smaller ids are covered by a checkpoint. Only
+        chunks of such samples are joined, as a resumed trial removes the others.
         """
         self._chunks.place(key, start, arrays)
         return self.tend(key, have, drop=drop, sealed=sealed)
 
     def fill(self, key: str, start: int, arrays: Arrays) -> None:
-        """Store the chunk whose first id is `start`. Chunks may come in any order; one already there stays."""
+        """Store the chunk whose first id is `start`, unless it exists. Chunks may come in any order."""
         if start not in self._chunks.open(key):
             self._chunks.place(key, start, arrays)
 
@@ -239,7 +248,7 @@ class SyntheticPool:
         return self.table(key, have, key)
 
     def table(self, key: str, have: str = "", trial: str = "") -> Table:
-        """Return the version and, unless it equals `have`, the locations of the chunks of `key`."""
+        """Return the version and, unless this equals `have`, the locations of the chunks of `key`."""
         chunks = self._chunks.open(key)
         if trial:
             self._readers[key][trial] += 0
@@ -253,12 +262,12 @@ class SyntheticPool:
             self._chunks.remove(key, start)
 
     def truncate(self, key: str, num_ids: int, have: str = "") -> Table:
-        """Remove all ids from `num_ids` on."""
+        """Remove all samples with ids of `num_ids` or more."""
         self._chunks.truncate(key, num_ids)
         return self.table(key, have)
 
     def take(self, key: str, round: int, trial: str, have: str = "") -> Taken:
-        """Return round `round`, from 0, of the shared `key`; without metrics if the round does not exist yet."""
+        """Return round `round` (from 0) of the shared `key`; without metrics if the round does not exist yet."""
         made = self._round_log(key)["rounds"]
         if round < len(made):
             self._readers[key][trial] += made[round]["who"] != trial
@@ -266,7 +275,10 @@ class SyntheticPool:
         return Taken(self.table(key, have, trial), None, self.claim(key, trial))
 
     def deliver(self, key: str, round: int, trial: str, arrays: Arrays, metrics: Metrics, have: str = "") -> Taken:
-        """Store a missing round. A round already there stays: its maker's lease had expired before it delivered."""
+        """Store a missing round, and return it as `take` does.
+
+        A stored round is kept: the calling trial's lease has expired, and another trial has delivered the round.
+        """
         log = self._round_log(key)
         made = log["rounds"]
         if round == len(made):
@@ -303,10 +315,10 @@ class SyntheticPool:
         return [start for view in self._round_log(key)["views"].get(trial, [])[:rounds] for start in view]
 
     def claim(self, key: str, trial: str) -> bool:
-        """Record a heartbeat of trial `trial`; return whether it is the one to make the rounds of `key`.
+        """Record a heartbeat of trial `trial`; return whether this trial is the one to make the rounds of `key`.
 
-        True if the trial makes them already, if no trial does, or if the last heartbeat of the trial that does is older
-        than `SILENCE_SECONDS`.
+        True if the trial makes them already, if no trial does, or if the last heartbeat of the trial that makes them is
+        older than `SILENCE_SECONDS`. Otherwise no heartbeat is recorded.
         """
         maker, heartbeat = self._makers.get(key, (trial, 0.0))
         if maker != trial and time.monotonic() - heartbeat <= SILENCE_SECONDS:
@@ -324,7 +336,7 @@ class SyntheticPool:
         return self._makers.get(key, ("", 0.0))[0]
 
     def inherit(self, key: str, source: str) -> None:
-        """Replace the chunks of `key` by those of `source`."""
+        """Replace the chunks of `key` by copies of the chunks of `source`."""
         self._chunks.copy(key, source)
 
     def delete(self, key: str) -> None:
@@ -334,14 +346,21 @@ class SyntheticPool:
         self._write_status()
 
     def stats(self) -> dict[str, int]:
-        """Return numbers of keys, chunks and samples; bytes in all, on disk alone, and freed so far by the limit."""
+        """Return the numbers of keys, chunks and samples, and three numbers of bytes.
+
+        `bytes`: of all chunks. `spilled_bytes`: of the chunks that are only on disk. `shed`: of all copies freed so far
+        because of the limit.
+        """
         found = [self._chunks.sizes(key) for key in self._chunks.keys]
         names = ("chunks", "samples", "bytes", "spilled_bytes")
         sums = {name: sum(sizes[name] for sizes in found) for name in names}
         return {"keys": len(found), "shed": self._chunks.shed} | sums
 
     def describe(self) -> list[dict[str, Any]]:
-        """Return for each key its sizes, rounds, readers, maker, and `hits`: the rounds that a reader did not make."""
+        """Return for each key its sizes, numbers of rounds and readers, its maker, and its `hits`.
+
+        `hits`: number of times that a reader has got a round that another trial had made.
+        """
         return [
             {
                 "key": key,
@@ -364,7 +383,7 @@ class SyntheticPool:
         return self._rounds[key]
 
     def _drop_unknown(self, key: str, log: dict[str, Any]) -> None:
-        """Remove chunks missing from the log: their maker has no answer yet and delivers them again."""
+        """Remove chunks missing from the log: their maker has got no reply yet and delivers them again."""
         if log["rounds"]:
             self._chunks.truncate(key, log["rounds"][-1]["stop"])
             return
@@ -384,10 +403,13 @@ class SyntheticPool:
 
 @contextmanager
 def pool_of(options: ClusterOptions, chunks: Sequence[int]) -> Iterator[Any]:
-    """Yield the pool of a sweep and end it after the block. `chunks`: bytes of a round's images, of each trial."""
+    """Yield the pool of a sweep and end it after the block.
+
+    `chunks`: for each trial, the bytes of a round of images. Raises `InputError` if a round exceeds the pool's limit.
+    """
     limit = default_limit() if options.pool_limit is None else options.pool_limit
     check_limit(limit, chunks)
-    pool = make_pool(chunks_folder(options.place), limit)
+    pool = make_pool(chunks_folder(options.storage_root), limit)
     try:
         yield pool
     finally:
@@ -396,9 +418,12 @@ def pool_of(options: ClusterOptions, chunks: Sequence[int]) -> Iterator[Any]:
 
 
 def log_spilling(pool: Any, limit: int) -> None:
-    """Log the bytes that had to be read from disk, by the pool's limit or by Ray: they slow a sweep down."""
+    """Log the bytes that the pool's limit or Ray has moved to disk, because reading them slows a sweep down.
+
+    `limit`: the pool's limit in bytes.
+    """
     try:
-        # The answer also means that the pool has finished all earlier calls, deletions among them.
+        # The reply also shows that the pool has finished all earlier calls, including deletions.
         stats: Any = ray.get(pool.stats.remote(), timeout=STATS_SECONDS)
     except RayError:  # the pool is lost, which is logged elsewhere
         stats = {"shed": 0}
@@ -414,9 +439,9 @@ def log_spilling(pool: Any, limit: int) -> None:
 
 
 def spilled_by_ray() -> int | None:
-    """Return the bytes that the cluster has moved from its object stores to disk so far; None if it does not answer."""
+    """Return the bytes that the cluster has moved from object stores to disk so far; None if it does not respond."""
     here = ray.get_runtime_context().get_node_id()
-    # Any node would do; this one exists as long as the driver.
+    # The statistics of any node cover the cluster; this node is alive as long as the driver is.
     own = next(node for node in ray.nodes() if node["NodeID"] == here)
     place = own["NodeManagerAddress"], own["NodeManagerPort"]
     try:
@@ -442,7 +467,7 @@ def lasting_actor(kind: type, *args: Any) -> Any:
 
 
 def default_limit() -> int:
-    """Return the default `limit`: 60 % of the smallest object store in bytes; Ray puts other objects there too."""
+    """Return the default `limit` in bytes: 60 % of the smallest object store, as Ray puts other objects there too."""
     stores = [node["Resources"].get("object_store_memory", 0.0) for node in ray.nodes() if node["Alive"]]
     return int(0.6 * min(stores))
 
@@ -457,5 +482,5 @@ def chunk_bytes(config: TrialConfig, prepared: Prepared, scope: Scope = "trial")
 
 
 def check_limit(limit: int, chunks: Sequence[int]) -> None:
-    """Raise `InputError` if one round's images, of `chunks` bytes each, exceed `limit`."""
+    """Raise `InputError` if a round of images exceeds `limit`. `chunks`: bytes of a round, one number per trial."""
     require(limit >= max(chunks), "pool limit", f"{limit} bytes", f"at least the {max(chunks)} bytes of a round")

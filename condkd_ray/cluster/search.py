@@ -10,8 +10,8 @@ from condkd_ray.cluster.gpu_memory import check_packing
 from condkd_ray.cluster.jobs import Job, Packer, SearchJobs
 from condkd_ray.cluster.options import ClusterOptions, num_producers
 from condkd_ray.cluster.pool import pool_of
-from condkd_ray.cluster.sweep import Monitor, TrialObserver, fit
-from condkd_ray.cluster.trainable import RESTS, UNTESTED, WorkerContext
+from condkd_ray.cluster.sweep import Monitor, TrialObserver, run_in_tune
+from condkd_ray.cluster.trainable import PAUSED, UNTESTED, WorkerContext
 from condkd_ray.core.records import Outcome
 from condkd_ray.core.storage import put_text, remove
 from condkd_ray.trial.config import Prepared
@@ -20,14 +20,14 @@ from condkd_ray.trial.plan import PlannedTrial
 from condkd_ray.trial.run import passed
 
 KEPT_EVERY = 5.0
-"""Seconds between two writes of the used budget; the use since the last one is lost if the driver is killed."""
+"""Seconds between two writes of the used budget; the use since the last write is lost if the driver is killed."""
 
 
 class GpuBudget:
     """A budget in GPU seconds: the GPUs that trials hold, times the seconds for which they hold them, used or idle.
 
-    `seconds`: the whole budget; `before`: its part used by earlier runs. `keep` is called with the used seconds every
-    few seconds and at the end.
+    `seconds`: the whole budget. `before`: the part of it that earlier runs have used. `keep`: called with the used
+    seconds, at most every `KEPT_EVERY` seconds, and at the end. All of them are GPU seconds.
     """
 
     def __init__(self, seconds: float, before: float = 0.0, keep: Callable[[float], None] = lambda used: None) -> None:
@@ -71,9 +71,9 @@ class Proposer(TrialObserver, Protocol):
     """Decides what runs in a search. Until a trial has `ended`, nothing passed to it depends on a test image."""
 
     def propose(self) -> PlannedTrial[Prepared] | Literal["later"] | None:
-        """Return the next trial, which resumes from its checkpoint if it has one; None if there is no other.
+        """Return the next trial, which resumes from its checkpoint if it has one; None if no trial is left.
 
-        "later": the next trial depends on the results of running ones, of which there must be some.
+        Returns "later" if the next trial depends on the results of running trials; at least one must be running then.
         """
         ...
 
@@ -91,21 +91,22 @@ class Proposer(TrialObserver, Protocol):
 
 
 def search(driver: Proposer, options: ClusterOptions, gpu_budget: GpuBudget | None = None) -> bool:
-    """Run what `driver` proposes until it proposes nothing more. Trials' files are handled as in a sweep.
+    """Run the trials that `driver` proposes until it proposes no more. Their files are handled as in a sweep.
 
     Every trial is blind: it reads test images only after the driver has received all its other results. Once
     `gpu_budget` is spent no trial starts, and each running one stops after its round, as at the deadline. Returns False
-    after Ctrl-C, or if the deadline has passed or the budget is spent. Raises like `condkd_ray.cluster.sweep.sweep`.
+    after Ctrl-C, or if the deadline came first or the budget was spent. Raises `InputError`, `StorageFullError`, and
+    the exception that `driver` has raised, as `condkd_ray.cluster.sweep.sweep` does.
     """
     jobs, budget = SearchJobs(), gpu_budget or GpuBudget(math.inf)
-    halt_path(options.place).unlink(missing_ok=True)
+    halt_path(options.storage_root).unlink(missing_ok=True)
     try:
-        # Chunk sizes are unknown until a trial is proposed; a `pool_limit` smaller than a chunk is refused then.
+        # The size of a chunk is unknown until a trial is proposed.
         with pool_of(options, [0]) as pool:
             budgeted = gpu_budget is not None
-            context = WorkerContext(options.place, pool, jobs, options, blind=True, budgeted=budgeted)
+            context = WorkerContext(options.storage_root, pool, jobs, options, blind=True, budgeted=budgeted)
             monitor = SearchMonitor(driver, context, jobs, budget)
-            fit(monitor, context)
+            run_in_tune(monitor, context)
             return monitor.complete
     except KeyboardInterrupt:
         return False
@@ -113,17 +114,17 @@ def search(driver: Proposer, options: ClusterOptions, gpu_budget: GpuBudget | No
         jobs.close()
         budget.close()
         if gpu_budget is not None:
-            halt_path(options.place).unlink(missing_ok=True)
+            halt_path(options.storage_root).unlink(missing_ok=True)
 
 
 class SearchMonitor:
-    """The `Listener` of a search: monitors the proposed trials, proposes further ones, and counts GPU seconds."""
+    """The `SearchListener` of a search: proposes trials, follows them by a `Monitor`, and counts the GPUs they hold."""
 
     def __init__(self, driver: Proposer, context: WorkerContext, jobs: SearchJobs, budget: GpuBudget) -> None:
         self._driver, self._context, self._jobs, self._budget = driver, context, jobs, budget
         self._monitor, self._packer = Monitor(context, driver), Packer()
         self._sent: dict[str, Job] = {}
-        self._resting = set[str]()
+        self._pausing = set[str]()
         self._assigned = set[str]()
         """Trials proposed but not started yet: Tune has them and starts them when it can."""
         self._alone: str | None = None
@@ -138,7 +139,10 @@ class SearchMonitor:
         return self._exhausted and not self._monitor.open
 
     def propose(self) -> dict[str, Any] | str | None:
-        """Return the setup of the next trial, whose job has been sent, or what the driver proposed instead."""
+        """Return the setup of the next trial, whose job has been sent; "later" or None as `Proposer.propose` does.
+
+        Raises `InputError` if the cluster cannot run the proposed trial.
+        """
         if self._late:
             return None
         if self._alone is not None or self._monitor.dropped:
@@ -169,7 +173,7 @@ class SearchMonitor:
             return "later"
         key = self._monitor.dropped[0]
         aside = self.memory.is_aside(key)
-        if self.memory.waits(key, alone=not self._monitor.running | self._assigned):
+        if self.memory.must_wait(key, alone=not self._monitor.running | self._assigned):
             return "later"
         self._alone = key if aside else None
         return self._setup(self._sent[self._monitor.dropped.pop(0)])
@@ -181,7 +185,7 @@ class SearchMonitor:
         return {"key": job.key, "producers": num_producers(job.config)}
 
     def _left(self, key: str) -> None:
-        """Note that Tune no longer has the trial: it holds no GPU, and others may run."""
+        """Record that Tune no longer has the trial: it holds no GPU, and others may run."""
         self._budget.release(key)
         self._assigned.discard(key)
         if key == self._alone:
@@ -211,8 +215,8 @@ class SearchMonitor:
     def reported(self, key: str, result: dict[str, Any]) -> None:
         """Handle a report: a round, a pause, or the outcome before the test."""
         self._monitor.reported(key, result)
-        if RESTS in result:
-            self._resting.add(key)
+        if PAUSED in result:
+            self._pausing.add(key)
         if UNTESTED in result:
             outcome = load_outcome(trial_file(self._context.folder, key, "untested"))
             self._driver.untested(self._monitor.trials[key], outcome)
@@ -228,17 +232,20 @@ class SearchMonitor:
         self._jobs.put(self._sent[key])
 
     def drop(self, key: str, reason: str = "") -> None:
-        """Note that Tune has given up a trial that is to be tried again; it is proposed next."""
+        """Record that Tune has given up a trial that is to be tried again; it is proposed next."""
         self._left(key)
         self._monitor.drop(key, reason)
 
     def ended_for_memory(self, key: str, reason: str) -> None:
-        """Note that a trial was repeatedly ended for lack of memory; it is proposed once no other runs."""
+        """Record that Ray has repeatedly ended a trial for lack of memory; it is proposed again once no other runs."""
         self._left(key)
         self._monitor.ended_for_memory(key, reason)
 
     def take_dropped(self) -> list[str]:
-        """Return the trials that are still to be proposed; none if no further trial is to start."""
+        """Return the keys of the dropped trials, which stay in the list until they are proposed again.
+
+        Empty if no further trial is to start.
+        """
         return [] if self._late else list(self._monitor.dropped)
 
     def failed(self, key: str, reason: str) -> None:
@@ -247,10 +254,10 @@ class SearchMonitor:
         self._monitor.failed(key, reason)
 
     def completed(self, key: str) -> None:
-        """Handle a trial that has left its outcome, was given up, pauses, or was stopped early."""
+        """Handle a trial that has stored its outcome, used up its attempts, pauses, or was stopped early."""
         self._left(key)
         monitor, folder = self._monitor, self._context.folder
-        if key in self._resting:
+        if key in self._pausing:
             monitor.paused(key)
             self._driver.paused(monitor.trials[key])
         elif key in monitor.running - monitor.stopped and not (

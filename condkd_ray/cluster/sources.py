@@ -1,4 +1,4 @@
-"""Sources of images that other processes make for a trial: its producers, or trials that share rounds with it."""
+"""Sources of images that other processes make for a trial: its producers, or the trials that share rounds with it."""
 
 import threading
 import time
@@ -27,9 +27,12 @@ from condkd_ray.trial.packing import PreparedRefs, to_plain, to_tensor
 from condkd_ray.trial.synthesis import Pipelined, Producer, Production, begin, codec, produce
 
 RESTARTS = 3
-"""Restarts of dead producers while the trial waits for one round (our choice); then the trial itself is retried."""
+"""Number of times that dead producers are replaced while the trial waits for one round (our choice).
+
+After that, the trial itself is retried.
+"""
 HEARTBEAT_SECONDS = 2.0
-"""Time between two heartbeats of a trial that makes rounds for others."""
+"""Time between two heartbeats of a trial that makes rounds for others, in seconds."""
 LONGEST_WAIT = 0.2
 """Longest time between two requests of a waiting trial, in seconds."""
 
@@ -45,8 +48,8 @@ class ProducerProcess:
     def make(self, number: int, round: int, snapshot: Any, state: Any) -> tuple[Metrics, Any]:
         """Make a round and put it into the pool. Return its metrics and the producer's state after it, as arrays.
 
-        `snapshot`: student and class counts to synthesise with. `state`: producer state to resume from; it is used only
-        for the first round made by this process.
+        `number`: the producer's number, from 0. `snapshot`: student and class counts that the synthesis uses.
+        `state`: producer state to resume from, or None; used only for the first round that this process makes.
         """
         wall, cpu = time.perf_counter(), time.process_time()
         if self._producer is None:
@@ -64,7 +67,7 @@ class ProducerProcess:
 class Producers(AbstractContextManager):
     """The producers of one trial; a source of its images. Use it as a context: the producers end with the block.
 
-    At most `staleness` + 1 rounds are being made: the one that the trial needs next and those ahead of it.
+    At most `staleness` + 1 rounds are being made at a time: the round that the trial needs next, and later ones.
     """
 
     def __init__(self, refs: PreparedRefs, pool: Any, key: str, per_producer: Allowance) -> None:
@@ -78,7 +81,7 @@ class Producers(AbstractContextManager):
     def __call__(
         self, config: TrialConfig, prepared: Prepared, state: TrialState, store: Store
     ) -> tuple[Samples, Metrics]:
-        """Return the next round; blocks until it is there and records that time as `time/waiting_seconds`."""
+        """Wait for the next round and return its images and metrics, which include `time/waiting_seconds`."""
         assert isinstance(store, FilledStore)
         assert isinstance(state.production, Pipelined)
         assert config.pipeline is not None
@@ -94,7 +97,7 @@ class Producers(AbstractContextManager):
         return store.peek(config.inversion.images_per_round), terms
 
     def _await(self, config: TrialConfig, production: Pipelined, round: int, store: FilledStore) -> Metrics:
-        """Return the metrics of `round` once it is in the pool. Dead producers are replaced."""
+        """Wait until `round` is in the pool and return its metrics. Producers that die meanwhile are replaced."""
         for left in reversed(range(RESTARTS + 1)):
             self._request_ahead(config, production, round)
             try:
@@ -110,7 +113,7 @@ class Producers(AbstractContextManager):
         raise AssertionError
 
     def _request_ahead(self, config: TrialConfig, production: Pipelined, round: int) -> None:
-        """Request `round` and as many rounds after it as may be made ahead."""
+        """Request `round`, and as many later rounds as may be made in advance."""
         pipeline = config.pipeline
         assert pipeline is not None
         for ahead in range(round, min(round + pipeline.staleness + 1, config.total_rounds)):
@@ -140,11 +143,11 @@ class Producers(AbstractContextManager):
 
 
 class SharedSource(AbstractContextManager):
-    """Rounds that all trials of one production share: one trial makes them, the others read them.
+    """A source of rounds that several trials share: one trial makes them, the others read them.
 
     Use it as a context, so that another trial can take over at once when the maker ends. `path`: file of the
-    production's state, saved every `save_seconds` and at the end; a successor repeats the rounds made since the last
-    save.
+    production's state, saved every `save_seconds` and at the end. After a death of the maker, its successor repeats the
+    rounds made since the last save.
     """
 
     def __init__(self, pool: Any, key: str, trial: str, path: Location, save_seconds: float) -> None:
@@ -165,14 +168,14 @@ class SharedSource(AbstractContextManager):
     def __call__(
         self, config: TrialConfig, prepared: Prepared, state: TrialState, store: Store
     ) -> tuple[Samples, Metrics]:
-        """Return the next round, equal for all trials that share it; blocks until it is there."""
+        """Wait for the next round, which is equal for all trials that share it; return its images and metrics."""
         assert isinstance(store, SharedStore)
         begun, taken, made = time.monotonic(), store.take(state.round), False
         while taken.metrics is None:
             if taken.turn:
                 taken, made = self._make(config, prepared, state, store), True
             else:
-                # Sleep longer the longer the wait: this delays the trial by a tenth of its waiting time at most.
+                # Sleep longer as the wait gets longer: this delays the trial by at most a tenth of its waiting time.
                 time.sleep(min(LONGEST_WAIT, 0.005 + (time.monotonic() - begun) / 10))
                 taken = store.take(state.round)
         return store.peek(config.inversion.images_per_round), taken.metrics | {"pool/made": float(made)}
@@ -184,7 +187,7 @@ class SharedSource(AbstractContextManager):
         production = self._production or self._load(config, prepared)
         if production.round > state.round:
             production = begin(config, prepared)
-        # The production is unusable while a round is being made: if that fails, there is no state to save.
+        # The production is unusable while a round is being made: if this fails, there is no state to save.
         self._production, samples, terms = None, None, {}
         while production.round <= state.round:
             parts = (config, prepared, production, state.distiller.student, store.class_counts)
@@ -219,7 +222,10 @@ class SharedSource(AbstractContextManager):
 
 
 def sweep_source(config: TrialConfig, prepared: Prepared, state: TrialState, store: Store) -> tuple[Samples, Metrics]:
-    """Return the trial's own images, after its memory has stored the new images of other trials of the sweep."""
+    """Make a round of the trial's own images and return it, with its metrics.
+
+    Before that, the trial's memory stores the images that other trials of the sweep have made since its last round.
+    """
     assert isinstance(store, SweepStore)
     assert isinstance(state.production, Production), "trials with a pipeline share nothing"
     parts = (config, prepared, state.production, state.distiller.student, store.class_counts)

@@ -14,15 +14,15 @@ from condkd_ray.core.method import InputError
 from condkd_ray.core.storage import Location, Remote, probe, put_text, reason
 
 PATIENCE_SECONDS = 60.0
-"""Time limit for a node's answer; starting a process there takes seconds."""
+"""Time limit for the reply of a node, in seconds; starting a process there takes seconds."""
 SHARED = "a folder that all nodes share, such as one on NFS, or a URI like s3://bucket/prefix with keys on each node"
 
 
 def check_reach(storage: Location, what: str = "--storage") -> None:
     """Raise `InputError`, naming the node, if a node cannot write to `storage` or reads other files there.
 
-    On a cluster of one node only an object store is checked, because the node may lack keys for it. Nodes that join
-    later are not checked.
+    A folder is not checked on a cluster of one node. An object store is checked there too, as the node may lack keys.
+    Nodes that join later are not checked. `what`: the flag that names the storage, for the message.
     """
     nodes = [node for node in ray.nodes() if node["Alive"]]
     if len(nodes) == 1 and not isinstance(storage, Remote):
@@ -37,7 +37,10 @@ def check_reach(storage: Location, what: str = "--storage") -> None:
 
 
 def try_storage(storage: Location, marker: str) -> str:
-    """Return why this machine cannot use `storage`, where the driver has written `marker`; empty if it can."""
+    """Return the reason why this machine cannot use `storage`; empty if it can.
+
+    `marker`: name of a file that the driver has written there.
+    """
     try:
         if not (storage / marker).is_file():
             return "it does not find a file that was written here"
@@ -48,10 +51,13 @@ def try_storage(storage: Location, marker: str) -> str:
 
 
 def failing_nodes(task: Callable[..., str], *given: Any) -> dict[str, str]:
-    """Run `task(*given)` on every node. Return its answers that are not empty, by the node's address."""
+    """Run `task(*given)` on every node. Return the results that are not empty, by the address of the node.
+
+    A node that does not respond has a result that states this.
+    """
     nodes = [node for node in ray.nodes() if node["Alive"]]
     answers = [_start(node["NodeID"], task, given) for node in nodes]
-    # Collect all answers before raising: a node whose check is cancelled would leave its file behind.
+    # Collect all results before an error is raised: a check that is cut off would leave its file behind.
     results = [_answer(node["NodeID"], task, given, one) for node, one in zip(nodes, answers, strict=True)]
     return {node["NodeManagerAddress"]: wrong for node, wrong in zip(nodes, results, strict=True) if wrong}
 
@@ -63,9 +69,10 @@ def _start(node: str, task: Callable[..., str], given: tuple[Any, ...]) -> Any:
 
 
 def _answer(node: str, task: Callable[..., str], given: tuple[Any, ...], answer: Any) -> str:
-    """Return a node's answer; repeat the check while it fails because of an error in Ray.
+    """Return a node's result; repeat the check while it fails because of Ray.
 
-    Returns an empty string for a lost node: no trial will run on it. Ray detects a loss after some seconds.
+    Returns an empty string for a node that is lost meanwhile, as no trial will run on it. Ray detects the loss after
+    some seconds.
     """
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:

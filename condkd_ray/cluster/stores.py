@@ -1,4 +1,4 @@
-"""Stores whose chunks are in the pool: mapped read-only and drawn from in this process, without a remote call."""
+"""Stores whose chunks are in the pool. The process maps the chunks read-only and draws without remote calls."""
 
 import time
 from abc import abstractmethod
@@ -21,9 +21,10 @@ from condkd_ray.methods.memory.store import MissingSamplesError, Store, from_arr
 
 
 class Stopwatch:
-    """Seconds that a trial has waited for Ray: for its pool, for its driver, and since this process's last trial.
+    """Counts the seconds that a trial waits for Ray.
 
-    A process runs one trial at a time, so it needs one stopwatch.
+    These are the waits for the pool and for the driver, and the time between the process's last trial and this one. A
+    process runs one trial at a time, so it needs one stopwatch.
     """
 
     def __init__(self) -> None:
@@ -58,18 +59,21 @@ WATCH = Stopwatch()
 """The stopwatch of this process."""
 T = TypeVar("T")
 PATIENCE_SECONDS = 120.0
-"""Seconds for which a trial retries calls to a pool that is being restarted."""
+"""Time for which a trial repeats calls to a pool that is being restarted, in seconds."""
 
 
 def retry_until_restarted(call: Callable[[], T]) -> T:
-    """Return the result of `call`, which calls the pool; repeat it for `PATIENCE_SECONDS` while the pool restarts."""
+    """Return the result of `call`, which calls the pool; repeat the call while the pool restarts.
+
+    Repeats it for up to `PATIENCE_SECONDS`, and then raises the error of the last call. Raises any other error at once.
+    """
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
         try:
             with WATCH.running():
                 return call()
         except (RayError, FileNotFoundError) as error:
-            # The file may just have been replaced by another one.
+            # The pool may just have replaced the file by another one.
             if time.monotonic() > deadline or not (is_transient(error) or isinstance(error, FileNotFoundError)):
                 raise
             time.sleep(0.1)
@@ -81,9 +85,10 @@ def call_actor(method: Any, *args: Any) -> Any:
 
 
 class PooledStore(Store):
-    """A store whose chunks are in the pool under one key, mapped into this process.
+    """A store whose chunks are in the pool under one key, and are mapped into this process.
 
-    `reader`: key of the trial that reads them, if it differs from the key of the chunks.
+    `pool`: handle of the actor. `reader`: key of the trial that reads the chunks, if it differs from their `key`.
+    `device_limit`: bytes of samples held on a GPU; None: the default.
     """
 
     def __init__(
@@ -116,9 +121,10 @@ class PooledStore(Store):
     def _call(
         self, method: str, *args: Any, table: Callable[[Any], Table] = lambda answer: answer, **options: Any
     ) -> Any:
-        """Call a method of the pool on the key, map the changes that the `table` of its answer shows, and return it.
+        """Call a method of the pool on the key, map the changes of the key's chunks, and return the reply.
 
-        A pool restarted in the meantime has put the files into new objects; the call is then repeated.
+        `table`: function that returns the chunk table in a reply. If the pool was restarted in the meantime, it has put
+        the files into new objects; the call is then repeated.
         """
 
         def call() -> Any:
@@ -133,9 +139,9 @@ class PooledStore(Store):
         return retry_until_restarted(call)
 
     def _mark_dropped(self, starts: Iterable[int], sealed: int) -> None:
-        """Unmap chunks by first id, and note that ids below `sealed` are covered by a checkpoint.
+        """Unmap chunks by first id, and record that samples with ids below `sealed` are covered by a checkpoint.
 
-        For a key that belongs to this trial alone. `_call_and_drop` passes both to the pool, which may remove them.
+        For a key that belongs to this trial alone. `_call_and_drop` passes both to the pool, which removes the chunks.
         """
         for start in starts:
             self._unmap(start)
@@ -143,7 +149,7 @@ class PooledStore(Store):
         self._sealed = sealed
 
     def _call_and_drop(self, method: str, *args: Any) -> None:
-        """Call the pool as `_call` does, and pass on what `_mark_dropped` has noted."""
+        """Call the pool as `_call` does, and pass the chunks and the id recorded by `_mark_dropped`."""
         self._call(method, *args, drop=self._drop, sealed=self._sealed)
         self._drop = []
 
@@ -167,11 +173,11 @@ class PooledStore(Store):
 class PoolStore(PooledStore):
     """The store of one trial, the only writer of its key. See `Store` for the methods.
 
-    A round costs one remote call, that of `append`; its answer also shows what has changed in the pool.
+    A round costs one remote call, that of `append`. The reply also contains the changes in the pool.
     """
 
     def __init__(self, *place: Any, **options: Any) -> None:
-        # The round on its way to the pool, by first id: on a GPU it need not be copied back from the pool.
+        # The round that is being sent to the pool, by first id: on a GPU it need not be copied back from the pool.
         self._own: dict[int, Encoded] = {}
         super().__init__(*place, **options)
 
@@ -201,10 +207,16 @@ class PoolStore(PooledStore):
 
 
 class AdoptingStore(PooledStore):
-    """A trial's view of rounds of other processes. Ids are the pool's, and live after the trial has taken them over."""
+    """A trial's view of rounds that other processes make.
+
+    Ids are those of the pool. A sample becomes live when the trial takes it over.
+    """
 
     def peek(self, count: int) -> Samples:
-        """Return the `count` samples after the last id given out; `append` then takes them over and sends nothing."""
+        """Return the `count` samples after those that the trial has taken over.
+
+        The next `append` takes them over and sends nothing.
+        """
         return self.gather(torch.arange(self.num_ids, self.num_ids + count))
 
     def _append(self, start: int, samples: Samples) -> None:
@@ -234,11 +246,11 @@ class FilledStore(AdoptingStore):
     """The store of a trial whose producers fill its key some rounds ahead. Chunks that it drops are deleted."""
 
     def refresh(self) -> None:
-        """Map the chunks that have arrived. This is the only remote call of a round."""
+        """Map the chunks that have arrived in the pool. This is the only remote call of a round."""
         self._call_and_drop("tend")
 
     def clear_ahead(self) -> None:
-        """Remove samples that the trial has not taken yet; they will be made again."""
+        """Remove the samples that the trial has not taken over yet; they will be made again."""
         self._truncate(self.num_ids)
 
     def commit(self) -> None:
@@ -254,16 +266,16 @@ class FilledStore(AdoptingStore):
 class SharedStore(AdoptingStore):
     """A trial's view of rounds that several trials share: chunks that it drops stay in the pool for the others.
 
-    The pool stores every shared round with the teacher's logits. The view returns them, and counts their bytes, only
-    if its own trial reads them: its numbers are those of a trial that shares nothing.
+    The pool stores every shared round with the teacher's logits. The view returns the logits, and counts their bytes,
+    only if its own trial reads them, so that the trial's numbers are those of a trial that shares nothing.
     """
 
     def take(self, round: int) -> Taken:
-        """Request a round and return the pool's answer. If the round exists, its chunk is mapped afterwards."""
+        """Request a round (from 0) and return the pool's reply. If the round exists, its chunk is then mapped."""
         return self._call("take", round, self._reader, table=attrgetter("table"))
 
     def deliver(self, round: int, samples: Samples, metrics: Metrics) -> Taken:
-        """Add a round, with logits, to the shared ones; return the pool's answer as `take` does."""
+        """Add a round, with logits, to the shared ones; return the pool's reply as `take` does."""
         assert samples.has_logits, "shared samples come with logits"
         arrays = to_arrays(self.codec.encode(samples))
         return self._call("deliver", round, self._reader, arrays, metrics, table=attrgetter("table"))
@@ -279,9 +291,9 @@ class SharedStore(AdoptingStore):
 
 
 class SweepStore(PooledStore):
-    """A trial's view of the samples that all trials of a sweep have made, its own and the others' as they arrive.
+    """A trial's view of the samples that all trials of a sweep make.
 
-    Ids are the trial's own, in the order in which it received the chunks. Logits are handled as in `SharedStore`.
+    Ids are those of the trial, in the order in which it received the chunks. Logits are handled as in `SharedStore`.
     """
 
     def __init__(self, *place: Any, **options: Any) -> None:
@@ -291,14 +303,14 @@ class SweepStore(PooledStore):
         super().__init__(*place, **options)
 
     def contribute(self, round: int, samples: Samples) -> int:
-        """Add a round, with logits, for all trials; return the number of chunks to take over now, its own last."""
+        """Add a round, with logits, for all trials; return the number of chunks to take over now, the own one last."""
         assert samples.has_logits, "shared samples come with logits"
         arrays = to_arrays(self.codec.encode(samples))
         self._queue = list(self._call("contribute", self._reader, round, arrays, table=itemgetter(0))[1])
         return len(self._queue)
 
     def peek(self) -> Samples:
-        """Return the next chunk to take over; `append` then does so and sends nothing."""
+        """Return the samples of the next chunk to take over. The next `append` takes it over and sends nothing."""
         return self.codec.decode(moved(self._chunks[self._queue[0]], self.device))
 
     def commit(self) -> None:
@@ -310,9 +322,9 @@ class SweepStore(PooledStore):
         self._enter(self._queue.pop(0))
 
     def _truncate(self, num_ids: int) -> None:
-        """Take over what the trial had received by a checkpoint after `num_ids` samples; later chunks stay in the pool.
+        """Take over the chunks that the trial had received by a checkpoint after `num_ids` samples.
 
-        Raises `MissingSamplesError` if the pool has lost some of it.
+        Later chunks stay in the pool. Raises `MissingSamplesError` if the pool has lost one of these chunks.
         """
         for start in call_actor(self._pool.received, self._key, self._reader, 2**31) if num_ids else []:
             if self.num_ids >= num_ids:

@@ -1,6 +1,8 @@
-"""A sweep: Tune runs given trials on the connected cluster. Tune schedules and retries; its files are never read.
+"""A sweep: Tune runs given trials on the connected cluster. Tune schedules and retries them.
 
-Tune pickles everything that it gets. So its hooks hold a token that identifies a listener, not the listener itself.
+The only files of Tune that are read are the texts of errors.
+
+Tune pickles all of its arguments. So the hooks hold a token that identifies a listener, not the listener itself.
 """
 
 import logging
@@ -23,7 +25,7 @@ from condkd_ray.cluster.files import clear_attempts, last_reason, trial_file, tr
 from condkd_ray.cluster.gpu_memory import check_packing
 from condkd_ray.cluster.jobs import Packer, SweepJobs
 from condkd_ray.cluster.lost import SHORT, treat_as_lost
-from condkd_ray.cluster.memory_shortage import ASIDE, MemoryShortage
+from condkd_ray.cluster.memory_shortage import MAX_SHORTAGES, MemoryShortage
 from condkd_ray.cluster.options import ClusterOptions, num_producers
 from condkd_ray.cluster.pool import chunk_bytes, pool_of
 from condkd_ray.cluster.trainable import FULL, MEMORY, OUT_OF_TIME, WorkerContext, run
@@ -38,8 +40,9 @@ from condkd_ray.trial.run import passed
 log = logging.getLogger(__name__)
 
 UNLIMITED = -1
+"""Tune's value of `max_failures` for an unlimited number of retries."""
 MAX_STALLED = 10
-"""Attempts in a row without a new round after which a trial is given up (our choice).
+"""Number of attempts in a row without a new round after which a trial is given up (our choice).
 
 All attempts count, however they end. Tune does not count a killed process as a failure: without this limit a process
 that always dies at the same place, before our code begins, would be restarted forever.
@@ -54,15 +57,23 @@ class TrialObserver(Protocol):
         ...
 
     def ended(self, trial: PlannedTrial, outcome: Outcome) -> None:
-        """Handle a trial's outcome: finished, pruned (stopped early) or failed. Called once; its files still exist."""
+        """Handle a trial's outcome: finished, `pruned` (stopped early) or failed.
+
+        Called once. The trial's files are deleted afterwards.
+        """
         ...
 
 
 class Monitor:
     """Follows the trials of a sweep and reports to an observer; a `Listener`.
 
-    `error`: an exception raised by one of its methods. The hooks store it here: Tune would treat it as a failure of the
-    trial. The sweep then stops, and the hooks call no further method.
+    `trials`: the added trials by key. `memory`: handles trials that Ray ends for lack of memory. The other attributes
+    have keys of trials. `open`: trials that have neither ended nor paused. `running`: trials with a process. `stopped`:
+    trials that stopped because of the deadline or a halt. `dropped`: trials that Tune has given up and that are to be
+    tried again.
+
+    `error`: an exception raised by one of the methods. The hooks store it here, as Tune would take it for a failure of
+    the trial. The sweep then stops, and the hooks call no further method.
     """
 
     def __init__(self, context: WorkerContext, observer: TrialObserver) -> None:
@@ -81,7 +92,7 @@ class Monitor:
     def add(self, trial: PlannedTrial) -> None:
         """Add a trial."""
         self.trials[trial.key], self._history[trial.key] = trial, []
-        self._sharers[trial.place[1]].add(trial.key)
+        self._sharers[trial.pool_key].add(trial.key)
         self.open.add(trial.key)
 
     @property
@@ -90,12 +101,15 @@ class Monitor:
         return passed(self._context.options.deadline) and not self.running
 
     def started(self, key: str) -> None:
-        """Note that the trial has a process: at the deadline the sweep waits for it."""
+        """Record that the trial has a process: at the deadline the sweep waits for it."""
         self.running.add(key)
 
     def reported(self, key: str, result: dict[str, Any]) -> None:
-        """Handle a report of a trial. A restarted trial reports its first rounds again; those are ignored."""
-        self.memory.took(result.get(MEMORY, 0) / 1e9)
+        """Handle a report of a trial. A restarted trial reports its first rounds again; these repeats are ignored.
+
+        Raises `StorageFullError` if the trial reports that there is no room for its files.
+        """
+        self.memory.record(result.get(MEMORY, 0) / 1e9)
         if FULL in result:
             raise StorageFullError(result[FULL])
         if OUT_OF_TIME in result:
@@ -111,17 +125,23 @@ class Monitor:
 
     def retried(self, key: str, reason: str) -> None:
         """Log that the trial was interrupted and will be resumed."""
-        self.memory.ended(reason)
+        self.memory.count_end(reason)
         log.info(f"{self.trials[key].label}: {reason}; it resumes from its checkpoint")
 
     def drop(self, key: str, reason: str = "") -> None:
-        """Note that Tune has given up a trial that is to be tried again; no `reason` if `retried` has reported it."""
-        self.memory.ended(reason)
+        """Record that Tune has given up a trial that is to be tried again.
+
+        `reason`: the reason of its last end; empty if `retried` has received it.
+        """
+        self.memory.count_end(reason)
         self.running.discard(key)
         self.dropped.append(key)
 
     def ended_for_memory(self, key: str, reason: str) -> None:
-        """Note that Tune has given up a trial repeatedly ended for lack of memory: it is to run alone."""
+        """Record that Tune has given up a trial that Ray has repeatedly ended for lack of memory.
+
+        The trial is to run again, alone.
+        """
         self.drop(key, reason)
         self.memory.set_aside(key, self.trials[key].label)
 
@@ -131,7 +151,7 @@ class Monitor:
         return taken
 
     def completed(self, key: str) -> None:
-        """Handle a trial that ended by itself: it has left its outcome, or raised its last exception."""
+        """Handle a trial that ended by itself: it has stored its outcome or used up its attempts."""
         started, path = key in self.running, trial_file(self._context.folder, key, "outcome")
         self.running.discard(key)
         # Tune also completes trials that never started, when the sweep is over.
@@ -143,9 +163,9 @@ class Monitor:
             self.failed(key, last_reason(trial_folder(self._context.folder, key)))
 
     def failed(self, key: str, reason: str) -> None:
-        """End a trial that was given up. Its checkpoint and chunks stay, so that a later sweep can resume it."""
+        """End a trial that was given up, for `reason`. Its checkpoint and chunks stay; a later sweep can resume it."""
         self.running.discard(key)
-        self.memory.ended(reason)
+        self.memory.count_end(reason)
         advice = f"; {self.memory.advice}" if SHORT in reason else ""
         self._end(key, self._outcome_so_far(key, "failed", f"{reason}{advice}"))
 
@@ -164,9 +184,12 @@ class Monitor:
         return Outcome(status=status, reason=reason, history=history, node=node)
 
     def _finish(self, key: str, outcome: Outcome) -> None:
-        """Report the outcome; then delete the trial's files, and its samples once no open trial shares them."""
+        """Report the outcome, then delete the trial's files.
+
+        Its samples are deleted once all trials that share them have finished or were pruned; a failed trial keeps them.
+        """
         self._end(key, outcome)
-        pool_key = self.trials[key].place[1]
+        pool_key = self.trials[key].pool_key
         self._sharers[pool_key].discard(key)
         if not self._sharers[pool_key]:
             self._context.pool.delete.remote(pool_key)
@@ -178,10 +201,10 @@ class Monitor:
 
 
 class Listener(Protocol):
-    """Receives events of trials, by key, in the driver's main thread: a `Monitor`, or a `SearchMonitor` in a search."""
+    """Receives events of trials, by key, in the thread that called `run_in_tune`; a `Monitor` in a sweep."""
 
     error: Exception | None
-
+    """The exception that one of the methods has raised; None if none has."""
     memory: MemoryShortage
 
     @property
@@ -189,8 +212,51 @@ class Listener(Protocol):
         """True when no further trial is to start and none runs."""
         ...
 
+    def started(self, key: str) -> None:
+        """Handle the start of a process for a trial, also after a failure."""
+        ...
+
+    def reported(self, key: str, result: dict[str, Any]) -> None:
+        """Handle a report of a trial: the metrics of a round, or one of the keys defined in `trainable`."""
+        ...
+
+    def retried(self, key: str, reason: str) -> None:
+        """Handle the end of an attempt after which Tune tries the trial again."""
+        ...
+
+    def drop(self, key: str, reason: str = "") -> None:
+        """Handle a trial that Tune has given up and for which Tune is to be run once more.
+
+        `reason`: the reason of its last end; empty if `retried` has received it.
+        """
+        ...
+
+    def ended_for_memory(self, key: str, reason: str) -> None:
+        """Handle a trial as `drop` does, which Ray has ended `MAX_SHORTAGES` times in a row for lack of memory."""
+        ...
+
+    def completed(self, key: str) -> None:
+        """Handle a trial whose last attempt has returned, or that Tune has stopped."""
+        ...
+
+    def failed(self, key: str, reason: str) -> None:
+        """Handle a trial that was given up, for `reason`."""
+        ...
+
     def take_dropped(self) -> list[str]:
         """Return the keys of trials for which Tune is to be run once more."""
+        ...
+
+
+class SearchListener(Listener, Protocol):
+    """A `Listener` that also proposes trials and stops them early: a `SearchMonitor`."""
+
+    def propose(self) -> dict[str, Any] | str | None:
+        """Return the setup of the next trial; "later" if it depends on trials that still run; None if none is left."""
+        ...
+
+    def continues(self, key: str) -> bool:
+        """Return whether the trial is to continue after the round that it reported last."""
         ...
 
 
@@ -222,21 +288,27 @@ class _Events(_Hook, Callback):
         super().__init__(token)
         self._rounds: Counter[str] = Counter()
         self._stalled: Counter[str] = Counter()
-        self._starved: Counter[str] = Counter()
-        """Latest consecutive ends of each trial for lack of memory, without a new round, since it was set aside."""
+        self._shortages: Counter[str] = Counter()
+        """Number of times in a row that Ray ended a trial for lack of memory, by key.
+
+        The count restarts when the trial finishes a new round, ends for another reason, or is set aside.
+        """
         self._counted: dict[str, int] = {}
-        """Tune iteration in which each trial was last put back, so that the same failure is not counted twice."""
+        """Tune's iteration in which a trial was last put back, by key: a failure that is reported twice counts once."""
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any):
-        """Report a start, also after each failure; Tune runs a dropped trial as a new one, whose limit is set here."""
+        """Report a start, also after each failure.
+
+        Tune runs a dropped trial as a new one, so the limit of its attempts is set here.
+        """
         self._limit(trial)
         self.call("started", trial.config["key"])
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any):
-        """Report a round; a restarted trial reports again the rounds it had reported before its process died."""
+        """Report a round. A restarted trial first reports all rounds of its checkpoint again."""
         key, number = trial.config["key"], result.get("round", 0)
         if number > self._rounds[key]:
-            self._rounds[key], self._stalled[key], self._starved[key] = number, 0, 0
+            self._rounds[key], self._stalled[key], self._shortages[key] = number, 0, 0
             trial.max_failures = UNLIMITED
         self.call("reported", key, result)
 
@@ -249,14 +321,14 @@ class _Events(_Hook, Callback):
         self.call("retried", key, reason)
 
     def _count(self, key: str, reason: str) -> None:
-        """Count the end of an attempt."""
+        """Count the end of an attempt, for `reason`."""
         self._stalled[key] += 1
-        self._starved[key] = self._starved[key] + 1 if SHORT in reason else 0
+        self._shortages[key] = self._shortages[key] + 1 if SHORT in reason else 0
 
     def _limit(self, trial: Any) -> None:
-        """Let Tune give up the trial at its next end, if that may be the last of `MAX_STALLED` or `ASIDE` in a row."""
+        """Make Tune give up the trial at its next end, if a limit of ends in a row may be reached then."""
         key = trial.config["key"]
-        if self._stalled[key] >= MAX_STALLED - 1 or self._starved[key] >= ASIDE - 1:
+        if self._stalled[key] >= MAX_STALLED - 1 or self._shortages[key] >= MAX_SHORTAGES - 1:
             trial.max_failures = 0
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any):
@@ -265,8 +337,8 @@ class _Events(_Hook, Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any):
         """Report that no retry is left, or that a process died while Tune handed it from one trial to the next.
 
-        Tune (2.60) reports such a death twice: it first puts the trial back and then gives it up, whatever
-        `max_failures` allows.
+        Tune (2.60) reports such a death twice: it first puts the trial back and then gives it up, even if
+        `max_failures` allows a retry.
         """
         key, reason = trial.config["key"], _reason(trial)
         new = self._counted.pop(key, None) != iteration
@@ -274,8 +346,8 @@ class _Events(_Hook, Callback):
             self._count(key, reason)
         if self._stalled[key] >= MAX_STALLED:
             self.call("failed", key, f"{MAX_STALLED} attempts in a row without one more round; the last: {reason}")
-        elif self._starved[key] >= ASIDE:
-            self._starved[key] = 0
+        elif self._shortages[key] >= MAX_SHORTAGES:
+            self._shortages[key] = 0
             self.call("ended_for_memory", key, reason)
         else:
             self.call("drop", key, reason if new else "")
@@ -301,7 +373,7 @@ class _Proposing(_Hook, Searcher):
     """
 
     def suggest(self, trial_id: str) -> Any:
-        """Return the setup of the next trial; None if it depends on trials that still run."""
+        """Return the setup of the next trial: None if it depends on running trials, `FINISHED` if none is left."""
         setup = self.call("propose")
         if setup == "later":
             return None
@@ -310,9 +382,11 @@ class _Proposing(_Hook, Searcher):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Do nothing: `_Events` reports the end to the listener."""
 
-    def save(self, checkpoint_path: str) -> None: ...
+    def save(self, checkpoint_path: str) -> None:
+        """Do nothing."""
 
-    def restore(self, checkpoint_path: str) -> None: ...
+    def restore(self, checkpoint_path: str) -> None:
+        """Do nothing."""
 
 
 class _NoReports(ProgressReporter):
@@ -345,7 +419,7 @@ class _Pruning(_Hook, _InOrder):
 
 def _reason(trial: Any) -> str:
     """Return in one line why a Tune trial failed."""
-    # Read the error's text, never the pickle beside it. This process has just written the file.
+    # Read the text of the error, never the pickle beside it. This process has just written both files.
     file = trial.error_file
     return reason_in(Path(file).read_text(encoding="utf-8", errors="replace") if file else "")
 
@@ -361,27 +435,32 @@ def reason_in(text: str) -> str:
 
 
 def sweep(trials: Sequence[PlannedTrial[Prepared]], options: ClusterOptions, observer: TrialObserver) -> bool:
-    """Run `trials` in their order, as many at once as fit; of trials that share samples, one of each group first.
+    """Run `trials` in their order, as many at once as fit.
 
-    Checkpoints and chunks are in `options.place`, and a later sweep over the same place resumes from them. The files of
-    a trial that finished or was pruned are deleted once `observer.ended` has returned, so the observer must store all
-    results. Shared samples are deleted once all trials that share them have ended.
+    First runs one trial of each group that shares samples, then the second of each group, and so on.
+
+    Checkpoints and chunks are in `options.storage_root`, and a later sweep over the same place resumes from them. The
+    files of a trial that finished or was pruned are deleted once `observer.ended` has returned, so the observer must
+    store all that is to stay. Shared samples are deleted once all trials that share them have finished or were pruned;
+    a trial that failed keeps them.
 
     A trial whose process was killed resumes from its checkpoint any number of times, on another node if its own is
-    lost; after `MAX_STALLED` attempts in a row without a new round it is given up. A trial that Ray has ended `ASIDE`
-    times in a row for lack of memory is set aside until all others have ended, and then runs alone.
+    lost; after `MAX_STALLED` attempts in a row without a new round it is given up. A trial that Ray has ended
+    `MAX_SHORTAGES` (3) times in a row for lack of memory is set aside until all others have ended, and then runs alone.
 
     Args:
         trials: with different keys.
         options: folders, resources and limits.
-        observer: receives each trial's rounds, and its outcome as soon as it is over: finished, or failed with a reason
-            of one line. A trial fails by a NaN, or when it is given up; a later sweep can resume it.
+        observer: receives each trial's rounds, and its outcome as soon as the trial has finished or failed. The reason
+            of a failure is one line: a loss was not finite, or the trial was given up. A later sweep can resume the
+            trial.
 
     Returns:
         True if all trials have ended; False after Ctrl-C, or if the deadline has passed.
 
     Raises:
-        InputError: No node has the required resources, or a trial needs more of a GPU's memory than its share.
+        InputError: No node has the required resources, a trial needs more of a GPU's memory than its share, the pool's
+            limit is smaller than a round of images, or a teacher module cannot be pickled.
         StorageFullError: There was no room for the files of a trial; the sweep was stopped.
         Exception: What `observer` raised, after the sweep was stopped.
     """
@@ -389,37 +468,41 @@ def sweep(trials: Sequence[PlannedTrial[Prepared]], options: ClusterOptions, obs
         return True
     assert len({trial.key for trial in trials}) == len(trials), "keys of trials must differ"
     options.check([trial.config for trial in trials])
-    trials, packer = producers_first(trials), Packer()
+    trials, packer = interleaved(trials), Packer()
     try:
-        with pool_of(options, [chunk_bytes(trial.config, trial.prepared, trial.place[0]) for trial in trials]) as pool:
+        with pool_of(options, [chunk_bytes(trial.config, trial.prepared, trial.scope) for trial in trials]) as pool:
             jobs = SweepJobs(map(packer.job, trials))
             for key in jobs:
-                clear_attempts(trial_folder(options.place, key))
+                clear_attempts(trial_folder(options.storage_root, key))
             check_packing(jobs.values(), options.gpus_per_trial, options.per_producer.gpus, options.device_pool_limit)
-            context = WorkerContext(options.place, pool, jobs, options)
+            context = WorkerContext(options.storage_root, pool, jobs, options)
             monitor = Monitor(context, observer)
             for trial in trials:
                 monitor.add(trial)
-            fit(monitor, context, producers_of={trial.key: num_producers(trial.config) for trial in trials})
+            run_in_tune(monitor, context, producers_of={trial.key: num_producers(trial.config) for trial in trials})
             return not monitor.open
     except KeyboardInterrupt:
         return False
 
 
-def producers_first(trials: Sequence[PlannedTrial]) -> list[PlannedTrial]:
-    """Order trials so that one of each pool key comes first, then the second of each: sharers wait less."""
+def interleaved(trials: Sequence[PlannedTrial]) -> list[PlannedTrial]:
+    """Return the trials ordered so that one trial of each pool key comes first, then the second of each key, and so on.
+
+    Trials that share samples then wait less for each other.
+    """
     seen: Counter[str] = Counter()
     turns: dict[str, int] = {}
     for trial in trials:
-        turns[trial.key] = seen[trial.place[1]]
-        seen[trial.place[1]] += 1
+        turns[trial.key] = seen[trial.pool_key]
+        seen[trial.pool_key] += 1
     return sorted(trials, key=lambda trial: turns[trial.key])
 
 
-def fit(listener: Listener, context: WorkerContext, producers_of: Mapping[str, int] | None = None) -> None:
-    """Let Tune run the trials in `producers_of`, or, if that is None, those that `listener` proposes.
+def run_in_tune(listener: Listener, context: WorkerContext, producers_of: Mapping[str, int] | None = None) -> None:
+    """Run trials with Tune: those in `producers_of`, or, if that is None, those that `listener` proposes.
 
-    `producers_of`: the number of producers of each trial, by key. Raises the listener's error.
+    `producers_of`: number of producers of each trial, by key. If it is None, `listener` must be a `SearchListener`.
+    Raises the exception that a method of `listener` has raised.
     """
     options = context.options
 
@@ -434,12 +517,12 @@ def fit(listener: Listener, context: WorkerContext, producers_of: Mapping[str, i
     _listeners[token], events = listener, _Events(token)
 
     def run_tune(keys: Sequence[str]) -> bool:
-        """Run the trials `keys`, or the proposed ones; return whether Ctrl-C ended the run."""
+        """Run the trials `keys`, or, in a search, the proposed ones; return whether Ctrl-C ended the run."""
         space, search = {"key": tune.grid_search(list(keys))}, dict[str, Any](scheduler=_InOrder())
         if producers_of is None:
             space, search = {}, {"search_alg": _Proposing(token), "scheduler": _Pruning(token), "num_samples": -1}
         # Trials that were set aside run alone.
-        at_once = 1 if producers_of is not None and listener.memory.wait_with(keys) else options.max_concurrent
+        at_once = 1 if producers_of is not None and listener.memory.release(keys) else options.max_concurrent
         remove(scratch)
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(run, context=context), resources),

@@ -27,18 +27,19 @@ from condkd_ray.trial.run import OutOfTimeError, PausedError, inherit, passed, r
 from condkd_ray.trial.synthesis import codec
 
 FULL = "storage_full"
-"""Reported, with the reason, by a trial whose files find no room."""
+"""Key of the report of a trial for whose files there is no room; its value is the reason."""
 UNTESTED = "untested"
-"""Reported by a blind trial whose outcome is complete except for the test images."""
+"""Key of the report of a blind trial whose outcome is complete except for its test."""
 OUT_OF_TIME = "out_of_time"
-"""Reported by a trial that stopped, or did not start, because the sweep's deadline had passed or it was halted."""
-RESTS = "rests"
-"""Reported by a trial that pauses after its round `lineage.pause_after`."""
+"""Key of the report of a trial that stopped, or did not start, because of the deadline or because it was halted."""
+PAUSED = "rests"
+"""Key of the report of a trial that pauses after its round `lineage.pause_after`."""
 MEMORY = "private_memory"
-"""In each report: bytes of memory private to the trial's process."""
+"""Key, in each report, of the bytes of memory private to the trial's process."""
 UNWIND_SECONDS = 600
-"""Time in which a trial that Tune has stopped may save its state before its process takes the next (our choice)."""
+"""Seconds that a trial stopped by Tune has to save its state before its process starts the next trial (our choice)."""
 Report = Callable[[Mapping[str, Any]], None]
+"""Reports the metrics of a round, or one of the keys above, to the driver."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,9 @@ class WorkerContext:
     """Data that all trials of a sweep or a search have in common; sent to every worker."""
 
     folder: Location
-    """Folder of checkpoints and chunks, seen by all nodes."""
+    """Folder of checkpoints and chunks, which all nodes can read and write."""
     pool: Any
+    """Handle of the actor `pool.SyntheticPool`."""
     jobs: SweepJobs | SearchJobs
     options: ClusterOptions
     blind: bool = False
@@ -57,7 +59,7 @@ class WorkerContext:
 
     @property
     def halted(self) -> bool:
-        """True if the driver has written it."""
+        """True if the driver has written the file `halt_path`."""
         return self.budgeted and halt_path(self.folder).is_file()
 
 
@@ -94,7 +96,7 @@ def run(setup: dict[str, Any], *, context: WorkerContext) -> None:
 
 
 def _last_report(job: Job, context: WorkerContext, report: Report) -> dict[str, Any] | None:
-    """Run the trial as far as it goes; return its last report, in addition to those of its rounds, or None."""
+    """Run the trial as far as possible; return the report to send after those of its rounds, None if there is none."""
     folder = trial_folder(context.folder, job.key)
     try:
         with WATCH.trial():
@@ -105,7 +107,7 @@ def _last_report(job: Job, context: WorkerContext, report: Report) -> dict[str, 
     except OutOfTimeError:
         return {OUT_OF_TIME: 1}
     except PausedError:
-        return {RESTS: 1}
+        return {PAUSED: 1}
     except Exception as error:
         if (reason := no_room(error) or full(error)) is not None:
             return {FULL: reason}
@@ -119,7 +121,7 @@ def _last_report(job: Job, context: WorkerContext, report: Report) -> dict[str, 
 
 
 def _outcome(job: Job, context: WorkerContext, report: Report) -> Outcome:
-    """Return the trial's outcome; a failed one also if the GPU cannot even hold the trial's inputs."""
+    """Return the trial's outcome; if the GPU cannot even hold the trial's inputs, a failed one."""
     try:
         return _attempt(job, context, report)
     except RuntimeError as error:
@@ -132,8 +134,8 @@ def _attempt(job: Job, context: WorkerContext, report: Report) -> Outcome:
     checkpoint = trial_file(context.folder, job.key, "state")
     prepared = unpack(job.config, job.prepared, own_device())
     if (parent := job.lineage.parent) and not checkpoint.is_file():
-        # Samples first: a trial whose checkpoint exists is assumed to have all of them.
-        call_actor(context.pool.inherit, job.place[1], parent)
+        # Copy the samples first: a trial whose checkpoint exists is assumed to have all of its samples.
+        call_actor(context.pool.inherit, job.pool_key, parent)
         inherit(job.config, prepared, trial_file(context.folder, parent, "state"), checkpoint)
 
     def show(outcome: Outcome) -> None:
@@ -158,15 +160,15 @@ def _attempt(job: Job, context: WorkerContext, report: Report) -> Outcome:
         if parent:
             # The next attempt copies its parent's state once more.
             raise
-        # Chunks were deleted, or they or the checkpoint are damaged. Started over, the trial reaches the same numbers,
-        # only later.
+        # Chunks were deleted, or a chunk or the checkpoint is damaged. If it starts over, the trial reaches the same
+        # numbers, only later.
         return _run(job, prepared, context, rest)
     except InputError as error:
         return Outcome(status="failed", reason=str(error))
 
 
 def _run(job: Job, prepared: Prepared, context: WorkerContext, rest: dict[str, Any]) -> Outcome:
-    config, teacher, (scope, pool_key) = job.config, prepared.teacher, job.place
+    config, teacher, scope, pool_key = job.config, prepared.teacher, job.scope, job.pool_key
     place = (codec(config, teacher), teacher.num_classes, context.pool, pool_key, teacher.device)
     limit = _device_limit(teacher.device, context.options)
     if config.pipeline is not None:

@@ -12,7 +12,7 @@ from condkd_ray.trial.card import with_card
 from condkd_ray.trial.config import TrialConfig, from_tree
 
 TEACHER_EPOCHS = {"digits": 40, "fashion_mnist": 5, "mnist": 5, "cifar10": 8}
-"""Epochs that train a good teacher in minutes on one core; 10 for other data sets. Measured: `experiments/LOG.md`."""
+"""Epochs that train a good teacher within minutes on one core, by data set; 10 for others. See `experiments/LOG.md`."""
 
 
 def base_config(flags: Flags) -> TrialConfig:
@@ -20,7 +20,7 @@ def base_config(flags: Flags) -> TrialConfig:
     accepted = "one or more integers >= 1 (the arm none runs without condensed images)"
     require(bool(flags.ipcs) and min(flags.ipcs) >= 1, "--ipcs", flags.ipcs, accepted)
     require(bool(flags.seeds) and min(flags.seeds) >= 0, "--seeds", flags.seeds, "one or more integers >= 0")
-    flags.prior  # noqa: B018  raises for a bad prior, whatever the arms
+    flags.prior  # noqa: B018  raises for a bad prior, even if no arm has it
     # Flags that are not set are left out: a model card may set the size, and only a user's data sets have files.
     stated = {name: getattr(flags, name) for name in ("size", "val_fraction", "train_file", "test_file")}
     own = {name: value for name, value in stated.items() if value is not None}
@@ -52,7 +52,10 @@ def base_config(flags: Flags) -> TrialConfig:
 
 
 def teacher_label(flags: Flags) -> str:
-    """Return the label of the teacher's architecture, from the flag, the model card or the default."""
+    """Return the label of the teacher's architecture, from the flag, the model card or the default.
+
+    Raises `InputError` if the flag or the card cannot be used.
+    """
     tree = with_card(merge({"teacher": _network(flags)}, flags.given_of_teacher()))
     return models.label(from_tree({"teacher": tree["teacher"]}, "flags").teacher.network)
 
@@ -62,7 +65,7 @@ def _network(flags: Flags) -> dict[str, Any]:
 
 
 def _own_parts(flags: Flags) -> dict[str, Any]:
-    """Return the config of inversion, memory, distiller and rounds without a host."""
+    """Return the config of inversion, memory, distiller and rounds if no published system is given."""
     require(flags.scale is None, "--scale without --host", flags.scale, "a published system to scale, --host NAME")
     name = flags.inversion or "fast"
     # An unknown name is refused later, in a message that lists all accepted names.
@@ -75,7 +78,7 @@ def _own_parts(flags: Flags) -> dict[str, Any]:
 
 
 def _host_parts(flags: Flags, host: str) -> dict[str, Any]:
-    """Return the parts of the config that the published system sets, scaled."""
+    """Return the parts of the config that the published system `host` sets, scaled."""
     accepted = f"one of them: --host {host} uses the inversion {published(host).inversion.name}"
     require(flags.inversion is None, "--inversion with --host", flags.inversion, accepted)
     both = flags.scale is not None and flags.rounds is not None
@@ -97,6 +100,6 @@ def _condensation(flags: Flags) -> dict[str, Any]:
     if flags.condensation in ("distribution_matching", "trajectory_matching"):
         tree["condensed_together"] = max(max_ipc, 10)
     if flags.condensation == "squeeze_recover" and flags.dataset == "digits":
-        # One pixel, the smallest shift, is an eighth of these images; it cost a third of the accuracy (LOG.md).
+        # One pixel, the smallest shift, is an eighth of these images: shifts cost a third of the accuracy (LOG.md).
         tree["shift"] = 0.0
     return tree

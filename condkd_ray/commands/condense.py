@@ -32,8 +32,8 @@ TORCH = (".pt", ".pth")
 class Condense:
     """Make the condensed set that a trial config names, and write it as image Parquet.
 
-    The set is the one that `condkd train` and experiments use for the same config. Only the fields condensation, data
-    and seed affect it. A teacher is trained only if the method itself needs one. An imported set is checked by its
+    It is the set that `condkd train` and experiments use for the same config. Only the fields condensation, data and
+    seed affect it. A teacher is trained only if the method itself needs one. An imported set is checked by its
     pixels, and by the teacher only if the weights are your own. Every field is a flag too and overrides the file:
     `condkd condense trial.yaml --out set.parquet --condensation.ipc 5`. The printed mean and std are those of the
     normalised images.
@@ -77,7 +77,8 @@ def condense(arguments: list[str]) -> int:
         # Only the set is checked with the teacher, so the teacher need not fit the config's inversion.
         workshop.check_teacher(config)
     show(HEAD)
-    # The control set is made first: it takes no time, and an ipc beyond the data's is refused before the other set.
+    # The control set is made first: it takes no time, and an ipc too large for the data is refused before the other set
+    # is made.
     clipped = [_make(workshop, method, config, paths) for method, paths in reversed(planned.items())]
     if any(clipped) and command.dc is None:
         log.info("8 bit: values outside [0, 1] were clipped; --dc FILE.pt keeps them")
@@ -85,7 +86,10 @@ def condense(arguments: list[str]) -> int:
 
 
 def _plan(command: Condense, config: TrialConfig) -> dict[AnyCondensation, list[Path]]:
-    """Return the sets to make, each with its files: first Parquet, then the others. Raises `InputError`."""
+    """Return the methods of the sets to make, each with its files: first Parquet, then the others.
+
+    Raises `InputError` for a bad flag or condensation.
+    """
     method = config.condensation
     require(command.threads >= 1, "--threads", command.threads, "an integer >= 1")
     require(command.out.suffix == ".parquet", "--out", str(command.out), "a file name that ends in .parquet")
@@ -124,7 +128,10 @@ def _make(workshop: Workshop, method: AnyCondensation, config: TrialConfig, path
 
 
 def _about(dataset: Dataset, method: AnyCondensation, seed: int) -> dict[str, str]:
-    """Return the metadata of a set: what a reader needs to use it, and how it was made. Values are names or JSON."""
+    """Return the metadata of a set: the data that a program needs to use it, and its method and seed.
+
+    Values are names or JSON.
+    """
     return {
         "dataset": dataset.name,
         "data_digest": dataset.digest,

@@ -29,9 +29,9 @@ log = logging.getLogger(__name__)
 
 HOST = "127.0.0.1"
 START_SECONDS = 60.0
-"""A server that does not answer within this time has failed."""
+"""A server that does not respond within this time, in seconds, has failed."""
 LAST_LINES = 12
-"""Lines of a failed server's output that are logged."""
+"""Number of lines of a failed server's output that are logged."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,14 +53,17 @@ class Dashboard:
 
 
 def dashboard(command: Dashboard) -> int:
-    """Run `condkd dashboard` until it is interrupted; return 0, or 1 if a server has ended by itself."""
+    """Run `condkd dashboard` until it is interrupted; return 0, or 1 if a server has ended by itself.
+
+    Raises `InputError` if `out` is not a folder of results, or if a study, a storage or a port cannot be used.
+    """
     read_manifest(command.out)
     if _has_study(command):
         there = exists(command.study_storage, command.out)
         require(there, "--study-storage", command.study_storage, "the storage in which the search keeps its study")
-        # Opening the storage repairs a journal of a killed driver; the server would wait for it forever or not read it.
+        # This repairs a journal of a killed driver; the server would wait for its lock forever, or not read it.
         open_storage(command.study_storage, command.out)
-    # SIGINT may be ignored, as in a background job of a shell; and neither signal may leave the servers behind.
+    # SIGINT may be ignored, as in a background job of a shell. Both signals must end the servers too.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     with servers(command) as running:
@@ -91,7 +94,10 @@ class Server:
 
 @contextmanager
 def servers(command: Dashboard) -> Iterator[list[Server]]:
-    """Start the servers, print the address of each as soon as it answers, and end them with the block."""
+    """Start the servers, print the address of each as soon as it responds, and end them after the block.
+
+    Raises `InputError` if a port is in use or invalid, or if a server does not respond.
+    """
     running: list[Server] = []
     commands = list(_commands(command))
     for name, wanted, _ in commands:
@@ -175,8 +181,8 @@ def _is_free(port: int) -> bool:
 def _environment() -> dict[str, str]:
     """Return the environment of a server, in which gRPC connections to this machine bypass any proxy.
 
-    TensorBoard sends gRPC requests to a process of its own, which no proxy can reach. Only gRPC reads `no_grpc_proxy`,
-    and prefers it to `no_proxy`, so all other connections keep their proxies.
+    TensorBoard sends gRPC requests to a process that it has started, which no proxy can reach. Only gRPC reads
+    `no_grpc_proxy`, in place of `no_proxy` if both are set, so all other connections keep their proxies.
     """
     exempt = next((os.environ[name] for name in ("no_grpc_proxy", "no_proxy") if name in os.environ), "")
     return os.environ | {"no_grpc_proxy": ",".join(filter(None, (exempt, HOST, "localhost")))}

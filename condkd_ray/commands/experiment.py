@@ -1,7 +1,7 @@
-"""The flags that all experiment scripts share, and the run of their plans: base config, plans, run, report, exit code.
+"""The flags that all experiment scripts share, and the function that runs and reports their plans.
 
-Neither this module nor those it imports load PyTorch or Ray, so a script that imports it with its flags prints help,
-and refuses an unknown flag or a busy folder, without waiting for these imports.
+Neither this module nor the modules that it imports load PyTorch or Ray. So a script with these flags prints help, and
+refuses an unknown flag or a folder in use, without waiting for these imports.
 """
 
 import sys
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 import tyro
 
-from condkd_ray.commands.console.exit_codes import ended, exit_codes, log_to_stderr, show
+from condkd_ray.commands.console.exit_codes import exit_code_of, exit_codes, log_to_stderr, show
 from condkd_ray.commands.console.live import TERMINAL
 from condkd_ray.commands.parsing import parse
 from condkd_ray.commands.report import Reporter, report_results
@@ -49,8 +49,9 @@ class Flags(TeacherFlags, Options):
     scale: float | None = None
     """With --host: share of the published optimiser steps that a trial takes; default: 1."""
     inversion: str | None = None
-    """The inversion, with this project's own recipe; default: `fast`, or that of --host."""
+    """The inversion, with this project's own recipe; default: `fast`, or the inversion of --host."""
     guidance: str = "discriminator"
+    """The guidance of the guided arms; `condkd methods` lists all."""
     guidance_weight: float | None = None
     """Weight of the guidance in the inversion's loss; default: the method's own."""
     prior_weight: float = PRIOR.weight
@@ -60,6 +61,7 @@ class Flags(TeacherFlags, Options):
     prior_temperature: float = PRIOR.temperature
     """Temperature of that prior. With soft targets, the temperature of the targets is used instead."""
     condensation: str = "distribution_matching"
+    """The method that makes the condensed images; `condkd methods` lists all."""
     condensed_path: Path | None = None
     """An existing condensed set to import: a DC/DSA/DM .pt, a KIP .npz, Parquet, or an image folder."""
     condensed_space: Literal["auto", "unit", "signed", "normalised", "uint8", "zca"] = "auto"
@@ -76,40 +78,50 @@ class Flags(TeacherFlags, Options):
     condensed_share: float = 0.5
     """Share of condensed images in the student's batches, in the arms with both kinds of images."""
     dataset: str = "digits"
+    """The data set: digits (bundled), mnist, fashion_mnist, cifar10, cifar100, svhn, parquet, image_folder,
+    class_folders, or one of a plug-in."""
     data_root: Path | None = None
+    """Folder of the data set's files; not needed for digits."""
     train_file: str | None = None
+    """Parquet file of the training images: a name in that folder, a path, or a pattern such as train-*.parquet."""
     test_file: str | None = None
+    """Parquet file of the test images, likewise."""
     size: int | None = None
     """Side in pixels to which images are resized."""
     val_fraction: float = 0.0
-    """Share of the training images held out for validation (digits has 197 validation images of its own)."""
+    """Share of the training images held out for validation (digits always has 197 validation images)."""
     teacher: str | None = None
-    """Architecture of the teacher (`condkd methods --networks`); default: that of the card, else that which the names
-    of the weights determine, else resnet-8-16."""
+    """Architecture of the teacher (`condkd methods --networks`); default: from the card, else from the names of the
+    weights, else resnet-8-16."""
     teacher_epochs: int | None = None
+    """Epochs of the teacher's training; default: 40 for digits, 8 for cifar10, 5 for mnist and fashion_mnist, 10 for
+    others."""
     teachers: int = 1
     """Number of teachers, each trained with another seed, over which the seeds are spread: the i-th of --seeds has
     teacher i mod N. With one teacher, a difference between arms shows nothing about other teachers."""
     student: str = "resnet-8-8"
+    """Architecture of the student; `condkd methods --networks` lists all."""
     rounds: int | None = None
-    """Rounds of the student; default: 12, or those of --host. With --host, other lengths in rounds are scaled alike."""
+    """Rounds of the student; default: 12, or the rounds of --host. With --host, other lengths in rounds scale alike."""
     test_rounds: TestRounds = "subset"
     """Test images measured in each round: `subset`, at most 1000; `full`, all of them (slower), as the published mean
     and variance over rounds require. The final test accuracy always uses all of them."""
     explain: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Print the number of trials and what they will take, and stop. Nothing is trained or written."""
+    """Print the number of trials and an estimate of their time, memory and disk space, and stop. Nothing is trained or
+    written."""
     only: tuple[str, ...] = ()
-    """Run only these of the planned trials: hashes, or beginnings of hashes, from the tables and records."""
+    """Run only the planned trials with these hashes, or beginnings of hashes, from the tables and records."""
     producers: int = 0
-    """Processes per trial that make its images while its student learns; 0: both take turns in one process."""
+    """Processes per trial that make its images while its student is trained; 0: one process does both in turns."""
     staleness: int | None = None
-    """With producers: rounds by which the images are ahead and the student that they use is behind; default: 1."""
+    """With producers: number of rounds by which images are made in advance, with a student that is as many rounds
+    old; default: 1."""
     config: Path | None = None
     """A YAML file of config fields that override the flags."""
 
     def base(self) -> "TrialConfig":
         """Return the config from which all arms are derived, at the largest IPC. Raises `InputError` for bad flags."""
-        # Imported here because it imports PyTorch, which help and mistyped flags must not wait for.
+        # Imported here because it imports PyTorch: help and mistyped flags must not wait for that.
         from condkd_ray.commands.base_config import base_config
 
         return base_config(self)
@@ -130,7 +142,10 @@ class Flags(TeacherFlags, Options):
 
     @property
     def teacher_label(self) -> str:
-        """The teacher's architecture: from the flag, else from the card, else the default."""
+        """The teacher's architecture: from the flag, else from the card, else the default.
+
+        Raises `InputError` if the flag or the card cannot be used.
+        """
         from condkd_ray.commands.base_config import teacher_label
 
         return teacher_label(self)
@@ -139,10 +154,11 @@ class Flags(TeacherFlags, Options):
 def command_line(flags: type[T], main: Callable[[T], int], *, own_folder: bool = True) -> None:
     """Parse the flags, run `main` and exit with its code.
 
-    Exit codes: 0 done, 1 some trials failed, 2 bad input, 3 the time budget is spent, 130 interrupted.
+    Exit codes: 0 done; 1 some trials failed, or an error of `exit_codes` with that code; 2 bad input; 3 the time or GPU
+    budget is spent; 130 interrupted.
 
-    Flags that are `Options` lock the folder `--out`, so that no other process runs in it. `own_folder` False: the
-    program writes nothing there, and does not lock it.
+    If the flags are `Options`, their folder `--out` is locked, so that no other process runs in it. `own_folder`: pass
+    False for a program that writes nothing there; the folder is then not locked.
     """
     with exit_codes():
         given: T = parse(flags)
@@ -167,8 +183,9 @@ def run(
 ) -> int:
     """Run the missing trials of `plans`, write records as they end, report, and return the exit code.
 
-    `baseline`: the arm with which the other arms are compared. `workshop`: the artifacts made so far, else a new one is
-    made. `report`: replaces the standard report. The exit codes are those of `command_line`.
+    `baseline`: the arm with which the other arms are compared. `workshop`: makes teachers and condensed sets; a new one
+    if not given. `report`: replaces the standard report. The exit codes are those of `command_line`. Raises
+    `InputError` for flags or plans that cannot be used.
     """
     from condkd_ray.runs import experiment
 
@@ -180,4 +197,4 @@ def run(
     kept = {"only": flags.only, "baseline": baseline, "workshop": workshop, "view": TERMINAL}
     result = experiment.run(name, question, plans, flags, **kept)
     report_results(flags.out, report=report)
-    return ended(result)
+    return exit_code_of(result)

@@ -36,13 +36,16 @@ class Export:
     out: tyro.conf.Positional[Path]
     """The `--out` of an experiment or of `condkd train`."""
     trial: str | None = None
-    """The hash, or the beginning of the hash, of another trial that the experiment has kept."""
+    """The hash of another kept trial, or the beginning of its hash."""
     to: Path = Path("export")
     """A new or empty folder."""
 
 
 def export_best(command: Export) -> int:
-    """Run `condkd export`; return 0."""
+    """Run `condkd export`; return 0.
+
+    Raises `InputError` if `out` is not a folder of results, if the trial is not kept, or if `to` is not empty.
+    """
     record = choose(command.out, command.trial)
     empty = not command.to.exists() or (command.to.is_dir() and not any(command.to.iterdir()))
     require(empty, "--to", str(command.to), "a new or empty folder")
@@ -55,9 +58,9 @@ def export_best(command: Export) -> int:
 
 
 class FromPixels(nn.Module):
-    """A student that reads pixels in [0, 1], shape (B, C, H, W), and normalises them itself.
+    """A student with its normalisation: reads pixels in [0, 1], shape (B, C, H, W).
 
-    So a caller can neither forget to normalise them nor do it twice.
+    So a caller can neither forget to normalise the pixels nor do it twice.
     """
 
     mean: Tensor
@@ -78,7 +81,9 @@ def export(out: Path, record: Record, to: Path) -> list[str]:
     """Write the student and the synthetic images of a trial to the folder `to`; return one line of text per file.
 
     `student.safetensors` and `student.json`: the weights and their description. `student.pt2`: the student as a
-    program of `torch.export` that reads pixels in [0, 1]. `synthetic.parquet`: images, labels and teacher's logits.
+    program of `torch.export` that reads pixels in [0, 1]. `synthetic.parquet`: images, labels and teacher's logits; not
+    written if the trial's memory has no images. Raises `InputError` if the trial's product is missing or damaged, or if
+    its network is defined by a plug-in that is not installed.
     """
     product = read_product(kept_path(out, record.config_hash))
     student = load_student(product, record)
@@ -106,7 +111,7 @@ def export(out: Path, record: Record, to: Path) -> list[str]:
 
 
 def model_card(product: Product, record: Record) -> dict[str, object]:
-    """Return what a reader needs to use the weights, and how they were made."""
+    """Return the card of the weights: the data that a program needs to use them, and how they were made."""
     name, value = merit(record)
     return {
         "network": to_tree(models.parse(product.network)),

@@ -1,4 +1,4 @@
-"""The part of `condkd` that runs before PyTorch and Ray are imported: help, version, unknown verbs, busy folders.
+"""The part of `condkd` that runs before PyTorch and Ray are imported: help, version, unknown verbs, folders in use.
 
 Those imports take seconds, and half a minute on a busy machine. The help text of each verb is stored in `help/` beside
 this module, because the classes of the flags are in modules that import PyTorch. `python -m
@@ -93,7 +93,7 @@ def _usage() -> str:
 
 
 def _requests_help(rest: Sequence[str]) -> bool:
-    # `train --from-record` has flags other than those of the stored help.
+    # `train --from-record` has other flags than the stored help text of `train`.
     return any(one in HELP for one in rest) and not any(one.partition("=")[0] == "--from-record" for one in rest)
 
 
@@ -111,7 +111,7 @@ def _help_path(name: str) -> Path:
 
 
 def stored_help(name: str) -> str:
-    """Return the stored help text of a verb."""
+    """Return the help text of a verb from its file in `help/`."""
     return _help_path(name).read_text(encoding="utf-8")
 
 

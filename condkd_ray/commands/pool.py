@@ -20,14 +20,14 @@ COLUMNS = ("key", "trials", "rounds", "chunks", "samples", "MB", "MB on disk alo
 
 @dataclass(frozen=True)
 class Pool:
-    """Print what the pool of a sweep holds: keys, chunks, bytes, readers, and the rounds that sharing saved."""
+    """Print the contents of the pool of a sweep: keys, chunks, bytes, readers, and the rounds that sharing saved."""
 
     out: tyro.conf.Positional[str]
     """The `--out` of an experiment, running or interrupted; or its `--storage`, if that is another folder."""
 
 
 def show_pool(command: Pool) -> int:
-    """Run `condkd pool`; return 0."""
+    """Run `condkd pool`; return 0. Raises `InputError` if no pool has written a status there."""
     show(pool_table(locate(command.out, "storage")))
     return 0
 

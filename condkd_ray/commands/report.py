@@ -23,7 +23,7 @@ Reporter = Callable[[Path], str]
 
 @dataclass(frozen=True)
 class Report:
-    """Rebuild tables, figures, page, Parquet and TensorBoard files of a result folder from what is stored there.
+    """Rebuild tables, figures, page, Parquet and TensorBoard files of a result folder from its stored results.
 
     With two folders: write one page that compares trials of equal arm, IPC and seed side by side, and nothing else.
     """
@@ -37,12 +37,16 @@ class Report:
 
 
 def rebuild(command: Report) -> int:
-    """Run `condkd report`; return the exit code, which is 1 if a part of the report could not be written."""
+    """Run `condkd report`; return the exit code, which is 1 if a part of the report could not be written.
+
+    Raises `InputError` if a folder does not hold results, if two folders cannot be compared, or for `to` with one
+    folder.
+    """
     if command.other is not None:
         # Imported here because it imports matplotlib, which other commands do not need.
         from condkd_ray.report import page
 
-        show(page.compare(command.out, command.other, command.to))
+        show(str(page.compare(command.out, command.other, command.to)))
         return 0
     accepted = "--to only with two folders; the page of a single folder is report.html in it"
     require(command.to is None, "--to", str(command.to), accepted)
@@ -60,7 +64,8 @@ def rebuild(command: Report) -> int:
 def report_results(out: Path, *, study: str | None = None, report: Reporter | None = None) -> None:
     """Rebuild the report of `out` from its records, print the tables and log where the files are.
 
-    `study`: the study storage, if the user named one. `report`: replaces `condkd_ray.report.build.build`.
+    `study`: the study storage, if the user named one. `report`: replaces `condkd_ray.report.build.build`. Raises
+    `InputError` if `out` is not a folder of results.
     """
     from condkd_ray.report.build import build
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import tyro
 
-from condkd_ray.commands.console.exit_codes import ended, log_to_stderr, show
+from condkd_ray.commands.console.exit_codes import exit_code_of, log_to_stderr, show
 from condkd_ray.commands.console.live import TERMINAL
 from condkd_ray.commands.report import report_results
 from condkd_ray.commands.teacher_flags import TeacherFlags
@@ -27,8 +27,8 @@ class SearchFlags(TeacherFlags, SearchSpec):
     """Flags of every search. The flags of the teacher override the same fields of the space."""
 
     explain: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Print what the search will take, estimated from probes of the space's corners, and stop. Nothing is trained or
-    written."""
+    """Print an estimate of the search's time, memory and disk space, from probes of the space's corners, and stop.
+    Nothing is trained or written."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,17 +38,24 @@ class Search(SearchFlags):
     space: tyro.conf.Positional[Path]
     """A YAML file of a config with open leaves, such as search_spaces/guidance.yaml."""
     out: Path = Path("runs/search")
+    """Folder of the results. The same folder again continues the search: finished trials stay."""
 
 
 def search(command: Search) -> int:
-    """Run `condkd search SPACE`; return the exit code, see `condkd_ray.commands.experiment.command_line`."""
+    """Run `condkd search SPACE`; return the exit code, see `condkd_ray.commands.experiment.command_line`.
+
+    Raises `InputError` for a space or flags that cannot be used.
+    """
     from condkd_ray.study.space import read
 
     return run(f"Which {command.space.stem} is best?", read(command.space), command)
 
 
 def run(question: str, tree: dict[str, Any], flags: SearchFlags) -> int:
-    """Run the missing trials of a search of the space `tree`, report, and return the exit code."""
+    """Run the missing trials of a search of the space `tree`, report, and return the exit code.
+
+    Raises `InputError` for a space or flags that cannot be used.
+    """
     from condkd_ray.runs import search as searches
 
     log_to_stderr(flags.verbose)
@@ -58,17 +65,20 @@ def run(question: str, tree: dict[str, Any], flags: SearchFlags) -> int:
         return 0
     result = searches.run(question, tree, flags, view=TERMINAL)
     report_results(flags.out, study=flags.study_storage)
-    return ended(result)
+    return exit_code_of(result)
 
 
 def confirm(tree: dict[str, Any], flags: SearchFlags, *, best: int, seeds: Sequence[int]) -> int:
-    """Run the `best` best trials of a finished search again with other seeds, report, and return the exit code."""
+    """Run the `best` best trials of a finished search again with other seeds, report, and return the exit code.
+
+    Raises `InputError` for flags that cannot be used, or if `seeds` contains the seed of the search.
+    """
     from condkd_ray.report.build import build
     from condkd_ray.runs import search as searches
 
     result = searches.confirm(with_flags(tree, flags), flags, best=best, seeds=seeds, view=TERMINAL)
     report_results(result.out)
-    code = ended(result)
+    code = exit_code_of(result)
     with TERMINAL.bar("page of the search"):
         build(flags.out, tensorboard=False)
     log.info(f"the page of the search now shows their results: {flags.out / 'report.html'}")

@@ -1,4 +1,4 @@
-"""The flags for a user's own teacher, shared by all commands with flags instead of a config file."""
+"""The flags for a user's own teacher, shared by all commands that have flags instead of a config file."""
 
 import os
 from dataclasses import dataclass
@@ -28,14 +28,17 @@ class TeacherFlags:
     """Mean with which the teacher's input is normalised, one value per channel, for pixels in [0, 1]; default: the
     card's value, else that of the data set."""
     std: tuple[float, ...] | None = None
-    """Standard deviation of that normalisation; default as for `--mean`."""
+    """Standard deviation of that normalisation; default: like that of `--mean`."""
     class_order: tuple[str, ...] | None = None
     """Names of the data set's classes in the order of the teacher's outputs; default: the data set's order."""
     force_teacher: tyro.conf.FlagCreatePairsOff[bool] = False
     """Continue although the teacher's accuracy on the images is too low for a teacher of these classes."""
 
     def about_teacher(self) -> Tree:
-        """Return the config fields set by these flags, as plain values. Raises `InputError` if weights are no file."""
+        """Return the config fields set by these flags, as plain values.
+
+        Raises `InputError` if the weights are not a file, or if only one of `--mean` and `--std` is given.
+        """
         from condkd_ray.models.weights import located  # which imports PyTorch
 
         weights = self.teacher_weights
@@ -47,7 +50,10 @@ class TeacherFlags:
         return self.given_of_teacher()
 
     def given_of_teacher(self) -> Tree:
-        """Return the same as `about_teacher`, without checking that the weights exist."""
+        """Return the config fields as `about_teacher` does, without checking that the weights exist.
+
+        Raises `InputError` if only one of `--mean` and `--std` is given.
+        """
         require((self.mean is None) == (self.std is None), "--mean, --std", (self.mean, self.std), "both or none")
         own = {"weights": self.teacher_weights, "module": self.teacher_module}
         teacher: dict[str, Any] = {**own, "card": self.card, "class_order": self.class_order}

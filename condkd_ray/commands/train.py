@@ -42,7 +42,7 @@ class _Here:
     fresh: bool = False
     """Move the present content of `--out` aside and start over."""
     device_pool_limit: str | None = None
-    """GPU memory for synthetic images, such as 500MB or 4GB; images beyond it stay in the host's memory and are copied
+    """GPU memory for synthetic images, such as 500MB or 4GB; images beyond it stay in the CPU's memory and are copied
     to the GPU when they are drawn. Default: a quarter of the GPU."""
 
 
@@ -62,7 +62,7 @@ class Train(_Here):
 
 @dataclass(frozen=True, kw_only=True)
 class Repeat(_Here):
-    """Repeat a trial from its record; print whether the result is equal and, if not, what differs.
+    """Repeat a trial from its record; print whether the result is equal and, if not, the differences.
 
     A trial that failed may fail again; if it raises an exception, the whole traceback is printed.
     """
@@ -72,9 +72,10 @@ class Repeat(_Here):
 
 
 def configured(kind: type[C], arguments: list[str], prog: str) -> tuple[C, TrialConfig]:
-    """Parse a command that has a `config` file and a flag for each field of that config; return both parsed.
+    """Parse a command that has a `config` file and a flag for each field of that config; return command and config.
 
-    The flags override the file, and the file overrides the teacher's card.
+    The flags override the file, and the file overrides the teacher's card. `prog`: name of the program in help and
+    messages. Raises `InputError` if the file, the card or a field cannot be used.
     """
     command, rest = parse(kind, arguments, prog=prog, return_unknown_args=True)
     path: Path = command.config  # type: ignore[attr-defined]
@@ -91,17 +92,17 @@ def configured(kind: type[C], arguments: list[str], prog: str) -> tuple[C, Trial
 
 
 def flagged_config(base: TrialConfig, arguments: list[str], prog: str) -> TrialConfig:
-    """The config with flags that are its fields, such as `--inversion.steps 20`."""
+    """Return the config with the fields that `arguments` set, such as `--inversion.steps 20`."""
     kind, default = _as_given(base)
     avoid = (tyro.conf.AvoidSubcommands,)
     return _restored(parse(kind, arguments, default=default, prog=prog, config=avoid))
 
 
 def _as_given(value: Any) -> tuple[type, Any]:
-    """A subclass of the value's class, and the value in it, whose fields have the classes of their own values.
+    """Return a subclass of the value's class in which each field has the class of its value, and the value in it.
 
-    Of a union tyro takes the member that a default is an instance of: for a plug-in that derives from one of our
-    methods, that method.
+    For a field with a union of classes, tyro uses the first class of which the default is an instance: for a plug-in
+    that derives from one of our methods, it would use that method.
     """
     kind, parts = type(value), {one.name: getattr(value, one.name) for one in dataclasses.fields(value)}
     found = {name: _as_given(part) for name, part in parts.items() if dataclasses.is_dataclass(part)}
@@ -114,7 +115,7 @@ def _as_given(value: Any) -> tuple[type, Any]:
 
 
 def _restored(value: Any) -> Any:
-    """The value, whose class is one of `_as_given`, in its own class."""
+    """Return the value, whose class was made by `_as_given`, in its original class."""
     kind = getattr(value, "given_as", None)
     if kind is None:
         return value
@@ -122,7 +123,10 @@ def _restored(value: Any) -> Any:
 
 
 def train(arguments: list[str]) -> int:
-    """Run `condkd train`, from a file with flags for the config's fields, or from a record; return the exit code."""
+    """Run `condkd train`, from a file with flags for the config's fields, or from a record; return the exit code.
+
+    Raises `InputError` for a config, a record or flags that cannot be used.
+    """
     if any(argument.partition("=")[0] == "--from-record" for argument in arguments):
         return repeat(parse(Repeat, arguments, prog="condkd train"))
     command, config = configured(Train, arguments, "condkd train")
@@ -130,7 +134,10 @@ def train(arguments: list[str]) -> int:
 
 
 def repeat(command: Repeat) -> int:
-    """Run `condkd train --from-record`; return the exit code, which is 1 also if the result is not equal."""
+    """Run `condkd train --from-record`; return the exit code: 1 if the trial fails or the result is not equal.
+
+    Raises `InputError` if the record cannot be repeated.
+    """
     first = find_record(*command.from_record)
     drawn = f"{first.scope}: the images that it drew from other trials depended on their timing"
     require(first.scope != "sweep", "scope of the record", drawn, "a trial that used only its own images")

@@ -61,10 +61,10 @@ MOST_GUIDES = 10
 WIDTH = 64
 """Width of the generator. It is half the default of `fast`, so that more rounds fit into the same time."""
 LEAST_ROUNDS, MOST_ROUNDS = 3, 200
-"""Limits of the number of rounds that `condkd try` chooses: with fewer a student learns nothing, and more would make a
-run of hours."""
+"""Limits of the number of rounds that `condkd try` chooses: a student needs at least three to learn anything, and more
+than 200 take hours."""
 AROUND = 25.0
-"""Seconds that a run takes in addition to its trials: starting processes, writing tables and figures."""
+"""Seconds that a run takes besides its trials, for starting processes and writing tables and figures."""
 MIRRORED = 0.9
 """Mirrored images keep their class if the teacher's accuracy on them is at least this share of its accuracy on the
 images as they are (our choice)."""
@@ -72,7 +72,7 @@ images as they are (our choice)."""
 
 @dataclass(frozen=True, kw_only=True)
 class Try(TeacherFlags):
-    """Does guidance help for your teacher and your few images? An answer in minutes, with its interval and its cost.
+    """Does guidance help for your teacher and your few images? Prints a verdict within minutes, with interval and cost.
 
     Half of the images of each class are held out for the verdict; the others guide. Running the same command again
     continues an interrupted run.
@@ -85,6 +85,7 @@ class Try(TeacherFlags):
     """Architecture of the teacher, such as resnet-8-16 (`condkd methods --networks` lists them). Needed only if neither
     a card nor the names of the weights determine it."""
     student: str = "resnet-8-8"
+    """Architecture of the students; `condkd methods --networks` lists all."""
     size: int | None = None
     """Side in pixels to which images are resized; default: the card's value, else the images keep their size."""
     flip_ok: bool | None = None
@@ -92,6 +93,7 @@ class Try(TeacherFlags):
     guides: int | None = None
     """Images per class that guide; default: all that are not held out, less one for the proxy set, but at most 10."""
     seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of the trials of each arm; more seeds narrow the intervals."""
     minutes: float = 10.0
     """Time limit of the whole run; the number of rounds is chosen to fit it."""
     rounds: int | None = None
@@ -102,19 +104,24 @@ class Try(TeacherFlags):
     force_teacher: Annotated[tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(aliases=["--force"])] = False
     """Continue although the teacher's accuracy on the images is too low for a teacher of these classes."""
     cpus_per_trial: float = 1.0
+    """CPUs of each trial; also its number of threads, rounded down but at least 1."""
     gpus_per_trial: float = 0.0
+    """GPUs of each trial: 0 to 1, or a whole number."""
     max_concurrent: int | None = None
     """Limit of the number of trials at once; default: as many as fit."""
     out: Path = Path("runs/try")
     """Folder of the results. If it already holds this run, finished trials are kept and the rest continues."""
     cache: Path | None = None
-    """Cache of small artifacts; default: $CONDKD_CACHE, else a folder in the user's cache home."""
+    """Folder of teachers and condensed sets; default: $CONDKD_CACHE, else a folder in the user's cache home."""
     fresh: bool = False
     """Move the present content of `--out` aside and start over."""
 
 
 def try_out(command: Try) -> int:
-    """Run `condkd try`; return the exit code, see `condkd_ray.commands.experiment.command_line`."""
+    """Run `condkd try`; return the exit code, see `condkd_ray.commands.experiment.command_line`.
+
+    Raises `InputError` for flags, images or a teacher that cannot be used.
+    """
     begin = time.monotonic()
     require(command.minutes > 0, "--minutes", command.minutes, "more than 0")
     require(command.rounds is None or command.rounds >= 1, "--rounds", command.rounds, "an integer >= 1")
@@ -209,7 +216,7 @@ def own_prior(base: TrialConfig) -> Prior | None:
 
 
 def usual_prior(inversion: AnyInversion) -> Prior:
-    """Return the class prior of an inversion whose config does not set one."""
+    """Return the default class prior of an inversion. Raises `InputError` if its values are not accepted."""
     default: dict[str, Any] = {field.name: field.default for field in fields(inversion)}
     return Prior(default["oh_weight"], default["oh_temperature"])
 
@@ -274,10 +281,11 @@ def _most_guides(command: Try, dataset: Dataset) -> int:
 
 
 def rounds_of(command: Try, base: TrialConfig, workshop: Workshop, begin: float) -> int:
-    """Return the number of rounds per trial, by the first of these that applies.
+    """Return the number of rounds per trial.
 
-    It is the number in the flags or in the config, the number chosen by an earlier run of the same trials, or as many
-    rounds as fit into `--minutes` from `begin` (a time of `time.monotonic`).
+    It is the first of these that exists: the number in the flags or in the config, the number that an earlier run of
+    the same trials chose, the number that fits into `--minutes` from `begin` (a time of `time.monotonic`). Raises
+    `InputError` if a config cannot be read, and `NonFiniteError` if a trial diverges while a round is timed.
     """
     given = read_tree(command.config).get("rounds") if command.config and not command.rounds else command.rounds
     if given is not None:
@@ -304,9 +312,10 @@ def rounds_of(command: Try, base: TrialConfig, workshop: Workshop, begin: float)
 
 
 def check_form(network: nn.Module, weights: Path, dataset: Dataset, images: Path) -> None:
-    """Raise `InputError` if the weights fit `network` in all but the number of channels or of classes.
+    """Raise `InputError` if the weights do not fit the number of channels or of classes of the images.
 
-    `network`: built for the images of `dataset`. Loading the weights raises the error for any other misfit.
+    `network`: built for the images of `dataset`. `images`: their folder. Weights that differ in other ways are refused
+    when they are loaded.
     """
     own, given = network.state_dict(), nearest(network, weights)
     first = next((name for name, tensor in own.items() if tensor.ndim == 4), "")

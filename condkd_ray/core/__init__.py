@@ -1,1 +1,1 @@
-"""Basic values and file formats that every other folder uses; imports no other folder of the package."""
+"""Configs, samples, random streams, records and storage, used by all other folders; it imports none of them."""

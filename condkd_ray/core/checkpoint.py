@@ -55,7 +55,7 @@ def load(state: Any, path: Location, device: torch.device | str = "cpu") -> Any:
 
 
 def load_whole(state: Any, path: Location, device: torch.device | str = "cpu") -> Any | None:
-    """Like `load`, but return None if there is no file, or a damaged one, which is logged and deleted."""
+    """Load the file like `load`; return None if there is none. A damaged file is logged and deleted, and gives None."""
     if not path.is_file():
         return None
     try:

@@ -161,10 +161,10 @@ class CodeWalk:
 
     def _refuse(self, value: Any, error: Exception) -> InputError:
         kind = f"{type(value).__module__}.{type(value).__qualname__}"
-        place = f"{self._labels[-1]} " if self._labels else ""
+        where = f"{self._labels[-1]} " if self._labels else ""
         reason = f"{type(error).__name__}: {first_line(error)}"
         return InputError(
-            f"{self._what}: {place}is a {kind}, whose content cannot be read ({reason}); accepted: {self._accepted}"
+            f"{self._what}: {where}is a {kind}, whose content cannot be read ({reason}); accepted: {self._accepted}"
         )
 
     def _tensor(self, value: Any, torch: Any) -> None:
@@ -386,5 +386,5 @@ def _is_own_import(top: str) -> bool:
         spec = importlib.util.find_spec(top)
     except (ImportError, ValueError):
         return False
-    places = [] if spec is None else [*(spec.submodule_search_locations or []), *([spec.origin] if spec.origin else [])]
-    return bool(places) and not is_installed_file(Path(places[0]).resolve())
+    paths = [] if spec is None else [*(spec.submodule_search_locations or []), *([spec.origin] if spec.origin else [])]
+    return bool(paths) and not is_installed_file(Path(paths[0]).resolve())

@@ -117,7 +117,7 @@ def check(compile: Compile, graphs: bool, device: torch.device | str) -> None:
 
 @functools.cache
 def _fault(device: str) -> str | None:
-    """Return why nothing can be compiled for `device`, or None; tested by compilation, which has many requirements."""
+    """Return the reason why nothing can be compiled for `device`, found by compiling a function; None if it works."""
     try:
         torch.compile(lambda x: x.cos() + x.sin(), fullgraph=True)(torch.ones(8, device=device))
     except Exception as error:  # errors of the compiler and of the programs it calls

@@ -230,7 +230,7 @@ def flattened(tree: Mapping[str, Any], separator: str = "/") -> Tree:
 
 
 def identity(value: Any, *, complete: bool = False) -> Any:
-    """Return the tree of everything that affects numbers, without file locations: equal exactly for equal runs.
+    """Return the tree of all that affects numbers, without file locations; configs with equal trees give equal runs.
 
     A field at its default is left out, so that a config keeps its identity when its class gets a new field. The `name`
     of a method always stays, because it determines the class of the other fields. A default must therefore never change

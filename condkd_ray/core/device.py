@@ -1,4 +1,4 @@
-"""Copies from the CPU to the computing device that do not make the host wait."""
+"""Copies from the CPU to the computing device without a wait of the CPU."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,8 +10,8 @@ from torch import Tensor
 def sent(tensor: Tensor, device: torch.device | str) -> Tensor:
     """Return `tensor` on `device`; the same tensor if it is there already.
 
-    A copy from the CPU to a GPU uses pinned memory, so that the host continues at once; later work on the GPU finds it
-    complete. Do not use it for copies to the CPU, which must be complete before the host reads them.
+    A copy from the CPU to a GPU uses pinned memory, so that the CPU continues at once; later work on the GPU starts
+    after the copy. Do not use it for copies to the CPU, which must be complete before they are read.
     """
     there = torch.device(device)
     if tensor.device.type != "cpu" or there.type == "cpu":
@@ -49,7 +49,7 @@ class CopyStream:
             done.record(stream)
 
     def awaited(self) -> None:
-        """Make later work of the caller on the device start after the copies so far; the host does not wait."""
+        """Make later work of the caller on the device start after the copies so far; the CPU does not wait."""
         if self._beside is not None:
             torch.cuda.current_stream(self._device).wait_event(self._beside[1])
 

@@ -138,7 +138,7 @@ def set_up_process(threads: int, gpus: float = 1.0) -> None:
         # Otherwise each tensor of 32 MiB or more is mapped and zeroed page by page, which takes 4 to 7 % of a round at
         # 3x32x32. Only the GNU C library has `mallopt`.
         set_option = getattr(ctypes.CDLL(None), "mallopt", lambda option, value: 0)
-        # The trim threshold alone would make it worse, because the mmap threshold then stays at its present value.
+        # The trim threshold alone would cost more time, because the mmap threshold then stays at its present value.
         if any(set_option(M_MMAP_THRESHOLD, size) for size in MAPPED_BYTES):
             set_option(M_TRIM_THRESHOLD, KEPT_BYTES)
 
@@ -197,7 +197,7 @@ def _quotas() -> Iterator[float]:
             _, controllers, own = line.split(":", 2)
             if controllers and "cpu" not in controllers.split(","):
                 continue
-            # In a container the root may be the process's own group, whatever path the host reports.
+            # In a container the root may be the process's own group, whatever path the machine reports.
             for group in (path := Path(own), *path.parents):
                 for root in (GROUPS / controllers, GROUPS / "cpu") if controllers else (GROUPS, GROUPS / "unified"):
                     if quota := _quota(root / group.relative_to("/")):

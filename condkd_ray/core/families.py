@@ -241,7 +241,7 @@ def register(kind: Any = None, /, *, version: str | None = None) -> Any:
 
 
 def register_class(kind: M, version: str | None = None) -> M:
-    """Register a class and return it: see `register`."""
+    """Register a class and return it. Raises `InputError` as `register` does."""
     family = family_of(kind) if isinstance(kind, type) else None
     bases = ", ".join(_place(one.base) for one in _FAMILIES.values())
     accepted = f"a class that derives from the base of a family, such as {bases}"
@@ -277,9 +277,9 @@ def origin_of(kind: type) -> Origin | None:
 
 @contextmanager
 def origins_stored(value: Any) -> Iterator[None]:
-    """Within this context, the plug-in classes in a config hold their origins, and pickles by value contain them.
+    """Store the origins of a config's plug-ins in their classes during the block, so that pickles by value have them.
 
-    The workers that unpickle them have no source files.
+    The workers that unpickle the classes have no source files to compute an origin from.
     """
     kinds = [kind for kind in plugin_kinds(value) if ORIGIN not in vars(kind)]
     origins = {kind: origin_of(kind) for kind in kinds}
@@ -351,8 +351,8 @@ def check_plugins(made_with: dict[str, str], source: str, config: Mapping[str, A
         source: Beginning of the messages.
         config: Tree of the record's config, in which messages find the field of the plug-in.
     """
-    for place, origin in made_with.items():
-        group, _, name = place.partition("/")
+    for method, origin in made_with.items():
+        group, _, name = method.partition("/")
         family = _FAMILIES.get(group)
         here = None if family is None else family.plugins().get(name)
         paths = ", ".join(_paths(config or {}, name))

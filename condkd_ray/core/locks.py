@@ -37,7 +37,7 @@ _taken: ContextVar[list[Claim] | None] = ContextVar("taken", default=None)
 
 
 def claim(folder: Path, what: str) -> Claim | None:
-    """Lock `folder` exclusively and return the lock, or None if this process already holds it.
+    """Lock `folder` exclusively and return the lock; None if this process already holds it.
 
     `what` names the flag in error messages. Returns None also on a file system without locks. Raises `InputError` at
     once if another process runs in the folder, or after `PATIENCE_SECONDS` if a report on it has not ended.

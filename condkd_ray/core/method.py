@@ -42,7 +42,10 @@ class ClusterError(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """Base class of all configurable classes. The command line shows the docstrings of their fields."""
+    """Base class of all configurable classes. The command line shows the docstrings of their fields.
+
+    A bad value of a field raises `InputError` when the object is made.
+    """
 
     paper: ClassVar[str] = ""
     """Publication of the method; empty for generally known methods."""
@@ -92,7 +95,9 @@ class Schedule(Method):
     """
 
     start: float = 1.0
+    """Factor in the first round."""
     end: float = 1.0
+    """Factor from `until` on."""
     until: float = 0.5
     """Share of the rounds after which `end` is reached."""
 
@@ -120,8 +125,8 @@ class Schedule(Method):
 class Meter:
     """Means of loss terms over the steps of a round, kept on the device until `read`.
 
-    For each term it also counts the steps before the term first became non-finite. Once one term is NaN, all others
-    follow within a step; the term with the fewest finite steps is reported.
+    For each term it also counts the steps before the term first became non-finite. Once one term is NaN, the others
+    usually follow within a step; the term with the fewest finite steps is reported.
     """
 
     def __init__(self, family: str) -> None:
@@ -130,7 +135,7 @@ class Meter:
         """For each term: its sum, the number of steps with a finite sum, and the number of steps."""
 
     def add(self, **terms: "Tensor") -> None:
-        """Add one step's terms, 0-dimensional tensors on any device, without a host sync."""
+        """Add one step's terms, 0-dimensional tensors on any device, without waiting for the device."""
         for name, value in terms.items():
             value = value.detach().float()
             # A sum stays non-finite after one non-finite summand, so counting finite sums counts the steps before.
@@ -143,7 +148,7 @@ class Meter:
                 self._terms[name] = (value.clone(), value.isfinite().float(), 1)
 
     def read(self) -> Metrics:
-        """Return the means by `family/term`, in one copy to the host. Raises `NonFiniteError` with term and step."""
+        """Return the means by `family/term`, with one copy to the CPU. Raises `NonFiniteError` naming term and step."""
         if not self._terms:
             return {}
         # Imported here: messages about bad input shall not wait for PyTorch's import, which takes seconds.

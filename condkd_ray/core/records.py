@@ -38,6 +38,7 @@ class Outcome:
     """Result of a trial, or the state of a running one. Accuracies are fractions, times are seconds."""
 
     status: Status
+    """`running` for a trial that has not ended."""
     reason: str = ""
     """Why the trial failed or was pruned; empty otherwise."""
     metrics: Metrics = field(default_factory=dict)
@@ -49,10 +50,13 @@ class Outcome:
     images: Tensor | None = None
     """(n, C, H, W) uint8 example images, sorted by class. Not stored in the record."""
     images_per_class: int = 0
+    """Number of `images` of each class."""
     held: dict[str, list[int]] = field(default_factory=dict)
     """Numbers of samples in the memory at the end: per predicted `class` of the teacher, and per `confidence` bin."""
     peak_bytes: int = 0
+    """Peak of allocated GPU memory, or of resident memory on a CPU."""
     threads: int = 1
+    """Number of PyTorch threads."""
     node: str = field(default_factory=platform.node)
     """Host name of the machine that ran the trial."""
 
@@ -77,37 +81,56 @@ class Record:
     """One trial: its configuration, its provenance and its outcome."""
 
     experiment: str
+    """Name of the experiment or search."""
     arm: str
+    """Name of the arm."""
     ipc: int
     """Condensed images per class; 0 in arms that use none."""
     seed: int
+    """Seed of the trial."""
     dataset: str
+    """Name of the data set."""
     teacher: str
+    """Architecture of the teacher, or the function or digest that identifies a user's own module."""
     student: str
+    """Architecture of the student."""
     condensation: str
+    """Label of the condensation; `none` without one."""
     inversion: str
+    """Name of the inversion."""
     guidance: str
+    """Name of the guidance."""
     memory: str
+    """Name of the memory."""
     config: dict[str, Any]
     """The resolved configuration as a tree of plain JSON values."""
     config_hash: str
+    """Key of the trial, which names its record; see `condkd_ray.trial.plan.trial_hash`."""
     teacher_hash: str = ""
+    """Hash of the teacher's weights and, for a user's own module, of its code."""
     data_hash: str = ""
+    """Hash of all images and labels of the data set."""
     condensed_hash: str = ""
+    """Hash of the condensed images and labels; empty without a condensed set."""
     proxy_hash: str = ""
+    """Hash of the proxy set."""
     pool_key: str = ""
+    """Key under which the pool holds the trial's samples; equal for trials that share them."""
     scope: str = "trial"
     """The trials that shared its synthetic images; see `condkd_ray.trial.plan.Scope`."""
     versions: dict[str, str] = field(default_factory=dict)
+    """Versions of the software that shapes numbers, by package."""
     plugins: dict[str, str] = field(default_factory=dict)
     """Methods from outside this package: `family/name` to the plug-in and its version; see `core.families`."""
     git: str = ""
+    """Commit of the package's checkout, with `+` if it had changes; empty outside a checkout."""
     numbers: int = 1
     """`trial.plan.NUMBERS` at the time of the trial. Records of different versions are never compared. Records without
     this field are of version 1."""
     study: str = ""
     """Name of the study of a search, whose trial number is part of `arm`; empty for planned trials."""
     outcome: Outcome
+    """Result of the trial."""
 
     @property
     def status(self) -> Status:
@@ -160,9 +183,13 @@ class Manifest:
     """Description of an experiment: question, planned trials, data and teacher. Accuracies are fractions."""
 
     experiment: str
+    """Name of the experiment."""
     question: str
+    """The question that the experiment answers."""
     command: str
+    """Command line, or call of the Python API, that ran it."""
     format: int = FORMAT
+    """Version of the format of this file."""
     created: str
     """Time of creation, ISO 8601."""
     baseline: str | dict[str, str] = "none"
@@ -174,6 +201,7 @@ class Manifest:
     dataset: dict[str, Any] = field(default_factory=dict)
     """`name`, `hash`, `num_classes`, `image_shape`, `test_size`, `notes` of the data set."""
     test_labels: list[int] = field(default_factory=list)
+    """Class of each test image, in the order of the test set."""
     notes: list[str] = field(default_factory=list)
     """Sentences that a reader of the tables must know."""
     search: dict[str, Any] = field(default_factory=dict)

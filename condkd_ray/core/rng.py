@@ -17,9 +17,9 @@ def derive_seed(seed: int, name: str) -> int:
 class Streams:
     """Generators by name: `streams["latents"]` is created at its first use, seeded by hash(seed, name).
 
-    Names in use: init/student, init/generator, init/generator/<round>, init/embeddings, init/head, init/guide,
-    init/replay, targets, latents, negatives, start, augment/inversion, augment/guide, draw, reservoir, replay,
-    condensed, augment/student, augment/condensed. The package uses no global generator.
+    Names in use within a trial: init/student, init/generator, init/generator/<round>, init/embeddings, init/head,
+    init/guide, init/replay, targets, latents, negatives, start, augment/inversion, augment/guide, draw, reservoir,
+    replay, condensed, augment/student, augment/condensed. No draw changes the state of PyTorch's global generator.
     """
 
     def __init__(self, seed: int, device: torch.device | str = "cpu") -> None:
@@ -32,11 +32,11 @@ class Streams:
         return self._open("device", name, self.device)
 
     def host(self, name: str) -> torch.Generator:
-        """Return the stream `name` on the CPU, for draws that the host needs or that must be equal on all devices."""
+        """Return the stream `name` on the CPU, for draws that code reads there or that must be equal on all devices."""
         return self._open("host", name, torch.device("cpu"))
 
-    def _open(self, place: str, name: str, device: torch.device) -> torch.Generator:
-        opened = self._opened[place]
+    def _open(self, where: str, name: str, device: torch.device) -> torch.Generator:
+        opened = self._opened[where]
         if name not in opened:
             opened[name] = torch.Generator(device=device).manual_seed(derive_seed(self.seed, name))
         return opened[name]

@@ -35,7 +35,7 @@ class _Labelled:
 
     @property
     def has_logits(self) -> bool:
-        """Whether the teacher's logits are present."""
+        """True if the teacher's logits are present."""
         return self.logits.shape[1] > 0
 
     @property

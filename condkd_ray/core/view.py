@@ -21,7 +21,7 @@ class Goal:
     metric: str = "proxy/agreement"
     larger: bool = True
     decides: bool = False
-    """Whether a search optimises this metric; then it is the only one shown, and test accuracy is hidden."""
+    """True if a search optimises this metric; a display then shows no other, and hides test accuracy."""
 
     def better(self, value: float, other: float | None) -> bool:
         """Return whether `value` is better than `other`; every value is better than None."""

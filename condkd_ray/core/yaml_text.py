@@ -11,7 +11,7 @@ import yaml
 
 from condkd_ray.core.method import InputError
 
-DEEPEST = 50
+MAX_DEPTH = 50
 """Maximum nesting depth of mappings and lists."""
 LARGEST = 1_000_000
 """Maximum number of characters and values after expansion of aliases, for texts of up to a tenth of it."""
@@ -37,7 +37,7 @@ def load_yaml(text: str, kind: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any:
         raise yaml.YAMLError(f"a value is not valid for its type ({error})") from None
 
 
-_TOO_DEEP = f"its mappings and lists are nested more than {DEEPEST} deep"
+_TOO_DEEP = f"its mappings and lists are nested more than {MAX_DEPTH} deep"
 
 
 def _check_size(root: yaml.Node, most: int, made: Callable[[yaml.Node], Any]) -> None:
@@ -48,13 +48,13 @@ def _check_size(root: yaml.Node, most: int, made: Callable[[yaml.Node], Any]) ->
         """Return the size and the height of a node; `around` is the number of nodes around it."""
         if node not in known:
             # A node that contains itself is not in `known` yet when it is reached again.
-            if around > DEEPEST:
+            if around > MAX_DEPTH:
                 raise yaml.YAMLError(_TOO_DEEP)
             below = [measured(one, around + 1) for one in _inside(node, made)]
             own = len(node.value) if isinstance(node, yaml.ScalarNode) else 0
             known[node] = 1 + own + sum(size for size, _ in below), 1 + max((height for _, height in below), default=0)
         size, height = known[node]
-        if around + height > DEEPEST + 1:
+        if around + height > MAX_DEPTH + 1:
             raise yaml.YAMLError(_TOO_DEEP)
         if size > most:
             raise yaml.YAMLError(f"its aliases expand to {size} values and characters, more than {most}")

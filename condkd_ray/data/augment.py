@@ -1,7 +1,8 @@
 """Differentiable augmentation of image batches from a random stream: shift, roll, flip, resized crop, cutout, DSA.
 
-All draws are vectorised, and per image except in `roll_flip`. A shift fills with black in every space: 0 in [0, 1]
-pixels, `Teacher.black` in the teacher's. Only the DSA family fills with zeros, like its released code.
+All draws are vectorised. They are per image, except the draws of `roll_flip` and the group that `dsa` draws for a whole
+batch. A shift fills with black in every space: 0 in [0, 1] pixels, `Teacher.black` in the teacher's. Only the DSA
+family shifts in zeros, as in the released code of DSA.
 
 Source of the DSA family and its parameters: Zhao & Bilen, "Dataset Condensation with Differentiable Siamese
 Augmentation", ICML 2021, and the authors' released code (github.com/VICO-UoE/DatasetCondensation).
@@ -51,7 +52,8 @@ def roll_flip(images: Tensor, *, rng: torch.Generator, share: float, flip: bool)
     """Roll the batch (B, C, H, W) by one offset of up to `share` of its sides, and mirror it with p 1/2 if `flip`.
 
     Pixels that leave at one edge enter at the opposite one, so no value is invented. All images share one pair of
-    offsets and one coin toss, drawn without a host sync. Range of the offsets and number of draws: as in `shift_flip`.
+    offsets and one random bit, drawn without a wait for the device. Range of the offsets and number of draws: as in
+    `shift_flip`.
     """
     height, width = images.shape[2:]
     down, right = (_whole(pixels(share, side), 1, rng, images.device) for side in (height, width))
@@ -60,7 +62,7 @@ def roll_flip(images: Tensor, *, rng: torch.Generator, share: float, flip: bool)
     columns = (torch.arange(width, device=images.device) - right) % width
     if flip:
         columns = torch.where(mirrored, columns.flip(0), columns)
-    # Not `torch.roll`, which needs offsets on the host. In channels-last order whole pixels are copied.
+    # Not `torch.roll`, which needs offsets on the CPU. In channels-last order whole pixels are copied.
     return images.permute(0, 2, 3, 1).index_select(1, rows).index_select(2, columns).permute(0, 3, 1, 2)
 
 
@@ -106,9 +108,9 @@ def _gather(images: Tensor, rows: Tensor, columns: Tensor, black: Tensor | float
     count, channels, height, width = images.shape
     inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None, :]
     first = torch.arange(0, count * height * width, height * width, device=images.device)[:, None]
-    places = (first + rows.clamp(0, height - 1) * width)[:, :, None] + columns.clamp(0, width - 1)[:, None, :]
+    pixel_rows = (first + rows.clamp(0, height - 1) * width)[:, :, None] + columns.clamp(0, width - 1)[:, None, :]
     # In channels-last order whole pixels are copied. One combined index is cheaper than three.
-    taken = images.permute(0, 2, 3, 1).reshape(-1, channels).index_select(0, places.flatten())
+    taken = images.permute(0, 2, 3, 1).reshape(-1, channels).index_select(0, pixel_rows.flatten())
     return torch.where(inside[:, None], taken.view(count, height, width, channels).permute(0, 3, 1, 2), black)
 
 
@@ -118,7 +120,7 @@ def dsa(images: Tensor, *, rng: torch.Generator, choice: torch.Generator, flip: 
     `choice` draws the group, on the CPU; `rng` draws the parameters, on the images' device. `siamese`: all images get
     the parameters of the first, as condensation requires; otherwise each has its own. `flip` False excludes the flip
     (for digits). Differentiable in `images` (B, C, H, W). Padding and cutout are zeros in any normalisation, because
-    the released code pads its normalised images with zeros.
+    DSA's code pads its normalised images with zeros.
     """
     groups: list[Callable[[Tensor, Tensor], Tensor]] = [_color, _crop, _cutout, _scale, _rotate]
     if flip:
@@ -162,10 +164,10 @@ def _square(images: Tensor, u: Tensor, share: float) -> Tensor:
     def hidden(size: int, centre: Tensor) -> Tensor:
         side = int(size * share + 0.5)
         # An even side has one more position, so that both edges are covered equally often.
-        places = size + 1 - side % 2
-        start = (centre * places).floor().clamp(max=places - 1)[:, None] - side // 2
-        place = torch.arange(size, device=images.device)
-        return (place >= start) & (place < start + side)
+        starts = size + 1 - side % 2
+        start = (centre * starts).floor().clamp(max=starts - 1)[:, None] - side // 2
+        position = torch.arange(size, device=images.device)
+        return (position >= start) & (position < start + side)
 
     height, width = images.shape[2:]
     return hidden(height, u[0])[:, None, :, None] & hidden(width, u[1])[:, None, None, :]

@@ -51,7 +51,7 @@ class StoredSet:
     pixels: Tensor
     labels: Tensor
     soft: bool = False
-    """Whether the labels were soft (N, K); only the largest entry of each row is used."""
+    """True if the labels were soft (N, K); only the largest entry of each row is used."""
     class_names: tuple[str, ...] = ()
     """Class names by label, if the file or folder has names other than numbers."""
 

@@ -60,10 +60,11 @@ class DataSource(Method, ABC):
     seed: int = 0
     """Seed of every split, independent of the trial's seed."""
     mean: tuple[float, ...] | None = None
-    """Normalisation of your own teacher, one value per channel, in units of [0, 1] pixels."""
+    """Mean of the normalisation of your own teacher, one value per channel, in units of [0, 1] pixels."""
     std: tuple[float, ...] | None = None
+    """Standard deviation of the normalisation, like `mean`; the two are given together."""
     flip_ok: bool | None = None
-    """Whether a mirrored image keeps its class. None: no for digits, mnist and svhn, yes for all others."""
+    """True if a mirrored image keeps its class. None: false for digits, mnist and svhn, true for all others."""
 
     def __post_init__(self) -> None:
         require(self.size is None or self.size >= 1, "data.size", self.size, "an integer of at least 1, or none")
@@ -144,8 +145,9 @@ class Found:
     """Images before splitting.
 
     `held_out`, `own_val`: numbers of train images to hold out for test and validation. `notes`: sentences for the user.
-    `why`: the reason for holding out a test set; `remedy`: how to name one. If a data set of another package has
-    neither test images nor `held_out`, a fifth of the train images (10 000 of 50 000 or more) becomes the test set.
+    `why`: the reason for holding out a test set; `remedy`: how the user can name one instead. If a data set of another
+    package has neither test images nor `held_out`, a fifth of the train images (10 000 of 50 000 or more) becomes the
+    test set.
     """
 
     train: Raw
@@ -292,8 +294,8 @@ def _test(config: DataSource, found: Found, test: Raw) -> RealImages:
     elif not _numbered(found):
         same = sorted(train.class_names) == sorted(test.class_names)
         require(same, "classes of the test images", test.class_names, f"the classes of train, {train.class_names}")
-        place = {name: label for label, name in enumerate(train.class_names)}
-        test = replace(test, labels=torch.tensor([place[name] for name in test.class_names])[test.labels])
+        label_of = {name: label for label, name in enumerate(train.class_names)}
+        test = replace(test, labels=torch.tensor([label_of[name] for name in test.class_names])[test.labels])
     there = torch.isin(test.labels, train.labels.unique())
     foreign = [given.class_names[label] for label in given.labels[~there].unique().tolist()]
     foreign = [int(name) if name.isdecimal() else name for name in foreign]
@@ -308,8 +310,8 @@ def _decimal(*sides: Raw) -> bool:
 
 def _as_trains(train: Raw, test: Raw) -> torch.Tensor:
     """Return labels (N,) of the test images, matched by the class numbers; -1 for a class that train does not have."""
-    place = {int(name): label for label, name in enumerate(train.class_names)}
-    return torch.tensor([place.get(int(name), -1) for name in test.class_names])[test.labels]
+    label_of = {int(name): label for label, name in enumerate(train.class_names)}
+    return torch.tensor([label_of.get(int(name), -1) for name in test.class_names])[test.labels]
 
 
 def _real(config: DataSource, raw: Raw) -> RealImages:

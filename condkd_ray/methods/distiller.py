@@ -28,7 +28,7 @@ from condkd_ray.models.teacher import Teacher
 
 @dataclass
 class DistillerState:
-    """Student, its optimiser and its learning-rate schedule."""
+    """The student, its optimiser and its learning-rate schedule."""
 
     student: nn.Module
     optimizer: torch.optim.Optimizer
@@ -36,7 +36,7 @@ class DistillerState:
 
 
 class Step(NamedTuple):
-    """Results of a step, on the device: `terms` to record, and KL(teacher || student) of each sample, (B,)."""
+    """Results of a step, on the device: `terms` to record, and `gap`, KL(teacher || student) of each sample, (B,)."""
 
     terms: dict[str, Tensor]
     gap: Tensor
@@ -46,9 +46,9 @@ class Step(NamedTuple):
 class Distiller(Method):
     """SGD or Adam on the distillation loss, under a learning-rate schedule over the student's rounds.
 
-    The defaults are the recipe of CMI's and Fast's released code, with fewer steps and a warm-up. The list gives the
-    recipe of each released code (batches are shifted and flipped only if "augmented" is listed; a round is one pass
-    of the innermost loop that contains inversion and student steps):
+    The defaults are the recipe of the released code of CMI and Fast, with fewer steps and a warm-up. The list gives the
+    recipe of each method's released code. Batches are shifted and flipped only if "augmented" is listed; a round is one
+    pass of the innermost loop that contains inversion and student steps.
 
     - CMI: SGD, lr 0.1, momentum 0.9, weight decay 1e-4; cosine to 0 over 200 epochs, `lr_epoch` 1; batch 256, from
       scratch on WRN-40-2 128, 400 steps per round; augmented.
@@ -70,6 +70,7 @@ class Distiller(Method):
         *("steps", "batch", "condensed_share", "mix", "share_schedule", "lr_epoch", "warm_up", "condensed_augment"),
     )
     loss: AnyKdLoss = Hinton()
+    """Loss between the outputs of student and teacher."""
     steps: int = 20
     """Student steps per round."""
     batch: int = 128
@@ -193,11 +194,11 @@ class Distiller(Method):
         return self.augment or separate or bool(self.loss.layer_pairs)
 
     def num_condensed(self, progress: float) -> int:
-        """Return the number of condensed images that replace synthetic ones at `progress`: 0 first round, 1 last."""
+        """Return the number of condensed images that replace synthetic ones at `progress` (0: first round, 1: last)."""
         return 0 if self.concatenates else round(self.condensed_share * self.share_schedule.at(progress) * self.batch)
 
     def num_synthetic(self, progress: float) -> int:
-        """Return the number of synthetic images in a batch at `progress`; they come first."""
+        """Return the number of synthetic images in a batch at `progress`; a batch begins with them."""
         return self.batch - self.num_condensed(progress)
 
     @property
@@ -207,7 +208,7 @@ class Distiller(Method):
         return self.concatenates or least < self.batch
 
     def condensed_rows(self, held: int, progress: float, rng: torch.Generator) -> Tensor:
-        """Return the rows of `held` condensed images for a batch: drawn with replacement, under `concat` without."""
+        """Return the rows of a batch, of `held` condensed images: drawn with replacement, or without under `concat`."""
         if self.concatenates:
             return torch.randperm(held, generator=rng)[: self.batch]
         return torch.randint(held, (self.num_condensed(progress),), generator=rng)
@@ -329,9 +330,10 @@ def comparison(
     labels: Tensor,
     weights: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean of `weights` (B,) times the losses, share of equal predictions, and KL(teacher || student) (B,).
+    """Return the weighted mean of the losses, the share of equal predictions, and KL(teacher || student), (B,).
 
-    `logits` (B, K) are the teacher's of `images` (B, C, H, W), and are used if `teacher` is None; otherwise it is run.
+    The losses are weighted by `weights` (B,). The teacher's logits of `images` (B, C, H, W) are computed, or, if
+    `teacher` is None, they are `logits` (B, K).
     """
     teacher_outputs = NetworkOutputs(logits)
     if teacher is not None:
@@ -367,7 +369,7 @@ def as_two_means(weights: Tensor, added: int) -> Tensor:
 
 
 class Batch(NamedTuple):
-    """A student's batch: samples (B), their weights (B,), and the ids of the first samples, those from the memory."""
+    """A student's batch: B samples, their weights (B,), and the ids of its first samples, those from the memory."""
 
     samples: Samples
     weights: Tensor
@@ -387,8 +389,8 @@ def next_batch(
 ) -> Batch:
     """Return synthetic, then condensed samples: `batch` in all; under `mix: concat`, condensed ones in addition.
 
-    In every arm a full batch is drawn from the memory with state `memory_state`, and its first part is used: so all
-    arms have the same random draws.
+    If a batch has synthetic images, a full batch is drawn from the memory (state `memory_state`) and only its
+    first part is used, so that all arms have the same random draws.
     """
     num_condensed = distiller.num_condensed(progress)
     num_synthetic = distiller.num_synthetic(progress)

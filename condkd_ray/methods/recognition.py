@@ -53,7 +53,7 @@ class Recognition:
 
     @property
     def least(self) -> float:
-        """See `least_recognised`."""
+        """Accuracy below which the images count as unknown: see `least_recognised`."""
         return least_recognised(self.num_classes)
 
     @property
@@ -90,7 +90,7 @@ def max_images_per_class(num_classes: int, most: int = MAX_TOTAL) -> int:
 
 
 def choose(labels: Tensor, per_class: int, *, seed: int) -> Tensor:
-    """Return rows of `per_class` random images of each class, or of all if it has fewer, by class; `labels` (N,)."""
+    """Return rows of `per_class` random images of each class (all if it has fewer), class by class; `labels` (N,)."""
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     num_classes = int(labels.max()) + 1 if len(labels) else 1
     return torch.cat([rows[:per_class] for rows in by_class(order, labels[order], num_classes)])
@@ -126,10 +126,11 @@ def recognition(predictions: Tensor, labels: Tensor, num_classes: int) -> Recogn
 
 
 def sign_test(won: int, lost: int, *, among: int = 1) -> bool:
-    """Return whether one of two classifiers of the same images is certainly better: an exact sign test.
+    """Return whether the first of two classifiers of the same images is certainly better: an exact sign test.
 
-    `won` images are classified correctly by it only, `lost` by the other only. `among`: number of candidates of which
-    it is the best, each of which could have won by chance (Bonferroni).
+    Of the images that exactly one classifier predicts correctly, `won` are those of the first, `lost` those of the
+    second. `among`: number of candidates of which the first is the best, each of which could have won by chance
+    (Bonferroni).
     """
     from scipy.stats import binom  # imported here, because every command would wait for it
 
@@ -195,8 +196,8 @@ def _halves(labels: Tensor, num_classes: int) -> Tensor:
     """Return (N,) 0 or 1: the images of each class alternate."""
     order = labels.argsort(stable=True)
     counts = labels.bincount(minlength=num_classes)
-    place = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels[order]]
-    return torch.empty_like(labels).index_copy_(0, order, place % 2)
+    rank = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels[order]]
+    return torch.empty_like(labels).index_copy_(0, order, rank % 2)
 
 
 def _best(predictions: Tensor, labels: Tensor, num_classes: int) -> Tensor:
@@ -227,8 +228,8 @@ def _mask(rows: Tensor, count: int) -> Tensor:
 def _certainly_better(tried: list[tuple[Tensor, Tensor, Tensor]], among: Tensor) -> bool:
     """Return whether orders fit better in the classes `among`, by an exact sign test and by `GAINED`.
 
-    `tried`: each order with predictions and labels of images on which it was not found. The test counts the images that
-    exactly one of the two orders classifies correctly.
+    `tried`: each order, with the predictions and labels of the other half of the images. The test counts the images
+    that exactly one of the two orders classifies correctly.
     """
     won, lost, gains = 0, 0, []
     for order, predictions, labels in tried:

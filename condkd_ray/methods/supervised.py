@@ -45,17 +45,21 @@ class Supervised(Method):
     """Supervised training by cross-entropy."""
 
     epochs: int = 10
+    """Passes over the train images."""
     batch: int = 128
-    """Images per step, at most: an epoch is split into steps of equal size."""
+    """Largest number of images per step: an epoch is split into steps of near-equal size."""
     lr: float | None = None
     """Peak learning rate. Null: 0.2 for networks with batch normalisation, else 0.05. At 0.2 LeNet-5 learnt nothing
     (train accuracy 0.111 on 28x28 digits, seed 0) or little (0.701, seed 1); at 0.05 0.993 and 0.994."""
     warmup: float = 0.2
     """Share of the steps in which the learning rate rises from 0; in the others it falls to 0."""
     momentum: float = 0.9
+    """Nesterov momentum of SGD; 0: none."""
     weight_decay: float = 5e-4
+    """Factor of the weights that is added to the gradient."""
     label_smoothing: float = 0.0
-    """0.1 did not improve such a short training (0.665 against 0.680, CIFAR-10, 4 epochs of 16 000, one seed)."""
+    """Share of the target probability that is spread evenly over all classes. 0.1 did not improve such a short training
+    (0.665 against 0.680, CIFAR-10, 4 epochs of 16 000, one seed)."""
     shift: float = 0.125
     """Largest shift of an image, as a share of its side: 4 pixels of 32, 1 of 8; black moves in."""
     cutout: float = 0.0
@@ -93,7 +97,7 @@ class Supervised(Method):
     ) -> Metrics:
         """Train `network` in place and leave it in eval mode, its weights in channels-last format.
 
-        Images, labels and weights stay on their device, and the host waits for it once per epoch.
+        Images, labels and weights stay on their device; the CPU waits for it once per epoch.
 
         Args:
             network: Maps (B, C, H, W) normalised images to (B, K) logits; on the device of `images`.
@@ -145,7 +149,7 @@ class Supervised(Method):
         self, network: nn.Module, total: int, *, fused: bool
     ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
         """Return SGD of `network` and its schedule over `total` steps."""
-        # Fused needs one launch on a GPU. On a CPU it changes the last bits, and cached teachers must stay the same.
+        # A fused step is one launch on a GPU. On a CPU it changes the last bits, and cached teachers must not change.
         optimizer = torch.optim.SGD(
             network.parameters(),
             self._peak(network),
@@ -197,15 +201,17 @@ class TeacherConfig(Method):
     """The teacher: trained here by `training` and cached, or loaded from a user's own `weights` or `module`."""
 
     network: AnyNetwork = ResNet(depth=8, width=16)
+    """Architecture of a teacher that is trained here or whose `weights` are loaded."""
     training: Supervised = Supervised(epochs=40)
+    """Recipe of a teacher that is trained here."""
     seed: int = 0
     """Seed of initialisation and training; not the trial's, so that all trials share one teacher."""
     weights: Path | None = field(default=None, metadata={"identity": False})
     """A safetensors or `.pt` file to load instead of training; `file.pt#ema` loads what is stored under the key `ema`.
     The file's content is part of the config's identity, its path is not."""
     module: str | None = None
-    """`package.module:function`: the function returns the teacher, complete or with `weights` still to be loaded into
-    it; `network` and `training` are then ignored."""
+    """`package.module:function`: a function that returns the teacher, either complete or without the `weights`, which
+    are then loaded into it. `network` and `training` are ignored."""
     class_order: tuple[str, ...] | None = None
     """Names of the data's classes in the order of the teacher's outputs, if that differs from the data's order."""
     card: Path | None = field(default=None, metadata={"identity": False})

@@ -1,4 +1,4 @@
-"""Targets of a round's images: a class each, or a whole output distribution of the teacher.
+"""Targets of a round's images: one class per image, or a whole output distribution of the teacher.
 
 Soft targets from a layer of the teacher: Z. Wang, AAAI 2021, arXiv 2104.04868, "Data-free knowledge distillation with
 soft targeted transfer set synthesis"; the images are made by `inversion/soft_target.py`. The authors released no code:
@@ -48,7 +48,7 @@ class TargetSource(Method, ABC):
     """Contract of the target sources."""
 
     soft: ClassVar[bool] = False
-    """True if the targets are soft; only inversions with `uses_targets` `soft` accept these."""
+    """True if the targets are soft; only inversions whose `uses_targets` is `soft` accept soft targets."""
 
     def check(self, teacher: Teacher) -> None:
         """Raise `InputError` if the teacher lacks what the targets are computed from."""
@@ -62,8 +62,8 @@ class TargetSource(Method, ABC):
 class Balanced(TargetSource):
     """Each class floor(n / K) or ceil(n / K) times, in random order; which classes get one more is random too.
 
-    Our choice: the published hosts draw labels independently (CMI, Fast) or balanced (NAYER); balanced labels have less
-    variance.
+    Our choice: as published, CMI and Fast draw labels independently, and NAYER draws balanced ones. Balanced labels
+    have less variance.
     """
 
     name: Literal["balanced"] = "balanced"
@@ -74,7 +74,7 @@ class Balanced(TargetSource):
 
 
 def balanced_labels(count: int, num_classes: int, rng: Streams) -> Tensor:
-    """(count,) int64 labels from stream `targets`."""
+    """Return labels (count,) int64 from stream `targets`: each class floor(count / K) or ceil(count / K) times."""
     generator = rng["targets"]
     classes = torch.randperm(num_classes, generator=generator, device=rng.device)
     labels = classes.repeat(-(-count // num_classes))[:count]
@@ -107,9 +107,11 @@ class Soft(TargetSource):
     sigma_is_variance: bool = True
     """If true, the standard deviation is the square root of `sigma`, else `sigma` itself."""
     mean: float = 0.0
+    """Mean of the layer values v."""
     activate: bool = True
     """If true, the activation is applied to v. Otherwise v enters the last linear layer directly."""
     temperature: float = 20.0
+    """Temperature of the softmax of the teacher's outputs."""
 
     def __post_init__(self) -> None:
         require(self.sigma > 0, "soft targets' sigma", self.sigma, "> 0")
@@ -149,7 +151,7 @@ class Soft(TargetSource):
         return name if own else PENULTIMATE
 
     def _fault(self, name: str | None, teacher: Teacher) -> str:
-        """Return why a layer cannot be used, or an empty string."""
+        """Return the reason why a layer cannot be used; empty if it can be used."""
         layer = teacher.weighted.get(name) if name else None
         if name is None or layer is None:
             return "no linear layer or convolution before the one that makes the logits"

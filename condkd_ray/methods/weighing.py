@@ -21,7 +21,7 @@ from condkd_ray.models.observation import Observation
 
 
 class Weigh(Protocol):
-    """Computes the weights of samples in the per-sample terms of an inversion; one is SSD-KD's modulating function."""
+    """Computes the weights of samples in the per-sample terms of an inversion, such as SSD-KD's modulating function."""
 
     def __call__(self, observation: Observation, labels: Tensor) -> Tensor:
         """Return (B,) weights >= 0, without gradient unless the weighing is set to pass one."""
@@ -29,7 +29,7 @@ class Weigh(Protocol):
 
 
 def equal_weights(observation: Observation, labels: Tensor) -> Tensor:
-    """Return ones: the `Weigh` of all methods but SSD-KD."""
+    """Return weights (B,) of 1: a `Weigh`, that of all published methods except SSD-KD."""
     return torch.ones(len(labels), device=labels.device)
 
 
@@ -57,7 +57,7 @@ class Equal(Weighing):
     name: Literal["equal"] = "equal"
 
     def bind(self, class_counts: Tensor) -> Weigh:
-        """Return ones."""
+        """Return `equal_weights`."""
         return equal_weights
 
 
@@ -79,7 +79,7 @@ class Modulating(Weighing):
     """Samples whose classes are counted: all in the memory when the round begins, the current batch, or both."""
     share_of: Literal["answer", "label"] = "answer"
     """The class whose share is used: the one that the teacher predicts for x (`answer`), or the target class of x
-    (`label`). For unconditional inversions both are the same; for the others only `label` increases the weight of
+    (`label`). For an inversion without labels both are the same; for the others only `label` increases the weight of
     classes that are made too rarely."""
     normalise: bool = False
     """Scale the weights to mean 1 over the batch, so that the per-sample terms keep their size relative to the
@@ -91,7 +91,7 @@ class Modulating(Weighing):
         require(self.gamma >= 0, "modulating gamma", self.gamma, ">= 0")
 
     def bind(self, class_counts: Tensor) -> Weigh:
-        """Return phi."""
+        """Return phi as a function of the observation and the labels."""
 
         def weigh(observation: Observation, labels: Tensor) -> Tensor:
             logits = observation.logits if self.through_confidence else observation.logits.detach()
@@ -116,7 +116,7 @@ class Modulating(Weighing):
 
 
 def uncertainty(logits: Tensor, gamma: float) -> Tensor:
-    """(1 - largest probability)^gamma of (B, K) logits, (B,): exact, with a finite gradient at any confidence."""
+    """Return (1 - largest probability)^gamma of (B, K) logits, (B,): exact, with a finite gradient in all cases."""
     others = logits.float().log_softmax(1).scatter(1, logits.argmax(1, keepdim=True), -torch.inf)
     return (gamma * others.logsumexp(1)).exp()
 

@@ -24,7 +24,7 @@ from condkd_ray.models.wrn import Wrn
 _Small = LeNet5 | LeNet5Half | ResNet | ConvNet | AlexNet | AlexNetHalf
 _Large = ResNet18 | ResNet34 | Wrn | Vgg11 | MobileNetV2 | SqueezeNet | Torchvision
 AnyNetwork = _Small | _Large
-"""All built-in networks; the field `name` distinguishes them."""
+"""All built-in networks, distinguished by the field `name`."""
 
 
 def _check_spelling(kind: type[Network]) -> None:

@@ -18,7 +18,7 @@ from condkd_ray.models.network import Network
 
 @dataclass(frozen=True, kw_only=True)
 class _Size(Network):
-    """Base of both AlexNets; subclasses set the channels of the convolutions and the units of the hidden layers."""
+    """Base class of both AlexNets; subclasses set the channels of the convolutions and the units of hidden layers."""
 
     paper: ClassVar[str] = "Krizhevsky et al., NeurIPS 2012"
     convs: ClassVar[tuple[int, int, int, int, int]]
@@ -76,7 +76,7 @@ class AlexNetModule(nn.Module):
         self.classifier = nn.Linear(hidden[1], num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) to logits (B, K)."""
+        """Return logits (B, K) of images (B, C, H, W)."""
         units = self.bn1(F.relu(self.fc1(self.blocks(images).flatten(1))))
         return self.classifier(self.bn2(F.relu(self.fc2(units))))
 

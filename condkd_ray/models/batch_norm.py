@@ -5,13 +5,13 @@ from torch import Tensor, nn
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """PyTorch's BN, computed by one multiply-add in float32 eval mode on a CPU: the same result in half the time.
+    """PyTorch's BN, computed by one multiply-add in float32 eval mode on a CPU: equal up to rounding, in half the time.
 
     PyTorch's backward pass sums the gradients of weight and bias over the batch even if they are not needed.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, C, H, W)."""
+        """Return the normalised maps (B, C, H, W)."""
         if self.training or input.device.type != "cpu" or input.dtype != torch.float32:
             return super().forward(input)
         assert self.running_mean is not None

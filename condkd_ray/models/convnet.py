@@ -1,7 +1,8 @@
 """ConvNet of dataset condensation (Zhao et al., ICLR 2021, arXiv:2006.05929; DM, WACV 2023, arXiv:2110.04181).
 
 Blocks of 3x3 convolution, instance normalisation with affine parameters, ReLU and 2x2 average pooling, then one linear
-layer. 28x28 images are padded to 32x32 by the first convolution, as in the official code. PyTorch's own initialisation.
+layer. 28x28 images are padded to 32x32 by the first convolution, as in the released code of DC, DSA and DM. PyTorch's
+own initialisation.
 
 Letters: B batch, C channels, H W height and width, K classes, D features.
 """
@@ -56,7 +57,7 @@ class ConvNetModule(nn.Module):
         return self.blocks(images).flatten(1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) to logits (B, K)."""
+        """Return logits (B, K) of images (B, C, H, W)."""
         return self.classifier(self.embed(images))
 
 

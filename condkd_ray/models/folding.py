@@ -9,13 +9,16 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from torch.nn.utils.parametrize import is_parametrized
 
-from condkd_ray.models.hooks import HALVES, BatchNorms, Weighted, cast
+from condkd_ray.models.hooks import HALF_TYPES, BatchNorms, WeightLayers, cast
 from condkd_ray.models.shortcut import Shortcut
 
 log = logging.getLogger(__name__)
 
 FOLDED, ROUNDED = 0.02, 0.2
-"""Largest accepted change of the logits, relative to their norm, for TF32 and bfloat16; a wrong branch exceeds both."""
+"""Largest accepted changes of the logits by folding, relative to the logits' norm (our choice).
+
+`FOLDED`: without autocast; it leaves room for TF32. `ROUNDED`: under bfloat16 autocast. A forward pass that was traced
+along the wrong branch of an `if` changes the logits by more."""
 
 
 class _Tracer(fx.Tracer):
@@ -27,7 +30,7 @@ class _Tracer(fx.Tracer):
 
 
 def folded(network: nn.Module, dtype: torch.dtype, images: Tensor) -> nn.Module:
-    """Return a copy in eval mode with BN folded into the layers before, and weights converted to `dtype` once.
+    """Return a copy in eval mode with each BN folded into the layer before it, and weights converted to `dtype` once.
 
     Run the copy under autocast to `dtype`. BN is removed after a convolution or linear layer whose output nothing else
     reads; other BN stays. The copy is tested on `images` (B, C, H, W). If the forward pass cannot be traced, gives
@@ -41,7 +44,7 @@ def folded(network: nn.Module, dtype: torch.dtype, images: Tensor) -> nn.Module:
             _require_near(made(images), network(images), FOLDED)
         cast(made, dtype)
         made.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        with torch.no_grad(), torch.autocast(images.device.type, dtype, enabled=dtype in HALVES):
+        with torch.no_grad(), torch.autocast(images.device.type, dtype, enabled=dtype in HALF_TYPES):
             _require_near(made(images), network(images), ROUNDED)
     except Exception as error:  # tracing or casting a user's network may raise anything
         log.info(f"the teacher's batch normalisation is not folded, so its logits take longer: {error}")
@@ -97,4 +100,4 @@ def _affine(bn: nn.Module) -> nn.Module:
 def _is_plain(layer: nn.Module) -> bool:
     """Return whether the layer uses its weights as they are, without parametrisation or hooks."""
     hooks = len(layer._forward_hooks) + len(layer._forward_pre_hooks)
-    return isinstance(layer, Weighted) and not is_parametrized(layer) and not hooks
+    return isinstance(layer, WeightLayers) and not is_parametrized(layer) and not hooks

@@ -1,7 +1,7 @@
 """Image generator of DAFL, ZSKT, DFAD, DFQ, CMI, Fast and PRE-DFKD: a linear layer and two upsamplings.
 
-Also PRE-DFKD's memory network: an encoder of images, and DAFL's generator without spectral norm as its decoder.
-Letters: B batch, Z latent size, C channels, H W height and width. Source: the authors' released code.
+Also PRE-DFKD's memory network: an encoder of images, and DAFL's generator without spectral norm as its decoder. Source:
+the released code of these methods. Letters: B batch, Z latent size, C channels, H W height and width.
 """
 
 from typing import Any, Literal
@@ -31,7 +31,7 @@ class UpsampledConv(nn.Conv2d):
         """Multiply-adds per output pixel and pair of input and output channels."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """(B, inputs, *before) to (B, outputs, *after)."""
+        """Return maps (B, outputs, *after) of (B, inputs, *before)."""
         if self.taps == 9:
             return super().forward(F.interpolate(input, size=self._after))
         weight = summed_taps(summed_taps(self.weight, 2), 3)
@@ -54,7 +54,7 @@ class ConvToImage(nn.Conv2d):
         super().__init__(inputs, channels, 3, padding=1)
 
     def forward(self, input: Tensor) -> Tensor:
-        """(B, inputs, H, W) to (B, channels, H, W)."""
+        """Return images (B, channels, H, W) of maps (B, inputs, H, W)."""
         return F.conv_transpose2d(input, self.weight.transpose(0, 1).flip(2, 3), self.bias, padding=1)
 
 
@@ -107,7 +107,7 @@ class Generator(nn.Module):
                 spectral_norm(layer)
 
     def forward(self, latents: Tensor) -> Tensor:
-        """(B, Z) to (B, C, H, W)."""
+        """Return images (B, C, H, W) of latents (B, Z)."""
         x = self.linear(latents).view(len(latents), self._width, *self._sizes[0])
         x = self.start(x.contiguous(memory_format=torch.channels_last))
         return self.head(self.end(self.middle(x)).float())
@@ -128,7 +128,7 @@ class LabelledGenerator(nn.Module):
         self._classes, self._length = num_classes, latent**0.5
 
     def forward(self, latents: Tensor, labels: Tensor) -> Tensor:
-        """(B, Z), (B,) to (B, C, H, W)."""
+        """Return images (B, C, H, W) of latents (B, Z) and labels (B,)."""
         classes = torch.arange(self._classes, device=labels.device)
         return self.body(torch.cat([latents, self._length * (labels[:, None] == classes).to(latents)], 1))
 
@@ -160,8 +160,8 @@ def initialise(network: nn.Module, init: Init) -> None:
 class Encoder(nn.Module):
     """Maps images (B, C, H, W) to mean and log variance of their latents, each (B, Z). H and W are at least `SMALLEST`.
 
-    Three halvings: nearest, a strided convolution, nearest. `width`: channels after the second convolution (128 in the
-    official code); the first has half as many. `eps`: of the first two BN layers.
+    Three halvings: nearest, a strided convolution, nearest. `width`: channels after the second convolution (128 in
+    PRE-DFKD's code); the first has half as many. `eps`: of the first two BN layers.
     """
 
     def __init__(self, latent: int, width: int, image_shape: tuple[int, int, int], *, eps: float = 0.8) -> None:
@@ -180,7 +180,10 @@ class Encoder(nn.Module):
         self.log_var = nn.Linear(features, latent)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, C, H, W) to (B, Z) twice, float32 also under autocast. Each image column is first scaled to length 1."""
+        """Return mean and log variance, each (B, Z), of images (B, C, H, W); float32 also under autocast.
+
+        Each column of an image is first scaled to length 1.
+        """
         x = self.start(F.normalize(images, dim=2))
         x = self.end(F.interpolate(x, size=self._half))
         x = F.interpolate(x, size=self._eighth).flatten(1)
@@ -188,7 +191,7 @@ class Encoder(nn.Module):
 
 
 def vae(latent: int, width: int, image_shape: tuple[int, int, int]) -> tuple[Encoder, Generator]:
-    """Return encoder and decoder, weights from U(-0.08, 0.08) and biases 0 as in the official code.
+    """Return encoder and decoder, weights from U(-0.08, 0.08) and biases 0 as in PRE-DFKD's code.
 
     Images are in the model's space.
     """

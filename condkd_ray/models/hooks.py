@@ -19,12 +19,15 @@ from condkd_ray.core.method import InputError, require
 
 T = TypeVar("T")
 BatchNorms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-HALVES = (torch.bfloat16, torch.float16)
-Weighted = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+"""The classes of BN layers."""
+HALF_TYPES = (torch.bfloat16, torch.float16)
+"""The half-precision types."""
+WeightLayers = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+"""The classes of convolutions and linear layers."""
 
 
 def over_space(x: Tensor) -> Tensor:
-    """Means over all dimensions after the second: (B, C, ...) to (B, C)."""
+    """Return the means over all dimensions after the second: (B, C, ...) to (B, C)."""
     return x.flatten(2).mean(2) if x.ndim > 2 else x
 
 
@@ -58,7 +61,7 @@ def cast(network: nn.Module, dtype: torch.dtype) -> nn.Module:
     The new parameters need no gradients. Autocast to `dtype` would convert them again in every pass.
     """
     for layer in network.modules():
-        if isinstance(layer, Weighted):
+        if isinstance(layer, WeightLayers):
             for name, tensor in list(layer.named_parameters(recurse=False)):
                 setattr(layer, name, nn.Parameter(tensor.detach().to(dtype), requires_grad=False))
     return network
@@ -158,11 +161,11 @@ def _without_repeats(
         network(images)
     means = [*(over_space(taps[name]) for name in ends), entered[-1]]
 
-    def repeated(place: int) -> bool:
-        one, later = means[place], means[place + 1 :]
+    def repeated(index: int) -> bool:
+        one, later = means[index], means[index + 1 :]
         return any(one.shape == other.shape and torch.allclose(one, other, rtol=1e-4, atol=1e-6) for other in later)
 
-    return tuple(name for place, name in enumerate(ends) if not repeated(place))
+    return tuple(name for index, name in enumerate(ends) if not repeated(index))
 
 
 def stage_inputs(network: nn.Module, inputs: Mapping[str, Tensor], bn: Sequence[str]) -> dict[str, int]:
@@ -177,8 +180,8 @@ def stage_inputs(network: nn.Module, inputs: Mapping[str, Tensor], bn: Sequence[
     found = [name for name in _named_stages(network) if name in inputs and inputs[name].ndim == 4]
     if not found:
         known = [name for name in bn if name in inputs]
-        places = [inputs[name][0, 0].numel() for name in known]
-        found = [name for i, name in enumerate(known) if places[i] < min(places[:i], default=math.inf)]
+        sizes = [inputs[name][0, 0].numel() for name in known]
+        found = [name for i, name in enumerate(known) if sizes[i] < min(sizes[:i], default=math.inf)]
     return {name: inputs[name].shape[1] for name in found}
 
 
@@ -193,7 +196,7 @@ def stage_outputs(network: nn.Module, outputs: Mapping[str, Tensor]) -> tuple[st
     found = [name for name in _named_stages(network) if name in maps]
     if not found:
         last = {output[0, 0].numel(): name for name, output in maps.items()}
-        found = [name for name in maps if any(name == end for places, end in last.items() if places > 1)]
+        found = [name for name in maps if any(name == end for size, end in last.items() if size > 1)]
     return tuple(found)
 
 

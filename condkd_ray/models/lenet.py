@@ -19,7 +19,7 @@ KERNEL = 5
 
 @dataclass(frozen=True, kw_only=True)
 class _Size(Network):
-    """Base of both LeNets; subclasses set the channels of the convolutions and the units of the hidden layer."""
+    """Base class of both LeNets; subclasses set the channels of the convolutions and the units of the hidden layer."""
 
     paper: ClassVar[str] = "LeCun et al., Proc. IEEE 1998"
     convs: ClassVar[tuple[int, int, int]]

@@ -52,7 +52,7 @@ class MobileNetV2Module(nn.Module):
         he_init(self)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) to logits (B, K)."""
+        """Return logits (B, K) of images (B, C, H, W)."""
         return self.classifier(self.head(self.stages(self.stem(images))).mean((2, 3)))
 
 
@@ -71,7 +71,7 @@ class InvertedResidual(nn.Module):
         self.adds = stride == 1 and inputs == outputs
 
     def forward(self, maps: Tensor) -> Tensor:
-        """(B, inputs, H, W) to (B, outputs, H / stride, W / stride)."""
+        """Return maps (B, outputs, H / stride, W / stride) of (B, inputs, H, W)."""
         branch = self.branch(maps)
         return maps + branch if self.adds else branch
 

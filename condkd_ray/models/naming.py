@@ -74,7 +74,7 @@ class Scheme:
     """A difference from our network that the names cannot show; "" if there is none."""
 
     def renamed(self, weights: Mapping[str, Tensor]) -> Weights | None:
-        """Return all weights under our names, or None if a name is not in the scheme or two names would become one."""
+        """Return all weights under our names; None if a name is not in the scheme or two names would become one."""
         found: Weights = {}
         for given, value in weights.items():
             name = self._ours(given)
@@ -122,7 +122,7 @@ class Recognised:
 
 
 def recognise(weights: Weights) -> Recognised | None:
-    """Return the network that fits the weights' names and shapes, or None if no known network fits."""
+    """Return the network that fits the weights' names and shapes; None if no known network fits."""
     for scheme in (None, *SCHEMES):
         renamed = weights if scheme is None else scheme.renamed(weights)
         network = None if renamed is None else network_of(renamed)
@@ -135,7 +135,7 @@ def recognise(weights: Weights) -> Recognised | None:
 
 
 def network_of(weights: Weights) -> AnyNetwork | None:
-    """Return the network whose state dict has exactly these names and shapes, or None if no known network has."""
+    """Return the network whose state dict has exactly these names and shapes; None if there is no such network."""
     for guess in (_resnet_of, _wrn_of, _vgg_of, _lenet_of, _torchvision_of):
         try:
             network, first, last = guess(weights)

@@ -1,6 +1,7 @@
-"""Base class of architectures, a frozen dataclass that builds a module for an image shape, and parts they share.
+"""Base class of the architectures, and building blocks that several of them use.
 
-Letters: B batch, C channels, H W height and width, K classes.
+An architecture is a frozen dataclass that builds a module for an image shape. Letters: B batch, C channels, H W height
+and width, K classes.
 """
 
 import math
@@ -19,23 +20,23 @@ from condkd_ray.core.method import Method, require
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.units import byte_size
 
-DEEPEST = 1202
+MAX_LAYERS = 1202
 """Largest accepted number of layers with weights: that of the deepest network of He et al. (CVPR 2016, section 4.2)."""
 ALIKE, REDUCED = {"normal_", "uniform_", "kaiming_uniform_", "normalize", "div"}, {"mv", "vdot"}
 """Names of PyTorch's functions in initialisers and spectral norm: their result has the shape of their first argument,
 or that shape without its last dimension."""
 Module = TypeVar("Module", bound=nn.Module)
 OPTIONAL = {"spelled": "unless default"}
-"""Metadata of a word field that `label` leaves out at its default."""
+"""Metadata of a word field (see `Network`) that `label` leaves out at its default."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Network(Method, ABC):
     """Base class of the architectures.
 
-    Besides `name`, a subclass has word fields (`[a-z0-9_]+`), then integer fields, so that `label` can write it as one
-    word. Layers that draw random numbers in training, such as dropout, are left out: they would draw from the global
-    generator.
+    Besides `name`, a subclass has word fields (texts of `[a-z0-9_]+`), then integer fields, so that `label` can write
+    it as one word. Its modules must not contain layers that draw random numbers in training, such as dropout, because
+    these would draw from the global generator.
     """
 
     name: str
@@ -50,8 +51,8 @@ class Network(Method, ABC):
         """Return a freshly initialised module that maps normalised images (B, C, H, W) to logits (B, K).
 
         Its last layer is `nn.Linear`. `image_shape` is (C, H, W). The weights are drawn from PyTorch's global
-        generator: call it inside `Streams.forked`. Raises `InputError` if H or W is below `min_size`, or if the weights
-        exceed the free memory.
+        generator: call `build` inside `Streams.forked`. Raises `InputError` if H or W is below `min_size`, or if the
+        weights exceed the free CPU memory.
         """
         _, height, width = image_shape
         side = min(height, width)
@@ -69,9 +70,10 @@ class Network(Method, ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class WideNetwork(Network):
-    """Base class of architectures whose only field is a width and that halve the image at most three times."""
+    """Base class of architectures with the fields `name` and `width` only, which halve the image at most 3 times."""
 
     width: int
+    """Number of channels, or a factor of it; the subclass documents which."""
     accepted_width: ClassVar[str] = "1 or more"
 
     def __post_init__(self) -> None:
@@ -140,7 +142,7 @@ def _check_memory(needed: float, what: str) -> None:
     require(needed < free, f"memory for the weights of {what}", byte_size(needed), accepted)
 
 
-def drawn(make: Callable[[], Module], stream: str, device: torch.device, rng: Streams) -> Module:
+def seeded_module(make: Callable[[], Module], stream: str, device: torch.device, rng: Streams) -> Module:
     """Return the module that `make` builds with random numbers of `stream`, on `device`, in channels-last format.
 
     Raises `InputError` if its weights exceed the free memory.
@@ -152,7 +154,7 @@ def drawn(make: Callable[[], Module], stream: str, device: torch.device, rng: St
 
 
 def he_init(network: nn.Module) -> None:
-    """Initialise all convolutions as He et al. (ICCV 2015, arXiv:1502.01852), by fan-out."""
+    """Draw the weights of all convolutions as He et al. (ICCV 2015, arXiv:1502.01852), by fan-out; biases are kept."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

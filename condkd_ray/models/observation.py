@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from condkd_ray.models.hooks import HALVES, cast, over_space, sharing
+from condkd_ray.models.hooks import HALF_TYPES, cast, over_space, sharing
 
 PENULTIMATE = "penultimate"
 """Layer name that means the input of the last linear layer."""
@@ -138,7 +138,7 @@ def to_inputs(x: Tensor, mean: Tensor, to_mean: Tensor, to_var: Tensor) -> Tenso
     """
     count, shape = x.numel() // len(mean), [-1] + [1] * (x.ndim - 2)
     slope, centre = 2 * to_var / count, mean
-    if x.dtype in HALVES:
+    if x.dtype in HALF_TYPES:
         # Subtract the mean first: in half precision the difference of two large products would lose most digits.
         centre = mean - mean.to(x.dtype)
         x = x - mean.to(x.dtype).view(shape)
@@ -148,7 +148,7 @@ def to_inputs(x: Tensor, mean: Tensor, to_mean: Tensor, to_var: Tensor) -> Tenso
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and biased variance, (C,) each, of the channels of x (B, C, ...); float32 for half-precision x."""
-    whole = x.float() if x.dtype in HALVES else x
+    whole = x.float() if x.dtype in HALF_TYPES else x
     if torch.compiler.is_compiling():
         # The compiler fuses this with the operations before it, so that no float32 map is stored.
         var, mean = torch.var_mean(whole, [0, *range(2, x.ndim)], correction=0)

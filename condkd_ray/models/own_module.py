@@ -80,9 +80,9 @@ def _sources(name: str, make: Callable[[], Any], network: nn.Module) -> dict[str
     the folder of that package. Imports are read from the source text, not from `sys.modules`, which other code of this
     process also fills; nothing is imported.
     """
-    place, defined = name.partition(":")[0], getattr(inspect.unwrap(make), "__module__", None)
-    package = place.partition(".")[0]
-    left = {place, defined, *(type(layer).__module__ for layer in network.modules())}
+    module_name, defined = name.partition(":")[0], getattr(inspect.unwrap(make), "__module__", None)
+    package = module_name.partition(".")[0]
+    left = {module_name, defined, *(type(layer).__module__ for layer in network.modules())}
     found: dict[str, Path] = {}
     seen: set[str | None] = {None}
     root = _root(package)
@@ -104,8 +104,8 @@ def _root(package: str) -> Path | None:
     spec = _spec(package)
     if spec is None:
         return None
-    places = [*(spec.submodule_search_locations or []), *([spec.origin] if spec.origin else [])]
-    return Path(places[0]).resolve().parent if places else None
+    paths = [*(spec.submodule_search_locations or []), *([spec.origin] if spec.origin else [])]
+    return Path(paths[0]).resolve().parent if paths else None
 
 
 def _spec(module: str) -> ModuleSpec | None:
@@ -121,8 +121,8 @@ def _spec(module: str) -> ModuleSpec | None:
         if not parent:
             return importlib.util.find_spec(module)
         around = _spec(parent)
-        places = None if around is None else around.submodule_search_locations
-        return None if places is None else PathFinder.find_spec(module, list(places))
+        folders = None if around is None else around.submodule_search_locations
+        return None if folders is None else PathFinder.find_spec(module, list(folders))
     except (ImportError, ValueError):  # not a module name, or a module created at run time
         return None
 
@@ -143,12 +143,14 @@ def _imports(file: Path, package: str) -> Iterator[str]:
 
 
 def _function(name: str) -> Callable[[], Any]:
-    place, colon, attribute = name.partition(":")
-    require(bool(place and colon and attribute), "teacher module", name, FORM)
+    module, colon, attribute = name.partition(":")
+    require(bool(module and colon and attribute), "teacher module", name, FORM)
     with _working_directory():
-        found: Any = _run_user_code(lambda: importlib.import_module(place), f"teacher module {name}: import of {place}")
+        found: Any = _run_user_code(
+            lambda: importlib.import_module(module), f"teacher module {name}: import of {module}"
+        )
     for part in attribute.split("."):
-        require(hasattr(found, part), f"teacher module {name}: {part} in {place}", None, FORM)
+        require(hasattr(found, part), f"teacher module {name}: {part} in {module}", None, FORM)
         found = getattr(found, part)
     require(callable(found), f"teacher module {name}", type(found).__name__, FORM)
     return found
@@ -167,7 +169,7 @@ def _run_user_code(run: Callable[[], Any], what: str) -> Any:
 def _working_directory() -> Iterator[None]:
     """Put the working directory first on the import path; afterwards leave it last, for late imports in user code.
 
-    In the last place it shadows no other module.
+    At the end of the path it shadows no other module.
     """
     here = os.getcwd()
     sys.path.insert(0, here)
@@ -181,7 +183,7 @@ def _working_directory() -> Iterator[None]:
 
 @torch.no_grad()
 def check_output(network: nn.Module, shape: tuple[int, int, int], num_classes: int, name: str) -> None:
-    """Raise `InputError` unless two normalised images of `shape` (C, H, W) become (2, K) finite logits."""
+    """Raise `InputError` unless the network maps two normalised images of `shape` (C, H, W) to (2, K) finite logits."""
     images = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
     output = _run_user_code(lambda: network(images), f"teacher module {name} on images of shape {shape}")
     accepted = f"a tensor of shape (2, {num_classes}), logits of {num_classes} classes"

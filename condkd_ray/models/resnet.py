@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from condkd_ray.core.method import require
 from condkd_ray.models.batch_norm import BatchNorm2d
-from condkd_ray.models.network import DEEPEST, OPTIONAL, Network, WideNetwork, he_init, stage
+from condkd_ray.models.network import MAX_LAYERS, OPTIONAL, Network, WideNetwork, he_init, stage
 from condkd_ray.models.shortcut import PaddedShortcut, Shortcut
 
 Option = Literal["b", "a"]
@@ -41,8 +41,8 @@ class ResNet(Network):
 
     def __post_init__(self) -> None:
         require(self.shortcut in get_args(Option), "resnet shortcut", self.shortcut, "b or a, the paper's options")
-        deep = 8 <= self.depth <= DEEPEST and self.depth % 6 == 2
-        require(deep, "resnet depth", self.depth, f"6n + 2, such as 8, 14, 20, at most {DEEPEST}")
+        deep = 8 <= self.depth <= MAX_LAYERS and self.depth % 6 == 2
+        require(deep, "resnet depth", self.depth, f"6n + 2, such as 8, 14, 20, at most {MAX_LAYERS}")
         require(self.width >= 1, "resnet width", self.width, "1 or more")
 
     def _build(self, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
@@ -52,7 +52,7 @@ class ResNet(Network):
 
 @dataclass(frozen=True, kw_only=True)
 class _FourStages(WideNetwork):
-    """Base of ResNets with four stages; subclasses set the number of blocks of each stage."""
+    """Base class of ResNets with four stages; subclasses set the number of blocks of each stage."""
 
     paper: ClassVar[str] = "He et al., CVPR 2016"
     blocks: ClassVar[tuple[int, int, int, int]]
@@ -102,7 +102,7 @@ class ResNetModule(nn.Module):
         he_init(self)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) to logits (B, K)."""
+        """Return logits (B, K) of images (B, C, H, W)."""
         maps = self.stages(F.relu(self.bn(self.conv(images)), inplace=True))
         return self.classifier(maps.mean((2, 3)))
 
@@ -123,6 +123,6 @@ class Block(nn.Module):
             self.shortcut = nn.Sequential(Shortcut(inputs, outputs, stride), BatchNorm2d(outputs))
 
     def forward(self, maps: Tensor) -> Tensor:
-        """(B, inputs, H, W) to (B, outputs, H / stride, W / stride)."""
+        """Return maps (B, outputs, H / stride, W / stride) of (B, inputs, H, W)."""
         inner = F.relu(self.bn1(self.conv1(maps)), inplace=True)
         return F.relu(self.bn2(self.conv2(inner)).add_(self.shortcut(maps)), inplace=True)

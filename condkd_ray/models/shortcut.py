@@ -21,7 +21,7 @@ class Shortcut(nn.Conv2d):
         super().__init__(inputs, outputs, 1, stride, bias=False)
 
     def forward(self, input: Tensor) -> Tensor:
-        """(B, inputs, H, W) to (B, outputs, H / stride, W / stride), rounded up."""
+        """Return maps (B, outputs, H / stride, W / stride), rounded up, of (B, inputs, H, W)."""
         if self.in_channels >= NARROW or self.stride == (1, 1):
             return super().forward(input)
         # Pooling over one position selects it. A slice's gradient would take a tenth of the default student's step.
@@ -41,5 +41,5 @@ class PaddedShortcut(nn.Module):
         self.stride, self.before, self.behind = stride, more // 2, more - more // 2
 
     def forward(self, maps: Tensor) -> Tensor:
-        """(B, inputs, H, W) to (B, outputs, H / stride, W / stride), rounded up."""
+        """Return maps (B, outputs, H / stride, W / stride), rounded up, of (B, inputs, H, W)."""
         return F.pad(F.avg_pool2d(maps, 1, self.stride), (0, 0, 0, 0, self.before, self.behind))

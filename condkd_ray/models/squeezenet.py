@@ -53,7 +53,7 @@ class SqueezeNetModule(nn.Module):
         he_init(self)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) to logits (B, K)."""
+        """Return logits (B, K) of images (B, C, H, W)."""
         maps = self.stages(F.relu(self.bn(self.conv(images)), inplace=True))
         return self.classifier(maps.mean((2, 3)))
 
@@ -70,7 +70,7 @@ class Fire(nn.Module):
         self.bn2 = BatchNorm2d(8 * squeeze)
 
     def forward(self, maps: Tensor) -> Tensor:
-        """(B, inputs, H, W) to (B, 8 * squeeze, H, W)."""
+        """Return maps (B, 8 * squeeze, H, W) of (B, inputs, H, W)."""
         squeezed = F.relu(self.bn1(self.squeeze(maps)), inplace=True)
         expanded = torch.cat([self.expand1(squeezed), self.expand3(squeezed)], 1)
         return F.relu(self.bn2(expanded), inplace=True)

@@ -12,7 +12,7 @@ WRAPPERS = ("module", "model", "net", "network", "teacher", "backbone", "_orig_m
 """Attributes under which wrappers store a whole network: DataParallel, Lightning, torch.compile and others."""
 AROUND_PARTS = ("module", "_orig_mod")
 """Wrapper attributes that may also enclose a part of a network."""
-DEEPEST = 50
+MAX_NESTING = 50
 """Largest accepted nesting of dictionaries, and number of parts of a name. Usual checkpoints have 4 and 10."""
 COUNTER = "n_averaged"
 """The counter that `torch.optim.swa_utils.AveragedModel` stores beside its network."""
@@ -23,7 +23,7 @@ def state_dicts(content: Any) -> dict[str, Weights]:
 
     A state dict is a dictionary of tensors by name, possibly with plain values among them. Dictionaries of single
     numbers are metrics, and the state of an optimizer is skipped. Raises `InputError` if a dictionary contains itself
-    or is nested more than `DEEPEST` deep, or if a name has more parts than `DEEPEST`.
+    or is nested more than `MAX_NESTING` deep, or if a name has more parts than `MAX_NESTING`.
     """
     return {place: weights for place, weights in _found(content, "", ()) if any(t.ndim for t in weights.values())}
 
@@ -33,13 +33,13 @@ def _found(content: Any, place: str, around: tuple[int, ...]) -> Iterator[tuple[
     if not isinstance(content, Mapping) or "param_groups" in content:
         return
     require(id(content) not in around, "dictionary", place, "one that does not contain itself")
-    accepted = f"dictionaries nested at most {DEEPEST} deep"
-    require(len(around) < DEEPEST, "depth of its dictionaries", len(around) + 1, accepted)
+    accepted = f"dictionaries nested at most {MAX_NESTING} deep"
+    require(len(around) < MAX_NESTING, "depth of its dictionaries", len(around) + 1, accepted)
     tensors = {_text(name): value for name, value in content.items() if isinstance(value, Tensor)}
     inner = {_text(name): value for name, value in content.items() if isinstance(value, Mapping)}
     for name in tensors:
         parts = name.count(".") + 1
-        require(parts <= DEEPEST, f"number of parts of the name {name[:40]}...", parts, f"at most {DEEPEST}")
+        require(parts <= MAX_NESTING, f"number of parts of the name {name[:40]}...", parts, f"at most {MAX_NESTING}")
     whole = len(tensors) == len(content) or any(name.endswith("weight") for name in tensors)
     if tensors and not inner and whole:
         yield place, tensors

@@ -1,6 +1,7 @@
 """The frozen teacher: logits, features, layer outputs and BN statistics.
 
-Letters: B batch, C channels, H W height and width, K classes, D features, L BN layers, S channels of all of these.
+Letters: B batch, C channels, H W height and width, K classes, D features, L BN layers, S channels of all BN layers
+together.
 """
 
 from __future__ import annotations
@@ -24,15 +25,17 @@ from condkd_ray.models.own_module import with_safe_convolutions
 log = logging.getLogger(__name__)
 
 STATISTICS = ("running_mean", "running_var")
+"""Buffers of a BN layer with the statistics that an inversion matches."""
 
 
 @dataclass(eq=False, kw_only=True)
 class Teacher:
     """A trained classifier, frozen and in eval mode, with the known facts of its training data.
 
-    The network must not change afterwards: values computed from its weights, such as `bn`, would not be updated.
-    `image_shape` (C, H, W); `mean`, `std` per channel, in units of [0, 1] pixels; `train_size`, number of training
-    images; `flip_ok`, True if a mirrored image keeps its class (False for digits).
+    The network must not change afterwards, except by `to` and `in_order`: values computed from its parameters and
+    buffers, such as `bn`, would not be updated. `image_shape` (C, H, W); `mean`, `std` per channel, in units of [0, 1]
+    pixels; `train_size`, number of training images; `flip_ok`, True if a mirrored image keeps its class (False for
+    digits).
     """
 
     network: nn.Module = field(kw_only=False)
@@ -64,12 +67,12 @@ class Teacher:
         running = [torch.cat([getattr(layer, name) for layer in layers] or [empty]) for name in STATISTICS]
         sizes = torch.tensor([layer.num_features for layer in layers], dtype=torch.int64)
         ends = sizes.cumsum(0)[:, None]
-        place = torch.arange(len(running[0]))
-        inside = (place >= ends - sizes[:, None]) & (place < ends)
+        channel = torch.arange(len(running[0]))
+        inside = (channel >= ends - sizes[:, None]) & (channel < ends)
         self._bn = torch.stack(running), inside.to(running[0])
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state for copies and pickles, without observers, whose hooks are bound to this object."""
+        """Return the state for copies and pickles, without the observers and the folded copy, which are made again."""
         return vars(self) | {"_observers": {}, "_folded": None}
 
     @classmethod
@@ -189,12 +192,12 @@ class Teacher:
         return self
 
     def in_order(self, order: Sequence[int]) -> Teacher:
-        """Permute the outputs in place so that output `order[k]` is the former output k, and return the teacher."""
-        places, classifier = torch.as_tensor(order).argsort().to(self.device), self._traced.classifier
+        """Permute the outputs in place so that output `order[k]` is the former output k, and return this teacher."""
+        former, classifier = torch.as_tensor(order).argsort().to(self.device), self._traced.classifier
         with torch.no_grad():
             for rows in (classifier.weight, classifier.bias):
                 if rows is not None:
-                    rows.copy_(rows[places])
+                    rows.copy_(rows[former])
         self._settle()
         return self
 
@@ -210,7 +213,8 @@ class Teacher:
     def logits_network(self) -> nn.Module:
         """The network for logits alone, without gradients or layer outputs.
 
-        Under bfloat16 autocast it is a copy with folded BN and weights in bfloat16; otherwise the network itself.
+        Under bfloat16 autocast it is a copy with folded BN and weights in bfloat16, if folding succeeds; otherwise it
+        is the network itself.
         """
         dtype = self._autocast
         if dtype is None:
@@ -221,7 +225,7 @@ class Teacher:
 
     @property
     def _can_cast(self) -> bool:
-        """True if converting the weights beforehand gives the same logits under the current autocast; tested once."""
+        """True if weights converted beforehand give the same logits under the current autocast; tested once."""
         dtype = self._autocast
         if self._casts is None and dtype is not None:
             try:
@@ -272,8 +276,9 @@ class Teacher:
     def logits_from(self, layer: str, values: Tensor, image: Tensor | None = None) -> Tensor:
         """Return (B, K) logits when the output of `layer` is replaced by `values` (B, ...).
 
-        For `penultimate` the values replace the input of the last linear layer. The result is meaningful only if
-        `decides` holds: the layers before run on one `image` (1, C, H, W), blank by default, which must not matter.
+        For `penultimate` the values replace the input of the last linear layer. The layers before it run on one `image`
+        (1, C, H, W), by default zeros. The result is meaningful only if it does not depend on this image: see
+        `decides`.
         """
         if layer == PENULTIMATE:
             handle = self._traced.classifier.register_forward_pre_hook(lambda *_: (values,))
@@ -284,7 +289,7 @@ class Teacher:
 
     @torch.no_grad()
     def decides(self, layer: str, width: int) -> bool:
-        """Return whether the logits depend on `width` values of `layer` alone; tested on 3 vectors and 2 images."""
+        """Return whether the logits depend on the `width` outputs of `layer` only; tested on 3 vectors and 2 images."""
         values = torch.randn(3, width, generator=torch.Generator().manual_seed(0)).to(self.device)
         try:
             logits = self.logits_from(layer, values)

@@ -29,7 +29,7 @@ _MODELS = {
         vgg19_bn""",
     63: "alexnet",
 }
-"""Models by the smallest image side on which they run, found by trial; models at 1 pad in every layer. Left out:
+"""Models by the smallest image side that they accept, found by trial; models at 1 pad in every layer. Left out:
 `googlenet` and `inception_v3` (several outputs in training), `squeezenet` (ends in a convolution), and the transformers
 (fixed image size, or maps with channels last)."""
 SMALLEST = {model: size for size, models in _MODELS.items() for model in models.split()}

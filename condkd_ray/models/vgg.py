@@ -45,7 +45,7 @@ class VggModule(nn.Module):
         he_init(self)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) to logits (B, K)."""
+        """Return logits (B, K) of images (B, C, H, W)."""
         return self.classifier(self.stages(images).mean((2, 3)))
 
 

@@ -74,7 +74,7 @@ def _read(path: Path) -> dict[str, Weights]:
 
 
 def _places(found: Mapping[str, Weights]) -> Iterator[str]:
-    """Yield the keys of the state dicts, and places of parts inside them: first name parts with more parts below.
+    """Yield the keys of the state dicts, and the places of parts in them: first words of names with two dots or more.
 
     A state dict of a known network yields no parts: they are its layers, which a user would not select.
     """
@@ -194,9 +194,9 @@ def _outside(names: Iterable[str], prefixes: Collection[str]) -> tuple[str, ...]
 
 
 def _closest(own: Weights, read: Mapping[str, Weights]) -> tuple[str, "_Attempt"]:
-    """Return the best part that does not fit, and its place.
+    """Return the place and content of the part that fits `own` best, although it does not fit.
 
-    The best part shares the largest fraction of names with `own`, after translation to our names if it is recognised.
+    This part shares the largest fraction of names with `own`, after translation to our names if it is recognised.
     """
     there = {_place(key, prefix): (prefix, part, read[key]) for key in read for prefix, part in parts(read[key])}
 
@@ -223,7 +223,7 @@ class _Attempt:
     weights: Weights
     problems: tuple[str, ...]
     known: Recognised | None = None
-    """The recognised network of the weights, or None."""
+    """The network that the weights belong to; None if it is not recognised."""
     others: tuple[str, ...] = ()
     """Names in the same state dict that no fitting part contains."""
 
@@ -272,7 +272,7 @@ def _equal(one: Weights, other: Weights) -> bool:
 
 
 def recognised(path: Path) -> Recognised | None:
-    """Return the network that the weights in a file belong to, or None if it is not recognised.
+    """Return the network that the weights in a file belong to; None if it is not recognised.
 
     Raises `InputError` if the file cannot be read, or if it holds several networks, such as teacher and student.
     """

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from condkd_ray.core.method import require
 from condkd_ray.models.batch_norm import BatchNorm2d
-from condkd_ray.models.network import DEEPEST, Network, he_init, stage
+from condkd_ray.models.network import MAX_LAYERS, Network, he_init, stage
 from condkd_ray.models.shortcut import Shortcut
 
 STEM = 16
@@ -30,8 +30,8 @@ class Wrn(Network):
     """The widening factor k: the stages have 16k, 32k and 64k channels."""
 
     def __post_init__(self) -> None:
-        deep = 10 <= self.depth <= DEEPEST and self.depth % 6 == 4
-        require(deep, "wrn depth", self.depth, f"6n + 4, such as 10, 16, 40, at most {DEEPEST}")
+        deep = 10 <= self.depth <= MAX_LAYERS and self.depth % 6 == 4
+        require(deep, "wrn depth", self.depth, f"6n + 4, such as 10, 16, 40, at most {MAX_LAYERS}")
         require(self.width >= 1, "wrn width", self.width, "1 or more")
 
     def _build(self, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
@@ -55,7 +55,7 @@ class WrnModule(nn.Module):
         he_init(self)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) to logits (B, K)."""
+        """Return logits (B, K) of images (B, C, H, W)."""
         maps = F.relu(self.bn(self.stages(self.conv(images))), inplace=True)
         return self.classifier(maps.mean((2, 3)))
 
@@ -76,7 +76,7 @@ class PreActivationBlock(nn.Module):
         self.shortcut = Shortcut(inputs, outputs, stride) if changes else None
 
     def forward(self, maps: Tensor) -> Tensor:
-        """(B, inputs, H, W) to (B, outputs, H / stride, W / stride)."""
+        """Return maps (B, outputs, H / stride, W / stride) of (B, inputs, H, W)."""
         active = F.relu(self.bn1(maps), inplace=True)
         inner = self.conv2(F.relu(self.bn2(self.conv1(active)), inplace=True))
         return inner.add_(maps if self.shortcut is None else self.shortcut(active))

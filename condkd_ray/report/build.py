@@ -19,13 +19,13 @@ from condkd_ray.report.tensorboard import writer as boards
 def build(out: Path, tensorboard: bool = True, width: int | None = None, failed: list[Exception] | None = None) -> str:
     """Rebuild the report of `out`; return the tables and the list of failed trials as text, `width` columns wide.
 
-    Of an experiment, writes the Parquet files, `table.md`, `table.csv`, `figure.png`, `figure.svg`, `curves.png`,
-    `diagnosis.png`, `histograms.png`, `report.html` and `tensorboard/`; of a search, the Parquet files, `search.md`,
+    For an experiment, writes the Parquet files, `table.md`, `table.csv`, `figure.png`, `figure.svg`, `curves.png`,
+    `diagnosis.png`, `histograms.png`, `report.html` and `tensorboard/`; for a search, the Parquet files, `search.md`,
     `search.csv`, `report.html` and `tensorboard/`. The planned trials need not be complete. Records of trials that are
     not in the manifest's plan, for example after a change of flags, are written to the Parquet files only. If a part
     cannot be written, a message is logged, the exception is added to `failed`, and the other parts are written.
 
-    If another process is running trials in `out`, the report is marked as interim, and `tensorboard/` is left alone
+    If another process is running trials in `out`, the report is marked as interim, and `tensorboard/` is not written
     because that process writes it. All other files are replaced atomically, and again when that process ends. No run
     can start in `out` until this function returns; other reports can. Raises `InputError` if `out` is not the folder of
     an experiment.

@@ -1,6 +1,7 @@
 """Finds and loads the trials of a folder whose student and synthetic images are kept, and chooses the best of them.
 
-OUT/products/<hash>.safetensors    the best trial of each arm and IPC, or of a search; each trial of `condkd train`
+OUT/products/<hash>.safetensors    student and synthetic images of the best trial of each arm and IPC, of the best trial
+                                   of a search, and of each trial of `condkd train`
 """
 
 import math
@@ -20,16 +21,16 @@ from condkd_ray.models import NETWORKS
 from condkd_ray.trial.outcome import Product, read_product
 
 MERITS = ("student/val_accuracy", "proxy/agreement")
-"""Metrics by which the best trial is chosen: the first that was measured counts. Never test accuracy."""
+"""Metrics by which the best trial is chosen: the first of them that was measured counts. Never test accuracy."""
 
 
 def kept_path(out: Path, config_hash: str) -> Path:
-    """Return the path of the product of the trial `config_hash`, whether the file exists or not."""
+    """Return the path of the product of the trial `config_hash`; the file need not exist."""
     return Path(out) / "products" / f"{config_hash}.safetensors"
 
 
 def kept_product(out: Path, config_hash: str) -> Product | None:
-    """Return the product of the trial `config_hash`, or None if it is not kept."""
+    """Return the product of the trial `config_hash`; None if it is not kept. Raises `InputError` if it is damaged."""
     path = kept_path(out, config_hash)
     return read_product(path) if path.is_file() else None
 
@@ -44,7 +45,7 @@ def merit(record: Record) -> tuple[str, float]:
 
 
 def choose(out: Path, beginning: str | None = None) -> Record:
-    """Return the best of the kept trials under `out`, or the one whose hash begins with `beginning`: see `chosen`.
+    """Return the record of the best kept trial under `out`, or of the trial whose hash begins with `beginning`.
 
     Raises `InputError` like `chosen`, and if `out` is not the folder of an experiment.
     """
@@ -58,10 +59,10 @@ def chosen(
 ) -> Record:
     """Return the best of the `records` with a product under `out`, or the one whose hash begins with `beginning`.
 
-    Only `records`, which are planned and of one version of the numbers, can be the best, because others cannot be
-    compared with them. A hash may also be that of another `stored` trial. Reference trials, whose student was trained
-    on all real images, are chosen only if there are no others. Raises `InputError` if none of the `records` is kept, or
-    unless exactly one hash begins with `beginning`.
+    Only `records`, which are planned and have one version of the numbers, can be the best, because others cannot be
+    compared with them. If `beginning` is given, all `stored` records with a product are searched. Reference trials,
+    whose student was trained on all real images, are chosen only if there are no others. Raises `InputError` if there
+    is no product, or unless exactly one hash begins with `beginning`.
     """
     named = [record for record in stored or records if kept_path(out, record.config_hash).is_file()]
     there = ", ".join(f"{r.config_hash[:12]} ({r.arm} ipc {r.ipc} seed {r.seed})" for r in named)
@@ -95,7 +96,7 @@ def load_student(product: Product, record: Record) -> nn.Module:
 
 @dataclass(frozen=True, repr=False)
 class Trained:
-    """One trial with its record, its student and its synthetic images."""
+    """One trial: its record, its student and its synthetic images."""
 
     record: Record
     """Status, config, metrics, history and predictions."""
@@ -120,7 +121,7 @@ class Trained:
 
     @property
     def _missing(self) -> str:
-        """Advice for a trial without a product: which trials have one."""
+        """Text that states which trials have a product, for a trial without one."""
         if self.record.status != "finished":
             return f"a trial that finished; this one is {self.record.status}"
         return (
@@ -130,7 +131,7 @@ class Trained:
 
     @property
     def samples(self) -> Samples | None:
-        """Synthetic images in the teacher's normalised space; None if the trial's memory keeps none."""
+        """Synthetic images in the teacher's normalised space; None without a product, or if the memory has none."""
         if self.product is None or self.product.samples is None:
             return None
         return Codec(self.product.space, self.product.mean, self.product.std).decode(self.product.samples)

@@ -29,7 +29,8 @@ _COLUMNS = (*_ORDER, *_HASHES, "numbers", "versions", "plugins", "git", *_COSTS)
 def write_tables(results: Results) -> None:
     """Write `records.parquet`, `rounds.parquet` and `predictions.parquet` from all stored records of an experiment.
 
-    They contain trials of every version of the numbers. Only trials of equal `numbers`, a column, may be compared.
+    They contain trials of every version of the numbers. Only trials with equal values in the column `numbers` may be
+    compared. Raises `InputError` as `predictions_table` does.
     """
     out, records = results.out, results.stored
     _write(out / "records.parquet", records_table(records))
@@ -38,7 +39,7 @@ def write_tables(results: Results) -> None:
 
 
 def records_table(records: Sequence[Record]) -> pa.Table:
-    """Return a table with a row per trial. Metrics are float64: null if not measured, NaN if the trial diverged."""
+    """Return a table with a row per trial. Metrics are float64: null if not measured, NaN if not finite."""
     fixed = [pa.field(name, _type(name)) for name in _COLUMNS]
     names = _names([record.metrics for record in records])
     rows = [flat(record) | _trees(record) | record.metrics for record in records]

@@ -38,15 +38,15 @@ Frame = Literal["trials", "rounds", "predictions", "comparisons"]
 class Results:
     """The comparable trials of an experiment or a search, with the statistics of the tables and the page.
 
-    Everything except the records is computed on first use. While trials are still running, the results contain those
-    that have ended, and `interim` is not empty. Accuracies are fractions, times are in seconds.
+    All values except the records are computed on first use. While trials are still running, the results contain the
+    trials that have ended, and `interim` is not empty. Accuracies are fractions, times are in seconds.
     """
 
     out: Path
     manifest: Manifest
-    """Plan, teacher, data set and notes. The notes list the stored trials that `records` leaves out."""
+    """Plan, teacher, data set and notes. The notes give the number of stored trials that are not in `records`."""
     records: Sequence[Record]
-    """Planned trials of the newest version of the numbers among these, sorted by arm, IPC and seed."""
+    """The planned trials of the newest version of the numbers that occurs, sorted by arm, IPC and seed."""
     stored: Sequence[Record] = ()
     """All stored trials, including those of other plans and versions of the numbers."""
     running: bool = False
@@ -92,7 +92,10 @@ class Results:
 
     @cached_property
     def predictions(self) -> pd.DataFrame:
-        """One row per trial and test image: the class that the student predicts, and the label."""
+        """One row per trial and test image: the class that the student predicts, and the label.
+
+        Raises `InputError` if a trial does not have one prediction per test image.
+        """
         return self.to_arrow("predictions").to_pandas()
 
     @cached_property
@@ -109,8 +112,8 @@ class Results:
     def to_arrow(self, frame: Frame) -> pa.Table:
         """Return the frame `trials`, `rounds`, `predictions` or `comparisons` as an Arrow table.
 
-        It contains the trials in `records`; the Parquet files in the folder contain all `stored` trials. Raises
-        `InputError` for another name.
+        The frame contains the trials in `records`; the Parquet files in the folder contain all `stored` trials. Raises
+        `InputError` for another name, and if a trial does not have one prediction per test image.
         """
         from condkd_ray.report import parquet
 
@@ -126,9 +129,9 @@ class Results:
         """One row per trial of a search's study, in the order of proposals.
 
         Columns: `number`, `state`, one for each objective, one for each open leaf, and `config_hash`. States are
-        `complete`, `pruned`, `fail` and `running`, and for proposals that did not run `repeated` (equal to an earlier
-        one) and `impossible`. Raises `InputError` if these are not results of a search, or if the study is not at the
-        place where the search stored it.
+        `complete`, `pruned`, `fail` and `running`. Proposals that did not run have the states `repeated` (equal to an
+        earlier proposal) and `impossible`. Raises `InputError` if these are not results of a search, or if the study is
+        not at the place where the search stored it.
         """
         import pandas as pd
 
@@ -182,14 +185,14 @@ class Results:
 
         The criterion is validation accuracy, or agreement on the proxy set if there are no validation images. Test
         accuracy is never used. A reference trial, whose student was trained on all real images, is returned only if no
-        other trial is kept. Raises `InputError` if no trial is kept.
+        other trial is kept. Raises `InputError` if no trial is kept, or if the product is damaged.
         """
         return self._trained(None)
 
     def trained(self, beginning: str) -> Trained:
-        """Return the only kept trial in `stored` whose `config_hash` has this prefix.
+        """Return the kept trial in `stored` whose `config_hash` starts with `beginning`.
 
-        Raises `InputError` if none or several have it.
+        Raises `InputError` unless there is exactly one.
         """
         return self._trained(beginning)
 
@@ -229,7 +232,7 @@ class Results:
 
     @property
     def cpu_seconds(self) -> float:
-        """Total CPU time of the trials whose CPU time is known."""
+        """Total CPU time, in seconds, of the trials whose CPU time is known."""
         return math.fsum(spent for one in self.records if math.isfinite(spent := one.outcome.cpu_seconds))
 
     def of(self, status: Status) -> list[Record]:
@@ -290,13 +293,13 @@ class Results:
         return self.manifest.search.get("constraints", [])
 
     def keeps(self, record: Record) -> bool:
-        """Return whether a trial satisfies all constraints of its search, with the values at its last round."""
+        """Return whether a trial satisfies all constraints of its search, with the values at its end."""
         return all(not one.excess(value(record, one.name)) > 0 for one in parse_constraints(self.limits))
 
 
 def read(out: Path) -> Results:
     """Return the results under `out`. Raises `InputError` if it is not the folder of an experiment or a search."""
-    # This precedes the reading of records: if no process runs at this point, all records are complete.
+    # The lock is read before the records: if no process runs at this point, all records are complete.
     running = busy(out)
     manifest, stored = read_manifest(out), read_all_records(out)
     counted, _ = newest(planned(stored, manifest))
@@ -307,7 +310,10 @@ def read(out: Path) -> Results:
 
 
 def value(record: Record, name: str) -> float:
-    """Return the value of an objective at the end of the trial, or at its last round if the trial was stopped."""
+    """Return the value of an objective at the end of the trial, or at its last round if the trial was stopped.
+
+    NaN if it was not measured.
+    """
     return record.metrics.get(name, at_end(name, record.history))
 
 

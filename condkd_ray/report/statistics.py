@@ -35,7 +35,7 @@ from condkd_ray.core.records import Record, arm_rank
 
 ACCURACY = "student/test_accuracy"
 Baseline = str | dict[str, str]
-"""The arm that all others are compared with, or a baseline for each arm by name."""
+"""Name of the arm with which all others are compared, or of a baseline for each arm, by the arm's name."""
 GUIDED, MIXED, PRIOR = "guided", "mixed", "mixed_prior"
 CONTROLS = ((GUIDED, MIXED), (GUIDED, PRIOR), (PRIOR, MIXED))
 """Pairs that isolate effects: all of guidance, guidance by condensed images, and a class prior without guidance."""
@@ -47,7 +47,8 @@ LEVEL = 0.95
 Interval = tuple[float, float]
 """Lower and upper end of a 95 % interval."""
 EQUAL = 1e-12
-"""Differences whose range is at most this share of the largest, or of 1, count as equal: they differ by rounding."""
+"""Differences count as equal, and as differing by rounding only, if their range is at most this share of the largest
+absolute difference or of 1, whichever is larger."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +64,9 @@ class Spread:
 class Difference(Spread):
     """Test accuracy (a fraction) or another metric of `left` minus `right` at one IPC, paired by seed.
 
-    `over_seeds`: interval by `method`; None if there is none. `over_images`: interval over test images of the
-    difference averaged over the common seeds; for test accuracy only. `p`: corrected, see `with_p_values`.
+    `over_seeds`: interval over seeds, computed by `method`; None if there is none. `over_images`: interval over test
+    images of the difference averaged over the common seeds; None for other metrics than test accuracy. `p`: corrected
+    p value; None if there is none; see `with_p_values`.
     """
 
     left: str
@@ -78,7 +80,10 @@ class Difference(Spread):
 
 @dataclass(frozen=True, kw_only=True)
 class Ranking:
-    """Spearman's rho of a proxy with test accuracy over the `n` trials that share one proxy set."""
+    """Spearman's rho of a proxy with test accuracy over the `n` trials that share one proxy set.
+
+    `proxy`: name of the metric. `ipcs`: IPCs of these trials.
+    """
 
     proxy: str
     ipcs: tuple[int, ...]
@@ -111,8 +116,9 @@ def tested(records: Iterable[Record]) -> list[Record]:
 
 
 def teacher_names(records: Sequence[Record]) -> dict[str, str]:
-    """Return a display name for each teacher hash: its training seed if these differ, else network and hash.
+    """Return a display name for each teacher, by its hash.
 
+    The name has the teacher's training seed if the seeds of all teachers differ, otherwise its network and its hash.
     Records without a teacher hash are skipped.
     """
     first = {record.teacher_hash: record for record in reversed(records) if record.teacher_hash}
@@ -125,7 +131,7 @@ def teacher_names(records: Sequence[Record]) -> dict[str, str]:
 
 
 def by_teacher(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """Return tested trials by teacher name if the seeds of any arm have several teachers; else an empty dict."""
+    """Return tested trials by the name of their teacher; empty unless the seeds of an arm have several teachers."""
     known = [one for one in tested(records) if one.teacher_hash]
     if all(len({one.teacher_hash for one in members}) < 2 for members in groups(known).values()):
         return {}
@@ -133,7 +139,10 @@ def by_teacher(records: Sequence[Record]) -> dict[str, list[Record]]:
 
 
 def interval(differences: np.ndarray) -> tuple[Interval | None, str]:
-    """Return the 95 % interval of the mean of paired differences (n,) or None, and the name of the method or reason."""
+    """Return the 95 % interval of the mean of paired differences (n,), and the name of its method.
+
+    If there is no interval, returns None and the reason.
+    """
     n = len(differences)
     if n < 2:
         return None, f"no interval, n = {n}"
@@ -158,8 +167,8 @@ def image_interval(left: np.ndarray, right: np.ndarray) -> Interval | None:
 
     Source: Bonett & Price 2012, an adjusted Wald interval for paired proportions. It adds one image that only `left`
     classifies correctly and one that only `right` does, so that few images with few differences do not look certain.
-    With several seeds each image counts with its mean over the seeds (our choice; conservative if seeds disagree on few
-    images).
+    With several seeds, the mean over the seeds is used for each image (our choice; conservative if seeds disagree on
+    few images).
     """
     seeds, images = left.shape
     if not seeds or not images:
@@ -174,7 +183,10 @@ def image_interval(left: np.ndarray, right: np.ndarray) -> Interval | None:
 def difference(
     records: Sequence[Record], left: str, right: str, ipc: int, labels: Sequence[int] = (), metric: str = ACCURACY
 ) -> Difference | None:
-    """Return `left` minus `right` at `ipc` over the seeds that both have finished; None without a common seed."""
+    """Return `left` minus `right` at `ipc` over the seeds that both have finished; None without a common seed.
+
+    `labels`: labels of the test images; without them there is no interval over images.
+    """
     ours, theirs = _by_seed(records, left, ipc, metric), _by_seed(records, right, ipc, metric)
     common = [(ours[seed], theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())]
     if not common:
@@ -224,7 +236,7 @@ def controlled(arms: Sequence[str], own: Mapping[str, str]) -> list[tuple[str, s
 
 
 def turned(one: Difference) -> Difference:
-    """Return the same difference with `left` and `right` exchanged."""
+    """Return the difference with `left` and `right` exchanged."""
 
     def ends(found: Interval | None) -> Interval | None:
         return None if found is None else (-found[1], -found[0])
@@ -234,9 +246,9 @@ def turned(one: Difference) -> Difference:
 
 
 def p_value(one: Difference) -> float | None:
-    """Return the two-sided p of the paired t test that the mean difference is 0; None without an interval over seeds.
+    """Return the two-sided p value of the paired t test of a mean difference of 0; None without an interval over seeds.
 
-    It is below 0.05 if and only if the 95 % interval does not contain 0.
+    The p value is below 0.05 if and only if the 95 % interval does not contain 0.
     """
     if one.over_seeds is None or one.std is None:
         return None
@@ -246,8 +258,9 @@ def p_value(one: Difference) -> float | None:
 def holm(values: Sequence[float]) -> list[float]:
     """Return p values with Holm's step-down correction (1979), in the order of `values`.
 
-    Of m values the smallest is multiplied by m, the next by m - 1 and so on; results never decrease in this order and
-    are at most 1. Rejecting those below a level bounds the probability of any false rejection by that level.
+    The smallest of m values is multiplied by m, the next by m - 1 and so on. In this order, results never decrease, and
+    they are at most 1. Rejecting the hypotheses with results below a level bounds the probability of any false
+    rejection by that level.
     """
     adjusted, largest = [0.0] * len(values), 0.0
     for rank, place in enumerate(sorted(range(len(values)), key=lambda i: values[i])):
@@ -257,7 +270,10 @@ def holm(values: Sequence[float]) -> list[float]:
 
 
 def with_p_values(differences: Sequence[Difference]) -> list[Difference]:
-    """Return the differences with their p, corrected by Holm within those that share `right` and IPC."""
+    """Return the differences with their p values, corrected by Holm's method.
+
+    Differences with the same `right` and IPC are corrected together.
+    """
     found = [p_value(one) for one in differences]
     families: dict[tuple[str, int], list[int]] = defaultdict(list)
     for place, one in enumerate(differences):
@@ -270,7 +286,10 @@ def with_p_values(differences: Sequence[Difference]) -> list[Difference]:
 
 
 def rankings(records: Sequence[Record], proxy: str = "proxy/agreement") -> list[Ranking]:
-    """Return Spearman's rho of `proxy` with test accuracy for each proxy set that at least four trials share."""
+    """Return Spearman's rho of `proxy` with test accuracy for each proxy set that at least four trials share.
+
+    Proxy sets for which all values of one of the two are equal are left out.
+    """
     sets: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         if _value(record, ACCURACY) is not None and _value(record, proxy) is not None:
@@ -300,7 +319,7 @@ def _ipcs(records: Iterable[Record], arm: str, metric: str) -> set[int]:
 
 
 def _common_ipcs(left: set[int], right: set[int]) -> list[int]:
-    """Return the IPCs of a comparison; an arm without condensed images (IPC 0) pairs with each IPC of the other."""
+    """Return the IPCs of a comparison: the common ones, or, for an arm that has only IPC 0, all IPCs of the other."""
     if not left or not right:
         return []
     if left == {0}:

@@ -1,7 +1,7 @@
 """The standard arms of an experiment, and their labels.
 
-Arms differ in where the condensed images are used: in the student's batches, in the inversion, in both or in neither.
-One more, `mixed_prior`, differs from `mixed` only in the inversion's class prior, which is that of the guided arms.
+Arms differ in the use of the condensed images: in the student's batches, in the inversion, in both or in neither. The
+arm `mixed_prior` differs from `mixed` only in the inversion's class prior: it has the class prior of the guided arms.
 """
 
 from __future__ import annotations
@@ -20,18 +20,19 @@ if TYPE_CHECKING:
 
 Arm = Literal["none", "condensed_only", "mixed", "mixed_prior", "guided", "guided_only", "real"]
 ONCE = ("none", "real")
-"""Arms without condensed images: one trial per seed, whatever the IPCs."""
+"""Arms without condensed images: they have one trial per seed, for all IPCs together."""
 TEMPERED: tuple[Arm, ...] = ("mixed_prior", "guided", "guided_only")
-"""Arms whose inversion has the tempered class prior in place of its own."""
+"""Arms in which the tempered class prior replaces the class prior of the inversion."""
 BOTH: tuple[Arm, ...] = ("mixed", "mixed_prior", "guided")
-"""Arms whose student gets condensed and synthetic images."""
+"""Arms whose student is trained on condensed and synthetic images."""
 
 
 @dataclass(frozen=True)
 class Prior:
-    """A tempered class prior, weight x CE(teacher's logits / temperature, class), in place of an inversion's own.
+    """A class prior in place of an inversion's own: the loss weight x CE(teacher's logits / temperature, class).
 
-    Weight and temperature are our choice. With weight 0 every arm keeps the inversion's own. Raises `InputError`.
+    Weight and temperature are our choice. With weight 0 every arm keeps the inversion's own class prior. Raises
+    `InputError` for a negative or infinite value, or a temperature of 0.
     """
 
     weight: float
@@ -43,23 +44,23 @@ class Prior:
 
 
 PRIOR = Prior(weight=100.0, temperature=4.0)
-"""Chosen on CIFAR-10's validation images with `fast`, unguided: see `choosing_prior` in `experiments/LOG.md`."""
+"""The default, chosen on CIFAR-10's validation images with `fast` without guidance: see `experiments/LOG.md`."""
 
 
 def arm(base: TrialConfig, name: Arm, ipc: int, seed: int, label: str = "", *, prior: Prior = PRIOR) -> Plan:
     """Return the trial of arm `name` at `ipc` images per class. All arms have equally many student steps of equal size.
 
-    `none`: synthetic images, no condensed ones. `condensed_only`: condensed images, no synthetic ones. `mixed`: both,
-    in the base's share. `mixed_prior`: as `mixed`, with the class prior `prior` in place of the inversion's own; no
-    condensed image guides it. `guided`: as `mixed_prior`, under the base's guidance. `guided_only`: as `guided`, but
-    the student gets synthetic images alone. `real`: KD on all real data. So guided - mixed_prior is the gain from the
-    condensed images as guides, and mixed_prior - mixed the gain from a class prior alone.
+    The student's images are, for `none`: synthetic ones. `condensed_only`: condensed ones. `mixed`: both, with the
+    base's share of condensed ones. `mixed_prior`: as `mixed`, with `prior` in place of the inversion's class prior.
+    `guided`: as `mixed_prior`, with the base's guidance. `guided_only`: as `guided`, but only synthetic ones. `real`:
+    all real images. So guided - mixed_prior is the gain from the condensed images as guides, and mixed_prior - mixed
+    the gain from a class prior alone.
 
-    `label`: another name for the arm in tables. If the base has `mix: concat`, the steps of arms that mix are larger
-    than those of the others. Raises `InputError` if the inversion cannot have that prior, or if, in an arm without
-    guidance, the inversion is conditional and no loss ties its images to their labels.
+    `label`: another name for the arm in tables. If the base has `mix: concat`, the steps of arms with both kinds of
+    images are larger than those of the others. Raises `InputError` if the inversion cannot have `prior`, or if, in an
+    arm without guidance, the inversion is conditional and no loss ties its images to their labels.
     """
-    # Imported here because these import PyTorch, and scripts import this module for their flags.
+    # Imported here because these modules import PyTorch, and scripts import this module for their flags.
     from condkd_ray.methods.condensation import AllReal
     from condkd_ray.methods.guidance import NoGuidance
     from condkd_ray.methods.inversion import NoInversion
@@ -95,13 +96,16 @@ def arm(base: TrialConfig, name: Arm, ipc: int, seed: int, label: str = "", *, p
 
 
 def _tempered(base: TrialConfig, name: Arm, prior: Prior) -> AnyInversion:
-    """Return the base's inversion with `prior`. Raises `InputError` if it has no such fields or equals `mixed`."""
+    """Return the base's inversion with `prior`.
+
+    Raises `InputError` if the inversion has no such fields, or if the arm `mixed_prior` would be equal to `mixed`.
+    """
     inversion, soft, own = base.inversion, base.targets.soft, "--prior-weight 0, with which no arm has the prior"
     named = {field.name for field in fields(inversion)}
     there = not prior.weight or {"oh_weight", "oh_temperature"} <= named
     accepted = f"one with the fields oh_weight and oh_temperature, such as fast; or {own}"
     require(there, f"inversion of the arm {name}", inversion.name, accepted)
-    # Soft targets are probabilities at a temperature of their own, which the prior then has too.
+    # Soft targets are probabilities at their own temperature, and the prior then has this temperature too.
     theirs = getattr(base.targets, "temperature", PRIOR.temperature)
     fits = not (soft and prior.weight) or prior.temperature in (PRIOR.temperature, theirs)
     accepted = f"{theirs:g}, the targets' own, which is the default here; or {own}"
@@ -116,9 +120,9 @@ def _tempered(base: TrialConfig, name: Arm, prior: Prior) -> AnyInversion:
 
 
 def _check_tied(inversion: AnyInversion, name: Arm) -> None:
-    """Raise `InputError` if only a guidance, which arm `name` lacks, would tie labels to a generator's images.
+    """Raise `InputError` if no loss ties labels to a generator's images, because arm `name` has no guidance.
 
-    Another generator in this arm alone would make it no control for the guided arms.
+    Another generator in this arm is no remedy: the arm would then be no control for the guided arms.
     """
     weight, conditional = getattr(inversion, "oh_weight", 0.0), getattr(inversion, "conditional", False)
     accepted = "a number > 0: without a guidance the class prior alone ties labels to images; or conditional false"
@@ -129,9 +133,9 @@ def _check_tied(inversion: AnyInversion, name: Arm) -> None:
 def spread(plans: Iterable[Plan], seeds: Sequence[int], teachers: int) -> list[Plan]:
     """Return the plans with their seeds distributed over teachers: the i-th of `seeds` has teacher i mod `teachers`.
 
-    Teacher k is trained with k plus the seed of the plan's own teacher config, 0 by default; the seed of the data split
-    is the same for all. Raises `InputError` for more teachers than seeds, for a teacher that is loaded instead of
-    trained, and for plans with other seeds.
+    Teacher k is trained with seed s + k, where s is the seed in the plan's teacher config (0 by default). The seed of
+    the data split is the same for all. Raises `InputError` for more teachers than seeds, for a teacher that is loaded
+    instead of trained, and for plans with other seeds.
     """
     found, different = list(plans), list(dict.fromkeys(seeds))
     accepted = f"1 to {len(different)}, the number of --seeds"
@@ -155,7 +159,7 @@ def spread(plans: Iterable[Plan], seeds: Sequence[int], teachers: int) -> list[P
 def network_pairs(pairs: Sequence[str], teacher: str, student: str) -> dict[str, dict[str, str]]:
     """Return teacher and student of each TEACHER/STUDENT in `pairs`, by label; the label of a single pair is empty.
 
-    Without pairs the only one is `teacher` and `student`. Raises `InputError`.
+    If there are no pairs, the only pair is `teacher` and `student`. Raises `InputError` for a text of another form.
     """
     found: dict[str, dict[str, str]] = {}
     for pair in pairs or [f"{teacher}/{student}"]:

@@ -1,4 +1,4 @@
-"""Compute of the published systems: images, and multiply-adds counted from their networks; and a table of it."""
+"""Compute of the published systems: numbers of images and multiply-adds, counted from their networks; and a table."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -38,8 +38,8 @@ class Compute:
 def compute(recipe: TrialConfig, image_shape: tuple[int, int, int] = (3, 32, 32), num_classes: int = 10) -> Compute:
     """Return the compute of `recipe`, counted from its networks.
 
-    The gradient with respect to a network's input costs as much as its forward pass, and that with respect to its
-    weights as much again; frozen networks need only the former.
+    The gradient with respect to a network's input costs as much as its forward pass, and the gradient with respect to
+    its weights costs as much again; frozen networks need only the first.
     """
     teacher, student = (
         cost_of(network, image_shape, num_classes).multiply_adds for network in (recipe.teacher.network, recipe.student)
@@ -89,13 +89,16 @@ def _replay(recipe: TrialConfig, memory: Generative, shape: tuple[int, int, int]
 
 
 def table() -> str:
-    """Return a Markdown table of the recipes as published, with their compute; the files name each line's source."""
+    """Return a Markdown table of the published recipes with their compute.
+
+    The source of each line of a recipe is in its file.
+    """
     rows = []
     for name in NAMES:
         recipe = published(name)
         taken, before = compute(recipe), recipe.inversion.warm_up
         rounds = f"{recipe.rounds}" + (f" + {before}" if before else "")
-        # A system named after its memory shares its inversion with another system.
+        # A system whose name is that of its memory shares its inversion with another system.
         paper = recipe.memory.paper or recipe.inversion.paper
         counts = map(short, (taken.images, taken.student_images, taken.multiply_adds))
         rows.append(f"| {' | '.join([f'`{name}`', paper, rounds, *counts, f'`published/{name}.yaml`'])} |")

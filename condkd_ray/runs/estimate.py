@@ -1,7 +1,7 @@
-"""Estimate of the time, memory and disk that the rest of a run needs, and its text. Nothing is trained in full.
+"""Estimate of the time, memory and disk space that the rest of a run needs, and its text. Nothing is trained in full.
 
-Finished trials' costs are in their records. Of other trials one per arm is run for a few rounds in this process, with a
-stand-in for a teacher or a condensed set that does not exist yet.
+The costs of finished trials are in their records. For each arm without a finished trial, one trial is run for a few
+rounds in this process, a probe. A teacher or a condensed set that does not exist yet is replaced by a stand-in.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ from condkd_ray.trial.run import local_store, run_trial
 from condkd_ray.trial.synthesis import stored_logits
 
 ROUNDS = 3
-"""Rounds of a probe. The first, which includes one-time work, counts once; the others represent all later rounds."""
+"""Number of rounds of a probe. The first, with one-time work, counts once; the others stand for all later rounds."""
 STEPS = 20
-"""Steps of a teacher's training in its probe."""
+"""Number of steps of a teacher's training in its probe."""
 IMAGES = 2048
 """Largest number of real images that a condenser gets in its probe."""
 NOTHING = "Nothing is left to run.\n"
 UNITS = {"iterations": 2, "epochs": 1, "expert_epochs": 1}
-"""Fields of a condenser that its work is proportional to, and by how much a probe raises each above `LEAST`."""
+"""Fields to which a condenser's work is proportional, and the amount by which a probe raises each above `LEAST`."""
 LEAST = {"iterations": 1, "epochs": 1, "expert_epochs": 1, "ahead": 1, "max_start": 0}
 """Values of a condenser's fields in its cheapest probe."""
 
@@ -74,23 +74,26 @@ class Span:
 
 
 PROBED, RECORDED = Span(0.7, 1.7), Span(0.8, 1.4)
-"""Factors on a measured cost: a probe is short and runs alone on the machine, and trials differ by their seeds."""
+"""Factors on the cost of a probe and on a recorded cost.
+
+They are ranges, because a probe is short and runs alone on the machine, and because trials differ by their seeds.
+"""
 PROBING_SECONDS = 90.0
-"""Time after which no further arm is probed; its cost is then assumed to be within the range of the probed ones."""
+"""Time after which no further arm is probed; its cost is then assumed to lie in the range of the measured costs."""
 STARTED = Span(5, 30)
-"""Seconds until the first trial of a sweep computes; its processes import PyTorch in that time."""
+"""Seconds until the first trial of a sweep computes: its process starts and imports PyTorch."""
 BETWEEN = Span(0.1, 1.5)
 """Seconds from a trial's end to the next one's start, final test included."""
 REPORTED = Span(3, 15)
 """Seconds for tables and figures at the end."""
 WRITTEN = Span(0.5e6, 4e6)
-"""Bytes of tables, figures and event files, without what each trial leaves."""
+"""Bytes of tables, figures and event files, without the files of single trials."""
 DRIVER = Span(0.4e9, 1.5e9)
 """Bytes of memory of this program and of Ray's own processes."""
 
 
 def hull(values: Iterable[float | Span]) -> Span:
-    """Return the smallest span that contains all of them."""
+    """Return the smallest span that contains all values and spans."""
     spans = [value if isinstance(value, Span) else Span(value, value) for value in values]
     return Span(min(span.low for span in spans), max(span.high for span in spans))
 
@@ -108,16 +111,19 @@ class Cost:
     working: Span = Span()
     """Bytes of checkpoint and chunks while the trial runs."""
     memory: Span = Span()
-    """Peak memory of its processes, or of the GPU."""
+    """Peak memory of the trial's processes or, for a trial on a GPU, peak GPU memory."""
 
 
 def join(costs: Sequence[Cost]) -> Cost:
-    """Return the smallest cost that contains all of them."""
+    """Return the smallest cost that contains all costs."""
     return Cost(**{field.name: hull(getattr(cost, field.name) for cost in costs) for field in fields(Cost)})
 
 
 def probe_trial(plan: Plan, prepared: Prepared, folder: Path) -> Cost:
-    """Run a trial's first rounds, with files under `folder`, for its cost. Raises `NonFiniteError` if it diverges."""
+    """Run a trial's first rounds, with files under `folder`, and return the cost of the whole trial.
+
+    Raises `NonFiniteError` if the trial diverges.
+    """
     config, whole = _short(plan.config), plan.config
     clean_process(torch.get_num_threads())
     wall, cpu = time.perf_counter(), time.process_time()
@@ -144,12 +150,12 @@ def probe_trial(plan: Plan, prepared: Prepared, folder: Path) -> Cost:
     row = _bytes(record_path(folder, "probe")) - len(str(outcome.predictions))
     kept = _bytes(folder / "records") + _bytes(folder / "grids")
     product, state = _bytes(place["product"]), _bytes(place["checkpoint"])
-    # A product has logits whether the trial stores them or not.
+    # A product has logits even if the trial's memory stores none.
     logits = 0 if whole.keeps_logits else 2 * prepared.teacher.num_classes * whole.inversion.images_per_round
     peak = peak_bytes(prepared.teacher.device)
     producers, ahead = (0, 0) if whole.pipeline is None else (whole.pipeline.producers, whole.pipeline.staleness)
     return Cost(
-        # In the probe producers and student take turns; in a sweep they run at the same time.
+        # In the probe, producers and student take turns; in a sweep they run at the same time.
         wall=seconds * Span(1 / (1 + min(producers, ahead)), 1),
         cpu=seconds * min(1.0, cpu / wall),
         kept=Span(kept, kept + max(0, left) * row / ROUNDS),
@@ -160,7 +166,10 @@ def probe_trial(plan: Plan, prepared: Prepared, folder: Path) -> Cost:
 
 
 def round_seconds(plan: Plan, prepared: Prepared) -> float:
-    """Return the wall time of one round, measured on a trial's first rounds. Raises `NonFiniteError` on divergence."""
+    """Return the wall-clock time of one round in seconds, measured on a trial's first rounds.
+
+    Raises `NonFiniteError` if the trial diverges.
+    """
     config = _short(plan.config)
     clean_process(torch.get_num_threads())
     outcome = run_trial(config, prepared, local_store(config, prepared, None))
@@ -170,14 +179,14 @@ def round_seconds(plan: Plan, prepared: Prepared) -> float:
 
 
 def trial_cpu_seconds(config: TrialConfig, prepared: Prepared) -> float:
-    """Return the CPU time of all rounds of a trial. Raises `NonFiniteError` if it diverges."""
+    """Run all rounds of a trial and return their CPU time in seconds. Raises `NonFiniteError` if the trial diverges."""
     clean_process(torch.get_num_threads())
     state, store = start(config, prepared), local_store(config, prepared, None)
     return sum(run_round(config, prepared, state, store)["time/cpu_seconds"] for _ in range(config.total_rounds))
 
 
 def recorded(record: Record, out: Path) -> Cost:
-    """Return the cost that a finished trial suggests for similar ones."""
+    """Return the cost of trials similar to a finished one, from its record and files in `out`."""
     key, held = record.config_hash, record.metrics.get("memory/bytes", 0.0)
     kept, product = _bytes(record_path(out, key)) + _bytes(grid_path(out, key)), _bytes(kept_path(out, key))
     return Cost(
@@ -198,7 +207,7 @@ def _short(config: TrialConfig) -> TrialConfig:
 
 
 def _seconds(row: Metrics, config: TrialConfig) -> float:
-    """Return the seconds of all rounds of a trial, if each part takes as long as in the round `row`."""
+    """Return the seconds of all rounds of a trial, if each part takes as long as in the round with metrics `row`."""
     measured = sum(config.measures(number) for number in range(config.total_rounds))
     times = {"distillation": config.rounds, "evaluation": measured, "diagnosis": measured}
     parts = {name: row.get(f"time/{name}_seconds", 0.0) for name in times}
@@ -219,7 +228,7 @@ def probe_teacher(config: TrialConfig, workshop: Workshop) -> Span:
 
 
 def probe_set(config: TrialConfig, method: AnyCondensation, workshop: Workshop) -> Span:
-    """Return the seconds to make a condensed set, extrapolated from a little of each kind of its work."""
+    """Return the seconds that `method` takes for a condensed set, extrapolated from a little of each kind of work."""
     dataset, names = workshop.data(config), {field.name for field in fields(method)}
     order = torch.randperm(len(dataset.train), generator=torch.Generator().manual_seed(0))[:IMAGES]
     real = dataset.train[order].samples(dataset.mean, dataset.std).to(workshop.device)
@@ -257,22 +266,30 @@ def _bytes(path: Path) -> int:
 
 @dataclass
 class Workload:
-    """The trials of a run, and what is known of their cost."""
+    """The trials of a run, and their known costs."""
 
     planned: Sequence[Plan]
     done: dict[Plan, Record]
+    """Records of the finished trials."""
     costs: dict[str, Cost] = field(default_factory=dict)
     """Costs by arm."""
     based_on: list[str] = field(default_factory=list)
+    """Texts with the sources of the costs."""
 
     @classmethod
     def of_corners(cls, tree: dict[str, Any]) -> Workload:
-        """Return a workload of one trial for each corner of a space and for its default."""
+        """Return a workload of one trial for each corner of a space and for its default.
+
+        Raises `InputError` if one of these configs is invalid.
+        """
         return cls([Plan(name, 0, config.seed, config) for name, config in corners(tree).items()], {})
 
     @classmethod
     def of_search(cls, tree: dict[str, Any], trials: int) -> Workload:
-        """Return a workload of `trials` trials of a space, not chosen yet."""
+        """Return a workload of `trials` trials of a space whose configs are not chosen yet.
+
+        Raises `InputError` if the default config of the space is invalid.
+        """
         return cls([Plan("trial", 0, 0, default(tree))] * trials, {})
 
     @property
@@ -286,8 +303,9 @@ class Estimate:
     """Estimate for the rest of a run, in seconds and bytes."""
 
     at_once: int
+    """Number of trials at once."""
     before: Span
-    """Seconds until the first trial can start: Ray, and whatever is not cached."""
+    """Seconds until the first trial can start: for Ray, and for teachers and condensed sets that are not cached."""
     wall: Span
     cpu: Span
     kept: Span
@@ -295,7 +313,9 @@ class Estimate:
     working: Span
     """Further bytes on disk while it runs."""
     trial_memory: Span
+    """Peak memory of a trial, as in `Cost`."""
     memory: Span
+    """Peak memory of all trials that run at once, with the driver and Ray."""
 
 
 def estimate(
@@ -307,10 +327,11 @@ def estimate(
     whole: Workload | None = None,
     shortest: float = 1,
 ) -> Estimate:
-    """Return the estimate for the rest of `work`, and fill in its `costs` and `based_on`. Raises `InputError`.
+    """Return the estimate for the rest of `work`, and fill in its `costs` and `based_on`.
 
-    For a search, `work` holds the corners of its space, and the estimate is for `whole`, its trials, whose costs lie
-    between those of the corners. `shortest`: fraction of its rounds after which a trial may be stopped.
+    For a search, `work` contains the corners of its space, and the estimate is for its trials, `whole`, whose costs lie
+    between those of the corners. `device`: "cpu" or "cuda", for the probes. `shortest`: fraction of its rounds after
+    which a trial may be stopped. Raises `InputError` if the cluster cannot run the trials.
     """
     begin = time.perf_counter()
     with connect(options.address, view=view):
@@ -329,7 +350,10 @@ def estimate(
 
 
 def probe(work: Workload, options: Options, device: str, view: View = SILENT) -> Span:
-    """Fill in the costs, with stand-ins for what is not cached; return the seconds that making those will take."""
+    """Fill in the costs, measured with stand-ins for teachers and condensed sets that are not cached.
+
+    Returns the seconds that it will take to make these teachers and sets.
+    """
     set_up_process(max(1, int(options.cpus_per_trial)))
     stand_ins = StandIns()
     workshop = Workshop(options.cache, device, stand_ins=stand_ins)
@@ -367,7 +391,11 @@ def total(work: Workload, before: Span, at_once: int) -> Estimate:
 
 
 def finished_before(planned: Sequence[Plan], out: Path) -> dict[Plan, Record]:
-    """Return the finished records of planned trials, matched by config: the inputs in their hash may not exist yet."""
+    """Return the finished records of planned trials.
+
+    They are matched by config and scope, not by hash, because teachers and condensed sets, which are part of the hash,
+    may not exist yet. Raises `InputError` if a record cannot be read.
+    """
     records = [record for record in read_records(out) if (record.status, record.numbers) == ("finished", NUMBERS)]
     found: dict[tuple[str, str], Record] = {}
     for record in records:
@@ -418,7 +446,7 @@ def _measure(
 
 
 def makespan(seconds: Sequence[float], at_once: int) -> float:
-    """Return how long trials take in their order, each starting as soon as a place is free."""
+    """Return the total time of trials that take `seconds` each and run in this order, `at_once` at a time."""
     places = [0.0] * at_once
     for each in seconds:
         heapq.heapreplace(places, places[0] + each)

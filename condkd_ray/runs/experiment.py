@@ -1,4 +1,4 @@
-"""Runs experiments: planned trials in, records out. Trials that already have a record are not run again."""
+"""Runs the planned trials of an experiment and writes their records. Trials that have a record are not run again."""
 
 import dataclasses
 import logging
@@ -44,7 +44,7 @@ Trial = PlannedTrial[Prepared]
 
 
 def check_plans(planned: Sequence[Plan]) -> None:
-    """Raise `InputError` if there are no plans, if two are equal, or if one with own producers shares its images."""
+    """Raise `InputError` if there are no plans, if two are equal, or if a trial with producers shares its images."""
     require(bool(planned), "number of trials", 0, "at least one arm, IPC and seed")
     first: dict[tuple[TrialConfig, Scope], Plan] = {}
     for plan in planned:
@@ -61,7 +61,7 @@ def check_plans(planned: Sequence[Plan]) -> None:
 
 
 def check_hashes(trials: Sequence[Trial]) -> None:
-    """Raise `InputError` if two trials have one hash: equal settings, code and contents of files."""
+    """Raise `InputError` if two trials have the same hash, and so equal settings, code and contents of files."""
     first: dict[str, Trial] = {}
     for trial in trials:
         twin = first.setdefault(trial.key, trial)
@@ -77,12 +77,12 @@ def scoped(plan: Plan, scope: Scope) -> Plan:
 
 
 def _arm(arm: str, scope: Scope) -> str:
-    """Return the arm's name in this scope: an arm that draws from other trials' images is a different arm."""
+    """Return the name of an arm in this scope. An arm that draws from other trials' images has another name."""
     return f"{arm} (sweep's pool)" if scope == "sweep" else arm
 
 
 def scoped_baseline(baseline: Baseline, plans: Sequence[Plan], scope: Scope) -> Baseline:
-    """Return the baseline of each arm after `scoped`: the same arm as before, in the same scope."""
+    """Return the baseline of each arm after `scoped`: the same arm as before, under its name in the scope."""
     own = {plan.arm: baseline if isinstance(baseline, str) else baseline.get(plan.arm, "none") for plan in plans}
     scoped = {_arm(arm, scope): _arm(base, scope) for arm, base in own.items()}
     return baseline if scope != "sweep" else own | scoped
@@ -107,11 +107,12 @@ def run(
         plans: The planned trials.
         options: Output folder, budget, storage and resources.
         only: Prefixes of config hashes; if given, the other trials are not run.
-        baseline: The arm that every other is compared with, or one for each arm.
+        baseline: The arm with which every other arm is compared, or one for each arm.
         workshop: Makes teachers and condensed sets; a new one if not given.
         view: Shows progress.
 
-    Raises `InputError` before anything is written.
+    Raises `InputError` for plans or options that cannot be used, before anything is written, and `ClusterError` if Ray
+    does not start or is lost.
     """
     deadline = time.time() + options.budget_seconds
     workshop = workshop or Workshop(options.cache, device=default_device(), view=view)
@@ -120,7 +121,7 @@ def run(
     where = "a folder that outlives the job, as an absolute path"
     require(not in_job_folder(options.out), "--out", str(options.out), where)
     if options.storage is not None:
-        check_writable(options.place)
+        check_writable(options.storage_root)
     open_folder(options.out, experiment, fresh=options.fresh)
     with connect(options.address, view=view):
         # These modules import Ray, which takes a second.
@@ -131,13 +132,13 @@ def run(
 
         cluster = options.of_cluster(deadline)
         cluster.check([plan.config for plan in planned])
-        check_reach(options.place, options.place_flag)
+        check_reach(options.storage_root, options.storage_flag)
         check_modules(own_modules((plan.config.teacher.module for plan in planned), workshop))
         check_plugins([plan.config for plan in planned])
         hardware = trial_hardware(options.gpus_per_trial)
         planned = settled_plans(planned, hardware)
         if options.fresh:
-            empty(options.place)
+            empty(options.storage_root)
         prepared = workshop.prepare_all([plan.config for plan in planned])
         pairs = zip(planned, prepared, strict=True)
         trials = [Trial(trial_hash(plan.config, made, plan.scope), plan, made) for plan, made in pairs]
@@ -150,7 +151,7 @@ def run(
         log.info(compute_line((plan.config for plan in planned), hardware, each, limit))
         missing = _missing(trials, options, only)
         records = Recorder(
-            *(experiment, options.out, missing, options.place),
+            *(experiment, options.out, missing, options.storage_root),
             study=lambda: StudyRecorder(experiment, options.out, trials),
             view=view,
         )
@@ -164,7 +165,10 @@ def run(
 
 
 def own_modules(names: Iterable[str | None], workshop: Workshop) -> dict[str, nn.Module]:
-    """Return the users' own teacher modules by name; None among the names stands for another teacher."""
+    """Return the users' own teacher modules by name; None among the names stands for another teacher.
+
+    Raises `InputError` if a module cannot be made.
+    """
     return {name: workshop.own_module(name).network for name in dict.fromkeys(names) if name is not None}
 
 
@@ -178,7 +182,7 @@ def explained(experiment: str, plans: Sequence[Plan], options: Options, *, view:
 def hardware_for(options: Options, view: View = SILENT) -> Hardware:
     """Return the hardware on which trials with these options run.
 
-    Starts Ray, or connects to it, only if the trials use GPUs.
+    Starts Ray, or connects to it, only if the trials use GPUs. Raises `InputError` if the cluster lacks the resources.
     """
     if not options.gpus_per_trial:
         return CPU
@@ -203,7 +207,7 @@ def settled_plans(planned: Sequence[Plan], hardware: Hardware) -> list[Plan]:
 def checked(plans: Sequence[Plan], options: Options, workshop: Workshop) -> list[Plan]:
     """Check options and plans, and return the plans in the scope of the options.
 
-    Settings that depend on the hardware are filled in here for trials on CPUs; for GPUs that requires Ray, and is done
+    For trials on CPUs, settings that depend on the hardware are filled in here; for GPUs this requires Ray and is done
     after connecting. Raises `InputError` for options, plans and configs that cannot be used.
     """
     planned = [scoped(plan, options.share) for plan in plans]
@@ -224,7 +228,7 @@ def _log_idle(configs: Sequence[TrialConfig]) -> None:
 def _check_only(only: Sequence[str], options: Options) -> None:
     """Raise `InputError` unless `--only` selects trials that an earlier run in the folder planned.
 
-    Users know hashes only from an earlier run, so this can be checked before a teacher is trained.
+    Users can read hashes only in the results of an earlier run, so this can be checked before a teacher is trained.
     """
     if only:
         require(not options.fresh, "--only", " ".join(only), "hashes of trials of an earlier run, without --fresh")
@@ -235,10 +239,10 @@ def _check_only(only: Sequence[str], options: Options) -> None:
 def _missing(trials: list[Trial], options: Options, only: Sequence[str]) -> list[Trial]:
     """Return the trials to run, and log how many are finished already.
 
-    Deletes the files that finished trials left in the storage when a driver died.
+    Also deletes the files of finished trials that remained in the storage because a driver died.
     """
     done = finished(options.out)
-    clear(options.place, [t for t in trials if t.key in done], [t for t in trials if t.key not in done])
+    clear(options.storage_root, [t for t in trials if t.key in done], [t for t in trials if t.key not in done])
     wanted = _chosen({trial.key: trial.label for trial in trials}, only)
     before = sum(trial.key in done for trial in trials)
     chosen = f", {len(wanted)} of them chosen" if only else ""
@@ -247,7 +251,7 @@ def _missing(trials: list[Trial], options: Options, only: Sequence[str]) -> list
 
 
 def _chosen(labels: Mapping[str, str], beginnings: Sequence[str]) -> set[str]:
-    """Return the hashes with these prefixes, or all hashes if there are no prefixes.
+    """Return the hashes with these prefixes, or all hashes if there are no prefixes. `labels`: names of trials by hash.
 
     Raises `InputError` unless each prefix belongs to exactly one hash.
     """
@@ -279,7 +283,7 @@ def run_alone(
         out: Folder of the records, the checkpoint and the product.
         arm: Name of the trial in records and tables.
         cache: Folder of teachers and condensed sets; the default cache if not given.
-        device: `cpu` or `cuda`; the default device if not given.
+        device: `cpu`, `cuda` or one of several GPUs, such as `cuda:1`; the default device if not given.
         fresh: Move the contents of `out` aside first.
         device_pool_limit: As in `Options`.
         given: The teacher object, if the config names it as its teacher.
@@ -309,7 +313,7 @@ def run_alone(
 
 
 def alone_limit(given: str | None, config: TrialConfig, workshop: Workshop) -> int | None:
-    """Return the `--device-pool-limit` of a trial on the workshop's device in bytes, or None if it is not given.
+    """Return the `--device-pool-limit` of a trial on the workshop's device in bytes; None if it is not given.
 
     Raises `InputError` if it is given on a CPU, cannot be parsed, or is too small for a round of the trial.
     """

@@ -1,10 +1,11 @@
-"""Check of each guidance's optimum: free features, moved by its penalty alone, are compared with real features.
+"""Check of the optimum of each guidance: teacher features, moved by its penalty alone, are compared with real features.
 
-Features that start as real ones should stay distributed like the data, and collapsed features should come near it.
-Only then does a guidance align with the data. Neither images nor a student are involved, so that the effects of a host,
-of a teacher's network and of a step budget are left out. The whole check is our choice.
+The features themselves are optimised, not images; no student and no inversion are involved. So the effects of an
+inversion, of the teacher's network and of a step budget are left out. Features that start as real ones should stay
+distributed like the real features, and collapsed features should move near them; only then does a guidance align with
+the data. The whole check is our choice.
 
-Letters: N features of one part (a tap of the teacher), D values of each.
+Letters: N features of one part (a layer output of the teacher), D values of each.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,7 +31,7 @@ from condkd_ray.trial.config import from_tree
 
 @dataclass(frozen=True, kw_only=True)
 class Noise(Moments):
-    """A control without information: shows how far the optimiser's own noise moves features."""
+    """A control without information: its result is the distance that the optimiser's noise alone moves features."""
 
     def penalty(self, state: Any, fake: Tensor, labels: Tensor, *, rng: torch.Generator) -> Tensor:
         """Return a penalty whose gradient has mean 0 everywhere."""
@@ -51,19 +52,20 @@ CHECKED: Mapping[str, Guidance] = (
 )
 """Guidances measured by `condkd methods --check guidance`: every form, and options that move its optimum."""
 BEYOND = 1.5
-"""Largest distance from the data at which a form aligns, in units of the distance between two parts of the data."""
+"""Largest final distance of a form that aligns, in units of the distance between two parts of the data."""
 SEEDS = 2
 STEPS, BATCH, RATE = 2000, 128, 0.003
-"""Adam steps, features in each, and learning rate in units of the guides' root mean square value. Adam's steps are as
-large for noise as for a pull: at ten times the rate and a tenth of the steps, the form `NOISE` ends 2.9 from the data,
-and forms whose optimum is the data are driven away from it too."""
+"""Number of Adam steps, of features per step, and the learning rate in units of the guides' root mean square value.
+
+Adam's steps are as large for noise as for a systematic gradient: at ten times the rate and a tenth of the steps, the
+form `NOISE` ends at a distance of 2.9, and forms whose optimum is the data are driven away from it too."""
 COLLAPSED = 0.05
 """Standard deviation of collapsed features around their class mean, relative to the real features' around theirs."""
 
 
 @dataclass(frozen=True)
 class Ending:
-    """Frechet distances to unseen real features, relative to the distance between two parts of the real ones.
+    """Frechet distances to unseen real features, relative to the distance between two parts of the real features.
 
     `start`: before the first step; `end`: after the last; `spread`: mean distance between two features of a class at
     the end, relative to the real ones'.
@@ -95,7 +97,10 @@ HEADER = (
 
 
 def digits(cache: Path | None = None) -> tuple[list[Check], str]:
-    """Check every form on the bundled digits, with a briefly trained teacher; return results and a name of the data."""
+    """Check every form on the bundled digits, with a briefly trained teacher; return results and name of the data.
+
+    `cache`: folder of teachers; None: the default.
+    """
     workshop = Workshop(cache)
     config = from_tree({"data": {"name": "digits"}, "teacher": {"training": {"epochs": 40}}})
     teacher = workshop.teacher(config)
@@ -126,7 +131,11 @@ def _row(one: Check) -> str:
 
 
 def check(form: str, guidance: Guidance, teacher: Teacher, real: Samples, seeds: Sequence[int] = range(SEEDS)) -> Check:
-    """Return means over `seeds`, each of which splits the real images: guides, perfect start, part to compare with."""
+    """Check one guidance and return means over `seeds`.
+
+    Each seed splits the images `real` into three parts: guides, starting points, and images to compare with. `form`:
+    name of the guidance in the result.
+    """
     with torch.no_grad():
         parts = guidance.layer_features(teacher, real.images)
     found = [_both(guidance, teacher, parts, real.labels, seed) for seed in seeds]
@@ -181,8 +190,8 @@ def moved(
 ) -> Tensor:
     """Return features (N, D) of `labels` (N,) after `STEPS` steps from `start` by the guidance's penalty alone.
 
-    Each step moves a batch of balanced classes; then the guidance is updated with it and with as many of `guides`,
-    which are features and labels. `state` is the guidance's state, made from `guides`.
+    Each step moves a batch with balanced classes. Then the guidance is updated with this batch and with as many of the
+    `guides`, given as features and labels. `state`: the guidance's state, made from `guides`.
     """
     features = start.clone().requires_grad_()
     optimizer = torch.optim.Adam([features], RATE * guides[0].square().mean().sqrt().item())
@@ -216,7 +225,7 @@ def _spread(features: Tensor, labels: Tensor, classes: int) -> float:
 
 
 def _thirds(labels: Tensor, rng: Streams) -> list[Tensor]:
-    """Return the rows of three parts in random order, each with equally many of every class."""
+    """Return the rows of three parts of the images, in random order, with equal numbers of each class in all parts."""
     order = torch.randperm(len(labels), generator=rng["deal"])
     sizes = labels.bincount()
     most = int(sizes[sizes > 0].min()) // 3

@@ -24,20 +24,20 @@ if TYPE_CHECKING:
 class Options:
     """Folders of a run, resources of its trials on a cluster, and limits of the run.
 
-    The commands have a flag for each field. Texts are parsed once, by `check` at the latest.
+    The commands have a flag for each field. Values given as text are parsed once, by `check` at the latest.
     """
 
     out: Path = Path("runs/experiment")
     """Folder of the results. The same folder again continues the run: finished trials stay."""
     storage: str | None = None
-    """Folder that all nodes see, or `s3://bucket/prefix`, for checkpoints and chunks of running trials; for this
-    experiment alone. `--out` if not given."""
+    """Folder that all nodes see, or `s3://bucket/prefix`, for checkpoints and chunks of running trials. No other
+    experiment may use it. `--out` if not given."""
     cache: Path | None = None
     """Folder of teachers and condensed sets; $CONDKD_CACHE or a folder in the user's cache home if not given."""
     address: str | None = None
     """Address of a Ray cluster; RAY_ADDRESS if not given, else a private cluster on this machine."""
     cpus_per_trial: float = 1.0
-    """CPUs held by each trial; also its number of threads, rounded down."""
+    """CPUs held by each trial; also its number of threads, rounded down but at least 1."""
     gpus_per_trial: float = 0.0
     """GPUs held by each trial: 0 to 1, or a whole number."""
     cpus_per_producer: float = 1.0
@@ -52,15 +52,15 @@ class Options:
     """Time from the start of the command, such as 30m, 2h or 1h30m. When it is spent no trial starts, and each
     running one stops after its round, with a checkpoint: the same command continues from there."""
     share: Scope = "trial"
-    """Trials that share synthetic images. `trial`: none; `inversion`: those with equal images, which are then
-    made once, with equal numbers; `sweep`: all trials of one teacher draw from all images, which makes separate
-    arms."""
+    """Trials that share synthetic images. `trial`: none. `inversion`: trials whose images would be equal; the images
+    are made once, and the numbers do not change. `sweep`: all trials of one teacher draw from the images of all of
+    them, which makes separate arms."""
     pool_limit: str | None = None
     """Shared memory of each node for synthetic images, such as 500MB or 4GB; images beyond it are read from disk, which
     is logged. 60 % of the smallest node's object store if not given."""
     device_pool_limit: str | None = None
-    """Memory of each trial's GPU for its synthetic images, such as 500MB or 4GB; images beyond it are sent from the
-    host's memory when drawn. A quarter of the trial's share of the GPU if not given."""
+    """Memory of each trial's GPU for its synthetic images, such as 500MB or 4GB; images beyond it stay in the CPU's
+    memory and are copied when they are drawn. A quarter of the trial's share of the GPU if not given."""
     verbose: tyro.conf.FlagCreatePairsOff[bool] = False
     """Also print each round with its losses, the node of each trial, and the output of Ray and its processes. In
     another program the level of the logger `condkd_ray` decides."""
@@ -68,18 +68,18 @@ class Options:
     """Move the content of `--out` aside, delete trials' files in a separate `--storage`, and start over."""
 
     @cached_property
-    def place(self) -> Location:
-        """Folder of trials' checkpoints and chunks. Raises `InputError`."""
+    def storage_root(self) -> Location:
+        """Folder of trials' checkpoints and chunks. Raises `InputError` for a storage that is not accepted."""
         return locate(str(self.out) if self.storage is None else self.storage)
 
     @property
-    def place_flag(self) -> str:
-        """Name of the flag that sets `place`."""
+    def storage_flag(self) -> str:
+        """Name of the flag that sets `storage_root`."""
         return "--out" if self.storage is None else "--storage"
 
     @cached_property
     def budget_seconds(self) -> float:
-        """`time_budget` in seconds; infinite if not given. Raises `InputError`."""
+        """`time_budget` in seconds; infinite if not given. Raises `InputError` if it cannot be parsed."""
         return math.inf if self.time_budget is None else parse_duration(self.time_budget, "--time-budget")
 
     @property
@@ -89,19 +89,19 @@ class Options:
 
     @cached_property
     def resources(self) -> dict[str, float]:
-        """Amounts of custom resources by name. Raises `InputError`."""
+        """Amounts of custom resources by name. Raises `InputError` for a bad form or a repeated name."""
         pairs = [_resource(text) for text in self.resource]
         require(len(dict(pairs)) == len(pairs), "--resource", " ".join(self.resource), "each NAME once")
         return dict(pairs)
 
     @cached_property
     def pool_bytes(self) -> int | None:
-        """`pool_limit` in bytes; None if not given. Raises `InputError`."""
+        """`pool_limit` in bytes; None if not given. Raises `InputError` if it cannot be parsed."""
         return None if self.pool_limit is None else parse_size(self.pool_limit, "--pool-limit")
 
     @cached_property
     def device_pool_bytes(self) -> int | None:
-        """`device_pool_limit` in bytes; None if not given. Raises `InputError`."""
+        """`device_pool_limit` in bytes; None if not given. Raises `InputError` if it cannot be parsed."""
         return None if self.device_pool_limit is None else parse_size(self.device_pool_limit, FLAG)
 
     @property
@@ -110,20 +110,23 @@ class Options:
         return Allowance(self.cpus_per_trial, self.gpus_per_trial)
 
     def check(self) -> None:
-        """Parse all texts. Raises `InputError` for invalid options."""
+        """Parse all values given as text. Raises `InputError` for an invalid option."""
         most = self.max_concurrent
         require(most is None or most >= 1, "--max-concurrent", most, "an integer >= 1")
-        _ = self.place, self.budget_seconds, self.resources, self.pool_bytes, self.device_pool_bytes
+        _ = self.storage_root, self.budget_seconds, self.resources, self.pool_bytes, self.device_pool_bytes
         check_on_gpu(self.device_pool_limit, self.gpus_per_trial > 0, "none, or --gpus-per-trial above 0")
 
     def of_cluster(self, deadline: float) -> "ClusterOptions":
-        """Return the options of a sweep or a search that ends at `deadline`. Raises `InputError`."""
-        # Imported here because it imports PyTorch, and this module is imported for flags.
+        """Return the options of a sweep or a search that ends at `deadline`, a `time.time()`.
+
+        Raises `InputError` for an option that cannot be parsed.
+        """
+        # Imported here, as flags are made of this class, and that module imports PyTorch.
         from condkd_ray.cluster.options import ClusterOptions
 
         return ClusterOptions(
             folder=self.out,
-            storage=self.place,
+            storage=self.storage_root,
             cpus_per_trial=self.cpus_per_trial,
             gpus_per_trial=self.gpus_per_trial,
             resources=self.resources,
@@ -147,7 +150,7 @@ def _resource(text: str) -> tuple[str, float]:
 
 @dataclass(frozen=True)
 class RunResult:
-    """Result of a run. Its records and tables are in `out`."""
+    """Result of a run. Its records are in `out`."""
 
     out: Path
     complete: bool

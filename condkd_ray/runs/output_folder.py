@@ -16,14 +16,14 @@ log = logging.getLogger(__name__)
 
 
 _runs: set[Path] = set()
-"""Folders in which calls of this process run. A lock keeps out other processes only."""
+"""Folders in which calls of this process run. Locks of folders keep out other processes only."""
 
 
 @contextmanager
 def alone_in(out: Path) -> Iterator[None]:
-    """Keep `out` for one call of this process, and release the locks that the call takes.
+    """Reserve `out` for one call of this process during the block, and then release the locks that the call has taken.
 
-    Raises `InputError` if a call of another thread runs in `out`.
+    Raises `InputError` if another call of this process runs in `out`.
     """
     whole = out.resolve()
     accepted = "another folder, or this one once that has ended"

@@ -1,8 +1,8 @@
 """The published systems that an experiment can build on.
 
-Each is a complete recipe, one YAML file in `published/`: a whole trial config for ResNet-34 -> ResNet-18 on CIFAR-10,
-with the source of each line. A recipe's inversion, memory, loss, student optimisation and length can be used in any
-config; data and networks are the experiment's.
+Each system is a complete recipe, one YAML file in `published/`: a whole trial config for ResNet-34 -> ResNet-18 on
+CIFAR-10, with the source of each line. A recipe's inversion, memory, loss, student optimisation and length can be used
+in any config; data and networks come from the experiment.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ Name = Literal[
     "cmi", "mb_dfkd", "pre_dfkd", "fast", "nayer", "ssd_kd",
 ]  # fmt: skip
 NAMES: tuple[Name, ...] = get_args(Name)
-"""Names in the order of their years."""
+"""Names of the systems in the order of their years."""
 PARTS = ("targets", "weighing", "inversion", "memory", "distiller", "rounds", "evaluate_every")
-"""Fields of a trial's config that a recipe sets; the mixing of condensed images is left to the experiment."""
+"""Fields of a trial's config that a recipe sets. The experiment sets the mixing of condensed images."""
 LEAST_BATCH = 64
-"""Smallest batch that scaling leaves (our choice): with fewer images BN statistics are noise."""
+"""Smallest batch of a scaled recipe (our choice): with fewer images, BN statistics are noise."""
 MOST_MEASURED = 100
 """Largest number of rounds of a scaled recipe in which its student is evaluated (our choice)."""
 IN_ROUNDS = {"inversion": ("warm_up", "resets"), "memory": ("period",), "distiller": ("milestones", "lr_epoch")}
@@ -53,7 +53,10 @@ def published(name: str) -> TrialConfig:
 
 
 def check_parts(name: str, tree: Tree, path: str) -> None:
-    """Raise `InputError` if a config `tree` replaces one of the system's methods by another."""
+    """Raise `InputError` if a config `tree` sets the rounds, or replaces one of the methods of system `name`.
+
+    `path`: name of the tree's file, for messages.
+    """
     recipe = published(name)
     theirs = {part: getattr(recipe, part) for part in ("targets", "weighing", "inversion", "memory")}
     given: dict[str, Any] = {part: tree.get(part) for part in theirs}
@@ -72,10 +75,11 @@ def scaled(recipe: TrialConfig, scale: float) -> TrialConfig:
     """Return `recipe` with a fraction `scale` of its optimiser steps, in generator, student and memory alike.
 
     Our choice: the number of rounds and the steps per round both shrink by about the square root of `scale`. The part
-    of a round with the fewest steps gets a whole number of them, at least one; the others keep their proportion to it,
-    and the number of rounds compensates for the rounding. Batches shrink by the square root too, to no fewer than
-    `LEAST_BATCH` images; a memory's batches shrink with the student's. The life of a generator (NAYER) keeps its
-    length. Raises `InputError` for a scale outside (0, 1], or one that leaves no round.
+    of a round with the fewest steps gets a whole number of steps, at least one. The other parts keep their proportion
+    to this part, and the number of rounds compensates for the rounding. Batches shrink by the square root too, to no
+    fewer than `LEAST_BATCH` images. A memory's batches shrink in the same proportion as the student's. The number of
+    rounds after which NAYER draws a new generator does not change. Raises `InputError` for a scale outside (0, 1], or a
+    scale that leaves no round.
     """
     require(0 < scale <= 1, "scale", scale, "0 < scale <= 1")
     root = sqrt(scale)
@@ -114,7 +118,7 @@ def with_rounds(recipe: TrialConfig, rounds: int) -> TrialConfig:
     """Return `recipe` with another number of student rounds, and all lengths counted in rounds in proportion.
 
     Each nonzero length stays at least one round. Milestones that coincide are merged. A shorter run is evaluated in at
-    most `MOST_MEASURED` rounds.
+    most `MOST_MEASURED` rounds. Raises `InputError` for fewer than one round.
     """
     require(rounds >= 1, "rounds", rounds, "an integer >= 1")
     factor = rounds / recipe.rounds
@@ -137,9 +141,10 @@ def with_rounds(recipe: TrialConfig, rounds: int) -> TrialConfig:
 
 
 def equal_rounds(path: Path, flags: Any, ends: dict[str, str], name: str) -> int:
-    """Return how many rounds of a system take as long as those of `fast`, as measured by experiments/equal_seconds.py.
+    """Return the number of rounds of system `name` that take as long as the rounds of `fast`.
 
-    `path`: the file it wrote. Raises `InputError` if it was measured with other `flags` or networks `ends`.
+    `path`: the file of measurements that `experiments/equal_seconds.py` has written. `ends`: networks of teacher and
+    student. Raises `InputError` if the file was measured with other `flags` or networks, or lacks the system.
     """
     known, changing = read_tree(path), ("dataset", "scale", "size", "config", "condensed")
     given = {what: getattr(flags, what, None) for what in changing}

@@ -1,4 +1,4 @@
-"""Keeps results of trials beside their records: image grids, the products of the best trials, and feature points.
+"""Writes results of trials beside their records: image grids, the products of the best trials, and feature points.
 
 OUT/grids/...                      image grids of every trial and of every condensed set
 OUT/products/<hash>.safetensors    student and synthetic images of the best planned trial of each arm and IPC so far, of
@@ -40,14 +40,14 @@ log = logging.getLogger(__name__)
 ALONE = "train"
 """Name of the experiment that consists of a single trial, run without Ray."""
 MOST_POINTS = 200
-"""Maximum number of images of each kind; they are spread evenly over the classes."""
+"""Largest number of points of each kind of images; they are spread evenly over the classes."""
 PER_STORED_BYTE = 8
-"""Bytes on disk for each byte of a points file: the byte itself, and the same values as text in two embeddings."""
+"""Bytes on disk for each byte of a points file, which is also written as text in two embeddings."""
 _BATCH = 50
 
 
 def write_grids(out: Path, record: Record, outcome: Outcome, prepared: Prepared) -> None:
-    """Write the image grid of the trial, and that of its condensed set unless another trial has written it."""
+    """Write the image grid of the trial, and the grid of its condensed set unless another trial has written it."""
     if outcome.images is not None and outcome.images_per_class:
         write_grid(grid_path(out, record.config_hash), outcome.images, outcome.images_per_class)
     path = condensed_path(out, record.condensed_hash)
@@ -60,7 +60,7 @@ def write_grids(out: Path, record: Record, outcome: Outcome, prepared: Prepared)
 
 @torch.no_grad()
 def feature_points(prepared: Prepared, product: Product) -> dict[str, Points]:
-    """Return the feature points by kind (`real`, `condensed`, `synthetic`), as far as the trial has such images.
+    """Return the feature points of the kinds of images that the trial has (`real`, `condensed`, `synthetic`), by kind.
 
     Empty if the features of the real images were not computed (`Prepared.landmarks` is None).
     """
@@ -80,7 +80,7 @@ def feature_points(prepared: Prepared, product: Product) -> dict[str, Points]:
 
 
 def most_bytes(teacher: Teacher) -> int:
-    """Return the maximum size in bytes of the points of one trial, including the embeddings made from them."""
+    """Return the largest size in bytes of the points of one trial, with the embeddings made from them."""
     return PER_STORED_BYTE * 2 * len(KINDS) * MOST_POINTS * teacher.num_features
 
 
@@ -111,10 +111,11 @@ def _group(record: Record) -> tuple[str, int, int]:
 class BestProducts:
     """The products of the best trials under `out` so far: one for each arm and IPC, or one for a search.
 
-    A trial is compared only with those of the present plan, in the manifest and by `update`. The product of a trial
-    that is no longer planned stays until a planned one of its group is at least as good.
+    A trial is compared only with trials of the present plan: those in the manifest, and those passed to `update`. The
+    product of a trial that is no longer planned is kept until a planned trial of its group is at least as good.
 
-    `storage`: the location at which trials write their products; `out` if not given.
+    `storage`: location in which trials write their products; `out` if not given. Raises `InputError` if a record or the
+    manifest cannot be read.
     """
 
     def __init__(self, out: Path, storage: Location | None = None) -> None:
@@ -125,10 +126,10 @@ class BestProducts:
         self._planned = {record.config_hash for record in present}
 
     def update(self, record: Record, prepared: Prepared | None = None) -> None:
-        """Keep the product of a finished trial if the trial is the best of its group so far; else delete the product.
+        """Keep the product of a finished trial if the trial is the best of its group so far; otherwise delete it.
 
-        Other products of the group are deleted unless they are better. If `prepared` is given, the feature points of
-        the trial are written as well.
+        If it is kept, the other products of the group are deleted unless they are better, and the feature points of the
+        trial are written if `prepared` is given.
         """
         fresh = product_path(self._storage / "trials" / record.config_hash)
         kept = kept_path(self._out, record.config_hash)

@@ -1,6 +1,7 @@
-"""Comparison of proxies for test accuracy: how well does each rank trials in the order of the test set?
+"""Comparison of proxies for test accuracy: how well does each rank trials in the order of their test accuracies?
 
-A candidate is a fixed set of images with a measure that compares student and teacher on it. All is our choice.
+A proxy, here a candidate, is a fixed set of images with a measure that compares student and teacher on these images.
+All of this is our choice.
 """
 
 import warnings
@@ -32,13 +33,15 @@ from condkd_ray.trial.plan import NUMBERS
 from condkd_ray.trial.synthesis import begin, own_compilation, produce
 
 INVERTED = 512
-"""Number of images of the reference inversion."""
+"""Number of images in the candidate `inverted`."""
 RESAMPLES = 2000
-"""Bootstrap resamples."""
+"""Number of bootstrap resamples."""
 RANKED_FROM = 12
-"""Fewest trials for an interval of rho. Simulated coverage of the percentile bootstrap, nominal 95 %, normal scores:
-0.95 to 0.98 for 12 and 24 trials and rho of 0 to 0.98, 0.94 to 0.97 for 50 (0.92 at 0.98); for 9 trials 0.88 at
-0.98."""
+"""Smallest number of trials for an interval of rho.
+
+Simulated coverage of the percentile bootstrap, nominal 95 %, normal scores: 0.95 to 0.98 for 12 and 24 trials and rho
+of 0 to 0.98; 0.94 to 0.97 for 50 trials (0.92 for rho 0.98); 0.88 for 9 trials and rho 0.98.
+"""
 
 
 @dataclass(frozen=True)
@@ -56,10 +59,13 @@ class Ranked:
 
 
 def candidates(workshop: Workshop, config: TrialConfig) -> dict[str, Samples]:
-    """Return the candidate sets by name, for trials of the config's data, teacher and condenser. Trials use none.
+    """Return the candidate sets by name, for trials with the config's data, teacher and condenser.
+
+    The trials' students are not trained on these images.
 
     `few_shot`: views of one held-out real image per class. `condensed`: views of one held-out condensed image per
-    class. `inverted`: images of a fixed inversion of the teacher, unaugmented; it needs no real image.
+    class. `inverted`: images of a fixed inversion of the teacher, without augmentation; it needs no real image. Raises
+    `InputError` if the config has no condenser.
     """
     method = config.condensation
     require(method is not None, "condensation", None, "a condenser, as one of its images per class is held out")
@@ -78,7 +84,10 @@ def candidates(workshop: Workshop, config: TrialConfig) -> dict[str, Samples]:
 
 @torch.no_grad()
 def scores(out: Path, record: Record, sets: dict[str, Samples]) -> dict[str, float]:
-    """Return a trial's scores on each set: `<set>/agreement`, and `<set>/kl`, negated so that more is better."""
+    """Return a trial's scores on each set: `<set>/agreement`, and `<set>/kl`, the negated KL, so that more is better.
+
+    Raises `InputError` if the trial's product is missing or damaged.
+    """
     product = read_product(kept_path(out, record.config_hash))
     student = load_student(product, record).to(next(iter(sets.values())).images.device)
     found = {}
@@ -89,9 +98,10 @@ def scores(out: Path, record: Record, sets: dict[str, Samples]) -> dict[str, flo
 
 
 def validate(out: Path, workshop: Workshop, config: TrialConfig) -> str:
-    """Rank the candidates, made for trials like `config`, over the finished trials of `out`, whose products are kept.
+    """Rank the candidates over the finished trials of `out`, all of whose products must be kept.
 
-    Writes the table to `proxies.md` there and returns it as plain text.
+    The candidates are made for the data, teacher and condenser of `config`. Writes the table to `proxies.md` in `out`
+    and returns it as plain text. Raises `InputError` for fewer than two finished trials, or if a product is missing.
     """
     done = [record for record in read_records(out) if (record.status, record.numbers) == ("finished", NUMBERS)]
     require(len(done) > 1, "number of finished trials", len(done), "2 or more")
@@ -102,7 +112,10 @@ def validate(out: Path, workshop: Workshop, config: TrialConfig) -> str:
 
 
 def rank(found: Sequence[dict[str, float]], accuracies: Sequence[float]) -> list[Ranked]:
-    """Return how well each candidate ranks trials with these scores and test accuracies, best first."""
+    """Return the rank correlation of each candidate with test accuracy, the highest first.
+
+    `found`: scores of each trial by candidate. `accuracies`: test accuracies of the same trials.
+    """
     rng, ranked = np.random.default_rng(0), []
     for name in found[0]:
         pairs = np.array([[scored[name] for scored in found], accuracies])

@@ -59,9 +59,12 @@ LOSSES = ("inversion/", "guidance/", "kd/")
 ARTIFACTS = "artifacts"
 """Folder of the images and configs that the dashboard shows with each trial."""
 PARAMETERS, KEY = "parameters", "config_hash"
-"""User attributes: of a study, the values of each parameter; of a trial, the hash of its config."""
+"""User attributes.
+
+`PARAMETERS`, of a study: the values of each parameter. `KEY`, of a trial: the hash of its config.
+"""
 STDIN = "<stdin>"
-"""File name that Python gives to a script that it reads from stdin."""
+"""`__file__` of a script that Python reads from stdin."""
 RENAMED = ("seed", "condensation/ipc")
 """Leaves of a config that every planned trial has as parameters of other names."""
 Leaf = str | int | float | bool | None
@@ -77,10 +80,12 @@ def describe_experiment(
     baseline: Baseline = "none",
     study: str = "",
 ) -> Manifest:
-    """Return the manifest of the experiment. Trials planned earlier in the same folder stay in it unless planned again.
+    """Return the manifest of the experiment.
 
-    `baseline`: the arm that every other is compared with, or the one for each arm. `study`: name of the study whose
-    search proposed the trials; trials of other studies in the folder are distinct even if their numbers are equal.
+    Trials of the manifest in `out` stay in it, unless `trials` has a trial of the same arm, IPC and seed. `baseline`:
+    the arm with which every other arm is compared, or one for each arm. `study`: name of the study whose search
+    proposed the trials; trials of other studies in the folder are different trials even if their numbers are equal.
+    Raises `InputError` if the manifest in `out` cannot be read.
     """
     plans = [trial.plan for trial in trials]
     config = plans[0].config
@@ -118,7 +123,7 @@ def describe_experiment(
 
 
 def _command(experiment: str) -> str:
-    """Return what runs the experiment again: a command line, or a call if no file is run (a notebook, stdin)."""
+    """Return the command that runs the experiment again, or a call if Python runs no file (a notebook, stdin)."""
     if getattr(sys.modules["__main__"], "__file__", STDIN) == STDIN:
         return f"{CALL}{experiment}(...)"
     return shlex.join([Path(sys.executable).name, *sys.argv])
@@ -141,7 +146,7 @@ def _teachers(plans: Sequence[Plan], workshop: Workshop) -> list[dict[str, Any]]
 
 
 def _own_teachers(plans: Sequence[Plan], workshop: Workshop) -> list[str]:
-    """Return a sentence on the accuracy of each teacher that was not trained here."""
+    """Return a sentence on the accuracy of each teacher that was loaded instead of trained here."""
     lines = dict.fromkeys(workshop.check_teacher(plan.config) for plan in plans)
     return [f"{line[0].upper()}{line[1:]}." for line in lines if line]
 
@@ -161,7 +166,7 @@ def _notes(plans: Sequence[Plan], has_val: bool) -> list[str]:
 
 
 def teacher_line(manifest: Manifest) -> str:
-    """Return teacher and accuracy, for the terminal; one line per seed if one network has several teachers."""
+    """Return lines with the teachers and their accuracies, for the terminal: one per seed if these have one network."""
     several = manifest.teachers if "hash" in manifest.teacher else []
     lines = []
     for teacher in several or [manifest.teacher]:
@@ -173,16 +178,17 @@ def teacher_line(manifest: Manifest) -> str:
 
 
 class Recorder:
-    """Records rounds and outcomes, in the driver; the only writer of records, grids and event files.
+    """Writes rounds and outcomes of trials, in the driver; the only writer of records, grids and event files.
 
-    `trials`: the trials known at the start; a search adds more. `storage`: where trials leave their products. `total`:
-    number of trials in all, if more are added. `choices`, `ranges`: values of the hyper-parameters in which added
-    trials will differ, by dotted name. `goal`: metric shown of a running trial; `best`: the best trial so far. `study`:
-    opens the study of planned trials; it is written before a record, because a trial with a record is not run again.
-    `of_study`: name of a search's study, stored in each record.
+    `trials`: the trials known at the start; a search adds more. `storage`: location in which trials leave their
+    products; None: `out`. `total`: number of trials, if more are added; None: number of `trials`. `choices`, `ranges`:
+    values or bounds of the hyper-parameters in which added trials will differ, by dotted name. `goal`: metric of
+    running trials that the view displays. `best`: the best trial so far. `study`: opens the study of planned trials,
+    which is written before a record, as a trial with a record is not run again. `of_study`: name of a search's study,
+    stored in each record. Raises `InputError` if the manifest or a record in `out` cannot be read.
 
-    Event files and the study only repeat what the records contain: if they cannot be written, a message is logged, and
-    nothing is lost.
+    Event files and the study only repeat the contents of the records: if they cannot be written, a message is logged,
+    and nothing is lost.
     """
 
     def __init__(
@@ -204,14 +210,14 @@ class Recorder:
         self._experiment, self._out, self._goal, self._of_study = experiment, out, goal, of_study
         self._study = None if study is None else Dispensable(f"the study {out / JOURNAL}", study)
         self.clock = CpuClock()
-        """CPU time, read whenever a trial ends, before its processes may be gone."""
+        """CPU time of this process and its descendants; read whenever a trial ends, as its processes may end then."""
         running = [self._record(trial, None) for trial in trials]
         choices = {name: choices[name] for name in beyond_base(choices)}
         ranges = {name: ranges[name] for name in beyond_base(ranges)}
         self._names = [*varying([record.config for record in running]), *choices, *ranges]
         examples = [{name: value} for name, found in choices.items() for value in found]
         self._known: dict[str, tuple[str, dict[str, Scalar], Mapping[str, Any]]] = {}
-        """TensorBoard run of each trial, its hyper-parameters there, and the values chosen for it; by key."""
+        """Name of a trial's run in TensorBoard, its hyper-parameters there, and its values of open leaves, by key."""
         planned = [*(hparams(record, self._names) for record in running), *examples]
         self._events = Dispensable(f"TensorBoard files in {out}", lambda: EventFiles(out, planned, ranges))
         self._products = BestProducts(out, storage)
@@ -221,7 +227,7 @@ class Recorder:
         self._live = view.trials(len(trials) if total is None else total, goal, best)
 
     def add(self, trial: PlannedTrial[Prepared], leaves: Mapping[str, Any] = NONE) -> None:
-        """Accept reports of a trial from now on; `leaves`: the values chosen for it, by name."""
+        """Accept reports of a trial from now on. `leaves`: its values of the open leaves, by name."""
         record = self._record(trial, None)
         self._known[trial.key] = run_name(record), hparams(record, self._names), leaves
 
@@ -238,15 +244,16 @@ class Recorder:
             log.debug(round_line(label, metrics, rounds, self._goal.metric))
 
     def ended(self, trial: PlannedTrial[Prepared], outcome: Outcome, *, candidate: bool = True) -> None:
-        """Write the record of a trial that has ended; from then on it counts as finished.
+        """Write the record of a trial that has ended; from then on the trial is not run again.
 
-        `candidate`: whether its products may be kept as the best. If a trial with a finished record was run again,
-        because its files were needed once more, and did not finish, this is logged and the record stays.
+        `candidate`: whether its product may be kept as the best. If a trial with a finished record was run again,
+        because its files were needed once more, and did not finish, this is logged and the old record stays. Raises
+        `InputError` if an existing record or product cannot be read.
         """
         if self._study is not None:
             self._study.do(lambda study: study.ended(trial.key, outcome))
         record, label = self._record(trial, outcome), self._label(trial)
-        # A trial with a record is not run again, so its products must be kept before.
+        # A trial with a record is not run again, so its product must be kept before the record is written.
         write_grids(self._out, record, outcome, trial.prepared)
         if candidate:
             self._products.update(record, trial.prepared)
@@ -310,7 +317,7 @@ def make_record(experiment: str, plan: Plan, key: str, prepared: Prepared, outco
 
 
 def round_line(label: str, metrics: Metrics, rounds: int, metric: str) -> str:
-    """Return one round of a trial as text: the watched metric, all loss terms, and its seconds."""
+    """Return one round of a trial as text: `metric`, all loss terms, and the seconds of the round."""
     terms = {name: value for name, value in metrics.items() if name.startswith(LOSSES) and name != metric}
     shown = {name: metrics[name] for name in (metric,) if name in metrics} | terms
     text = ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
@@ -318,9 +325,9 @@ def round_line(label: str, metrics: Metrics, rounds: int, metric: str) -> str:
 
 
 class StudyWriter:
-    """Writes round metrics and results of trials, as an `objective` defines them, into `study`.
+    """Writes round metrics and results of trials into `study`, as values of `objective`.
 
-    Trials are named by their numbers in the study. Artifacts are in the result folder `out`.
+    A trial is identified by its number in the study. Artifacts are in the result folder `out`.
     """
 
     def __init__(
@@ -331,11 +338,14 @@ class StudyWriter:
         self._store = FileSystemArtifactStore(out / ARTIFACTS)
 
     def round(self, number: int, metrics: Metrics) -> None:
-        """Report the quality of a trial after a round."""
+        """Write the quality of a trial after a round."""
         self._log.report(number, int(metrics["round"]), self._objective.now(metrics))
 
     def ended(self, number: int, key: str, tree: Tree, outcome: Outcome) -> None:
-        """Write the final state of a trial: its costs, images and whole config, and its values or why it failed."""
+        """Write the final state of a trial: costs, images, config, and its values or the reason of its failure.
+
+        `key`: hash of the config. `tree`: the config. No effect if the trial has ended in the study.
+        """
         if self._log.over(number):
             return
         self._log.note(number, attributes(outcome, [one.name for one in self._constraints]))
@@ -353,7 +363,7 @@ class StudyWriter:
             self._log.fail(number, outcome.reason)
 
     def restore(self, number: int, record: Record) -> None:
-        """Write a trial that is over, and missing from the study in whole or in part, from its record."""
+        """Write an ended trial, of which the study lacks all or a part, from its record."""
         if self._log.over(number):
             return
         self._log.note(number, {KEY: record.config_hash, "teacher_hash": record.teacher_hash})
@@ -374,19 +384,19 @@ class StudyWriter:
 
 
 def attributes(outcome: Outcome, also: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the costs of a trial known so far: seconds, bytes, the last node it ran on; and the metrics in `also`."""
+    """Return the known costs of a trial: seconds, bytes and its last node; and the metrics in `also`."""
     found = {name: at_end(name, outcome.history) for name in (*COST, *also)}
     known = {name: value for name, value in found.items() if math.isfinite(value)}
     return known | ({"peak_bytes": outcome.peak_bytes} if outcome.peak_bytes else {}) | {"node": outcome.node}
 
 
 class StudyRecorder:
-    """The study of planned trials, a journal in `out`, with which a dashboard shows an ablation.
+    """Writes the study of planned trials, a journal in `out`, in which a dashboard displays an ablation.
 
-    It is the study's only writer; the records remain the source of truth. Every leaf in which the trials differ is a
-    parameter, a choice among the values that occur. Optuna fixes a parameter's choices, so a plan with further values
-    starts a new study, into which the trials with records are written again. A trial that failed and is tried again is
-    a new trial of the study.
+    This is the study's only writer; the records remain the source of truth. Each leaf of the configs in which the
+    trials differ is a parameter: a choice among the values that occur. Optuna fixes a parameter's choices, so a plan
+    with further values starts a new study, into which the trials with records are written again. A trial that failed
+    and is tried again is a new trial of the study. Raises `InputError` if a record or the journal cannot be read.
     """
 
     def __init__(self, experiment: str, out: Path, trials: Iterable[PlannedTrial[Prepared]]) -> None:
@@ -407,17 +417,20 @@ class StudyRecorder:
                 self._restore(record)
 
     def round(self, key: str, metrics: Metrics) -> None:
-        """Report a finished round."""
+        """Write the quality of a trial after a round."""
         self._writer.round(self._number(key), metrics)
 
     def ended(self, key: str, outcome: Outcome) -> None:
-        """Write the final state of a trial. Call it before its record is written, after which it is never run again."""
+        """Write the final state of a trial.
+
+        Call this before its record is written: then the trial is never run again.
+        """
         self._writer.ended(self._number(key), key, self._records[key].config, outcome)
         if outcome.status == "failed":
             del self._numbers[key]
 
     def _restore(self, record: Record) -> None:
-        """Write a trial that the study lacks: the study is newer than the record, or the driver was killed."""
+        """Write a trial that the study lacks because it is newer than the record, or because the driver was killed."""
         key = record.config_hash
         self._writer.restore(self._number(key), record)
         if record.status == "failed":
@@ -438,7 +451,7 @@ class StudyRecorder:
 
 
 def clear_study(out: Path) -> None:
-    """Delete the study of planned trials, which can be made again from their records."""
+    """Delete the study of planned trials. It can be made again from their records."""
     (out / JOURNAL).unlink(missing_ok=True)
     remove(out / ARTIFACTS)
 
@@ -446,7 +459,7 @@ def clear_study(out: Path) -> None:
 def _opened(
     storage: BaseStorage, name: str, objective: Objective, choices: Mapping[str, list[Leaf]], out: Path
 ) -> optuna.Study:
-    """Return the study `name`, whose parameters have all of `choices` and the values they had before.
+    """Return the study `name`; its parameters have all values in `choices` and all values that they had before.
 
     A study of another version of the numbers is replaced by a new one.
     """

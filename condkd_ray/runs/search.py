@@ -50,7 +50,9 @@ def run(
 ) -> RunResult:
     """Run the missing trials of a search of the space `tree`, and write the results.
 
-    `workshop`: a new one if not given. Raises `InputError` before anything is written.
+    `question`: shown in the report. `workshop`: makes teachers and condensed sets; a new one if not given. Raises
+    `InputError` for a space or options that cannot be used, before anything is written, and `ClusterError` if Ray does
+    not start or is lost.
     """
     deadline = time.time() + spec.budget_seconds
     workshop = workshop or Workshop(spec.cache, device=default_device(), view=view)
@@ -59,35 +61,35 @@ def run(
         open_storage(spec.study_storage, spec.out)
     open_folder(spec.out, "search", fresh=spec.fresh)
     if spec.storage is not None:
-        check_writable(spec.place)
+        check_writable(spec.storage_root)
     study = study_of(tree, spec)
     _learn(study, known)
     with connect(spec.address, view=view):
-        # Imported here, because these import Ray, which takes a second.
+        # Imported here, because these modules import Ray, which takes a second.
         from condkd_ray.cluster import search as ray_search
         from condkd_ray.cluster.hardware import trial_hardware
         from condkd_ray.cluster.module_check import check_modules, check_plugins
         from condkd_ray.cluster.storage_check import check_reach
 
-        check_reach(spec.place, spec.place_flag)
+        check_reach(spec.storage_root, spec.storage_flag)
         check_modules(experiment.own_modules(_modules(tree), workshop))
         check_plugins(plugin_classes(tree))
         check_resources(spec.cpus_per_trial, spec.gpus_per_trial, spec.resources)
         hardware = trial_hardware(spec.gpus_per_trial)
         if spec.fresh:
-            empty(spec.place)
+            empty(spec.storage_root)
         if "precision" not in leaves(tree):
             study.keep_to(settled(default(tree), hardware).precision)
         budget = None
         if spec.gpu_hours is not None:
             budget = ray_search.GpuBudget(3600 * spec.gpu_hours, study.gpu_seconds, study.keep_gpu_seconds)
-        # Before the recorder, because it begins trials of the study.
+        # The population precedes the recorder, because it adds its members to the study.
         population = None
         if spec.population:
             sizes = {"size": spec.population, "rounds": spec.generation_rounds, "total": default(tree).total_rounds}
             population = Population(study, tree, **sizes, seed=spec.sampler_seed)
         recorder = SearchRecorder(question, study, tree, workshop, spec, view, hardware=hardware)
-        # After the recorder, which restores lost trials: points already tried are not tried again.
+        # This follows the recorder, which restores lost trials: points that were tried are not tried again.
         study.suggest_first(known.points)
         driver = PopulationDriver(recorder, population) if population else SearchDriver(recorder)
         try:
@@ -96,7 +98,7 @@ def run(
             recorder.records.close()
         recorder.describe(over=True)
         if complete and isinstance(driver, PopulationDriver):
-            delete_trials(spec.place, driver.leftovers())
+            delete_trials(spec.storage_root, driver.leftovers())
     budgets = {"time": time.time() >= deadline, "GPU": budget is not None and budget.spent}
     return RunResult(spec.out, complete, recorder.records.failed, tuple(name for name, over in budgets.items() if over))
 
@@ -111,7 +113,7 @@ def explained(tree: dict[str, Any], spec: SearchSpec, *, view: View = SILENT) ->
         own = of_study(read_records(spec.out), spec.study, alone=set(names) <= {spec.study})
         keys = {record.config_hash for record in own.values()}
         if spec.study in names:
-            # Lost trials are not in the study but have records; a trial whose key alone was lost has one too.
+            # Trials that the study has lost have records; so has a trial of which only the key was lost.
             keys |= {trial.user_attrs[KEY] for trial in study_of(tree, spec).finished if KEY in trial.user_attrs}
         ended = len(keys)
     shortest = 1.0 if spec.pruner == "none" else spec.least_rounds / _rounds(tree)
@@ -159,7 +161,7 @@ class Known:
 
 
 def _check_all(tree: dict[str, Any], spec: SearchSpec, workshop: Workshop) -> Known:
-    """Check everything before anything is written. Raises `InputError`."""
+    """Check the space, the options, the points and the teacher, before anything is written. Raises `InputError`."""
     check(tree, spec)
     known = Known(_points(tree, spec), _earlier(spec))
     _check_device_pool(tree, spec, workshop)
@@ -181,7 +183,10 @@ def _learn(study: Study, known: Known) -> None:
 
 
 def _check_device_pool(tree: dict[str, Any], spec: SearchSpec, workshop: Workshop) -> None:
-    """Check the space's default; other configs are checked when they are proposed. Raises `InputError`."""
+    """Raise `InputError` if a round of the space's default exceeds the limit of samples on a GPU.
+
+    Other configs are checked when they are proposed.
+    """
     if spec.device_pool_bytes is not None:
         config = default(tree)
         check_round_fits(spec.device_pool_bytes, config, workshop.data(config))
@@ -197,7 +202,10 @@ def _check_population(tree: dict[str, Any], spec: SearchSpec) -> None:
 
 
 def study_of(tree: dict[str, Any], spec: SearchSpec) -> Study:
-    """Return the study of a search with this spec, new or as an earlier run left it."""
+    """Return the study of a search with these options, which is new or was left by an earlier run.
+
+    Raises `InputError` if the storage cannot be used, or if the study has other settings.
+    """
     return Study(
         *(open_storage(spec.study_storage, spec.out), spec.study, tree, spec.parsed_objective),
         sampler=spec.chosen_sampler,
@@ -216,7 +224,10 @@ def _rounds(tree: dict[str, Any]) -> int:
 
 
 def _earlier(spec: SearchSpec) -> dict[str, optuna.Study]:
-    """Return copies of the studies to learn from, by STORAGE#NAME. Raises `InputError`; creates no file."""
+    """Return copies of the studies to learn from, by STORAGE#NAME. Creates no file.
+
+    Raises `InputError` if a study does not exist or has other objectives.
+    """
     found = {}
     for place in spec.learn_from:
         storage, _, name = place.rpartition("#")
@@ -244,7 +255,7 @@ def _points(tree: dict[str, Any], spec: SearchSpec) -> list[Point]:
 
 
 def _check_configs(tree: dict[str, Any], spec: SearchSpec, points: Sequence[Point], workshop: Workshop) -> None:
-    """Raise `InputError` if a point without open leaves is a config that cannot be run."""
+    """Raise `InputError` if the config of a point that leaves no leaf open cannot be run."""
     for number, point in enumerate(points, 1):
         if left_open(tree, point):
             continue
@@ -262,8 +273,10 @@ def confirm(
 ) -> RunResult:
     """Run the best trials of a finished search with other seeds, and the space's default, and compare them.
 
-    Each of the best that is guided also runs without guidance, with all other settings unchanged, class prior included:
-    the difference between both is the gain from guidance. Results are in `confirmed` below the search's folder.
+    Each guided trial among the best is also run without guidance, with all other values as the search chose them, the
+    class prior included: only the gain over this trial comes from guidance. Results are in the folder `confirmed` in
+    the folder of the search. Raises `InputError` if `best` is below 1, or if `seeds` has the seed of the search or
+    repeats.
     """
     used = default(tree).seed
     require(best >= 1, "--best", best, "an integer >= 1")
@@ -289,6 +302,6 @@ def confirm(
 
 
 def _below(storage: str, name: str) -> str:
-    """Return a folder in a storage, whose address may end with options after a question mark."""
+    """Return the address of the folder `name` in a storage; the address may end with options after a question mark."""
     path, mark, options = storage.partition("?")
     return f"{path}/{name}{mark}{options}"

@@ -1,4 +1,4 @@
-"""Drivers of a search: they make trials of what the study proposes, and record the results."""
+"""Drivers of a search: they make trials from the study's proposals and write the results."""
 
 import dataclasses
 import logging
@@ -29,10 +29,11 @@ log = logging.getLogger(__name__)
 
 
 class SearchRecorder:
-    """Makes trials of a study's proposals, and writes their results: study, records, event files and manifest.
+    """Makes trials from a study's proposals, and writes their results: study, records, event files and manifest.
 
-    It resumes unfinished trials of earlier drivers, which may have ended at any moment. `left`: proposals that they
-    began and did not complete; `begun`: number of trials so far, these included.
+    It continues the work of earlier drivers, which may have died at any moment. `left`: proposals that they have
+    started and not completed. `begun`: number of trials so far, including `left`. Raises `InputError` if a record
+    cannot be read.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class SearchRecorder:
         self.begun = len(study.finished) + len(study.left_running())
         named = {name.replace("/", "."): leaf for name, leaf in leaves(tree).items()}
         self.records = Recorder(
-            *("search", spec.out, [], spec.place),
+            *("search", spec.out, [], spec.storage_root),
             total=spec.wanted - self.begun + len(self.left),
             choices={name: leaf.examples for name, leaf in named.items() if leaf.kind == "choice"},
             ranges={name: leaf.values for name, leaf in named.items() if leaf.kind != "choice"},
@@ -80,7 +81,10 @@ class SearchRecorder:
         settled(config, self.hardware)
 
     def plan(self, number: int, config: TrialConfig) -> PlannedTrial[Prepared]:
-        """Return trial `number`, prepared; its key is the hash of its config."""
+        """Return trial `number` with its artifacts; its key is the trial's hash.
+
+        Raises `InputError` if the config cannot be run.
+        """
         check_round_fits(self.spec.device_pool_bytes, config, self.workshop.data(config))
         config = settled(config, self.hardware)
         prepared, scope = self.workshop.prepare(config), self.spec.share
@@ -88,7 +92,7 @@ class SearchRecorder:
         return PlannedTrial(trial_hash(config, prepared, scope), plan, prepared)
 
     def begin(self, number: int, trial: PlannedTrial[Prepared], params: Mapping[str, Any]) -> None:
-        """Register a trial that starts: in the study, in all displays and in the manifest."""
+        """Register a trial that starts in the study, in the records' writer and in the manifest."""
         if not self._kinds:
             log.info(teacher_line(describe_experiment("search", "", [trial], self.workshop, self.spec.out)))
             each, limit = self.spec.per_trial, self.spec.device_pool_bytes
@@ -113,10 +117,10 @@ class SearchRecorder:
         self._writer.ended(self.numbers[trial.key], trial.key, to_tree(trial.config), outcome)
 
     def restored(self, trial: PlannedTrial[Prepared], number: int) -> bool:
-        """Return whether a trial about to start has a record already; if so, write its final state into the study.
+        """Return whether a trial that is to start has a record already; if so, write its final state into the study.
 
-        The study has lost that trial, or never had it: the folder may hold the record of an equal trial of another
-        study, to which the record then still belongs.
+        The study has lost this trial, or never had it: the record may be that of an equal trial of another study in the
+        folder, and it remains a record of that study.
         """
         record = self._recorded.get(trial.key)
         if record is None or self.study.over(number):
@@ -129,14 +133,17 @@ class SearchRecorder:
         return True
 
     def record_of(self, trial: PlannedTrial[Prepared]) -> Record | None:
-        """Return the record that the trial had when this driver started."""
+        """Return the record that the trial had when this driver started; None if it had none."""
         return self._recorded.get(trial.key)
 
     def describe(self, *, over: bool = False) -> None:
-        """Write the manifest of the trials proposed so far; at the end (`over`) with the CPU seconds they took."""
+        """Write the manifest of the trials proposed so far.
+
+        `over`: True at the end; the CPU seconds are then included.
+        """
         if not self._kinds and not self._newest:
             return
-        # One trial of each kind too, for the teachers and the notes.
+        # A trial of each kind is included too, for the teachers and the notes.
         known = {trial.key: trial for trial in self._kinds.values()} | self._newest
         out = self.spec.out
         trials, study = list(known.values()), self.spec.study
@@ -184,7 +191,7 @@ class SearchRecorder:
 
 
 class SearchDriver:
-    """A `cluster.search.Proposer` that takes trials from the study."""
+    """A `cluster.search.Proposer` that proposes the trials of the study."""
 
     def __init__(self, recorder: SearchRecorder) -> None:
         self._recorder, self._study = recorder, recorder.study
@@ -192,7 +199,10 @@ class SearchDriver:
         self._last: dict[str, int] = {}
 
     def propose(self) -> PlannedTrial[Prepared] | None:
-        """Return the next trial left by an earlier driver, then the study's proposals; None once there are enough."""
+        """Return the next trial: first those left by an earlier driver, then the study's proposals.
+
+        None once there are enough trials, or if the space has no other.
+        """
         while (proposal := self._next()) is not None:
             trial = self._recorder.plan(proposal.number, proposal.config)
             if not self._recorder.restored(trial, proposal.number):
@@ -239,16 +249,16 @@ class SearchDriver:
 class PopulationDriver:
     """A `cluster.search.Proposer` of a population.
 
-    A member is one trial of the study, one run in TensorBoard and one record. On the cluster each of its generations is
-    a trial of its own, which starts from the state that a generation before it has left. States are deleted once all
-    members have ended; if the study has lost a final state since then, the generations before it are run again.
+    A member is one trial of the study, one run in TensorBoard and one record. On the cluster, each of its generations
+    is a separate trial, which starts from the state that a generation before it has left. States are deleted once all
+    members have ended. If the study has lost a final state since then, the earlier generations are run again.
     """
 
     def __init__(self, recorder: SearchRecorder, population: Population) -> None:
         self._recorder, self._study, self._population = recorder, recorder.study, population
         self._members: dict[int, PlannedTrial[Prepared]] = {}
         self._places: dict[str, tuple[int, int]] = {}
-        """Number and generation of the member, by key."""
+        """Number and generation of a member, by the key of the generation."""
         self._rounds: dict[int, int] = {}
         self._running = set[str]()
         self._queue: list[tuple[int, int]] = []
@@ -256,7 +266,10 @@ class PopulationDriver:
         """Members without a record whose final state is in the study."""
 
     def propose(self) -> PlannedTrial[Prepared] | Literal["later"] | None:
-        """Return a member's next generation; a generation begins when all members have ended the one before."""
+        """Return the next generation of a member, which starts once all members have ended the generation before.
+
+        "later" while members run; None if all members have ended.
+        """
         if not self._queue and self._running:
             return "later"
         if not self._queue:
@@ -282,7 +295,7 @@ class PopulationDriver:
         return True
 
     def paused(self, trial: PlannedTrial) -> None:
-        """Note that a member has ended a generation."""
+        """Record that a member has ended a generation."""
         self._running.discard(trial.key)
         if not self._repeated(trial):
             self._population.end_generation(self._places[trial.key][0])
@@ -294,7 +307,10 @@ class PopulationDriver:
         self._recorder.end_in_study(self._members[number], outcome)
 
     def ended(self, trial: PlannedTrial, outcome: Outcome) -> None:
-        """Write the record of a member; or, if it failed before its last generation, let it copy another's state."""
+        """Write the record of a member.
+
+        If it failed before its last generation, it copies the state of another instead.
+        """
         number, generation = self._places[trial.key]
         self._running.discard(trial.key)
         if self._repeated(trial):
@@ -306,10 +322,10 @@ class PopulationDriver:
         self.untested(trial, outcome)
 
     def _next(self) -> list[tuple[int, int]]:
-        """Return the generations of members to run now, side by side; none if all members have ended.
+        """Return the generations of members to run now, side by side; empty if all members have ended.
 
-        A member in its last generation that has a record of it has ended. Of the generations still needed, and those
-        whose states they need, the earliest ones run first.
+        A member in its last generation has ended if it has a record of this generation. Among the generations that are
+        still needed, and those whose states they need, the earliest run first.
         """
         last = self._population.generations - 1
         wanted = [(member.number, len(member.life) - 1) for member in self._population.open()]
@@ -331,7 +347,7 @@ class PopulationDriver:
         return self._recorder.restored(own, number)
 
     def _needed(self, wanted: Sequence[tuple[int, int]]) -> set[tuple[int, int]]:
-        """Return these generations of members, and all earlier ones that must be repeated as their states are gone."""
+        """Return these generations of members, and earlier ones that must be repeated as their states are missing."""
         members = {member.number: member for member in self._population.members}
         found, left = set[tuple[int, int]](), list(wanted)
         while left:
@@ -348,11 +364,11 @@ class PopulationDriver:
 
     def _left_files(self, key: str) -> bool:
         """Return whether a generation has left its state or its outcome."""
-        place = self._recorder.spec.place
+        place = self._recorder.spec.storage_root
         return trial_file(place, key, "state").is_file() or trial_file(place, key, "outcome").is_file()
 
     def _repeated(self, trial: PlannedTrial) -> bool:
-        """Return whether the trial is a generation before the member's current one."""
+        """Return whether the trial is an earlier generation than the member's current one."""
         number, generation = self._places[trial.key]
         return generation < len(Member(self._study.trial(number)).life) - 1
 
@@ -365,7 +381,7 @@ class PopulationDriver:
         return dataclasses.replace(planned, key=content_hash([first, number, list(self._population.settings)]))
 
     def _generation(self, number: int, generation: int) -> PlannedTrial[Prepared]:
-        """Register and return a member's generation as a trial that starts."""
+        """Register a member's generation as a trial that starts, and return this trial."""
         member, own = Member(self._study.trial(number)), self._planned(number, generation)
         self._members[number] = own
         self._recorder.begin(number, own, member.life[generation]["params"])
@@ -392,7 +408,10 @@ class PopulationDriver:
         return content_hash([own, lived])
 
     def leftovers(self) -> Sequence[str]:
-        """Return the keys of all generations but the last, whose files can be deleted once all members have ended."""
+        """Return the keys of all generations except the last.
+
+        Their files can be deleted once all members have ended.
+        """
         return [
             self._key(member, generation)
             for member in self._population.members

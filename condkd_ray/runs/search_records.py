@@ -1,10 +1,10 @@
-"""Restoring a study from records, after it has lost trials because its journal was cut or moved away, for example.
+"""Restores a study from records after it has lost trials, for example because its journal was cut or moved away.
 
-A record has the whole config of its trial, which determines the values of the open leaves, and all metrics that the
-objectives and limits are computed from, round by round: the study gets the trial back as it was. Not in the records,
-and lost, are trials that had not ended, and the GPU time used. Lost too is the history of a population's member: its
-earlier parameters and the members whose states it copied. The search of a population therefore repeats these
-generations, from its seed and the files that its members have left; only their last generations are not repeated.
+A record has the whole config of its trial, which determines the values of the open leaves, and, round by round, all
+metrics from which the objectives and limits are computed. So the study gets the trial back as it was. The records do
+not have trials that had not ended, nor the used GPU time; these are lost. The history of a population's member is lost
+too: its earlier parameters, and the members whose states it copied. The search of a population therefore repeats these
+generations, from its seed and the files that its members have left; it does not repeat their last generations.
 """
 
 import dataclasses
@@ -31,9 +31,9 @@ log = logging.getLogger(__name__)
 def of_study(records: Sequence[Record], name: str, *, alone: bool) -> dict[int, Record]:
     """Return the records of a study's trials by their numbers in it, in ascending order.
 
-    Earlier versions wrote records without the name of their study. They count as this study's if it is `alone` in its
-    storage and no record names another. If two records have the same number, because one study has passed a record on
-    to another for example, the second gets a number of its own below 0.
+    Earlier versions wrote records without the name of their study. Such records count as records of this study if the
+    study is `alone` in its storage and no record names another. If two records have the same number, for example
+    because one study has passed a record on to another, the second gets a unique number below 0.
     """
     own = {name, ""} if alone and {record.study for record in records} <= {name, ""} else {name}
     found: dict[int, Record] = {}
@@ -45,7 +45,7 @@ def of_study(records: Sequence[Record], name: str, *, alone: bool) -> dict[int, 
 
 
 def number_of(arm: str) -> int | None:
-    """Return the number of a trial in its study, parsed from its arm; None for other arms."""
+    """Return the number of a trial in its study, parsed from its arm, such as `trial 7`; None for other arms."""
     match = re.fullmatch(r"trial (\d+)", arm)
     return int(match[1]) if match else None
 
@@ -58,7 +58,7 @@ def restore_trials(
     spec: SearchSpec,
     hardware: Hardware,
 ) -> None:
-    """Add to the study all trials that it lacks but that have a record, with their final states; log their number.
+    """Add to the study all trials that it lacks and that have a record, with their final states; log how many.
 
     They keep their numbers if these are free, and otherwise get new ones, which are written into their records.
     Trials that no longer fit the space, because it was widened or changed, are left out. Trials that the study has lost
@@ -70,7 +70,7 @@ def restore_trials(
     _log_nameless(records, known | {one.config_hash for one in own.values()})
     params = _params(tree, lost, hardware)
     begun = _begun(records, spec) if params else ()
-    # Moved trials come last, so that a new number is none that another trial had.
+    # Moved trials come last, so that no new number is one that another trial had.
     moves = [number for number in params if number < 0 or not study.may_become(number, params[number])]
     for number in [*(number for number in params if number not in moves), *moves]:
         record = lost[number]
@@ -87,7 +87,7 @@ def restore_trials(
 
 
 def _log_nameless(records: Sequence[Record], known: Collection[str | None]) -> None:
-    """Log the number of records that do not name their study and may be another's."""
+    """Log the number of records that do not name their study and may belong to another."""
     nameless = [one for one in records if not one.study and one.numbers == NUMBERS and one.config_hash not in known]
     if nameless:
         log.info(
@@ -97,7 +97,7 @@ def _log_nameless(records: Sequence[Record], known: Collection[str | None]) -> N
 
 
 def _params(tree: dict[str, Any], records: Mapping[int, Record], hardware: Hardware) -> dict[int, Point]:
-    """Return the values of the open leaves in each record; records outside the space are logged and left out."""
+    """Return the values of the open leaves by number of the record. Logs and leaves out records outside the space."""
     found, unfit = dict[int, Point](), dict[int, str]()
     for number, record in records.items():
         try:
@@ -120,7 +120,7 @@ def _params(tree: dict[str, Any], records: Mapping[int, Record], hardware: Hardw
 
 
 def _begun(records: Sequence[Record], spec: SearchSpec) -> Collection[int]:
-    """Return the numbers of the study's trials that were to be run, from the folder's manifest.
+    """Return the numbers of the study's planned trials, from the folder's manifest.
 
     A manifest of an earlier version does not name the study: trials with a record of another study are left out.
     """

@@ -20,23 +20,24 @@ class SearchSpec(Options):
     trials: int = 24
     """Number of trials to complete, including those of earlier runs of the same command."""
     objective: tuple[str, ...] = ("proxy/agreement",)
-    """Metrics to optimise; early stopping uses the first, which is proxy/agreement, proxy/kl or
-    student/val_accuracy. Further ones, for a Pareto front: also time/wall_seconds, time/cpu_seconds, memory/bytes.
-    Never test accuracy."""
+    """Metrics to optimise. The first, by which trials are stopped early, is proxy/agreement, proxy/kl or
+    student/val_accuracy. Others, for a Pareto front, may also be time/wall_seconds, time/cpu_seconds or memory/bytes.
+    Test accuracy is refused."""
     constraint: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """Limit such as memory/bytes<=2000000 or time/wall_seconds<=30, on any metric that can be an
     objective. A trial that exceeds one is never the best, and the sampler, tpe or gp, learns to avoid such trials."""
     sampler: Sampler | None = None
-    """tpe if not given; with --population random, the only one accepted."""
+    """The sampler; tpe if not given. With --population, only random is accepted, and is the default."""
     sampler_seed: int = 0
     """Seed of the sampler's draws."""
     pruner: Pruner = "none"
     """Rule that stops poor trials early."""
     population: int = 0
-    """Number of trials at once, instead of `--trials`: after every `--generation-rounds` the worst quarter copies the
-    state of some of the best and continues with other values of the open leaves. 0: no population."""
+    """Number of members of a population, which replaces `--trials`: after every `--generation-rounds` rounds, the worst
+    quarter copies the states of some of the best and continues with other values of the open leaves. 0: no
+    population."""
     generation_rounds: int = 2
-    """Rounds of one generation of a population."""
+    """Number of rounds of one generation of a population."""
     least_rounds: int = 3
     """Number of rounds before which no trial is stopped."""
     gpu_hours: float | None = None
@@ -59,15 +60,15 @@ class SearchSpec(Options):
 
     @property
     def wanted(self) -> int:
-        """Number of trials in all."""
+        """Number of all trials: members of the population, or `trials`."""
         return self.population or self.trials
 
     @cached_property
     def parsed_objective(self) -> Objective:
-        """`objective`, parsed. Raises `InputError`."""
+        """`objective`, parsed. Raises `InputError` for a metric that is not accepted."""
         return Objective(self.objective)
 
     @cached_property
     def parsed_constraints(self) -> Sequence[Constraint]:
-        """`constraint`, parsed. Raises `InputError`."""
+        """`constraint`, parsed. Raises `InputError` for a limit that is not accepted."""
         return parse_constraints(self.constraint)

@@ -4,6 +4,7 @@ import sys
 import warnings
 
 if "IPython" in sys.modules:
-    # Optuna imports it, and in a notebook without widgets it warns about progress bars, of which none is shown.
+    # Optuna imports tqdm.auto, which warns in a notebook without widgets. No progress bar is displayed, so the warning
+    # is suppressed.
     with warnings.catch_warnings(action="ignore"):
         import tqdm.auto  # noqa: F401

@@ -21,17 +21,21 @@ from condkd_ray.study.storage import exists, open_storage, place_of, quiet, stor
 from condkd_ray.study.study import REPEAT
 
 RESAMPLES = 100
+"""Number of bootstrap resamples."""
 TOP, FEWEST = 0.1, 5
-"""The best trials are a tenth of all, at least five and at most half, because fewer are not informative (our
-choice)."""
+"""The best trials are a tenth of all trials, but at least five and at most half of them (our choice).
+
+Fewer trials are not informative.
+"""
 LEAST = 8
 """Minimum number of trials for which importances are computed (our choice)."""
 LEVEL = 0.9
+"""Share of the resamples within the range of an importance."""
 
 
 @dataclass(frozen=True)
 class Importance:
-    """A parameter's share of the sum of all importances, 0 to 1, and the range of the middle 90 % of its resamples.
+    """A parameter's share of the sum of all importances, 0 to 1, and the range of its middle 90 % of resamples.
 
     For random search, the range contains the expected share for that number of trials in at least 97 % of searches
     (simulated: 12, 30 and 60 trials, 4 parameters, 40 searches each).
@@ -46,7 +50,8 @@ class Importance:
 def importances(trials: Sequence[FrozenTrial], directions: Sequence[Direction], *, seed: int = 0) -> list[Importance]:
     """Return importances in descending order; empty for fewer than `LEAST` complete trials, or if no parameter varies.
 
-    With several objectives, it is the importance for reaching the Pareto front. The range is a bootstrap over trials.
+    With several objectives, an importance is that for reaching the Pareto front. The ranges are bootstraps over trials.
+    `seed`: of the resamples.
     """
     complete = [one for one in trials if one.state == TrialState.COMPLETE and REPEAT not in one.user_attrs]
     if len(complete) < LEAST:
@@ -63,7 +68,10 @@ def importances(trials: Sequence[FrozenTrial], directions: Sequence[Direction], 
 
 
 def stored_trials(out: Path, name: str, storage: str | None) -> list[FrozenTrial]:
-    """Return the trials of the study of the search in `out`. Raises `InputError` if there is none; creates nothing."""
+    """Return the trials of study `name` of the search in `out`. Creates no file.
+
+    `storage`: storage of the study; None: the journal in `out`. Raises `InputError` if the study does not exist.
+    """
     place = place_of(storage or None, out)
     require(exists(place, out), "the study", place, "the storage that the search used")
     with quiet():

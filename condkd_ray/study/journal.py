@@ -27,10 +27,10 @@ from condkd_ray.core.storage import naming
 log = logging.getLogger(__name__)
 
 GRACE = 30.0
-"""Seconds after which an unchanged lock is assumed to belong to a killed process (Optuna's value). An append takes
+"""Seconds after which an unchanged lock counts as left by a killed process (Optuna's value). An append takes
 milliseconds."""
 PATIENCE = 2.0
-"""Seconds of waiting after which a log line is written."""
+"""Seconds of waiting for a lock after which this is logged."""
 BEGINNING = b'{"op_code":'
 """Start of each line, as Optuna writes it."""
 NUMBER, NONE = (int, float), type(None)
@@ -49,15 +49,16 @@ OPERATIONS: dict[int, dict[str, tuple[type, ...]]] = {
     10: {},
 }
 """Fields and their types by operation code (Optuna's `JournalOperation`), besides the worker's id. Optuna itself does
-not check what it reads."""
+not check the fields that it reads."""
 
 
 class Lock(BaseJournalFileLock):
     """A lock file beside the journal at `path`, compatible with both kinds of Optuna's locks.
 
-    It is a plain file created with `O_EXCL`, which works on local disks and on NFS from version 3. Optuna's default is
-    a symbolic link to the journal and checks the age of its target. Under a relative path the target does not exist, so
-    it waits forever for the lock of a killed process. Here the age of the lock file itself counts, whatever its kind.
+    The lock is a plain file created with `O_EXCL`, which works on local disks and on NFS from version 3. Optuna's
+    default lock is a symbolic link to the journal, and Optuna checks the age of the link's target. With a relative path
+    the target does not exist, so Optuna waits forever for the lock of a killed process. Here the age of the lock file
+    itself counts, whatever its kind.
     """
 
     def __init__(self, path: Path) -> None:
@@ -65,7 +66,10 @@ class Lock(BaseJournalFileLock):
         self._own: tuple[int, int] | None = None
 
     def acquire(self) -> bool:
-        """Wait for the lock and take it; a lock unchanged for `GRACE` seconds is removed. Raises `OSError`."""
+        """Wait for the lock and take it; remove a lock that is unchanged for `GRACE` seconds.
+
+        Raises `OSError` if the folder cannot be written.
+        """
         began, seen, since, pause, noticed = time.monotonic(), self._standing(), time.monotonic(), 0.001, False
         while not self._made():
             now, standing = time.monotonic(), self._standing()
@@ -82,7 +86,7 @@ class Lock(BaseJournalFileLock):
         return True
 
     def release(self) -> None:
-        """Release the lock, unless another process has removed it as left over in the meantime."""
+        """Release the lock, unless another process has removed it in the meantime."""
         if self._own is not None and self._standing() == self._own:
             Path(self._file).unlink(missing_ok=True)
         self._own = None
@@ -97,7 +101,7 @@ class Lock(BaseJournalFileLock):
             self.release()
 
     def exists(self) -> bool:
-        """Return whether the lock is held, or was left behind."""
+        """Return whether a process holds the lock or a killed process has left it."""
         return os.path.lexists(self._file)
 
     def _remove(self, standing: tuple[int, int]) -> None:
@@ -131,8 +135,8 @@ class Lock(BaseJournalFileLock):
 class Journal(BaseJournalBackend):
     """The journal at `path`, created if missing, which tolerates an incomplete last line.
 
-    Such a line is cut off at opening and before each append. Nothing has relied on it, because its append never
-    returned. Raises `InputError` if a line in the middle is damaged.
+    Such a line is cut off when the journal is opened and before each append. No result relies on this line, because its
+    append never returned. Raises `InputError` if a line in the middle is damaged.
     """
 
     def __init__(self, path: Path) -> None:
@@ -157,15 +161,18 @@ class Journal(BaseJournalBackend):
         except (ValueError, RecursionError) as error:
             if isinstance(error, InputError):
                 raise
-            # Only the last line may be incomplete here, if a read-only disk prevented cutting it off: stop before it.
+            # Only the last line may be incomplete here, if a read-only disk prevented its removal: stop before it.
             _check_middle(self._path, self._path.read_bytes())
 
     def damaged(self, why: str) -> InputError:
-        """Return the error that the line read last cannot be what was written."""
+        """Return the error for damage to the line that was read last. `why`: the reason."""
         return _refusal(self._path, self._begun.lines, self._path.read_bytes().split(b"\n")[self._begun.lines - 1], why)
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Append one line for each entry and flush them to disk. Raises `OSError`; then nothing is appended."""
+        """Append one line for each entry and flush the lines to disk.
+
+        Raises `OSError` if this is not possible, and `InputError` if the journal is damaged; nothing is appended then.
+        """
         if _is_torn(self._path):
             self._repair()
         lines = "".join(json.dumps(entry, separators=(",", ":")) + "\n" for entry in logs).encode()
@@ -177,7 +184,7 @@ class Journal(BaseJournalBackend):
                     file.flush()
                     os.fsync(file.fileno())
             except OSError:
-                # Remove what was written before the disk was full.
+                # Remove the bytes that were written before the disk was full.
                 with suppress(OSError):
                     os.truncate(self._path, before)
                 raise
@@ -205,13 +212,16 @@ class Journal(BaseJournalBackend):
 
 
 def stored(path: Path) -> JournalStorage:
-    """Open the storage with the journal at `path`. Raises `InputError` if its lines are damaged, and `OSError`."""
+    """Open the storage with the journal at `path`.
+
+    Raises `InputError` if a line is damaged, and `OSError` if the file cannot be read or created.
+    """
     journal = Journal(path)
     try:
         return JournalStorage(journal)
     except (InputError, OSError):
         raise
-    except Exception as error:  # any error that Optuna raises for a line is caused by the line
+    except Exception as error:  # Optuna raises errors of many types for damaged lines
         raise journal.damaged(f"{type(error).__name__}: {error}") from None
 
 
@@ -283,7 +293,7 @@ def _valid_bytes(content: bytes) -> int:
 
 
 def _check_middle(path: Path, content: bytes) -> None:
-    """Raise `InputError` if an undamaged line follows a damaged one, or if the file is no journal at all."""
+    """Raise `InputError` if an undamaged line follows a damaged one, or if the file is not a journal."""
     length = _valid_bytes(content)
     damaged, *others = content[length:].split(b"\n")
     # A power loss leaves zeros in place of bytes that were not written yet.
@@ -299,7 +309,10 @@ def _check_middle(path: Path, content: bytes) -> None:
 
 
 def _refusal(path: Path, number: int, line: bytes, why: str = "") -> InputError:
-    """Return the error for a damaged line that is not the last, or one that contradicts others: the user decides."""
+    """Return the error for a damaged line that is not the last, or for a line that contradicts others.
+
+    Such a line is not repaired: its message gives the user the choice.
+    """
     fault = f"line {number} of {path} is {_beginning(line)}, which is damaged{f' ({why})' if why else ''}"
     remedy = f"cut before that line (head -n {number - 1}) or moved away: missing entries are taken from the records"
     return InputError(f"{fault}; accepted: the journal of a study, {remedy}")

@@ -28,7 +28,11 @@ FORM = "NAME<=NUMBER or NAME>=NUMBER, such as memory/bytes<=2e6, with a NAME of"
 
 @dataclass(frozen=True)
 class Objective:
-    """One or several metrics with their directions. The first is the quality by which trials are stopped early."""
+    """One or several metrics with their directions. The first is the quality by which trials are stopped early.
+
+    Raises `InputError` for names that are not in `QUALITY` (the first) or `QUALITY` and `COST` (others), or that
+    repeat.
+    """
 
     names: tuple[str, ...] = ("proxy/agreement",)
 
@@ -48,7 +52,7 @@ class Objective:
 
     @property
     def several(self) -> bool:
-        """Whether there are several metrics, and therefore a Pareto front instead of a best trial."""
+        """True if there are several metrics, and so a Pareto front instead of a best trial."""
         return len(self.names) > 1
 
     def now(self, metrics: Metrics) -> float | None:
@@ -61,7 +65,10 @@ class Objective:
 
 
 def at_end(name: str, history: Sequence[Metrics]) -> float:
-    """Return a metric's value at the end of a trial: seconds are summed, others are the last value; NaN if missing."""
+    """Return a metric's value at the end of a trial with these rounds; NaN if no round has it.
+
+    Seconds are summed over the rounds; for other metrics, it is the last value.
+    """
     found = [metrics[name] for metrics in history if name in metrics]
     if not found:
         return math.nan
@@ -70,7 +77,7 @@ def at_end(name: str, history: Sequence[Metrics]) -> float:
 
 @dataclass(frozen=True)
 class Constraint:
-    """A limit parsed from `text`: at the end of a trial `name` is at most `limit`, or at least, if `least`."""
+    """A limit parsed from `text`: at the end of a trial, `name` is at most `limit` or, if `least`, at least `limit`."""
 
     text: str
     name: str
@@ -78,12 +85,15 @@ class Constraint:
     limit: float
 
     def excess(self, value: float) -> float:
-        """Return how far a value exceeds the limit; at most 0 if it satisfies it."""
+        """Return the amount by which a value exceeds the limit; 0 or negative if the value satisfies it."""
         return self.limit - value if self.least else value - self.limit
 
 
 def parse_constraints(texts: Sequence[str]) -> tuple[Constraint, ...]:
-    """Parse the user's constraints. Raises `InputError`."""
+    """Parse the user's constraints.
+
+    Raises `InputError` for another form or metric, or for two limits of one kind on one metric.
+    """
     found = tuple(map(_parsed, texts))
     kinds = [(one.name, one.least) for one in found]
     require(len(set(kinds)) == len(kinds), "--constraint", " ".join(texts), "one limit of a kind for each name")
@@ -118,7 +128,10 @@ def feasible(constraints: Sequence[Constraint], history: Sequence[Metrics]) -> b
 def known_excesses(
     constraints: Sequence[Constraint], trial: FrozenTrial, names: Sequence[str]
 ) -> dict[str, float] | None:
-    """Like `excesses`, for a trial of another study whose values have these `names`; None if a metric is missing."""
+    """Return what `excesses` returns, for a trial of another study; None if a metric is missing.
+
+    `names`: names of the objectives of that study.
+    """
     known: Mapping[str, Any] = {**trial.user_attrs, **dict(zip(names, trial.values, strict=False))}
     if any(one.name not in known for one in constraints):
         return None

@@ -1,4 +1,4 @@
-"""Points of a search space, given by a user or taken from an earlier study, and their validation before any trial."""
+"""Points of a search space, from a user or an earlier study, and their validation before any trial."""
 
 import difflib
 import math
@@ -18,7 +18,10 @@ Point = dict[str, Any]
 
 
 def points_of(tree: Mapping[str, Any], path: Path) -> list[Point]:
-    """Read the points in a YAML (or JSON) file, each validated by `check_point`. Raises `InputError`."""
+    """Read the points in a YAML (or JSON) file.
+
+    Raises `InputError` if the file cannot be read, or if `check_point` refuses a point.
+    """
     try:
         points = load_yaml(read_text(path, "--points", "a YAML list"))
     except yaml.YAMLError as error:
@@ -63,7 +66,10 @@ def left_open(tree: Mapping[str, Any], point: Mapping[str, Any]) -> list[str]:
 def _open(
     node: Any, path: str, point: Mapping[Any, Any], opened: dict[str, Open], closed: dict[str, list[str]]
 ) -> None:
-    """Add leaves that a point opens to `opened`, and to `closed`, for leaves of methods, the choice and its methods."""
+    """Add the leaves that are open for a point to `opened`, and the leaves of methods to `closed`.
+
+    An entry of `closed` has the name of the choice between the methods, and the methods that have the leaf.
+    """
     if not isinstance(node, Open):
         parts = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
         for key, value in parts:

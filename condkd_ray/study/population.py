@@ -1,12 +1,12 @@
 """Population based training: trials run side by side, and the worst ones continue from the state of the best ones.
 
 Source: Jaderberg et al., arXiv 1711.09846 (2017), from memory, not read: truncation selection, then exploration by
-perturbing or resampling. In the paper a member is compared as soon as it is ready. Here all members pause after the
-same number of rounds, so that decisions depend only on the study and the seed, not on which trial was faster: a search
-that is killed and continued decides the same again.
+perturbing or resampling. In the paper, a member is compared as soon as it is ready. Here all members pause after the
+same number of rounds, so that decisions depend only on the study and the seed, and not on the speed of trials: a search
+that is killed and continued makes the same decisions.
 
 Ray's scheduler for this method is not used: it keeps members, ranks and perturbations in Tune's files, which are up to
-ten seconds behind, and Ray allows no searcher, and therefore no study, in addition.
+ten seconds old, and Ray allows no searcher, and therefore no study, together with it.
 """
 
 import math
@@ -24,9 +24,9 @@ from condkd_ray.study.space import Open, distribution, leaves
 from condkd_ray.study.study import LIFE, TO_RUN, Study
 
 QUARTER = 0.25
-"""Fraction of members that continue from another state after each generation, and of members that supply it."""
+"""Fraction of members that continue from another state after each generation, and of members with these states."""
 FACTORS = (0.8, 1.2)
-"""Factors of a perturbation; a value is multiplied by one of them unless it is resampled."""
+"""Factors of a perturbation: a value is multiplied by one of them, unless the value is resampled."""
 RESAMPLED = 0.25
 """Probability of resampling (our choice, as in Ray)."""
 GENERATIONS = "generations"
@@ -48,9 +48,10 @@ class Member:
 
     @property
     def life(self) -> list[dict[str, Any]]:
-        """One dict per started generation: `params`; `from`, the member whose state it continues; `failed`, a reason.
+        """One dict per started generation.
 
-        The first generation has no `from`, and only failed generations have `failed`.
+        `params`: values of the open leaves. `from`: number of the member whose state it continues; missing in the first
+        generation. `failed`: the reason of its failure; missing if it did not fail.
         """
         return self.trial.user_attrs[LIFE]
 
@@ -65,7 +66,10 @@ class Member:
 
 
 def check_population(size: int, rounds: int, total: int, tree: Mapping[str, Any], objective: Objective) -> None:
-    """Raise `InputError` for settings, open leaves or objectives that a population search does not support."""
+    """Raise `InputError` for settings, open leaves or objectives that a population search does not support.
+
+    `size`: number of members. `rounds`: rounds of a generation. `total`: rounds of a trial.
+    """
     require(size >= 2, "--population", size, "an integer >= 2")
     require(1 <= rounds < total, "--generation-rounds", rounds, f"1 to {total - 1}, fewer than the rounds of a trial")
     require(not objective.several, "--objective with --population", " ".join(objective.names), "one name")
@@ -80,7 +84,10 @@ def check_population(size: int, rounds: int, total: int, tree: Mapping[str, Any]
 
 
 class Population:
-    """The `size` members of a study, which run in generations of `rounds` rounds out of `total`."""
+    """The `size` members of a study, which run in generations of `rounds` rounds out of `total`.
+
+    `seed`: of the first parameters and of all decisions. The first use of a study adds its members.
+    """
 
     def __init__(self, study: Study, tree: dict[str, Any], *, size: int, rounds: int, total: int, seed: int) -> None:
         self._study, self._leaves, self._seed = study, leaves(tree), seed
@@ -96,14 +103,15 @@ class Population:
         return [Member(trial) for trial in self._study.own]
 
     def open(self) -> list[Member]:
-        """Return the members that have to run: those that have not finished the earliest unfinished generation.
+        """Return the members that have to run: those that have not finished the current generation.
 
-        If all have finished it, the next generation starts. Empty after the last generation, or if all members failed.
+        If all members have finished it, the next generation starts first. Empty after the last generation, or if all
+        members failed.
         """
         members = self.members
         begun = max(len(member.life) for member in members)
         if min(len(member.life) for member in members) < begun:
-            # The driver was killed while it started this generation; the rest of the decisions are the same.
+            # The driver was killed while it started this generation; the remaining decisions do not change.
             self._begin_generation(members, begun - 1)
         elif begun < self.generations and all(member.ended == begun for member in members):
             if all(member.failed(begun - 1) for member in members):
@@ -124,7 +132,7 @@ class Population:
         self._study.note(number, {GENERATIONS: generation + 1})
 
     def set_final_params(self, number: int) -> None:
-        """Store the parameters of a member's last generation in the study, before the trial is reported as ended."""
+        """Store the parameters of a member's last generation as those of its trial. Call this before the trial ends."""
         params = Member(self._study.trial(number)).life[-1]["params"]
         self._study.set_params(number, params, {name: distribution(leaf) for name, leaf in self._leaves.items()})
 
@@ -146,7 +154,10 @@ class Population:
             self._study.note(member.number, {LIFE: [*member.life, life]})
 
     def _score(self, member: Member, generation: int) -> float:
-        """Return the last quality measured up to the end of a generation, negated if smaller is better."""
+        """Return the last quality measured up to the end of a generation, negated if smaller is better.
+
+        Minus infinity if the member failed in it, or if nothing was measured.
+        """
         measured = member.trial.intermediate_values
         steps = [step for step in measured if step <= self.pause_after(generation)]
         if member.failed(generation) or not steps:

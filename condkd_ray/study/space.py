@@ -3,7 +3,7 @@
 An Optuna trial suggests a value for each open leaf; the tree with these values is closed and gives a config.
 
 Tags of open leaves: `!uniform [a, b]`, `!log_uniform [a, b]`, `!int [a, b]` (both ends included), `!choice [...]`. A
-choice between methods is a choice of their names; the open leaves of the chosen method are suggested after it.
+choice between methods is a choice of their names; the values of the chosen method's open leaves are suggested after it.
 Parameter names are paths, such as `inversion/bn_weight`.
 """
 
@@ -84,12 +84,18 @@ for _kind in ("uniform", "log_uniform", "int", "choice"):
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Read the tree of a space file, with `Open` leaves. Raises `InputError`."""
+    """Read the tree of a space file, with `Open` leaves.
+
+    Raises `InputError` if the file cannot be read or is not a space.
+    """
     return parse(read_text(path, "search space", "a YAML file"))
 
 
 def parse(text: str) -> dict[str, Any]:
-    """Parse the tree of a space in YAML, with `Open` leaves. Raises `InputError`."""
+    """Parse the tree of a space in YAML, with `Open` leaves.
+
+    Raises `InputError` if the text is not a YAML mapping, or has a tag with bad values.
+    """
     try:
         tree = load_yaml(text, _Loader)
     except yaml.YAMLError as error:
@@ -100,10 +106,10 @@ def parse(text: str) -> dict[str, Any]:
 
 
 def leaves(tree: Any, path: str = "") -> dict[str, Open]:
-    """Return the open leaves of a space by parameter name; leaves of a chosen method follow the choice.
+    """Return the open leaves of a space by parameter name; the leaves of methods follow the choice between them.
 
-    A range that several methods have is returned as the smallest range that contains all of them. Raises `InputError`
-    if a parameter has different kinds in different methods.
+    If several methods have different ranges for a parameter, the smallest range that contains all of them is returned.
+    Raises `InputError` if a parameter has different kinds in different methods.
     """
     if isinstance(tree, Open):
         if not _among_methods(tree):
@@ -134,7 +140,10 @@ def conditional(tree: Any) -> bool:
 
 
 def default(tree: dict[str, Any]) -> TrialConfig:
-    """Return the config of a space with all open leaves at their fields' defaults; choices of methods use the first."""
+    """Return the config of a space in which each open leaf has its field's default, and choices have the first method.
+
+    Raises `InputError` if this config is invalid.
+    """
     return from_tree(_default(tree), "search space")
 
 
@@ -149,9 +158,10 @@ def _default(tree: Any) -> Any:
 
 
 def corners(tree: dict[str, Any]) -> dict[str, TrialConfig]:
-    """Return the default config and the corners of the space, by name: all ranges at one end, for each choice in turn.
+    """Return the default config and the corners of the space, by name.
 
-    If choices differ in length, the shorter ones start over.
+    In a corner, all ranges are at their lower or all at their upper end. The k-th pair of corners has the k-th value of
+    each choice; choices with fewer values start over. Raises `InputError` if one of these configs is invalid.
     """
     places = max((len(leaf.values) for leaf in leaves(tree).values() if leaf.kind == "choice"), default=1)
     found = {"default": default(tree)}
@@ -187,12 +197,16 @@ def to_plain(tree: Any) -> Any:
 
 
 def plugins(tree: dict[str, Any]) -> list[str]:
-    """The plug-ins that a space names, with their versions: other versions are other values of the same parameters."""
+    """Return the plug-ins that a space names, with their versions, as text.
+
+    With another version of a plug-in, the same parameters have other results. Raises `InputError` if a plug-in has no
+    version.
+    """
     return [f"{place}: {origin}" for place, origin in sorted(plugins_named(set(_words(tree))).items())]
 
 
 def _words(tree: Any) -> Iterator[str]:
-    """All texts in a space."""
+    """Yield all texts in a space."""
     parts = tree.values if isinstance(tree, Open) else tree.values() if isinstance(tree, dict) else tree
     if isinstance(parts, str):
         yield parts
@@ -202,7 +216,7 @@ def _words(tree: Any) -> Iterator[str]:
 
 
 def close(tree: dict[str, Any], trial: optuna.trial.BaseTrial) -> TrialConfig:
-    """Return the config with the values that `trial` suggests. Raises `InputError` for unknown keys."""
+    """Return the config with the values that `trial` suggests. Raises `InputError` if this config is invalid."""
 
     def suggested(leaf: Open, path: str) -> Any:
         return _replaced(_suggest(leaf, trial, path), suggested, path)
@@ -213,9 +227,10 @@ def close(tree: dict[str, Any], trial: optuna.trial.BaseTrial) -> TrialConfig:
 def params_of(
     tree: dict[str, Any], config: TrialConfig, settle: Callable[[TrialConfig], TrialConfig]
 ) -> dict[str, Any]:
-    """Return the values of the open leaves, by name, for which `tree` closes to `config` after `settle` on both.
+    """Return the values of the open leaves, by name, with which the space `tree` becomes `config`.
 
-    Raises `InputError` if there are none, because the config is not from this space.
+    `settle`: fills in the settings that depend on the hardware; it is applied to both before they are compared. Raises
+    `InputError` if there are no such values, because the config is not from this space.
     """
     whole, same, found = to_tree(config), content_hash(settle(config)), dict[str, Any]()
 

@@ -1,4 +1,4 @@
-"""Opens a study's storage (a journal file or a database URL) and silences Optuna's messages for developers."""
+"""Opens the storage of a study (a journal file or a database URL) and suppresses Optuna's messages for developers."""
 
 import os
 import warnings
@@ -15,14 +15,15 @@ from condkd_ray.core.method import InputError, require
 from condkd_ray.study import journal
 
 JOURNAL = "study.journal"
+"""Name of the default journal in the folder of a run."""
 ACCEPTED = "a file for a journal, sqlite:///FILE, or postgresql://USER@HOST/NAME"
 
 
 def open_storage(place: str | None, out: Path) -> BaseStorage:
     """Open the storage at `place`, or a journal in `out` if None.
 
-    A journal is append-only and therefore safe on network file systems, unlike SQLite with its locks. Several drivers
-    on one study require PostgreSQL. Raises `InputError` if the storage cannot be reached or written.
+    A journal is append-only and therefore safe on network file systems; SQLite, which needs file locks, is not. Several
+    drivers on one study require PostgreSQL. Raises `InputError` if the storage cannot be reached or written.
     """
     text = place_of(place, out)
     try:
@@ -37,7 +38,10 @@ def open_storage(place: str | None, out: Path) -> BaseStorage:
 
 
 def names_at(place: str | None, out: Path) -> list[str]:
-    """Return the names of the studies at `place`, without creating a file. Raises `InputError`."""
+    """Return the names of the studies at `place` (None: the journal in `out`), without creating a file.
+
+    Raises `InputError` if the storage cannot be read.
+    """
     return optuna.get_all_study_names(open_storage(place, out)) if exists(place, out) else []
 
 
@@ -47,13 +51,16 @@ def place_of(place: str | None, out: Path) -> str:
 
 
 def exists(place: str | None, out: Path) -> bool:
-    """Return whether the storage file exists; True for a database server, which is not contacted."""
+    """Return whether the file of the storage at `place` (None: the journal in `out`) exists.
+
+    True for a database server, which is not contacted.
+    """
     path = place_of(place, out).removeprefix("sqlite:///")
     return "://" in path or os.path.isfile(path)
 
 
 def refusal(error: BaseException) -> str | None:
-    """Return one line about a database error during use; None if `error` has another cause."""
+    """Return one line about an error of a database that was in use; None if `error` is of another kind."""
     if not isinstance(error, (StorageInternalError, *_database_errors())):
         return None
     cause = error.__cause__ or error
@@ -67,7 +74,10 @@ def _database_errors() -> tuple[type[Exception], ...]:
 
 
 def stored_study(storage: BaseStorage, name: str, given: str) -> optuna.Study:
-    """Return the study `name` of a storage, or its only study. Raises `InputError`; `given` is the user's text."""
+    """Return the study `name` of a storage or, if `name` is empty, its only study.
+
+    Raises `InputError` if there is no such study. `given`: the user's text, for the message.
+    """
     names = optuna.get_all_study_names(storage)
     found = [other for other in names if not name or other == name]
     require(len(found) == 1, "an earlier study", given, f"STORAGE#NAME with a NAME of {', '.join(names) or 'none'}")

@@ -17,17 +17,17 @@ from condkd_ray.study.space import Open, conditional, leaves
 from condkd_ray.study.storage import quiet
 
 FIXED = ("gp", "qmc", "grid")
-"""Samplers that need the same open leaves in every trial."""
+"""Samplers that require the same open leaves in all trials."""
 CONSTRAINED = ("tpe", "gp")
 """Samplers that use constraints."""
 IN_ORDER = ("qmc", "grid")
 """Samplers that follow a fixed sequence and store their position in the study."""
 REDUCTION = 3
-"""Reduction factor: one of so many trials continues at each rung."""
+"""Reduction factor of halving: one in three trials continues at each rung."""
 
 
 def check_sampler(name: Sampler, tree: dict[str, Any], *, constrained: bool = False) -> None:
-    """Raise `InputError` if a sampler does not support the space, or constraints if there are any."""
+    """Raise `InputError` if a sampler does not support the space or, if `constrained`, constraints."""
     accepted = f"{', '.join(CONSTRAINED)}; the others ignore it"
     require(not constrained or name in CONSTRAINED, "--sampler", f"{name} with --constraint", accepted)
     use = f"{name} for a space in which a choice opens leaves of its own"
@@ -41,14 +41,14 @@ def check_sampler(name: Sampler, tree: dict[str, Any], *, constrained: bool = Fa
 def make_sampler(name: Sampler, tree: dict[str, Any], *, seed: int, number: int) -> BaseSampler:
     """Return the sampler of trial `number` of a study.
 
-    Each trial gets a new one, seeded with its number, so that a continued search makes the proposals that it would have
-    made without interruption; a single sampler would restart its random sequence. `qmc` and `grid` use one seed for all
-    trials.
+    Each trial has a new sampler, seeded with the trial's number, so that a continued search makes the proposals that it
+    would have made without interruption; a single sampler would restart its random sequence. `qmc` and `grid` use one
+    seed for all trials.
     """
     own = derive_seed(seed, f"sampler/{number}") % 2**32
     with quiet():
         if name == "tpe":
-            # With groups it models leaves jointly that are open in the same trials.
+            # With groups, the sampler models leaves jointly if they are open in the same trials.
             return TPESampler(seed=own, multivariate=True, group=True, constant_liar=True)
         if name == "gp":
             return GPSampler(seed=own, warn_independent_sampling=False)
@@ -66,9 +66,10 @@ def make_sampler(name: Sampler, tree: dict[str, Any], *, seed: int, number: int)
 
 
 class _Grid(GridSampler):
-    """Optuna's grid sampler for ask-and-tell: it never stops the study, and draws what an enqueued point leaves open.
+    """Optuna's grid sampler, changed so that it never stops the study and accepts enqueued points.
 
-    A full grid is detected by its repeats. Draws for points, which Optuna's class refuses, are random, seeded by `own`.
+    A full grid is detected by its repeated trials. The leaves that a point does not set are drawn at random, seeded by
+    `own`; Optuna's class raises an error for such a point.
     """
 
     def __init__(self, grid: dict[str, list[Any]], seed: int, own: int) -> None:
@@ -102,7 +103,7 @@ def check_pruner(name: Pruner, objective: Objective) -> None:
 
 
 def make_pruner(name: Pruner, *, least: int, most: int) -> BasePruner:
-    """Return the pruner for trials of `most` rounds; no trial is pruned before `least` rounds."""
+    """Return the pruner for trials of at most `most` rounds; it prunes no trial before `least` rounds."""
     if name == "asha":
         return SuccessiveHalvingPruner(min_resource=least, reduction_factor=REDUCTION)
     if name == "hyperband":

@@ -35,12 +35,14 @@ from condkd_ray.trial.plan import NUMBERS
 log = logging.getLogger(__name__)
 
 REPEATS = 50
-"""Consecutive proposals without a new trial after which the space counts as exhausted; also the most draws of the
-leaves that a point leaves open (our choice)."""
+"""Number of consecutive proposals without a new trial after which the space counts as exhausted (our choice).
+
+Also the largest number of draws of the leaves that a point does not set.
+"""
 GPU_SECONDS = "gpu_seconds"
 """User attribute of a study: GPU seconds used by its trials in all runs."""
 PRECISION = "precision"
-"""User attribute of a study: the precision of trials whose config leaves it to the hardware."""
+"""User attribute of a study: the precision of trials in whose config it depends on the hardware."""
 VERSION = "numbers"
 """User attribute of a study: the version (`NUMBERS`) of its values; 1 if missing."""
 MADE = "objective"
@@ -52,7 +54,7 @@ TO_RUN, REPEAT, IMPOSSIBLE, KNOWN = "to_run", "repeats", "impossible", "known_fr
 number of the equal earlier trial, `IMPOSSIBLE` the reason why the config is invalid, `KNOWN` the trial of an earlier
 study."""
 FIXED = "fixed_params"
-"""System attribute of Optuna: the values of the point that a trial was enqueued with."""
+"""System attribute of Optuna: the values of the point with which a trial was enqueued."""
 RESTORED = "taken_back"
 """System attribute of trials that the study had lost and that were restored from their records."""
 
@@ -60,15 +62,16 @@ RESTORED = "taken_back"
 class TrialLog:
     """Writes the progress of trials, by their numbers, to the study `name`, which exists in `storage`.
 
-    All calls are idempotent: a killed trial reports its rounds again after a restart. Calls on an ended trial have
-    no effect. Each call reads one trial, so its time does not depend on the number of trials; only pruners read more.
+    All calls are idempotent, as a killed trial reports its rounds again after a restart. Calls for an ended trial have
+    no effect. Each call reads one trial, so that its time does not depend on the number of trials; only pruners read
+    more.
     """
 
     def __init__(
         self, storage: BaseStorage, name: str, objective: Objective, *, pruner: BasePruner | None = None
     ) -> None:
         self._storage, self._objective = storage, objective
-        # Only to read and to end trials; it proposes nothing.
+        # This object only reads and ends trials; it proposes none.
         self._view = optuna.load_study(study_name=name, storage=storage, sampler=RandomSampler(), pruner=pruner)
         self._judges = pruner is not None and not isinstance(pruner, NopPruner) and not objective.several
 
@@ -83,7 +86,7 @@ class TrialLog:
         return self._objective.directions
 
     def begin(self, trial: FrozenTrial) -> int:
-        """Add a running trial, and return its number."""
+        """Add a running trial to the study, and return its number."""
         identity = self._storage.create_new_trial(self._view._study_id, trial)
         return self._storage.get_trial(identity).number
 
@@ -96,7 +99,10 @@ class TrialLog:
                 self._storage.set_trial_param(trial._trial_id, name, internal, space[name])
 
     def report(self, number: int, step: int, value: float | None) -> None:
-        """Record the first objective of a trial after `step` rounds; ignored if there are several objectives."""
+        """Record the first objective of a trial after `step` rounds.
+
+        Ignored if there are several objectives, or if `value` is None or not finite.
+        """
         trial = self._running(number)
         if trial is None or step in trial.intermediate_values or self._objective.several:
             return
@@ -108,14 +114,14 @@ class TrialLog:
         return self._judges and Trial(self._view, self.trial(number)._trial_id).should_prune()
 
     def note(self, number: int, attributes: Mapping[str, Any]) -> None:
-        """Set user attributes of a running trial."""
+        """Set user attributes of a running trial, by name."""
         trial = self._running(number)
         if trial is not None:
             for name in [name for name, value in attributes.items() if trial.user_attrs.get(name) != value]:
                 self._storage.set_trial_user_attr(trial._trial_id, name, attributes[name])
 
     def constrain(self, number: int, excesses: Mapping[str, float]) -> None:
-        """Record a trial's excess over each limit, for samplers and as user attributes `feasible` and `beyond`."""
+        """Record the excesses of a running trial, by limit, for samplers and as attributes `feasible` and `beyond`."""
         trial = self._running(number)
         known = {name: value for name, value in excesses.items() if math.isfinite(value)}
         if trial is not None:
@@ -125,7 +131,7 @@ class TrialLog:
             self.note(number, {"feasible": all(value <= 0 for value in known.values()), "beyond": known})
 
     def attach(self, number: int, path: Path, store: Any) -> None:
-        """Upload a file as an artifact of a trial."""
+        """Upload a file as an artifact of a running trial. `store`: the Optuna artifact store."""
         trial = self._running(number)
         if trial is not None:
             upload_artifact(artifact_store=store, file_path=str(path), study_or_trial=trial, storage=self._storage)
@@ -174,9 +180,10 @@ class Proposal:
 
 
 class Study(TrialLog):
-    """Proposes trials and keeps their results; creates the study in `storage` or continues an existing one.
+    """Proposes trials and stores their results; creates the study `name` in `storage` or continues the existing one.
 
-    Raises `InputError` if a study of that name has another space, other objectives, constraints or population.
+    Raises `InputError` if the existing study has another space, version of the numbers or plug-in, or other objectives,
+    constraints or population; if its trials are damaged; or if the sampler does not support the space.
     """
 
     def __init__(
@@ -216,7 +223,7 @@ class Study(TrialLog):
 
     @property
     def ranked(self) -> list[FrozenTrial]:
-        """Complete feasible trials, best first objective first; equal ones by number."""
+        """Complete feasible trials, sorted by the first objective, the best first; equal ones by number."""
         complete = [trial for trial in self.finished if trial.state == TrialState.COMPLETE]
         allowed = [trial for trial in complete if all(excess <= 0 for excess in trial.constraints.values())]
         sign = 1 if self._objective.directions[0] == "minimize" else -1
@@ -240,28 +247,31 @@ class Study(TrialLog):
         self._study.set_user_attr(GPU_SECONDS, used)
 
     def keep_to(self, precision: str | None) -> None:
-        """Store the precision of the trials. Raises `InputError` if earlier trials used another one."""
+        """Store the precision of the trials. Raises `InputError` if earlier trials have another precision."""
         before = self._study.user_attrs.get(PRECISION, precision)
         accepted = f"{before}, that of its trials so far: the same --gpus-per-trial, or another --out or --study"
         require(before == precision, f"precision of study {self._study.study_name!r}", precision, accepted)
         self._study.set_user_attr(PRECISION, precision)
 
     def left_running(self) -> list[Proposal]:
-        """Return the trials that an earlier driver started and did not end, in the order of numbers."""
+        """Return the trials that an earlier driver started and did not end, in the order of numbers.
+
+        Raises `InputError` if their parameters do not fit the space.
+        """
         return [self.proposal(trial) for trial in self.own if trial.state == TrialState.RUNNING]
 
     def proposal(self, trial: FrozenTrial) -> Proposal:
-        """Return a trial of this study with its config."""
+        """Return a trial of this study with its config. Raises `InputError` if its parameters do not fit the space."""
         return Proposal(trial.number, self._close(trial), trial.params)
 
     def config(self, params: Mapping[str, Any]) -> TrialConfig:
-        """Return the config for these values of the open leaves."""
+        """Return the config with these values of the open leaves. Raises `InputError` if it is invalid."""
         return close(self._tree, FixedTrial(dict(params)))
 
     def propose(self, check: Callable[[TrialConfig], None] = lambda config: None) -> Proposal | None:
-        """Return a new trial that differs from all others; None if the space seems to hold no other.
+        """Return a new trial that differs from all others; None if the space seems to have no other.
 
-        `check` raises `InputError` for a config that cannot run; such trials are skipped.
+        `check`: function that raises `InputError` for a config that cannot run; such trials are skipped.
         """
         # Below errors, Optuna logs hints on conditional spaces and full grids, which users cannot act upon.
         with quiet(optuna.logging.ERROR):
@@ -271,7 +281,7 @@ class Study(TrialLog):
         left, again = REPEATS, self._repeats_allowed()
         while left:
             trial = self._next()
-            # Enqueued points do not count: their number is limited anyway.
+            # Enqueued points do not count, as their number is limited.
             left -= FIXED not in self.trial(trial.number).system_attrs
             try:
                 config = self._suggested(trial)
@@ -299,10 +309,10 @@ class Study(TrialLog):
         return back - {trial.user_attrs[REPEAT] for trial in trials if REPEAT in trial.user_attrs}
 
     def suggest_first(self, points: Iterable[Mapping[str, Any]]) -> None:
-        """Propose these points, values of parameters, before all others; points of an earlier call are skipped.
+        """Make the study propose these points (values of parameters) before all others.
 
-        Leaves that a point does not set are drawn, at most `REPEATS` times, until the trial is new and can run. A point
-        whose running trial was lost gets its old number if that is known.
+        Points of an earlier call are skipped. Leaves that a point does not set are drawn, at most `REPEATS` times,
+        until the trial is new and can run. A point whose running trial was lost gets its old number, if this is known.
         """
         with quiet():
             for number, point in self._untried(points):
@@ -339,11 +349,12 @@ class Study(TrialLog):
         return [(number, point) for number, point in numbered if not tried(number, point)]
 
     def restore(self, number: int, params: Mapping[str, Any], begun: Container[int]) -> int:
-        """Restore a lost trial with these parameters of all open leaves as one to run, and return its number.
+        """Restore a lost trial as a running trial, and return its number. `params`: values of all open leaves.
 
-        The number is `number`, unless the study has a trial of the same config or another trial of this number. Lower
-        numbers that are lost too are added: those in `begun` without parameters, to be proposed again as they were the
-        first time, because their parameters are unknown; the others as failed, since they did not run.
+        This is `number`, unless the study has a trial with the same config or another trial with this number. Lower
+        numbers that are lost too are added. Those in `begun` are added without parameters, because these are unknown,
+        and are proposed anew; they then get the same parameters as the first time. The others are added as failed,
+        since they did not run.
         """
         fixed = FixedTrial(dict(params))
         known = content_hash(close(self._tree, fixed))
@@ -373,12 +384,12 @@ class Study(TrialLog):
         return number
 
     def may_become(self, number: int, params: Mapping[str, Any]) -> bool:
-        """Return True if the trial of this number is lost, or undecided with no conflicting parameters."""
+        """Return True if the trial with this number is lost, or is undecided and has no conflicting parameters."""
         trials = self.trials
         return number >= len(trials) or _may_become(trials[number], params)
 
     def learn_from(self, other: optuna.Study) -> int:
-        """Copy the complete trials of another study whose parameters fit this space, and return their number.
+        """Copy the complete trials of another study whose parameters fit this space, and return how many.
 
         Trials that do not fit, and fields that both spaces fix to different values, are logged. Raises `InputError` as
         `check_earlier` does.
@@ -405,7 +416,10 @@ class Study(TrialLog):
         return count
 
     def _copied(self, trial: FrozenTrial, known_from: str) -> FrozenTrial:
-        """Return a complete trial of another study as one of this. Raises `InputError` if it does not fit the space."""
+        """Return a complete trial of another study in the form of this study.
+
+        `known_from`: name of the trial. Raises `InputError` if it does not fit the space or lacks a limited metric.
+        """
         params = check_point(self._tree, trial.params, "parameters")
         missing = ", ".join(left_open(self._tree, params))
         require(not missing, "parameters", f"without {missing}", "all that are open")
@@ -422,10 +436,10 @@ class Study(TrialLog):
         )
 
     def _suggested(self, trial: Trial) -> TrialConfig:
-        """Return a trial's config. Raises `InputError` if it is invalid or an enqueued value is not of the space."""
+        """Return a trial's config. Raises `InputError` if it is invalid, or an enqueued value is not in the space."""
         try:
             with warnings.catch_warnings():
-                # Optuna only warns of enqueued values out of bounds, and runs them.
+                # For enqueued values out of bounds, Optuna only warns.
                 warnings.filterwarnings("error", message="Fixed parameter")
                 return close(self._tree, trial)
         except InputError:
@@ -436,8 +450,8 @@ class Study(TrialLog):
     def _next(self) -> Trial:
         """Return the next trial in Optuna, with its sampler seeded by its number.
 
-        The order: a trial that an earlier driver was killed over, perhaps with only some parameters; a point to draw
-        again; points that were not tried; numbers without any parameters; a new trial.
+        The order is: a trial that an earlier driver had started to propose when it was killed, perhaps with only some
+        parameters; a point to draw again; points that were not tried; numbers without any parameters; a new trial.
         """
         trials = self.trials
         undecided = next((trial for trial in trials if _undecided(trial) and not _bare(trial)), None)
@@ -452,7 +466,7 @@ class Study(TrialLog):
         if undecided is None:
             return self._study.ask()
         trial = Trial(self._study, undecided._trial_id)
-        # Repeat the draws of the killed driver, so that the remaining parameters get the values they would have got.
+        # Repeat the draws of the killed driver, so that the remaining parameters get the same values.
         for name, space in undecided.distributions.items():
             if not (name in undecided.system_attrs.get(FIXED, ()) or space.single() or name in trial.relative_params):
                 self._study.sampler.sample_independent(self._study, undecided, name, space)
@@ -472,7 +486,7 @@ class Study(TrialLog):
         return None
 
     def _leaves_open(self, point: Mapping[str, Any]) -> bool:
-        """Return True if a point is of the space and leaves parameters open."""
+        """Return True if a point is in the space and does not set all parameters."""
         try:
             return bool(left_open(self._tree, check_point(self._tree, point, "a point")))
         except InputError:
@@ -480,7 +494,7 @@ class Study(TrialLog):
 
     @property
     def own(self) -> list[FrozenTrial]:
-        """Trials of this study that run or ran: no repeats, no impossible ones, none of earlier studies."""
+        """Trials of this study that run or ran, without repeats, impossible trials and trials of earlier studies."""
         return [trial for trial in self.trials if TO_RUN in trial.user_attrs]
 
     def _close(self, trial: FrozenTrial) -> TrialConfig:
@@ -502,7 +516,7 @@ class Study(TrialLog):
         require(holds, what, values, f"a number for each of {', '.join(names)}; its storage is damaged")
 
     def _pass_over(self, trial: Trial, why: str, cause: Any) -> None:
-        """End a trial that does not run; a repeat of a complete trial ends with the same values.
+        """End a trial that does not run; a repeat of a complete trial ends with the values of that trial.
 
         `why`: `REPEAT` with the number of the equal trial as `cause`, or `IMPOSSIBLE` with the reason.
         """
@@ -522,7 +536,7 @@ class Study(TrialLog):
 
 
 def _undecided(trial: FrozenTrial) -> bool:
-    """Return True if the driver was killed before it decided whether the trial runs."""
+    """Return True if it is not decided whether the trial runs, because the driver was killed before."""
     return trial.state == TrialState.RUNNING and TO_RUN not in trial.user_attrs
 
 
@@ -538,7 +552,7 @@ def _may_become(trial: FrozenTrial, params: Mapping[str, Any]) -> bool:
 
 
 def _open(storage: BaseStorage, name: str, settings: dict[str, Any], objective: Objective) -> optuna.Study:
-    """Create or load the study with `settings` as user attributes.
+    """Create the study `name` with `settings` as user attributes, or load it.
 
     Raises `InputError` if it exists with other settings; it is left unchanged then.
     """
@@ -573,7 +587,7 @@ def _open(storage: BaseStorage, name: str, settings: dict[str, Any], objective: 
 
 
 def check_numbers(name: str, attributes: Mapping[str, Any]) -> None:
-    """Raise `InputError` if the user attributes of study `name` contain a version other than `NUMBERS`."""
+    """Raise `InputError` if the version of the numbers in the user attributes of study `name` is not `NUMBERS`."""
     found, accepted = attributes.get(VERSION, 1), f"{NUMBERS}, that of this program; or another --out, or --study"
     require(found == NUMBERS, f"version of the numbers of study {name!r}", found, accepted)
 

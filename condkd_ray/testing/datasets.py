@@ -7,7 +7,10 @@ from condkd_ray.testing.states import expect
 
 
 def check_dataset(source: DataSource) -> None:
-    """Check that two reads give equal images of at least 2 classes, and that all images have one shape."""
+    """Check that two reads give equal images of at least 2 classes, and that all images have one shape.
+
+    Raises `AssertionError` with the rule that is broken.
+    """
     first, again = load(source), load(source)
     expect(first.digest == again.digest, "two reads give the same images, labels and splits")
     expect(first.name == source.name, "the data set has the name of its class")

@@ -1,4 +1,7 @@
-"""Checks of the contracts of targets, weighing, memory and condensation, on toy images."""
+"""Checks of the contracts of targets, weighing, memory and condensation, on toy images.
+
+A check raises `AssertionError` with the rule that is broken.
+"""
 
 import copy
 from typing import Any

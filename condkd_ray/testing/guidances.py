@@ -57,7 +57,10 @@ def step(guide: Any, images: Tensor, teacher: Teacher) -> tuple[Tensor, Tensor]:
 
 
 def check_guidance(guidance: Guidance) -> None:
-    """Run all checks of this module, with each augmentation."""
+    """Run all checks of this module, with each augmentation.
+
+    Raises `AssertionError` with the rule that is broken.
+    """
     check_condensed_set_is_needed(guidance)
     for augment in ("host", "condensed", "dsa"):
         each = replace(guidance, augment=augment)

@@ -74,7 +74,10 @@ def synthesize(
 
 
 def check_inversion(inversion: Inversion) -> None:
-    """Run all checks of this module. Choose few steps and images, because each check runs rounds."""
+    """Run all checks of this module. Choose few steps and images, because each check runs rounds.
+
+    Raises `AssertionError` with the rule that is broken.
+    """
     for check in (
         check_images,
         check_pixels,
@@ -93,7 +96,7 @@ def check_inversion(inversion: Inversion) -> None:
 def check_images(inversion: Inversion) -> None:
     """Check that there is one finite image for each target.
 
-    Its label is that of the target, or `UNLABELLED` if the teacher labels the images.
+    Its label is the target's label, or `UNLABELLED` if the teacher labels the images.
     """
     teacher = make_teacher()
     made, _ = synthesize(inversion, teacher=teacher)

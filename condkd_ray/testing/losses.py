@@ -6,6 +6,7 @@ from condkd_ray.methods.losses.kd import KdLoss, NetworkOutputs
 from condkd_ray.testing.states import expect
 
 LABELS = torch.arange(8) % 5
+"""Labels (8,) of five classes for the outputs of `outputs`."""
 
 
 def outputs(seed: int) -> NetworkOutputs:
@@ -20,7 +21,7 @@ def select_rows(given: NetworkOutputs, rows: slice) -> NetworkOutputs:
 
 
 def check_kd_loss(loss: KdLoss) -> None:
-    """Run all checks of this module."""
+    """Run all checks of this module. Raises `AssertionError` with the rule that `loss` breaks."""
     check_one_value_an_image(loss)
     check_perfect_student(loss)
     check_precision(loss)
@@ -40,11 +41,11 @@ def check_one_value_an_image(loss: KdLoss) -> None:
 
 
 def check_perfect_student(loss: KdLoss) -> None:
-    """Check that a student with the teacher's outputs has the lowest loss and finite gradients."""
+    """Check that a student with the teacher's outputs has a lower loss than a random one, and finite gradients."""
     perfect = loss(outputs(1), outputs(1), LABELS)
     expect(
         bool((loss(outputs(0), outputs(1), LABELS) > perfect).all()),
-        "a student with the teacher's outputs has the lowest loss",
+        "a student with the teacher's outputs has a lower loss than a random one",
     )
     student = outputs(1).logits.clone().requires_grad_()
     loss(NetworkOutputs(student, outputs(1).taps), outputs(1), LABELS).sum().backward()
@@ -55,7 +56,7 @@ def check_perfect_student(loss: KdLoss) -> None:
 
 
 def check_precision(loss: KdLoss) -> None:
-    """Check that half-precision inputs are converted to float32, also under autocast."""
+    """Check that bfloat16 outputs of the student are converted to float32, also under autocast."""
     rough = NetworkOutputs(outputs(0).logits.bfloat16(), tuple(tap.bfloat16() for tap in outputs(0).taps))
     exact = NetworkOutputs(rough.logits.float(), tuple(tap.float() for tap in rough.taps))
     wanted = loss(exact, outputs(1), LABELS)

@@ -13,7 +13,10 @@ CLASSES = 7
 
 
 def check_network(network: Network) -> None:
-    """Run all checks of this module, at the minimum image size and at 3 x 32 x 32 or more."""
+    """Run all checks of this module, at the minimum image size and at 3 x 32 x 32 or more.
+
+    Raises `AssertionError` with the rule that is broken.
+    """
     side = network.min_size
     for shape in ((1, side, side + 1), (3, max(side, 32), max(side, 32))):
         check_logits(network, shape)

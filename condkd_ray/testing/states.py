@@ -25,7 +25,7 @@ def expect(holds: bool, text: str) -> None:
 def check_config(method: Any) -> None:
     """Check that a method is a member of its family, can be written to YAML, can be hashed, and has a valid `ours`.
 
-    `ours` may contain only names of fields.
+    `ours` may contain only names of fields. Raises `AssertionError` with the rule that is broken.
     """
     kind = type(method)
     family = family_of(kind)
@@ -109,5 +109,5 @@ def reloaded(state: Any, rng: Streams, fresh: Any, fresh_rng: Streams) -> tuple[
 
 
 def used_streams(rng: Streams) -> set[str]:
-    """Return the random streams used so far, each as `place/name`; the place is `device` or `host`."""
+    """Return the random streams used so far, each as `place/name`; the place is `device`, or `host` for the CPU."""
     return {f"{place}/{name}" for place, names in rng.state_dict().items() for name in names}

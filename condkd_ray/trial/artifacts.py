@@ -1,7 +1,8 @@
-"""Trial artifacts: data set, teacher, condensed set and proxy set, made once and cached under file locks.
+"""Trial artifacts: data set, teacher, condensed set and proxy set, each made once and kept in memory.
 
-Each cached file is named by the hash of everything that determines its content. A cache can therefore be shared, kept
-or deleted at any time.
+Teachers that are trained here, and condensed sets that are made here, are also cached in files, under locks. The name
+of a file is the hash of its config, its data and `RECIPE`, so a cache can be shared, kept or deleted at any time. The
+device and the version of PyTorch are not part of the name: a process with a GPU reads a set that was made on a CPU.
 """
 
 import logging
@@ -120,7 +121,7 @@ def _make_folder(folder: Path) -> None:
 
 
 def _stored_tensors(path: Path, what: str, check: Callable[[Tensors], None]) -> Tensors | None:
-    """Return the tensors stored at `path`, or None if the file does not exist or is not usable."""
+    """Return the tensors stored at `path`; None if the file does not exist or is not usable."""
     if not os.path.isfile(path):  # unlike `Path.is_file`, False in a folder that cannot be searched
         return None
     try:
@@ -134,7 +135,7 @@ def _stored_tensors(path: Path, what: str, check: Callable[[Tensors], None]) -> 
 
 @dataclass(frozen=True)
 class StandIns:
-    """Artifacts missing from the cache, by cache key: a run would make each of them once before its first trial.
+    """Artifacts that the cache lacks, by cache key; a run would make each of them once, before its first trial.
 
     A stand-in teacher is an untrained network, and a stand-in condensed set consists of random real images. A trial
     takes as long with stand-ins as with the real artifacts.
@@ -148,8 +149,9 @@ class Workshop:
     """Makes artifacts, keeps them in memory, and logs notes about them for the user.
 
     With `stand_ins`, slow artifacts are replaced by stand-ins and listed in it. If `train_to_check` is false, no
-    teacher is trained only to check an imported condensed set; a teacher loaded from the user's own weights always
-    checks it. `given`: the teacher of the configs that name it.
+    teacher is trained only to check an imported condensed set; only a teacher that is loaded checks it. With
+    `stand_ins` no teacher checks it. `given`: a teacher object from Python; it is the teacher of the configs whose
+    `teacher.module` is its name.
     """
 
     def __init__(
@@ -171,7 +173,11 @@ class Workshop:
         self._made: dict[Any, Any] = {}
 
     def prepare_all(self, configs: Sequence[TrialConfig]) -> list[Prepared]:
-        """Prepare many trials. All checks run before the first teacher is trained."""
+        """Prepare many trials. All checks that need no trained teacher run before the first teacher is trained.
+
+        Raises `InputError` if one of them fails, if a teacher learns nothing, or if it does not recognise an imported
+        set.
+        """
         for config in configs:
             self.check(config)
         # Condensed sets that need a teacher come last, because its training starts with the first of them.
@@ -180,13 +186,17 @@ class Workshop:
         return [self.prepare(config) for config in configs]
 
     def prepare(self, config: TrialConfig) -> Prepared:
-        """Return everything a trial needs, on `self.device`; trials share the objects of equal artifacts."""
+        """Return everything a trial needs; trials share the objects of equal artifacts.
+
+        All tensors are on `self.device`, except the real images `test` and `val`, which stay on the CPU. Raises
+        `InputError` as `prepare_all` does.
+        """
         self.check(config)
         dataset, condensed = self.data(config), self.condensed(config)
         teacher = self.teacher(config)
-        place = (self._data_key(config), self._teacher_key(config))
-        proxy = self._once(("proxy", *place), lambda: self._proxy(config))
-        key = ("hashes", *place, self._condensed_key(config, config.condensation))
+        keys = (self._data_key(config), self._teacher_key(config))
+        proxy = self._once(("proxy", *keys), lambda: self._proxy(config))
+        key = ("hashes", *keys, self._condensed_key(config, config.condensation))
         hashes = self._once(key, lambda: self._digests(config, digests(dataset, teacher, condensed, proxy)))
         seen = self._once(("seen", *key), lambda: self._with_logits(config, condensed))
         landmarks = self._once(("landmarks", *key), lambda: self._landmarks(config, seen))
@@ -199,7 +209,7 @@ class Workshop:
         return found | {"teacher": content_hash([found["teacher"], self.own_module(config.teacher.module).code])}
 
     def data(self, config: TrialConfig) -> Dataset:
-        """Return the data set, read once."""
+        """Return the data set, which is read once. Raises `InputError` as `data.load`."""
         return self._once(("data", self._data_key(config)), lambda: self._read(config))
 
     def _read(self, config: TrialConfig) -> Dataset:
@@ -209,7 +219,11 @@ class Workshop:
         return dataset
 
     def check(self, config: TrialConfig) -> None:
-        """Build the trial's networks and methods without training. Raises `InputError` if they do not fit together."""
+        """Build the trial's networks and methods without training, and test a teacher that is loaded on some images.
+
+        Raises `InputError` if networks, methods, data and weights do not fit together, or if the model card or the
+        teacher's predictions contradict the data.
+        """
         parts = (config.teacher, config.student, config.targets, config.inversion, config.guidance, config.memory)
         more = (config.condensation, config.distiller.loss, config.total_rounds)
         self._once(("check", self._data_key(config), *more, *parts), lambda: self._check(config) or True)
@@ -280,9 +294,10 @@ class Workshop:
         return card
 
     def own_module(self, name: str) -> OwnModule:
-        """Return the user's module of this name: of the given teacher, or built by the function, which is called once.
+        """Return the given teacher's module if it has this `name`, else the module that the function `name` returns.
 
-        Raises `InputError` if there is none.
+        The function is called once. Raises `InputError` if there is no such function, if it fails, or if it returns no
+        module.
         """
         if self._given is not None and name == self._given.name:
             return self._given.module
@@ -325,7 +340,10 @@ class Workshop:
         return make_landmarks(teacher, rest[rows].samples(teacher.mean, teacher.std), condensed)
 
     def teacher(self, config: TrialConfig) -> Teacher:
-        """Return the user's own teacher, the cached one, or a newly trained one."""
+        """Return the user's own teacher, the cached one, or a newly trained one.
+
+        Raises `InputError` if weights do not fit the network, or if a newly trained teacher is not better than chance.
+        """
         return self._once(("teacher", self._teacher_key(config)), lambda: self._teacher(config))
 
     def teacher_accuracy(self, config: TrialConfig) -> dict[str, float]:
@@ -364,7 +382,11 @@ class Workshop:
         return teacher.to(self.device)
 
     def condensed(self, config: TrialConfig) -> Samples | None:
-        """Return the condensed set in the teacher's normalised space, without logits; None if the config has none."""
+        """Return the condensed set in the teacher's normalised space, without logits; None if the config has none.
+
+        Images are (N, C, H, W), sorted by class. A set from the cache is on the CPU, any other on `self.device`. Raises
+        `InputError` if the set cannot be made or read, or if the teacher does not recognise an imported one.
+        """
         method = config.condensation
         if method is None:
             return None
@@ -417,7 +439,7 @@ class Workshop:
         return Samples(tensors["images"], tensors["labels"], torch.zeros(len(tensors["labels"]), 0))
 
     def _stored_set(self, config: TrialConfig, method: Imported) -> StoredSet:
-        """Read the imported set's file, once for all seeds and numbers of images per class."""
+        """Return the content of the imported set's file, which is read once and shared by all seeds and all `ipc`."""
         dataset, one = self.data(config), replace(method, ipc=1)
         key = ("stored set", self._data_key(config), one)
         found = self._once(key, lambda: one.stored(dataset.num_classes, dataset.image_shape, dataset.class_names))
@@ -431,7 +453,10 @@ class Workshop:
         self._once(key, lambda: self._choose_space(config, method, None))
 
     def _imported(self, config: TrialConfig, method: Imported) -> Samples:
-        """Return the trial's part of an imported set. Raises `InputError` if the teacher does not recognise the set."""
+        """Return the `ipc` images per class of an imported set that the trial's seed draws.
+
+        Raises `InputError` if the teacher does not recognise the set.
+        """
         dataset, one = self.data(config), replace(method, ipc=1)
         # An untrained stand-in teacher recognises nothing; the run itself checks the set with the real teacher.
         checking = self._stand_ins is None and (self._train_to_check or config.teacher.loaded)
@@ -480,7 +505,7 @@ class Workshop:
 
     def _stored(self, kind: str, key: Callable[..., str]) -> Path:
         """Return the path at which an artifact is, or will be, stored."""
-        # Keys of numbers version 1 also included fields at their defaults; files under such keys are still valid.
+        # While `trial.plan.NUMBERS` was 1, keys also included fields at their defaults; their files are valid.
         path, older = (self.cache / kind / f"{key(complete=complete)}.safetensors" for complete in (False, True))
         return older if os.path.isfile(older) and not os.path.isfile(path) else path
 
@@ -525,7 +550,7 @@ def _uses_teacher(method: AnyCondensation | None) -> bool:
 
 
 def _places(order: Sequence[str], dataset: Dataset) -> list[int]:
-    """Return the class labels in this `order` of names. Raises `InputError` if a name is missing or not unique."""
+    """Return the class labels in the `order` of names. Raises `InputError` if a name is missing or not unique."""
     names = dataset.class_names
     twice = sorted({name for name in names if names.count(name) > 1})
     one_each = "unique names: an order by name is ambiguous otherwise"

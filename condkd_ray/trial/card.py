@@ -34,7 +34,7 @@ class Card:
     std: tuple[float, ...] | None = None
     """Mean and standard deviation of the normalisation, one value per channel, in units of [0, 1] pixels."""
     flip_ok: bool | None = None
-    """Whether a mirrored image has the same class."""
+    """True if a mirrored image has the same class."""
     test_accuracy: float | None = None
     """Accuracy of the network on its test images, as a fraction."""
 
@@ -92,7 +92,7 @@ def _mirrored(tree: dict[str, Any]) -> dict[str, bool]:
 
 
 def find_card(weights: Path | str | None, given: Path | str | None = None) -> Path | None:
-    """Return the path `given`, or that of a .json file beside the weights with the same name; None without either."""
+    """Return the path `given`, else that of a .json file beside the weights with the same stem; None without either."""
     if given is not None or weights is None:
         return None if given is None else Path(given)
     file = located(Path(weights))[0]
@@ -103,7 +103,7 @@ def find_card(weights: Path | str | None, given: Path | str | None = None) -> Pa
 
 
 def known_card(weights: Path | str | None, given: Path | str | None = None) -> tuple[Path, Card] | None:
-    """Return path and content of the card `given`, or else of the card beside the weights; None if there is none.
+    """Return path and content of the card `given`, else of the card beside the weights; None if there is no card.
 
     A .json file beside the weights may be something else: if it is no valid card, a note is logged and the file
     ignored. Raises `InputError` if the card `given` is not valid.

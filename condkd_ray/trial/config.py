@@ -78,16 +78,25 @@ class TrialConfig(Method):
     seed: int = 0
     """Seed of everything in the trial except the data split and the teacher, which have their own seeds."""
     data: AnyData = DataConfig()
+    """Real images: for the teacher's training, for condensation and for tests."""
     teacher: TeacherConfig = TeacherConfig()
+    """The network that is inverted and distilled, and how it is trained or loaded."""
     student: AnyNetwork = ResNet(depth=8, width=8)
+    """Architecture of the student."""
     condensation: AnyCondensation | None = None
-    """Null: no condensed set (IPC 0)."""
+    """Method that makes the condensed set. Null: no condensed set (IPC 0)."""
     targets: AnyTargets = Balanced()
+    """Targets of the synthetic images: labels, or soft targets."""
     weighing: AnyWeighing = Equal()
+    """Weights of the images in the loss of the inversion."""
     inversion: AnyInversion = Fast()
+    """Method that synthesises images from the teacher."""
     guidance: AnyGuidance = NoGuidance()
+    """Penalty that moves synthetic images towards condensed images; the inversion is its host."""
     memory: AnyMemory = Growing()
+    """Replay memory, which selects the synthetic images to keep and to draw."""
     distiller: Distiller = Distiller()
+    """Training of the student."""
     pipeline: Pipeline | None = None
     """Null: inversion and distillation alternate (our choice; as in the papers)."""
     rounds: int = 12
@@ -104,7 +113,7 @@ class TrialConfig(Method):
     """Compilation of the steps by PyTorch: `default` fuses operations, `max-autotune` also measures kernels, which
     takes minutes. Numbers differ in the last bits. Requires a C++ compiler, and Triton on a GPU."""
     graphs: bool = False
-    """Replay steps as CUDA graphs, so that the GPU does not wait for its host; also possible with `compile: off`."""
+    """Replay steps as CUDA graphs, so that the GPU does not wait for the CPU; also possible with `compile: off`."""
 
     def __post_init__(self) -> None:
         require(self.seed >= 0, "seed", self.seed, "an integer >= 0")
@@ -153,10 +162,11 @@ class TrialConfig(Method):
 
     @property
     def keeps_logits(self) -> bool:
-        """Whether the teacher's logits of the trial's images are computed and stored together with them.
+        """True if the teacher's logits of the trial's images are computed and stored together with them.
 
-        They are if the distillation step, the weighing or the memory reads them, or if the labels are computed from
-        them. Otherwise they are computed only at the end of the trial; see `outcome.memory_logits`.
+        This is the case if the distillation step, the weighing or the memory reads the logits, or if the labels are
+        computed from them. Otherwise the logits are computed only at the end of the trial; see
+        `outcome.memory_logits`.
         """
         read = not self.distiller.runs_teacher or self.weighing.reads_memory or self.memory.reads_logits
         return read or self.inversion.labels_by_teacher

@@ -1,7 +1,7 @@
 """Distances of synthetic images to real and to condensed images, to detect collapse onto the condensed images.
 
-These metrics are for reports only. Half of them need real train images, which no data-free method may use: no search,
-scheduler or method may read them. All of this is our choice.
+These metrics are for reports only. Half of them are computed with real train images, which no inversion may use; so no
+inversion, search or scheduler reads them. All of this is our choice.
 
 Letters: M condensed images that guide ("guides"), D features of the teacher's penultimate layer.
 """
@@ -116,7 +116,10 @@ def diagnose(fresh: Samples, landmarks: Landmarks, *, teacher: Teacher, student:
 
 @torch.no_grad()
 def to_real(made: Samples, landmarks: Landmarks, *, teacher: Teacher) -> Metrics:
-    """Return `mmd_real` and `frechet_real`, defined as in `diagnose`, of all images of `made`."""
+    """Return `mmd_real` and `frechet_real`, defined as in `diagnose`, of all images of `made`.
+
+    Raises `NonFiniteError` if the teacher's features are not finite.
+    """
     with torch.autocast(teacher.device.type, enabled=False):
         features = _features(teacher, made.images) / landmarks.scale
         if not features.isfinite().all():

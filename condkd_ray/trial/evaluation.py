@@ -1,7 +1,7 @@
 """Evaluation of a student: agreement with its teacher on the proxy set, and accuracy on real images.
 
-The proxy set contains a few fixed images in many seeded views and is never trained on. Without validation data, it is
-what a search optimises. All of this is our choice.
+The proxy set contains a few fixed images in many seeded views. Neither is the student trained on it, nor is a set
+condensed from it. Without validation data, a search optimises the agreement on it. All of this is our choice.
 """
 
 import torch
@@ -88,7 +88,7 @@ def evaluate(
     """Return a round's metrics: agreement on the proxy set, accuracy on the validation and the test images.
 
     At most `ROUND_SUBSET` validation images are used, and as many test images unless `test_rounds` is "full". A part
-    that is None is left out. All values are copied to the host at once.
+    that is None is left out. All values are copied to the CPU at once.
     """
     student.eval()
     found = {f"proxy/{name}": value for name, value in compare(student, proxy).items()}

@@ -20,7 +20,7 @@ class Hardware:
     gpu: str = ""
     """Name of the GPU."""
     bf16: bool = False
-    """Whether the GPU multiplies bfloat16 in hardware."""
+    """True if the GPU multiplies bfloat16 in hardware."""
     memory: int = 0
     """Memory of the GPU in bytes; 0 for a CPU."""
 
@@ -57,7 +57,7 @@ def settled(config: TrialConfig, hardware: Hardware) -> TrialConfig:
 def compute_line(
     configs: Iterable[TrialConfig], hardware: Hardware, each: Allowance, device_limit: int | None = None
 ) -> str:
-    """Return one line for the terminal about the hardware of trials with these settled configs.
+    """Return one line for the terminal about the hardware of trials with these configs, which `settled` has completed.
 
     `each`: share of the hardware for one trial. `device_limit`: most bytes of samples that a trial keeps on its GPU;
     None for the default.

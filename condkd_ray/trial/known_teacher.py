@@ -33,9 +33,9 @@ result."""
 TRIED = 500
 """Number of images with which each alternative normalisation is compared."""
 AFFORDABLE = 4e11
-"""Multiply-adds to spend on the check, about ten seconds on one core, and a quarter of it on each normalisation. At
-least `LEAST` images are classified, and `LEAST_TRIED` per normalisation, in any case. Measured: 4 CPU s for ResNet-20
-at 32x32 with 1000 images and all normalisations."""
+"""Multiply-adds that the check may take, about ten seconds on one core; each normalisation may take a quarter of them.
+In any case at least `LEAST` images are classified, `LEAST_TRIED` for each normalisation. Measured: 4 CPU s for
+ResNet-20 at 32x32 with 1000 images and all normalisations."""
 LEAST, LEAST_TRIED = 200, 100
 REPORTED, REFUSED = 0.03, 0.1
 """Gains in balanced accuracy from which another normalisation is reported, and from which the teacher is refused."""
@@ -68,7 +68,7 @@ class Reading:
 
     @property
     def reordered(self) -> bool:
-        """Whether the labels fit significantly better in another class order, and well above chance there.
+        """True if the labels fit significantly better in another class order, and well above chance there.
 
         The second condition is needed because even an untrained network fits some order better than chance.
         """
@@ -117,7 +117,7 @@ class Findings:
     stated: float | None
     """The test accuracy that the teacher's card states, as a fraction."""
     in_folders: bool
-    """Whether a `classes.txt` in the image folder could set the class order."""
+    """True if a `classes.txt` in the image folder could set the class order."""
     in_python: bool = False
     """True for a teacher that was passed as an object: its message then names arguments instead of flags."""
 
@@ -128,14 +128,14 @@ class Findings:
 
     @property
     def refused(self) -> bool:
-        """Whether the teacher must not be used as it is given."""
+        """True if the teacher must not be used as it is given."""
         unknown = self.found.verdict == "unknown" and not self._as_stated
         unlikely = unknown or (bool(self.fresh) and self.found.verdict != "known")
         return unlikely or self.given.reordered or self.gain >= REFUSED or self._far_below
 
     @property
     def _as_stated(self) -> bool:
-        """Whether the accuracy agrees with a low accuracy stated on the card and is above chance."""
+        """True if the accuracy agrees with a low accuracy stated on the card and is above chance."""
         return self.stated is not None and self.stated <= self.found.high and self.found.beats_chance
 
     @property
@@ -174,7 +174,7 @@ class Findings:
 
     @property
     def _sure_of_order(self) -> bool:
-        """Whether the order alone explains the errors: a teacher of other classes also fits its best order a little."""
+        """True if the order alone explains the errors: a teacher of other classes also fits its best order a little."""
         chance = 1 / self.found.num_classes
         return self.found.verdict == "known" or self.found.ordered > (1 + chance) / 2
 
@@ -185,7 +185,7 @@ class Findings:
         return f"{which} BN layers have untrained statistics (running means 0, variances 1): {cause}"
 
     def _remedy(self, reading: Reading) -> str:
-        """Flags or arguments that set this normalisation."""
+        """Return the flags or arguments that set this normalisation."""
         if not self.in_python:
             return reading.flags
         mean, std = ([float(f"{value:.6g}") for value in values] for values in (reading.mean, reading.std))
@@ -195,7 +195,7 @@ class Findings:
         if self.in_python and reading.found.order:
             labels = list(reading.found.order)
             return f"in another order of its outputs it would be {reading.best:.3f}: give teacher.in_order({labels})"
-        order = [self.names[reading.found.order[place]] for place in self.order] if reading.found.order else []
+        order = [self.names[reading.found.order[label]] for label in self.order] if reading.found.order else []
         given = f"--class-order {shlex.join(order)} (teacher.class_order)"
         plain = self.in_folders and self.order == tuple(range(len(self.names)))
         given = f"write that to its classes.txt, one name per line, or give {given}" if plain else given

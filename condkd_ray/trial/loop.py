@@ -19,7 +19,7 @@ from condkd_ray.trial.synthesis import Pipelined, Production, arithmetic, begin,
 
 @dataclass
 class TrialState:
-    """All mutable state of a trial. Saved after a round, it is the checkpoint; the images stay in the store."""
+    """All mutable state of a trial, and so its checkpoint after a round; the images are in the store only."""
 
     production: Production | Pipelined | None
     """None if the images come from elsewhere."""

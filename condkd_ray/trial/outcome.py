@@ -25,6 +25,7 @@ from condkd_ray.trial.subset import in_round
 from condkd_ray.trial.synthesis import precision, stored_logits
 
 GRID_PER_CLASS = 8
+"""Largest number of example images per class in an outcome."""
 LAST = ("student/val_accuracy", "guidance/accuracy", "guidance/perfect_accuracy")
 """Per-round metrics whose last value is also a metric of the run, besides the prefixes named in `summary`."""
 _WHEN = re.compile(r"(before the first round|round \d+|after the last round): ")
@@ -33,7 +34,7 @@ _WHEN = re.compile(r"(before the first round|round \d+|after the last round): ")
 
 @dataclass
 class _Stored:
-    """Fields of an outcome, in the form that `checkpoint.save` and `checkpoint.load` handle."""
+    """Fields of an outcome, in the form that `checkpoint.save` writes and `checkpoint.load` reads."""
 
     fields: dict[str, Any]
 
@@ -49,7 +50,7 @@ def load_outcome(path: Location) -> Outcome:
 
 
 def left_outcome(path: Location) -> Outcome | None:
-    """Return the outcome an earlier process left at `path`, or None; a damaged file is deleted."""
+    """Return the outcome that an earlier process left at `path`; None if there is none. A damaged file is deleted."""
     stored = states.load_whole(_Stored({}), path)
     return None if stored is None else Outcome(**stored.fields)
 
@@ -62,13 +63,13 @@ def fatal(error: Exception) -> bool:
 def diverged(outcome: Outcome) -> bool:
     """Return whether the trial failed because of its config, on any machine alike: a loss or metric was not finite.
 
-    Other failures, such as a machine out of memory, say nothing about the config.
+    Other failures, such as a machine out of memory, have other causes than the config alone.
     """
     return outcome.status == "failed" and NOT_FINITE in outcome.reason and _WHEN.match(outcome.reason) is not None
 
 
 def broken(error: Exception, device: torch.device, state: TrialState | None = None, total: int = 0) -> Outcome:
-    """Return the outcome of a trial of `total` rounds that a `fatal` error ended; `state` is None before its start."""
+    """Return the outcome of a trial of `total` rounds that a `fatal` error ended; no `state`: it ended at its start."""
     why = out_of_memory(error) if is_out_of_memory(error) else str(error)
     return Outcome(
         status="failed",
@@ -137,7 +138,7 @@ def summary(history: list[Metrics], test_images: int) -> Metrics:
 
 
 def examples(config: TrialConfig, prepared: Prepared, state: TrialState, store: Store) -> tuple[Tensor | None, int]:
-    """Return the newest images of each class as uint8 and their number per class, or (None, 0).
+    """Return the newest images of each class as uint8 and their number per class; (None, 0) if a class has none.
 
     The images are synthetic, or condensed if the trial makes none; see `class_major`.
     """
@@ -207,7 +208,7 @@ class Product:
 
     @property
     def samples(self) -> Encoded | None:
-        """Return the synthetic set in its encoded form, or None."""
+        """The synthetic set in its encoded form; None if the memory held no images."""
         if self.images is None or self.labels is None or self.logits is None:
             return None
         return Encoded(self.images, self.labels, self.logits)

@@ -20,13 +20,15 @@ from condkd_ray.trial.config import Prepared, TrialConfig
 from condkd_ray.trial.diagnosis import Landmarks
 
 MODULE = "module"
-"""Kind of content: the network of a user's own teacher, as a pickle that includes its code."""
+"""Kind of content that only `cluster.jobs` packs and unpacks: the network of a user's own teacher, as a pickle that
+includes its code. The other kinds are those of `named_contents`."""
 TEACHER_FIELDS = ("num_classes", "image_shape", "mean", "std", "train_size", "flip_ok")
+"""Arguments of `Teacher` besides the network: plain values, which a message contains as they are."""
 
 
 @dataclass(frozen=True)
 class ContentRef:
-    """Name of a content, and a reference to its tensors, `dict[str, Plain]`."""
+    """Name of a content, and `ref`, a Ray `ObjectRef` of its tensors, `dict[str, Plain]`."""
 
     name: str
     ref: Any
@@ -34,7 +36,7 @@ class ContentRef:
 
 @dataclass(frozen=True)
 class PreparedRefs:
-    """Represents a `Prepared` by references, to keep messages small; `teacher` holds plain arguments of `Teacher`."""
+    """Represents a `Prepared` in messages: its `contents` by kind, and the teacher's `TEACHER_FIELDS`."""
 
     contents: dict[str, ContentRef]
     teacher: dict[str, Any]
@@ -42,7 +44,10 @@ class PreparedRefs:
 
 
 def named_contents(prepared: Prepared) -> dict[str, tuple[str, dict[str, Tensor]]]:
-    """Return each content's name and tensors by kind. Equal names imply equal tensors. Uses all `prepared.hashes`."""
+    """Return the name and the tensors of each content, by kind: teacher, test, val, condensed, proxy, landmarks.
+
+    Equal names imply equal tensors. `prepared.hashes` must have the keys `data`, `teacher`, `condensed` and `proxy`.
+    """
     hashes = prepared.hashes
     # Condensed and proxy sets include the teacher's logits, which their own hashes do not cover.
     digests = {
@@ -70,7 +75,8 @@ def build_content(
 ) -> Any:
     """Rebuild a content of a `Prepared` from its tensors, on `device`; real images stay on the CPU.
 
-    The teacher's network is built from its config, or by `own` if it is a user's own module.
+    `kind` is one of those that `named_contents` lists. The teacher's network is built from its config, or by `own` if
+    it is a user's own module.
     """
     if kind in ("test", "val"):
         return RealImages(**tensors)

@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from condkd_ray.trial.packing import PreparedRefs
 
 Scope = Literal["trial", "inversion", "sweep"]
-"""Which trials share samples: none (`trial`); those with equal images (`inversion`); all trials of a sweep
-(`sweep`)."""
+"""Trials that share samples: none (`trial`), those with equal images (`inversion`), or all of a sweep (`sweep`)."""
 
 NUMBERS: int = 7
 """Version of the numerical results of a config. Trials of different versions are never equal, shared or compared.
@@ -91,9 +90,18 @@ class PlannedTrial(Generic[P]):
         """The trial's name in progress displays."""
         return self.plan.label
 
+    @property
+    def scope(self) -> Scope:
+        """The scope in effect: `trial` if the trial cannot share its samples, whatever its plan."""
+        return self._scope_and_pool_key[0]
+
+    @property
+    def pool_key(self) -> str:
+        """Key of the trial's samples in the pool, equal for all trials that share them."""
+        return self._scope_and_pool_key[1]
+
     @cached_property
-    def place(self) -> tuple[Scope, str]:
-        """The effective scope, and the pool key of the trial's samples."""
+    def _scope_and_pool_key(self) -> tuple[Scope, str]:
         return pool_key(self.plan.scope, self.key, self.config, self.prepared)
 
 

@@ -109,7 +109,7 @@ def run_trial(
 
 
 def with_images_on_device(prepared: Prepared) -> Prepared:
-    """Move the uint8 test and validation images to the teacher's device once: every round is measured there."""
+    """Move the uint8 test and validation images to the teacher's device once: each measurement is made there."""
     device, test, val = prepared.teacher.device, prepared.test, prepared.val
     return replace(prepared, test=test and test.to(device), val=val and val.to(device))
 

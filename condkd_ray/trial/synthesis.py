@@ -40,7 +40,7 @@ class Production:
 def begin(config: TrialConfig, prepared: Prepared, number: int = 0) -> Production:
     """Return the state before the first round, on the teacher's device.
 
-    `number` is that of the producer, if a pipeline has several; each has its own seed.
+    `number`: number of the producer, if a pipeline has several, of which each has its own seed.
     """
     seed = config.seed if config.producers == 1 else derive_seed(config.seed, f"producer/{number}")
     streams = Streams(seed, prepared.teacher.device)

@@ -8,7 +8,7 @@ from typing import Any
 from campaign import rendering, running
 from campaign.claims import read_claims
 from campaign.state import State, listed, read_state
-from condkd_ray.commands.console.exit_codes import ended, log_line, log_to_stderr, show
+from condkd_ray.commands.console.exit_codes import exit_code_of, log_line, log_to_stderr, show
 from condkd_ray.commands.console.live import TERMINAL
 from condkd_ray.core.method import require
 from condkd_ray.runs.options import Options
@@ -63,7 +63,7 @@ def run(args: Any) -> int:
     result = running.run(claims, place)
     for claim in claims:
         show(f"{claim.name}\n\n{rendering.whole(read_state(claim, args.results))}\n")
-    return ended(result)
+    return exit_code_of(result)
 
 
 def check_flags(args: Any) -> None:

@@ -18,7 +18,7 @@ from condkd_ray.core.method import require
 from condkd_ray.core.storage import atomic_write
 from condkd_ray.methods.condensation import Imported
 from condkd_ray.report.statistics import ACCURACY, Difference, difference, holm, p_value, spread
-from condkd_ray.report.tables.table import between, chance, mean_text
+from condkd_ray.report.tables.table import interval_text, mean_text, p_text
 
 NOTHING = "Nothing has been measured yet."
 CONTROLS = ("mixed", "mixed_prior")
@@ -181,13 +181,13 @@ def _difference(one: Difference, p: float | None) -> str:
     text = _with_interval(one)
     if one.over_seeds is None:
         return text
-    text = f"{text}; {chance(p)}"
+    text = f"{text}; {p_text(p)}"
     return f"**{text}**" if _side(one) and _is_significant(p) else text
 
 
 def _with_interval(one: Difference) -> str:
     mean = f"{100 * one.mean:+.1f}"
-    return mean if one.over_seeds is None else f"{mean} ({between(one.over_seeds, digits=1)})"
+    return mean if one.over_seeds is None else f"{mean} ({interval_text(one.over_seeds, digits=1)})"
 
 
 def _verdict(state: State) -> str:
@@ -254,7 +254,7 @@ def _why(cell: str, pairs: Mapping[Pair, Mapping[str, tuple[Difference, float | 
     for (left, right), found in pairs.items():
         if not _above(found.get(cell)):
             one = found[cell][0] if cell in found else None
-            ends = "has no pair of finite accuracies" if one is None else between(one.over_seeds, digits=1)
+            ends = "has no pair of finite accuracies" if one is None else interval_text(one.over_seeds, digits=1)
             texts.append(f"{left} - {right} {ends if one is None or one.over_seeds else _unsure(one)}")
     return ", ".join(texts)
 

@@ -29,7 +29,7 @@ def test_jobs_are_equal_after_a_round_trip_through_the_object_store(cluster):
     jobs = ray.get(ray.put(SweepJobs(plain)))
     assert list(jobs.values()) == plain
     assert list(jobs) == [job.key for job in plain]
-    assert jobs["key 1"].place == plain[1].place == ("trial", "key 1")
+    assert [(one.scope, one.pool_key) for one in (jobs["key 1"], plain[1])] == [("trial", "key 1")] * 2
     assert len(jobs) == 3
 
 

@@ -13,7 +13,7 @@ from ray.exceptions import OutOfMemoryError
 from cluster.drivers import assert_undisturbed, driving
 from condkd_ray.cluster import memory_shortage
 from condkd_ray.cluster.lost import in_words
-from condkd_ray.cluster.memory_shortage import ASIDE, PAUSES, MemoryShortage
+from condkd_ray.cluster.memory_shortage import MAX_SHORTAGES, PAUSES, MemoryShortage
 from condkd_ray.cluster.sweep import MAX_STALLED, UNLIMITED, Monitor, _Events, _listeners
 
 SHORT = in_words(OutOfMemoryError("actual memory used=0.75GB"))
@@ -33,9 +33,9 @@ def clock(monkeypatch) -> SimpleNamespace:
 
 def test_the_memory_of_trials_and_the_advice_are_logged_once(logged):
     shortage = MemoryShortage()
-    shortage.took(0.5)
+    shortage.record(0.5)
     for reason in (SHORT, SHORT, "its process died (killed)", SHORT):
-        shortage.ended(reason)
+        shortage.count_end(reason)
     shortage.set_aside("a", "first")
     shortage.set_aside("b", "second")
     (message,) = [line for line in logged if line.startswith("memory is short")]
@@ -46,27 +46,27 @@ def test_the_memory_of_trials_and_the_advice_are_logged_once(logged):
 
 def test_a_trial_that_was_set_aside_waits_for_the_others_and_then_for_longer_pauses(clock):
     shortage = MemoryShortage()
-    assert not shortage.waits("a", alone=True)
+    assert not shortage.must_wait("a", alone=True)
     for pause in (*PAUSES, PAUSES[-1]):
         shortage.set_aside("a", "first")
-        assert shortage.waits("a", alone=False)
+        assert shortage.must_wait("a", alone=False)
         clock.now += 1000
-        assert shortage.waits("a", alone=True)
+        assert shortage.must_wait("a", alone=True)
         clock.now += pause - 1
-        assert shortage.waits("a", alone=True)
+        assert shortage.must_wait("a", alone=True)
         clock.now += 2
-        assert not shortage.waits("a", alone=True)
-        assert not shortage.waits("a", alone=False)
+        assert not shortage.must_wait("a", alone=True)
+        assert not shortage.must_wait("a", alone=False)
 
 
 def test_a_sweep_waits_only_for_trials_that_were_set_aside(clock):
     shortage = MemoryShortage()
-    assert not shortage.wait_with(["a", "b"])
+    assert not shortage.release(["a", "b"])
     assert clock.now == 100
     shortage.set_aside("a", "first")
-    assert shortage.wait_with(["a", "b"])
+    assert shortage.release(["a", "b"])
     assert clock.now == 100 + PAUSES[0]
-    assert not shortage.wait_with(["a", "b"])
+    assert not shortage.release(["a", "b"])
 
 
 @pytest.mark.fault
@@ -130,29 +130,31 @@ def ends_of(monkeypatch, tmp_path, *reasons: str, twice: bool = False) -> tuple[
 
 
 def test_a_trial_ended_repeatedly_for_lack_of_memory_is_set_aside_unless_it_made_a_round(monkeypatch, tmp_path):
-    calls, allowed = ends_of(monkeypatch, tmp_path, *[SHORT] * ASIDE)
-    assert [what for what, *_ in calls] == [*["retried"] * (ASIDE - 1), "ended_for_memory"]
-    assert allowed == [*[UNLIMITED] * (ASIDE - 1), 0]
+    calls, allowed = ends_of(monkeypatch, tmp_path, *[SHORT] * MAX_SHORTAGES)
+    assert [what for what, *_ in calls] == [*["retried"] * (MAX_SHORTAGES - 1), "ended_for_memory"]
+    assert allowed == [*[UNLIMITED] * (MAX_SHORTAGES - 1), 0]
     assert all(SHORT in reason for _, reason in calls)
-    calls, _ = ends_of(monkeypatch, tmp_path, *[SHORT, "round"] * (2 * ASIDE))
+    calls, _ = ends_of(monkeypatch, tmp_path, *[SHORT, "round"] * (2 * MAX_SHORTAGES))
     assert {what for what, *_ in calls} == {"retried"}
-    calls, _ = ends_of(monkeypatch, tmp_path, *[SHORT] * (ASIDE - 1), "its node is gone", SHORT)
-    assert [what for what, *_ in calls] == [*["retried"] * (ASIDE - 1), "drop", "retried"]
+    calls, _ = ends_of(monkeypatch, tmp_path, *[SHORT] * (MAX_SHORTAGES - 1), "its node is gone", SHORT)
+    assert [what for what, *_ in calls] == [*["retried"] * (MAX_SHORTAGES - 1), "drop", "retried"]
 
 
 def test_an_end_that_tune_reports_twice_counts_once(monkeypatch, tmp_path):
-    calls, allowed = ends_of(monkeypatch, tmp_path, *[SHORT] * ASIDE, twice=True)
-    assert [what for what, *_ in calls] == [*["retried", "drop"] * (ASIDE - 1), "ended_for_memory"]
-    assert allowed == [*[UNLIMITED] * (ASIDE - 1), 0]
-    assert sum(SHORT in "".join(reason) for _, *reason in calls) == ASIDE
+    calls, allowed = ends_of(monkeypatch, tmp_path, *[SHORT] * MAX_SHORTAGES, twice=True)
+    assert [what for what, *_ in calls] == [*["retried", "drop"] * (MAX_SHORTAGES - 1), "ended_for_memory"]
+    assert allowed == [*[UNLIMITED] * (MAX_SHORTAGES - 1), 0]
+    assert sum(SHORT in "".join(reason) for _, *reason in calls) == MAX_SHORTAGES
 
 
 def test_an_end_for_another_reason_interrupts_those_in_a_row(monkeypatch, tmp_path):
     """Also where Tune gives the trial up, so that it runs as a new trial of Tune."""
-    calls, allowed = ends_of(monkeypatch, tmp_path, *[SHORT] * (ASIDE - 1), "its node is gone", *[SHORT] * ASIDE)
+    calls, allowed = ends_of(
+        monkeypatch, tmp_path, *[SHORT] * (MAX_SHORTAGES - 1), "its node is gone", *[SHORT] * MAX_SHORTAGES
+    )
     names = [what for what, *_ in calls]
-    assert names == [*["retried"] * (ASIDE - 1), "drop", *["retried"] * (ASIDE - 1), "ended_for_memory"]
-    assert allowed == [*[UNLIMITED] * (ASIDE - 1), 0] * 2
+    assert names == [*["retried"] * (MAX_SHORTAGES - 1), "drop", *["retried"] * (MAX_SHORTAGES - 1), "ended_for_memory"]
+    assert allowed == [*[UNLIMITED] * (MAX_SHORTAGES - 1), 0] * 2
 
 
 def test_a_trial_that_was_dropped_fails_after_as_many_attempts_in_all(monkeypatch, tmp_path):
@@ -162,7 +164,7 @@ def test_a_trial_that_was_dropped_fails_after_as_many_attempts_in_all(monkeypatc
 
 def test_a_dropped_trial_counts_its_end_for_want_of_memory_once(logged):
     monitor = Monitor(None, SimpleNamespace())  # type: ignore[arg-type]
-    monitor.add(SimpleNamespace(key="a", label="trial 0", place=("trial", "a")))  # type: ignore[arg-type]
+    monitor.add(SimpleNamespace(key="a", label="trial 0", pool_key="a"))  # type: ignore[arg-type]
     monitor.retried("a", SHORT)
     monitor.drop("a", "")
     monitor.drop("a", SHORT)
@@ -173,14 +175,14 @@ def test_a_dropped_trial_counts_its_end_for_want_of_memory_once(logged):
 
 def test_a_trial_that_never_has_enough_memory_fails_with_advice(monkeypatch, tmp_path):
     calls, _ = ends_of(monkeypatch, tmp_path, *[SHORT] * (MAX_STALLED + 1))
-    assert [what for what, *_ in calls].count("ended_for_memory") == (MAX_STALLED - 1) // ASIDE
+    assert [what for what, *_ in calls].count("ended_for_memory") == (MAX_STALLED - 1) // MAX_SHORTAGES
     (reason,) = [reason for what, reason in calls if what == "failed"][:1]
     assert reason.startswith(
         f"{MAX_STALLED} attempts in a row without one more round; the last: its process died (its mac"
     )
     ended = []
     monitor = Monitor(None, SimpleNamespace(ended=lambda trial, outcome: ended.append(outcome)))  # type: ignore[arg-type]
-    monitor.add(SimpleNamespace(key="a", label="trial 0", place=("trial", "a")))  # type: ignore[arg-type]
+    monitor.add(SimpleNamespace(key="a", label="trial 0", pool_key="a"))  # type: ignore[arg-type]
     monitor.failed("a", reason)
     assert ended[0].reason == f"{reason}; {monitor.memory.advice}"
     assert "takes up to 0.81 GB" in ended[0].reason

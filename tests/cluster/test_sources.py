@@ -20,7 +20,7 @@ from condkd_ray.cluster.jobs import Packer
 from condkd_ray.cluster.pool import make_pool
 from condkd_ray.cluster.sources import Producers, SharedSource
 from condkd_ray.cluster.stores import FilledStore, SharedStore
-from condkd_ray.cluster.sweep import Monitor, producers_first
+from condkd_ray.cluster.sweep import Monitor, interleaved
 from condkd_ray.core.method import InputError, Metrics
 from condkd_ray.core.records import Outcome
 from condkd_ray.methods.guidance import Discriminator
@@ -334,6 +334,6 @@ def test_trials_of_a_sweep_pool_use_each_others_images(cluster, tmp_path):
 def test_one_trial_of_each_sharing_group_comes_first():
     configs = {"a0": FREE, "a1": replace(FREE, rounds=9), "b0": replace(FREE, seed=1), "c": toy.toy_config()}
     trials = [planned(key, config, "inversion") for key, config in configs.items()]
-    assert [trial.key for trial in producers_first(trials)] == ["a0", "b0", "c", "a1"]
+    assert [trial.key for trial in interleaved(trials)] == ["a0", "b0", "c", "a1"]
     alone = [planned(key, config) for key, config in configs.items()]
-    assert [trial.key for trial in producers_first(alone)] == list(configs)
+    assert [trial.key for trial in interleaved(alone)] == list(configs)

@@ -293,7 +293,7 @@ def test_files_of_recorded_trials_are_deleted(tmp_path):
     trials = [planned(key, toy.toy_config()) for key in "abc"]
     for trial in trials:
         trial_folder(tmp_path, trial.key).mkdir(parents=True)
-        (tmp_path / "chunks" / trial.place[1]).mkdir(parents=True)
+        (tmp_path / "chunks" / trial.pool_key).mkdir(parents=True)
     clear(tmp_path, trials[:2], trials[2:])
     assert {path.name for path in tmp_path.glob("*/*")} == {"c"}
 
@@ -326,7 +326,7 @@ def test_the_node_of_a_trial_is_printed_once_per_node_if_verbose(verbose, capsys
     rounds = []
     observer = SimpleNamespace(round=lambda _, metrics: rounds.append(metrics))
     monitor = Monitor(None, observer)  # type: ignore[arg-type]
-    monitor.add(SimpleNamespace(key="a", label="trial 0", place=("trial", "a")))  # type: ignore[arg-type]
+    monitor.add(SimpleNamespace(key="a", label="trial 0", pool_key="a"))  # type: ignore[arg-type]
     for number, node in ((1, "one"), (2, "one"), (3, "two")):
         monitor.reported("a", {"round": number, "kd/loss": 0.5, "hostname": node, "pid": 7})
     assert rounds == [{"round": number, "kd/loss": 0.5} for number in (1, 2, 3)]

@@ -150,3 +150,14 @@ def test_a_call_that_needs_no_lock_may_name_a_folder_in_use(tmp_path, monkeypatc
     claim_out(VERBS[arguments[0]], arguments[1:])
     os.close(held)
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
+
+
+FLAG = re.compile(r" *(--[^\n]*?)(?: {2,}(?=\S)|\s*\n\s+)(\S[^\n]*)")
+"""A flag with its values, and the first line of its text."""
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_each_flag_has_a_text(verb):
+    blocks = re.split(r"^(?= *--?\w)", stored_help(verb), flags=re.MULTILINE)[1:]
+    found = [match.groups() for block in blocks if (match := FLAG.match(block))]
+    assert [flag for flag, text in found if text.startswith("(default")] == []

@@ -33,7 +33,7 @@ from condkd_ray.models import (
 from condkd_ray.models import network as network_module
 from condkd_ray.models.cost import cost_of
 from condkd_ray.models.generator import Generator
-from condkd_ray.models.network import Network, drawn, label
+from condkd_ray.models.network import Network, label, seeded_module
 from condkd_ray.models.teacher import Teacher
 from condkd_ray.models.torchvision import SMALLEST
 
@@ -115,8 +115,8 @@ def test_the_widening_factor_of_a_wrn_is_checked_too(monkeypatch):
 def test_a_generator_that_fits_no_memory_is_refused(spectral):
     shape, cpu = (3, 32, 32), torch.device("cpu")
     with pytest.raises(InputError, match=r"^memory for the weights of generator is '\d+\.\d GB'; accepted: "):
-        drawn(lambda: Generator(100, 10**7, shape, spectral=spectral), "init/generator/3", cpu, Streams(0))
-    small = drawn(lambda: Generator(8, 4, shape, spectral=spectral), "init/generator/3", cpu, Streams(0))
+        seeded_module(lambda: Generator(100, 10**7, shape, spectral=spectral), "init/generator/3", cpu, Streams(0))
+    small = seeded_module(lambda: Generator(8, 4, shape, spectral=spectral), "init/generator/3", cpu, Streams(0))
     assert small(torch.randn(2, 8)).isfinite().all()
 
 

@@ -22,7 +22,7 @@ from condkd_ray.report.statistics import (
     t_interval,
     with_p_values,
 )
-from condkd_ray.report.tables.table import chance
+from condkd_ray.report.tables.table import p_text
 from report.report_factory import LABELS, make_record, sweep
 
 
@@ -293,7 +293,7 @@ def test_no_p_without_a_spread(gains):
     found = difference(pairs(gains), "mixed", "none", 5)
     assert found is not None
     assert p_value(found) is None
-    assert chance(None) == "-"
+    assert p_text(None) == "-"
 
 
 def test_p_is_below_5_percent_exactly_if_the_interval_excludes_0():

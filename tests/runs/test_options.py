@@ -26,9 +26,9 @@ def test_the_device_pool_limit_is_passed_to_the_options_of_the_cluster():
 
 
 def test_trials_keep_their_files_in_the_output_folder_or_in_the_storage():
-    assert Options(out=Path("runs/x")).place == Path.cwd() / "runs/x"
-    assert Options(storage="shared").place == Path.cwd() / "shared"
-    assert str(Options(storage="s3://bucket/x?region=us-east-1").place) == "s3://bucket/x"
+    assert Options(out=Path("runs/x")).storage_root == Path.cwd() / "runs/x"
+    assert Options(storage="shared").storage_root == Path.cwd() / "shared"
+    assert str(Options(storage="s3://bucket/x?region=us-east-1").storage_root) == "s3://bucket/x"
 
 
 @pytest.mark.parametrize(

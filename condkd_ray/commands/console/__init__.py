@@ -1,1 +1,1 @@
-"""Terminal output of the commands: a live area at the bottom of the terminal, messages above it, and exit codes."""
+"""Terminal output of the commands: progress lines at the bottom, messages above them, and exit codes."""

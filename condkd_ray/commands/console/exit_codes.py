@@ -25,7 +25,7 @@ INTERRUPTED = "interrupted; the same command continues"
 
 
 class _ScreenHandler(logging.Handler):
-    """Writes log messages to standard error, above the live area; they are dropped if standard error is closed."""
+    """Writes log messages to standard error, above the progress lines; drops them if standard error is closed."""
 
     def emit(self, record: logging.LogRecord) -> None:
         SCREEN.message(self.format(record))
@@ -67,8 +67,9 @@ def show(text: str, end: str = "\n") -> None:
 def exit_codes() -> Iterator[None]:
     """Turn the errors of a command into one message and an exit code.
 
-    2: bad input. 130: Ctrl-C. 1: a NaN in a teacher or set, a full GPU or full storage, a cluster that does not start.
-    All other exceptions pass through with their trace.
+    1: a NaN in a teacher or set, a full GPU, full storage, a study's data base that cannot be used, or a cluster (or a
+    process or node of it) that did not start or was lost. 2: bad input. 130: Ctrl-C. All other exceptions pass through
+    with their trace.
     """
     log_to_stderr()
     interrupts: list[int] = []
@@ -102,13 +103,13 @@ def exit_codes() -> Iterator[None]:
 
 @contextmanager
 def _recorded(interrupts: list[int]) -> Iterator[None]:
-    """Append to `interrupts` at each Ctrl-C during the block, in addition to its usual effect."""
+    """Append the signal number to `interrupts` at each Ctrl-C during the block, besides the usual effect of Ctrl-C."""
 
     def record(number: int, frame: Any) -> None:
         interrupts.append(number)
         signal.default_int_handler(number, frame)
 
-    # The calling process may ignore or handle it already, and only the main thread can install handlers.
+    # The process may already ignore or handle Ctrl-C, and only the main thread can install handlers.
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler or current_thread() is not main_thread():
         yield
         return
@@ -121,7 +122,7 @@ def _recorded(interrupts: list[int]) -> Iterator[None]:
 
 
 def _shortage(error: Exception) -> str | None:
-    """Return a message if `error` reports that memory, storage or the study's database failed; else None."""
+    """Return a message if `error` is a full GPU, full storage or a failure of the study's data base; else None."""
     # These imports load PyTorch and Optuna; an error that concerns them has loaded them already.
     from condkd_ray.core.environment import is_out_of_memory, out_of_memory
 
@@ -135,7 +136,7 @@ def _shortage(error: Exception) -> str | None:
     return None if refused is None else f"{refused}; the same command continues after that is solved"
 
 
-def ended(result: "RunResult") -> int:
+def exit_code_of(result: "RunResult") -> int:
     """Return the exit code of a run, and log a line if the run is not complete.
 
     0: no trial failed. 1: some failed. 3: the time or GPU budget is spent. 130: interrupted.

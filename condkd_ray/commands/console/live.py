@@ -1,4 +1,4 @@
-"""Progress on the terminal: a bar for a long step, and a live table of trials or one line per finished trial."""
+"""Progress of the commands: a bar for a long step, and a table of trials or, without a terminal, a line per trial."""
 
 import math
 from collections import Counter, defaultdict
@@ -18,20 +18,23 @@ Leaves = Mapping[str, Any]
 """Values of a search's open leaves by name."""
 GAP = "  "
 NARROWEST = {4: 18, 3: 8}
-"""Least width of the label column, by the number of table columns; if it does not fit, the last column is dropped."""
+"""Smallest width of the label column, by the number of columns; if it does not fit, the last column is dropped."""
 BAR = 24
 """Width of a bar in characters."""
 
 
 @dataclass
 class Running:
-    """A running trial that has ended at least one round."""
+    """A running trial that has finished at least one round.
+
+    `round`: number of its last round. `rounds`: number of all its rounds.
+    """
 
     label: str
     round: int
     rounds: int
     seen: int = 0
-    """Rounds counted by this process; a resumed trial has ended others before."""
+    """Number of rounds that this process has counted; a resumed trial has finished others before."""
     now: float | None = None
     """Last finite value of the goal's metric."""
     best: float | None = None
@@ -39,9 +42,9 @@ class Running:
 
 
 class Live:
-    """Shows the progress of trials: a table on a terminal, elsewhere one line per finished trial; with the time left.
+    """Prints the progress of trials and the time left: a table on a terminal, otherwise one line per ended trial.
 
-    `total`: number of trials still to run at the start. `best`: the best trial that ended before.
+    `total`: number of trials to run, counted at the start. `best`: the best trial of earlier runs.
     """
 
     def __init__(self, total: int, goal: Goal = AGREEMENT, best: Best | None = None) -> None:
@@ -54,7 +57,10 @@ class Live:
         self._start = monotonic()
         self._rounds_seen = 0
         self._counted_from: float | None = None
-        """When round times begin to count: after the first rounds, which include the start-up of their trials."""
+        """Time from which the rounds are counted for the estimate; None before.
+
+        The first rounds do not count, because they include the start-up of their trials.
+        """
         self._lengths: list[int] = []
         """Planned rounds of each ended trial."""
         self._shown = ExitStack()
@@ -71,7 +77,7 @@ class Live:
         return monotonic() - self._start
 
     def round(self, key: str, label: str, metrics: Mapping[str, float], rounds: int) -> None:
-        """Record that trial `key`, shown as `label`, has ended a round; after a restart its number may be lower."""
+        """Record a finished round of trial `key`, printed as `label`; after a restart the number may be lower."""
         number, value = int(metrics["round"]), metrics.get(self.goal.metric, math.nan)
         with SCREEN.lock:
             known = self.running.setdefault(key, Running(label, number - 1, rounds))
@@ -113,9 +119,9 @@ class Live:
             SCREEN.message(f"{self.done} of {self.total} trials{self._failures()} in {spent}")
 
     def seconds_left(self) -> float | None:
-        """Estimate the time left from the mean time per round.
+        """Return the time left in seconds, estimated from the mean time per round.
 
-        None until a trial has ended or each running trial has ended two rounds.
+        None until a trial has ended or each running trial has finished two rounds.
         """
         if self.total <= self.done:
             return 0.0
@@ -150,9 +156,9 @@ class Terminal:
 
     @contextmanager
     def bar(self, name: str) -> Iterator[OnStep]:
-        """Show a bar while the block runs; without a terminal, nothing.
+        """Draw a bar while the block runs; without a terminal, draw nothing.
 
-        Yields a function that sets the bar: call it with the steps done and the steps in total, at any time.
+        Yields a function that sets the bar. Its arguments are the number of steps done and the number of all steps.
         """
         begin, progress = monotonic(), [0, 0]
 
@@ -174,7 +180,7 @@ class Terminal:
             yield move
 
     def trials(self, total: int, goal: Goal = AGREEMENT, best: Best | None = None) -> TrialsView:
-        """Return a live table, which is one line per finished trial without a terminal."""
+        """Return the progress of `total` trials: a table or, without a terminal, one line per ended trial."""
         return Live(total, goal, best)
 
 
@@ -182,9 +188,9 @@ TERMINAL = Terminal()
 
 
 def table(live: Live, columns: int, rows: int, *, fine: bool) -> list[str]:
-    """Return at most `rows` lines: the totals, the best trial, running trials, arms; arms are left out first.
+    """Return at most `rows` lines: the totals, the best trial, the running trials, the arms. Arms are left out first.
 
-    `fine`: whether line-drawing characters may be used, else ASCII.
+    `fine`: whether line-drawing characters may be used instead of ASCII.
     """
     head, metric, best = _head(live, columns, fine=fine), live.goal.metric, live.best
     if best is not None and live.goal.decides:

@@ -1,4 +1,4 @@
-"""A live area: the last lines of a terminal, redrawn twice a second, with all messages above it.
+"""Progress lines: the last lines of a terminal, redrawn twice a second, with all messages above them.
 
 It is not built on `rich`; `condkd_ray/docs/libraries.md` has the measured reasons.
 """
@@ -15,14 +15,15 @@ from threading import Event, RLock, Thread
 from typing import Any, TextIO
 
 REDRAW_SECONDS = 0.5
+"""Time between two redraws."""
 NO_WRAP, WRAP, REST_OF_LINE, BELOW = "\x1b[?7l", "\x1b[?7h", "\x1b[K", "\x1b[J"
 
 Part = Callable[[int, int], list[str]]
-"""Returns the lines of one part, given the most columns and the most rows; called under the screen's lock."""
+"""Function of the largest number of columns and of rows, which returns lines. Called while the lock is held."""
 
 
 class Screen:
-    """Draws parts below one another at the bottom of the terminal on standard error; without a terminal, nothing.
+    """Draws parts below one another at the bottom of the terminal on standard error; without a terminal, draws nothing.
 
     Write errors of the stream are ignored. The cursor stays on the line below the parts and is never hidden, so the
     terminal is usable however the process ends.
@@ -121,7 +122,7 @@ class Screen:
         lines = [line[: columns - 1] for line in lines[: rows - 1]]
         if lines == self._drawn and columns == self._columns and not above:
             return
-        # Back to the first line drawn. Most terminals rewrap lines when the window becomes narrower than these.
+        # Move back to the first drawn line. Most terminals rewrap lines when the window becomes narrower than these.
         up = sum(max(1, -(-len(line) // columns)) for line in self._drawn)
         back = "\r" + (f"\x1b[{min(up, rows - 1)}A" if up else "")
         self._drawn, self._columns = lines, columns
@@ -203,4 +204,4 @@ def columns() -> int | None:
 
 
 SCREEN = Screen()
-"""The live area on standard error, shared by the whole process."""
+"""The progress lines on standard error, shared by the whole process."""

@@ -1,6 +1,7 @@
 """Readers of image sets, one file per layout: image folders, Parquet, IDX, and data sets known by name.
 
-All files are read in place and nothing is written. Only files whose md5 torchvision has verified are unpickled.
+All files are read in place. Only a download writes files, and only files whose md5 torchvision has verified are
+unpickled.
 """
 
 from condkd_ray.data.readers.class_folders import read_folder, read_halves

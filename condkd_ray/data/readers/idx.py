@@ -18,6 +18,10 @@ IDX_FILES = tuple(f"{split}-{kind}-ubyte" for split in ("train", "t10k") for kin
 """Names of the image and label files, first of the train set, then of the test set."""
 
 
+IDX_START = b"\x00\x00\x08"
+"""First bytes of an IDX file of uint8 values."""
+
+
 def read_idx(path: Path) -> Tensor:
     """Return the uint8 array in an IDX file, gzipped or not. Raises `InputError` if it is not a valid IDX file."""
     try:
@@ -26,17 +30,18 @@ def read_idx(path: Path) -> Tensor:
             data = gzip.decompress(data)
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"cannot read IDX file {path}: {error}") from error
-    require(len(data) >= 4 and data[:3] == b"\x00\x00\x08", f"start of {path}", data[:4], "an IDX file of uint8 values")
+    accepted = f"{IDX_START!r} and the number of dimensions: IDX with uint8 values"
+    require(len(data) >= 4 and data[:3] == IDX_START, f"first bytes of {path}", data[:4], accepted)
     start = 4 + 4 * data[3]
     require(len(data) >= start, f"size of {path} in bytes", len(data), f"at least {start}, its header")
     shape = struct.unpack(f">{data[3]}I", data[4:start])
     expected = start + math.prod(shape)
-    require(len(data) == expected, f"size of {path} in bytes", len(data), f"{expected}, for an array of {shape}")
+    require(len(data) == expected, f"size of {path} in bytes", len(data), f"{expected}, for an array of shape {shape}")
     return torch.from_numpy(np.frombuffer(data, np.uint8, offset=start).copy()).view(shape)
 
 
 def find_idx(folders: Sequence[Path]) -> list[Path] | None:
-    """Return the paths of `IDX_FILES`, gzipped or not, in the first folder that has all of them, or None."""
+    """Return the paths of `IDX_FILES`, gzipped or not, in the first folder that has all of them; None without one."""
     for folder in folders:
         there = [[p for p in (folder / name, folder / f"{name}.gz") if p.is_file()][:1] for name in IDX_FILES]
         if all(there):
@@ -45,7 +50,10 @@ def find_idx(folders: Sequence[Path]) -> list[Path] | None:
 
 
 def read_idx_pair(images: Path, labels: Path, names: tuple[str, ...] | None = None) -> Raw:
-    """Read grey images (N, 1, H, W) and labels from two IDX files; class names are numbers unless `names` are given."""
+    """Read grey images (N, 1, H, W) and labels (N,) from two IDX files; without `names`, class names are numbers.
+
+    Raises `InputError` if a file is not a valid IDX file, or if the files do not fit together.
+    """
     pixels, numbers = read_idx(images), read_idx(labels)
     require(pixels.ndim == 3, f"dimensions of {images}", pixels.ndim, "3: images, rows, columns")
     found = tuple(numbers.shape)

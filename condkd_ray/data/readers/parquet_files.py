@@ -16,7 +16,7 @@ from condkd_ray.core.method import require
 VALIDATION = re.compile(r"(validation|valid|val|dev)([-_.\d].*)?")
 SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(-[0-9a-f]{16})?")
 PARTIAL = "partial-"
-"""Prefix of a split of which the Hub has converted only the first part."""
+"""Prefix of a split if the Hub has converted only its first part."""
 
 
 @dataclass(frozen=True)

@@ -29,12 +29,12 @@ from condkd_ray.models.convnet import ConvNet, ConvNetModule
 from condkd_ray.models.teacher import Teacher
 
 BATCH = 512
-"""Images embedded at a time; this only limits memory."""
+"""Images per forward pass; this only limits memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Condensation(Method, ABC):
-    """Base of the condensers. They read real images and run once, before any trial.
+    """Base class of the condensers, each of which makes its images once, before the trials.
 
     A condenser gets no teacher unless `needs_teacher` is true: its `condense` then takes one more argument, `teacher`.
 
@@ -98,9 +98,9 @@ def class_table(labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
     """
     counts = labels.bincount(minlength=num_classes)
     order = labels.argsort(stable=True)
-    places = torch.arange(int(counts.max()), device=labels.device)
+    columns = torch.arange(int(counts.max()), device=labels.device)
     starts = counts.cumsum(0) - counts
-    return order[(starts[:, None] + places).clamp(max=len(labels) - 1)], counts
+    return order[(starts[:, None] + columns).clamp(max=len(labels) - 1)], counts
 
 
 def per_class_order(labels: Tensor, rng: torch.Generator) -> Tensor:
@@ -135,8 +135,8 @@ def random_per_class(labels: Tensor, ipc: int, num_classes: int, rng: torch.Gene
 def draw_per_class(table: Tensor, counts: Tensor, num_each: int, rng: torch.Generator) -> Tensor:
     """Return rows (K, num_each), drawn without replacement within each class of a `class_table`."""
     keys = torch.rand(table.shape, generator=rng, device=table.device)
-    places = torch.arange(table.shape[1], device=table.device)
-    picked = keys.masked_fill(places >= counts[:, None], -1).topk(num_each, dim=1).indices
+    columns = torch.arange(table.shape[1], device=table.device)
+    picked = keys.masked_fill(columns >= counts[:, None], -1).topk(num_each, dim=1).indices
     return table.gather(1, picked)
 
 
@@ -196,7 +196,7 @@ def fresh_convnet(
 
 
 def convnet_for(image_shape: Sequence[int], *, width: int, depth: int) -> ConvNet:
-    """Return the condensation papers' network for images (C, H, W), with fewer blocks if its last map would be 1x1."""
+    """Return the condensation papers' ConvNet for images (C, H, W), with fewer blocks if its last map would be 1x1."""
     # With a last map of 1x1 the pixels of 8x8 digits hardly change (by 0.005 in all); with 2x2 they do (0.17).
     return ConvNet(width=width, depth=max(1, min(depth, int(math.log2(min(image_shape[1:]))) - 1)))
 
@@ -245,8 +245,8 @@ def herd(embedded: Tensor, labels: Tensor, ipc: int, num_classes: int) -> Tensor
     squares = embedded.square().sum(1)
     unavailable = torch.arange(table.shape[1], device=labels.device) >= counts[:, None]
     chosen = []
-    for place in range(1, ipc + 1):
-        wanted = place * means - sums
+    for number in range(1, ipc + 1):
+        wanted = number * means - sums
         # | wanted - x |^2 less | wanted |^2, which is the same for all images of a class.
         distances = squares - 2 * (embedded @ wanted.T).gather(1, labels[:, None])[:, 0]
         nearest = distances[table].masked_fill(unavailable, torch.inf).argmin(1, keepdim=True)
@@ -258,7 +258,7 @@ def herd(embedded: Tensor, labels: Tensor, ipc: int, num_classes: int) -> Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Herding(Condensation):
-    """Real images whose mean embedding follows that of their class; the selection order makes sets nested over `ipc`.
+    """Real images whose mean embedding follows the mean of their class; the selection order makes sets nested in `ipc`.
 
     The embedding is the flattened last map of a ConvNet. It is trained for a few epochs on the same real images by SGD
     with momentum 0.9 and a learning rate that decays to 0, shuffled by the trial's seed: our choice. It is never the
@@ -271,13 +271,13 @@ class Herding(Condensation):
     epochs: int = 5
     """Training epochs of the ConvNet; 0 leaves it at its initialisation."""
     batch: int = 64
-    """Images per step, at most."""
+    """Largest number of images per step."""
     lr: float = 0.02
     """Learning rate of the first step."""
     width: int = 32
     """Channels of the ConvNet."""
     depth: int = 3
-    """Blocks of the ConvNet; each halves the image. Fewer on images below 16x16, whose last map would be a single
+    """Blocks of the ConvNet; each halves the image. Fewer for images below 16x16, whose last map would have a single
     position."""
 
     def __post_init__(self) -> None:

@@ -1,9 +1,9 @@
 """Condensed sets from elsewhere: files of DC, DSA, DM, MTT, IDC, KIP, DC-BENCH, Hugging Face Parquet, image folders.
 
 Most failures reported with such sets concern units: images normalised twice, or whitened. So the units are inferred or
-declared, and a set is checked by its pixels and by the teacher's predictions: a set that is certainly wrong is refused
-with the cause that these support, doubts are reported. The teacher classifies images of the set only, so that nothing
-is chosen by test images. Letters: N images, C channels, H W height and width, K classes.
+declared, and a set is checked by its pixels and by the teacher's predictions. A set that is certainly wrong is refused,
+with the cause that pixels and predictions support; doubts are reported. The teacher classifies images of the set only,
+so that nothing is chosen by test images. Letters: N images, C channels, H W height and width, K classes.
 """
 
 import math
@@ -44,13 +44,14 @@ class Imported(Condensation):
     `zca`: the file is whitened; its un-whitened copy `images_zca_*.pt` must be in the same folder. If that copy exists,
     it is read in any case."""
     mean: tuple[float, ...] | None = None
-    """Constants with which the file is normalised, one per channel, in units of [0, 1] pixels."""
+    """Means with which the file is normalised, one per channel, in units of [0, 1] pixels."""
     std: tuple[float, ...] | None = None
+    """Standard deviations with which the file is normalised, like `mean`."""
     order: tuple[int, ...] | None = None
     """The file's labels in the order of the teacher's classes: the label of class k is at position k. For files with
     another order than the teacher's."""
     factor: int = 1
-    """Number of rows and columns into which each image is cut; the parts are enlarged to images: 2 for IDC."""
+    """Number of rows and columns into which each image is cut; the parts are enlarged to whole images. 2 for IDC."""
     which: int = -1
     """Index of the repeat to read from a DC file; -1 is the last, as in DC-BENCH."""
     force: bool = False
@@ -128,8 +129,8 @@ class Imported(Condensation):
         if self.order is not None:
             found = replace(found, labels=torch.tensor(self.order).argsort()[found.labels])
         elif found.class_names and sorted(found.class_names) == sorted(class_names):
-            place = {name: label for label, name in enumerate(class_names)}
-            found = replace(found, labels=torch.tensor([place[name] for name in found.class_names])[found.labels])
+            label_of = {name: label for label, name in enumerate(class_names)}
+            found = replace(found, labels=torch.tensor([label_of[name] for name in found.class_names])[found.labels])
         self.check_ipc(found)
         return found
 

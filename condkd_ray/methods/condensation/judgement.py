@@ -131,9 +131,9 @@ class _Analysis:
         """Rows of the analysed images: equally many of each class."""
         labels, num_classes = self.stored.labels, self.subject.num_classes
         table, counts = class_table(labels, num_classes)
-        places = torch.arange(table.shape[1])
+        columns = torch.arange(table.shape[1])
         each = max(1, MAX_IMAGES // num_classes)
-        return table[(places < counts[:, None]) & (places < each)].sort().values
+        return table[(columns < counts[:, None]) & (columns < each)].sort().values
 
     @property
     def labels(self) -> Tensor:
@@ -271,8 +271,10 @@ class _Analysis:
             found.append(f"no image of these classes is classified correctly: {', '.join(missed[:MAX_LISTED])}{more}")
         for cycle in confusion_cycles(self.predictions(space), self.labels, self.subject.num_classes):
             pairs = zip(cycle, cycle[1:] + cycle[:1], strict=True)
-            places = ", ".join(f"{called(predicted)} for {called(k)}" for k, predicted in pairs)
-            found.append(f"its most frequent predictions are {places}: swapped labels? --condensed-order corrects them")
+            confused = ", ".join(f"{called(predicted)} for {called(k)}" for k, predicted in pairs)
+            found.append(
+                f"its most frequent predictions are {confused}: swapped labels? --condensed-order corrects them"
+            )
         return found
 
 
@@ -319,14 +321,14 @@ def _misordered(analysis: _Analysis, found: Recognition, space: Space, given: tu
         return None
     order, called = found.order, analysis.subject.called
     moved = [k for k, label in enumerate(order) if label != k]
-    places = ", ".join(f"{order[k]} are {called(k)}" for k in moved[:MAX_LISTED])
+    corrected = ", ".join(f"{order[k]} are {called(k)}" for k in moved[:MAX_LISTED])
     more = ", ..." if len(moved) > MAX_LISTED else ""
     # The order as the user must give it, for the labels of the file.
     whole = order if given is None else tuple(given[label] for label in order)
     spelled = " ".join(map(str, whole)) if len(whole) <= MAX_LISTED else "ORDER"
     accepted = (
         f"labels in the teacher's order; in another it classifies {found.ordered:.1%} correctly: the images labelled "
-        f"{places}{more}; --condensed-order {spelled} corrects them; {FORCED}"
+        f"{corrected}{more}; --condensed-order {spelled} corrects them; {FORCED}"
     )
     return f"teacher's accuracy on {analysis.subject.what}", round(found.share, 4), accepted
 

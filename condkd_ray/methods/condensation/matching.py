@@ -4,8 +4,8 @@
 - Dataset Condensation with Gradient Matching (DC: Zhao et al., ICLR 2021), with Differentiable Siamese Augmentation
   (DSA: Zhao & Bilen, ICML 2021).
 
-Settings follow the authors' released code. Letters: K classes, N real and M synthetic images per class, C channels, H W
-height and width, D features, O output channels.
+Settings follow the released code of DC, DSA and DM. Letters: K classes, N real and M synthetic images per class, C
+channels, H W height and width, D features, O output channels.
 """
 
 import math
@@ -38,14 +38,16 @@ from condkd_ray.models.convnet import ConvNet, ConvNetModule
 
 @dataclass(frozen=True, kw_only=True)
 class Joint(Condensation):
-    """Base of the condensers whose images depend on each other; pixels are never clamped."""
+    """Base class of the condensers whose images depend on each other; pixels are never clamped."""
 
     condensed_together: int = 10
     """Images per class optimised together, at least `ipc`; a smaller ipc takes the first ones of each class.
 
     Our choice: the images of one optimisation depend on each other, and sets of one seed should be nested."""
     prefixes: bool = True
+    """True if the first images of each class are optimised as sets of their own, too (our choice)."""
     iterations: int = 100
+    """Number of iterations; the subclass documents what one consists of."""
     lr: float = 1.0
     """Learning rate of the images."""
     momentum: float = 0.5
@@ -56,6 +58,7 @@ class Joint(Condensation):
     """Blocks of the ConvNets; each halves the image. Fewer on images below 16x16, whose last map would be a single
     position."""
     augment: Literal["dsa", "none"] = "dsa"
+    """Random augmentation of the images: DSA, or none."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -122,15 +125,15 @@ class Joint(Condensation):
 
 
 def matching_loss(real: Tensor, synthetic: Tensor) -> Tensor:
-    """Sum over classes of the squared distance of mean embeddings: (K, N, D) and (K, M, D) to a scalar.
+    """Return the sum over classes of the squared distance of mean embeddings: (K, N, D) and (K, M, D) to a scalar.
 
-    Summed over the features too, as in the official code; the paper writes a norm.
+    It is summed over the features too, as in DM's code; the paper writes a norm.
     """
     return (real.mean(1) - synthetic.mean(1)).square().sum()
 
 
 def prefix_matching_loss(real: Tensor, synthetic: Tensor) -> Tensor:
-    """`matching_loss` of the first 1, 2, ... M synthetic images of each class, averaged; (K, N, D), (K, M, D)."""
+    """Return the mean `matching_loss` of the first 1, 2, ... M synthetic images of each class; (K, N, D), (K, M, D)."""
     counts = torch.arange(1, synthetic.shape[1] + 1, device=synthetic.device).view(1, -1, 1)
     return (real.mean(1, keepdim=True) - synthetic.cumsum(1) / counts).square().sum() / synthetic.shape[1]
 
@@ -142,9 +145,9 @@ class DistributionMatching(Joint):
     Minimises over images S, starting from real ones, each step for a new random ConvNet \phi and augmentation A: \sum_k
     \| mean_{x in R_k} \phi(A(x)) - mean_{s in S_k} \phi(A(s)) \|^2. Pixels are never clamped.
 
-    Departs from the official code: the defaults are for a CPU (there: 20 000 iterations, 256 real images, width 128);
-    one draw of A serves all classes of an iteration, so that they pass through the network as one batch (there: one
-    draw per class); `condensed_together`; and shallower networks for tiny images.
+    Departs from DM's code: the defaults are for a CPU (there: 20 000 iterations, 256 real images, width 128); one draw
+    of A serves all classes of an iteration, so that they pass through the network as one batch (there: one draw per
+    class); `condensed_together`; and shallower networks for tiny images.
     """
 
     paper = "Zhao and Bilen, WACV 2023"
@@ -198,10 +201,10 @@ class DistributionMatching(Joint):
 
 
 def class_gradients(network: nn.Module, images: Tensor, *, differentiable: bool) -> list[Tensor]:
-    """Gradients of each class's mean cross-entropy by each layer's weights: (K, N, C, H, W) to (K, O, ...) each.
+    """Return gradients of each class's mean cross-entropy by each layer's weights: (K, N, C, H, W) to (K, O, ...) each.
 
     Weights are the parameters with more than one dimension: those of convolutions and linear layers, without biases and
-    normalisation layers. `differentiable`: with respect to `images`.
+    normalisation layers. `differentiable`: the gradients can be differentiated with respect to `images`.
     """
     weights = {name: p.detach().requires_grad_() for name, p in network.named_parameters() if p.ndim > 1}
 
@@ -215,7 +218,7 @@ def class_gradients(network: nn.Module, images: Tensor, *, differentiable: bool)
 
 
 def gradient_distance(real: Sequence[Tensor], synthetic: Sequence[Tensor]) -> Tensor:
-    """Sum over layers, classes and output channels of 1 - cosine: pairs of (K, O, ...) to a scalar.
+    """Return the sum over layers, classes and output channels of 1 - cosine: pairs of (K, O, ...) to a scalar.
 
     A channel with a zero gradient counts 1 and contributes no gradient.
     """
@@ -234,7 +237,7 @@ class GradientMatching(Joint):
     real and synthetic images, summed over the classes; then the network is trained on the synthetic images for `inner`
     epochs, so that gradients are matched along its trajectory too. Pixels are never clamped.
 
-    Departs from the official code: the defaults are for a CPU (there: 1000 iterations, 256 real images, width 128;
+    Departs from the code of DC and DSA: the defaults are for a CPU (there: 1000 iterations, 256 real images, width 128;
     `outer` and `inner` by ipc: 1 and 1 for 1, 10 and 50 for 10, 50 and 10 for 50); one draw of the augmentation serves
     all classes of a step (there: one draw per class); `condensed_together` and `prefixes`; shallower networks for tiny
     images.
@@ -248,18 +251,19 @@ class GradientMatching(Joint):
 
     Our choice, so that the first images form a set by themselves."""
     iterations: int = 40
-    """Number of networks (1000 in the official code)."""
+    """Number of networks (1000 in the code of DC and DSA)."""
     outer: int = 5
-    """Steps of the images for each network (10 in the official code for ipc 10)."""
+    """Steps of the images for each network (10 in the code of DC and DSA for ipc 10)."""
     inner: int = 10
-    """Epochs of the network on the synthetic images after each step (50 in the official code for ipc 10)."""
+    """Epochs of the network on the synthetic images after each step (50 in the code of DC and DSA for ipc 10)."""
     real_batch: int = 64
-    """Real images per class and step (256 in the official code), or as many as the smallest class has."""
+    """Real images per class and step (256 in the code of DC and DSA), or as many as the smallest class has."""
     net_lr: float = 0.01
     """Learning rate of the network, plain SGD."""
     net_batch: int = 256
     """Synthetic images per step of the network, at most."""
     lr: float = 0.1
+    """Learning rate of the images."""
     augment: Literal["dsa", "none"] = "dsa"
     """DSA: the same random augmentation on real and synthetic images. None: DC as first published."""
     start: Literal["real", "noise"] = "real"
@@ -303,8 +307,8 @@ class GradientMatching(Joint):
     def _used(self, num_classes: int, rng: Streams) -> Tensor:
         """Return row numbers, class-major, of the images that an iteration uses."""
         every = torch.arange(num_classes * self.condensed_together).view(num_classes, -1)
-        place = int(torch.randint(self.condensed_together, (1,), generator=rng.host("condensation")))
-        return every[:, : place + 1 if self.prefixes else self.condensed_together].flatten()
+        last = int(torch.randint(self.condensed_together, (1,), generator=rng.host("condensation")))
+        return every[:, : last + 1 if self.prefixes else self.condensed_together].flatten()
 
     def _train(self, network: nn.Module, synthetic: Samples, *, flip_ok: bool, rng: Streams) -> None:
         train(

@@ -2,9 +2,9 @@
 
 The known spaces are those in which sets are published: 0 to 255, [0, 1], [-1, 1], normalised with the teacher's or
 other usual constants, and normalised twice, which is a mistake. Condensed pixels leave their bounds by design, so a
-value out of bounds refutes no space; each property gives evidence, in nats: how mean and spread compare with those of
-real images, whether the pixels fill the bounds of images and stay within, and whether they are integer grey values. All
-of it is our choice. Letters: N images, C channels, H W height and width.
+value out of bounds refutes no space. Three properties give evidence, in nats: the mean and spread relative to real
+images, whether the pixels fill the bounds of images and stay within, and whether they are integer grey values. All of
+this is our choice. Letters: N images, C channels, H W height and width.
 """
 
 import math
@@ -21,7 +21,7 @@ from condkd_ray.data.datasets import CONSTANTS, Constants
 SpaceName = Literal["unit", "signed", "normalised", "uint8", "twice"]
 
 CERTAIN = 5.0
-"""Nats with which the pixels alone determine the space."""
+"""Lead in nats with which the pixels alone determine the space."""
 GREY_VALUES, FILLED, TYPICAL = 30.0, 4.0, 3.0
 """Evidence of pixels that are integer grey values; of pixels that stay within the bounds of images and fill most of the
 range (twice if they touch both bounds); and of a mean and spread typical of published sets."""
@@ -35,7 +35,7 @@ TYPICAL_MEAN, TYPICAL_SPREAD = 0.3, (0.75, 1.6)
 MAX_PIXELS = 100_000
 """Limit of the pixels of a channel that are analysed."""
 MIN_LEVELS = 8
-"""Number of different values that a channel must have to count as grey values."""
+"""Least number of different values in a channel that can count as grey values."""
 
 USUAL: dict[str, Constants] = {
     **{name: constants for name, constants in CONSTANTS.items()},
@@ -70,7 +70,7 @@ class Space:
         return f"--condensed-space {self.name}"
 
     def convert(self, pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-        """Convert pixels (N, C, H, W) of this space, float or uint8, to that of a teacher with `mean` and `std`."""
+        """Convert pixels (N, C, H, W) of this space, float or uint8, to a teacher's space with `mean` and `std`."""
         pixels = pixels.float()
         if self.name == "normalised" and (self.mean, self.std) == (tuple(mean), tuple(std)):
             return pixels
@@ -143,7 +143,7 @@ def evidence(pixels: Tensor, space: Space, real: ImageStatistics, mean: Sequence
 
 
 def _off(images: Tensor, real: ImageStatistics) -> float:
-    """Return the distance of the mean from that of real images, in units of their spread."""
+    """Return the distance between the means of images and real images, in units of the real images' spread."""
     return ((images.mean((0, 2, 3)) - real.mean) / real.spread).square().mean().sqrt().item()
 
 

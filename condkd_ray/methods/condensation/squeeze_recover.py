@@ -1,8 +1,8 @@
 """SRe2L's squeeze and recover (Yin et al., NeurIPS 2023): trains a network, then inverts it.
 
-Settings follow the authors' released code; the inversion is that of DeepInversion. SRe2L's third part, relabelling, is
-done by the teacher in every trial. Letters: K classes, C channels, H W height and width; a batch has one image of each
-class.
+Settings follow the released code of SRe2L; the inversion is that of DeepInversion. SRe2L's third part, relabelling, is
+replaced by the teacher's logits in each trial. Letters: K classes, C channels, H W height and width; a batch has one
+image of each class.
 """
 
 import math
@@ -24,7 +24,7 @@ from condkd_ray.models.resnet import ResNet
 from condkd_ray.models.teacher import Teacher
 
 FIRST = 10.0
-"""Factor of the first BN layer."""
+"""Factor of the first BN layer in the BN distance."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,12 +33,12 @@ class SqueezeRecover(Condensation):
 
     Image n of all classes is one batch, optimised separately from noise: CE(f(x), y) + bn (10 ||BN_1(x) - BN_1|| +
     \sum_{l>1} ||BN_l(x) - BN_l||) + tv TV(x). In every step each image x gets its own crop, and the whole batch is
-    rolled and mirrored. So sets are nested over `ipc` by construction. Pixels are clamped to the valid range.
-    The official code rolls the batch in the same way; it crops and mirrors the batch as a whole, and not at all for
-    CIFAR. It trains on crops of [0, 1] pixels, so black moves in there. A crop for each image, and mirroring, are our
-    choice. Digits without jitter (`shift` 0), test accuracy of a ConvNet trained on hard labels of 10 images per class
-    only: 0.869, less than the 0.949 of random real ones (3 seeds, standard deviations 0.04 and 0.02); this does not
-    include the paper's soft labels. The figures at `bn_weight` and `least_crop` are without jitter too.
+    rolled and mirrored. So sets are nested over `ipc` by construction. Pixels are clamped to the valid range. SRe2L's
+    code rolls the batch in the same way; it crops and mirrors the batch as a whole, and not at all for CIFAR. It trains
+    on crops of [0, 1] pixels, so black moves in there. A crop for each image, and mirroring, are our choice. Digits
+    without shifts (`shift` 0), test accuracy of a ConvNet trained on hard labels of 10 images per class only: 0.869,
+    less than the 0.949 of random real ones (3 seeds, standard deviations 0.04 and 0.02); this does not include the
+    paper's soft labels. The figures at `bn_weight` and `least_crop` are without shifts too.
 
     With `squeeze: teacher` it is a control: the recovered images contain no information beyond the teacher's own, and
     records name it "squeeze_recover (of the teacher)".
@@ -55,28 +55,28 @@ class SqueezeRecover(Condensation):
     """The own network; of the available architectures, those with BN. Unused with `squeeze: teacher`, as are its
     training settings."""
     epochs: int = 20
-    """Training epochs of the own network: SGD with momentum 0.9 and weight decay 5e-4, jitter and mirror images."""
+    """Training epochs of the own network: SGD with momentum 0.9 and weight decay 5e-4, shifts and mirror images."""
     batch: int = 64
     """Images per training step."""
     train_lr: float = 0.1
     """Learning rate of the training, which decays linearly to 0."""
     iterations: int = 200
-    """Adam steps per image (1000 in the official code, 4000 in its README)."""
+    """Adam steps per image (1000 in SRe2L's code, 4000 in its README)."""
     lr: float = 0.1
     """Learning rate of the pixels, which decays to 0 by half a cosine (as in DeepInversion's ImageNet code, without its
     warm-up)."""
     bn_weight: float = 0.1
-    """Weight of the BN distance (0.05 or 0.01 in the official code, for images of 224x224). The best of 0.03, 0.1 and
-    0.3 on validation images of digits: mean accuracy of a ConvNet trained on 1 and on 5 images per class only 0.652,
-    0.692 and 0.597 (seeds 100 and 101). If it is too large, the images lose their class."""
+    """Weight of the BN distance (0.05 or 0.01 in SRe2L's code, for images of 224x224). The best of 0.03, 0.1 and 0.3 on
+    validation images of digits: mean accuracy of a ConvNet trained on 1 and on 5 images per class only 0.652, 0.692 and
+    0.597 (seeds 100 and 101). If it is too large, the images lose their class."""
     tv_weight: float = 1e-4
     """Weight of the total variation, on normalised images."""
     least_crop: float = 1.0
-    """Smallest share of an image's area in a crop (0.5 in the official code); 1: no crops. Our network is not trained
-    on crops, and a crop of an 8x8 digit is no digit: 0.490 with 0.5, measured in the same way as `bn_weight`."""
+    """Smallest share of an image's area in a crop (0.5 in SRe2L's code); 1: no crops. Our network is not trained on
+    crops, and a crop of an 8x8 digit is no digit: 0.490 with 0.5, measured in the same way as `bn_weight`."""
     shift: float = 0.0625
-    """Largest jitter as a share of the side, in training and in the inversion: 2 of 32, 1 of 8. The inversion's in the
-    official code: 0 to 4 of 32 (CIFAR), -4 to 4 of 64 (Tiny-ImageNet), 0 to 32 of 224 (ImageNet). Too much for digits
+    """Largest shift as a share of the side, in training and in the inversion: 2 pixels of 32, 1 of 8. In the inversion
+    of SRe2L's code: 0 to 4 of 32 (CIFAR), -4 to 4 of 64 (Tiny-ImageNet), 0 to 32 of 224 (ImageNet). Too much for digits
     of 8x8: test accuracy of a ConvNet trained on 10 images per class only 0.496 with 1 pixel, 0.832 with 0 (3
     seeds)."""
 
@@ -121,9 +121,9 @@ class SqueezeRecover(Condensation):
         teacher: Teacher | None = None,
         **scale: Any,
     ) -> Samples:
-        """Train, then invert, `ipc` times one image per class. `teacher` is inverted if `needs_teacher`.
+        """Train a network, or use `teacher` if `needs_teacher`; invert it `ipc` times, for one image of each class.
 
-        Raises `InputError` if the teacher has no BN, and `NonFiniteError` on divergence.
+        Raises `InputError` if the teacher has no BN, and `NonFiniteError` if training or inversion diverges.
         """
         if not self.needs_teacher:
             teacher = self._squeeze(real, num_classes, rng, flip_ok=flip_ok, **scale)

@@ -1,7 +1,7 @@
 """Dataset Distillation by Matching Training Trajectories (Cazenavette et al., CVPR 2022), without ZCA whitening.
 
-Settings follow the authors' released code. Letters: K classes, B synthetic images per step, C channels, H W height and
-width, P parameters, E epochs of an expert, N steps, M epochs that they match.
+Settings follow the released code of this method (MTT). Letters: K classes, B synthetic images per step, C channels, H W
+height and width, P parameters, E epochs of an expert, N steps, M epochs that they match.
 """
 
 import math
@@ -32,7 +32,7 @@ Augment = Callable[[Tensor, str], Tensor]
 
 
 def trajectory_loss(reached: Tensor, start: Tensor, target: Tensor) -> Tensor:
-    """Squared distance from the expert's end point, divided by the expert's squared distance; parameters (P,)."""
+    """Return the squared distance to the expert's end point over the expert's squared distance; arguments are (P,)."""
     return (reached - target).square().sum() / (start - target).square().sum()
 
 
@@ -45,8 +45,8 @@ class TrajectoryMatching(Joint):
     \theta_N - \theta*_{t+M} \|^2 / \| \theta*_t - \theta*_{t+M} \|^2, where \theta_N is reached from \theta*_t by N
     steps of SGD on S. Pixels are never clamped; the learnt step size is not kept.
 
-    Departs from the official code: the defaults are for a CPU (there: 100 experts of 50 epochs, N = 20, M = 3, t up to
-    20 or 25, 5000 iterations, width 128); no ZCA; one learning rate for any number of images; `condensed_together` and
+    Departs from MTT's code: the defaults are for a CPU (there: 100 experts of 50 epochs, N = 20, M = 3, t up to 20 or
+    25, 5000 iterations, width 128); no ZCA; one learning rate for any number of images; `condensed_together` and
     `prefixes`; shallower networks for tiny images.
     """
 
@@ -63,30 +63,30 @@ class TrajectoryMatching(Joint):
     only, with 1 and with 10 images per class: 0.882 and 0.951, without prefixes 0.801 and 0.959 (3 seeds, standard
     deviations 0.02 and 0.01, without 0.07 and 0.02); random real images 0.742 and 0.949 (0.08 and 0.02)."""
     iterations: int = 200
-    """Steps of the images (5000 in the official code)."""
+    """Steps of the images (5000 in MTT's code)."""
     experts: int = 4
-    """Networks trained on the real images (100 in the official code)."""
+    """Networks trained on the real images (100 in MTT's code)."""
     expert_epochs: int = 15
-    """Training epochs of the experts (50 in the official code)."""
+    """Training epochs of the experts (50 in MTT's code)."""
     expert_batch: int = 64
+    """Images per training step of the experts."""
     expert_lr: float = 0.03
-    """Learning rate of the experts, plain SGD, and initial step size (0.01 in the official code)."""
+    """Learning rate of the experts, plain SGD, and initial step size (0.01 in MTT's code)."""
     steps: int = 10
-    """N, the SGD steps on the synthetic images (20 in the official code); each takes the same amount of memory."""
+    """N, the SGD steps on the synthetic images (20 in MTT's code); each takes the same amount of memory."""
     ahead: int = 2
-    """M, the epochs of the expert that those steps must match (3 in the official code)."""
+    """M, the epochs of the expert that those steps must match (3 in MTT's code)."""
     max_start: int = 10
-    """Largest t (20 or 25 in the official code); weights change less in later epochs."""
+    """Largest t (20 or 25 in MTT's code); weights change less in later epochs."""
     batch: int = 0
-    """Synthetic images per step, drawn without replacement until all were used (`batch_syn`); 0: all of them."""
+    """Synthetic images per step, drawn without replacement until all were used (`batch_syn` in MTT's code); 0: all."""
     lr: float = 10.0
-    """Learning rate of the images (1000 in the official code). The best of 10, 30 and 100 on validation images of
-    digits: mean accuracy of a ConvNet trained on 1 and on 10 images per class only 0.924, 0.920 and 0.915 (seeds 100
-    and 101)."""
+    """Learning rate of the images (1000 in MTT's code). The best of 10, 30 and 100 on validation images of digits: mean
+    accuracy of a ConvNet trained on 1 and on 10 images per class only 0.924, 0.920 and 0.915 (seeds 100 and 101)."""
     step_lr: float = 1e-5
     """Learning rate of the step size."""
     momentum: float = 0.5
-    """Momentum of both."""
+    """Momentum of the images and of the step size."""
     augment: Literal["dsa", "none"] = "dsa"
     """One random augmentation per step, with separate parameters for each image, or none; the same for the experts."""
 
@@ -152,7 +152,7 @@ class TrajectoryMatching(Joint):
     ) -> Tensor:
         """Train the experts, then optimise the images.
 
-        Raises `InputError` if that needs more memory than is free, `NonFiniteError` on divergence.
+        Raises `InputError` if this needs more memory than is free, and `NonFiniteError` if the training diverges.
         """
         channels, height, width = start.images.shape[1:]
         self.require_memory((channels, height, width), num_classes, free_bytes(start.images.device))
@@ -190,8 +190,8 @@ class TrajectoryMatching(Joint):
     def _draw(self, rng: torch.Generator) -> tuple[int, int, int]:
         """Return an expert, the epoch it starts from, and the number of images of each class to use."""
         ends = (self.experts, self.max_start + 1, self.condensed_together)
-        expert, begin, place = (int(torch.randint(end, (1,), generator=rng)) for end in ends)
-        return expert, begin, place + 1 if self.prefixes else self.condensed_together
+        expert, begin, last = (int(torch.randint(end, (1,), generator=rng)) for end in ends)
+        return expert, begin, last + 1 if self.prefixes else self.condensed_together
 
     def _batches(self, count: int, rng: torch.Generator) -> list[Tensor]:
         """Return `steps` batches of numbers below `count`: parts of permutations, a new one when all are used."""
@@ -205,7 +205,7 @@ class TrajectoryMatching(Joint):
 
 
 def logits_with(network: nn.Module, parameters: Tensor, images: Tensor) -> Tensor:
-    """(B, C, H, W) to (B, K) by `network` with `parameters` (P,) instead of its own; differentiable in both."""
+    """Return logits (B, K) of `images` (B, C, H, W) by `network` with `parameters` (P,); differentiable in both."""
     names, own = zip(*network.named_parameters(), strict=True)
     parts = parameters.split([part.numel() for part in own])
     views = {name: part.view_as(old) for name, part, old in zip(names, parts, own, strict=True)}

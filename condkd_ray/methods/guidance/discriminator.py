@@ -1,9 +1,9 @@
 """Condensed-sample-guided inversion (Binici et al., arXiv 2408.13850): a discriminator of the teacher's features.
 
-The paper's loss is the host's loss plus, with unit weight, that of a class-conditional discriminator, which separates
-condensed from synthetic images by their penultimate features; differentiable augmentation keeps it from overfitting
-(after a published summary of the paper; there is no public code). Not known, so our choice and a field each: the form
-of the condition, the architecture, the optimiser and the losses.
+The paper adds to the loss of the host (the inversion method that is guided), with unit weight, the loss of a
+class-conditional discriminator, which separates condensed from synthetic images by their penultimate features;
+differentiable augmentation keeps it from overfitting (after a published summary of the paper; there is no public code).
+Not known, so our choice and a field each: the form of the condition, the architecture, the optimiser and the losses.
 
 Letters: B batch, D features, K classes.
 """
@@ -21,7 +21,7 @@ from condkd_ray.core.compilation import whole
 from condkd_ray.core.method import require
 from condkd_ray.core.rng import Streams
 from condkd_ray.methods.guidance.guidance import ONE_LAYER, Augmentation, Guidance, GuidanceState, Layout
-from condkd_ray.models.network import drawn
+from condkd_ray.models.network import seeded_module
 from condkd_ray.models.teacher import Teacher
 
 Condition = Literal["auxiliary", "projection", "per_class", "none"]
@@ -32,7 +32,7 @@ class FeatureDiscriminator(nn.Module):
     """Maps features (B, D) and labels (B,) to real-or-fake logits (B,), and to class logits (B, K) if `auxiliary`.
 
     `auxiliary`: a second head predicts the class. `projection`: the inner product of the hidden layer with an embedding
-    of the label is added. `per_class`: one logit per class, of which the label's is used. `none`: labels are ignored.
+    of the label is added. `per_class`: one logit per class; the logit of the label is used. `none`: labels are ignored.
     Two hidden layers; `spectral` bounds each layer's norm by 1, since there are only K x ipc real images.
     """
 
@@ -66,7 +66,10 @@ class FeatureDiscriminator(nn.Module):
             self.embedding = bounded(embedding)
 
     def forward(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
-        """(B, D), (B,) to ((B,), (B, K) or None), in float32 under autocast too, because losses use them."""
+        """Return real-or-fake logits (B,) and class logits, (B, K) or None, of features (B, D) and labels (B,).
+
+        Both are float32, under autocast too, because losses use them.
+        """
         x = self.trunk(features)
         logits = self.adversarial(x).float()
         logits = logits.squeeze(1) if logits.shape[1] == 1 else logits.gather(1, labels[:, None]).squeeze(1)
@@ -76,7 +79,7 @@ class FeatureDiscriminator(nn.Module):
 
 
 def discriminator_loss(real: Tensor, fake: Tensor, form: GanLoss = "non_saturating", smoothing: float = 0.0) -> Tensor:
-    """Discriminator's loss on its (B,) logits, a scalar.
+    """Return the discriminator's loss on its (B,) logits, a scalar.
 
     `non_saturating`: binary cross-entropy, 2 ln 2 without any information; the target of real images is 1 -
     `smoothing`. `hinge`: the distance of each logit from the margin of 1 on its own side; `smoothing` is not used.
@@ -88,12 +91,12 @@ def discriminator_loss(real: Tensor, fake: Tensor, form: GanLoss = "non_saturati
 
 
 def generator_loss(fake: Tensor, form: GanLoss = "non_saturating") -> Tensor:
-    """Loss of the generator of `fake`, (B,) logits to a scalar: -log D, or minus the logit under `hinge`."""
+    """Return the loss of the generator of `fake`, (B,) logits to a scalar: -log D, or minus the logit under `hinge`."""
     return -fake.mean() if form == "hinge" else F.softplus(-fake).mean()
 
 
 def gradient_penalty(logits: Tensor, at: Tensor) -> Tensor:
-    """R1: half the mean squared norm of the gradient of (B,) logits with respect to `at` (B, D); keeps its graph."""
+    """Return R1, half the mean squared norm of the gradient of (B,) logits with respect to `at` (B, D), with graph."""
     (gradient,) = torch.autograd.grad(logits.sum(), at, create_graph=True)
     return 0.5 * gradient.square().sum(1).mean()
 
@@ -145,11 +148,13 @@ class Discriminator(Guidance[DiscriminatorState]):
     Chosen on CIFAR-10's validation images together with the class prior of guided arms: claim `choosing_guidance` in
     `experiments/LOG.md`."""
     loss: GanLoss = "non_saturating"
+    """Adversarial losses of D and of the host: see `discriminator_loss` and `generator_loss`."""
     steps: int = 1
     """Discriminator steps per step of the host."""
     optimizer: Literal["adam", "sgd"] = "adam"
     """Adam with betas (0.5, 0.999), or SGD with momentum 0.9."""
     lr: float = 2e-3
+    """Learning rate of D."""
     hidden: int = 128
     """Units of the first hidden layer; the second has half as many."""
     adversarial_weight: float = 1.0
@@ -157,6 +162,7 @@ class Discriminator(Guidance[DiscriminatorState]):
     class_weight: float = 1.0
     """Weight of the auxiliary head's cross-entropy in both losses; used with `condition: auxiliary` only."""
     spectral_norm: bool = True
+    """If true, the weights of each layer of D are divided by an estimate of their spectral norm."""
     r1_weight: float = 0.0
     """Weight of R1, the squared gradient of D at condensed features; 0 disables it."""
     label_smoothing: float = 0.0
@@ -204,7 +210,7 @@ class Discriminator(Guidance[DiscriminatorState]):
                 condition=self.condition,
             )
 
-        network = drawn(built, "init/guide", condensed.device, rng)
+        network = seeded_module(built, "init/guide", condensed.device, rng)
         if self.optimizer == "adam":
             betas = (0.5, 0.999)
             optimizer: torch.optim.Optimizer = torch.optim.Adam(network.parameters(), self.lr, betas=betas, fused=True)
@@ -218,7 +224,7 @@ class Discriminator(Guidance[DiscriminatorState]):
         return DiscriminatorState(network, optimizer, scale)
 
     def penalty(self, state: DiscriminatorState, fake: Tensor, labels: Tensor, *, rng: torch.Generator) -> Tensor:
-        """Return the loss of fakes that D does not take for condensed images of their class."""
+        """Return the loss of the host: it is large if D classifies the fakes as synthetic."""
         return host_penalty(self, state.network, self._noisy(fake * state.scale, rng), labels)
 
     def update(
@@ -275,7 +281,7 @@ class Discriminator(Guidance[DiscriminatorState]):
 
 @whole
 def host_penalty(guidance: Discriminator, network: nn.Module, fake: Tensor, labels: Tensor) -> Tensor:
-    """Penalty in the host's loss for scaled features (B, D), a scalar."""
+    """Return the penalty in the host's loss for scaled features (B, D), a scalar."""
     logits, classes = network(fake, labels)
     loss = guidance.adversarial_weight * generator_loss(logits, guidance.loss)
     return loss if classes is None else loss + guidance.class_weight * F.cross_entropy(classes, labels)
@@ -285,7 +291,7 @@ def host_penalty(guidance: Discriminator, network: nn.Module, fake: Tensor, labe
 def discriminator_terms(
     guidance: Discriminator, network: nn.Module, both: Tensor, labels: Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """D's loss for scaled real and fake features (2B, D) of `labels` (B,), and its terms to record."""
+    """Return D's loss for scaled real, then fake features (2B, D) of `labels` (B,), and its terms to record."""
     logits, classes = network(both, labels.repeat(2))
     real_logits, fake_logits = logits.chunk(2)
     adversarial = discriminator_loss(real_logits, fake_logits, guidance.loss, guidance.label_smoothing)

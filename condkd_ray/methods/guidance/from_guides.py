@@ -28,11 +28,11 @@ class Start(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class FromGuides(Method):
-    """Share of a batch that starts at condensed images, and how it gets there. By default no image does.
+    """Share of a batch that starts at condensed images, and settings of this start. By default no image starts there.
 
-    Hosts that optimise pixels start at the condensed image plus noise. Hosts that optimise latents first invert the
-    image: they take `steps` Adam steps on the mean squared pixel distance between the generated and the condensed
-    image.
+    Hosts (guided inversion methods) that optimise pixels start at the condensed image plus noise. Hosts that optimise
+    latents first invert the image: they take `steps` Adam steps on the mean squared pixel distance between the
+    generated and the condensed image.
     """
 
     ours: ClassVar[tuple[str, ...]] = ("share", "noise", "steps", "lr")

@@ -45,7 +45,7 @@ class GaussianState(GuidanceState):
 
 @dataclass(frozen=True, kw_only=True)
 class Gaussian(Guidance[GaussianState]):
-    """Mean over classes of ||m_fake - m||^2, plus c ||S_fake - S||_F^2 / ||S||_F^2.
+    """The mean over classes of ||m_fake - m||^2, plus c ||S_fake - S||_F^2 / ||S||_F^2.
 
     m are the class means and S the covariance pooled within classes, both of the condensed images; m_fake and S_fake
     are those of a batch, the latter with its f degrees of freedom. Both squared distances are larger for a batch than
@@ -80,9 +80,9 @@ class Gaussian(Guidance[GaussianState]):
     """If true, covariances of the stages are compared too, in addition to those of `layer`."""
     unbiased: bool = False
     """If true, the amount by which a batch's distances exceed the distribution's is subtracted. Suitable for hosts
-    whose generator makes new images for each batch (`dafl`, `zskt`, `dfad`, `dfq`, `pre_dfkd`): biased distances would
-    narrow their distribution. The other hosts optimise the same images of a batch in all steps, and unbiased distances
-    would widen the distribution of these. It has an effect only together with a covariance, which keeps the fakes from
+    whose generator makes each batch anew (`dafl`, `zskt`, `dfad`, `dfq`, `pre_dfkd`), which biased distances would
+    narrow. The other hosts optimise the same images of a batch, pixels or latents, in all steps; `unbiased` would widen
+    the distribution of these images. It has an effect only together with a covariance, which keeps the fakes from
     spreading without limit."""
 
     def __post_init__(self) -> None:
@@ -101,7 +101,8 @@ class Gaussian(Guidance[GaussianState]):
     def check_use(self, teacher: Teacher, ipc: int, batch: int, host_augment: HostAugment) -> None:
         """Raise `InputError` if no covariance can be estimated.
 
-        This is so for one image per class without augmentation, and for a batch with fewer than two fakes per class.
+        This is the case for one image per class without augmentation, and for a batch with fewer than two fakes per
+        class.
         """
         if not self.matches_covariance:
             return
@@ -156,7 +157,7 @@ class Gaussian(Guidance[GaussianState]):
     def update(
         self, state: GaussianState, fake: Tensor, real: Tensor, labels: Tensor, *, rng: torch.Generator
     ) -> dict[str, Tensor]:
-        """Return the distances; there is nothing to learn."""
+        """Return the distances; the state does not change."""
         return self.distances(state, fake, labels)
 
     def distances(self, state: GaussianState, fake: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -207,9 +208,9 @@ def gaussian_class(
     known: Tensor,
     covariances: tuple[Tensor, ...],
 ) -> tuple[Tensor, Tensor]:
-    """Distances of class means and of covariances within classes, for scaled features (B, D); scalars.
+    """Return the distances of class means and of covariances within classes, for scaled features (B, D); scalars.
 
-    Summed over `layer` and each stage times its weight.
+    They are sums over `layer` and over each stage times its weight.
     """
     with torch.autocast(fake.device.type, enabled=False):
         hot = F.one_hot(labels, len(means)).to(fake.dtype)
@@ -222,11 +223,11 @@ def gaussian_class(
         freedom = freedom.clamp_min(1).to(fake.dtype)
         mean, covariance = fake.new_zeros(2).unbind()
         sides = (layout.split(found), layout.split(means), layout.split(fake - found[labels]))
-        for place, (own, target, rest) in enumerate(zip(*sides, strict=True)):
-            weight = guidance.stages_weight if place else 1.0
+        for number, (own, target, rest) in enumerate(zip(*sides, strict=True)):
+            weight = guidance.stages_weight if number else 1.0
             distance = (own - target).square().sum(1)
-            if place < len(covariances):
-                spread, wanted = rest.T @ rest / freedom, covariances[place]
+            if number < len(covariances):
+                spread, wanted = rest.T @ rest / freedom, covariances[number]
                 size = wanted.square().sum()
                 if guidance.unbiased:
                     distance = distance - enough * spread.trace() / counts.clamp_min(1)
@@ -256,21 +257,21 @@ def gaussian_marginal(
     known: Tensor,
     covariances: tuple[Tensor, ...],
 ) -> tuple[Tensor, Tensor]:
-    """Like `gaussian_class`, but compares mean and covariance of the whole batch with those of the mixture."""
+    """Return distances like `gaussian_class`, of mean and covariance of the whole batch from those of the mixture."""
     with torch.autocast(fake.device.type, enabled=False):
         # Fakes of classes without condensed images have no target.
         shares = known[labels] / known[labels].sum().clamp_min(1)
         of_class = shares @ F.one_hot(labels, len(means)).to(shares.dtype)
         mean, covariance = fake.new_zeros(2).unbind()
-        for place, (part, target) in enumerate(zip(layout.split(fake), layout.split(means), strict=True)):
-            weight = guidance.stages_weight if place else 1.0
+        for number, (part, target) in enumerate(zip(layout.split(fake), layout.split(means), strict=True)):
+            weight = guidance.stages_weight if number else 1.0
             own, wanted = shares @ part, of_class @ target
             mean = mean + weight * (own - wanted).square().sum()
-            if place < len(covariances):
+            if number < len(covariances):
                 rest, between = part - own, target - wanted
                 spread = (rest * shares[:, None]).T @ rest
                 # About its own mean, a batch of this size has this much less variance within its classes.
-                within = (1 - shares.square().sum()) * covariances[place]
+                within = (1 - shares.square().sum()) * covariances[number]
                 total = within + (between * of_class[:, None]).T @ between
                 covariance = covariance + weight * (spread - total).square().sum() / total.square().sum()
         return mean, covariance

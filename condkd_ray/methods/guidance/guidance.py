@@ -29,18 +29,20 @@ MAX_INIT_FEATURES = 4096
 """Upper limit of features from which a state is initialised: some guidances compare all pairs, and the condensed set
 can be all real images."""
 MAX_STAGES = 4
+"""Largest accepted number of stages."""
 NEGLIGIBLE = 1e-8
 """Squared distances below this share of the squared norms count as 0, because of rounding."""
 MAX_VIEWS, ENOUGH_IMAGES = 16, 256
-"""Limit of the views of each held-out image on which a guidance is evaluated; about 256 images are enough in all."""
+"""Limit of the views of each held-out image on which a guidance is evaluated; about 256 views are enough in all."""
 
 
 class Guide(Protocol):
-    """A guidance bound to its state, the condensed set and the teacher: the only part of it that an inversion uses.
+    """A guidance bound to its state, the condensed set and the teacher; an inversion uses only these members.
 
-    A host observes its augmented images once with `layers`, adds `penalty` to its loss, and calls `update` after its
-    step. `images` (B, C, H, W) are not augmented, `observation` is the teacher's of the augmented images, `labels` are
-    (B,). `observation.bn` is empty if the host reads no BN statistics.
+    The inversion method that a guide is attached to is its host. In each step, a host observes its augmented images
+    once with `layers`, adds `penalty` to its loss, and calls `update` after its step. `images` (B, C, H, W) are not
+    augmented; `observation` holds the teacher's outputs for the augmented images; `labels` are (B,). `observation.bn`
+    is empty if the host reads no BN statistics.
     """
 
     @property
@@ -53,11 +55,11 @@ class Guide(Protocol):
         ...
 
     def update(self, images: Tensor, observation: Observation, labels: Tensor) -> None:
-        """Update the guidance on a batch that the host has just made. No gradient reaches `images`."""
+        """Update the guidance on a batch that the host has just made; `images` get no gradient."""
         ...
 
     def start(self, labels: Tensor) -> Start | None:
-        """Return starting images for the first images of a batch of `labels` (B,), or None for the host's own start.
+        """Return starting images for the first images of a batch of `labels` (B,); None for the host's own start.
 
         A guide without this method counts as one that returns None.
         """
@@ -78,11 +80,12 @@ class Layout:
 
 
 ONE_LAYER = Layout()
+"""Layout of one layer and one view."""
 
 
 @dataclass(kw_only=True)
 class GuidanceState:
-    """Base of the states. `Guidance.start` measures the factors and deviations if the settings need them."""
+    """Base class of the states. `Guidance.start` measures the factors and deviations if the settings need them."""
 
     units: Tensor | None = None
     """(D,): factors that scale each layer to a spread of 1 among the condensed images; None without `stages`."""
@@ -94,14 +97,15 @@ class GuidanceState:
 class Guidance(Method, ABC, Generic[State]):
     """Contract of the guidances: a penalty on the features of synthetic images (fakes), and an update of the state.
 
-    Both get features (B, D) only; the bound guide draws, augments, observes and scales the images.
+    Penalty and update get features (B, D) only; the bound guide draws, augments, observes and scales the images.
     """
 
     uses_condensed_batches: ClassVar[bool] = True
     """True if `update` needs features of a condensed batch in each step; otherwise `update` gets an empty tensor."""
 
     weight: float = 1.0
-    """Factor of the penalty in the host's loss (lambda_FA); 0 gives the same numbers, bit for bit, as no guidance."""
+    """Factor of the penalty in the host's loss (lambda_FA); 0 gives the same numbers, bit for bit, as no guidance,
+    unless `from_guides` has a share."""
     augment: Augmentation = "host"
     """`host`: the fakes as the host augments them; the condensed images get the host's augmentation too. `dsa`: fakes
     and condensed images under DSA, for the guide only; the host's own loss does not use DSA. `condensed`: as `host`,
@@ -119,7 +123,7 @@ class Guidance(Method, ABC, Generic[State]):
     """Weight of each stage relative to `layer`; for a discriminator, the square of the factor of its features."""
     alignment: Alignment = "class"
     """`class`: within each class. `marginal`: the batch as a whole, with condensed images in the class proportions of
-    the batch's labels; with unconditional hosts, whose labels are the teacher's argmax, no image then has a target
+    the batch's labels; with hosts that use no labels, and take the teacher's argmax instead, no image then has a target
     class."""
     mixup: float = 0.0
     """Condensed features are mixed with others of their class in the batch; the share of the other is uniform between 0
@@ -167,7 +171,7 @@ class Guidance(Method, ABC, Generic[State]):
         require(self.layer not in beside, f"guidance layer with stages {self.stages}", self.layer, others)
 
     def check_use(self, teacher: Teacher, ipc: int, batch: int, host_augment: HostAugment) -> None:
-        """Raise `InputError` if `ipc` condensed images per class, as augmented, or the host's `batch` are too few."""
+        """Raise `InputError` if `ipc` augmented condensed images per class, or the host's `batch`, are too few."""
 
     @property
     def class_conditional(self) -> bool:
@@ -259,7 +263,8 @@ class Guidance(Method, ABC, Generic[State]):
     ) -> State:
         """Return `init` on the features (N, D) of each layer; several layers are scaled by their spread first.
 
-        `parts` hold `views` of all condensed images, view after view, with `labels` (N,).
+        `parts` hold `views` of all condensed images, view after view, with `labels` (N,). Raises `InputError` if the
+        settings need a `GuidanceState`, or a fifth parameter of `init`, and the class has none.
         """
         if not self.stages and not self.noise:
             return self._init(teacher, side_by_side(parts), labels, rng, Layout((), views))
@@ -283,7 +288,7 @@ class Guidance(Method, ABC, Generic[State]):
         return state
 
     def _init(self, teacher: Teacher, features: Tensor, labels: Tensor, rng: Streams, layout: Layout) -> State:
-        """Call `init`. Raises `InputError` if its class has no parameter `layout` and one is needed."""
+        """Call `init`. Raises `InputError` if a layout is needed and `init` has no parameter for it."""
         given = (teacher, features, labels, rng)
         try:
             signature(self.init).bind(*given, layout)
@@ -341,7 +346,7 @@ class Guidance(Method, ABC, Generic[State]):
         rng: Streams,
         progress: float = 0.0,
     ) -> Guide:
-        """Return the guide for one round, at `progress` of the trial (0 to 1)."""
+        """Return the guide for one round, at `progress` of the trial (0: first round, 1: last)."""
         assert condensed is not None
         learnt, held_out = self._split(condensed, teacher.num_classes)
         weight = self.weight * self.schedule.at(progress)
@@ -358,8 +363,8 @@ class Guidance(Method, ABC, Generic[State]):
             return condensed, condensed[:0]
         counts = torch.bincount(condensed.labels, minlength=num_classes)
         hot = torch.nn.functional.one_hot(condensed.labels, num_classes)
-        place = (hot.cumsum(0) * hot).sum(1)
-        learnt = place <= (counts - (counts * self.held_out).long())[condensed.labels]
+        rank = (hot.cumsum(0) * hot).sum(1)
+        learnt = rank <= (counts - (counts * self.held_out).long())[condensed.labels]
         return condensed[learnt], condensed[~learnt]
 
 
@@ -380,7 +385,7 @@ class BoundGuide:
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """The layers of the guidance."""
+        """The teacher's layers that the guidance reads."""
         return self.guidance.tapped_layers(self.teacher)
 
     def penalty(self, images: Tensor, observation: Observation, labels: Tensor) -> Tensor:
@@ -461,14 +466,14 @@ def augmented_by_dsa(images: Tensor, teacher: Teacher, rng: Streams) -> Tensor:
 
 
 def side_by_side(parts: list[Tensor]) -> Tensor:
-    """(B, D) of each layer to (B, sum of D)."""
+    """Return the features (B, D) of each layer as one tensor (B, sum of D)."""
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
 def spread(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Root mean squared distance of features (N, D) from their class mean, a scalar, by degrees of freedom.
+    """Return the root mean squared distance of features (N, D) from their class mean, by degrees of freedom; a scalar.
 
-    If no class has two different images, the distance from the overall mean; 1 if all features are equal.
+    If no class has two different images, it is the distance from the overall mean; if all features are equal, it is 1.
     """
     hot = torch.nn.functional.one_hot(labels, num_classes).to(features.dtype)
     counts = hot.sum(0)
@@ -483,7 +488,7 @@ def spread(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
 
 
 def same_class_rows(known: Tensor, wanted: Tensor, rng: torch.Generator) -> Tensor:
-    """For each label of `wanted` (B,), return a random row of `known` (N,) with that label, or any row if none."""
+    """Return for each label of `wanted` (B,) a random row of `known` (N,) with this label; any row if there is none."""
     # By binary search, because counting the labels would wait for the device.
     sorted_labels, order = known.sort(stable=True)
     first = torch.searchsorted(sorted_labels, wanted)
@@ -493,16 +498,16 @@ def same_class_rows(known: Tensor, wanted: Tensor, rng: torch.Generator) -> Tens
 
 
 class Unguided:
-    """The `Guide` of a host that runs as published: its penalty is 0 and it learns nothing."""
+    """The `Guide` of a host that runs as published: its penalty is 0, and its update does nothing."""
 
     layers: tuple[str, ...] = ()
 
     def penalty(self, images: Tensor, observation: Observation, labels: Tensor) -> Tensor:
-        """Return zero."""
+        """Return 0, a scalar."""
         return observation.logits.new_zeros(())
 
     def update(self, images: Tensor, observation: Observation, labels: Tensor) -> None:
-        """There is nothing to learn."""
+        """Do nothing."""
 
     def start(self, labels: Tensor) -> Start | None:
         """Return None: the host's own start."""
@@ -511,7 +516,7 @@ class Unguided:
 
 @dataclass(frozen=True, kw_only=True)
 class NoGuidance(Method):
-    """Null member of the family, so that no other code needs a case for "no guidance"."""
+    """No guidance: a member of the family, so that other code needs no case for it."""
 
     name: Literal["none"] = "none"
     layers: ClassVar[tuple[str, ...]] = ()
@@ -522,18 +527,18 @@ class NoGuidance(Method):
     idle: ClassVar[tuple[str, ...]] = ()
 
     def check(self, teacher: Teacher) -> None:
-        """No layers are compared."""
+        """Do nothing: no layers are compared."""
 
     def check_use(self, teacher: Teacher, ipc: int, batch: int, host_augment: HostAugment) -> None:
-        """Any number of images is enough."""
+        """Do nothing: any number of images is enough."""
 
     def start(self, teacher: Teacher, condensed: Samples | None, rng: Streams, host_augment: object = None) -> None:
-        """There is no state."""
+        """Return None: there is no state."""
 
     def bind(self, state: None, **_: object) -> Guide:
         """Return a guide without effect."""
         return Unguided()
 
     def read(self, guide: Guide) -> dict[str, float]:
-        """There are no terms."""
+        """Return no terms."""
         return {}

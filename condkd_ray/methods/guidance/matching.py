@@ -1,7 +1,7 @@
 """Guidance without a discriminator: matches the distributions of synthetic and condensed features, class by class.
 
-- Maximum mean discrepancy: PGDI matches few-shot images by the class-wise MMD of features, though the term of its
-  released code carries no gradient. Kernel, bandwidths and layer are our choice.
+- Maximum mean discrepancy: PGDI matches few-shot images by the class-wise MMD of features, although the term in the
+  released code of PGDI carries no gradient. Kernel, bandwidths and layer are our choice.
 - Mean and covariance: our choice, the simplest alternative to a discriminator.
 """
 
@@ -44,7 +44,7 @@ SHARED = (
 
 
 class Matching(Guidance[State]):
-    """Base of the guidances that compare the fakes with the latest batch of condensed features."""
+    """Base class of the guidances that compare the fakes with the latest batch of condensed features."""
 
     @abstractmethod
     def distances(self, state: State, fake: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -98,7 +98,7 @@ class Mmd(Matching[MmdState]):
 
 @whole
 def mmd(guidance: Mmd, layout: Layout, left: Side, right: Side, medians: Tensor, num_classes: int) -> Tensor:
-    """Squared MMD of `layer` plus that of each stage times its weight; a scalar."""
+    """Return the squared MMD of `layer` plus that of each stage times its weight; a scalar."""
     distance = marginal_mmd if guidance.alignment == "marginal" else class_mmd
     pairs = zip(layout.split(left[0]), layout.split(right[0]), medians.reshape(-1), strict=True)
     first, *others = [distance(x, left[1], y, right[1], num_classes=num_classes, median=m) for x, y, m in pairs]
@@ -120,8 +120,8 @@ class MomentsState(CondensedFeatures):
 class Moments(Matching[MomentsState]):
     """Mean over classes of ||m_fake - m_real||^2 + c ||S_fake - S_real||_F^2, m means and S covariances of a batch.
 
-    With one condensed image per class, the covariance is that of its augmentations. With several layers, the weighted
-    sum over layers; stages have a covariance term only with `stage_covariances`.
+    With one condensed image per class, S_real is the covariance of that image's augmentations. With several layers, the
+    weighted sum over layers; stages have a covariance term only with `stage_covariances`.
     """
 
     ours = (*SHARED, "covariance_weight", "stage_covariances")
@@ -154,7 +154,7 @@ class Moments(Matching[MomentsState]):
 
 @whole
 def moments(guidance: Moments, layout: Layout, left: Side, right: Side, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Distances of both moments, of `layer` plus each stage times its weight; scalars."""
+    """Return the distances of both moments, of `layer` plus each stage times its weight; scalars."""
     distance = marginal_moments if guidance.alignment == "marginal" else class_moments
     pairs = zip(layout.split(left[0]), layout.split(right[0]), strict=True)
     (mean, covariance), *others = [distance(x, left[1], y, right[1], num_classes=num_classes) for x, y in pairs]
@@ -166,5 +166,5 @@ def moments(guidance: Moments, layout: Layout, left: Side, right: Side, num_clas
 
 
 def unit_norm(features: Tensor) -> Tensor:
-    """Factor that scales features (N, D) to unit mean squared norm, a scalar."""
+    """Return the factor that scales features (N, D) to unit mean squared norm, a scalar."""
     return features.square().sum(1).mean().rsqrt()

@@ -1,6 +1,6 @@
 """CMI (Fang et al., IJCAI 2021, "Contrastive model inversion for data-free knowledge distillation").
 
-Losses and settings follow the authors' released code. Letters: B batch, D features, N rows of the bank.
+Losses and settings follow the released code of CMI. Letters: B batch, D features, N rows of the bank.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from condkd_ray.methods.inversion.conditional import Conditional
 from condkd_ray.methods.inversion.inversion import LossTerms, Round, StepBatch, require_bn
 from condkd_ray.methods.targets import Targets
 from condkd_ray.models.generator import Generator
-from condkd_ray.models.network import drawn
+from condkd_ray.models.network import seeded_module
 from condkd_ray.models.observation import Observation
 from condkd_ray.models.teacher import Teacher
 
@@ -69,27 +69,33 @@ class Cmi(Conditional[CmiState]):
     name: Literal["cmi"] = "cmi"
     uses_targets = "soft"
     layers: Literal["stages", "all"] = "stages"
-    """Layers whose inputs C compares. `stages`: the stages of the network, as in the official code for a ResNet-34 (4
-    stages, 512 values per image). For other teachers our choice, see `condkd_ray.models.hooks.stage_inputs`: a stage
-    that reads the image itself is left out; for networks without stages, the first BN layer at each map size. `all`:
-    every BN layer, as in the official code for all other networks; 2704 values per image for a WRN-40-2, 8512 for a
-    ResNet-34."""
+    """Layers whose inputs C compares. `stages`: the stages of the network, as in CMI's code for a ResNet-34 (4 stages,
+    512 values per image). For other teachers our choice, see `condkd_ray.models.hooks.stage_inputs`: a stage that reads
+    the image itself is left out; for networks without stages, the first BN layer at each map size. `all`: every BN
+    layer, as in CMI's code for all other networks; 2704 values per image for a WRN-40-2, 8512 for a ResNet-34."""
     steps: int = 100
-    """Adam steps per round (200 to 500 in the official scripts). Each step computes two views and compares all images
-    with all."""
+    """Adam steps per round (200 to 500 in CMI's scripts). Each step computes two views and compares all images with
+    all."""
     batch: int = 128
-    """Images per round (256 in the official scripts)."""
+    """Images per round (256 in CMI's scripts)."""
     latent: int = 256
+    """Length of the latent vectors."""
     width: int = 128
-    """Channels of the generator's first stage (128 in the official code)."""
+    """Channels of the generator's first stage (128 in CMI's code)."""
     lr: float = 1e-3
     """Learning rate of generator, latents and head."""
     bn_weight: float = 1.0
+    """Weight of the distance between the BN statistics of the images and the teacher's."""
     oh_weight: float = 1.0
+    """Weight of the class prior, the cross-entropy between the teacher's predictions and the targets."""
     oh_temperature: float = 1.0
+    """Temperature of the class prior; at 1, as published, images with certain predictions have almost no gradient."""
     adv_weight: float = 0.5
+    """Weight of the adversarial term A."""
     cr_weight: float = 0.8
+    """Weight of the contrastive term C."""
     cr_temperature: float = 0.1
+    """Temperature of C: similarities of views are divided by it."""
     head: int = 256
     """Output dimensions of the head, in which views are compared."""
     negatives: int = 4096
@@ -124,7 +130,7 @@ class Cmi(Conditional[CmiState]):
         def built() -> nn.Module:
             return nn.Sequential(nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, self.head))
 
-        head = drawn(built, "init/head", teacher.device, rng)
+        head = seeded_module(built, "init/head", teacher.device, rng)
         return CmiState(head, torch.optim.Adam(head.parameters(), self.lr, fused=True))
 
     def check_memory(self, teacher: Teacher, free: int, rounds: int) -> None:
@@ -138,7 +144,7 @@ class Cmi(Conditional[CmiState]):
         require(rows <= fitting, what, byte_size(rows * a_row), accepted)
 
     def input_mean_layers(self, teacher: Teacher) -> tuple[str, ...]:
-        """Names of the layers whose inputs are compared."""
+        """Return the names of the layers whose inputs are compared."""
         return tuple(self._inputs(teacher))
 
     def _inputs(self, teacher: Teacher) -> dict[str, int]:
@@ -150,7 +156,9 @@ class Cmi(Conditional[CmiState]):
         teacher, rng = call.teacher, call.rng
         state.round += 1
         size = (self.latent, self.width, teacher.image_shape)
-        fresh = drawn(lambda: Generator(*size, init="normal"), f"init/generator/{state.round}", teacher.device, rng)
+        fresh = seeded_module(
+            lambda: Generator(*size, init="normal"), f"init/generator/{state.round}", teacher.device, rng
+        )
         generator = state.generator_like(fresh)
         latents = call.latents(len(targets), self.latent).requires_grad_()
         made = [*generator.parameters(), latents]
@@ -207,11 +215,12 @@ def _features(observation: Observation) -> Tensor:
 
 
 def instance_discrimination(local: Tensor, whole: Tensor, count: int, temperature: float = 0.1) -> Tensor:
-    """InfoNCE of unit vectors, (B + N, D) twice, to a scalar; the first `count` = B rows are the batch, N may be 0.
+    """Return InfoNCE of two sets of unit vectors (B + N, D), a scalar; the first `count` = B rows are the batch.
 
     For each local view the loss is the cross-entropy of its inner products with all global views, divided by
-    `temperature`, where the target is its own global view. `whole`, the global side, gets no gradient. The means over
-    the batch and over the bank's rows are added, so that the batch's share does not shrink as the bank fills.
+    `temperature`, where the target is its own global view. N may be 0. `whole`, the global side, gets no gradient. The
+    means over the batch and over the bank's rows are added, so that the batch's share does not shrink as the bank
+    fills.
     """
     with torch.autocast(local.device.type, enabled=False):
         alike = local.float() @ whole.detach().float().T / temperature

@@ -1,4 +1,4 @@
-"""Base of the hosts whose generator makes images of given classes: CMI, Fast, NAYER."""
+"""Base class of the hosts whose generator makes images of given classes: CMI, Fast, NAYER."""
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +10,9 @@ from condkd_ray.models.teacher import Teacher
 
 
 class Conditional(Host[State]):
-    """Base of the hosts that match BN statistics and target classes; their generators output pixels in [0, 1].
+    """Base class of the hosts that match BN statistics and target classes; their generators output pixels in [0, 1].
 
-    It is not a dataclass: each host declares the fields used here itself, in its own order.
+    This class is not a dataclass: each host declares the fields used here itself, in its own order.
     """
 
     reads_bn = True
@@ -21,7 +21,10 @@ class Conditional(Host[State]):
     shift: float
 
     def augment(self, images: Tensor, *, teacher: Teacher, rng: torch.Generator) -> Tensor:
-        """Shift and flip the images; black moves in, as in the released code (crop in [0, 1], then normalise)."""
+        """Return the images (B, C, H, W), shifted and flipped; black moves in.
+
+        The released code of CMI, Fast and NAYER does the same: it crops [0, 1] pixels, then normalises.
+        """
         return shift_flip(images, rng=rng, share=self.shift, flip=teacher.flip_ok, black=teacher.black.to(images))
 
     def terms(self, batch: StepBatch, *, bn: Tensor, teacher: Teacher, student: nn.Module | None) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """DeepInversion (Yin et al., CVPR 2020, arXiv 1912.08795): optimises pixels to match the teacher's BN statistics.
 
-Weights and settings follow the authors' released code and its port in DataFree, the repository of CMI's authors.
+Weights and settings follow the released code of DeepInversion (a CIFAR script and an ImageNet script) and "the port":
+its port in DataFree, the repository of CMI's authors.
 """
 
 from dataclasses import dataclass
@@ -22,35 +23,39 @@ class DeepInversion(Pixelwise):
 
     Minimises over images x, for labels y: oh CE(f_T(x), y) + bn \sum_l ||BN_l(x) - BN_l|| + tv TV(x) + l2 ||x|| + adv
     (1 - clamp(JS(f_S(x), f_T(x)), 0, 1)) + guide(x, y). The gradient of JS reaches x through both networks, as in both
-    released scripts (the ImageNet script can detach the student, but does not by default) and in the DataFree port.
-    Pixels are clamped to the valid range at the start and after each step (the port: after each step). The images of
-    the step with the lowest loss are kept (the released codes keep the last ones). Jitter: one roll of the whole batch
-    per step, by up to 2 of 32 pixels (the official CIFAR code; the port: 4). The whole batch is mirrored with
-    probability 1/2, as in the official ImageNet code and the port.
+    scripts (the ImageNet script can detach the student, but does not by default) and in the port. Pixels are clamped to
+    the valid range at the start and after each step (the port: after each step). The images of the step with the lowest
+    loss are kept (the scripts and the port keep the last ones). Each step rolls the whole batch once, by up to 2 of 32
+    pixels (the CIFAR script; the port: 4), and mirrors it with probability 1/2, as in the ImageNet script and the port.
     """
 
     paper = "Yin et al., CVPR 2020"
     ours = ("steps", "batch", "oh_temperature")
     name: Literal["deep_inversion"] = "deep_inversion"
     betas: tuple[float, float] = (0.5, 0.9)  # type: ignore[assignment]
-    """Adam's betas, as in the official ImageNet code; its CIFAR code uses PyTorch's default (0.9, 0.999)."""
+    """Adam's betas, as in DeepInversion's ImageNet script; its CIFAR script uses PyTorch's default (0.9, 0.999)."""
     reads_bn = True
     steps: int = 100
-    """Adam steps per round (2000 in the official code)."""
+    """Adam steps per round (2000 in DeepInversion's code)."""
     bn_weight: float = 10.0
+    """Weight of the distance between the BN statistics of the images and the teacher's."""
     oh_weight: float = 1.0
+    """Weight of the class prior, the cross-entropy between the teacher's predictions and the targets."""
     oh_temperature: float = 1.0
+    """Temperature of the class prior; at 1, as published, images with certain predictions have almost no gradient."""
     tv_weight: float = 1e-3
+    """Weight of the total variation of the images."""
     l2_weight: float = 0.0
+    """Weight of the Euclidean norm of the whole batch of images."""
     adv_weight: float = 0.0
-    """Weight of ADI's competition term. As released: 0 for CIFAR, so that the student is not evaluated, and 0.2 for
-    ImageNet."""
+    """Weight of ADI's competition term: 0 in DeepInversion's CIFAR script, 0.2 in its ImageNet script. At 0 the student
+    is not evaluated."""
     temperature: float = 3.0
     """Temperature of the softmax in JS."""
     js_reduction: JsReduction = "batchmean"
-    """JS over the classes: a sum, as released (`batchmean`), or a mean (`mean`)."""
+    """JS over the classes: a sum, as in DeepInversion's code (`batchmean`), or a mean (`mean`)."""
     first_bn_factor: float = 1.0
-    """Factor of the first BN layer in `bn`: 1 as released for CIFAR, 10 for ImageNet."""
+    """Factor of the first BN layer in `bn`: 1 in DeepInversion's CIFAR script, 10 in its ImageNet script."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -15,11 +15,12 @@ from condkd_ray.models.teacher import Teacher
 class Dfad(Unconditional):
     """A generator of images on which the student's logits differ most from the teacher's.
 
-    Minimises -adv mean|f_S(x) - f_T(x)| + guide(x, argmax f_T(x)); distil the student with the same distance, loss
-    `l1`. The gradient reaches x through both networks, as in the released code. Departures: the released code
-    alternates five student steps, each on its own images, with one generator step; here a round has `steps` generator
-    steps and then `images_per_round` fresh images. It optionally divides its learning rates by 10 twice, and evaluates
-    the student in training mode; here the rate is constant, and the student's BN statistics come from its own training
+    Minimises -adv mean|f_S(x) - f_T(x)| + oh CE(f_T(x), y) + guide(x, y), where y is argmax f_T(x), or, with
+    `conditional`, the label that the generator gets. Use loss `l1`, the same distance, for the student. The gradient
+    reaches x through both networks, as in the released code of DFAD. Departures: DFAD's code alternates five student
+    steps, each on its own images, with one generator step; here a round has `steps` generator steps and then
+    `images_per_round` fresh images. DFAD's code optionally divides its learning rates by 10 twice, and evaluates the
+    student in training mode; here the rate is constant, and the student's BN statistics come from its own training
     batches only.
     """
 
@@ -28,17 +29,21 @@ class Dfad(Unconditional):
     name: Literal["dfad"] = "dfad"
     generator_options: ClassVar[dict[str, Any]] = {"head": "tanh_bn"}
     steps: int = 4
-    """Adam steps of the generator per round; published: one for every five of the student, of which a round has 20 by
-    default. With many more the generator diverges from a student that cannot follow."""
+    """Adam steps of the generator per round. As published: one per five student steps; a round has 20 student steps by
+    default. With many more, the student no longer learns from the images."""
     batch: int = 128
-    """Images per generator step (256 in the released code)."""
+    """Images per generator step (256 in DFAD's code)."""
     latent: int = 256
+    """Length of the latent vectors."""
     lr: float = 1e-3
+    """Learning rate of Adam for the generator."""
     adv_weight: float = 1.0
-    """Weight of the adversarial term, the only one as published; it matters relative to a guide's."""
+    """Weight of the adversarial term, the only term as published. Under Adam its ratio to the other weights matters,
+    not its size."""
     oh_weight: float = 0.0
     """Weight of a class prior towards the teacher's argmax, our choice; 0, as published, disables it."""
     oh_temperature: float = 1.0
+    """Temperature of the class prior; at 1, as published, images with certain predictions have almost no gradient."""
 
     def terms(self, batch: StepBatch, *, teacher: Teacher, student: nn.Module) -> dict[str, Tensor]:
         """Return `adv`, and `oh` if it has a weight."""

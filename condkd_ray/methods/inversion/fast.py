@@ -1,6 +1,6 @@
 """Fast (Fang et al., AAAI 2022, "Up to 100x faster data-free knowledge distillation"): a meta-learned generator.
 
-Losses, optimisers and settings follow the authors' released code.
+Losses, optimisers and settings follow the released code of Fast.
 """
 
 import copy
@@ -21,7 +21,7 @@ from condkd_ray.methods.inversion.inversion import LossTerms, Round, StepBatch, 
 from condkd_ray.methods.losses.inversion import mix_bn
 from condkd_ray.methods.targets import Targets
 from condkd_ray.models.generator import Generator
-from condkd_ray.models.network import drawn
+from condkd_ray.models.network import seeded_module
 from condkd_ray.models.teacher import Teacher
 
 
@@ -54,7 +54,7 @@ class Fast(Conditional[FastState]):
     Minimises bn \sum_l ||BN_l(x) - BN_l|| + oh CE(f_T(x), y) + adv A(f_S(x), f_T(x)) + guide(x, y). BN_l(x) is averaged
     with the statistics of earlier rounds; A is minus KL(f_T(x) || f_S(x)) if teacher and student predict the same
     class, else 0. The original generator then takes one Adam step at rate `lr * steps` (see `meta`). The images of the
-    step with the lowest loss are kept. Departure: the official code already uses A in the last round of the warm-up.
+    step with the lowest loss are kept. Departure: Fast's code already uses A in the last round of the warm-up.
     """
 
     paper = "Fang et al., AAAI 2022"
@@ -64,16 +64,24 @@ class Fast(Conditional[FastState]):
     steps: int = 10
     """Adam steps per round (k in the paper: 2, 5 or 10)."""
     batch: int = 128
-    """Images per round (256 in the official scripts)."""
+    """Images per round (256 in Fast's scripts)."""
     latent: int = 256
+    """Length of the latent vectors."""
     width: int = 128
-    """Channels of the generator's first stage (128 in the official code)."""
+    """Channels of the generator's first stage (128 in Fast's code)."""
     lr: float = 2e-3
+    """Learning rate of Adam for the clone, or for the generator if there is no clone; `meta` steps have `steps` times
+    this rate."""
     lr_latent: float = 1e-2
+    """Learning rate of Adam for the latents."""
     bn_weight: float = 10.0
+    """Weight of the distance between the BN statistics of the images and the teacher's."""
     oh_weight: float = 0.5
+    """Weight of the class prior, the cross-entropy between the teacher's predictions and the targets."""
     oh_temperature: float = 1.0
+    """Temperature of the class prior; at 1, as published, images with certain predictions have almost no gradient."""
     adv_weight: float = 1.33
+    """Weight of the adversarial term A."""
     bn_momentum: float = 0.9
     """Weight of the running BN statistics in the matched ones."""
     shift: float = 0.125
@@ -87,10 +95,10 @@ class Fast(Conditional[FastState]):
     """Factor that turns the clone's change of weights into a gradient of the original. Adam is almost invariant to
     it."""
     warm_up: int = 0  # type: ignore[assignment]
-    """First rounds that only synthesise, without A (20 in the official scripts)."""
+    """First rounds that only synthesise, without A (20 in Fast's scripts)."""
     resets: tuple[int, ...] = ()
     """Rounds at whose start the generator's first linear layer and first BN layer are drawn again. Rounds are counted
-    from 1, warm-up included. The official code resets at 140, optionally, with 20 rounds of warm-up."""
+    from 1, warm-up included. Fast's code optionally resets at 140, with 20 rounds of warm-up."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -106,7 +114,7 @@ class Fast(Conditional[FastState]):
         """Return a generator from stream `init/generator`. Raises `InputError` for a teacher without BN."""
         require_bn(teacher)
         size = (self.latent, self.width, teacher.image_shape)
-        generator = drawn(lambda: Generator(*size), "init/generator", teacher.device, rng)
+        generator = seeded_module(lambda: Generator(*size), "init/generator", teacher.device, rng)
         rate = self.lr * self.steps
         optimizer = torch.optim.Adam(generator.parameters(), rate, betas=(0.5, 0.999), fused=True)
         return FastState(generator, optimizer)
@@ -163,7 +171,7 @@ def _set_reptile_gradients(generator: nn.Module, inner: nn.Module, scale: float)
 
 
 def _reset(generator: Generator, rng: Streams, round: int) -> None:
-    """Draw the first linear and BN layer again: weights N(0, 0.02), biases 0, as in the official code.
+    """Draw the first linear and BN layer again: weights N(0, 0.02), biases 0, as in Fast's code.
 
     The optimisers keep their state.
     """

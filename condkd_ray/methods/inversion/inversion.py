@@ -1,6 +1,7 @@
-"""Base classes of the inversions: the contract, the hosts that a guide can steer, and the steps of one round.
+"""Base classes of the inversions: the contract, the hosts, and the steps of one round.
 
-Letters: B batch, C channels, H W height and width.
+A host is an inversion method that a guide is attached to: the guide's penalty is added to the host's loss. `Host` is
+the base class of the hosts of this package. Letters: B batch, C channels, H W height and width.
 """
 
 import math
@@ -34,16 +35,17 @@ TargetUse = Literal["none", "labels", "soft"]
 class Inversion(Method, ABC, Generic[State]):
     """Contract of the inversions: methods that synthesise images from a teacher.
 
-    Each step, a host computes the teacher's outputs once (`teacher.observe(self.augment(images), guide.layers,
-    bn=self.reads_bn)`), adds `guide.penalty(images, observation, labels)` to its loss, takes gradients with respect to
-    its own leaves only (`torch.autograd.grad`, so that teacher, student and guide collect none), and then calls
-    `guide.update` with detached values. `Host` implements this step.
+    An inversion is a host if a guide is attached to it. In each step, a host computes the teacher's outputs once
+    (`teacher.observe(self.augment(images), guide.layers, bn=self.reads_bn)`), adds `guide.penalty(images, observation,
+    labels)` to its loss, computes gradients with respect to its own leaves only (`torch.autograd.grad`, so that
+    teacher, student and guide collect none), and then calls `guide.update` with detached values. `Host` implements this
+    step.
     """
 
     pixel_space: ClassVar[PixelSpace]
     """Encoding of the images in stores, see `PixelSpace`."""
     uses_targets: ClassVar[TargetUse] = "labels"
-    """Part of the targets that the method uses. Unconditional methods use none."""
+    """Part of the targets that the method uses; `none` for a method that generates images without labels."""
     starts_from_images: ClassVar[bool] = False
     """True if a batch can start at images that the guide supplies (`Guide.start`): the method optimises pixels or
     latents."""
@@ -84,7 +86,7 @@ class Inversion(Method, ABC, Generic[State]):
 
     @abstractmethod
     def init(self, teacher: Teacher, rng: Streams) -> State:
-        """Return a new state on the teacher's device."""
+        """Return a new state on the teacher's device. Raises `InputError` if the teacher lacks what the loss reads."""
 
     def check_memory(self, teacher: Teacher, free: int, rounds: int) -> None:
         """Raise `InputError` if the state needs more than `free` bytes after `rounds` rounds."""
@@ -103,14 +105,15 @@ class Inversion(Method, ABC, Generic[State]):
     ) -> tuple[Samples, Metrics]:
         """Run one round: return `images_per_round` images for as many `targets`, and the means of the loss terms.
 
-        `student` is in eval mode and is not changed. Unconditional methods ignore the targets and return unlabelled
-        images. The returned samples have no logits: `trial.synthesis.settle` computes the teacher's logits for them,
-        once. Raises `NonFiniteError`, with the name of the first loss term that was NaN or infinite.
+        `student` is in eval mode and is not changed. A method that `uses_targets` `none` reads only the number of
+        targets and returns unlabelled images. The returned samples have no logits: `trial.synthesis.settle` computes
+        the teacher's logits for them, once. Raises `NonFiniteError`, with the name of the first loss term that was NaN
+        or infinite.
         """
 
 
 class BestStep:
-    """Values of the step with the lowest loss so far; the comparison stays on the device, without a host sync."""
+    """Values of the step with the lowest loss so far. The losses are compared on the device, without waiting for it."""
 
     def __init__(self) -> None:
         self._loss: Tensor | None = None
@@ -142,7 +145,7 @@ class StepBatch(NamedTuple):
 
     `images` and `augmented` are (B, C, H, W); `observation` is of the augmented images. `weight` (B,) holds the factor
     of each image in the terms that are means over images. `extra_inputs` holds what the host drew in addition, such as
-    a second view. `temperature` is that of the class prior.
+    a second view. `temperature` is the temperature of the class prior.
     """
 
     images: Tensor
@@ -181,7 +184,7 @@ class Round:
         return torch.randn(shape, generator=self.rng["latents"], device=self.rng.device)
 
     def start(self, labels: Tensor) -> Start | None:
-        """Return the guide's starting images for a batch of `labels` (B,), or None if the guide has none."""
+        """Return the guide's starting images for a batch of `labels` (B,); None if the guide has none."""
         # A guide of another package may be older than this method of the protocol.
         start = getattr(self.guide, "start", None)
         return start(labels) if start is not None else None
@@ -225,7 +228,7 @@ class Round:
 
     @property
     def observer(self) -> Observer:
-        """The teacher's observer of everything that the host and the guide read."""
+        """The teacher's observer of all layers and statistics that the host and the guide read."""
         return self.teacher.observer(self.guide.layers, self.host.reads_bn, self.host.input_mean_layers(self.teacher))
 
     def augmented(self, images: Tensor) -> Tensor:
@@ -344,9 +347,10 @@ def _in_layout_of(gradient: Tensor, leaf: Tensor) -> Tensor:
 
 
 class Host(Inversion[State]):
-    """Base of the inversions that minimise a loss; a host implements `run`.
+    """Base class of the hosts: inversions that minimise a loss, to which a guide adds its penalty.
 
-    It is not a dataclass: each host declares the fields used here itself, in its own order.
+    A host implements `run`. This class is not a dataclass: each host declares the fields used here itself, in its own
+    order.
     """
 
     pixel_space: ClassVar[PixelSpace] = "unit"
@@ -354,9 +358,9 @@ class Host(Inversion[State]):
     """True if a learning rate may be 0 because another parameter group still moves."""
     batch: int
     oh_temperature = 1.0
-    """Temperature of the class prior, CE(f_T(x) / temperature, y). At 1, as published, the cross-entropy has almost no
-    gradient once the teacher's prediction is certain; a higher temperature keeps it. Soft targets use their own
-    temperature instead."""
+    """Temperature of the class prior, CE(f_T(x) / temperature, y); our choice. At 1, as published, the cross-entropy
+    has almost no gradient once the teacher's prediction is certain; at a higher temperature it has one. Soft targets
+    use their own temperature instead."""
 
     def __post_init__(self) -> None:
         require_weights(self, "inversion")
@@ -373,17 +377,20 @@ class Host(Inversion[State]):
         return self.batch
 
     def input_mean_layers(self, teacher: Teacher) -> tuple[str, ...]:
-        """Names of the layers whose input means the loss uses: none by default."""
+        """Return the names of the layers whose input means the loss uses: none by default."""
         return ()
 
     @final
     def synthesize(self, state: State, targets: Targets, **given: Any) -> tuple[Samples, Metrics]:
-        """See `Inversion.synthesize`."""
+        """Run one round as `Inversion.synthesize` describes."""
         return self.run(state, targets, Round(self, **given))
 
     @abstractmethod
     def run(self, state: State, targets: Targets, call: Round) -> tuple[Samples, Metrics]:
-        """Run one round like `synthesize`, with all other arguments bundled in `call`."""
+        """Run one round and return images and metrics like `synthesize`, whose other arguments are in `call`.
+
+        Raises `NonFiniteError`, with the name of the first loss term that was NaN or infinite.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -396,11 +403,11 @@ class NoInversion(Inversion[None]):
 
     @property
     def images_per_round(self) -> int:
-        """Zero."""
+        """0: no images."""
         return 0
 
     def init(self, teacher: Teacher, rng: Streams) -> None:
-        """There is no state."""
+        """Return None: there is no state."""
 
     def synthesize(self, state: None, targets: Targets, *, teacher: Teacher, **_: object) -> tuple[Samples, Metrics]:
         """Return an empty batch."""

@@ -1,7 +1,7 @@
 """NAYER (Tran et al., CVPR 2024): a generator of class embeddings, with a noisy layer in place of input noise.
 
 "Noisy layer data generation for efficient and effective data-free knowledge distillation"; losses and settings follow
-the authors' released code. Letters: B batch, K classes, E embedding size, Z latent size, R images of the most frequent
+the released code of NAYER. Letters: B batch, K classes, E embedding size, Z latent size, R images of the most frequent
 class.
 """
 
@@ -22,7 +22,7 @@ from condkd_ray.methods.inversion.inversion import BestStep, LossTerms, Round, S
 from condkd_ray.methods.losses.inversion import mix_bn
 from condkd_ray.methods.targets import Targets
 from condkd_ray.models.generator import Generator
-from condkd_ray.models.network import drawn
+from condkd_ray.models.network import seeded_module
 from condkd_ray.models.teacher import Teacher
 from condkd_ray.models.weights import read_weights
 
@@ -45,10 +45,13 @@ class EmbeddingGenerator(nn.Module):
         self.norm = nn.BatchNorm1d(embedding)
         self.body = Generator(latent, width, image_shape)
 
-    def forward(self, embeddings: Tensor, noisy: NoisyLayers, labels: Tensor, places: Tensor) -> Tensor:
-        """(K, E) embeddings to (B, C, H, W): image i has class `labels[i]` and uses layer `places[i]`, both (B,)."""
+    def forward(self, embeddings: Tensor, noisy: NoisyLayers, labels: Tensor, layers: Tensor) -> Tensor:
+        """Return images (B, C, H, W) of class embeddings (K, E).
+
+        Image i has class `labels[i]` and uses noisy layer `layers[i]`, both (B,).
+        """
         latents = torch.einsum("rze,ke->rkz", noisy.weight, self.norm(embeddings)) + noisy.bias[:, None]
-        return self.body(latents[places, labels])
+        return self.body(latents[layers, labels])
 
 
 @dataclass
@@ -71,13 +74,14 @@ class Nayer(Conditional[NayerState]):
     on; the layers are trained with the generator.
 
     A round consists of `loops` inner loops, each with its own noisy layers and its own Adam; it corresponds to one
-    epoch of the official code. Each loop keeps the images of its step with the lowest loss.
+    epoch of NAYER's code. Each loop keeps the images of its step with the lowest loss.
 
-    Departures. The official embeddings are a language model's embeddings of "a image of <class>"; `embeddings` reads
-    such a file. By default fixed orthogonal vectors are drawn, which distinguish the classes without describing them.
-    The official warm-up has 10 loops per epoch, and 2 later; here every round has `loops`, so that its 20 epochs are
-    100 rounds of 2 loops. BN in the generator gets each class's embedding once (official: as often as the class occurs
-    in the batch). The official code keeps a loop's first images if an earlier loop of the same epoch had a lower loss.
+    Departures. NAYER's embeddings are a language model's embeddings of "a image of <class>"; `embeddings` reads such a
+    file. By default fixed orthogonal vectors are drawn, which distinguish the classes without describing them. NAYER's
+    warm-up has 10 loops per epoch, the later epochs have 2; here every round has `loops`, so that the 20 epochs of its
+    warm-up are 100 rounds of 2 loops. BN in the generator gets each class's embedding once (in NAYER's code: as often
+    as the class occurs in the batch). NAYER's code keeps a loop's first images if an earlier loop of the same epoch had
+    a lower loss.
     """
 
     paper = "Tran et al., CVPR 2024"
@@ -93,30 +97,36 @@ class Nayer(Conditional[NayerState]):
     steps: int = 30
     """Adam steps per loop (30 for CIFAR-10, 40 for CIFAR-100)."""
     loops: int = 1
-    """Inner loops per round (2 in the official scripts)."""
+    """Inner loops per round (2 in NAYER's scripts)."""
     batch: int = 128
-    """Images per loop (400 in the official scripts)."""
+    """Images per loop (400 in NAYER's scripts)."""
     latent: int = 1000
+    """Length of the latent vectors."""
     width: int = 128
     """Channels of the generator's first stage."""
     lr: float = 4e-3
+    """Learning rate of Adam for the generator and the noisy layers."""
     bn_weight: float = 10.0
+    """Weight of the distance between the BN statistics of the images and the teacher's."""
     oh_weight: float = 0.5
+    """Weight of the class prior, the cross-entropy between the teacher's predictions and the targets."""
     oh_temperature: float = 1.0
+    """Temperature of the class prior; at 1, as published, images with certain predictions have almost no gradient."""
     adv_weight: float = 1.33
+    """Weight of the adversarial term A."""
     bn_momentum: float = 0.9
     """Weight of the running BN statistics in the matched ones."""
     life: int = 10
-    """Rounds after which a new generator is drawn, counted from the end of the warm-up (10 epochs in the official
+    """Rounds after which a new generator is drawn, counted from the end of the warm-up (10 epochs in NAYER's
     scripts)."""
     warm_up_life: int | None = None
-    """Rounds after which a new generator is drawn during the warm-up; `life` if null. 10 official epochs of 10 loops
-    are 50 rounds of 2."""
+    """Rounds after which a new generator is drawn during the warm-up; `life` if null. 10 epochs of 10 loops, as in
+    NAYER's scripts, are 50 rounds of 2 loops."""
     shift: float = 0.125
     """Largest random shift before the teacher, as a share of the side. Images are also flipped if that keeps the
     class."""
     warm_up: int = 0  # type: ignore[assignment]
-    """First rounds that only synthesise, without A (20 epochs of 10 loops in the official scripts)."""
+    """First rounds that only synthesise, without A (20 epochs of 10 loops in NAYER's scripts)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -149,7 +159,7 @@ class Nayer(Conditional[NayerState]):
 
     def _generator(self, embeddings: Tensor, teacher: Teacher, rng: Streams, stream: str) -> EmbeddingGenerator:
         size = (embeddings.shape[1], self.latent, self.width, teacher.image_shape)
-        return drawn(lambda: EmbeddingGenerator(*size), stream, teacher.device, rng)
+        return seeded_module(lambda: EmbeddingGenerator(*size), stream, teacher.device, rng)
 
     def run(self, state: NayerState, targets: Targets, call: Round) -> tuple[Samples, Metrics]:
         """Run `loops` times `steps` steps of the generator and of noisy layers from stream `latents`."""
@@ -171,7 +181,7 @@ class Nayer(Conditional[NayerState]):
 
     def _loop(self, state: NayerState, labels: Tensor, call: Round) -> Tensor:
         """Return normalised images (B, C, H, W) of `labels` (B,), those of the step with the lowest loss."""
-        places, count = occurrences(labels, call.teacher.num_classes)
+        layers, count = occurrences(labels, call.teacher.num_classes)
         shape = (count, self.latent, state.embeddings.shape[1])
         bias = torch.zeros(shape[:2], device=call.rng.device)
         noisy = NoisyLayers(call.latents(*shape).requires_grad_(), bias.requires_grad_())
@@ -181,13 +191,13 @@ class Nayer(Conditional[NayerState]):
         last_bn = memory = state.bn_memory
 
         def make() -> Tensor:
-            return call.teacher.normalise(state.generator(state.embeddings, noisy, labels, places))
+            return call.teacher.normalise(state.generator(state.embeddings, noisy, labels, layers))
 
         def losses(batch: StepBatch) -> LossTerms:
             bn = mix_bn(batch.observation.bn, memory, self.bn_momentum)
             return LossTerms(self.terms(batch, bn=bn, teacher=call.teacher, student=adv_student))
 
-        call.start_near_guides(make, labels, noisy, places)
+        call.start_near_guides(make, labels, noisy, layers)
         for _ in range(self.steps):
             forward = call.forward(make, losses, Targets(labels))
             call.step(forward, leaves, optimizer.step, keep=True)
@@ -198,13 +208,13 @@ class Nayer(Conditional[NayerState]):
 
 
 def split_evenly(labels: Tensor, loops: int) -> list[Tensor]:
-    """Split labels (B,), in their order, into `loops` parts with each class spread evenly; no copy to the host."""
+    """Split labels (B,) into `loops` parts, in their order, with each class spread evenly; without a device sync."""
     order = labels.argsort(stable=True)
     return [labels[order[first::loops].sort().values] for first in range(loops)]
 
 
 def occurrences(labels: Tensor, num_classes: int) -> tuple[Tensor, int]:
-    """Return the number of earlier images of the same class for each label, (B,), and R. Copies R to the host."""
+    """Return the number of earlier images of the same class for each label, (B,), and R, which is copied to the CPU."""
     counts = F.one_hot(labels, num_classes).cumsum(0)
     return counts.gather(1, labels[:, None]).squeeze(1) - 1, int(counts[-1].max())
 

@@ -1,4 +1,4 @@
-"""Base of the hosts that optimise pixels: a batch of noise, Adam steps, pixels clamped to the valid range.
+"""Base class of the inversions that optimise pixels: a batch of noise, Adam steps, pixels clamped to their range.
 
 Letters: B batch, C channels, H W height and width.
 """
@@ -21,10 +21,11 @@ from condkd_ray.models.teacher import Teacher
 
 @dataclass(frozen=True, kw_only=True)
 class Pixelwise(Host[None]):
-    """Base of the hosts without a generator; a round is one batch of Gaussian noise and `steps` Adam steps on it.
+    """Base class of the hosts without a generator (see `Host`); a round optimises the pixels of one batch by Adam.
 
-    A guide can supply condensed images as the start instead (our choice). Pixels are clamped to the valid range at the
-    start and after each step; the images of the step with the lowest loss are kept.
+    A batch starts as Gaussian noise; with `guidance.from_guides`, a part of it starts at condensed images (our choice).
+    Pixels are clamped to the valid range at the start and after each step; the images of the step with the lowest loss
+    are kept.
     """
 
     uses_targets = "soft"
@@ -32,13 +33,14 @@ class Pixelwise(Host[None]):
     betas: ClassVar[tuple[float, float]]
     """Adam's betas."""
     steps: int = 100
+    """Adam steps per round."""
     batch: int = 128
     """Images per round."""
     lr: float = 0.1
-    """In units of normalised pixels; one Adam step moves a pixel by at most this."""
+    """Learning rate of Adam, in units of normalised pixels: usually the most by which one step moves a pixel."""
     shift: float = 0.0625
-    """Largest jitter as a share of the side (2 of 32 pixels, 1 of 8). Images are also flipped if that keeps the
-    class."""
+    """Largest shift as a share of the side (2 of 32 pixels, 1 of 8). The batch is rolled: pixels that leave at one edge
+    enter at the opposite one. It is also mirrored, with probability 1/2, if that keeps the class."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -51,17 +53,20 @@ class Pixelwise(Host[None]):
         """Return the scalar loss terms by name; each name has a field `<name>_weight`."""
 
     def augment(self, images: Tensor, *, teacher: Teacher, rng: torch.Generator) -> Tensor:
-        """Roll and flip the whole batch at once; the subclass documents the source."""
+        """Return the images (B, C, H, W), all rolled and mirrored alike; the subclass documents the source."""
         return roll_flip(images, rng=rng, share=self.shift, flip=teacher.flip_ok)
 
     def init(self, teacher: Teacher, rng: Streams) -> None:
-        """There is no state. Raises `InputError` if the loss reads BN and the teacher has none."""
+        """Return None: there is no state. Raises `InputError` if the loss reads BN and the teacher has none."""
         if self.reads_bn:
             require_bn(teacher)
 
     @final
     def run(self, state: None, targets: Targets, call: Round) -> tuple[Samples, Metrics]:
-        """Run `steps` Adam steps on a batch that starts as Gaussian noise, or at the guide's starting images."""
+        """Run `steps` Adam steps on one batch and return the images of the step with the lowest loss.
+
+        Raises `NonFiniteError`, with the name of the first loss term that was NaN or infinite.
+        """
         rng = call.rng
         darkest, brightest = (
             call.teacher.normalise(torch.full((1, 1, 1, 1), v, device=rng.device)) for v in (0.0, 1.0)

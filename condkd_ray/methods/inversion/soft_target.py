@@ -29,16 +29,18 @@ class SoftTarget(Pixelwise):
     name: Literal["soft_target"] = "soft_target"
     betas = (0.5, 0.99)
     steps: int = 100
-    """Adam steps per round (a re-implementation: 1000 at rate 0.1 or 1500 at rate 1e-3; ZSKD: 1500 at 1e-3)."""
+    """Adam steps per round (a public re-implementation: 1000 at rate 0.1 or 1500 at rate 1e-3; ZSKD: 1500 at 1e-3)."""
     batch: int = 128
-    """Images per round (256 or 512 in the re-implementation)."""
+    """Images per round (256 or 512 in a public re-implementation)."""
     oh_weight: float = 1.0
+    """Weight of the class prior, the cross-entropy between the teacher's predictions and the targets."""
     oh_temperature: float = 1.0
+    """Temperature of the class prior; at 1, as published, images with certain predictions have almost no gradient."""
     act_weight: float = 0.01
-    """The paper has 0.05 for LeNet-5 and 0.1 for AlexNet, but the scale of its term is not known. The gradient of the
-    cross-entropy falls with the square of tau: at tau 20 the paper's values outweigh it, and all images excite a few
-    classes. On digits, 20 steps, 12 rounds, one run each, the validation accuracy at 0, 0.01 and 0.1 was 0.38, 0.61,
-    0.05 (lenet5) and 0.78, 0.85, 0.73 (resnet-8-16)."""
+    """Weight of the mean absolute feature. The paper has 0.05 for LeNet-5 and 0.1 for AlexNet, but the scale of its
+    term is not known. The gradient of the cross-entropy falls with the square of tau: at tau 20 the paper's values
+    outweigh it, and all images excite a few classes. On digits, 20 steps, 12 rounds, one run each, the validation
+    accuracy at 0, 0.01 and 0.1 was 0.38, 0.61, 0.05 (lenet5) and 0.78, 0.85, 0.73 (resnet-8-16)."""
 
     def terms(self, batch: StepBatch, **_: object) -> dict[str, Tensor]:
         """Return `oh` and `act`."""

@@ -1,7 +1,6 @@
-"""Base of the hosts with an unconditional generator: a few generator steps, then fresh images.
+"""Base class of the hosts whose generator needs no class labels: a few generator steps, then fresh images.
 
-Optionally the generator gets a class label as well. Letters: B batch, C channels, H W height and width, N images, Z
-latent size.
+Letters: B batch, C channels, H W height and width, N images, Z latent size.
 """
 
 from abc import abstractmethod
@@ -19,7 +18,7 @@ from condkd_ray.core.samples import UNLABELLED, Samples, unseen
 from condkd_ray.methods.inversion.inversion import Host, LossTerms, Round, StepBatch, TargetUse, require_bn
 from condkd_ray.methods.targets import Targets, balanced_labels
 from condkd_ray.models.generator import Generator, LabelledGenerator
-from condkd_ray.models.network import drawn
+from condkd_ray.models.network import seeded_module
 from condkd_ray.models.teacher import Teacher
 
 
@@ -33,10 +32,13 @@ class GeneratorState:
 
 @dataclass(frozen=True, kw_only=True)
 class Unconditional(Host[GeneratorState]):
-    """Base of the hosts whose labels are the teacher's argmax. A round is `steps` generator steps, then fresh images.
+    """Base class of the hosts (see `Host`) whose generator needs no class labels; as published it gets none.
 
-    The released codes alternate generator steps and student steps. Here all student steps of a round follow all of its
-    generator steps, on images generated once: our choice. The student is evaluated in eval mode.
+    The teacher's argmax is then the class of an image; with `conditional`, the generator gets labels. A round is
+    `steps` generator steps, then fresh images. The released code of ZSKT, DFAD and PRE-DFKD, and the re-run of DFQ in
+    CDFKD-MFS, alternates generator steps and student steps; DAFL's updates both in one backward pass. Here all student
+    steps of a round follow all of its generator steps, on images generated once: our choice. The student is evaluated
+    in eval mode.
     """
 
     pixel_space = "model"
@@ -52,14 +54,16 @@ class Unconditional(Host[GeneratorState]):
     batch: int = 128
     """Images per generator step."""
     latent: int = 1000
+    """Length of the latent vectors."""
     width: int = 128
+    """Channels of the generator's first stage."""
     lr: float = 0.02
+    """Learning rate of Adam for the generator."""
     images_per_round: int = 2560  # type: ignore[assignment]
     """Fresh images generated after the steps of a round; the default is the number that the student uses in a round."""
     conditional: bool = False
-    """If true, the generator gets a class label in addition to the noise (see `LabelledGenerator`; our choice, as
-    published it does not). Class prior, guide and stored labels then use balanced labels in place of the teacher's
-    argmax."""
+    """If true, the generator gets a class label in addition to the noise (our choice; see `LabelledGenerator`). Class
+    prior, guide and stored labels then use balanced labels in place of the teacher's argmax."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -84,11 +88,11 @@ class Unconditional(Host[GeneratorState]):
         """
 
     def optional_prior(self, batch: StepBatch) -> dict[str, Tensor]:
-        """Return the class prior `oh` of hosts published without one; at weight 0 it is not computed."""
+        """Return the class prior `oh` for a host that was published without one; empty at weight 0."""
         return {"oh": batch.oh} if self.oh_weight else {}
 
     def clip_gradients(self, weights: list[nn.Parameter]) -> None:
-        """Clip the gradients of `weights` before a step; by default there is no clipping."""
+        """Clip the gradients of `weights` in place before a step; by default nothing is clipped."""
 
     @final
     def init(self, teacher: Teacher, rng: Streams) -> GeneratorState:
@@ -105,16 +109,17 @@ class Unconditional(Host[GeneratorState]):
                 return LabelledGenerator(*size, teacher.num_classes, **self.generator_options)
             return Generator(*size, **self.generator_options)
 
-        generator = drawn(built, "init/generator", teacher.device, rng)
+        generator = seeded_module(built, "init/generator", teacher.device, rng)
         optimizer = torch.optim.Adam(generator.parameters(), self.lr, betas=self.betas, fused=True)
         return GeneratorState(generator, optimizer)
 
     @final
     def run(self, state: GeneratorState, targets: Targets, call: Round) -> tuple[Samples, Metrics]:
-        """Run `steps` generator steps, then generate fresh images without labels; `targets` are not used.
+        """Run `steps` generator steps, then generate one fresh image per target.
 
-        If `conditional`, the fresh images have the labels of `targets`, and each step uses its own balanced labels from
-        stream `targets`.
+        If `conditional`, the fresh images have the labels of `targets`, and each step draws its own balanced labels
+        from stream `targets`. Otherwise the images have no labels, and only the number of `targets` is used. Raises
+        `NonFiniteError`, with the name of the first loss term that was NaN or infinite.
         """
         weights = list(state.generator.parameters())
 
@@ -146,8 +151,8 @@ class Unconditional(Host[GeneratorState]):
 def fresh_images(draw: Callable[[Tensor], Tensor], labels: Tensor, batch: int) -> Samples:
     """Return one image for each of `labels` (N,), N >= 2; a label is `UNLABELLED` if the teacher will supply the class.
 
-    `draw` generates the images for the labels it gets. It is called for parts of near-equal size, as close to `batch`
-    as that allows, since BN in the generator must never get a single image.
+    `draw` returns images (n, C, H, W) for labels (n,). It is called for near-equal parts of about `batch` labels, each
+    with at least 2, because BN in the generator cannot normalise a single image.
     """
     count = len(labels)
     parts = max(1, min(round(count / batch), count // 2))

@@ -1,1 +1,1 @@
-"""Loss functions: pure functions of tensors, differentiable in their first argument."""
+"""Losses without state. Gradients flow through all arguments unless a docstring restricts this."""

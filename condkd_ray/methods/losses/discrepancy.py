@@ -1,6 +1,6 @@
 """Distances between two labelled sets of features, per class or as a whole: MMD, moments, Frechet distance.
 
-They are computed in full precision under autocast too, since differences of bfloat16 products would be lost in
+The distances are computed in full precision under autocast too, since differences of bfloat16 products would be lost in
 rounding. Letters: N, M images, D features, K classes. Class-wise MMD is used by PGDI; the rest is our choice.
 """
 
@@ -15,7 +15,7 @@ BANDWIDTHS = (0.5, 1.0, 2.0)
 def class_mmd(
     left: Tensor, left_labels: Tensor, right: Tensor, right_labels: Tensor, *, num_classes: int, median: Tensor
 ) -> Tensor:
-    """Mean over classes present on both sides of the biased squared MMD; (N, D), (N,), (M, D), (M,) to a scalar."""
+    """Return the biased squared MMD, a scalar, averaged over common classes, of (N, D), (N,) and (M, D), (M,)."""
     with torch.autocast(left.device.type, enabled=False):
         left_hot, right_hot = (F.one_hot(x, num_classes).to(left.dtype) for x in (left_labels, right_labels))
         present = (left_hot.sum(0) > 0) & (right_hot.sum(0) > 0)
@@ -27,14 +27,14 @@ def class_mmd(
 def marginal_mmd(
     left: Tensor, left_labels: Tensor, right: Tensor, right_labels: Tensor, *, num_classes: int, median: Tensor
 ) -> Tensor:
-    """Biased squared MMD of both sides as wholes, in the left side's proportions of the common classes; a scalar."""
+    """Return the biased squared MMD of both whole sides, weighted to the left side's shares of the common classes."""
     with torch.autocast(left.device.type, enabled=False):
         a, b = left_proportions(left_labels, right_labels, num_classes, left.dtype)
         return _mmd(left, a[:, None], right, b[:, None], median)
 
 
 def _mmd(left: Tensor, a: Tensor, right: Tensor, b: Tensor, median: Tensor) -> Tensor:
-    """Sum over G groups of the squared MMD of features (N, D), (M, D), with shares a (N, G), b (M, G) in the groups."""
+    """Return the sum over G groups of the squared MMD of features (N, D), (M, D), with shares a (N, G), b (M, G)."""
 
     def mean_kernel(x: Tensor, u: Tensor, y: Tensor, v: Tensor) -> Tensor:
         squared = squared_distances(x, y)
@@ -47,7 +47,7 @@ def _mmd(left: Tensor, a: Tensor, right: Tensor, b: Tensor, median: Tensor) -> T
 def left_proportions(
     left_labels: Tensor, right_labels: Tensor, num_classes: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Weights (N,), (M,), each with sum 1, that give both sides the left side's proportions of the common classes."""
+    """Return weights (N,), (M,), each of sum 1, that give both sides the left side's shares of the common classes."""
     left_counts, right_counts = (F.one_hot(x, num_classes).sum(0) for x in (left_labels, right_labels))
     common = (left_counts * (right_counts > 0)).to(dtype)
     shares = common / common.sum().clamp_min(1)
@@ -55,12 +55,12 @@ def left_proportions(
 
 
 def squared_distances(x: Tensor, y: Tensor) -> Tensor:
-    """(N, D), (M, D) to (N, M), by the product formula, whose gradient at distance 0 is 0 (that of the root is NaN)."""
+    """Return squared distances (N, M) of rows (N, D), (M, D), by the product formula: its gradient is finite at 0."""
     return (x.square().sum(1)[:, None] + y.square().sum(1) - 2 * x @ y.T).clamp_min(0)
 
 
 def median_distance(features: Tensor) -> Tensor:
-    """Median squared distance among the (N, D) features, N >= 2: the bandwidth of `class_mmd`."""
+    """Return the median squared distance among the (N, D) features, N >= 2: the bandwidth of `class_mmd`."""
     pairs = torch.triu_indices(len(features), len(features), offset=1, device=features.device)
     return squared_distances(features, features)[pairs[0], pairs[1]].median()
 
@@ -68,7 +68,7 @@ def median_distance(features: Tensor) -> Tensor:
 def class_moments(
     left: Tensor, left_labels: Tensor, right: Tensor, right_labels: Tensor, *, num_classes: int
 ) -> tuple[Tensor, Tensor]:
-    """(squared distance of means, squared Frobenius distance of biased covariances), means over common classes.
+    """Return squared distances of class means, and of biased covariances (Frobenius), averaged over common classes.
 
     The covariances are never formed: tr(S T) of two of them is a weighted sum of squared inner products.
     """
@@ -80,7 +80,7 @@ def class_moments(
 def marginal_moments(
     left: Tensor, left_labels: Tensor, right: Tensor, right_labels: Tensor, *, num_classes: int
 ) -> tuple[Tensor, Tensor]:
-    """Like `class_moments`, for each whole side, with the left side's proportions of the common classes."""
+    """Return distances as `class_moments` does, of whole sides, in the left side's shares of the common classes."""
     with torch.autocast(left.device.type, enabled=False):
         shares = left_proportions(left_labels, right_labels, num_classes, left.dtype)
         sides = []
@@ -96,13 +96,13 @@ Centred = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def _moment_distances(left: Centred, right: Centred) -> tuple[Tensor, Tensor]:
-    """See `class_moments`; means over common groups."""
+    """Return the distances of `class_moments`, averaged over common groups."""
     (mean, rest, share, hot), (mean_, rest_, share_, hot_) = left, right
     present = (hot.sum(0) > 0) & (hot_.sum(0) > 0)
     count = present.sum().clamp_min(1)
 
     def product(x: Tensor, u: Tensor, a: Tensor, y: Tensor, v: Tensor, b: Tensor) -> Tensor:
-        """Sum over common groups of tr(S T), S of x and T of y."""
+        """Return the sum over common groups of tr(S T), where S is the covariance of x and T of y."""
         return ((a * present) @ b.T * (u[:, None] * v) * (x @ y.T).square()).sum()
 
     mean_distance = ((mean - mean_).square().sum(1) * present).sum()
@@ -121,11 +121,11 @@ def _centred(features: Tensor, labels: Tensor, num_classes: int) -> Centred:
 def class_frechet(
     left: Tensor, left_labels: Tensor, right: Tensor, right_labels: Tensor, *, num_classes: int
 ) -> Tensor:
-    """Mean over common classes of the squared Frechet distance between Gaussians with the features' moments.
+    """Return the squared Frechet distance between Gaussians with the features' moments, averaged over common classes.
 
-    That is the squared distance of means, plus tr S + tr T - 2 tr (S T)^(1/2) of the biased covariances. It is biased
-    upwards for few images, more than MMD: compare only sets of equal size. For reports: loops over classes, not meant
-    for gradients.
+    This distance is the squared distance of means, plus tr S + tr T - 2 tr (S T)^(1/2) of the biased covariances S and
+    T. It is biased upwards for few images, more than MMD: compare only sets of equal size. For reports: the function
+    loops over classes and is not meant for gradients.
     """
     with torch.autocast(left.device.type, enabled=False):
         sides = (by_class(left, left_labels, num_classes), by_class(right, right_labels, num_classes))
@@ -142,6 +142,6 @@ def _frechet(x: Tensor, y: Tensor) -> Tensor:
 
 
 def by_class(features: Tensor, labels: Tensor, num_classes: int) -> list[Tensor]:
-    """Return the rows of `features` of each class, in their order, as K tensors; the host waits once."""
+    """Return the rows of `features` of each class, in their order, as K tensors; waits once for the device."""
     order = labels.argsort(stable=True)
     return list(features[order].split(labels.bincount(minlength=num_classes).tolist()))

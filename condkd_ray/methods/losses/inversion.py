@@ -1,8 +1,8 @@
 """Loss terms of the inversions: expected properties of an image, and its adversarial difficulty for the student.
 
-Terms of images alone: class, BN statistics, entropy, activation, smoothness. Formulas follow the released codes of the
-methods named. Letters: B batch, C channels, H W height and width, K classes, D features, L BN layers, S channels of all
-of these.
+Terms of images alone: class, BN statistics, entropy, activation, smoothness. Formulas follow the released code of the
+methods that are named. Letters: B batch, C channels, H W height and width, K classes, D features, L BN layers, S
+channels of all BN layers together.
 """
 
 import math
@@ -15,10 +15,11 @@ from torch import Tensor
 from condkd_ray.methods.losses.kd import divergence
 
 JsReduction = Literal["mean", "batchmean"]
+"""Reduction of a divergence over the classes: the mean, or the sum (PyTorch's name for it is `batchmean`)."""
 
 
 def class_prior(logits: Tensor, wanted: Tensor, temperature: float = 1.0) -> Tensor:
-    """Cross-entropy of softmax(logits / temperature), (B, K) to (B,); `oh` in the official codes.
+    """Return the cross-entropy of softmax(logits / temperature), (B, K) to (B,); DAFL, CMI and Fast call it `oh`.
 
     `wanted`: classes (B,), or soft targets (B, K), probabilities at the same temperature.
     """
@@ -26,7 +27,7 @@ def class_prior(logits: Tensor, wanted: Tensor, temperature: float = 1.0) -> Ten
 
 
 def bn_distance(seen: Tensor, running: Tensor, layers: Tensor, first: float = 1.0) -> Tensor:
-    """Sum over BN layers of ||running variance - var|| + ||running mean - mean||, Euclidean norms; a scalar.
+    """Return the sum over BN layers of ||running variance - var|| + ||running mean - mean||, Euclidean norms; a scalar.
 
     `seen` and `running` (2, S): means and variances of all layers side by side; `layers` (L, S): 1 if a channel belongs
     to a layer, else 0. The first layer has the factor `first` (DeepInversion on ImageNet: 10, DFQ: 5).
@@ -45,23 +46,26 @@ def mix_bn(seen: Tensor, memory: Tensor | None, momentum: float) -> Tensor:
 
 
 def negative_entropy(logits: Tensor) -> Tensor:
-    """Sum p log10 p of the batch's mean class distribution: minimal if all classes are equally frequent (DAFL)."""
+    """Return sum p log10 p of the batch's mean class distribution, logits (B, K) to a scalar: minimal if p is uniform.
+
+    A term of DAFL (`ie`).
+    """
     mean = F.softmax(logits, dim=1).mean(0)
     return (mean * mean.clamp_min(1e-12).log()).sum() / math.log(10)
 
 
 def entropy(logits: Tensor) -> Tensor:
-    """-sum p log10 p of each image's class distribution, (B, K) to (B,): minimal if it is certain (DFQ's ICE)."""
+    """Return -sum p log10 p of each image's class distribution, (B, K) to (B,): 0 if it is certain (DFQ's ICE)."""
     return -(F.softmax(logits, dim=1) * F.log_softmax(logits, dim=1)).sum(1) / math.log(10)
 
 
 def negative_activation(features: Tensor) -> Tensor:
-    """Minus the mean absolute feature, (B, D) to a scalar: real images have large features (DAFL's `a`)."""
+    """Return minus the mean absolute feature, (B, D) to a scalar: real images have large features (DAFL's `a`)."""
     return -features.abs().mean()
 
 
 def total_variation(images: Tensor) -> Tensor:
-    """Sum of the L2 norms of the four neighbour differences over the whole batch (DeepInversion's TV_L2)."""
+    """Return the sum of the L2 norms of the four neighbour differences over the whole batch (DeepInversion's TV_L2)."""
     differences = (
         images[:, :, :, :-1] - images[:, :, :, 1:],
         images[:, :, :-1, :] - images[:, :, 1:, :],
@@ -73,10 +77,10 @@ def total_variation(images: Tensor) -> Tensor:
 
 
 def disagreement(student: Tensor, teacher: Tensor) -> Tensor:
-    """Minus KL(teacher || student) if both predict the same class, else 0; (B, K) logits to (B,).
+    """Return minus KL(teacher || student) if both predict the same class, else 0; (B, K) logits to (B,).
 
-    It makes images harder for the student, but only as long as their class stays (CMI, Fast, NAYER: `adv`).
-    Differentiable in both logits, as in the released codes of all three.
+    This term makes images harder for the student, but only as long as their class stays (CMI, Fast, NAYER: `adv`).
+    Gradients flow through both logits, as in the released code of all three.
     """
     agree = student.argmax(1) == teacher.argmax(1)
     return -(divergence(student, teacher) * agree)
@@ -85,11 +89,12 @@ def disagreement(student: Tensor, teacher: Tensor) -> Tensor:
 def jensen_shannon(
     student: Tensor, teacher: Tensor, *, temperature: float = 3.0, reduction: JsReduction = "mean"
 ) -> Tensor:
-    """Jensen-Shannon divergence of softened predictions as in PRE-DFKD's code; (B, K) logits to (B,).
+    """Return the Jensen-Shannon divergence of softened predictions as in PRE-DFKD's code; (B, K) logits to (B,).
 
     Half the sum of KL(M || P) and KL(M || Q), where P and Q are the probabilities of teacher and student and M their
-    mean, all clamped to [0.01, 0.99]. `batchmean` sums over the classes; `mean`, as released, divides that by K.
-    Differentiable in both logits: DeepInversion's released codes detach neither, PRE-DFKD's detaches the teacher's.
+    mean, all clamped to [0.01, 0.99]. `batchmean` sums over the classes; `mean`, as in PRE-DFKD's code, divides the sum
+    by K. Gradients flow through both logits: DeepInversion's scripts detach neither, PRE-DFKD's code detaches the
+    teacher's.
     """
     p, q = (F.softmax(logits.float() / temperature, dim=1) for logits in (teacher, student))
     p, q, middle = (x.clamp(0.01, 0.99) for x in (p, q, (p + q) / 2))

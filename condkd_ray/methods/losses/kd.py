@@ -1,7 +1,7 @@
 """Distillation losses between student and teacher, one value per sample.
 
 Letters: B batch, C channels, H W height and width, K classes. Formulas and defaults follow the released code of the
-methods named below.
+methods that are named.
 
 DKD's formulas are the paper's; alpha 1, beta 8 and tau 4 are the authors' released settings for CIFAR-100. Their
 cross-entropy with true labels and its warm-up of epochs are left out: a synthetic image has no true label, and the
@@ -38,11 +38,11 @@ class NetworkOutputs(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class KdLoss(Method, ABC):
-    """Base of the distillation losses: one value per sample, from the outputs of student and teacher."""
+    """Base class of the distillation losses: one value per sample, from the outputs of student and teacher."""
 
     @property
     def layer_pairs(self) -> tuple[tuple[str, str], ...]:
-        """(student layer, teacher layer) for each pair to compare; most losses use the logits only."""
+        """(student layer, teacher layer) for each pair that the loss compares; most losses compare the logits only."""
         return ()
 
     def check(self, student: nn.Module, teacher: Teacher) -> None:
@@ -54,18 +54,18 @@ class KdLoss(Method, ABC):
 
 
 def divergence(student: Tensor, teacher: Tensor) -> Tensor:
-    """KL(softmax(teacher) || softmax(student)): (B, K) logits of both to (B,)."""
+    """Return KL(softmax(teacher) || softmax(student)): (B, K) logits of both to (B,)."""
     log_student, log_teacher = F.log_softmax(student.float(), dim=1), F.log_softmax(teacher.float(), dim=1)
     return F.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(1)
 
 
 def softened(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Hinton's loss: tau^2 KL at temperature tau; the factor keeps the gradient's size. (B, K) logits to (B,)."""
+    """Return Hinton's loss, tau^2 KL at temperature tau: (B, K) logits to (B,). tau^2 keeps the gradient's size."""
     return temperature**2 * divergence(student.float() / temperature, teacher.float() / temperature)
 
 
 def logit_l1(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean absolute difference of (B, K) logits: (B,)."""
+    """Return the mean absolute difference of (B, K) logits: (B,)."""
     return (student.float() - teacher.float()).abs().mean(1)
 
 
@@ -95,7 +95,7 @@ class SoftCrossEntropy(KdLoss):
     r"""Cross-entropy with the teacher's softmax: -tau^2 \sum_k softmax(t / tau)_k log softmax(s / tau)_k.
 
     ZSKD distils its images with it; the loss of Wang's soft targets is not known and assumed to be the same. Its
-    gradient is that of Hinton's KL, but its minimum is the teacher's entropy instead of 0.
+    gradient equals the gradient of Hinton's KL, but its minimum is the teacher's entropy instead of 0.
     """
 
     paper = "Nayak et al., ICML 2019"
@@ -129,8 +129,8 @@ class Dkd(KdLoss):
     """tau^2 (alpha TCKD + beta NCKD), both KL(teacher || student) at temperature tau.
 
     TCKD compares the two probabilities (p_y, 1 - p_y) of the sample's label y, NCKD the softmaxes over the other K - 1
-    classes. Hinton's KL is TCKD + (1 - p_y of the teacher) NCKD, so that on images of which the teacher is certain the
-    other classes have almost no weight.
+    classes. Hinton's KL is TCKD + (1 - p_y of the teacher) NCKD, so that the other classes have almost no weight on
+    images that the teacher classifies with certainty.
     """
 
     paper = "Zhao et al., CVPR 2022"
@@ -159,7 +159,7 @@ class Dkd(KdLoss):
 def _parts(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Return logits of "the label or not" (B, 2), and those of the other classes (B, K - 1)."""
     index = torch.arange(logits.shape[1] - 1, device=logits.device)
-    # With a gather, because a mask needs a count on the host, and -inf in the label's place gives NaN in a KL.
+    # With a gather, because a mask needs a count on the CPU, and -inf in the label's place gives NaN in a KL.
     others = logits.gather(1, index + (index >= labels[:, None]))
     return torch.cat([logits.gather(1, labels[:, None]), others.logsumexp(1, keepdim=True)], 1), others
 
@@ -181,8 +181,8 @@ class Attention(KdLoss):
     student_layers: tuple[str, ...]
     """Names of as many student layers; each is matched with the teacher layer at the same position."""
     weight: float = 250.0
-    """ZSKT's value. Its released code divides the KL by the number of classes, so that attention has that much more
-    weight there."""
+    """Weight of the attention term: the value of ZSKT's code. That code divides the KL by the number of classes, so
+    that attention has that much more weight there."""
     temperature: float = 1.0
     """tau of the KL; must be positive."""
 
@@ -217,13 +217,13 @@ class Attention(KdLoss):
 
 
 def distance(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared difference of two layers' attention: (B, C, H, W) of each, C may differ, to (B,)."""
+    """Return the mean squared difference of two layers' attention: (B, C, H, W) of each, C may differ, to (B,)."""
     size = (min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3]))
     return (attention(student, size) - attention(teacher, size)).square().mean(1)
 
 
 def attention(activations: Tensor, size: tuple[int, int]) -> Tensor:
-    """Attention map of a layer: (B, C, H, W) to unit vectors (B, positions), over a grid of `size`."""
+    """Return the attention map of a layer: (B, C, H, W) to unit vectors (B, positions), over a grid of `size`."""
     energy = F.adaptive_avg_pool2d(activations.float().square().mean(1), size)
     return F.normalize(energy.flatten(1), dim=1)
 

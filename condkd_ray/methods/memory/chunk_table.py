@@ -1,4 +1,4 @@
-"""A table of chunks in this machine's memory, from which samples are gathered by id.
+"""A table of chunks in CPU memory, from which samples are gathered by id.
 
 A chunk holds samples of consecutive ids. It may be a view of shared memory or of a file: gathering always copies.
 Letters: N samples, M chunks.
@@ -15,10 +15,10 @@ from condkd_ray.core.device import sent
 from condkd_ray.core.samples import Encoded
 
 COMPACT = 4096
-"""Adjacent small chunks are joined up to this many samples (our choice: 12 MiB of 32x32 colour images) ..."""
+"""Largest number of samples of a joined chunk (our choice: 12 MiB of 32x32 colour images)."""
 JOIN_FROM = 16
-"""... if at least this many are adjacent, or the joined chunk would be full; samples of typical rounds are copied once
-or twice."""
+"""Least number of adjacent small chunks that are joined, unless fewer fill a chunk; samples of typical rounds are then
+copied once or twice (our choice)."""
 
 
 def columns(encoded: Encoded) -> tuple[Tensor, Tensor, Tensor]:
@@ -73,7 +73,7 @@ class ChunkTable:
     def put(self, start: int, chunk: Encoded, near: Encoded | None = None) -> None:
         """Add the chunk whose first id is `start`, or replace the chunk there.
 
-        `near`: see `DeviceRows.put`; unused by a table in this machine's memory.
+        `near`: see `DeviceRows.put`; unused by a table in CPU memory.
         """
         self._chunks[start] = Encoded(*(column.contiguous() for column in columns(chunk)))
         self._index = None
@@ -135,7 +135,7 @@ class _Index:
 
     @cached_property
     def rows(self) -> "_SpannedRows":
-        """All samples. Raises `KeyError` if there is no chunk."""
+        """The rows of all samples. Raises `KeyError` if there is no chunk."""
         if not self._chunks:
             raise KeyError("no chunk holds anything")
         return _SpannedRows(self._starts, self._chunks)
@@ -160,15 +160,15 @@ class _SpannedRows:
 
     def gather(self, which: np.ndarray, ids: np.ndarray, *, pinned: bool) -> Encoded:
         """Return copies of the rows `ids` (N,), where chunk `which[i]` holds `ids[i]`."""
-        places = torch.from_numpy(self._origins.take(which, 1) + self._steps * ids)
-        return Encoded(*(_picked(rows, place, pinned) for rows, place in zip(self._rows, places, strict=True)))
+        positions = torch.from_numpy(self._origins.take(which, 1) + self._steps * ids)
+        return Encoded(*(_picked(rows, position, pinned) for rows, position in zip(self._rows, positions, strict=True)))
 
 
-def _picked(rows: Tensor, places: Tensor, pinned: bool) -> Tensor:
+def _picked(rows: Tensor, positions: Tensor, pinned: bool) -> Tensor:
     if not pinned:
-        return rows.index_select(0, places)
-    out = torch.empty((len(places), *rows.shape[1:]), dtype=rows.dtype, pin_memory=True)
-    return torch.index_select(rows, 0, places, out=out)
+        return rows.index_select(0, positions)
+    out = torch.empty((len(positions), *rows.shape[1:]), dtype=rows.dtype, pin_memory=True)
+    return torch.index_select(rows, 0, positions, out=out)
 
 
 def _span(parts: Sequence[Tensor]) -> tuple[np.ndarray, Tensor]:

@@ -1,8 +1,8 @@
 """The samples of a trial on the device that draws them: rows of one tensor per column, independent of their chunks.
 
 A chunk is copied there once, in parallel with the device's computations. A draw is one `index_select` per column; row
-numbers are looked up by id, on the host, or on the device if the ids are there. A draw neither reads from the device
-nor waits for it, except when ids on the device may belong to samples in the host's memory. Letters: N samples, R rows.
+numbers are looked up by id, on the CPU, or on the device if the ids are there. A draw neither reads from the device nor
+waits for it, except when ids on the device may belong to samples in CPU memory. Letters: N samples, R rows.
 """
 
 from typing import NamedTuple
@@ -22,11 +22,11 @@ the old rows exist beside the new ones."""
 SHARE = 0.25
 """Default share of the trial's part of the device memory that its samples may take (our choice)."""
 NO_ROW, ON_HOST = -1, -2
-"""Row number of an id that no chunk holds, and of an id whose sample is in the host's memory."""
+"""Row number of an id that no chunk holds, and of an id whose sample is in CPU memory."""
 
 
 def quarter(total: int, part: float = 1.0) -> int:
-    """Return the default limit of samples in bytes on a device of `total` bytes, of which the trial has this `part`."""
+    """Return the default limit of samples in bytes, for a trial that has this `part` of a device of `total` bytes."""
     return int(SHARE * min(part, 1.0) * total)
 
 
@@ -45,21 +45,21 @@ def most_bytes(samples: int, limit: int) -> int:
 
 
 class _Chunk(NamedTuple):
-    """Number of samples, and the rows (R,) of the first of them; the others are in the host's memory."""
+    """Number of samples, and the rows (R,) of the first of them; the others are in CPU memory."""
 
     size: int
     rows: np.ndarray
 
 
 class DeviceRows:
-    """Does what `ChunkTable` does, with the samples on `device`.
+    """A table like `ChunkTable`, with the samples on `device`.
 
-    `limit`: bytes of samples on the device. Samples beyond it are in the host's memory, from which their rows are
-    gathered into pinned memory and sent in parallel with the device's computations. The oldest samples stay on the
-    device, and no sample ever moves (our choice): under uniform draws it does not matter which samples are where, and
-    nothing has to be copied back. The room of removed chunks is used for the next chunk.
+    `limit`: bytes of samples on the device. Samples beyond it are in CPU memory, from where their rows are gathered
+    into pinned memory and sent in parallel with the device's computations. The oldest samples stay on the device, and
+    no sample moves to or from CPU memory later (our choice): under uniform draws it does not matter which samples are
+    where, and nothing has to be copied back. The room of removed chunks is used for the next chunk.
 
-    Nothing is prefetched, because the ids are known only when they are drawn. But the host waits for no copy, and each
+    Nothing is prefetched, because the ids are known only when they are drawn. But the CPU waits for no copy, and each
     copy uses its own pinned memory: the rows of the next draw are gathered while those of the last one are being
     copied.
     """
@@ -72,13 +72,13 @@ class DeviceRows:
         self._chunks: dict[int, _Chunk] = {}
         # The row of each id so far, with spare room at the end.
         self._row_of = np.full(1, NO_ROW, np.int32)
-        # The same on the device, if it was used there since the last change.
+        # A copy of `_row_of` on the device; None if it has changed since the last draw there.
         self._device_row_of: Tensor | None = None
         self._host = ChunkTable(pinned=device.type == "cuda")
 
     @torch.no_grad()
     def put(self, start: int, chunk: Encoded, near: Encoded | None = None) -> None:
-        """Add the chunk whose first id is `start`, or replace the chunk there. It may are on the host or on the device.
+        """Add the chunk whose first id is `start`, or replace the chunk there. It may be on the CPU or on the device.
 
         `near`: the same samples on the device, if they are there too. Then only the samples beyond the limit are kept
         from `chunk`, in their present memory; without it they are copied to the device.
@@ -108,7 +108,7 @@ class DeviceRows:
             self._host.remove(start + len(rows))
 
     def compact(self) -> None:
-        """There is nothing to do: the duration of a draw does not depend on the number of chunks."""
+        """Do nothing: the duration of a draw does not depend on the number of chunks."""
 
     def spans(self) -> list[tuple[int, int]]:
         """Return (first id, number of samples) of each chunk, in order."""
@@ -132,14 +132,14 @@ class DeviceRows:
         """Return copies on the device of the samples `ids` (N,), in that order.
 
         Raises `KeyError` for an id that no chunk holds. For ids on the device it does so only if samples are beyond the
-        limit, since only then the host reads these ids and waits for them.
+        limit, since only then the CPU reads these ids and waits for them.
         """
         if ids.device.type != "cpu" and not self._host.spans():
             return self._picked(self._device_rows(ids))
         wanted = ids.cpu().numpy()
         rows = self._locate(wanted)
         on_host = np.flatnonzero(rows == ON_HOST)
-        # Any valid row in their place; it is overwritten.
+        # Any valid row stands in for them; `_overwrite` replaces it.
         rows[on_host] = 0
         found = self._picked(sent(torch.from_numpy(rows), self._device))
         if len(on_host):
@@ -160,15 +160,15 @@ class DeviceRows:
         return self._device_row_of.index_select(0, ids)
 
     def _overwrite(self, found: Encoded, at: np.ndarray, ids: Tensor) -> None:
-        """Write the samples `ids`, which are on the host, to these positions of `found`."""
+        """Write the samples `ids`, which are in CPU memory, to these positions of `found`."""
         with self._copies.copying(after_all=False):
-            places = sent(torch.from_numpy(at), self._device)
+            positions = sent(torch.from_numpy(at), self._device)
             parts = moved(self._host.gather(ids), self._device)
         self._copies.awaited()
-        for made in (places, *columns(parts)):
+        for made in (positions, *columns(parts)):
             self._copies.keep_until_used(made)
         for column, part in zip(columns(found), columns(parts), strict=True):
-            column.index_copy_(0, places, part)
+            column.index_copy_(0, positions, part)
 
     def _locate(self, ids: np.ndarray) -> np.ndarray:
         """Return the row of each of `ids` (N,) int64, or `ON_HOST`. Raises `KeyError` for an id that no chunk holds."""
@@ -215,11 +215,11 @@ class DeviceRows:
         """Copy a chunk into these rows (R,)."""
         assert self._columns is not None
         with self._copies.copying(after_all=True):
-            places = sent(torch.from_numpy(rows), self._device)
+            targets = sent(torch.from_numpy(rows), self._device)
             for column, part in zip(columns(self._columns), columns(chunk), strict=True):
                 self._copies.keep_until_copied(column)
                 self._copies.keep_until_copied(part)
-                column.index_copy_(0, places, sent(part, self._device))
+                column.index_copy_(0, targets, sent(part, self._device))
 
 
 Rows = ChunkTable | DeviceRows

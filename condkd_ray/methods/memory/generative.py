@@ -1,6 +1,6 @@
 """PRE-DFKD's generative memory (Binici et al., AAAI 2022, arXiv 2201.03019): replays a VAE's samples, stores no images.
 
-Networks, losses, rates and shares follow the authors' released code. Letters: B batch, C channels, H W height and
+Networks, losses, rates and shares follow the released code of PRE-DFKD. Letters: B batch, C channels, H W height and
 width, K classes, Z latent size.
 """
 
@@ -20,7 +20,7 @@ from condkd_ray.methods.losses.inversion import class_prior, negative_entropy
 from condkd_ray.methods.memory.memory import Draw, IdQueue, ReplayMemory, gathered, interleaved
 from condkd_ray.methods.memory.store import Store
 from condkd_ray.models.generator import SMALLEST, vae
-from condkd_ray.models.network import drawn
+from condkd_ray.models.network import seeded_module
 from condkd_ray.models.teacher import Teacher
 
 
@@ -43,8 +43,8 @@ class Generative(ReplayMemory[GenerativeState]):
     I) and takes one Adam step on ie \sum_c p_c log10 p_c + oh CE(f_T(x), argmax f_T(x)) + the distance of the latents'
     batch moments from 0 and 1, so that all classes are recalled.
 
-    Departure: the VAE's steps are taken when a round's images arrive; the official code takes one in each of the first
-    4 of every 10 student steps, on the images of the same step. All draws come from stream `replay`.
+    Departure: the VAE's steps are taken when a round's images arrive; PRE-DFKD's code takes one in each of the first 4
+    of every 10 student steps, on the images of the same step. All draws come from stream `replay`.
     """
 
     paper = "Binici et al., AAAI 2022"
@@ -52,31 +52,34 @@ class Generative(ReplayMemory[GenerativeState]):
     reads_logits = False
     name: Literal["generative"] = "generative"
     steps: int = 8
-    """VAE steps per round: 4 for every 10 student steps, of which a round has 20 by default."""
+    """VAE steps per round: 4 per 10 student steps, as in PRE-DFKD's code; a round has 20 student steps by default."""
     batch: int = 64
-    """Fresh images per VAE step, half of a student batch as in the official code (512 of 1024); drawn with
+    """Fresh images per VAE step, half of a student batch as in PRE-DFKD's code (512 of 1024); drawn with
     replacement."""
     replay: float = 0.25
     """Recalled images per fresh image in a VAE step (128 for 512), from the second round on."""
     share: float = 1 / 9
     """Share of each draw that is recalled."""
     latent: int = 128
-    """Latent size (1000 in the official code)."""
+    """Length of the VAE's latents (1000 in PRE-DFKD's code)."""
     width: int = 64
-    """Channels of the decoder's first stage (128 in the official code)."""
+    """Channels of the decoder's first stage (128 in PRE-DFKD's code)."""
     lr: float = 5e-4
     """Learning rate of Adam for encoder and decoder."""
     lr_recall: float = 0.02
     """Learning rate of the one Adam step of recalled latents."""
     statistics: Literal["batch", "running"] = "batch"
-    """Statistics of the decoder's BN layers in recall: those of the recalled batch, or running ones as in the official
+    """Statistics of the decoder's BN layers in recall: those of the recalled batch, or running ones as in PRE-DFKD's
     code. Running statistics are of encoded images; if the codes are not distributed as N(0, I), all recalled images
     look alike (`experiments/LOG.md`)."""
     logits_weight: float = 1.0
     """Weight of the logit reconstruction; 0 is the paper's ablation."""
     kl_weight: float = 1e-5
+    """Weight of the KL divergence between the latents and a standard normal distribution."""
     ie_weight: float = 5.0
+    """Weight, for recalled latents, of the negative entropy of the mean class distribution of their images."""
     oh_weight: float = 1.0
+    """Weight, for recalled latents, of the cross-entropy between predictions of their images and the argmax."""
 
     def __post_init__(self) -> None:
         for what, least in {"steps": 1, "batch": 2, "latent": 1, "width": 2}.items():
@@ -96,7 +99,7 @@ class Generative(ReplayMemory[GenerativeState]):
         accepted = f"{SMALLEST} or more; or another memory: latest, growing, reservoir, bank"
         require(side >= SMALLEST, "shortest side of images for memory generative", side, accepted)
         size = (self.latent, self.width, teacher.image_shape)
-        encoder, decoder = drawn(lambda: nn.ModuleList(vae(*size)), "init/replay", teacher.device, rng)
+        encoder, decoder = seeded_module(lambda: nn.ModuleList(vae(*size)), "init/replay", teacher.device, rng)
         optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], self.lr, fused=True)
         return GenerativeState(encoder, decoder, optimizer, IdQueue())
 
@@ -134,14 +137,14 @@ class Generative(ReplayMemory[GenerativeState]):
         return interleaved(fresh, Draw(old, torch.full((recalled,), -1), torch.ones(recalled, device=teacher.device)))
 
     def live(self, state: GenerativeState) -> Tensor:
-        """The latest round's ids."""
+        """Return the latest round's ids."""
         return state.fresh.ids
 
     def held_bytes(self, state: GenerativeState) -> int:
         """Return the bytes of encoder and decoder (parameters and buffers) and of Adam's state.
 
-        The next round needs all of it. Published sizes of PRE-DFKD's memory count the networks alone, about a
-        third of this.
+        The next round needs all of these bytes. Published sizes of PRE-DFKD's memory count the networks alone, about a
+        third.
         """
         moments = [tensor for entry in state.optimizer.state.values() for tensor in entry.values()]
         held = [*state.encoder.state_dict().values(), *state.decoder.state_dict().values(), *moments]
@@ -153,7 +156,7 @@ class Generative(ReplayMemory[GenerativeState]):
         return recall_loss(logits, latents, ie_weight=self.ie_weight, oh_weight=self.oh_weight)
 
     def decode(self, state: GenerativeState, latents: Tensor) -> Tensor:
-        """Latents (B, Z) to images (B, C, H, W); the decoder's buffers are not changed."""
+        """Return the images (B, C, H, W) of latents (B, Z); the decoder's buffers are not changed."""
         if self.statistics == "running":
             return state.decoder.eval()(latents)
         buffers = {name: buffer.clone() for name, buffer in state.decoder.named_buffers()}
@@ -190,20 +193,23 @@ class Generative(ReplayMemory[GenerativeState]):
 
 
 def divergence(mean: Tensor, log_var: Tensor) -> Tensor:
-    """KL(N(mean, exp log_var) || N(0, I)), (B, Z) and (B, Z): summed over the latent, averaged over the batch."""
+    """Return KL(N(mean, exp log_var) || N(0, I)) of two (B, Z): the sum over the latent, the mean over the batch."""
     return -0.5 * (1 + log_var - mean.square() - log_var.exp()).sum(1).mean()
 
 
 def off_normal(latents: Tensor) -> Tensor:
-    """Distance of the (B, Z) latents' moments from 0 and 1: MSE of the batch's variances plus MSE of its means.
+    """Return the distance of the moments of latents (B, Z) from 0 and 1: MSE of the variances plus MSE of the means.
 
-    The variance is unbiased, as in the released code. For a single latent, which has no unbiased variance, it is the
+    The variance is unbiased, as in PRE-DFKD's code. For a single latent, which has no unbiased variance, it is the
     biased one, 0 (our choice).
     """
     return (latents.var(0, correction=min(1, len(latents) - 1)) - 1).square().mean() + latents.mean(0).square().mean()
 
 
 def recall_loss(logits: Tensor, latents: Tensor, *, ie_weight: float, oh_weight: float) -> Tensor:
-    """Loss of latents (B, Z) whose images have these logits (B, K): classes balanced, each certain, latents normal."""
+    """Return the loss of latents (B, Z) whose images have these logits (B, K).
+
+    It is low if the classes are balanced, each prediction is certain, and the latents are normal.
+    """
     oh = class_prior(logits, logits.argmax(1)).mean()
     return ie_weight * negative_entropy(logits) + oh_weight * oh + off_normal(latents)

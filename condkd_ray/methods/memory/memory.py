@@ -1,7 +1,7 @@
-"""Contract of the replay memories, which decide which samples are kept and drawn, and memories that use no logits.
+"""Contract of the replay memories, policies of keeping and drawing samples; and the memories that use no logits.
 
-A memory's state holds ids and counters, never images. The memories here keep everything, a random sample, the latest
-round, or a bank.
+A memory's state holds ids and numbers (in `generative` also networks), never images. The memories here keep everything,
+a random sample, the latest round, or a bank.
 
 - The reservoir is an alternative to MB-DFKD's first-in-first-out bank (our choice). A bank spans its latest entries
   only; in a reservoir the first round counts as much as the last.
@@ -30,8 +30,8 @@ State = TypeVar("State")
 class Draw(NamedTuple):
     """Drawn samples, their ids (n,) and importance weights (n,).
 
-    An id is -1 if the sample is in no store; weights are ones if all samples count the same. Ids are on
-    the CPU, or on the device if the draw depends on the student's outputs.
+    An id is -1 if the sample is in no store; the weights are ones if all samples have the same weight. The ids lie
+    where they were drawn: on the CPU, or on the device if the draw depends on the student's outputs.
     """
 
     samples: Samples
@@ -82,8 +82,8 @@ def gathered(store: Store, ids: Tensor) -> Draw:
 
 def interleaved(fresh: Draw, replayed: Draw) -> Draw:
     """Return both draws evenly mixed, so that the first part of the batch has about the same share of each."""
-    places = [(torch.arange(len(part.ids)) + 0.5) / max(len(part.ids), 1) for part in (fresh, replayed)]
-    order = torch.cat(places).argsort(stable=True)
+    positions = [(torch.arange(len(part.ids)) + 0.5) / max(len(part.ids), 1) for part in (fresh, replayed)]
+    order = torch.cat(positions).argsort(stable=True)
     device = replayed.samples.labels.device
     samples = cat([fresh.samples, replayed.samples])
     weights = torch.cat([fresh.weights, replayed.weights])
@@ -92,7 +92,7 @@ def interleaved(fresh: Draw, replayed: Draw) -> Draw:
 
 
 def no_ids() -> Tensor:
-    """(0,) int64."""
+    """Return an empty vector of ids, (0,) int64."""
     return torch.empty(0, dtype=torch.int64)
 
 
@@ -105,7 +105,7 @@ class IdQueue:
     cursor: int = 0
 
     def take(self, count: int, rng: Streams) -> Tensor:
-        """Return the next `count` ids; if too few are left, it continues with the next random order."""
+        """Return the next `count` ids; if too few are left, ids of the next random order follow."""
         assert len(self.ids), "taken from before any samples were added"
         parts = [self.ids[:0]]
         while count > 0:
@@ -130,7 +130,7 @@ KeptState = TypeVar("KeptState", bound=KeptIds)
 
 
 class Uniform(ReplayMemory[KeptState]):
-    """Base of the memories that draw uniformly, with replacement, from all samples they keep."""
+    """Base class of the memories that draw uniformly, with replacement, from all samples they keep."""
 
     def draw(self, state: KeptState, store: Store, count: int, *, teacher: Teacher, rng: Streams) -> Draw:
         """Draw uniformly, with replacement."""
@@ -138,7 +138,7 @@ class Uniform(ReplayMemory[KeptState]):
         return gathered(store, state.ids[rows])
 
     def live(self, state: KeptState) -> Tensor:
-        """All kept ids."""
+        """Return all kept ids."""
         return state.ids
 
 
@@ -211,7 +211,7 @@ class Reservoir(Uniform[ReservoirState]):
 
 @dataclass(frozen=True, kw_only=True)
 class Latest(ReplayMemory[IdQueue]):
-    """The latest round only, for adversarial hosts such as DAFL: student steps get fresh images while they last."""
+    """The latest round only, for inversions such as DAFL, whose rounds make enough images for all student steps."""
 
     reads_logits = False
     name: Literal["latest"] = "latest"
@@ -228,11 +228,11 @@ class Latest(ReplayMemory[IdQueue]):
         return {}
 
     def draw(self, state: IdQueue, store: Store, count: int, *, teacher: Teacher, rng: Streams) -> Draw:
-        """Return the next samples, disjoint from those before."""
+        """Return the next samples, disjoint from the previous ones until all of the round were drawn."""
         return gathered(store, state.take(count, rng))
 
     def live(self, state: IdQueue) -> Tensor:
-        """The latest round's ids."""
+        """Return the latest round's ids."""
         return state.ids
 
 
@@ -249,8 +249,8 @@ class BankState:
 class Bank(ReplayMemory[BankState]):
     """A ring of entries; each draw takes `share` of its samples from one random entry, the others are fresh.
 
-    Departure: an entry is made of the first images of a round when they arrive; LRA makes it after the student's steps,
-    of the epoch's last batch.
+    Departure: an entry is made of the first images of a round when they are stored; the re-run by LRA's authors makes
+    it after the student's steps, of the epoch's last batch.
     """
 
     paper = "Binici et al., WACV 2022"
@@ -293,5 +293,5 @@ class Bank(ReplayMemory[BankState]):
         return interleaved(gathered(store, state.fresh.take(count - replayed, rng)), gathered(store, old))
 
     def live(self, state: BankState) -> Tensor:
-        """Fresh ids and those of all entries."""
+        """Return the fresh ids and the ids of all entries."""
         return torch.cat([state.fresh.ids, *state.entries]).unique()

@@ -27,7 +27,7 @@ from condkd_ray.models.teacher import Teacher
 class PrioritizedState:
     """Ids kept, oldest first, with the delta and the last importance weight of each, float64; all (N,), on the device.
 
-    They are read and written on the device, so the host does not wait.
+    A draw reads and writes them on the device, so the CPU does not wait.
     """
 
     ids: Tensor
@@ -60,7 +60,7 @@ class Prioritized(ReplayMemory[PrioritizedState]):
     """Exponent of the correction: 0 corrects nothing, 1 the whole bias. The usual start value of prioritised replay,
     constant here."""
     eps: float = 1e-6
-    """Mass of a sample without divergence."""
+    """Constant that is added to each delta, so that samples without divergence are drawn too."""
     divide_by: Literal["mean", "largest", "largest_held"] = "mean"
     """Divisor of a draw's weights: their mean, which keeps the length of the student's steps; their largest, as in
     prioritised replay, or the largest of all in the memory, which both shorten the steps. The mean was chosen on
@@ -124,7 +124,7 @@ class Prioritized(ReplayMemory[PrioritizedState]):
         return Draw(store.gather(ids), ids, weights.float())
 
     def live(self, state: PrioritizedState) -> Tensor:
-        """All kept ids."""
+        """Return all kept ids."""
         return state.ids
 
     def feedback(self, state: PrioritizedState, ids: Tensor, priority: Tensor) -> None:

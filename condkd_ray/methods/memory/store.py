@@ -180,7 +180,7 @@ class LiveIds:
         return bool(self._live[start : start + count].any())
 
     def restore(self, num_ids: int, live: Tensor) -> None:
-        """Restore the state of a checkpoint: `num_ids` given out, of which exactly `live` are live."""
+        """Restore the state of a checkpoint: `num_ids` ids were given out, and exactly the ids `live` are live."""
         self._resize(num_ids)
         self._live[:] = False
         self._live[live.cpu()] = True
@@ -196,10 +196,10 @@ class LiveIds:
 
 
 class Store(ABC):
-    """Append-only rows with running ids, in chunks. Images come back as they were encoded: from uint8 or float16.
+    """Append-only rows with running ids, in chunks. Images are returned as they were encoded: from uint8 or float16.
 
-    Logits (float16) come back if the codec has them and the samples had them, otherwise as (B, 0). Subclasses decide
-    where the chunks are; all of them read from a table of chunks and keep account of the live ids.
+    Logits (float16) are returned if the codec and the samples have them, otherwise as (B, 0). Subclasses decide where
+    the chunks are; each reads from a table of chunks and records which ids are live.
 
     `device_limit`: bytes of samples on a GPU, see `rows_on`.
     """
@@ -242,9 +242,9 @@ class Store(ABC):
     def gather(self, ids: Tensor) -> Samples:
         """Return decoded copies of the samples `ids` (B,), in that order, on the device.
 
-        `ids` on the CPU are looked up there; raises `KeyError` for an unknown id. Those on the device are looked up on
-        it, without the host waiting, unless some samples are beyond the store's `device_limit`; an unknown id is then
-        an error of the device.
+        `ids` on the CPU are looked up there; raises `KeyError` for an unknown id. Those on the device are looked up
+        there, without a wait of the CPU, unless some samples are beyond the store's `device_limit`; an unknown id is
+        then an error of the device.
         """
         return self.codec.decode(self._table.gather(ids))
 

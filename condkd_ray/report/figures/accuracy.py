@@ -20,12 +20,14 @@ from condkd_ray.report.statistics import ACCURACY, groups, tested
 from condkd_ray.report.tables import teachers
 
 _DODGE = 0.02
-"""Distance of neighbouring curves as a share of the axis, so that their error bars do not overlap; less for many."""
+"""Largest shift between neighbouring curves, as a share of the axis, so that their error bars do not overlap."""
 _MARGIN = 0.06
-"""Share of the axis left free beyond the smallest and the largest IPC, at least."""
+"""Smallest share of the axis left free beyond the smallest and the largest IPC."""
 _BREAK = 0.8
-"""References this many times the height of the data, or more, above the data are drawn beyond a break of the axis. In
-the figure with a row per arm, `real` is then only given as a number."""
+"""References are drawn beyond a break of the axis if they are more than this many heights of the data above the data.
+
+In the figure with a row per arm, `real` is then only given as a number.
+"""
 
 
 Found = Mapping[tuple[str, int], np.ndarray]
@@ -34,7 +36,7 @@ Found = Mapping[tuple[str, int], np.ndarray]
 
 @dataclass(frozen=True)
 class _Level:
-    """A horizontal line: the accuracy, in percent, of an arm without condensed images or of the teacher."""
+    """A horizontal line at the accuracy, in percent, of an arm without condensed images or of the teacher."""
 
     label: str
     color: str
@@ -42,7 +44,7 @@ class _Level:
     mean: float
     std: float
     reference: bool
-    """True if the line may be drawn beyond a break of the axis. False for `none`, with which the arms are compared."""
+    """True if the line may be drawn beyond a break of the axis; False for `none`, with which the arms are compared."""
 
     @property
     def ends(self) -> list[float]:
@@ -159,7 +161,7 @@ def _padded(values: Sequence[float], share: float = 0.06, least: float = 0.12) -
 
 
 def _dodge(curves: int) -> float:
-    """Return the distance between neighbours of so many curves, as a share of the axis."""
+    """Return the shift between neighbours among `curves` curves, as a share of the axis."""
     return min(_DODGE, 0.8 / max(curves, 1))
 
 

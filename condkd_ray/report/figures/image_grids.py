@@ -12,11 +12,13 @@ from condkd_ray.core.records import ALL_REAL, Record, condensed_path, grid_path
 from condkd_ray.core.storage import atomic_write
 
 _GUTTER = 2
+"""Pixels between two images of a grid."""
 _VISIBLE = 48
-"""Images are magnified by an integer factor so that their shorter side has about this many pixels."""
+"""Pixels of an image's shorter side in a grid, about: the factor of magnification is an integer."""
 _PAPER = 255
+"""Grey value of the empty pixels."""
 _HEAD, _GAP, _MARGIN = 32, 24, 3
-"""Pixels above a grid, between two grids, and before a caption."""
+"""Pixels above a grid for its caption, between two grids, and before a caption."""
 _LETTERS = 22
 """Font size of the captions in pixels; large, because TensorBoard shows pictures at less than half their size."""
 
@@ -51,10 +53,10 @@ def _tile(pixels: np.ndarray, columns: int) -> np.ndarray:
 
 
 def captioned(out: Path, record: Record) -> list[tuple[str, Path]]:
-    """Return captions and files of the trial's existing grids: first condensed images, then synthetic ones.
+    """Return captions and files of the existing grids of a trial: first condensed images, then synthetic ones.
 
-    If the condensed set is all real images, its grid is shown only in trials without synthetic images, because it
-    guides no inversion.
+    If the condensed set consists of all real images, its grid is included only for trials without synthetic images,
+    because such a set guides no inversion.
     """
     own, real = grid_path(out, record.config_hash), record.condensation == ALL_REAL
     # Without an inversion, the trial's own grid shows the images that it was given.

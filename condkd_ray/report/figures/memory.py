@@ -1,4 +1,4 @@
-"""Histograms of the memories at the end: classes and the teacher's confidence in the images held."""
+"""Figure of the memories at the end: histograms of the classes of the images, and of the teacher's confidence."""
 
 from collections.abc import Sequence
 
@@ -13,11 +13,11 @@ from condkd_ray.report.figures import style
 _ROW, _FOOT, _HEAD = 0.72, 0.85, 0.3
 """Heights of a row, of the caption and of the titles, in inches."""
 _WHISKERS = 25
-"""Error bars are drawn up to this number of bars; more of them would overlap."""
+"""Largest number of bars with error bars; more of them would overlap."""
 
 
 def held_figure(records: Sequence[Record], styles: style.ArmStyles) -> Figure | None:
-    """Draw a row per arm, at the largest IPC or without condensed images; None if no memory held any image."""
+    """Return a figure with a row per arm, at the largest IPC or without condensed images; None without any images."""
     largest, at = style.largest_ipc(records)
     found = style.at_ipc([record for record in records if record.outcome.held], largest)
     if not found:
@@ -59,7 +59,10 @@ def _bars(axes: Axes, shares: np.ndarray, color: str) -> None:
 
 
 def _label(row: Sequence[Axes], arm: str, shares: Sequence[np.ndarray], color: str) -> None:
-    """Write the arm's name and, per histogram, a statistic of single seeds: means over seeds hide uneven classes."""
+    """Write the arm's name and, per histogram, a statistic that is computed for each seed and then averaged.
+
+    The mean histogram over the seeds would hide uneven classes of single seeds.
+    """
     left, right = row
     classes, confidence = shares
     even = 100 / classes.shape[1]

@@ -21,13 +21,16 @@ _PANELS = {
 }
 _AS_REAL = ("diagnosis/diversity", "diagnosis/nearest_guide")
 _LEGEND_COLUMNS, _ROOM = 4, 120
-"""Columns of the legend, at most, and letters that fit into one of its rows; a line sample takes ten letters."""
+"""Largest number of columns of the legend, and of letters in one of its rows; a line sample takes ten letters."""
 _MOST_BANDS = 6
-"""Bands are drawn up to this number of arms; more of them would hide one another."""
+"""Largest number of arms with bands; more of them would hide one another."""
 
 
 def curves_figure(records: Sequence[Record], styles: style.ArmStyles) -> Figure | None:
-    """Draw the test accuracy of the arms at the largest IPC or without condensed images; None if never measured."""
+    """Return a figure of the test accuracy of arms by round, at the largest IPC or without condensed images.
+
+    None if no round of them was measured.
+    """
     largest, at = style.largest_ipc(records)
     arms = style.at_ipc(records, largest)
     shown = _by_arm(arms, ACCURACY)
@@ -43,7 +46,7 @@ def curves_figure(records: Sequence[Record], styles: style.ArmStyles) -> Figure 
 
 
 def diagnosis_figure(records: Sequence[Record], styles: style.ArmStyles) -> Figure | None:
-    """Draw a panel per metric of the diagnosis, for the same arms; None if no metric was recorded."""
+    """Return a figure with a panel per metric of the diagnosis, for the same arms; None if no metric was recorded."""
     largest, at = style.largest_ipc(records)
     trials = style.at_ipc(records, largest)
     kept = {metric: curves for metric in _PANELS if (curves := _by_arm(trials, metric))}
@@ -78,7 +81,7 @@ def _over_seeds(counts: set[int], arms: int) -> str:
 
 
 def _by_arm(trials: Mapping[str, Sequence[Record]], metric: str) -> dict[str, tuple[list[int], np.ndarray]]:
-    """Return, by arm, the rounds measured by all seeds that have the metric, and its values (seeds, rounds)."""
+    """Return, by arm, the rounds in which all seeds with the metric measured it, and the values (seeds, rounds)."""
     found = {}
     for arm, members in trials.items():
         measured = [[row for row in one.history if np.isfinite(row.get(metric, np.nan))] for one in members]

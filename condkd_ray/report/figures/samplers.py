@@ -13,14 +13,15 @@ from condkd_ray.report.tables.table import Table
 from condkd_ray.study.objective import Objective
 
 Curves = Mapping[str, np.ndarray]
-"""Best value until each trial, shape (seeds, trials), by sampler."""
+"""Best value up to each trial, shape (seeds, trials), by sampler."""
 
 
 def compare(out: Path, searches: Mapping[str, Sequence[Sequence[Path]]], first: int, objective: Objective) -> str:
     """Write `samplers.png` and `samplers.md` to `out`; return the table as plain text.
 
-    `searches`: by sampler and seed, the folder of the search with the `first` trials, common to all samplers, and the
-    folder of the sampler's own search. Raises `InputError` if their trials have different `numbers`.
+    `searches`: by sampler, one list per seed with two folders: of the search of the `first` trials, common to all
+    samplers, and of the sampler's own search. Raises `InputError` if their trials have different `numbers`, or if a
+    record cannot be read.
     """
     name, direction = objective.names[0], objective.directions[0]
     found = {part: read_records(part) for folders in searches.values() for parts in folders for part in parts}
@@ -42,13 +43,16 @@ def in_order(records: Sequence[Record]) -> list[Record]:
 
 
 def curve(records: Sequence[Record], objective: str, direction: str) -> np.ndarray:
-    """Return the best value until each of these trials, shape (trials,). Unfinished trials do not change it."""
+    """Return the best value up to each of these trials, shape (trials,). Unfinished trials do not change it.
+
+    `direction`: "maximize" or "minimize".
+    """
     best = np.fmax if direction == "maximize" else np.fmin
     return best.accumulate([_ended(record, objective) for record in records])
 
 
 def chosen(records: Sequence[Record], objective: str, direction: str) -> float:
-    """Return the test accuracy of the trial with the best objective, of equal ones the earliest."""
+    """Return the test accuracy (a fraction) of the trial with the best objective, or of the earliest such trial."""
     sign = -1 if direction == "maximize" else 1
     best = min(records, key=lambda record: np.nan_to_num(sign * _ended(record, objective), nan=np.inf))
     return _ended(best, ACCURACY)
@@ -59,7 +63,10 @@ def _ended(record: Record, metric: str) -> float:
 
 
 def area(left: np.ndarray, right: np.ndarray, first: int) -> np.ndarray:
-    """Return, per seed, the mean of `left` minus `right` over the trials after the common `first` ones."""
+    """Return, per seed, the mean of `left` minus `right` over the trials after the common first ones.
+
+    `left`, `right`: best values (seeds, trials). `first`: number of the common first trials.
+    """
     return (left - right)[:, first:].mean(1)
 
 
@@ -101,7 +108,7 @@ def _paired(differences: np.ndarray) -> str:
 
 @style.styled
 def draw(path: Path, curves: Curves, first: int, objective: str) -> None:
-    """Draw each seed as a thin line and their mean as a thick one; the common first trials are shaded."""
+    """Write a figure with a thin line per seed and a thick one for their mean; the common first trials are shaded."""
     styles = style.arm_styles(curves)
     figure, (axes,) = style.canvas(3.0)
     labels = []

@@ -18,7 +18,10 @@ COLOURS = (_BLUE, _ORANGE, "#009E73", "#CC79A7")
 
 @style.styled
 def proxy_plot(records: Sequence[Record], proxy: str, styles: style.ArmStyles | None) -> Figure | None:
-    """Draw a point per trial, coloured by arm if `styles` is given; None if fewer than two trials have both metrics."""
+    """Return a figure with a point per trial, coloured by arm if `styles` is given.
+
+    None if fewer than two trials have both metrics.
+    """
     shown = [one for one in records if np.isfinite([one.metrics.get(key, np.nan) for key in (proxy, ACCURACY)]).all()]
     if len(shown) < 2:
         return None
@@ -42,9 +45,9 @@ def proxy_plot(records: Sequence[Record], proxy: str, styles: style.ArmStyles | 
 
 @style.styled
 def course_plot(values: Sequence[float], direction: str, objective: str) -> Figure | None:
-    """Draw the objective of each trial in the order of proposal, and the best so far; NaN for a trial without one.
+    """Return a figure of the objective of each trial in the order of proposal, and of the best so far.
 
-    Returns None if no trial has an objective.
+    `values`: one per trial, NaN for a trial without an objective. None if no trial has one.
     """
     found = np.array(values, dtype=float)
     if not np.isfinite(found).any():
@@ -61,7 +64,10 @@ def course_plot(values: Sequence[float], direction: str, objective: str) -> Figu
 
 @style.styled
 def rounds_plot(curves: Mapping[str, tuple[Sequence[int], Sequence[float]]], objective: str, named: int) -> Figure:
-    """Draw the objective over the rounds, a line per trial: the first `named` in colour with labels, others grey."""
+    """Return a figure of the objective over the rounds, a line per trial.
+
+    `curves`: rounds and values, by trial. The first `named` lines are coloured and have labels, the others are grey.
+    """
     figure, (axes,) = style.canvas(3.1)
     labels = []
     for place, (trial, (rounds, values)) in enumerate(curves.items()):
@@ -77,7 +83,7 @@ def rounds_plot(curves: Mapping[str, tuple[Sequence[int], Sequence[float]]], obj
 
 @style.styled
 def importance_plot(found: Sequence[Importance], trials: int) -> Figure | None:
-    """Draw a bar per parameter, with the range of the bootstrap; None without parameters."""
+    """Return a figure with a bar per parameter and the range of its bootstrap; None without parameters."""
     if not found:
         return None
     figure, axes = style.rows([one.name for one in found])
@@ -93,7 +99,10 @@ def importance_plot(found: Sequence[Importance], trials: int) -> Figure | None:
 
 @style.styled
 def front_plot(points: np.ndarray, front: Sequence[int], names: Sequence[str], objectives: Sequence[str]) -> Figure:
-    """Draw two objectives of each trial, shape (trials, 2), with the trials of the front labelled and joined."""
+    """Return a figure of the first two objectives of each trial, with the trials of the front labelled and joined.
+
+    `points`: values (trials, objectives). `front`: rows of the trials on the front. `names`: labels of all trials.
+    """
     figure, (axes,) = style.canvas(3.4)
     axes.plot(points[:, 1], points[:, 0], **style.POINT, marker="o", ms=4, mew=0.5, color=style.GREY, alpha=0.6)
     best = sorted(front, key=lambda i: points[i, 1])

@@ -55,12 +55,12 @@ ArmStyles = Mapping[str, tuple[str, str]]
 
 
 class Inline(Figure):
-    """A figure that a notebook shows, without pyplot and whatever its backend is."""
+    """A figure that a notebook displays, without pyplot and with any backend."""
 
     def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
         """The picture, and the size in which it is shown, in CSS pixels."""
         width, height = (round(96 * inches) for inches in self.get_size_inches())
-        return drawn(self, "png"), {"width": width, "height": height}
+        return figure_bytes(self, "png"), {"width": width, "height": height}
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,10 @@ def deviation(values: np.ndarray) -> float:
 
 
 def over_seeds(counts: set[int], points: str = "", spread: str = "bars and bands") -> str:
-    """Return the sentence of a caption on the number of seeds and, if a spread is drawn, on how it is drawn."""
+    """Return the sentence of a caption with the number of seeds and, if a spread is drawn, with its meaning.
+
+    `counts`: numbers of seeds that occur. `points`: text to insert. `spread`: marks that show the spread; "" for none.
+    """
     if counts == {1}:
         return "One seed (n = 1), so no spread is known."
     n = " to ".join(str(count) for count in sorted({min(counts), max(counts)}))
@@ -109,13 +112,16 @@ def over_seeds(counts: set[int], points: str = "", spread: str = "bars and bands
 
 
 def canvas(height: float, ratios: Sequence[float] = (1,)) -> tuple[Figure, list[Axes]]:
-    """Return a figure of paper width (5.5 inches): panels one above the other, with space for labels at the right."""
+    """Return a figure 5.5 inches wide and its panels, one above the other, with space for labels at the right.
+
+    `height`: of the figure in inches. `ratios`: relative heights of the panels.
+    """
     place = {"left": _LEFT, "right": _RIGHT, "top": _TOP, "bottom": _BOTTOM, "hspace": 0.07, "height_ratios": ratios}
     return panels((_WIDTH, height), len(ratios), 1, place)
 
 
 def rows(labels: Sequence[str]) -> tuple[Figure, Axes]:
-    """Return a figure of paper width: a row per label, the first on top, with space for short text right of each."""
+    """Return a figure 5.5 inches wide with a row per label, the first on top, and space for short text at the right."""
     foot, head = 0.75, 0.1
     height = foot + head + 0.26 * max(len(labels), 2)
     left = min(0.2 + 0.064 * max(map(len, labels)), 0.5 * _WIDTH)
@@ -128,7 +134,7 @@ def rows(labels: Sequence[str]) -> tuple[Figure, Axes]:
 
 
 def tiles(count: int, foot: float) -> tuple[Figure, list[Axes]]:
-    """Return a figure of small panels over rounds, three per row, with `foot` inches below them for a legend."""
+    """Return a figure with `count` small panels over rounds, three per row, and `foot` inches for a legend below."""
     lines, across = -(-count // 3), min(count, 3)
     height = 1.65 * lines + foot
     top, bottom = 1 - 0.22 / height, foot / height
@@ -167,7 +173,7 @@ def at_ipc(records: Iterable[Record], ipc: int) -> dict[str, list[Record]]:
 
 
 def largest_ipc(records: Iterable[Record]) -> tuple[int, str]:
-    """Return the largest IPC of these trials (0 without condensed images), and its words in a caption."""
+    """Return the largest IPC of these trials (0 without condensed images), and the text for it in a caption."""
     largest = max((record.ipc for record in records), default=0)
     return largest, f" at IPC {largest}" if largest else ""
 
@@ -181,7 +187,7 @@ def finished(figure: Figure, caption: str, labels: Sequence[Label] = ()) -> Figu
 
 
 def _place(figure: Figure, labels: Sequence[Label]) -> None:
-    """Place the labels, moved apart vertically only as far as needed."""
+    """Place the labels right of the axes and move them apart vertically as far as needed."""
     for axes in figure.axes:
         # Autoscaling is delayed until the limits are read, and transData below does not read them.
         axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())
@@ -197,7 +203,7 @@ def _place(figure: Figure, labels: Sequence[Label]) -> None:
 
 
 def _widened(figure: Figure, label: float) -> float:
-    """Widen the figure for a label of that width in inches; return the old width as a share of the new one.
+    """Widen the figure for a label of `label` inches; return the old width as a share of the new width.
 
     The panels keep their size in inches.
     """
@@ -224,19 +230,19 @@ def separated(wanted: Sequence[float], gap: float, low: float, high: float) -> l
 
 
 @styled
-def drawn(figure: Figure, kind: str) -> bytes:
-    """Return the figure as a file of this kind, such as `png` or `svg`, without dates."""
+def figure_bytes(figure: Figure, kind: str) -> bytes:
+    """Return the contents of a file with the figure, without dates. `kind`: its format, such as `png` or `svg`."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format=kind, dpi=_DPI, metadata={"Date": None} if kind == "svg" else None)
     return buffer.getvalue()
 
 
 def save(path: Path, figure: Figure | None) -> None:
-    """Write the figure, without dates, in the format of the path's suffix; with None, remove an existing file.
+    """Write the figure, without dates, in the format of the path's suffix; for None, remove an existing file.
 
-    A file of an earlier state would contradict the tables beside it.
+    An outdated file would contradict the tables beside it.
     """
     if figure is None:
         path.unlink(missing_ok=True)
         return
-    atomic_write(path, drawn(figure, path.suffix[1:]))
+    atomic_write(path, figure_bytes(figure, path.suffix[1:]))

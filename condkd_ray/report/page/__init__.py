@@ -14,15 +14,20 @@ PAGE, COMPARISON = "report.html", "comparison.html"
 
 
 def write(results: Results, drawn: Mapping[str, Figure | None] | None = None) -> None:
-    """Write `report.html`. `drawn`: for an experiment, the figures of `condkd_ray.report.figures.accuracy`."""
+    """Write `report.html`.
+
+    `drawn`: the figures of `condkd_ray.report.figures.accuracy` for an experiment; None for a search. Raises
+    `InputError` if the folder `confirmed` of a search cannot be read.
+    """
     page = search.page(results) if drawn is None else experiment.page(results, drawn)
     atomic_write(results.out / PAGE, rendered(page))
 
 
 def compare(out: Path, other: Path, to: Path | None = None) -> Path:
-    """Write a page that compares two folders to `to`, by default `comparison.html` in the first; return its path.
+    """Write a page that compares two folders; return its path, `to` or `comparison.html` in the first folder.
 
-    Raises `InputError` if the folders differ in data set, in kind (experiment or search) or in format.
+    Raises `InputError` if one is not a folder of results, or if they differ in data set, in kind (experiment or search)
+    or in the version of the numbers.
     """
     path = out / COMPARISON if to is None else to
     atomic_write(path, rendered(comparison.page(out, other)))

@@ -1,4 +1,4 @@
-"""The page that compares two folders: arms of equal name side by side, and all differences between the two runs."""
+"""The page that compares two folders: arms of equal name side by side, and the differences between the two runs."""
 
 import json
 from collections import Counter, defaultdict
@@ -20,16 +20,17 @@ from condkd_ray.report.results import Results, read
 from condkd_ray.report.statistics import ACCURACY, Difference, difference, with_p_values
 from condkd_ray.report.tables import arms as tables
 from condkd_ray.report.tables import search, teachers
-from condkd_ray.report.tables.table import CPU, Table, count, mean_text, over, place
+from condkd_ray.report.tables.table import CPU, Table, arm_cells, count, mean_of, mean_text
 
 LEAVES = 10
-"""Number of changed config fields shown at the head of the page."""
+"""Largest number of changed config fields at the head of the page."""
 A, B = "A", "B"
+"""Letters of the first and the second run."""
 Pair = tuple[Record, Record]
 Change = tuple[str, str]
 """The values of a config field in A and in B."""
 Sides = Mapping[str, Results]
-"""The results of each run, by its letter, A or B."""
+"""The results of each run, by its letter."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,11 @@ class Pairing:
     """Trials of two runs, paired by arm, IPC and seed."""
 
     pairs: Sequence[Pair]
-    """Pairs whose configs differ only by `changes`; only these are compared."""
+    """Pairs whose configs differ only by `changes`. No other pairs are compared."""
     excluded: Sequence[Pair]
     """Pairs whose configs differ in other ways."""
     changes: Mapping[str, tuple[Change, int]]
-    """The most frequent change of each config field, by its path, and the number of pairs, of all, that have it."""
+    """The most frequent change of each config field, and the number of pairs that have it, by the field's path."""
 
 
 def paired(first: Sequence[Record], second: Sequence[Record]) -> Pairing:
@@ -77,7 +78,8 @@ def differences(pairing: Pairing, labels: Sequence[int]) -> list[Difference]:
 def page(out: Path, other: Path) -> Page:
     """Return the page that compares the folders `out` (A) and `other` (B), with differences as B minus A.
 
-    Raises `InputError` if the data sets, the kinds of run, or the versions of the numbers differ.
+    Raises `InputError` if one is not a folder of results, or if the data sets, the kinds of run, or the versions of the
+    numbers differ.
     """
     first, second = read(out), read(other)
     sides = {A: first, B: second}
@@ -121,7 +123,7 @@ def _both(ours: Mapping[str, str], theirs: Mapping[str, str], absent: str) -> di
 
 
 def _facts(first: Results, second: Results) -> list[tuple[str, str]]:
-    """Return the facts of both runs; a fact that is equal in both appears once."""
+    """Return the facts of both runs; facts with equal values in both appear once."""
     both = _both(dict(facts(first)), dict(facts(second)), "none")
     return [(key, a if a == b else f"{A} {a}; {B} {b}") for key, (a, b) in both.items()]
 
@@ -150,9 +152,9 @@ def _side_by_side(first: Results, second: Results) -> list[Element]:
     for arm, ipc in {**first.groups, **second.groups}:
         both = [side.groups.get((arm, ipc), []) for side in sides]
         numbers = [str(count(members)) for members in both]
-        accuracies = [mean_text(over(members, ACCURACY), count(members), factor=100) for members in both]
-        seconds = [mean_text(over(members, CPU), len(members), digits=1) for members in both]
-        rows.append([*place(name(arm), ipc), *numbers, *accuracies, *seconds])
+        accuracies = [mean_text(mean_of(members, ACCURACY), count(members), factor=100) for members in both]
+        seconds = [mean_text(mean_of(members, CPU), len(members), digits=1) for members in both]
+        rows.append([*arm_cells(name(arm), ipc), *numbers, *accuracies, *seconds])
     legend = "Mean ± standard deviation over n seeds; a dash: the run does not have this arm."
     return [Rows(Table("Arms side by side", header, rows, legend, keys=2))]
 
@@ -177,7 +179,7 @@ def _configs(pairing: Pairing) -> list[Element]:
 
 
 def _differing(first: Results, second: Results, pairing: Pairing) -> Element:
-    """Return a table of all differences: environment, teachers, and the first fields of the configs."""
+    """Return a table of differences: environments, teachers, and the first `LEAVES` fields of the configs."""
     rows = [[key, *change] for key, change in _unequal(_about(first), _about(second), "-").items()]
     rows += [[path, *change] for path, (change, _) in list(pairing.changes.items())[:LEAVES]]
     if not rows:

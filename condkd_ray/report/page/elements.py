@@ -7,10 +7,10 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from condkd_ray.report.statistics import Difference, Interval
-from condkd_ray.report.tables.table import Table, chance
+from condkd_ray.report.tables.table import Table, p_text
 
 LONG = 30
-"""Rows of a table that are shown; further ones are folded."""
+"""Largest number of visible rows of a table; further rows are folded."""
 SIGNIFICANCE = 0.05
 """Significance level: a difference with a smaller corrected p is marked as better or worse."""
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#A08A00", "#999999")
@@ -75,7 +75,7 @@ class Forest:
     high: float
     """Right end of the scale."""
     ipcs: bool
-    """Whether rows show their IPC."""
+    """Whether the rows have their IPC."""
     p: bool
     """Whether any row has a p-value."""
     legend: str
@@ -138,12 +138,12 @@ def points(fraction: float) -> str:
 
 def rendered(page: Page) -> bytes:
     """Return the page as one HTML file, which loads no other file and needs no script."""
-    # An undefined name in the template raises; by default it would leave an unnoticed gap.
+    # An undefined name in the template raises an error; by default Jinja would leave an unnoticed gap.
     loader = FileSystemLoader(Path(__file__).parent)
     templates = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    templates.filters.update(kind=lambda element: type(element).__name__, points=points, chance=chance, outcome=outcome)
+    templates.filters.update(kind=lambda element: type(element).__name__, points=points, p_text=p_text, outcome=outcome)
     sections = [section for section in page.sections if section.elements]
     html = templates.get_template("page.html").render(page=page, sections=sections, palette=PALETTE)
     return (html.rstrip() + "\n").encode()

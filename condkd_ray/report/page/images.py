@@ -13,7 +13,7 @@ from condkd_ray.report.figures.style import STYLE, ArmStyles, name
 from condkd_ray.report.page.elements import Element, Gallery, Picture, Text
 
 MOST = 12
-"""Number of grids, at most, so that the page opens at once."""
+"""Largest number of grids, so that the page opens at once."""
 _WHAT = (
     "Some of the newest images in the memory at the end of the trial, a row per class; condensed images if the trial "
     "makes no synthetic ones."
@@ -21,7 +21,10 @@ _WHAT = (
 
 
 def vector(figure: Figure | None, words: str, caption: str = "") -> list[Element]:
-    """Return a figure as SVG with letters as paths, so that it styles the same everywhere; [] for None."""
+    """Return a figure as SVG, in which letters are paths, so that it looks the same everywhere; [] for None.
+
+    `words`: its alternative text.
+    """
     if figure is None:
         return []
     buffer = io.BytesIO()
@@ -40,7 +43,7 @@ def grids(out: Path, records: Sequence[Record], styles: ArmStyles) -> list[Eleme
 
 
 def gallery(out: Path, chosen: Sequence[Record]) -> list[Element]:
-    """Return the image grids of these trials, as far as they exist and up to `MOST` of them."""
+    """Return the existing image grids of these trials, at most `MOST` of them."""
     there = [record for record in chosen if grid_path(out, record.config_hash).is_file()]
     if not there:
         return []

@@ -19,7 +19,7 @@ from condkd_ray.report.page.summary import facts, forest, unguided, verdict
 from condkd_ray.report.results import Results, read, value
 from condkd_ray.report.statistics import ACCURACY, Difference, comparisons, with_p_values
 from condkd_ray.report.tables import arms, search, teachers
-from condkd_ray.report.tables.table import Table, between, chance, compared, signed
+from condkd_ray.report.tables.table import Table, comparison_cells, interval_text, p_text, signed
 from condkd_ray.study.importance import LEAST, RESAMPLES, importances
 from condkd_ray.study.objective import Direction
 from condkd_ray.study.storage import quiet
@@ -28,7 +28,7 @@ IMPORTANCE = "Importance of parameters"
 BEST, LISTED = 6, 8
 """Numbers of best trials whose images are shown, and whose rounds are in a table."""
 CONFIRMED = "confirmed"
-"""Folder in the search's folder with the best trials and the default config, run again with new seeds."""
+"""Name of the folder, in the search's folder, of the experiment that runs the best trials again with new seeds."""
 _ONE_SEED = "All trials share one seed; only trials with new seeds can show whether one is better than another."
 _OTHER = (
     "The trials with new seeds are not shown, because they have version {} of the numbers, and the search another one."
@@ -44,7 +44,10 @@ _FORGETTING = (
 
 
 def page(results: Results) -> Page:
-    """Return the page: the tables of `report.tables.search`, the study, and the results with new seeds."""
+    """Return the page: the tables of `report.tables.search`, the study, and the results with new seeds.
+
+    Raises `InputError` if the folder with the results with new seeds cannot be read.
+    """
     manifest, objective = results.manifest, results.objectives[0]
     again, sentences = confirmed(results)
     course = course_plot(_course(results), manifest.search["directions"][0], objective)
@@ -76,9 +79,10 @@ def page(results: Results) -> Page:
 
 
 def front(points: np.ndarray, directions: Sequence[Direction]) -> list[int]:
-    """Return the rows of `points` (trials, objectives), all finite, on the Pareto front, as Optuna finds them.
+    """Return the rows of `points` (trials, objectives), all finite, on the Pareto front, as Optuna computes it.
 
-    No other row is at least as good in every objective and better in one; equal rows are on it together.
+    These are the rows for which no other row is at least as good in all objectives and better in one. Of equal rows,
+    all are on the front or none is.
     """
     with quiet():
         study = optuna.create_study(directions=list(directions))
@@ -101,11 +105,12 @@ def best(results: Results) -> list[str]:
 
 
 def confirmed(results: Results) -> tuple[Section | None, list[str]]:
-    """Return the section on the best trials and the default with new seeds, and what it shows, in sentences.
+    """Return the section on the best trials and the default with new seeds, and its results in sentences.
 
-    This is the only claim that a search makes. The section's first element belongs to the head of the page. The
-    sentences include the comparison of a trial with itself without guidance. If no trial was run again, the section is
-    None and a sentence that seeds are missing; likewise if the trials have another version of the numbers.
+    A search makes no other claim. The section's first element belongs to the head of the page. The sentences include
+    the comparison of a trial with itself without guidance. If no trial was run again, or if the trials have another
+    version of the numbers, the section is None and the sentences state this. Raises `InputError` if the folder
+    `CONFIRMED` cannot be read.
     """
     place, objective = results.out / CONFIRMED, results.objectives[0]
     again = read(place) if (place / MANIFEST).is_file() else None
@@ -127,11 +132,11 @@ def confirmed(results: Results) -> tuple[Section | None, list[str]]:
 def _objective_table(found: Sequence[Difference], objective: str) -> Table:
     rows = [
         [
-            *compared(one),
+            *comparison_cells(one),
             str(one.n),
             signed(one, factor=1, digits=4),
-            between(one.over_seeds, factor=1, digits=4),
-            chance(one.p),
+            interval_text(one.over_seeds, factor=1, digits=4),
+            p_text(one.p),
             one.method,
         ]
         for one in found
@@ -163,7 +168,7 @@ def figures(results: Results) -> dict[str, Figure | None]:
     curves, known = _curves(results), _known(results)
     try:
         trials = results.study_trials
-    except InputError:  # the study is elsewhere, or no longer exists
+    except InputError:  # the study lies elsewhere or no longer exists
         trials = []
     complete = sum(trial.state == TrialState.COMPLETE for trial in trials)
     directions = results.manifest.search["directions"]
@@ -176,7 +181,7 @@ def figures(results: Results) -> dict[str, Figure | None]:
 
 
 def _curves(results: Results) -> dict[str, tuple[list[int], list[float]]]:
-    """The first objective over the rounds of each trial that has more than one, the best trials first."""
+    """Return rounds and values of the first objective of each trial with two or more values, the best trials first."""
     objective, others = results.objectives[0], [one for one in results.records if one.status in ("pruned", "running")]
     return {one.arm: curve for one in [*results.ranked, *others] if len((curve := _curve(one, objective))[0]) > 1}
 
@@ -187,7 +192,7 @@ def _rounds_plot(results: Results, curves: dict[str, tuple[list[int], list[float
 
 
 def _curve(record: Record, objective: str) -> tuple[list[int], list[float]]:
-    """Return the rounds and the objective in each; none for times, of which only the sum over the rounds counts."""
+    """Return the rounds and the objective in each of them; empty for times, because only their sum counts."""
     rows = [] if objective.startswith("time/") else record.history
     known = [(int(row["round"]), row[objective]) for row in rows if math.isfinite(row.get(objective, math.nan))]
     return [number for number, _ in known], [value for _, value in known]
@@ -217,7 +222,7 @@ def _importance(results: Results) -> list[Element]:
 
 
 def _known(results: Results) -> list[Record]:
-    """Return, if there are several objectives, the ranked trials that have a value in each."""
+    """Return the ranked trials with a finite value for each objective; empty if there is only one objective."""
     objectives = results.objectives
     found = [one for one in results.ranked if np.isfinite([value(one, key) for key in objectives]).all()]
     return found if len(objectives) > 1 else []

@@ -15,11 +15,14 @@ from condkd_ray.report.page.summary import seconds
 from condkd_ray.report.results import Results
 from condkd_ray.report.statistics import tested
 from condkd_ray.report.tables import failures, teachers
-from condkd_ray.report.tables.table import CPU, WALL, Table, mean_text, over
+from condkd_ray.report.tables.table import CPU, WALL, Table, mean_of, mean_text
 
 
 def proxy(results: Results, styles: ArmStyles | None) -> Section:
-    """Return the section that shows how well the objective, a proxy, ranks the trials by test accuracy."""
+    """Return the section on how well the objective, a proxy, ranks the trials by test accuracy.
+
+    Empty if fewer than two trials have both metrics.
+    """
     metric, found = results.objectives[0], results.rankings
     drawn = vector(proxy_plot(tested(results.records), metric, styles), f"{metric} against test accuracy")
     words: list[Element] = []
@@ -39,7 +42,7 @@ def proxy(results: Results, styles: ArmStyles | None) -> Section:
 
 
 def cost(groups: Mapping[str, Sequence[Record]]) -> Section:
-    """Return the section on cost: mean seconds of each phase of a trial, a row per group."""
+    """Return the section on cost: mean seconds of each phase of a trial, a row per group. `groups`: trials by label."""
     kept = {label: members for label, members in groups.items() if members}
     metrics = sorted({key for members in kept.values() for one in members for key in one.metrics if _phase(key)})
     totals = {label: [_mean(members, metric) for metric in metrics] for label, members in kept.items()}
@@ -54,7 +57,7 @@ def cost(groups: Mapping[str, Sequence[Record]]) -> Section:
             label,
             str(len(kept[label])),
             *(f"{part:.2f}" for part in row),
-            *(mean_text(over(kept[label], metric), None, deviation=False) for metric in (WALL, CPU)),
+            *(mean_text(mean_of(kept[label], metric), None, deviation=False) for metric in (WALL, CPU)),
         ]
         for label, row in totals.items()
     ]
@@ -82,7 +85,7 @@ def repeat(results: Results) -> Section:
 
 
 def environment(records: Sequence[Record]) -> dict[str, str]:
-    """Return versions, node and threads of the trials; values that differ come with their numbers of trials."""
+    """Return versions, node and threads of the trials as text, by name; differing values with numbers of trials."""
     seen: dict[str, Counter[str]] = defaultdict(Counter)
     for record in records:
         about = {
@@ -112,5 +115,5 @@ def _phase(metric: str) -> str:
 
 
 def _mean(members: Sequence[Record], metric: str) -> float:
-    found = over(members, metric)
+    found = mean_of(members, metric)
     return found.mean if found else 0.0

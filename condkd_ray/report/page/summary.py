@@ -16,23 +16,26 @@ from condkd_ray.report.statistics import (
     turned,
 )
 from condkd_ray.report.tables import teachers
-from condkd_ray.report.tables.table import between
+from condkd_ray.report.tables.table import interval_text
 
 MOST = 14
-"""Rows of the forest plot; the table in the page has all."""
+"""Largest number of rows of the forest plot; the table in the page has all differences."""
 NAMED, SENTENCES, GUIDED_ARMS = 4, 4, 2
 """Limits: arms named in a list, reference arms with a sentence, guided arms with sentences."""
 REAL = "real"
 
 
 def at_largest(found: Sequence[Difference]) -> list[Difference]:
-    """Return the differences at the largest IPC and those without condensed images, few enough for the page's head."""
+    """Return the differences at the largest IPC and those without condensed images, for the head of the page."""
     largest = max((one.ipc for one in found), default=0)
     return [one for one in found if one.ipc in (0, largest)]
 
 
 def verdict(found: Sequence[Difference]) -> list[str]:
-    """Return the verdict in sentences: on the guides, then one per reference arm, that with most comparisons first."""
+    """Return the verdict: sentences on the guides, and then one per reference arm.
+
+    The reference arms are sorted by decreasing number of comparisons.
+    """
     largest = max(one.ipc for one in found)
     by_right: dict[str, list[Difference]] = {}
     for one in found:
@@ -48,10 +51,10 @@ def verdict(found: Sequence[Difference]) -> list[str]:
 def guides(found: Sequence[Difference], at: str = "") -> list[str]:
     """Return sentences on whether guided beats both its controls and how much of its gain is due to the guides.
 
-    Two sentences for each of the first guided arms; [] without a guided arm. Each control has its own 95 % interval
-    over seeds; since both must be beaten, no correction is needed.
+    Up to `GUIDED_ARMS` arms have two sentences each; [] without a guided arm. `at`: text on the IPC. Each control has
+    its own 95 % interval over seeds. No correction is needed, since guided must beat both controls.
     """
-    # The baseline determines the direction of a comparison, so each one is known in both directions.
+    # The baseline determines the direction of a comparison, so each comparison is entered in both directions.
     known = {(one.left, one.right): one for two in found for one in (turned(two), two)}
     tails = [left.removeprefix(GUIDED) for left, _ in known if left.startswith(GUIDED)]
     by_arm = [lines for tail in dict.fromkeys(tails) if (lines := _worth(known, tail, at))]
@@ -68,7 +71,7 @@ def unguided(found: Sequence[Difference]) -> list[str]:
 
 
 def _more(count: int) -> list[str]:
-    """Return a sentence with the number of guided arms that have no sentence of their own."""
+    """Return a sentence with the number `count` of guided arms that have no own sentence; [] for 0."""
     few = "1 more guided arm is" if count == 1 else f"{count} more guided arms are"
     return [f"{few} compared in the table of paired differences."] if count > 0 else []
 
@@ -122,7 +125,7 @@ def side(one: Difference) -> int:
 
 
 def _measured(one: Difference) -> str:
-    ends = between(one.over_seeds).replace("-", "\N{MINUS SIGN}")
+    ends = interval_text(one.over_seeds).replace("-", "\N{MINUS SIGN}")
     interval = f"95 % {ends}" if one.over_seeds else one.method
     return f"{one.left} - {one.right} is {points(one.mean)} points ({interval})"
 

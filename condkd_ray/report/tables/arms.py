@@ -1,8 +1,9 @@
 """The tables of an experiment, in Markdown, in CSV, and as plain text for a terminal.
 
-All three have the same rows. Markdown and text are in percent and percentage points, the CSV is in fractions. The
-tables are: accuracies, paired differences, statistics over the rounds with their cost, and the position of the
-synthetic images in the teacher's feature space.
+All are made from the same records. Markdown and text are in percent and percentage points, the CSV is in fractions. The
+tables are: accuracies, paired differences, each of these per teacher if there are several, statistics over the rounds
+with their cost, and the position of the synthetic images in the teacher's feature space. The text has no table of the
+rounds. The CSV has accuracies, with one row per metric and arm, and differences; the differences are not per teacher.
 """
 
 import csv
@@ -22,13 +23,13 @@ from condkd_ray.report.tables.table import (
     WALL,
     WIDTH,
     Table,
-    between,
-    chance,
-    compared,
+    arm_cells,
+    comparison_cells,
     count,
+    interval_text,
+    mean_of,
     mean_text,
-    over,
-    place,
+    p_text,
     signed,
 )
 
@@ -50,7 +51,7 @@ _INTERVALS = (
 )
 _HOLM = (
     "p is the p-value of the paired t test over seeds, corrected by Holm for all arms that are compared with the same "
-    "arm at the same IPC: below 0.05, the difference is unlikely to be chance."
+    "arm at the same IPC: below 0.05, a difference this large would be unlikely if there were none."
 )
 
 
@@ -63,12 +64,12 @@ class _Column:
 
 
 _SUBSET = 1000
-"""Test images measured per round, at most, by trials whose record has no `student/test_images`."""
+"""Largest number of test images measured per round by trials whose record has no `student/test_images`."""
 _MEAN, _IMAGES = "student/test_accuracy_mean", "student/test_images"
-_ON = _Column("test images", _MEAN)
-"""Column of the number of test images on which the metric was measured, instead of the metric."""
+_NUM_IMAGES = _Column("test images", _MEAN)
+"""Its cells hold the number of test images on which the metric was measured, not the metric."""
 _ROUNDS = (
-    _ON,
+    _NUM_IMAGES,
     _Column("mean (%)", _MEAN, 100, 2),
     _Column("variance (points²)", "student/test_accuracy_variance", 1e4, 2),
     _Column("best (%)", "student/test_accuracy_best", 100, 2),
@@ -101,11 +102,14 @@ _D_LEGEND = (
     "images were replaced by condensed images held out from its training."
 )
 _PLACES_LEGEND = (
-    "Synthetic images of the last round in the teacher's feature space. Distances are measured class by class; "
-    "diversity and the distance to the nearest guide (condensed image) are relative to real images. Compare arms only "
-    "within a column, because the sets differ in size. Diversity and nearest guide below 1 mean a collapse onto the "
-    "guides; guidance aims at a smaller distance to real images. For the report only: all columns except the distance "
-    "and MMD to condensed images, confidence and gap use real training images, which no method and no search uses."
+    "Synthetic images of the last round in the teacher's feature space. Distances (Frechet, MMD) are measured class by "
+    "class. Diversity (mean distance between two images of a class) and nearest guide (mean distance to the nearest "
+    "condensed image) are relative to real images. Coverage: share of the guides with a synthetic image near them. "
+    "Confidence: mean probability of the class that the teacher predicts. Gap: mean KL divergence of the student from "
+    "the teacher. Compare arms only within a column, because the sets differ in size. Diversity and nearest guide "
+    "below 1 mean a collapse onto the guides; guidance aims at a smaller distance to real images. For the report only: "
+    "Frechet and MMD to real, diversity, coverage and nearest guide are computed with real training images. No "
+    "inversion and no search reads these columns."
 )
 
 
@@ -116,7 +120,7 @@ def write(results: Results) -> None:
 
 
 def terminal_table(results: Results, width: int = WIDTH) -> str:
-    """Return all tables but that of the rounds as plain text, with the notes."""
+    """Return all tables except the table of the rounds as plain text of `width` columns, with the notes."""
     places = places_table(results)
     parts = [table.text(width) for table in [*_tables(results), places] if table.rows]
     parts += [textwrap.fill(places.legend, min(width, WIDTH)) + "\n"] if places.rows else []
@@ -126,37 +130,40 @@ def terminal_table(results: Results, width: int = WIDTH) -> str:
 
 
 def accuracy_table(results: Results) -> Table:
-    """Return a table with a row per arm and IPC with an ended trial. Columns without any value are left out."""
+    """Return a table with a row per arm and IPC with an ended trial.
+
+    Columns without any value are left out, except test accuracy.
+    """
     found = groups(record for record in results.records if record.status != "running")
     measured = {metric for record in results.finished for metric in record.metrics}
     percent = {metric: name for metric, name in _PERCENT.items() if metric in measured or metric == ACCURACY}
     lost = [status for status in ("failed", "pruned") if results.counts[status]]
     rows = []
-    for key, begun in found.items():
+    for key, ended in found.items():
         done = results.groups.get(key, [])
         n = count(done)
-        accuracies = [mean_text(over(done, metric), n, factor=100) for metric in percent]
-        seconds = mean_text(over(done, CPU), n, digits=1, deviation=False)
-        counts = [str(sum(record.status == status for record in begun)) for status in lost]
-        rows.append([*place(*key), str(n), *accuracies, seconds, *counts])
+        accuracies = [mean_text(mean_of(done, metric), n, factor=100) for metric in percent]
+        seconds = mean_text(mean_of(done, CPU), n, digits=1, deviation=False)
+        counts = [str(sum(record.status == status for record in ended)) for status in lost]
+        rows.append([*arm_cells(*key), str(n), *accuracies, seconds, *counts])
     header = ["arm", "IPC", "n", *percent.values(), "CPU s per trial", *lost]
     return Table("Accuracy", header, rows, _LEGEND)
 
 
 def difference_table(found: Sequence[Difference]) -> Table:
-    """Return a table with a row per comparison and IPC."""
+    """Return a table with a row per comparison and IPC; a column p if any comparison has a p value."""
     corrected = any(one.p is not None for one in found)
     p_header = ["p (Holm)"] if corrected else []
     header = ["difference", "IPC", "n", "points", "95 % over seeds", *p_header, "method", "95 % over test images"]
     rows = [
         [
-            *compared(one),
+            *comparison_cells(one),
             str(one.n),
             signed(one),
-            between(one.over_seeds),
-            *([chance(one.p)] if corrected else []),
+            interval_text(one.over_seeds),
+            *([p_text(one.p)] if corrected else []),
             one.method,
-            between(one.over_images),
+            interval_text(one.over_images),
         ]
         for one in found
     ]
@@ -166,7 +173,7 @@ def difference_table(found: Sequence[Difference]) -> Table:
 
 def rounds_table(results: Results) -> Table:
     """Return a table with a row per arm and IPC: test accuracy over the rounds, memory and times."""
-    legend = _ROUNDS_LEGEND + (_D_LEGEND if over(results.records, "guidance/accuracy") else "")
+    legend = _ROUNDS_LEGEND + (_D_LEGEND if mean_of(results.records, "guidance/accuracy") else "")
     return _table("Over the rounds", _ROUNDS, legend, results)
 
 
@@ -181,7 +188,7 @@ def test_images(records: Sequence[Record]) -> str:
 
 
 def notes(results: Results) -> list[str]:
-    """Return one sentence each on data, teachers, progress, pruned trials, cost and proxy, and the stored notes."""
+    """Return sentences on data, teachers, progress, pruned trials, cost and proxy, and the stored notes."""
     manifest = results.manifest
     name = manifest.dataset.get("name")
     lines = [f"Data {name}: {len(manifest.test_labels)} test images." if name else "", *teachers.lines(results)]
@@ -204,7 +211,10 @@ def notes(results: Results) -> list[str]:
 
 
 def _tables(results: Results) -> list[Table]:
-    """Return the tables of accuracies and differences; those per teacher have no rows unless arms have several."""
+    """Return the tables of accuracies and differences, over all teachers and per teacher.
+
+    The tables per teacher have no rows unless arms have several teachers.
+    """
     by_teacher = [teachers.accuracy_table(results), teachers.difference_table(results)]
     return [accuracy_table(results), difference_table(results.differences), *by_teacher]
 
@@ -238,19 +248,19 @@ def _accuracy_rows(results: Results) -> Iterator[tuple[object, ...]]:
     """Yield a row per arm, IPC and metric, and a row per teacher, arm and IPC if there are several teachers."""
     for (arm, ipc), members in results.groups.items():
         measured = {metric for record in members for metric in record.metrics}
-        found = {metric: over(members, metric) for metric in sorted(measured)}
-        found |= {"cpu_seconds": over(members, CPU), "wall_seconds": over(members, WALL)}
+        found = {metric: mean_of(members, metric) for metric in sorted(measured)}
+        found |= {"cpu_seconds": mean_of(members, CPU), "wall_seconds": mean_of(members, WALL)}
         for metric, one in found.items():
             if one is not None:
                 yield "accuracy", arm, "", ipc, metric, one.mean, one.std, one.n, "", "", ""
     for name, apart in results.by_teacher.items():
         for (arm, ipc), members in groups(apart).items():
-            if (one := over(members, ACCURACY)) is not None:
+            if (one := mean_of(members, ACCURACY)) is not None:
                 yield f"accuracy, {name}", arm, "", ipc, ACCURACY, one.mean, one.std, one.n, "", "", ""
 
 
 def _measured(record: Record) -> tuple[int, int]:
-    """Return the number of test images measured per round, and of all test images; 0 means unknown."""
+    """Return the number of test images measured per round, and the number of all test images; 0 if unknown."""
     number, total = record.metrics.get(_IMAGES, math.nan), len(record.outcome.predictions)
     return (min(_SUBSET, total) if math.isnan(number) else int(number)), total
 
@@ -267,16 +277,16 @@ def _out_of(number: int, total: int) -> str:
 def _table(title: str, columns: Sequence[_Column], legend: str, results: Results) -> Table:
     """Return a table without the columns and rows for which nothing was measured."""
     found = results.groups
-    kept = [one for one in columns if any(over(members, one.metric) for members in found.values())]
+    kept = [one for one in columns if any(mean_of(members, one.metric) for members in found.values())]
     rows = [
-        [*place(arm, ipc), str(count(members)), *(_cell(members, column) for column in kept)]
+        [*arm_cells(arm, ipc), str(count(members)), *(_cell(members, column) for column in kept)]
         for (arm, ipc), members in found.items()
-        if any(over(members, column.metric) for column in kept)
+        if any(mean_of(members, column.metric) for column in kept)
     ]
     return Table(title, ["arm", "IPC", "n", *(column.header for column in kept)], rows, legend)
 
 
 def _cell(members: Sequence[Record], column: _Column) -> str:
-    if column is _ON:
-        return test_images([record for record in members if over([record], _MEAN)]) or "-"
-    return mean_text(over(members, column.metric), count(members), factor=column.factor, digits=column.digits)
+    if column is _NUM_IMAGES:
+        return test_images([record for record in members if mean_of([record], _MEAN)]) or "-"
+    return mean_text(mean_of(members, column.metric), count(members), factor=column.factor, digits=column.digits)

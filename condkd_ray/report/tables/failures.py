@@ -12,17 +12,17 @@ from condkd_ray.report.results import CALL, Results
 from condkd_ray.report.tables.table import WIDTH
 
 SHORTEST = 6
-"""Digits of a hash in commands and lists, at least."""
+"""Smallest number of digits of a hash in commands and lists."""
 REASONS = 6
-"""Number of different reasons shown, those of most trials first; the records hold all."""
+"""Largest number of different reasons in the text, those of most trials first; the records hold all."""
 NAMED = 5
-"""Number of trials named per reason; further ones are counted."""
+"""Largest number of trials named per reason; the others are counted."""
 HERE = ("--only", "--fresh", "--explain")
-"""Flags that the command for the failed trials must not take over from the command of the run."""
+"""Flags of the run's command that are left out of the command for the failed trials."""
 
 
 def screen(results: Results) -> str:
-    """Return the failed trials and their reasons as plain text; "" if no trial failed."""
+    """Return the failed trials, their reasons and the commands that run them again as text; "" if no trial failed."""
     failed, manifest, out = results.of("failed"), results.manifest, results.out
     if not failed:
         return ""
@@ -40,9 +40,10 @@ def screen(results: Results) -> str:
 
 
 def _commands(failed: Sequence[Record], names: dict[str, str], manifest: Manifest, out: Path) -> list[str]:
-    """Return the command that repeats the smallest failed trial and, except for a search, that for all failed trials.
+    """Return lines with the command that repeats the failed trial with the fewest rounds.
 
-    For the folder of a single trial, return the command that made it.
+    Except for a search, they also have the command that runs all failed trials again. For the folder of a single trial,
+    they have only the command that made it.
     """
     if manifest.command.startswith(CALL):
         return ["Again: the same call."]
@@ -64,7 +65,7 @@ def _commands(failed: Sequence[Record], names: dict[str, str], manifest: Manifes
 
 
 def _short(hashes: Sequence[str]) -> dict[str, str]:
-    """Return for each hash its shortest beginning that no other hash has."""
+    """Return for each hash the shortest prefix, of `SHORTEST` digits or more, that no other hash has."""
     known = set(hashes)
     return {
         whole: next(
@@ -109,7 +110,7 @@ def _without(flags: Sequence[str], command: str) -> list[str]:
 
 
 def _places(words: Sequence[str], flag: str) -> list[slice]:
-    """Return the positions of each occurrence of `flag` and its values, in order."""
+    """Return the position of each occurrence of `flag`, with its values, in order."""
     found = []
     for start, word in enumerate(words):
         if word.partition("=")[0] == flag:

@@ -13,7 +13,7 @@ from condkd_ray.report.statistics import ACCURACY
 from condkd_ray.report.tables.table import WIDTH, Table
 
 SHOWN = 12
-"""Number of best trials in the table for a terminal, at most."""
+"""Largest number of best trials in the table for a terminal."""
 _LEGEND = (
     "Best trial first, by {first}. The search used only {objective}. Test accuracy was measured once per trial, after "
     "its result was in the study, and decides nothing: the highest of many trials is biased upwards."
@@ -24,7 +24,8 @@ _LIMITED = " Infeasible trials violate one of {}; they are never the best."
 def search_table(results: Results) -> Table:
     """Return a table with a row per ended trial: objectives, test accuracy, CPU seconds and the open leaves' values.
 
-    If the folder has trials of several studies, each row names its study; a trial that is in several has one row.
+    If the folder has trials of several studies, each row names its study. A trial that is in several studies has one
+    row.
     """
     several = len({record.study for record in results.ended} - {""}) > 1
     objectives, paths = results.objectives, results.manifest.search["parameters"]
@@ -57,7 +58,7 @@ def write(results: Results) -> None:
 
 
 def terminal_table(results: Results, width: int = WIDTH) -> str:
-    """Return the rows of the best trials and the notes as plain text."""
+    """Return the rows of the best trials and the notes as plain text. `width`: columns of the terminal."""
     manifest, table = results.manifest, search_table(results)
     best = replace(table, title=f"Trials, the best by {results.objectives[0]} first", rows=table.rows[:SHOWN])
     more = [f"and {len(table.rows) - SHOWN} more, in search.md\n"] * (len(table.rows) > SHOWN)
@@ -68,7 +69,7 @@ def terminal_table(results: Results, width: int = WIDTH) -> str:
 
 
 def notes(results: Results) -> list[str]:
-    """Return one sentence each on the trials by status, on how the objectives rank them, on cost, and stored notes."""
+    """Return sentences on the numbers of trials, on their rank correlations and cost, and the stored notes."""
     counts = ", ".join(f"{count} trials {name}" for name, count in results.counts.items() if count)
     lines = [f"{counts or 'No trial has ended yet'}."]
     lines += [
@@ -93,7 +94,7 @@ def _leaf(config: Mapping[str, Any], path: str) -> str:
 
 
 def _objective(name: str, number: float) -> str:
-    """Return times and bytes with four significant digits, other objectives with four decimals so that they align."""
+    """Return an objective as text: times and bytes with four significant digits, others with four decimals to align."""
     return _number(number, ".4g" if name.startswith(("time/", "memory/")) else ".4f")
 
 

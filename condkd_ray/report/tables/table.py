@@ -8,9 +8,10 @@ from condkd_ray.core.records import Record
 from condkd_ray.report.statistics import ACCURACY, Difference, Interval, Spread, spread
 
 WIDTH = 120
-"""Default width of a table as text, in columns; wider tables continue in a second block."""
+"""Default width of a table as text, in characters; wider tables continue in a second block."""
 _GAP = "  "
 CPU, WALL = "time/cpu_seconds", "time/wall_seconds"
+"""Metrics of a trial's CPU time and wall-clock time."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Table:
 
 
 def _fold(widths: Sequence[int], keys: int, width: int) -> list[list[int]]:
-    """Return the column numbers of each block: the key columns, and as many others as fit, at least one."""
+    """Return the column numbers of each block: the key columns, and as many of the others as fit, at least one."""
     head = list(range(min(keys, len(widths))))
     blocks = [head]
     for column in range(len(head), len(widths)):
@@ -58,52 +59,55 @@ def _aligned(lines: Sequence[Sequence[str]], widths: Sequence[int], columns: Seq
     return [_GAP.join(row).rstrip() for row in (rows[0], rule, *rows[1:])]
 
 
-def over(records: Sequence[Record], metric: str) -> Spread | None:
-    """Return mean and spread of a metric over the trials that have it; None if none has."""
+def mean_of(records: Sequence[Record], metric: str) -> Spread | None:
+    """Return the mean and spread of a metric over the trials that have it; None if no trial has it."""
     return spread(record.metrics.get(metric, math.nan) for record in records)
 
 
 def count(records: Sequence[Record]) -> int:
     """Return the number of trials with a test accuracy."""
-    found = over(records, ACCURACY)
+    found = mean_of(records, ACCURACY)
     return found.n if found else 0
 
 
 def mean_text(
     found: Spread | None, n: int | None, *, factor: float = 1.0, digits: int = 2, deviation: bool = True
 ) -> str:
-    """Return mean and, if known, standard deviation as text; adds the number of trials if it differs from `n`."""
+    """Return a mean and, if known, its standard deviation as text; a dash for None.
+
+    The values are multiplied by `factor`. The number of trials is added if it differs from `n`.
+    """
     if found is None:
         return "-"
     std = f" ± {factor * found.std:.{digits}f}" if deviation and found.std is not None else ""
     return f"{factor * found.mean:.{digits}f}{std}" + ("" if n in (None, found.n) else f" (n = {found.n})")
 
 
-def place(arm: str, ipc: int) -> list[str]:
-    """Return the cells of an arm, or of a comparison of two arms, and of its IPC; a dash for IPC 0."""
+def arm_cells(arm: str, ipc: int) -> list[str]:
+    """Return two cells: `arm`, which may also be a comparison of two arms, and its IPC, a dash for IPC 0."""
     return [arm, str(ipc or "-")]
 
 
-def compared(one: Difference) -> list[str]:
-    """Return the cells of a comparison and its IPC."""
-    return place(f"{one.left} - {one.right}", one.ipc)
+def comparison_cells(one: Difference) -> list[str]:
+    """Return two cells: the two arms of a comparison, and its IPC."""
+    return arm_cells(f"{one.left} - {one.right}", one.ipc)
 
 
 def signed(found: Difference | None, *, factor: float = 100.0, digits: int = 2) -> str:
-    """Return a mean difference with its sign and, if known, its standard deviation; a dash for None."""
+    """Return a mean difference times `factor`, with its sign and, if known, its standard deviation; a dash for None."""
     if found is None:
         return "-"
     std = "" if found.std is None else f" ± {factor * found.std:.{digits}f}"
     return f"{factor * found.mean:+.{digits}f}{std}"
 
 
-def chance(p: float | None) -> str:
-    """Return the p-value of a difference as text; a dash for None."""
+def p_text(p: float | None) -> str:
+    """Return a p value as text; a dash for None."""
     if p is None:
         return "-"
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def between(found: Interval | None, *, factor: float = 100.0, digits: int = 2, unknown: str = "-") -> str:
-    """Return an interval with signs as text; `unknown` for None."""
+def interval_text(found: Interval | None, *, factor: float = 100.0, digits: int = 2, unknown: str = "-") -> str:
+    """Return the ends of an interval times `factor`, with their signs, as text; `unknown` for None."""
     return " to ".join(f"{factor * end:+.{digits}f}" for end in found) if found else unknown

@@ -1,7 +1,7 @@
 """Tables and sentences on the teachers of the seeds: their accuracies, and results per teacher.
 
-Seeds that share a teacher show nothing about other teachers. If there are several, seeds of one teacher are more alike
-than seeds of different teachers, so the mean of each teacher is shown beside the mean over all seeds.
+Seeds that share a teacher show nothing about other teachers. If there are several teachers, seeds of one teacher are
+more alike than seeds of different teachers, so the tables have a mean per teacher beside the mean over all seeds.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,12 +13,12 @@ import numpy as np
 from condkd_ray.core.records import Manifest, Record
 from condkd_ray.report.results import Results
 from condkd_ray.report.statistics import ACCURACY, difference, groups, interval, teacher_names, tested
-from condkd_ray.report.tables.table import Table, between, compared, mean_text, over, place, signed
+from condkd_ray.report.tables.table import Table, arm_cells, comparison_cells, interval_text, mean_of, mean_text, signed
 
 _LISTED = 12
-"""A teacher's seeds are listed up to this number; more are counted."""
+"""Largest number of seeds of a teacher that are listed; of more, the number is given."""
 _FEW = 4
-"""Accuracies of teachers are listed up to this number; of more, the range is shown."""
+"""Largest number of accuracies of teachers that are listed; of more, the range is given."""
 _ACCURACIES = "Test accuracy: mean ± standard deviation over the n seeds of each teacher, in percent."
 _DIFFERENCES = (
     "Paired by seed, in percentage points, over the n seeds of each teacher; the interval is the paired t interval of "
@@ -29,7 +29,7 @@ _MEASURED = ((_TEST, "test"), ("val_accuracy", "validation"))
 
 
 def sentence(results: Results) -> str:
-    """Return a sentence on what sharing teachers means for the intervals; "" with one seed or unknown teachers."""
+    """Return a sentence that states whether the intervals cover other teachers; "" for one seed or unknown teachers."""
     known = [one for one in tested(results.records) if one.teacher_hash]
     seeds, hashes = {one.seed for one in known}, {one.teacher_hash for one in known}
     if len(seeds) < 2:
@@ -58,7 +58,7 @@ def accuracy_table(results: Results) -> Table:
     parts = [groups(members) for members in apart.values()]
     known = groups(one for one in tested(results.records) if one.teacher_hash) if apart else {}
     rows = [
-        [*place(*key), *(mean_text(over(part.get(key, []), ACCURACY), 0, factor=100) for part in parts)]
+        [*arm_cells(*key), *(mean_text(mean_of(part.get(key, []), ACCURACY), 0, factor=100) for part in parts)]
         for key in known
     ]
     return Table("Test accuracy of each teacher's students", ["arm", "IPC", *apart], rows, _ACCURACIES, keys=2)
@@ -71,7 +71,7 @@ def difference_table(results: Results) -> Table:
         found = [difference(members, one.left, one.right, one.ipc) for members in results.by_teacher.values()]
         over_teachers, _ = interval(np.array([part.mean for part in found if part is not None]))
         cells = [f"{signed(part)} (n = {part.n})" if part else signed(part) for part in found]
-        rows.append([*compared(one), *cells, between(over_teachers)])
+        rows.append([*comparison_cells(one), *cells, interval_text(over_teachers)])
     header = ["difference", "IPC", *results.by_teacher, "95 % over teachers"]
     return Table("Paired differences of each teacher's students", header, rows, _DIFFERENCES, keys=2)
 
@@ -82,7 +82,7 @@ def listed(manifest: Manifest) -> Sequence[Mapping[str, Any]]:
 
 
 def lines(results: Results) -> list[str]:
-    """Return a sentence on each teacher's accuracy, and one on what sharing teachers means."""
+    """Return a sentence on the accuracy of each teacher, and the sentence of `sentence`; unknown ones are ""."""
     known = listed(results.manifest)
     names = teacher_names(results.records) if len(known) > 1 else {}
     found = [_accuracies(teacher, names.get(teacher.get("hash", ""), "teacher")) for teacher in known]
@@ -90,9 +90,9 @@ def lines(results: Results) -> list[str]:
 
 
 def accuracy(manifest: Manifest) -> tuple[str, float] | None:
-    """Return the label and test accuracy of a line to draw beside the students'; None if unknown.
+    """Return label and test accuracy (a fraction) of a line for the teacher in figures of students; None if unknown.
 
-    Several teachers have a line, at their mean accuracy, only if all have the same network.
+    Several teachers have one line, at their mean accuracy, and only if all have the same network.
     """
     known = listed(manifest)
     found = [teacher[_TEST] for teacher in known if teacher.get(_TEST) is not None]

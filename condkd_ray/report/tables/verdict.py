@@ -1,7 +1,7 @@
-"""The tables and the verdict of `condkd try`: does guidance help, what does it cost, how certain is the answer?
+"""The tables and the verdict of `condkd try`: does guidance help, what does it cost, and how certain is this?
 
 All metrics are measured on the held-out images. Accuracy compares a student's predictions with the images' folders,
-agreement with the teacher's predictions.
+agreement compares them with the teacher's predictions.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from condkd_ray.report.statistics import (
     groups,
     interval,
 )
-from condkd_ray.report.tables.table import CPU, WALL, Table, between, mean_text, over
+from condkd_ray.report.tables.table import CPU, WALL, Table, interval_text, mean_of, mean_text
 
 TAUGHT_BY = {
     "none": "synthetic images",
@@ -68,9 +68,9 @@ def arms_table(records: Sequence[Record], labels: Sequence[int], predicted: Sequ
             arm,
             TAUGHT_BY.get(arm, ""),
             str(len(members)),
-            mean_text(over(members, ACCURACY), len(members), factor=100, digits=1),
-            mean_text(over(by_prediction[arm, ipc], ACCURACY), len(members), factor=100, digits=1),
-            *(mean_text(over(members, metric), len(members), digits=1, deviation=False) for metric in (WALL, CPU)),
+            mean_text(mean_of(members, ACCURACY), len(members), factor=100, digits=1),
+            mean_text(mean_of(by_prediction[arm, ipc], ACCURACY), len(members), factor=100, digits=1),
+            *(mean_text(mean_of(members, metric), len(members), digits=1, deviation=False) for metric in (WALL, CPU)),
         ]
         for (arm, ipc), members in groups(graded(records, labels)).items()
     ]
@@ -96,7 +96,7 @@ def compared(records: Sequence[Record], left: str, right: str, classes: Sequence
 
 
 def cost(records: Sequence[Record]) -> str:
-    """Return the CPU time of `guided` divided by that of `mixed` as text, paired by seed; "" without a common seed."""
+    """Return the ratio of the CPU times of `guided` and `mixed` as text, paired by seed; "" without a common seed."""
     spent = {(one.arm, one.seed): one.outcome.cpu_seconds for one in records if one.status == "finished"}
     seeds = [seed for arm, seed in spent if arm == "guided" and ("mixed", seed) in spent]
     ratios = np.array([spent["guided", seed] / spent["mixed", seed] for seed in seeds])
@@ -110,7 +110,7 @@ def cost(records: Sequence[Record]) -> str:
 def lines(records: Sequence[Record], labels: Sequence[int], predicted: Sequence[int]) -> list[str]:
     """Return the verdict, preceded by a warning if the students agree too little with the teacher to rely on it."""
     agreeing = groups(graded(records, predicted))
-    means = [over(members, ACCURACY) for (arm, _), members in agreeing.items() if arm in BOTH]
+    means = [mean_of(members, ACCURACY) for (arm, _), members in agreeing.items() if arm in BOTH]
     best = max((one.mean for one in means if one is not None), default=1.0)
     warning = (
         f"The students agree with the teacher on at most {best:.0%} of the held-out images: they have barely started "
@@ -180,4 +180,4 @@ def _side(one: Difference) -> int:
 
 
 def _range(ends: Interval | None) -> str:
-    return between(ends, digits=1, unknown="unknown")
+    return interval_text(ends, digits=1, unknown="unknown")

@@ -16,12 +16,12 @@ Layout = dict[str, dict[str, tuple[str, list[str]]]]
 """Kind and tag patterns of each chart, by category and title, in the form of torch's `custom_scalars`."""
 ARMS = "arms, over their seeds"
 METRICS = ("student/test_accuracy", "student/val_accuracy", "proxy/agreement", "proxy/kl")
-"""Scalars whose mean, lowest and highest over the seeds of an arm are charted, as `mean/proxy/kl` and the like."""
+"""Scalars whose mean, lowest and highest over the seeds of an arm have charts, with tags such as `mean/proxy/kl`."""
 _WHOLE = ("kd", "inversion", "guidance", "diagnosis", "memory")
 FAMILIES = ("student", "proxy", *_WHOLE)
-"""Order of the categories. The first two have charts of the terms in `METRICS`, the others of all their terms."""
+"""Order of the categories. `student` and `proxy` have charts of the terms in `METRICS`, the others of all terms."""
 BESIDE: Mapping[str, str] = {"guidance/perfect_accuracy": "guidance/accuracy"}
-"""Scalars drawn in the chart of another scalar, with which they are compared, if that one exists."""
+"""Scalars that are drawn in the chart of another scalar, if this exists, to compare the two."""
 
 
 def charted(tags: Iterable[str]) -> set[str]:
@@ -31,7 +31,7 @@ def charted(tags: Iterable[str]) -> set[str]:
 
 
 def layout(tags: Iterable[str], spread: Iterable[str] = ()) -> Layout:
-    """Return the charts of `tags`: a pattern matches one tag, and a chart has one pattern, except those in `BESIDE`.
+    """Return the charts of `tags`: a chart per tag, with a pattern that matches only this tag, except for `BESIDE`.
 
     `spread`: metrics with a mean and a range over the seeds of an arm; their charts come first.
     """
@@ -47,7 +47,7 @@ def layout(tags: Iterable[str], spread: Iterable[str] = ()) -> Layout:
 
 
 def over_seeds(records: Sequence[Record]) -> Iterator[tuple[Record, list[dict[str, float]]]]:
-    """Yield, for each arm and IPC with two or more finished trials, one of them and rows of statistics by round.
+    """Yield, for each arm and IPC with two or more finished trials, one of the trials and rows of statistics by round.
 
     Only rounds that all trials measured have a row, because a mean over changing sets of seeds would jump.
     """

@@ -1,9 +1,9 @@
 """Real, condensed and synthetic images in the teacher's feature space, stored per trial and shown by TensorBoard.
 
-    OUT/points/<hash>.safetensors    of the trials whose products are kept: the best of each arm and IPC, or of a search
+    OUT/points/<hash>.safetensors    points of each trial whose product is kept
 
-TensorBoard's projector shows them as embeddings, with colours and search by class and kind: one in the run of each
-such trial, and one in the run of the whole experiment, with all trials of one teacher.
+TensorBoard's projector displays them as embeddings that can be coloured and searched by class and kind: one embedding
+in the run of each such trial, and one in the run of the whole experiment, with all trials of one teacher.
 """
 
 import json
@@ -49,12 +49,12 @@ Cloud = tuple[Points, Mapping[str, str]]
 
 
 def points_path(out: Path, config_hash: str) -> Path:
-    """Return the path of a trial's points, which need not exist."""
+    """Return the path of a trial's points; the file need not exist."""
     return Path(out) / "points" / f"{config_hash}.safetensors"
 
 
 def write_points(path: Path, found: Mapping[str, Points]) -> None:
-    """Write points by kind atomically. Features are stored as float16, which is precise enough for a picture."""
+    """Write points, by kind, atomically. Features are stored as float16, which is precise enough for a picture."""
     tensors = {}
     for kind, points in found.items():
         tensors[kind] = points.features.half().cpu().contiguous()
@@ -72,7 +72,10 @@ def read_points(path: Path) -> dict[str, Points]:
 
 
 def write_own(folder: Path, out: Path, record: Record) -> None:
-    """Write the embedding of a trial to `folder`, that of its run, if the trial's points are kept."""
+    """Write the embedding of a trial to `folder`, the folder of its run, if the trial's points are kept.
+
+    Raises `InputError` if the file of points is damaged.
+    """
     if clouds := _clouds(out, record):
         _write(folder, "teacher features", list(clouds.values()))
 
@@ -80,7 +83,8 @@ def write_own(folder: Path, out: Path, record: Record) -> None:
 def write_together(folder: Path, out: Path, records: Sequence[Record]) -> None:
     """Write one embedding of all trials that share the teacher and the data of the first one.
 
-    Images that several trials share appear once. Nothing is written for fewer than two trials.
+    Images that several trials share appear once. Nothing is written for fewer than two trials. Raises `InputError` if a
+    file of points is damaged.
     """
     kept = [record for record in records if points_path(out, record.config_hash).is_file()]
     alike = [one for one in kept if (one.teacher_hash, one.data_hash) == (kept[0].teacher_hash, kept[0].data_hash)]
@@ -97,7 +101,7 @@ def _clouds(out: Path, record: Record) -> dict[tuple[str, ...], Cloud]:
     """Return a trial's points by kind and hash; points with equal keys are equal."""
     path = points_path(out, record.config_hash)
     found = read_points(path) if path.is_file() else {}
-    # If the condensed set is all real images, they are shown as real ones only.
+    # If the condensed set consists of all real images, these appear only as real images.
     if record.condensation == ALL_REAL:
         found.pop("condensed", None)
     ipc, name = str(record.ipc), f"ipc {record.ipc}" if record.ipc else "no ipc"
@@ -121,13 +125,13 @@ def _write(folder: Path, name: str, clouds: Sequence[Cloud]) -> None:
     atomic_write(folder / BOOKMARKS, json.dumps(views).encode())
     paths = {"tensor_path": TENSORS, "metadata_path": METADATA, "bookmarks_path": BOOKMARKS}
     embedding = _CONFIG.EmbeddingInfo(tensor_name=name, tensor_shape=features.shape, **paths)
-    # Written last, because TensorBoard finds the other files by this one.
+    # This file is written last, because TensorBoard finds the other files through it.
     config = _CONFIG.ProjectorConfig(embeddings=[embedding])
     atomic_write(folder / metadata.PROJECTOR_FILENAME, text_format.MessageToString(config).encode())
 
 
 def _view(label: str, column: str, shape: Sequence[int]) -> Mapping[str, Any]:
-    """Return a state of the projector: the first two principal components, which it always computes, in colours."""
+    """Return a bookmark of the projector: the first two principal components, coloured by `column`."""
     sides: dict[str, Any] = {}
     for side in ("XLeft", "XRight", "YUp", "YDown"):
         sides |= {f"custom{side}Text": "", f"custom{side}Regex": False}

@@ -30,7 +30,7 @@ _STATUS: dict[Status, int] = {"finished": _API.STATUS_SUCCESS, "failed": _API.ST
 
 
 def columns(planned: Sequence[Mapping[str, Scalar]], always: Sequence[str]) -> dict[str, Any]:
-    """Return the columns of the HParams tab, HParamInfo by name: `always`, then further ones of the planned trials.
+    """Return the columns of the HParams tab, HParamInfo by name: those in `always`, then those of the planned trials.
 
     TensorBoard first shows the columns that differ or that only some trials have, and only five of them initially.
     """

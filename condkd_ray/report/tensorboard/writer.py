@@ -1,4 +1,4 @@
-"""TensorBoard files of an experiment: one run per trial, in the HParams tab from its start, finally one per arm."""
+"""TensorBoard files of an experiment: a run per trial, in the HParams tab from its start; at the end, one per arm."""
 
 import math
 import re
@@ -52,7 +52,8 @@ def arm_name(record: Record) -> str:
 def varying(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the dotted names of the config fields whose values differ among the configs that have them.
 
-    A field that only some configs have, with one value, adds nothing to the name of its method, which has a column.
+    A field that only some configs have, with one value, is left out: it follows from the name of its method, which has
+    a column.
     """
     flat = [_flatten(config) for config in configs]
     names = sorted({name for leaves in flat for name in leaves})
@@ -81,7 +82,7 @@ class EventFiles:
 
     The columns of the HParams tab and their types are fixed at the start, so that running trials have entries too.
     `planned`: the hyper-parameters of all planned trials, from `hparams`. `ranges`: bounds of the hyper-parameters
-    whose values are not known at the start. Times are seconds since 1970.
+    whose values are not known at the start. Times are seconds since 1970; None: now.
     """
 
     def __init__(
@@ -94,7 +95,7 @@ class EventFiles:
         self._columns = events.columns([_flatten(trial) for trial in planned], BASE) | events.intervals(ranges)
         self._writers: dict[str, FileWriter] = {}
         self._latest: dict[str, tuple[int, Mapping[str, float]]] = {}
-        # TensorBoard keeps only the first experiment in a tree; and new trials make runs over seeds outdated.
+        # TensorBoard keeps only the first experiment in a tree, and new trials make the runs of arms outdated.
         for stale in self._folder.rglob("events.out.tfevents.*"):
             if not stale.parent.name.startswith("seed"):
                 stale.unlink()
@@ -149,12 +150,15 @@ class EventFiles:
         _close(writer)
 
     def trial_finished(self, record: Record, when: float | None = None) -> None:
-        """Add final metrics, histograms of the memory, image grid, embedding and status, and close the run."""
+        """Add final metrics, histograms of the memory, image grid, embedding and status, and close the run.
+
+        Raises `InputError` if the trial's file of points is damaged.
+        """
         run, now = run_name(record), time.time() if when is None else when
         self.trial_started(run, hparams(record, self._columns), record.history, when)
         writer = self._writers.pop(run)
         step, written = self._latest.get(run, (record.outcome.rounds, {}))
-        # The metric differs from that of the last round if the round used a subset of the test images.
+        # The final metric differs from that of the last round if the round used a subset of the test images.
         final = {name: value for name, value in record.metrics.items() if written.get(name) != value}
         writer.add_summary(events.scalars(final), step, now)
         self.chart(final)
@@ -174,7 +178,10 @@ class EventFiles:
 
 
 def rebuild(out: Path, records: Sequence[Record]) -> None:
-    """Delete the folder and write it again from records and grids. A trial ended at its record's modification time."""
+    """Delete the folder and write it again from records, grids and points.
+
+    The end of a trial is the modification time of its record. Raises `InputError` if a file of points is damaged.
+    """
     shutil.rmtree(Path(out) / FOLDER, ignore_errors=True)
     names = varying([record.config for record in records])
     files = EventFiles(out, [hparams(record, names) for record in records])
@@ -207,7 +214,7 @@ class _Silent(event_file_writer._AsyncWriterThread):
 
 
 def _close(writer: FileWriter) -> None:
-    """Close the writer; unlike TensorBoard's method, also raise an error that has occurred since the last call."""
+    """Close the writer; unlike TensorBoard's method, also raise an error of its thread since the last call."""
     writer.close()
     writer.event_writer._async_writer._check_worker_status()
 

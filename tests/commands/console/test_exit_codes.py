@@ -9,7 +9,7 @@ import optuna
 import pytest
 import torch
 
-from condkd_ray.commands.console.exit_codes import ended, exit_codes, log_line, log_to_stderr
+from condkd_ray.commands.console.exit_codes import exit_code_of, exit_codes, log_line, log_to_stderr
 from condkd_ray.core.environment import SMALLER
 from condkd_ray.core.method import ClusterError, InputError, NonFiniteError
 from condkd_ray.runs.options import RunResult
@@ -159,5 +159,5 @@ def test_a_command_says_that_standard_output_is_full_and_nothing_if_it_is_closed
 )
 def test_how_a_run_has_ended(run, code, told, capsys):
     log_to_stderr()
-    assert ended(RunResult(Path("out"), *run)) == code
+    assert exit_code_of(RunResult(Path("out"), *run)) == code
     assert capsys.readouterr().err == told

@@ -135,13 +135,13 @@ def test_gradients_reach_every_weight_of_the_generator():
 @pytest.fixture
 def initialised(monkeypatch):
     """The names of the random streams from which generators are initialised."""
-    streams, real = [], nayer_module.drawn
+    streams, real = [], nayer_module.seeded_module
 
     def watched(make, stream, *place):
         streams.append(stream)
         return real(make, stream, *place)
 
-    monkeypatch.setattr(nayer_module, "drawn", watched)
+    monkeypatch.setattr(nayer_module, "seeded_module", watched)
     return streams
 
 
