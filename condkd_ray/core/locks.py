@@ -53,7 +53,7 @@ def claim(folder: Path, what: str) -> Claim | None:
             late = f"a report has not ended for {PATIENCE_SECONDS:g} s"
             there = late if isinstance(error, TimeoutError) else "another process runs"
             raise InputError(
-                f"{what} is {str(folder)!r}, where {there}; accepted: another folder, or this one after that has ended"
+                f"{what} is {str(folder)!r}, where {there}; accepted: another folder, or this one once that has ended"
             ) from None
         except OSError:  # a file system without locks
             return None
