@@ -20,9 +20,9 @@ def main() -> None:
         flags, run = VERBS[name].load()
         if VERBS[name].configured:
             sys.exit(run(rest))
-        import tyro
+        from condkd_ray.commands.parsing import parse
 
-        sys.exit(run(tyro.cli(flags, args=rest, prog=f"condkd {name}")))
+        sys.exit(run(parse(flags, rest, prog=f"condkd {name}")))
 
 
 if __name__ == "__main__":

@@ -19,14 +19,16 @@ import psutil
 import pytest
 import torch
 from hypothesis import settings
-from places import EXPERIMENTS
+from places import EXPERIMENTS, INSTALLED
 from programs import logger_restored
 
 from condkd_ray.core.environment import usable_cpus
 
 # Scripts import `benchmark` and `chaos` from their own folder; tests and their workers need that folder on the path.
-sys.path.append(str(EXPERIMENTS))
-os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(EXPERIMENTS)]))
+sys.path.extend(map(str, (EXPERIMENTS, INSTALLED)))
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    filter(None, [os.environ.get("PYTHONPATH"), str(EXPERIMENTS), str(INSTALLED)])
+)
 torch.set_num_threads(1)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # Processes of xdist and of background jobs ignore SIGINT. Programs that a test starts would inherit this, and could

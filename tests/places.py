@@ -11,6 +11,8 @@ CHECKOUT = TESTS.parent
 EXPERIMENTS = CHECKOUT / "experiments"
 SPACES = CHECKOUT / "search_spaces"
 README = CHECKOUT / "README.md"
+INSTALLED = TESTS / "site-packages"
+"""Modules that tests and the workers of their Ray cluster can import as if they were installed."""
 DOCS = CHECKOUT / "condkd_ray" / "docs"
 
 

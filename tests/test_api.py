@@ -581,6 +581,35 @@ def process():
 
 before = process()
 """
+OWN_INVERSION = """
+from dataclasses import dataclass
+from typing import Literal
+from condkd_ray.methods.inversion.pixelwise import Pixelwise
+
+def differences(images):
+    return (images[:, :, 1:] - images[:, :, :-1]).square().mean((1, 2, 3))
+
+@condkd_ray.register
+@dataclass(frozen=True, kw_only=True)
+class Smooth(Pixelwise):
+    betas = (0.9, 0.999)
+    name: Literal["smooth"] = "smooth"
+    oh_weight: float = 1.0
+    smooth_weight: float = 0.1
+
+    def terms(self, batch, *, teacher, student):
+        return {"oh": batch.oh, "smooth": batch.mean(differences(batch.images))}
+
+own = condkd_ray.TrialConfig(rounds=1, inversion=Smooth(steps=2, batch=16))
+alone = condkd_ray.train(own, teacher=teacher, device="cpu")
+swept = condkd_ray.sweep({"own": own}, out="runs/own", teacher=teacher)
+space = "{rounds: 1, inversion: !choice [{name: fast, steps: 2}, {name: smooth, steps: 2, batch: 16}]}"
+chosen = condkd_ray.search(space, out="runs/choice", trials=2, teacher=teacher)
+(record,) = swept.records
+assert record.outcome.predictions == alone.record.outcome.predictions
+assert record.plugins == alone.record.plugins != {}
+assert {one.inversion: one.plugins for one in chosen.finished} == {"fast": {}, "smooth": record.plugins}
+"""
 AFTERWARDS = """
 import ray
 assert not ray.is_initialized()
@@ -595,11 +624,11 @@ assert results.manifest.command == "condkd_ray.sweep(...)"
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_the_readmes_notebook_runs_in_silence_and_leaves_nothing_behind(cache, tmp_path):
+def test_the_readmes_notebook_and_an_inversion_of_its_own_run_in_silence_and_leave_nothing_behind(cache, tmp_path):
     """In a process without a script, as a notebook is one: no class of it can be imported."""
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     environment["CONDKD_CACHE"] = str(cache)
-    script = NOTEBOOK[:OWN_TRAINING] + CITIZEN + NOTEBOOK[OWN_TRAINING:] + AFTERWARDS
+    script = NOTEBOOK[:OWN_TRAINING] + CITIZEN + NOTEBOOK[OWN_TRAINING:] + OWN_INVERSION + AFTERWARDS
     run = {"capture_output": True, "text": True, "env": environment, "cwd": tmp_path, "timeout": 500}
     done = subprocess.run([sys.executable, "-"], input=script, **run)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

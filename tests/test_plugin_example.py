@@ -5,11 +5,16 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from places import EXPERIMENTS
+from places import DOCS, EXPERIMENTS
+
+from condkd_ray.core.families import register, unregister
+from condkd_ray.testing import check
 
 EXAMPLE = Path(__file__).parent / "plugin_example"
 CONFIG = """
@@ -150,6 +155,21 @@ def test_a_broken_package_is_told_and_breaks_no_other_command(program: Program, 
         assert not (tmp_path / "out").exists()
     finally:
         module.write_text(text)
+
+
+def test_the_package_in_the_docs_declares_its_classes_and_they_keep_their_contracts():
+    text = (DOCS / "extending.md").read_text(encoding="utf-8")
+    declared = tomllib.loads(text.split("```toml\n")[1].split("```")[0])["project"]["entry-points"]
+    space: dict[str, Any] = {"__name__": "my_package"}
+    for block in text.split("```python\n")[1:]:
+        if "name: Literal" in block:
+            exec(block.split("```")[0], space)
+    register(space["Plain"])  # in the package its entry point does this
+    for method, group in ((space["Sharp"](steps=2, batch=16), "inversion"), (space["Plain"](width=4), "networks")):
+        check(method)
+        unregister(type(method))
+        assert declared.pop(f"condkd_ray.{group}") == {method.name: f"my_package.{method.name}:{type(method).__name__}"}
+    assert declared == {}
 
 
 def test_each_keeps_the_contract_of_its_family(program: Program):

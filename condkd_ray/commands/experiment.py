@@ -14,6 +14,7 @@ import tyro
 
 from condkd_ray.commands.console.exit_codes import exit_code_of, exit_codes, log_to_stderr, show
 from condkd_ray.commands.console.live import TERMINAL
+from condkd_ray.commands.parsing import parse
 from condkd_ray.commands.report import Reporter, report_results
 from condkd_ray.commands.teacher_flags import TeacherFlags
 from condkd_ray.core.locks import claim_early
@@ -160,7 +161,7 @@ def command_line(flags: type[T], main: Callable[[T], int], *, own_folder: bool =
     False for a program that writes nothing there; the folder is then not locked.
     """
     with exit_codes():
-        given = tyro.cli(flags)
+        given: T = parse(flags)
         if own_folder and isinstance(given, Options) and not getattr(given, "explain", False):
             claim_early(given.out, "--out")
         # The next import loads PyTorch, which takes seconds.

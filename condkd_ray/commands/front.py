@@ -115,14 +115,14 @@ def stored_help(name: str) -> str:
     return _help_path(name).read_text(encoding="utf-8")
 
 
-def render_help(name: str) -> str:
-    """Return the help text of a verb, rendered from its flags."""
-    import tyro
+def render_help(name: str, columns: int = 80) -> str:
+    """Return the help text of a verb, rendered from its flags for a terminal of that width."""
+    from condkd_ray.commands.parsing import parse
 
     rendered = StringIO()
-    plain = {"COLUMNS": "80", "NO_COLOR": "1"}
+    plain = {"COLUMNS": str(columns), "NO_COLOR": "1"}
     with patch.dict("os.environ", plain), redirect_stdout(rendered), suppress(SystemExit):
-        tyro.cli(VERBS[name].load()[0], prog=f"condkd {name}", args=["--help"])
+        parse(VERBS[name].load()[0], ["--help"], prog=f"condkd {name}")
     return rendered.getvalue()
 
 

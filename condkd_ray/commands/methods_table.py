@@ -11,8 +11,9 @@ from typing import Any, Literal
 import tyro
 
 from condkd_ray.commands.console.exit_codes import show
+from condkd_ray.core.errors import first_line
 from condkd_ray.core.families import Family, origin_of
-from condkd_ray.core.method import Method, require
+from condkd_ray.core.method import InputError, Method, require
 from condkd_ray.data.datasets import DATASETS
 from condkd_ray.methods.condensation import CONDENSATIONS
 from condkd_ray.methods.distiller import Distiller
@@ -106,9 +107,17 @@ def table() -> str:
 def plugins_table() -> str:
     """Return a Markdown table with a row for each plug-in; empty if there are none."""
     members = [(field, kind) for field, family in OPEN.items() for kind in family.plugins().values()]
-    rows = [f"{_row(field, kind)} {origin_of(kind)} |" for field, kind in members]
+    rows = [f"{_row(field, kind)} {_origin(kind)} |" for field, kind in members]
     head = ["", f"{HEADER} plug-in |", "|---|---|---|---|---|"]
     return "\n".join([*head, *rows]) + "\n" if rows else ""
+
+
+def _origin(kind: type[Method]) -> str:
+    """Return the origin of a plug-in, or the reason why configs with it are refused, as a cell of a table."""
+    try:
+        return str(origin_of(kind))
+    except InputError as error:
+        return f"refused: {first_line(error)}".replace("|", "\\|")
 
 
 def _row(family: str, kind: type[Method]) -> str:

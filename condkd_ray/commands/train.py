@@ -11,6 +11,7 @@ import tyro
 
 from condkd_ray.commands.console.exit_codes import show
 from condkd_ray.commands.console.live import TERMINAL
+from condkd_ray.commands.parsing import parse
 from condkd_ray.commands.report import report_results
 from condkd_ray.core.config import Tree, merge, read_tree
 from condkd_ray.core.environment import set_up_process
@@ -76,7 +77,7 @@ def configured(kind: type[C], arguments: list[str], prog: str) -> tuple[C, Trial
     The flags override the file, and the file overrides the teacher's card. `prog`: name of the program in help and
     messages. Raises `InputError` if the file, the card or a field cannot be used.
     """
-    command, rest = tyro.cli(kind, args=arguments, prog=prog, return_unknown_args=True)
+    command, rest = parse(kind, arguments, prog=prog, return_unknown_args=True)
     path: Path = command.config  # type: ignore[attr-defined]
     tree = read_tree(path)
 
@@ -94,7 +95,7 @@ def flagged_config(base: TrialConfig, arguments: list[str], prog: str) -> TrialC
     """Return the config with the fields that `arguments` set, such as `--inversion.steps 20`."""
     kind, default = _as_given(base)
     avoid = (tyro.conf.AvoidSubcommands,)
-    return _restored(tyro.cli(kind, default=default, args=arguments, prog=prog, config=avoid))
+    return _restored(parse(kind, arguments, default=default, prog=prog, config=avoid))
 
 
 def _as_given(value: Any) -> tuple[type, Any]:
@@ -127,7 +128,7 @@ def train(arguments: list[str]) -> int:
     Raises `InputError` for a config, a record or flags that cannot be used.
     """
     if any(argument.partition("=")[0] == "--from-record" for argument in arguments):
-        return repeat(tyro.cli(Repeat, args=arguments, prog="condkd train"))
+        return repeat(parse(Repeat, arguments, prog="condkd train"))
     command, config = configured(Train, arguments, "condkd train")
     return 1 if _run(config, command.arm, command).status == "failed" else 0
 

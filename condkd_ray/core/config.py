@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
@@ -14,7 +14,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 import yaml
 from pydantic import Field, Strict, TypeAdapter, ValidationError
 
-from condkd_ray.core.families import family_of, hints, is_plugin, origin_of
+from condkd_ray.core.families import family_of, hints, is_plugin, origin_of, plugin_kinds
 from condkd_ray.core.method import InputError, require, value_text
 from condkd_ray.core.text import read_text
 from condkd_ray.core.yaml_text import load_yaml
@@ -124,13 +124,40 @@ def _alternatives(hint: Any) -> tuple[Any, ...]:
     return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
+def plugins_of_tree(kind: type, tree: Any, path: str, values: Callable[[Any], Iterable[Any]]) -> Iterator[type]:
+    """Yield the classes of the plug-ins in the trees of `kind` that a tree stands for, those in defaults included.
+
+    `values(part)`: the values for which a part of the tree stands; several for an open leaf. Raises `InputError` for a
+    name that no method has; messages begin with `path`.
+    """
+    require(isinstance(tree, dict), path, tree, f"a mapping with {', '.join(hints(kind))}")
+    if is_plugin(kind):
+        yield kind
+    for f in dataclasses.fields(kind):  # type: ignore[arg-type]
+        if f.name not in tree:
+            yield from plugin_kinds(f.default_factory() if _known(f.default_factory) else f.default)  # type: ignore
+            continue
+        for value in values(tree[f.name]):
+            named = isinstance(value, dict) and "name" in value
+            for one in ({**value, "name": name} for name in values(value["name"])) if named else (value,):
+                method = _method(hints(kind)[f.name], one, f"{path}: {f.name}", kind, f.name)
+                if method is not None:
+                    yield from plugins_of_tree(*method, f"{path}: {f.name}", values)
+
+
 def _value(hint: Any, value: Any, path: str, owner: type, key: str) -> Any:
+    method = _method(hint, value, path, owner, key)
+    return _leaf(hint, value, path) if method is None else build(*method, path)
+
+
+def _method(hint: Any, value: Any, path: str, owner: type, key: str) -> tuple[Any, Any] | None:
+    """Return the dataclass of a value in a tree, and the tree of its fields; None if it is a value without fields."""
     members: list[Any] = [kind for kind in _alternatives(hint) if dataclasses.is_dataclass(kind)]
     if not members or (value is None and type(None) in get_args(hint)):
-        return _leaf(hint, value, path)
+        return None
     family = family_of(members[0])
     if family is None:
-        return build(members[0], value, path)
+        return members[0], value
     by_name = family.members()
     tree: Any = {"name": value} if isinstance(value, str) else value
     require(isinstance(tree, dict), path, value, ", ".join(by_name))
@@ -140,7 +167,7 @@ def _value(hint: Any, value: Any, path: str, owner: type, key: str) -> Any:
     if not isinstance(name, str) or name not in by_name:
         what = f"{path}: name is not given" if name is None else f"{path} is {value_text(name)}"
         raise InputError(f"{what}; accepted: {', '.join(by_name)}{family.more}")
-    return build(by_name[name], tree, path)
+    return by_name[name], tree
 
 
 def _leaf(hint: Any, value: Any, path: str) -> Any:

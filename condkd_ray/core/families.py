@@ -131,7 +131,7 @@ class Family:
             taken = [self._own_names().get(name), *(self._loaded or {}).get(name, ()), self._registered.get(name)]
             other = next((one for one in taken if one is not None and not _same_definition(one, kind)), None)
             if other is not None:
-                first = f"{_place(other)} of {origin_of(other) or OWN}"
+                first = f"{_place(other)} of {_origin_text(other)}"
                 accepted = f"one class for each name: rename or uninstall one of {first} and {_place(kind)} of {origin}"
                 raise InputError(f"{self.word} {name!r} is defined twice; accepted: {accepted}")
             if version is not None:
@@ -303,8 +303,11 @@ def plugins_in(value: Any) -> dict[str, str]:
 
 
 def plugin_kinds(value: Any) -> list[type]:
-    """Return the classes of the plug-ins in a config, or in a tuple of configs."""
-    return list(dict.fromkeys(type(one) for one in _methods(value)))
+    """Return the classes of the plug-ins in a config, or in a tuple of configs and of classes of methods."""
+    parts = value if isinstance(value, tuple) else (value,)
+    given = [one for one in parts if isinstance(one, type) and is_plugin(one)]
+    configs = tuple(one for one in parts if not isinstance(one, type))
+    return list(dict.fromkeys([*given, *(type(one) for one in _methods(configs))]))
 
 
 def plugin_modules(value: Any) -> set[str]:
@@ -424,8 +427,16 @@ def _same_definition(one: type, other: type) -> bool:
     return _place(one) == _place(other) and _place(one).partition(".")[0] != OWN
 
 
+def _origin_text(kind: type) -> str:
+    """Return the origin of a class for messages, also if its code cannot be digested."""
+    try:
+        return str(origin_of(kind) or OWN)
+    except InputError:
+        return f"{kind.__module__.partition('.')[0]}, whose code cannot be digested"
+
+
 def _listed(kinds: Collection[type]) -> str:
-    return " and ".join(f"{_place(kind)} of {origin_of(kind)}" for kind in kinds)
+    return " and ".join(f"{_place(kind)} of {_origin_text(kind)}" for kind in kinds)
 
 
 def _origin(kind: type, version: str | None) -> Origin:

@@ -4,7 +4,7 @@ import dataclasses
 import logging
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -133,7 +133,7 @@ def run(
         cluster = options.of_cluster(deadline)
         cluster.check([plan.config for plan in planned])
         check_reach(options.storage_root, options.storage_flag)
-        check_modules(own_modules([plan.config for plan in planned], workshop))
+        check_modules(own_modules((plan.config.teacher.module for plan in planned), workshop))
         check_plugins([plan.config for plan in planned])
         hardware = trial_hardware(options.gpus_per_trial)
         planned = settled_plans(planned, hardware)
@@ -164,13 +164,12 @@ def run(
     return RunResult(options.out, complete, records.failed, ("time",) if time.time() >= deadline else ())
 
 
-def own_modules(configs: Sequence[TrialConfig], workshop: Workshop) -> dict[str, nn.Module]:
-    """Return the users' own modules that are teachers in these configs, by name.
+def own_modules(names: Iterable[str | None], workshop: Workshop) -> dict[str, nn.Module]:
+    """Return the users' own teacher modules by name; None among the names stands for another teacher.
 
     Raises `InputError` if a module cannot be made.
     """
-    names = dict.fromkeys(config.teacher.module for config in configs)
-    return {name: workshop.own_module(name).network for name in names if name is not None}
+    return {name: workshop.own_module(name).network for name in dict.fromkeys(names) if name is not None}
 
 
 def explained(experiment: str, plans: Sequence[Plan], options: Options, *, view: View = SILENT) -> str:

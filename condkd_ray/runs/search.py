@@ -32,7 +32,7 @@ from condkd_ray.runs.search_spec import SearchSpec
 from condkd_ray.study.choices import Pruner, Sampler
 from condkd_ray.study.points import Point, left_open, points_of
 from condkd_ray.study.population import Population, check_population
-from condkd_ray.study.space import Open, close, default, leaves
+from condkd_ray.study.space import Open, close, default, leaves, plugin_classes
 from condkd_ray.study.storage import exists, names_at, open_storage, quiet, stored_study
 from condkd_ray.study.strategies import check_pruner, check_sampler, make_pruner
 from condkd_ray.study.study import Study, check_earlier
@@ -62,8 +62,6 @@ def run(
     open_folder(spec.out, "search", fresh=spec.fresh)
     if spec.storage is not None:
         check_writable(spec.storage_root)
-    if spec.fresh:
-        empty(spec.storage_root)
     study = study_of(tree, spec)
     _learn(study, known)
     with connect(spec.address, view=view):
@@ -74,10 +72,12 @@ def run(
         from condkd_ray.cluster.storage_check import check_reach
 
         check_reach(spec.storage_root, spec.storage_flag)
-        check_modules(experiment.own_modules([default(tree)], workshop))
-        check_plugins([default(tree)])
+        check_modules(experiment.own_modules(_modules(tree), workshop))
+        check_plugins(plugin_classes(tree))
         check_resources(spec.cpus_per_trial, spec.gpus_per_trial, spec.resources)
         hardware = trial_hardware(spec.gpus_per_trial)
+        if spec.fresh:
+            empty(spec.storage_root)
         if "precision" not in leaves(tree):
             study.keep_to(settled(default(tree), hardware).precision)
         budget = None
@@ -136,6 +136,7 @@ def check(tree: dict[str, Any], spec: SearchSpec) -> None:
     for flag, value, kinds in (("--sampler", spec.chosen_sampler, Sampler), ("--pruner", spec.pruner, Pruner)):
         require(value in get_args(kinds), flag, value, ", ".join(get_args(kinds)))
     require(bool(leaves(tree)), "open leaves of the space", 0, "at least one, such as `weight: !log_uniform [1, 100]`")
+    plugin_classes(tree)  # refuses names that no method has
     check_sampler(spec.chosen_sampler, tree, constrained=bool(spec.parsed_constraints))
     check_pruner(spec.pruner, spec.parsed_objective)
     within = spec.pruner == "none" or spec.least_rounds <= _rounds(tree)
@@ -168,6 +169,12 @@ def _check_all(tree: dict[str, Any], spec: SearchSpec, workshop: Workshop) -> Kn
     # Check the teacher of the space's default; other teachers are checked when they are proposed.
     workshop.check_teacher(default(tree))
     return known
+
+
+def _modules(tree: dict[str, Any]) -> list[str | None]:
+    """Return the names of the users' own teacher modules that configs of a space can contain; None: another teacher."""
+    leaf = leaves(tree).get("teacher/module")
+    return [default(tree).teacher.module] if leaf is None else list(leaf.values)
 
 
 def _learn(study: Study, known: Known) -> None:

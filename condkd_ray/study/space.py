@@ -18,7 +18,7 @@ import optuna
 import yaml
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from condkd_ray.core.config import content_hash, to_tree
+from condkd_ray.core.config import content_hash, plugins_of_tree, to_tree
 from condkd_ray.core.families import plugins_named
 from condkd_ray.core.method import InputError, require
 from condkd_ray.core.text import read_text
@@ -177,6 +177,18 @@ def _at(tree: Any, place: int, end: int) -> Any:
         return _at(leaf.values[place % len(leaf.values) if leaf.kind == "choice" else end], place, end)
 
     return _replaced(tree, chosen)
+
+
+def plugin_classes(tree: dict[str, Any]) -> list[type]:
+    """Return the plug-ins that configs of a space can contain, from every value of every choice.
+
+    Raises `InputError` for a name that no method has.
+    """
+
+    def values(part: Any) -> Sequence[Any]:
+        return part.values if isinstance(part, Open) else (part,)
+
+    return list(dict.fromkeys(plugins_of_tree(TrialConfig, tree, "search space", values)))
 
 
 def to_plain(tree: Any) -> Any:

@@ -65,8 +65,18 @@ def trial(producers: int = 0) -> SimpleNamespace:
     return SimpleNamespace(pipeline=SimpleNamespace(producers=producers) if producers else None)
 
 
-def test_amounts_are_counted_in_the_units_of_ray():
+def test_amounts_are_counted_in_the_units_of_ray(cluster):
+    import ray
+    from ray.util.placement_group import placement_group, remove_placement_group
+
     assert ray_core.RESOURCE_UNIT_SCALING == UNITS
+    most = slots(0.0001, 0, {HERE: 0.0029})
+    assert most == UNITS // 28
+    group = placement_group([{HERE: 0.0029}] * most)
+    try:
+        ray.get(group.ready(), timeout=30)
+    finally:
+        remove_placement_group(group)
 
 
 @pytest.mark.parametrize(
@@ -74,6 +84,7 @@ def test_amounts_are_counted_in_the_units_of_ray():
     [
         *(({"CPU": 64, "GPU": 4}, (0.1, 0.2), 20), ({"CPU": 64, "GPU": 2}, (0.1, 0.1), 20)),
         *(({"CPU": 64, "GPU": 16}, (0.1, 0.8), 16), ({"CPU": 0.3}, (0.1, 0), 3), ({"CPU": 2.1}, (0.7, 0), 3)),
+        ({"CPU": 1}, (0.0029, 0), 10_000 // 28),  # 28 units: Ray drops the rest of the product, 28.999999999999996
         # A part of a GPU is on one GPU: 0.6 fits once on each, 0.4 twice.
         *(({"CPU": 64, "GPU": 4}, (1, 0.6), 4), ({"CPU": 64, "GPU": 4}, (1, 0.4), 8)),
         *(({"CPU": 64, "GPU": 4}, (1, 2), 2), ({"CPU": 64, "GPU": 3}, (1, 2), 1), ({"CPU": 3, "GPU": 4}, (1, 1), 3)),

@@ -2,13 +2,19 @@
 
 import dataclasses
 import re
-from typing import get_args
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 import pytest
 from places import DOCS
 
+import condkd_ray
 from condkd_ray.commands import methods_table
+from condkd_ray.core.families import unregister
 from condkd_ray.methods.inversion import AnyInversion
+from condkd_ray.methods.losses.kd import KdLoss
 from condkd_ray.models import AnyNetwork, parse
 from condkd_ray.models.cost import short
 from condkd_ray.models.network import label
@@ -76,3 +82,51 @@ def test_a_row_of_the_table_of_networks():
 )
 def test_counts_have_three_digits(count, told):
     assert short(count) == told
+
+
+READ = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading(KdLoss):
+    """A distillation loss whose value depends on a value of its module."""
+
+    name: Literal["reading"] = "reading"
+
+    def __call__(self, student, teacher, labels):
+        return student.logits.mean() * READ
+
+
+@dataclass(frozen=True, kw_only=True)
+class Other(KdLoss):
+    name: Literal["other"] = "other"
+
+    def __call__(self, student, teacher, labels):
+        return student.logits.mean()
+
+
+@pytest.fixture
+def undigested(monkeypatch) -> Iterator[None]:
+    """Register two plug-ins; the code of one then reads a value whose content cannot be digested."""
+    condkd_ray.register(Reading)
+    condkd_ray.register(version="3")(Other)
+    monkeypatch.setattr(f"{__name__}.READ", threading.Lock())
+    yield
+    unregister(Reading)
+    unregister(Other)
+
+
+def test_a_plug_in_whose_code_cannot_be_digested_has_a_row_with_the_reason(undigested, capsys):
+    assert methods_table.list_methods(methods_table.Methods()) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith(methods_table.table())
+    reading, other = [line for line in printed.splitlines() if "`reading`" in line or "`other`" in line]
+    reason = "READ is a _thread.lock, whose content cannot be read (TypeError: cannot pickle '_thread.lock' object)"
+    assert reading.startswith("| distiller.loss | `reading` | - | - | refused: plug-in ")
+    assert f"{reason}; accepted: values that can be pickled, or register(version=...)" in reading
+    assert other == f"| distiller.loss | `other` | - | - | {__name__.partition('.')[0]} 3 |"
+
+
+def test_the_table_of_published_systems_does_not_depend_on_plug_ins(undigested, capsys):
+    assert methods_table.list_methods(methods_table.Methods(published=True)) == 0
+    assert "| `fast` |" in capsys.readouterr().out

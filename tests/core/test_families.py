@@ -541,6 +541,18 @@ def test_the_name_of_two_entry_points_is_refused_and_others_stay(family, logged)
     assert "defined twice" in logged[0]
 
 
+def test_a_name_defined_twice_is_reported_even_if_one_code_cannot_be_digested(family, logged, tmp_path: Path):
+    locked = f"from threading import Lock\nLOCK = Lock()\n{MODULE.replace('return 1', 'return LOCK')}"
+    things = family(("some-things", "1.4", "It", MODULE), ("some-locked", "2.0", "It", locked))
+    (tmp_path / "some_locked-2.0.dist-info" / "direct_url.json").write_text(
+        '{"dir_info": {"editable": true}}', encoding="utf-8"
+    )
+    assert things.members() == {}
+    places = ("some_things.It of some-things 1.4", "some_locked.It of some_locked, whose code cannot be digested")
+    (text,) = logged
+    assert all(place in text for place in places)
+
+
 def test_a_bad_entry_point_is_logged_with_its_distribution_and_others_stay(family, logged):
     things = family(("some-things", "1.4", "Literal", MODULE), ("some-others", "2.0", "It", MODULE))
     assert list(things.members()) == ["it"]

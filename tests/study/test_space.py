@@ -1,4 +1,7 @@
 import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
 
 import optuna
 import pytest
@@ -6,11 +9,26 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import FixedTrial
 from places import SPACES
 
+import condkd_ray
 from condkd_ray.core.config import merge, to_tree
+from condkd_ray.core.families import unregister
 from condkd_ray.core.method import InputError
 from condkd_ray.methods.guidance import Discriminator, Mmd, NoGuidance
 from condkd_ray.methods.inversion import Dafl, DeepInversion, Fast
-from condkd_ray.study.space import Open, close, conditional, corners, default, leaves, params_of, parse, read
+from condkd_ray.methods.losses.kd import KdLoss
+from condkd_ray.methods.memory import Growing
+from condkd_ray.study.space import (
+    Open,
+    close,
+    conditional,
+    corners,
+    default,
+    leaves,
+    params_of,
+    parse,
+    plugin_classes,
+    read,
+)
 from condkd_ray.trial.config import TrialConfig, from_tree
 from condkd_ray.trial.hardware import CPU, settled
 
@@ -237,6 +255,78 @@ def test_the_default_keeps_the_fields_own_and_the_first_of_methods():
     config = default(parse(CHOICES))
     assert config.inversion == Fast(width=64)
     assert config.guidance == Discriminator()
+
+
+def plug_ins() -> dict[str, type]:
+    """Register plug-ins of three families; the inversion has a plug-in in a field's default."""
+
+    @condkd_ray.register(version="1")
+    @dataclass(frozen=True, kw_only=True)
+    class MyLoss(KdLoss):
+        name: Literal["my_loss"] = "my_loss"
+
+        def __call__(self, student, teacher, labels):
+            return student.logits.mean()
+
+    @condkd_ray.register(version="1")
+    @dataclass(frozen=True, kw_only=True)
+    class MyMemory(Growing):
+        name: Literal["my_memory"] = "my_memory"  # type: ignore[assignment]
+
+    @condkd_ray.register(version="1")
+    @dataclass(frozen=True, kw_only=True)
+    class MyInversion(Dafl):
+        name: Literal["my_inversion"] = "my_inversion"  # type: ignore[assignment]
+        inner: MyLoss = MyLoss()
+
+    return {kind.name: kind for kind in (MyLoss, MyMemory, MyInversion)}
+
+
+@pytest.fixture
+def mine() -> Iterator[dict[str, type]]:
+    kinds = plug_ins()
+    yield kinds
+    for kind in kinds.values():
+        unregister(kind)
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("rounds: !int [1, 2]", []),
+        ("memory: !choice [growing, my_memory]", ["my_memory"]),
+        ("memory: {name: my_memory, capacity: 3}", ["my_memory"]),
+        ("memory: {name: !choice [growing, latest, my_memory]}", ["my_memory"]),
+        ("inversion: !choice [{name: fast}, {name: my_inversion, steps: !int [1, 2]}]", ["my_inversion", "my_loss"]),
+        ("inversion: !choice [fast, {name: my_inversion, inner: hinton}]", ["my_inversion"]),
+        ("distiller: {loss: !choice [hinton, {name: my_loss}]}", ["my_loss"]),
+        # With the default inversion this config could not be: the class prior has two temperatures.
+        (
+            "{inversion: !choice [{name: fast, oh_temperature: 2.0}, my_inversion], targets: !choice [balanced, "
+            "{name: soft}], memory: !choice [growing, my_memory]}",
+            ["my_inversion", "my_loss", "my_memory"],
+        ),
+    ],
+)
+def test_the_plug_ins_of_every_value_of_every_choice_are_found(mine, text, names):
+    assert plugin_classes(parse(text)) == [mine[name] for name in names]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("inversion: !choice [fast, fsat]", r"search space: inversion is 'fsat'; accepted: .*fast, .*, or a plug-in "),
+        (
+            "distiller: {loss: !choice [hinton, {name: my_loss}]}",
+            r"search space: distiller: loss is 'my_loss'; accepted",
+        ),
+        ("student: {name: !choice [resnet, my_net]}", r"search space: student is 'my_net'; accepted: "),
+        ("memory: !choice [growing, 3]", r"search space: memory is 3; accepted: "),
+    ],
+)
+def test_a_name_that_no_method_has_is_refused_in_every_value_of_a_choice(text, message):
+    with pytest.raises(InputError, match=message):
+        plugin_classes(parse(text))
 
 
 def test_corners_are_at_both_ends_for_each_choice():
