@@ -124,8 +124,8 @@ def _code_by_value(names: Collection[str]) -> Iterator[None]:
 def plugins_by_value(configs: tuple[TrialConfig | type, ...]) -> Iterator[None]:
     """Within this context, pickles contain the code and the origins of plug-ins that are not installed.
 
-    The plug-ins are those in the given configs, and the given classes. Raises `InputError` if a plug-in's code cannot
-    be identified.
+    The plug-ins are those in the given configs, and the given classes. Raises `InputError` if the code of a plug-in
+    cannot be identified.
     """
     with _code_by_value(plugin_modules(configs)), origins_stored(configs):
         yield

@@ -40,13 +40,10 @@ def load(pickled: bytes) -> str:
 
 
 def check_plugins(configs: Sequence[TrialConfig | type]) -> None:
-    """Raise `InputError` if a node lacks one of the plug-ins or has another version of it.
+    """Raise `InputError` if a node lacks a plug-in or has another version of it; the message names node and plug-in.
 
-    The message names the node and the plug-in. Code that is not installed is sent with the configs. Nodes that join
-    later are not checked.
-
-    Args:
-        configs: The configs of trials, or the classes of their plug-ins.
+    `configs`: the configs of trials, or the classes of their plug-ins. Code that is not installed is sent with the
+    configs. Nodes that join later are not checked.
     """
     for kind in plugin_kinds(tuple(configs)):
         origin = str(origin_of(kind))

@@ -16,7 +16,7 @@ from condkd_ray.trial.config import TrialConfig
 from condkd_ray.trial.run import CHECKPOINT_SECONDS
 
 UNITS = 10_000
-"""Ray's units per CPU, GPU or other resource: amounts are rounded to whole units and added as integers."""
+"""Ray's units per CPU, GPU or other resource. Ray counts whole units and drops the rest of an amount."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,13 +70,8 @@ class ClusterOptions:
         check_resources(self.cpus_per_trial, self.gpus_per_trial, self.resources)
         _check_amounts("per producer", each.cpus, each.gpus)
         requested = f"{_amounts(self.bundle)} and {producers} producers of {_amounts(each.bundle)}"
-        held = "; ".join(_amounts(_countable(node)) for node in _nodes())
-        require(
-            self._num_fitting(producers, 1) > 0,
-            "resources per trial",
-            requested,
-            f"at most what the machines have, {held}",
-        )
+        held = f"at most what the machines have, {'; '.join(_amounts(_countable(node)) for node in _nodes())}"
+        require(self._num_fitting(producers, 1) > 0, "resources per trial", requested, held)
 
     def at_once(self, configs: Sequence[TrialConfig]) -> int:
         """Return how many of these trials run at once with their producers, at most `max_concurrent`."""
