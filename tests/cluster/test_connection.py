@@ -213,9 +213,9 @@ def test_a_single_node_gets_longer_timeouts_unless_the_user_has_set_them(fails_t
         found[:] = [os.environ.get(name) for name in names]
 
     monkeypatch.setattr(module, "_read_environment", read_environment)
-    for given, expected in ((None, ["20", "120"]), ("7", ["7", "7"]), ("", ["20", "120"])):
-        for name in names if given is not None else ():
-            monkeypatch.setenv(name, given)
+    for exported, expected in ((None, ["20", "120"]), ("7", ["7", "7"]), ("", ["20", "120"])):
+        for name in names if exported is not None else ():
+            monkeypatch.setenv(name, exported)
         fails_to_start(SLOW)
         with pytest.raises(ClusterError), connect("local"):
             pass

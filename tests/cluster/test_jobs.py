@@ -66,7 +66,9 @@ def test_a_teacher_of_another_float_type_gives_the_same_logits_after_packing(clu
     plain = toy.make_teacher()
     known = {name: getattr(plain, name) for name in TEACHER_FIELDS}
     teacher = Teacher.from_module(Converting(plain.network, dtype), **known)
-    prepared = replace(toy.make_prepared(), teacher=teacher, own_module="given:toy")
+    prepared = toy.make_prepared()
+    hashes = prepared.hashes | {"teacher": str(dtype)}
+    prepared = replace(prepared, teacher=teacher, own_module="given:toy", hashes=hashes)
     images = toy.samples(8).images
     found = unpack(toy.toy_config(), Packer().pack(prepared), "cpu").teacher
     assert next(found.network.parameters()).dtype == dtype

@@ -99,8 +99,8 @@ def test_trials_ended_for_lack_of_memory_give_the_numbers_of_an_undisturbed_run(
 def ends_of(monkeypatch, tmp_path, *reasons: str, twice: bool = False) -> tuple[list[tuple[str, ...]], list[int]]:
     """Return the calls of the listener when attempts of a trial end for these reasons, and Tune's retries before each.
 
-    The reason "round" stands for one more round.
-    `twice`: Tune reports each end that it may retry twice, and gives up the trial.
+    The reason "round" stands for one more round. `twice`: Tune reports each end that it may retry twice, and then gives
+    up the trial.
     """
     calls: list[tuple[str, ...]] = []
 
@@ -162,7 +162,7 @@ def test_a_trial_that_was_dropped_fails_after_as_many_attempts_in_all(monkeypatc
     assert [what for what, *_ in calls] == [*["retried", "drop"] * (MAX_STALLED - 1), "failed"]
 
 
-def test_a_dropped_trial_counts_its_end_for_want_of_memory_once(logged):
+def test_a_dropped_trial_counts_its_end_for_lack_of_memory_once(logged):
     monitor = Monitor(None, SimpleNamespace())  # type: ignore[arg-type]
     monitor.add(SimpleNamespace(key="a", label="trial 0", pool_key="a"))  # type: ignore[arg-type]
     monitor.retried("a", SHORT)

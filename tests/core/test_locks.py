@@ -174,8 +174,8 @@ def test_claim_early_locks_existing_folders(tmp_path):
     with run_in(tmp_path), pytest.raises(InputError, match=r"--out is .*, where another process runs"):
         claim_early(tmp_path, "--out")
     claim_early(tmp_path, "--out")
-    taken = subprocess.run([sys.executable, "-c", RUN, str(tmp_path)], capture_output=True, text=True)
-    assert "where another process runs" in taken.stderr
+    finished = subprocess.run([sys.executable, "-c", RUN, str(tmp_path)], capture_output=True, text=True)
+    assert "where another process runs" in finished.stderr
 
 
 def test_every_user_of_a_folder_can_lock_the_file_in_it_whatever_the_umask(tmp_path):
