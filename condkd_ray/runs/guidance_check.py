@@ -143,7 +143,7 @@ def _both(
 ) -> tuple[Ending, Ending]:
     """Return the results from real and from collapsed features."""
     deal = Streams(seed)
-    guides, perfect, unseen = _thirds(labels, deal)
+    guides, perfect, unseen = thirds(labels, deal)
     classes = teacher.num_classes
 
     def begun(rng: Streams) -> Any:
@@ -215,7 +215,7 @@ def _spread(features: Tensor, labels: Tensor, classes: int) -> float:
     return mean(torch.pdist(part).mean().item() for part in parts)
 
 
-def _thirds(labels: Tensor, rng: Streams) -> list[Tensor]:
+def thirds(labels: Tensor, rng: Streams) -> list[Tensor]:
     """Return the rows of three parts in random order, each with equally many of every class."""
     order = torch.randperm(len(labels), generator=rng["deal"])
     sizes = labels.bincount()

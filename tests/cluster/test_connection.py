@@ -64,7 +64,7 @@ def test_the_environment_names_an_address_too(monkeypatch):
 def test_the_environment_is_put_back(monkeypatch):
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
-    with module._environment(module._private_environment()):
+    with module.private():
         assert os.environ["RAY_AUTH_MODE"] == "token"
         assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
     assert os.environ["RAY_AUTH_MODE"] == "disabled"
@@ -203,7 +203,7 @@ def test_a_node_is_given_more_time_where_it_is_the_only_one_and_what_the_user_ex
     def read_environment(*, several_nodes: bool) -> None:
         found[:] = [os.environ.get(name) for name in names]
 
-    monkeypatch.setattr(module, "_read_environment", read_environment)
+    monkeypatch.setattr(module, "read_environment", read_environment)
     for given, expected in ((None, ["20", "120"]), ("7", ["7", "7"])):
         for name in names if given else ():
             monkeypatch.setenv(name, given)

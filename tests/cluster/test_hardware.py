@@ -69,17 +69,26 @@ def test_a_part_that_leaves_a_trial_no_memory_is_refused_before_it_begins(cluste
 
 def test_a_driver_that_sees_no_gpu_asks_its_own_node(cluster, monkeypatch):
     asked = []
-    monkeypatch.setattr(asking, "_own", lambda: pytest.fail("the driver's own view says nothing of the node"))
-    monkeypatch.setattr(asking, "_request", lambda node, gpus: asked.append(gpus) or ray.put(H100))
+    monkeypatch.setattr(asking, "hardware_of", lambda _: pytest.fail("the driver's own view says nothing of the node"))
+    monkeypatch.setattr(asking, "request_hardware", lambda node, gpus: asked.append(gpus) or ray.put(H100))
     assert trial_hardware(0.5) == H100
     assert asked == [0.5]
+
+
+def of_nodes(monkeypatch, answers: list) -> Hardware:
+    """Return the hardware of trials on nodes with a GPU each, whose answers are these references."""
+    nodes = {f"node {number}": answer for number, answer in enumerate(answers)}
+    alive = [{"NodeID": name, "Alive": True, "Resources": {"GPU": 1.0}} for name in nodes]
+    monkeypatch.setattr(ray, "nodes", lambda: alive)
+    monkeypatch.setattr(asking, "request_hardware", lambda node, gpus: nodes[node])
+    return trial_hardware(1.0)
 
 
 def test_a_node_that_does_not_answer_in_time_is_asked_no_more(cluster, monkeypatch):
     """Its task waits for a resource that nobody has."""
     monkeypatch.setattr(asking, "PATIENCE_SECONDS", 0.1)
     never = ray.remote(num_cpus=0, resources={"nowhere": 1})(lambda: H100).remote()
-    assert asking._answers([ray.put(A100), never]) == [A100]
+    assert of_nodes(monkeypatch, [ray.put(A100), never]) == A100
     with pytest.raises(TaskCancelledError):
         ray.get(never, timeout=20)
 
@@ -128,11 +137,11 @@ def test_a_search_computes_in_one_precision(cluster, fake, tmp_path, logged):
         search.run("?", SPACE, SearchSpec(**spec | {"trials": 2}))
 
 
-def test_a_node_that_is_lost_meanwhile_has_no_answer_and_one_at_least_must_have(cluster):
+def test_a_node_that_is_lost_meanwhile_has_no_answer_and_one_at_least_must_have(cluster, monkeypatch):
     def die() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     lost = ray.remote(num_cpus=0, max_retries=0)(die)
-    assert asking._answers([ray.put(A100), lost.remote()]) == [A100]
+    assert of_nodes(monkeypatch, [ray.put(A100), lost.remote()]) == A100
     with pytest.raises(ClusterError, match=r"^no node with a GPU has answered"):
-        asking._answers([lost.remote()])
+        of_nodes(monkeypatch, [lost.remote()])

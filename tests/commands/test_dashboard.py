@@ -4,6 +4,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -41,7 +42,6 @@ def test_a_port_that_is_not_to_be_had_is_refused_before_its_server_starts(tmp_pa
     wanted = taken if port is None else port
     started: list[list[str]] = []
     monkeypatch.setattr(dashboard.subprocess, "Popen", lambda command, **_: started.append(command))
-    monkeypatch.setattr(dashboard, "_commands", only(which))
     told = rf"^port of \w+ is {wanted}; accepted: one that is free, or 0 for any"
     command = Dashboard(out=tmp_path, **{f"{which}_port": wanted})
     with pytest.raises(InputError, match=told), servers(command):
@@ -58,23 +58,36 @@ def test_where_one_is_not_to_be_had_the_other_does_not_start_either(tmp_path, mo
     assert not started
 
 
-def only(which: str):
-    """The server that is meant."""
-    real = dashboard._commands
-    return lambda command: [entry for entry in real(command) if entry[0].lower() == which]
+@pytest.fixture
+def server_calls(monkeypatch) -> list[tuple[list[str], dict[str, str]]]:
+    """Arguments and environment of each server, which ends at once instead of starting."""
+    calls = []
+    ended = SimpleNamespace(poll=lambda: 1, terminate=lambda: None, wait=lambda: 1)
+
+    def start(command, *, env, **_):
+        calls.append((command, env))
+        return ended
+
+    monkeypatch.setattr(dashboard.subprocess, "Popen", start)
+    return calls
+
+
+def start_servers(command: Dashboard) -> None:
+    """Start servers that end at once."""
+    with pytest.raises(InputError, match="no answer"), servers(command):
+        pass
 
 
 def test_a_port_that_another_program_takes_meanwhile_is_given_up_for_another(tmp_path, monkeypatch, taken, capsys):
     (tmp_path / FOLDER).mkdir()
-    real, looks = dashboard._free, []
+    real, looks = dashboard.free_port, []
 
     def late(name: str, wanted: int) -> int:
         looks.append(wanted)
         # At the first look nobody would start; at the second another program comes between us and our server.
         return taken if len(looks) == 2 else real(name, wanted)
 
-    monkeypatch.setattr(dashboard, "_free", late)
-    monkeypatch.setattr(dashboard, "_commands", only("tensorboard"))
+    monkeypatch.setattr(dashboard, "free_port", late)
     with servers(Dashboard(out=tmp_path)) as running:
         assert [server.process.poll() for server in running] == [None]
     told = capsys.readouterr().out
@@ -83,7 +96,7 @@ def test_a_port_that_another_program_takes_meanwhile_is_given_up_for_another(tmp
 
 
 def test_a_server_that_does_not_know_http_is_no_answer(taken):
-    assert not dashboard._answers(taken)
+    assert not dashboard.answers(taken)
 
 
 @pytest.mark.parametrize(
@@ -94,20 +107,22 @@ def test_a_server_that_does_not_know_http_is_no_answer(taken):
         ({"no_proxy": "a.b", "no_grpc_proxy": "c.d"}, f"c.d,{HOST},localhost"),
     ],
 )
-def test_the_servers_reach_one_another_and_other_hosts_as_before(monkeypatch, set_before, spared):
+def test_the_servers_reach_one_another_and_other_hosts_as_before(
+    tmp_path, monkeypatch, server_calls, set_before, spared
+):
     for name in ("no_proxy", "NO_PROXY", "no_grpc_proxy"):
         monkeypatch.delenv(name, raising=False)
     for name, value in set_before.items():
         monkeypatch.setenv(name, value)
-    found = dashboard._environment()
+    start_servers(Dashboard(out=tmp_path))
+    (found,) = [environment for _, environment in server_calls]
     assert found.get("no_proxy") == set_before.get("no_proxy")
     assert found["no_grpc_proxy"] == spared
 
 
-def test_what_is_wrong_with_a_study_is_told_before_a_server_starts(tmp_path, monkeypatch):
+def test_what_is_wrong_with_a_study_is_told_before_a_server_starts(tmp_path, monkeypatch, server_calls):
     monkeypatch.chdir(tmp_path)
     write_manifest(Path("out"), Manifest(experiment="search", question="", command="", created=""))
-    monkeypatch.setattr(dashboard.subprocess, "Popen", lambda command, **_: pytest.fail("started"))
     journal = Path("out") / JOURNAL
     for content, message in (
         (
@@ -123,8 +138,9 @@ def test_what_is_wrong_with_a_study_is_told_before_a_server_starts(tmp_path, mon
     with pytest.raises(InputError, match=r"--study-storage is 'none\.journal'; accepted: the storage"):
         dashboard.dashboard(Dashboard(out=Path("out"), study_storage="none.journal"))
     assert not Path("none.journal").exists()
+    assert not server_calls
     # The lock of the server's Optuna leads to the journal wherever it runs.
-    _, _, arguments = next(dashboard._commands(Dashboard(out=Path("out"))))
-    assert str(tmp_path / "out" / JOURNAL) in arguments
-    _, _, arguments = next(dashboard._commands(Dashboard(out=Path("out"), study_storage="sqlite:///s.db")))
-    assert "sqlite:///s.db" in arguments
+    start_servers(Dashboard(out=Path("out")))
+    assert str(tmp_path / "out" / JOURNAL) in server_calls[-1][0]
+    start_servers(Dashboard(out=Path("out"), study_storage="sqlite:///s.db"))
+    assert "sqlite:///s.db" in server_calls[-1][0]

@@ -146,8 +146,8 @@ def test_a_trial_sees_its_condensed_images_so(distiller, monkeypatch):
         counts.append((len(images), condensed))
         return shown_by(self, images, condensed, teacher, rng)
 
-    shown_by = Distiller._student_images
-    monkeypatch.setattr(Distiller, "_student_images", counted)
+    shown_by = Distiller.student_images
+    monkeypatch.setattr(Distiller, "student_images", counted)
     run(distiller, rounds=1)
     assert counts == [(16, 4) if distiller.mix == "share" else (24, 8)] * 2
 

@@ -90,12 +90,13 @@ def test_weights_that_fit_no_memory_are_refused(network):
         network.build((3, 32, 32), 10)
 
 
-def test_a_wide_network_is_drawn_as_a_narrow_one_is():
+def test_a_wide_network_is_drawn_as_a_narrow_one_is(monkeypatch):
     """To look at the memory it needs draws nothing."""
     torch.manual_seed(0)
     found = ResNet(width=LARGE + 2).build((1, 8, 8), 2).conv.weight
+    monkeypatch.setattr("condkd_ray.models.network.LARGE", LARGE + 2)
     torch.manual_seed(0)
-    expected = ResNet(width=LARGE + 2)._build((1, 8, 8), 2).conv.weight
+    expected = ResNet(width=LARGE + 2).build((1, 8, 8), 2).conv.weight
     assert torch.equal(found, expected)
 
 

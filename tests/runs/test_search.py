@@ -32,7 +32,7 @@ from condkd_ray.runs import search_driver as module
 from condkd_ray.runs.options import RunResult
 from condkd_ray.runs.search import SearchDriver, SearchRecorder
 from condkd_ray.runs.search import confirm as run_again
-from condkd_ray.runs.search_records import _begun
+from condkd_ray.runs.search_records import begun_numbers
 from condkd_ray.runs.search_spec import SearchSpec
 from condkd_ray.study.objective import Objective, parse_constraints
 from condkd_ray.study.space import Open, read
@@ -405,6 +405,7 @@ class Whole(SearchDriver):
     def __init__(self, recorder: SearchRecorder) -> None:
         super().__init__(recorder)
         self.describe, self.close = recorder.describe, recorder.records.close
+        self.study = recorder.study
 
 
 def driver_of(out: Path, trials: int = 3, limits: tuple[str, ...] = (), tree: dict = TREE) -> Whole:
@@ -689,9 +690,9 @@ def test_a_manifest_of_an_earlier_version_does_not_lend_a_study_the_numbers_of_a
         del one["study"]
     (tmp_path / "experiment.json").write_text(json.dumps(manifest))
     spec = SearchSpec(out=tmp_path)
-    assert _begun(records, spec) == {0, 1, 2}
+    assert begun_numbers(records, spec) == {0, 1, 2}
     others = [dataclasses.replace(record, study="second") for record in records if record.arm == "trial 1"]
-    assert _begun(others, spec) == {0, 2}
+    assert begun_numbers(others, spec) == {0, 2}
 
 
 def test_a_point_that_was_tried_is_not_again_when_its_trial_comes_from_a_record(tmp_path):
@@ -699,7 +700,7 @@ def test_a_point_that_was_tried_is_not_again_when_its_trial_comes_from_a_record(
     rounds = stored(tmp_path).trials[1].params["rounds"]
     journal.unlink()
     driver = driver_of(tmp_path, 3, tree=WIDE)
-    driver._study.suggest_first([{"rounds": rounds}, {"rounds": 59_000}])
+    driver.study.suggest_first([{"rounds": rounds}, {"rounds": 59_000}])
     assert len(stored(tmp_path).trials) == 4
     driver.close()
 
@@ -724,14 +725,14 @@ def test_records_that_do_not_say_whose_they_are_belong_to_the_only_study_there_i
 def test_a_point_that_ran_when_the_study_was_lost_is_tried_and_no_other_for_it(tmp_path):
     points = [{"rounds": 7}, {"rounds": 8}]
     first = driver_of(tmp_path, 2, tree=WIDE)
-    first._study.suggest_first(points)
+    first.study.suggest_first(points)
     running, other = first.propose(), first.propose()
     hear(first, other, "finished")
     first.describe()
     first.close()
     (tmp_path / "study.journal").unlink()
     again = driver_of(tmp_path, 2, tree=WIDE)
-    again._study.suggest_first(points)
+    again.study.suggest_first(points)
     proposed = again.propose()
     assert (proposed.key, proposed.plan.arm) == (running.key, "trial 0")
     hear(again, proposed, "finished")

@@ -108,7 +108,7 @@ def test_a_study_that_is_moved_aside_is_still_learnt_from(tmp_path):
     study = Study(open_storage(None, tmp_path / "out"), "s", TREE, Objective())
     study.complete(study.propose().number, [0.5])
     journal = tmp_path / "out" / "study.journal"
-    (earlier,) = searches._earlier(SearchSpec(learn_from=(f"{journal}#s",))).values()
+    (earlier,) = searches.earlier_studies(SearchSpec(learn_from=(f"{journal}#s",))).values()
     journal.unlink()
     assert isinstance(earlier, optuna.Study)
     assert Study(open_storage(None, tmp_path / "new"), "s", TREE, Objective()).learn_from(earlier) == 1

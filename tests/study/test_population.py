@@ -74,13 +74,13 @@ def test_the_worst_quarter_takes_over_from_the_best_and_the_others_go_on(tmp_pat
 def test_values_are_moved_a_little_or_drawn_anew(tmp_path):
     found = population(tmp_path)[1]
     params = {"inversion/bn_weight": 10.0, "inversion/adv_weight": 1.0}
-    explored = [found._explored(params, number, 1) for number in range(400)]
+    explored = [found.explored(params, number, 1) for number in range(400)]
     weights = [one["inversion/bn_weight"] for one in explored]
     moved = [weight for weight in weights if weight in (8.0, 12.0)]
     assert 0.68 < len(moved) / 400 < 0.82
     assert {8.0, 12.0} == set(moved)
     assert sum(weight < 1 for weight in weights) > 20
-    edge = [found._explored(params | {"inversion/bn_weight": 99.0}, number, 1) for number in range(40)]
+    edge = [found.explored(params | {"inversion/bn_weight": 99.0}, number, 1) for number in range(40)]
     assert max(one["inversion/bn_weight"] for one in edge) == 100.0
 
 

@@ -586,4 +586,4 @@ def test_an_order_of_classes_of_one_name_is_refused(tmp_path: Path):
     with pytest.raises(
         InputError, match=r"class names of digits for --class-order .* is \['cat'\]; accepted: unique names"
     ):
-        artifacts._places(("dog", "cat", "cat"), dataset)
+        artifacts.class_places(("dog", "cat", "cat"), dataset)

@@ -108,7 +108,7 @@ def test_on_a_gpu_it_is_the_same_where_the_images_lie_and_nothing_is_waited_for(
     torch.cuda.set_sync_debug_mode("error")
     try:
         compare(teacher.network, proxy)
-        evaluation._right(teacher.network, there, teacher)
+        evaluation.accuracy_on_device(teacher.network, there, teacher)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert evaluate(teacher.network, teacher=teacher, **measured)["student/test_accuracy"] > 0.8

@@ -138,14 +138,37 @@ def test_settled_samples_share_no_memory_with_what_a_step_may_overwrite(prepared
             assert tensor.untyped_storage().data_ptr() not in own
 
 
+@compilation.whole
+def doubled(x: torch.Tensor) -> torch.Tensor:
+    """Return 2 x."""
+    return x + x
+
+
+def compile_doubled() -> None:
+    """Call `doubled`, compiled unless it has been compiled already."""
+    with compilation.in_mode(compilation.Mode("eager")):
+        doubled(torch.ones(2))
+
+
+@pytest.fixture
+def compile_calls(monkeypatch):
+    """Replace `torch.compile`, which takes minutes, by a function that records its calls and compiles nothing."""
+    calls = []
+    monkeypatch.setattr(torch, "compile", lambda function, **_: (calls.append(function), function)[1])
+    compilation.forget()
+    yield calls
+    compilation.forget()
+
+
 @pytest.mark.parametrize("ending", ["an outcome", "a lack of memory", "another error"])
-def test_nothing_compiled_outlives_its_trial(ending, prepared, monkeypatch):
-    """As far as a CPU without a compiler can tell: what stands for it is the table of compiled functions."""
+def test_nothing_compiled_outlives_its_trial(ending, prepared, compile_calls):
+    """A function that the trial compiled is compiled anew after it."""
     held = []
 
     def round(metrics: Metrics) -> None:
-        compilation._compiled(torch.relu, compilation._Mode("eager"))
-        held.append(compilation._compiled.cache_info().currsize)
+        compile_doubled()
+        compile_doubled()
+        held.append(len(compile_calls))
         if ending == "a lack of memory":
             raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
         if ending == "another error":
@@ -153,13 +176,17 @@ def test_nothing_compiled_outlives_its_trial(ending, prepared, monkeypatch):
 
     with pytest.raises(StopTrialError) if ending == "another error" else contextlib.nullcontext():
         run_trial(FREE, prepared, local_store(FREE, prepared, None), on_round=round)
-    assert held[0] == 1
-    assert compilation._compiled.cache_info().currsize == 0
+    assert set(held) == {1}
+    compile_doubled()
+    assert len(compile_calls) == 2
 
 
-def test_what_a_device_cannot_do_is_refused_before_anything_is_made_apart(prepared):
+def test_what_a_device_cannot_do_is_refused_before_anything_is_made_apart(prepared, compile_calls):
     with pytest.raises(InputError, match="graphs on a CPU is True"), compiled_apart(replace(FREE, graphs=True), CPU):
         pytest.fail("not to be reached")
     with compiled_apart(FREE, CPU):
-        compilation._compiled(torch.relu, compilation._Mode("eager"))
-    assert compilation._compiled.cache_info().currsize == 0
+        compile_doubled()
+        compile_doubled()
+        assert len(compile_calls) == 1
+    compile_doubled()
+    assert len(compile_calls) == 2

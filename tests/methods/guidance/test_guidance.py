@@ -203,7 +203,7 @@ def condensed_set(ipc):
 )
 def test_of_each_class_the_last_are_held_out_in_any_order_of_labels(labels, held_out):
     images = unseen(torch.arange(len(labels)).view(-1, 1, 1, 1).float(), torch.tensor(labels))
-    shown, kept = Discriminator(held_out=held_out)._split(images, NUM_CLASSES)
+    shown, kept = Discriminator(held_out=held_out).hold_out(images, NUM_CLASSES)
     for label in range(NUM_CLASSES):
         places = [place for place, other in enumerate(labels) if other == label]
         few = [int(x) for x in kept.images[kept.labels == label].flatten()]

@@ -285,7 +285,7 @@ def test_perfect_fakes_are_as_far_as_condensed_images_are_from_each_other(kind, 
         # Two draws of condensed images, both under views of the condensed side.
         between = []
         for _ in range(40):
-            one, other = guide._real(LABELS), guide._real(LABELS)
+            one, other = guide.real_features(LABELS), guide.real_features(LABELS)
             between.append(next(iter(form.update(guide.state, one, other, LABELS, rng=rng["none"]).values())).item())
         between = torch.tensor(between, dtype=torch.float64)
         error = ((found.var() + between.var()) / 40) ** 0.5

@@ -66,19 +66,19 @@ def test_what_finds_no_room_is_kept_on_the_host_from_that_very_sample_on():
     rows = DeviceRows(CPU, 25 * ROW)
     chunks = filled(rows, 10, 10, 10, 10)
     assert rows.num_rows == 25
-    assert rows._host.spans() == [(25, 5), (30, 10)]
+    assert rows.host.spans() == [(25, 5), (30, 10)]
     ids = torch.tensor([24, 25, 3, 39, 29, 0, 25])
     assert equal(rows.gather(ids), join(chunks)[ids])
     assert equal(rows.gather(torch.arange(25, 40)), join(chunks)[slice(25, 40)])
     # A sample never moves, but room that others leave is the next chunk's.
     rows.remove(0)
     rows.put(40, last := chunk(12))
-    assert rows._host.spans() == [(25, 5), (30, 10), (50, 2)]
+    assert rows.host.spans() == [(25, 5), (30, 10), (50, 2)]
     rows.remove(20)
     rows.remove(40)
-    assert rows._host.spans() == [(30, 10)]
+    assert rows.host.spans() == [(30, 10)]
     rows.put(40, last)
-    assert rows._host.spans() == [(30, 10)]
+    assert rows.host.spans() == [(30, 10)]
     assert equal(rows.gather(torch.arange(30, 52)), join([chunks[3], last]))
 
 
@@ -86,12 +86,11 @@ def test_beyond_the_limit_a_chunk_of_the_host_is_kept_where_it_lies():
     rows, host = DeviceRows(CPU, 4 * ROW), chunk(10)
     near = join([host])
     rows.put(0, host, near)
-    kept = rows._host._chunks[4]
-    assert kept.images.data_ptr() == host.images[4:].data_ptr()
     host.images.zero_()
     found = rows.gather(torch.arange(10))
     assert torch.equal(found.images[:4], near.images[:4])
     assert not found.images[4:].any()
+    assert not rows.host.gather(torch.arange(4, 10)).images.any()
 
 
 def test_a_draw_of_a_batch_takes_as_few_calls_however_many_chunks_there_are():
@@ -110,6 +109,7 @@ class Telling:
 
     def __init__(self) -> None:
         self.told: list[object] = []
+        self.lent: list[torch.Tensor] = []
 
     @contextmanager
     def copying(self, *, after_all: bool) -> Iterator[None]:
@@ -121,27 +121,33 @@ class Telling:
         self.told.append("awaited")
 
     def lend(self, tensor: torch.Tensor) -> None:
-        self.told.append(tensor.data_ptr())
+        self.told.append("lent")
+        self.lent.append(tensor)
 
     def hand_over(self, tensor: torch.Tensor) -> None:
         self.told.append("handed over")
 
 
-def test_copies_and_draws_are_put_in_order():
+def test_copies_and_draws_are_put_in_order(monkeypatch):
+    copies = Telling()
+    monkeypatch.setattr(device_rows, "CopyStream", lambda device: copies)
     rows, near = DeviceRows(CPU, 15 * ROW), chunk(10)
-    rows._copies = copies = Telling()
     rows.put(0, join([near]), near)
-    lent = copies.told[1:-1]
     # Neither the rows nor what is copied into them may be freed before it is done.
-    assert {column.data_ptr() for column in (*columns(near), *columns(rows._columns))} == set(lent)
-    assert [word for word in copies.told if word not in lent] == ["after all", "made"]
+    into, given = copies.lent[::2], copies.lent[1::2]
+    assert [part.data_ptr() for part in given] == [column.data_ptr() for column in columns(near)]
+    assert all(torch.equal(row, part) for row, part in zip(into, given, strict=True))
+    for row in into:
+        row.zero_()
+    assert not any(column.any() for column in columns(rows.gather(torch.arange(10))))
+    assert copies.told == ["after all", *["lent"] * 6, "made", "awaited"]
     copies.told.clear()
     rows.gather(torch.arange(10))
     assert copies.told == ["awaited"]
     copies.told.clear()
     rows.put(10, chunk(10))
     # To larger room only what is there goes.
-    assert [word for word in copies.told if isinstance(word, str)] == ["awaited", "after all", "made"]
+    assert copies.told == ["awaited", "after all", *["lent"] * 6, "made"]
     copies.told.clear()
     rows.gather(torch.arange(20))
     assert copies.told == ["awaited", "at once", "made", "awaited", *["handed over"] * 4]
@@ -155,7 +161,7 @@ def test_rows_are_looked_up_on_the_device_as_on_the_host_whatever_has_changed(mo
 
     def alike(*spans: range) -> bool:
         ids = torch.tensor([i for span in reversed(spans) for i in span])
-        return rows._device_rows(ids).tolist() == rows._locate(ids.numpy()).tolist()
+        return rows.locate_on_device(ids).tolist() == rows.locate(ids.numpy()).tolist()
 
     assert alike(range(30))
     rows.remove(10)
@@ -221,9 +227,9 @@ def test_neither_filling_nor_a_draw_reads_from_the_device_or_waits_for_it(limit,
     dtype = torch.uint8 if space == "unit" else torch.float16
     with Guard():
         for number in range(8):
-            store._table.put(40 * number, encoded(40, dtype, SHAPE))
+            store.table.put(40 * number, encoded(40, dtype, SHAPE))
     store.gather(torch.arange(3))  # makes what is made once
-    places = [CPU] if store._table._host.spans() else [CPU, DEVICE]
+    places = [CPU] if store.table.host.spans() else [CPU, DEVICE]
     for place in places:
         ids = torch.randint(320, (64,)).to(place)
         with Guard():
