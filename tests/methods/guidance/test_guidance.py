@@ -1,6 +1,5 @@
 """Which condensed images a guide looks at, how both sides are augmented, and which images it never learns from."""
 
-import inspect
 from dataclasses import dataclass, fields
 from typing import get_args
 
@@ -17,7 +16,7 @@ from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples, unseen
 from condkd_ray.methods.guidance import AnyGuidance, Discriminator, Gaussian, Guidance, Mmd, Moments, NoGuidance
 from condkd_ray.methods.guidance import guidance as guidance_module
-from condkd_ray.methods.guidance.guidance import BoundGuide, Guide, Unguided, same_class_rows
+from condkd_ray.methods.guidance.guidance import same_class_rows
 from condkd_ray.models import observation
 
 
@@ -372,10 +371,3 @@ def test_it_says_nothing_and_draws_nothing():
     assert guide.layers == ()
     assert NoGuidance().read(guide) == {}
     assert rng.state_dict() == {"device": {}, "host": {}}
-
-
-@pytest.mark.parametrize("kind", [BoundGuide, Unguided])
-@pytest.mark.parametrize("verb", ["penalty", "update"])
-def test_every_guide_takes_what_a_host_gives(kind: type, verb: str):
-    promised = inspect.signature(getattr(Guide, verb))
-    assert list(inspect.signature(getattr(kind, verb)).parameters) == list(promised.parameters)
