@@ -42,13 +42,13 @@ class Guard(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs, name = kwargs or {}, func._schema.name.removeprefix("aten::")
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        there = [tensor for tensor in tensors if tensor.device == DEVICE]
-        here = [tensor for tensor in tensors if tensor.device != DEVICE]
-        if there and name in WAITING:
+        on_device = [tensor for tensor in tensors if tensor.device == DEVICE]
+        on_host = [tensor for tensor in tensors if tensor.device != DEVICE]
+        if on_device and name in WAITING:
             raise WaitsError(f"the host waits for the result of {name}")
         if name in COPIES:
             self._check_copy(name, args, kwargs)
-        elif there and any(tensor.ndim for tensor in here):
+        elif on_device and any(tensor.ndim for tensor in on_host):
             raise WaitsError(f"{name} of tensors on both sides: {[(tuple(x.shape), x.device.type) for x in tensors]}")
         return func(*args, **kwargs)
 

@@ -46,13 +46,13 @@ def folder(tmp_path_factory) -> Path:
 def trained(folder) -> tuple[Path, str, str]:
     """A trial run by the real command: its folder, standard output and standard error."""
     with spawn(*command(folder, "out")) as process:
-        printed, said = process.communicate()
-    assert process.returncode == 0, said
-    return folder / "out", printed, said
+        printed, errors = process.communicate()
+    assert process.returncode == 0, errors
+    return folder / "out", printed, errors
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    """The command line in this process; its exit code."""
+    """Run the command in this process and return its exit code."""
     monkeypatch.setattr(sys, "argv", ["condkd", *arguments])
     # A process of xdist has no main file, as a notebook has none.
     monkeypatch.setattr(sys.modules["__main__"], "__file__", "condkd", raising=False)
@@ -63,13 +63,13 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 
 
 def numbers(record: Record) -> list[object]:
-    """What must not depend on when and where a trial ran."""
+    """Return the parts of a record that must not depend on when and where the trial ran."""
     rounds = [{k: v for k, v in row.items() if not k.startswith("time/")} for row in record.history]
     return [record.config_hash, record.outcome.predictions, rounds, record.metrics["student/test_accuracy"]]
 
 
-def test_train_leaves_record_tables_and_checkpoint_and_says_what_it_did(trained):
-    out, printed, said = trained
+def test_train_writes_record_tables_and_checkpoint_and_logs_its_progress(trained):
+    out, printed, errors = trained
     (record,) = read_records(out)
     assert (record.status, record.arm, record.outcome.rounds, record.ipc) == ("finished", "trial", 10, 2)
     manifest = read_manifest(out)
@@ -80,13 +80,13 @@ def test_train_leaves_record_tables_and_checkpoint_and_says_what_it_did(trained)
         assert (out / name).is_file()
     assert not (out / "trials" / record.config_hash / "chunks").exists()
     assert f"{100 * record.metrics['student/test_accuracy']:.2f}" in printed
-    assert said.count("training teacher resnet-8-4 on digits") == 1
+    assert errors.count("training teacher resnet-8-4 on digits") == 1
     accuracy = 100 * record.metrics["student/test_accuracy"]
-    assert f"[1/1] trial ipc 2 seed 0 test {accuracy:.2f} %" in said
-    assert "Traceback" not in said
+    assert f"[1/1] trial ipc 2 seed 0 test {accuracy:.2f} %" in errors
+    assert "Traceback" not in errors
 
 
-def test_the_same_command_again_runs_nothing_anew(trained, folder, monkeypatch, capsys):
+def test_the_same_command_runs_no_finished_trial_again(trained, folder, monkeypatch, capsys):
     out, printed, _ = trained
     before = {path: path.stat().st_mtime_ns for path in (out / "records").iterdir()}
     assert run(monkeypatch, *command(folder, "out")) == 0
@@ -97,11 +97,11 @@ def test_the_same_command_again_runs_nothing_anew(trained, folder, monkeypatch, 
 
 
 def results(printed: str) -> list[str]:
-    """The report less the time this command took."""
+    """Return the lines of a report without the CPU time of this command."""
     return [line for line in printed.splitlines() if not line.startswith("CPU time of the last run")]
 
 
-def test_report_rebuilds_what_was_deleted(trained, monkeypatch, capsys):
+def test_report_writes_deleted_files_again(trained, monkeypatch, capsys):
     out, printed, _ = trained
     tables = {name: (out / name).read_bytes() for name in ("table.md", "table.csv")}
     for path in [*out.glob("*.parquet"), *out.glob("*.png"), *(out / name for name in tables)]:
@@ -112,7 +112,7 @@ def test_report_rebuilds_what_was_deleted(trained, monkeypatch, capsys):
     assert results(capsys.readouterr().out) == results(printed)
 
 
-def test_killed_and_started_again_it_comes_to_the_same_numbers(trained, folder, monkeypatch):
+def test_a_killed_trial_continues_to_the_same_numbers(trained, folder, monkeypatch):
     with spawn(*command(folder, "killed")) as process:
         while not any(folder.glob("killed/trials/*/chunks/*.arrow")) and process.poll() is None:
             time.sleep(0.005)
@@ -123,7 +123,7 @@ def test_killed_and_started_again_it_comes_to_the_same_numbers(trained, folder, 
     assert numbers(read_records(folder / "killed")[0]) == numbers(read_records(trained[0])[0])
 
 
-def test_a_deleted_record_is_made_again(trained, folder, monkeypatch):
+def test_a_deleted_record_is_computed_again(trained, folder, monkeypatch):
     out = trained[0]
     (path,) = (out / "records").iterdir()
     before = read_records(out)[0]
@@ -132,7 +132,7 @@ def test_a_deleted_record_is_made_again(trained, folder, monkeypatch):
     assert numbers(read_records(out)[0]) == numbers(before)
 
 
-def test_flags_go_over_the_file_and_other_trials_join_the_folder(trained, folder, monkeypatch):
+def test_flags_have_precedence_over_the_file_and_other_trials_join_the_folder(trained, folder, monkeypatch):
     flags = ("--rounds", "1", "--inversion.steps", "1", "--seed", "3", "--arm", "short")
     assert run(monkeypatch, *command(folder, "joined", *flags)) == 0
     assert run(monkeypatch, *command(folder, "joined", "--rounds", "1")) == 0
@@ -144,7 +144,7 @@ def test_flags_go_over_the_file_and_other_trials_join_the_folder(trained, folder
     assert len(read_manifest(folder / "joined").planned) == 2
 
 
-def test_a_trial_that_becomes_nan_ends_with_code_one_and_may_be_tried_again(folder, monkeypatch, capsys):
+def test_a_diverging_trial_exits_with_code_one_and_can_be_run_again(folder, monkeypatch, capsys):
     broken = command(folder, "broken", "--inversion.bn-weight", "1e39", "--rounds", "1")
     for _ in range(2):
         assert run(monkeypatch, *broken) == 1
@@ -153,20 +153,20 @@ def test_a_trial_that_becomes_nan_ends_with_code_one_and_may_be_tried_again(fold
         assert record.status == "failed"
 
 
-def test_fresh_begins_anew_and_keeps_what_was_there(trained, folder, monkeypatch):
+def test_fresh_begins_anew_and_keeps_earlier_results(trained, folder, monkeypatch):
     for flags in ((), ("--fresh",)):
         assert run(monkeypatch, *command(folder, "again", "--rounds", "1", *flags)) == 0
     (kept,) = folder.glob("again.*")
     assert len(read_records(kept)) == len(read_records(folder / "again")) == 1
 
 
-def test_the_manifest_is_plain_json_that_says_how_it_was_made(trained):
+def test_the_manifest_is_json_with_command_and_data_set(trained):
     manifest = json.loads((trained[0] / "experiment.json").read_text())
     assert " train " in manifest["command"]
     assert manifest["dataset"]["name"] == "digits"
 
 
-def test_a_record_repeats_and_its_student_is_exported(trained, folder, monkeypatch, capsys):
+def test_a_trial_is_repeated_from_its_record_and_its_student_exported(trained, folder, monkeypatch, capsys):
     out = trained[0]
     (record,) = read_records(out)
     again = ("--out", str(folder / "again"), "--cache", str(folder / "cache"))
@@ -179,28 +179,28 @@ def test_a_record_repeats_and_its_student_is_exported(trained, folder, monkeypat
     assert "accepted: a new or empty folder" in capsys.readouterr().err
 
 
-def test_of_a_record_of_other_numbers_it_is_said_that_it_may_not_repeat(trained, folder, monkeypatch, capsys):
+def test_repeating_a_record_of_another_numbers_version_logs_a_warning(trained, folder, monkeypatch, capsys):
     (record,) = read_records(trained[0])
     older = folder / "older"
     write_manifest(older, read_manifest(trained[0]))
-    # As an older version wrote it: under another hash, without a field of today and without a version.
+    # An older version wrote the record under another hash, without a newer field and with version 1.
     tree = {name: value for name, value in record.config.items() if name != "test_rounds"}
     write_record(older, dataclasses.replace(record, config_hash="0ld", config=tree, numbers=1))
     again = ("--out", str(folder / "repeated"), "--cache", str(folder / "cache"))
     assert run(monkeypatch, "train", "--from-record", str(older), "0ld", *again) == 0
-    said = capsys.readouterr()
+    captured = capsys.readouterr()
     version = f"the record has version 1 of the numbers, this program has version {NUMBERS}"
-    assert f"{version}: the result may differ" in said.err
-    assert said.out.splitlines()[-1].startswith("equal: test accuracy ")
-    # Also where it has a field that is gone, and so cannot be run.
+    assert f"{version}: the result may differ" in captured.err
+    assert captured.out.splitlines()[-1].startswith("equal: test accuracy ")
+    # The warning is also logged for a record with a removed field, which cannot be run.
     write_record(older, dataclasses.replace(record, config_hash="1ld", config=tree | {"gone": 1}, numbers=1))
     assert run(monkeypatch, "train", "--from-record", str(older), "1ld", *again) == 2
-    said = capsys.readouterr().err
-    assert version in said
-    assert "'gone'" in said
+    errors = capsys.readouterr().err
+    assert version in errors
+    assert "'gone'" in errors
 
 
-def test_a_record_is_repeated_as_it_is_and_a_trial_needs_a_file(trained, monkeypatch, capsys):
+def test_flags_beside_a_record_and_a_trial_without_a_file_are_refused(trained, monkeypatch, capsys):
     record = str(trained[0]), read_records(trained[0])[0].config_hash
     for wrong in (["--from-record", *record, "--rounds", "3"], ["--from-record", record[0]], ["--rounds", "3"], []):
         assert run(monkeypatch, "train", *wrong) == 2

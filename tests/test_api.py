@@ -1,4 +1,4 @@
-"""The public API: what the commands do, callable, silent, a good citizen of its process, and imported in no time."""
+"""The public API: the commands as functions that print nothing, do not change the process, and are imported quickly."""
 
 import asyncio
 import faulthandler
@@ -70,7 +70,7 @@ class Own(nn.Module):
 )
 """The README's example for notebooks."""
 OWN_TRAINING = NOTEBOOK.index("teacher = condkd_ray.")
-"""Where the reader's own training ends, in which PyTorch and scikit-learn set variables of the environment."""
+"""End of the user's own training in the notebook, in which PyTorch and scikit-learn set environment variables."""
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def cache(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def module(cache) -> nn.Module:
-    """The teacher of `TINY` as a user has it who trains in a notebook: its class is nobody's who could import it."""
+    """The teacher of `TINY` as it is after training in a notebook: its class cannot be imported."""
     names: dict[str, Any] = {"__name__": "__main__"}
     exec(NOTEBOOK_CLASS, names)
     network = Workshop(cache).teacher(TINY).network
@@ -94,7 +94,7 @@ def teacher(cache, module) -> Teacher:
 
 
 def process() -> dict[str, Any]:
-    """What a library must leave as it was."""
+    """Return the state of the process that a library must not change."""
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
     loggers = [logging.root, *map(logging.getLogger, ("condkd_ray", "ray.tune", "optuna"))]
     return {
@@ -111,8 +111,8 @@ def process() -> dict[str, Any]:
 
 
 @contextmanager
-def citizen(capfd) -> Iterator[None]:
-    """Nothing is written to the streams in the block, whoever writes, and the process is afterwards as it was."""
+def unchanged_process(capfd) -> Iterator[None]:
+    """Check that the block writes nothing to the standard streams and leaves the process as it was."""
     importlib.import_module("condkd_ray.api")
     before = process()
     capfd.readouterr()
@@ -122,16 +122,16 @@ def citizen(capfd) -> Iterator[None]:
     assert {name: (before[name], after[name]) for name in before if before[name] != after[name]} == {}
 
 
-def test_the_package_is_imported_at_once_and_has_all_it_names():
+def test_the_package_is_imported_without_heavy_packages_and_has_its_public_names():
     code = "import condkd_ray, sys; assert not {'torch', 'ray', 'numpy'} & set(sys.modules); print(dir(condkd_ray))"
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert all(f"'{name}'" in told and hasattr(condkd_ray, name) for name in PUBLIC)
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert all(f"'{name}'" in output and hasattr(condkd_ray, name) for name in PUBLIC)
     assert condkd_ray.Teacher is Teacher
     with pytest.raises(AttributeError, match="has no attribute 'teach'"):
         _ = condkd_ray.teach
 
 
-def test_submodules_are_reached_after_importing_the_package_alone():
+def test_submodules_are_available_after_importing_only_the_package():
     code = "import sys, condkd_ray; assert 'torch' not in sys.modules; condkd_ray.testing.check; condkd_ray.api.train"
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -148,8 +148,8 @@ def test_options_need_neither_ray_nor_optuna():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"
 
 
-def test_a_trial_is_trained_in_silence_with_the_numbers_of_the_command(cache, tmp_path, capfd):
-    with citizen(capfd):
+def test_train_prints_nothing_and_gives_the_same_numbers_with_and_without_a_folder(cache, tmp_path, capfd):
+    with unchanged_process(capfd):
         trained = condkd_ray.train(TINY, cache=cache, device="cpu")
         assert trained.record.status == "finished"
         assert len(trained.record.history) == 2
@@ -174,7 +174,7 @@ def test_a_trial_that_fails_has_no_student(cache):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ({"device": "gpu"}, "device is 'gpu'; accepted: cpu"),
         ({"device": "cuda:99"}, "device is 'cuda:99'; accepted: cpu"),
@@ -193,15 +193,15 @@ def test_a_trial_that_fails_has_no_student(cache):
         ),
     ],
 )
-def test_a_trial_is_refused_for_an_argument_of_another_type(arguments, said, tmp_path):
+def test_train_refuses_an_invalid_argument(arguments, message, tmp_path):
     given = {"config": TINY, "out": tmp_path / "out"} | arguments
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         condkd_ray.train(**given)
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("call", [condkd_ray.load, condkd_ray.read_config])
-def test_only_a_path_is_read(call):
+def test_load_and_read_config_refuse_values_that_are_no_paths(call):
     for path in (3, {"rounds": 1}, None):
         with pytest.raises(InputError, match=r"path is .*; accepted: (a folder of results|the path of a YAML file)"):
             call(path)
@@ -219,7 +219,7 @@ def test_numbers_of_numpy_and_lists_for_tuples_give_the_same_trial(cache, module
     assert condkd_ray.train(loose, teacher=same, **given).record == first.record
 
 
-def test_a_trial_has_its_own_student_whatever_was_trained_in_the_folder_before(cache, tmp_path):
+def test_a_trial_has_its_own_student_in_a_folder_with_other_trials(cache, tmp_path):
     given = {"out": tmp_path, "cache": cache, "device": "cpu"}
     configs = [TINY, replace(TINY, rounds=1, distiller=Distiller(steps=1, batch=16, condensed_share=0.25))]
     for config in [*configs, *configs]:
@@ -237,7 +237,7 @@ def test_a_folder_without_results_is_refused(tmp_path):
         condkd_ray.load(tmp_path)
 
 
-def test_a_config_is_read_as_the_command_reads_it(tmp_path):
+def test_read_config_reads_a_file_as_the_command_does(tmp_path):
     (tmp_path / "trial.yaml").write_text(dump(TINY), encoding="utf-8")
     assert condkd_ray.read_config(str(tmp_path / "trial.yaml")) == TINY
     (tmp_path / "trial.yaml").write_text("round: 2", encoding="utf-8")
@@ -245,8 +245,8 @@ def test_a_config_is_read_as_the_command_reads_it(tmp_path):
         condkd_ray.read_config(tmp_path / "trial.yaml")
 
 
-def test_a_module_of_ones_own_teaches_with_the_numbers_of_its_weights(cache, module, teacher, tmp_path, capfd):
-    with citizen(capfd):
+def test_a_users_module_as_teacher_gives_the_numbers_of_its_weights(cache, module, teacher, tmp_path, capfd):
+    with unchanged_process(capfd):
         before = {name: value.clone() for name, value in module.state_dict().items()}
         own = condkd_ray.train(TINY, teacher=teacher, out=tmp_path, cache=cache, device="cpu")
         same = condkd_ray.train(TINY, cache=cache, device="cpu")
@@ -256,13 +256,13 @@ def test_a_module_of_ones_own_teaches_with_the_numbers_of_its_weights(cache, mod
         assert module.training
         assert all(weight.requires_grad for weight in module.parameters())
         assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
-        # Its record and its student need no module.
+        # The record and the student can be loaded without the module.
         loaded = condkd_ray.load(tmp_path)
         assert loaded.best().student is not None
         assert "the teacher classifies" in " ".join(loaded.manifest.notes).lower()
 
 
-def test_an_equal_teacher_goes_on_and_another_does_not(cache, module, teacher, tmp_path):
+def test_an_equal_teacher_continues_a_trial_and_another_starts_a_new_one(cache, module, teacher, tmp_path):
     def key(one: Teacher, config: TrialConfig = TINY) -> str:
         return condkd_ray.train(config, teacher=one, out=tmp_path, cache=cache, device="cpu").record.config_hash
 
@@ -276,55 +276,55 @@ def test_an_equal_teacher_goes_on_and_another_does_not(cache, module, teacher, t
     assert key(changed) != first
 
 
-class Told(nn.Module):
-    """Answers with what a function makes of the images."""
+class Mapped(nn.Module):
+    """A module whose output is a function of the output of a linear layer."""
 
-    def __init__(self, answer):
+    def __init__(self, function):
         super().__init__()
-        self.linear, self.answer = nn.Linear(64, 10), answer
+        self.linear, self.function = nn.Linear(64, 10), function
 
     def forward(self, images: Tensor):
-        return self.answer(self.linear(images.flatten(1)))
+        return self.function(self.linear(images.flatten(1)))
 
 
 KNOWN: dict[str, Any] = {"num_classes": 10, "image_shape": (1, 8, 8), "mean": [0.5], "std": [0.25]}
 
 
 @pytest.mark.parametrize(
-    ("module", "changes", "said"),
+    ("module", "changes", "message"),
     [
         ("net", {}, r"teacher module is 'str'; accepted: a torch.nn.Module"),
         (nn.Flatten(), {}, r"parameters of the teacher module is 0"),
-        (Told(lambda x: x[:, :9]), {}, r"output for 2 images is \(2, 9\); accepted: '?\(2, 10\)"),
-        (Told(lambda x: {"logits": x}), {}, r"type of the teacher's output .* is 'dict'; accepted: a tensor"),
-        (Told(lambda x: {}["logits"]), {}, r"cannot read images of shape \(1, 8, 8\): 'logits'"),
-        (Told(lambda x: x * float("nan")), {}, r"is 'NaN or infinite'; accepted: finite logits of 10 classes"),
+        (Mapped(lambda x: x[:, :9]), {}, r"output for 2 images is \(2, 9\); accepted: '?\(2, 10\)"),
+        (Mapped(lambda x: {"logits": x}), {}, r"type of the teacher's output .* is 'dict'; accepted: a tensor"),
+        (Mapped(lambda x: {}["logits"]), {}, r"cannot read images of shape \(1, 8, 8\): 'logits'"),
+        (Mapped(lambda x: x * float("nan")), {}, r"is 'NaN or infinite'; accepted: finite logits of 10 classes"),
         (nn.Sequential(nn.Conv2d(1, 10, 8), nn.Flatten()), {}, r"last linear layer of the teacher is None"),
-        (Told(abs), {"std": [0.0]}, r"std of the teacher is \(0\.0,\); accepted: positive"),
-        (Told(abs), {"mean": 0.5}, r"mean of the teacher is 0\.5; accepted: a sequence with one finite number per"),
-        (Told(abs), {"mean": ["0.5"]}, r"mean of the teacher is \['0\.5'\]; accepted: a sequence with one finite"),
-        (Told(abs), {"std": [float("nan")]}, r"std of the teacher is \[nan\]; accepted: a sequence with one finite"),
-        (Told(abs), {"image_shape": 8}, r"image_shape of the teacher is 8; accepted: three integers >= 1"),
-        (Told(abs), {"image_shape": (8, 8)}, r"image_shape of the teacher is \(8, 8\); accepted: three integers"),
-        (Told(abs), {"num_classes": "10"}, r"num_classes of the teacher is '10'; accepted: an integer >= 1"),
-        (Told(abs), {"train_size": 0}, r"train_size of the teacher is 0; accepted: an integer >= 1"),
-        (Told(abs), {"flip_ok": "no"}, r"flip_ok of the teacher is 'no'; accepted: True or False"),
+        (Mapped(abs), {"std": [0.0]}, r"std of the teacher is \(0\.0,\); accepted: positive"),
+        (Mapped(abs), {"mean": 0.5}, r"mean of the teacher is 0\.5; accepted: a sequence with one finite number per"),
+        (Mapped(abs), {"mean": ["0.5"]}, r"mean of the teacher is \['0\.5'\]; accepted: a sequence with one finite"),
+        (Mapped(abs), {"std": [float("nan")]}, r"std of the teacher is \[nan\]; accepted: a sequence with one finite"),
+        (Mapped(abs), {"image_shape": 8}, r"image_shape of the teacher is 8; accepted: three integers >= 1"),
+        (Mapped(abs), {"image_shape": (8, 8)}, r"image_shape of the teacher is \(8, 8\); accepted: three integers"),
+        (Mapped(abs), {"num_classes": "10"}, r"num_classes of the teacher is '10'; accepted: an integer >= 1"),
+        (Mapped(abs), {"train_size": 0}, r"train_size of the teacher is 0; accepted: an integer >= 1"),
+        (Mapped(abs), {"flip_ok": "no"}, r"flip_ok of the teacher is 'no'; accepted: True or False"),
     ],
 )
-def test_a_module_that_is_no_teacher_is_refused(module, changes, said):
-    with pytest.raises(InputError, match=said):
+def test_a_module_that_cannot_be_a_teacher_is_refused(module, changes, message):
+    with pytest.raises(InputError, match=message):
         Teacher.from_module(module, **KNOWN | changes)
 
 
-def test_what_cannot_be_copied_is_refused():
-    module = Told(abs)
+def test_a_module_that_cannot_be_copied_is_refused():
+    module = Mapped(abs)
     module.held = threading.Lock()
-    with pytest.raises(InputError, match=r"teacher module is a Told, which cannot be copied \(cannot pickle"):
+    with pytest.raises(InputError, match=r"teacher module is a Mapped, which cannot be copied \(cannot pickle"):
         Teacher.from_module(module, **KNOWN)
 
 
 @pytest.mark.parametrize(
-    ("config", "changes", "said"),
+    ("config", "changes", "message"),
     [
         (
             TINY,
@@ -347,17 +347,17 @@ def test_what_cannot_be_copied_is_refused():
         ("digits.yaml", {}, r"config is 'str'; accepted: a condkd_ray\.TrialConfig"),
     ],
 )
-def test_a_teacher_that_does_not_fit_is_refused(cache, config, changes, said, tmp_path):
+def test_a_teacher_that_does_not_fit_is_refused(cache, config, changes, message, tmp_path):
     known = KNOWN | changes
     torch.manual_seed(0)
     head = nn.Linear(8, known["num_classes"])
     module = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         condkd_ray.train(config, teacher=Teacher.from_module(module, **known), out=tmp_path / "out", cache=cache)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_teacher_whose_outputs_stand_in_another_order_is_told_the_order(cache, module):
+def test_a_teacher_with_outputs_in_another_order_is_refused_with_the_right_order(cache, module):
     known = Workshop(cache).teacher(TINY)
     facts = {"num_classes": 10, "image_shape": (1, 8, 8), "mean": known.mean, "std": known.std}
     turned = Teacher.from_module(module, **facts).in_order([1, 2, 3, 4, 5, 6, 7, 8, 9, 0])
@@ -377,7 +377,7 @@ def test_a_bare_module_is_no_teacher(call, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "more", "said"),
+    ("arguments", "more", "message"),
     [
         ([{"one": TINY}], {}, r"out is None; accepted: a folder for the results, as out= or in Options"),
         ([{"one": "config"}], {}, r"arm 'one' is 'str'; accepted: a condkd_ray\.TrialConfig"),
@@ -404,15 +404,15 @@ def test_a_bare_module_is_no_teacher(call, tmp_path):
         ([{}], {"out": "x"}, r"number of trials is 0; accepted: at least one arm"),
     ],
 )
-def test_a_sweep_that_cannot_be_is_refused(arguments, more, said, tmp_path, monkeypatch):
+def test_an_invalid_sweep_is_refused(arguments, more, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         condkd_ray.sweep(*arguments, **more)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    ("space", "more", "said"),
+    ("space", "more", "message"),
     [
         (3, {}, r"search space is 'int'; accepted: a path, YAML text or a tree"),
         ("rounds: !int [1, 2]", {"question": 3}, r"question is 3; accepted: a text"),
@@ -423,13 +423,13 @@ def test_a_sweep_that_cannot_be_is_refused(arguments, more, said, tmp_path, monk
         ("teacher: {seed: !int [0, 3]}", {}, r"open leaves of the space is 'teacher/seed'; accepted: none if"),
     ],
 )
-def test_a_space_that_cannot_be_searched_is_refused(space, more, said, teacher, tmp_path):
-    with pytest.raises(InputError, match=said):
+def test_a_space_that_cannot_be_searched_is_refused(space, more, message, teacher, tmp_path):
+    with pytest.raises(InputError, match=message):
         condkd_ray.search(space, out=tmp_path / "out", teacher=teacher, **more)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_is_for_one_call_at_a_time_and_free_afterwards(cache, tmp_path, monkeypatch):
+def test_a_folder_is_locked_during_a_call_and_unlocked_afterwards(cache, tmp_path, monkeypatch):
     from condkd_ray.core.locks import busy
     from condkd_ray.runs.output_folder import alone_in
 
@@ -438,14 +438,14 @@ def test_a_folder_is_for_one_call_at_a_time_and_free_afterwards(cache, tmp_path,
         condkd_ray.train(TINY, out=out, cache=cache)
     condkd_ray.train(TINY, out=out, cache=cache)
     script = f"from pathlib import Path; from condkd_ray.core.locks import busy; print(busy(Path({str(out)!r})))"
-    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
-    assert told == "False\n"
+    output = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert output == "False\n"
     assert not busy(out)
 
 
 @pytest.mark.ray
 def test_arms_are_swept_over_seeds(cluster, cache, tmp_path, capfd):
-    with citizen(capfd):
+    with unchanged_process(capfd):
         import ray
 
         results = condkd_ray.sweep({"mixed": TINY}, Options(cache=cache), out=str(tmp_path / "out"), seeds=(0, 1))
@@ -463,7 +463,7 @@ def test_arms_are_swept_over_seeds(cluster, cache, tmp_path, capfd):
         assert loaded.trained(
             records[1].config_hash[:12] if loaded.best().record == records[1] else records[0].config_hash
         )
-        # A folder in which trials are missing has results, too.
+        # A folder with missing trials can be loaded, too.
         (tmp_path / "out" / "records" / f"{records[1].config_hash}.json").unlink()
         assert repr(condkd_ray.load(tmp_path / "out")).endswith("sweep, 1 of 2 trials finished>")
         plans = [Plan("mixed", 2, seed, replace(TINY, seed=seed)) for seed in (0, 1)]
@@ -472,9 +472,9 @@ def test_arms_are_swept_over_seeds(cluster, cache, tmp_path, capfd):
 
 
 @pytest.mark.ray
-def test_a_space_is_searched(cluster, cache, tmp_path, capfd, monkeypatch):
+def test_a_search_returns_ranked_records_figures_and_a_student(cluster, cache, tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(sys.modules["__main__"], "__file__", "program.py", raising=False)
-    with citizen(capfd):
+    with unchanged_process(capfd):
         tree = to_tree(TINY)
         text = yaml.safe_dump(tree).replace("steps: 2", "steps: !int [1, 2]", 1)
         found = condkd_ray.search(text, out=tmp_path / "out", cache=cache, trials=2, objective="proxy/agreement")
@@ -489,8 +489,10 @@ def test_a_space_is_searched(cluster, cache, tmp_path, capfd, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_a_module_of_ones_own_sweeps_and_searches_from_any_thread_and_loop(cluster, cache, teacher, tmp_path, capfd):
-    with citizen(capfd):
+def test_sweeps_and_searches_with_a_users_module_run_in_threads_and_event_loops(
+    cluster, cache, teacher, tmp_path, capfd
+):
+    with unchanged_process(capfd):
         found: list[condkd_ray.Results] = []
 
         def sweep() -> None:
@@ -498,7 +500,7 @@ def test_a_module_of_ones_own_sweeps_and_searches_from_any_thread_and_loop(clust
                 condkd_ray.sweep({"one": replace(TINY, rounds=1)}, out=tmp_path / "a", cache=cache, teacher=teacher)
             )
 
-        async def within_a_loop() -> None:
+        async def in_event_loop() -> None:
             sweep()
 
         with pytest.raises(InputError):
@@ -506,7 +508,7 @@ def test_a_module_of_ones_own_sweeps_and_searches_from_any_thread_and_loop(clust
         thread = threading.Thread(target=sweep)
         thread.start()
         thread.join()
-        asyncio.run(within_a_loop())
+        asyncio.run(in_event_loop())
         assert [len(one.finished) for one in found] == [1, 1]
         text = yaml.safe_dump(to_tree(replace(TINY, rounds=1))).replace("steps: 2", "steps: !int [1, 2]", 1)
         searched = condkd_ray.search(text, out=tmp_path / "b", cache=cache, trials=1, teacher=teacher)
@@ -514,7 +516,7 @@ def test_a_module_of_ones_own_sweeps_and_searches_from_any_thread_and_loop(clust
 
 
 class Unsendable:
-    """Can be copied, and not be pickled."""
+    """An object that can be copied but not pickled."""
 
     def __deepcopy__(self, memo: dict) -> "Unsendable":
         return self
@@ -524,7 +526,7 @@ class Unsendable:
 
 
 @pytest.mark.ray
-def test_a_module_that_cannot_go_to_the_workers_is_refused_before_any_trial(
+def test_a_module_that_workers_cannot_load_is_refused_before_any_trial(
     cluster, cache, module, teacher, tmp_path, monkeypatch
 ):
     known = {"num_classes": 10, "image_shape": (1, 8, 8), "mean": teacher.mean, "std": teacher.std}
@@ -536,7 +538,7 @@ def test_a_module_that_cannot_go_to_the_workers_is_refused_before_any_trial(
         match=r"handle is a test_api\.Unsendable, .* cannot be read \(TypeError: a handle of the device\); accepted",
     ):
         condkd_ray.sweep({"one": TINY}, out=tmp_path / "a", cache=cache, teacher=held)
-    # Installed here alone: it is not sent, and nowhere else found.
+    # This module is installed only here: installed code is not sent to the workers, which do not find it.
     (tmp_path / "site-packages").mkdir()
     (tmp_path / "site-packages" / "nets_installed_here.py").write_text(NOTEBOOK_CLASS, encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path / "site-packages"))
@@ -547,7 +549,7 @@ def test_a_module_that_cannot_go_to_the_workers_is_refused_before_any_trial(
     assert not list(tmp_path.glob("*/records/*"))
 
 
-CITIZEN = """
+BEFORE = """
 import faulthandler, logging, os, signal, sys, threading
 
 def process():
@@ -557,7 +559,7 @@ def process():
 
 before = process()
 """
-AFTERWARDS = """
+AFTER = """
 import ray
 assert not ray.is_initialized()
 assert process() == before, [pair for pair in zip(process(), before) if pair[0] != pair[1]]
@@ -571,11 +573,11 @@ assert results.manifest.command == "condkd_ray.sweep(...)"
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_the_readmes_notebook_runs_in_silence_and_leaves_nothing_behind(cache, tmp_path):
-    """In a process without a script, as a notebook is one: no class of it can be imported."""
+def test_the_readmes_notebook_prints_nothing_and_does_not_change_the_process(cache, tmp_path):
+    """The process has no script, as that of a notebook, so its classes cannot be imported."""
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     environment["CONDKD_CACHE"] = str(cache)
-    script = NOTEBOOK[:OWN_TRAINING] + CITIZEN + NOTEBOOK[OWN_TRAINING:] + AFTERWARDS
+    script = NOTEBOOK[:OWN_TRAINING] + BEFORE + NOTEBOOK[OWN_TRAINING:] + AFTER
     run = {"capture_output": True, "text": True, "env": environment, "cwd": tmp_path, "timeout": 500}
     done = subprocess.run([sys.executable, "-"], input=script, **run)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -1,4 +1,4 @@
-"""What a user may get wrong ends at once: code 2, one message with the thing, its value and what is accepted."""
+"""Bad input ends a command at once with exit code 2 and one message: the thing, its value and what is accepted."""
 
 import os
 import runpy
@@ -30,7 +30,7 @@ rounds: 1
 
 
 def condensed(path: Path, *, classes: int = 10, side: int = 8, value: float | None = None) -> Path:
-    """A set as DC writes it, of noise that has the spread of real images."""
+    """Write a condensed set in DC's format, of noise with the standard deviation of real images."""
     labels = torch.arange(classes).repeat_interleave(2)
     images = torch.randn(len(labels), 1, side, side, generator=torch.Generator().manual_seed(0))
     if value is not None:
@@ -40,7 +40,7 @@ def condensed(path: Path, *, classes: int = 10, side: int = 8, value: float | No
 
 
 def twice(path: Path) -> None:
-    """Digits that somebody normalised, and somebody else once more."""
+    """Write a condensed set of digits that were normalised twice."""
     dataset = load(DataConfig())
     rows = torch.cat([(dataset.train.labels == k).nonzero()[:2, 0] for k in range(10)])
     once = dataset.train[rows].samples(dataset.mean, dataset.std)
@@ -49,7 +49,7 @@ def twice(path: Path) -> None:
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """Files to be given, and `out` with earlier results of both programs' kind."""
+    """A folder with input files, and `out` with earlier results of both programs."""
     for name, experiment in (("train", "train"), ("ablation", "ablate_ipc")):
         earlier = Manifest(experiment=experiment, question="", command="", created="")
         write_manifest(tmp_path / "out" / name, earlier)
@@ -76,14 +76,14 @@ def files(folder: Path) -> dict[Path, bytes]:
 
 
 def refusal(monkeypatch: pytest.MonkeyPatch, capsys, folder: Path, program: str, line: str) -> str:
-    """The one message of a command that is to end with code 2 and to leave everything as it was."""
+    """Run a command, check that it ends with code 2 and changes no file, and return its message."""
     arguments = line.format(folder=folder).split()
     if program == "train" and not arguments[0].endswith(".yaml"):
         arguments = [str(folder / "trial.yaml"), *arguments]
     if "--out" not in arguments:
         arguments += ["--out", str(folder / "out" / program)]
     whole = [program, *arguments, "--cache", str(folder / "cache")]
-    before, there = files(folder), set(folder.iterdir())
+    before, entries = files(folder), set(folder.iterdir())
     monkeypatch.setenv("COLUMNS", "200")  # tyro breaks lines to fit
     monkeypatch.setattr(sys, "argv", whole if program == "ablation" else ["condkd", *whole])
     with pytest.raises(SystemExit) as caught:
@@ -91,14 +91,14 @@ def refusal(monkeypatch: pytest.MonkeyPatch, capsys, folder: Path, program: str,
     found = capsys.readouterr()
     assert caught.value.code == 2, found
     assert files(folder) == before
-    assert set(folder.iterdir()) - {folder / "cache"} == there
+    assert set(folder.iterdir()) - {folder / "cache"} == entries
     assert "training teacher" not in found.err
     assert found.out == ""
     return found.err
 
 
-def one_message(said: str) -> str:
-    *notes, line = said.splitlines()
+def one_message(errors: str) -> str:
+    *notes, line = errors.splitlines()
     assert all(note.startswith("condensing") for note in notes)
     assert line.startswith("error: ")
     return line
@@ -176,16 +176,16 @@ FLAGS = [
 
 
 @pytest.mark.parametrize(("line", "message"), FLAGS, ids=[line for line, _ in FLAGS])
-def test_an_experiment_refuses(monkeypatch, capsys, folder, line, message):
-    said = one_message(refusal(monkeypatch, capsys, folder, "ablation", line))
-    assert message.format(folder=folder) in said
+def test_an_experiment_refuses_bad_flags(monkeypatch, capsys, folder, line, message):
+    error = one_message(refusal(monkeypatch, capsys, folder, "ablation", line))
+    assert message.format(folder=folder) in error
 
 
-def test_a_bucket_that_is_not_there_is_refused(monkeypatch, capsys, folder, s3):
+def test_a_missing_bucket_is_refused(monkeypatch, capsys, folder, s3):
     line = f"--storage s3://nobody/x?{s3}"
-    said = one_message(refusal(monkeypatch, capsys, folder, "ablation", line))
-    assert "--storage is 's3://nobody/x'; accepted: a folder, or the URI" in said
-    assert "NO_SUCH_BUCKET" in said
+    error = one_message(refusal(monkeypatch, capsys, folder, "ablation", line))
+    assert "--storage is 's3://nobody/x'; accepted: a folder, or the URI" in error
+    assert "NO_SUCH_BUCKET" in error
 
 
 SET = "--condensation.path {folder}/"
@@ -210,9 +210,9 @@ FIELDS = [
 
 
 @pytest.mark.parametrize(("line", "message"), FIELDS, ids=[line for line, _ in FIELDS])
-def test_condkd_train_refuses(monkeypatch, capsys, folder, line, message):
-    said = one_message(refusal(monkeypatch, capsys, folder, "train", line))
-    assert message.format(folder=folder) in said
+def test_condkd_train_refuses_bad_input(monkeypatch, capsys, folder, line, message):
+    error = one_message(refusal(monkeypatch, capsys, folder, "train", line))
+    assert message.format(folder=folder) in error
 
 
 NAMED = [
@@ -228,12 +228,12 @@ NAMED = [
 
 
 @pytest.mark.parametrize(("line", "message"), NAMED, ids=[line for line, _ in NAMED])
-def test_a_path_that_the_system_refuses_is_refused(monkeypatch, capsys, folder, line, message):
-    """As it does names that are too long, and files in folders of others, for which `Path.is_file` raises."""
+def test_a_path_that_raises_an_error_in_the_operating_system_is_refused(monkeypatch, capsys, folder, line, message):
+    """`Path.is_file` raises for names that are too long and for files in folders without permission."""
     path = f"{folder}/{'x' * 300}.yaml"
     line = line.replace("{path}", path)
-    said = one_message(refusal(monkeypatch, capsys, folder, "train", line))
-    assert message in said
+    error = one_message(refusal(monkeypatch, capsys, folder, "train", line))
+    assert message in error
 
 
 METHODS = [
@@ -288,8 +288,8 @@ def test_a_method_that_does_not_fit_is_refused(monkeypatch, capsys, folder, prog
 def test_guidance_without_a_condensed_set_is_refused(monkeypatch, capsys, folder):
     tree = yaml.safe_load(TRIAL) | {"condensation": None, "distiller": {}, "guidance": {"name": "mmd"}}
     (folder / "own.yaml").write_text(yaml.safe_dump(tree))
-    said = one_message(refusal(monkeypatch, capsys, folder, "train", "{folder}/own.yaml"))
-    assert "guidance without a condensation is 'mmd'; accepted: none, or a condensation" in said
+    error = one_message(refusal(monkeypatch, capsys, folder, "train", "{folder}/own.yaml"))
+    assert "guidance without a condensation is 'mmd'; accepted: none, or a condensation" in error
 
 
 SETS = [
@@ -310,11 +310,11 @@ SETS = [
 def test_a_condensed_set_that_does_not_fit_is_refused(monkeypatch, capsys, folder, name, ipc, message):
     old, new = "{name: random_real, ipc: 2}", f"{{name: imported, path: {folder}/{name}, ipc: {ipc}}}"
     (folder / "own.yaml").write_text(TRIAL.replace(old, new))
-    said = one_message(refusal(monkeypatch, capsys, folder, "train", "{folder}/own.yaml"))
-    assert message.format(folder=folder) in said
+    error = one_message(refusal(monkeypatch, capsys, folder, "train", "{folder}/own.yaml"))
+    assert message.format(folder=folder) in error
 
 
-# Refused while the command line is read: tyro's words, in a frame.
+# Refused while the command line is parsed: messages of tyro, in a frame.
 WORDS = [
     ("train", "--inversion.stepz 3", ("stepz", "--inversion.steps")),
     ("train", "--rounds three", ("rounds", "three", "INT")),
@@ -329,11 +329,11 @@ WORDS = [
 
 
 @pytest.mark.parametrize(("program", "line", "words"), WORDS, ids=[f"{p} {line}" for p, line, _ in WORDS])
-def test_the_command_line_refuses(monkeypatch, capsys, folder, program, line, words):
-    said = refusal(monkeypatch, capsys, folder, program, line)
-    assert "Traceback" not in said
+def test_the_command_line_refuses_bad_flags_and_values(monkeypatch, capsys, folder, program, line, words):
+    errors = refusal(monkeypatch, capsys, folder, program, line)
+    assert "Traceback" not in errors
     for word in words:
-        assert word in said, said
+        assert word in errors, errors
 
 
 def test_a_report_of_a_folder_without_results_is_refused(monkeypatch, capsys, tmp_path):

@@ -1,4 +1,4 @@
-"""The scripts under experiments/: what each plans, that it is small, and that it runs."""
+"""The scripts in `experiments/`: their plans, their size, and that they run."""
 
 import importlib.util
 import sys
@@ -26,7 +26,7 @@ from condkd_ray.runs.presets import NAMES as SYSTEMS
 SCRIPTS = sorted(path for path in EXPERIMENTS.glob("*.py") if not path.name.startswith("benchmark"))
 NAMES = [path.stem for path in SCRIPTS if "def plans(" in path.read_text()]
 CHEAPER = {"validate_proxy": {(12, 5, 128)}}
-"""Rounds, student steps a round and batch, where a question is about poor trials too."""
+"""Rounds, student steps a round and batch of scripts whose question is also about poor trials."""
 PRIOR_OF_GUIDED = {"oh_weight": PRIOR.weight, "oh_temperature": PRIOR.temperature}
 TINY = {
     "inversion": {"steps": 1, "batch": 128, "width": 8, "latent": 16},
@@ -58,7 +58,7 @@ def test_a_script_is_one_question_on_one_screen(path):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_defaults_stay_below_ten_minutes_on_two_cores(name):
-    """A default trial on digits takes some 10 CPU seconds: at most 100 of them."""
+    """A default trial on digits takes about 10 CPU seconds, so at most 100 trials are allowed."""
     plans = planned(name)
     assert 10 <= len(plans) <= 100
     twice = [place for place, count in Counter((p.arm, p.ipc, p.seed) for p in plans).items() if count > 1]
@@ -71,14 +71,14 @@ def test_defaults_stay_below_ten_minutes_on_two_cores(name):
         assert set(work) == {(12, 20, 128)} | CHEAPER.get(name, set())
 
 
-def test_what_scripts_name_without_importing_it_is_all_there_is():
+def test_lists_in_scripts_name_every_condenser_and_augmentation():
     condensers = [kind.name for kind in get_args(AnyCondensation) if kind not in (AllReal, Imported)]
     assert tuple(condensers) == script("ablate_condensation").NAMES
     augments = get_type_hints(script("ablate_guidance").Args)["augments"]
     assert get_args(augments) == (Augmentation, ...)
 
 
-def test_guidance_names_what_differs_and_each_share_has_its_mixed():
+def test_guidance_arms_name_their_differences_and_each_share_has_its_controls():
     plans = planned("ablate_guidance", forms=("mmd", "moments"), layers=("penultimate", "stages.1"), shares=(0.5, 0.25),
                     weights=(1.0,), seeds=(0,))  # fmt: skip
     assert [plan.arm for plan in plans] == [
@@ -95,9 +95,9 @@ def test_guidance_names_what_differs_and_each_share_has_its_mixed():
 
 
 @pytest.mark.parametrize("name", ["ablate_guidance", "few_shot", "compare_methods", "ablate_memory"])
-def test_guided_means_one_thing_in_every_script_and_without_a_prior_there_is_no_control(name):
+def test_every_script_gives_guided_the_same_prior_and_has_no_control_without_a_prior(name):
     flags = {"seeds": (0,), "ipcs": (2,)} | ({} if name in ("ablate_guidance", "few_shot") else {"condensed": True})
-    # A temperature of the user's own is refused beside soft targets, which have theirs.
+    # Soft targets have their own temperature, so a temperature of the prior is refused.
     if name == "compare_methods":
         flags |= {"methods": tuple(one for one in SYSTEMS if one != "soft_target"), "equal": ("proportion",)}
     own, given = {}, Prior(3.0, 5.0)
@@ -112,7 +112,7 @@ def test_guided_means_one_thing_in_every_script_and_without_a_prior_there_is_no_
 
 
 @pytest.mark.parametrize("name", ["ablate_ipc", "ablate_condensation"])
-def test_without_a_prior_there_is_no_control_unless_it_is_asked_for_which_is_refused(name):
+def test_without_a_prior_the_control_is_left_out_and_refused_if_named(name):
     flags = {"seeds": (0,), "ipcs": (2,)} | ({"condensers": ()} if name == "ablate_condensation" else {})
     usual = [plan.arm for plan in planned(name, **flags)]
     without = [plan.arm for plan in planned(name, prior_weight=0.0, **flags)]
@@ -121,7 +121,7 @@ def test_without_a_prior_there_is_no_control_unless_it_is_asked_for_which_is_ref
         planned(name, prior_weight=0.0, arms=("mixed", "mixed_prior"), **flags)
 
 
-def test_a_system_with_soft_targets_has_its_temperature_in_the_control_too():
+def test_the_control_of_a_system_with_soft_targets_has_the_temperature_of_the_targets():
     flags = {"methods": ("soft_target",), "condensed": True, "seeds": (0,), "equal": ("proportion",)}
     plans = {plan.arm.split()[0]: plan.config.inversion for plan in planned("compare_methods", **flags)}
     assert plans["guided"] == plans["mixed_prior"] == replace(plans["mixed"], oh_weight=PRIOR.weight)
@@ -131,7 +131,7 @@ def test_a_system_with_soft_targets_has_its_temperature_in_the_control_too():
         planned("compare_methods", prior_temperature=5.0, **flags)
 
 
-def test_memories_differ_in_the_memory_alone():
+def test_arms_of_the_memory_script_differ_only_in_the_memory():
     plans = planned("ablate_memory", seeds=(3,))
     assert [plan.arm for plan in plans] == [plan.config.memory.name for plan in plans]
     same = {replace(plan.config, memory=plans[0].config.memory) for plan in plans}
@@ -140,7 +140,7 @@ def test_memories_differ_in_the_memory_alone():
     assert {plan.ipc for plan in planned("ablate_memory", seeds=(3,), condensed=True)} == {10}
 
 
-def test_at_each_scale_memories_are_of_one_size_and_arms_differ_by_one_part():
+def test_at_each_scale_memories_have_one_size_and_arms_differ_in_one_part():
     module, flags = script("ablate_scale"), {"scales": (0.5, 0.1), "seeds": (3,)}
     plans = {plan.arm: plan.config for plan in planned("ablate_scale", **flags)}
     small = [f"{name} {scale}" for scale in ("0.5", "0.1") for name in ("reservoir", "prioritized", "modulated")]
@@ -158,10 +158,10 @@ def test_at_each_scale_memories_are_of_one_size_and_arms_differ_by_one_part():
     assert read_against["modulated 0.1"] == "prioritized 0.1"
 
 
-def test_every_condenser_stands_beside_as_many_random_real_images(tmp_path):
+def test_every_condenser_is_compared_with_as_many_random_real_images(tmp_path):
     plans = planned("ablate_condensation", ipcs=(1, 20), seeds=(0,), condensers=("trajectory_matching", "herding"))
     names = ("random_real", "trajectory_matching", "herding")
-    arms = [f"{who} {name}" for name in names for who in ("condensed_only", "mixed", "mixed_prior", "guided")]
+    arms = [f"{arm} {name}" for name in names for arm in ("condensed_only", "mixed", "mixed_prior", "guided")]
     assert [(plan.arm, plan.ipc) for plan in plans if plan.arm.startswith("guided")] == [
         (f"guided {name}", ipc) for name in names for ipc in (1, 20)
     ]
@@ -172,7 +172,7 @@ def test_every_condenser_stands_beside_as_many_random_real_images(tmp_path):
     assert {plan.config.condensation.name for plan in foreign} == {"random_real", "imported"}
 
 
-def test_methods_are_whole_systems_at_equal_proportion_and_in_equal_time():
+def test_methods_are_compared_as_complete_systems_at_equal_proportion_and_in_equal_time():
     plans = {plan.arm: plan.config for plan in planned("compare_methods", seeds=(0,))}
     known = yaml.safe_load((EXPERIMENTS / "results" / "equal_seconds.yaml").read_text())
     for name in SYSTEMS:
@@ -180,7 +180,7 @@ def test_methods_are_whole_systems_at_equal_proportion_and_in_equal_time():
         assert plans[name].inversion == recipe.inversion
         assert (plans[name].memory, plans[name].weighing) == (recipe.memory, recipe.weighing)
         assert plans[name].distiller == replace(recipe.distiller, condensed_share=0.0)
-        # Where both are one number of rounds it is one trial.
+        # Where both comparisons have the same number of rounds, they are one trial.
         timed = plans.get(f"{name} in equal time", plans[name])
         assert timed.rounds == known["rounds"][name]
         assert getattr(timed.inversion, "steps", 0) == getattr(recipe.inversion, "steps", 0)
@@ -188,7 +188,7 @@ def test_methods_are_whole_systems_at_equal_proportion_and_in_equal_time():
     assert len(plans) > 1.5 * len(SYSTEMS)
 
 
-def test_equal_time_is_that_of_the_networks_and_scale_it_was_measured_with(tmp_path):
+def test_equal_time_is_refused_for_networks_and_scales_that_were_not_measured(tmp_path):
     with pytest.raises(InputError, match=r"--equal seconds by .* is .*'scale': 0.1.*; accepted: .*, as measured there"):
         planned("compare_methods", scale=0.1)
     with pytest.raises(InputError, match="'student': 'resnet-8-8'"):
@@ -198,7 +198,7 @@ def test_equal_time_is_that_of_the_networks_and_scale_it_was_measured_with(tmp_p
         planned("compare_methods", inversion="cmi")
 
 
-def test_pairs_and_condensed_images_are_told_in_the_arms():
+def test_arms_name_pairs_and_condensed_images():
     flags = {"methods": ("fast",), "seeds": (0,), "pairs": ("resnet-8-16/resnet-8-8", "wrn-16-1/resnet-8-8")}
     plans = planned("compare_methods", condensed=True, equal=("proportion",), **flags)
     assert [plan.arm for plan in plans] == [
@@ -209,7 +209,7 @@ def test_pairs_and_condensed_images_are_told_in_the_arms():
         planned("compare_methods", pairs=("wrn-16-1",))
 
 
-def test_scopes_differ_in_nothing_else_and_need_an_inversion_that_asks_no_student():
+def test_arms_of_the_sharing_script_differ_only_in_scope_and_refuse_an_inversion_that_uses_the_student():
     plans = planned("ablate_sharing", seeds=(0,), ipcs=(1, 10))
     assert {plan.arm: plan.scope for plan in plans} == {
         "own": "trial",
@@ -223,7 +223,7 @@ def test_scopes_differ_in_nothing_else_and_need_an_inversion_that_asks_no_studen
         planned("ablate_sharing", inversion="fast")
 
 
-def test_the_curriculum_begins_real_and_ends_synthetic():
+def test_the_curriculum_begins_with_real_images_and_ends_with_synthetic_ones():
     plans = {plan.arm: plan.config for plan in planned("few_shot", seeds=(0,), ipcs=(5,))}
     config = plans["guided_curriculum"]
     shares = [config.distiller.num_condensed(config.progress(round)) / 128 for round in (0, 6, 11)]
@@ -236,13 +236,13 @@ def test_the_curriculum_begins_real_and_ends_synthetic():
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory) -> Path:
-    """What these experiments share: one teacher."""
+    """Cache of all experiments of this file, which share one teacher."""
     return tmp_path_factory.mktemp("cache")
 
 
 @pytest.mark.ray
 @pytest.mark.parametrize(
-    ("name", "flags", "told"),
+    ("name", "flags", "comparison"),
     thinned(
         [
             ("ablate_guidance", ["--forms", "projection", "--weights", "1", "--ipcs", "2"], "projection - mixed "),
@@ -261,18 +261,18 @@ def cache(tmp_path_factory) -> Path:
         lambda case: case[0] == "few_shot",
     ),
 )
-def test_it_runs_and_compares_with_its_baseline(cluster, name, flags, told, tmp_path, cache):
+def test_a_script_runs_and_compares_with_its_baseline(cluster, name, flags, comparison, tmp_path, cache):
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
     fixed = ["--seeds", "0", "--rounds", "1", "--teacher-epochs", "1", "--config", tmp_path / "tiny.yaml"]
     fixed += ["--condensation", "random_real", "--out", tmp_path / "out", "--cache", cache]
     done = programs.script(EXPERIMENTS / f"{name}.py", *fixed, *flags)
     assert done.returncode == 0, done.stderr
-    assert told in done.stdout
+    assert comparison in done.stdout
     assert {record.status for record in read_records(tmp_path / "out")} == {"finished"}
     assert read_manifest(tmp_path / "out").experiment == name
 
 
-def test_padding_is_measured_side_by_side_on_what_a_trial_was_prepared_with(tmp_path, cache):
+def test_padding_is_compared_on_the_data_and_teacher_of_a_trial(tmp_path, cache):
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({"teacher": TINY["teacher"]}))
     flags = ["--hosts", "fast", "nayer", "--seeds", "0", "1", "--rounds", "2", "--inversion-steps", "1"]
     flags += ["--teacher-epochs", "1", "--config", tmp_path / "tiny.yaml", "--out", tmp_path / "out", "--cache", cache]
@@ -284,7 +284,7 @@ def test_padding_is_measured_side_by_side_on_what_a_trial_was_prepared_with(tmp_
     assert [key for key in rows if key[1] in figures] == [
         (f"| {host}", f) for host in ("fast", "nayer") for f in figures
     ]
-    # The generator's second image depends on what its first step saw: padding is the one thing that differs.
+    # The generator's second image depends on its first step, in which only the padding differs.
     n, old, new, *_ = rows["| fast", "BN"]
     assert n == "2"
     assert old != new

@@ -1,4 +1,4 @@
-"""The example package, installed by pip into a folder of its own: every command and a cluster know its methods."""
+"""The example package, installed by pip into a folder of its own: commands and a cluster can use its methods."""
 
 import json
 import os
@@ -51,7 +51,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def program(site: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Program:
-    """Runs Python in `tmp_path` with the package on its path, or, `without`, without it."""
+    """A function that runs Python in `tmp_path` with the package on its path, or without it if `without` is true."""
     (tmp_path / "trial.yaml").write_text(CONFIG)
     (tmp_path / "space.yaml").write_text(SPACE)
 
@@ -71,14 +71,14 @@ def records(folder: Path) -> list[dict]:
     return [json.loads(path.read_text()) for path in sorted((folder / "records").glob("*.json"))]
 
 
-def test_methods_lists_each_with_its_distribution(program: Program):
-    told = program("-m", "condkd_ray", "methods")
-    assert told.returncode == 0, told.stderr
-    lines = [line for line in told.stdout.splitlines() if line.endswith("| condkd-blobs 1.0.0 |")]
+def test_condkd_methods_lists_each_plug_in_with_its_distribution(program: Program):
+    done = program("-m", "condkd_ray", "methods")
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if line.endswith("| condkd-blobs 1.0.0 |")]
     assert [line.split("|")[1].strip() for line in lines] == [
         *("inversion", "guidance", "distiller.loss", "student, teacher.network", "data")
     ]
-    assert "| inversion | `smooth` | an example | steps 100, batch 128, lr 0.1, " in told.stdout
+    assert "| inversion | `smooth` | an example | steps 100, batch 128, lr 0.1, " in done.stdout
     assert "condkd-blobs" not in program("-m", "condkd_ray", "methods", without=True).stdout
 
 
@@ -95,7 +95,7 @@ def test_a_trial_runs_with_flags_of_its_fields_and_repeats_from_its_record(progr
     again = program("-m", "condkd_ray", "train", "--from-record", "out", key, "--out", "again")
     assert again.returncode == 0, again.stderr
     assert again.stdout.splitlines()[-1].startswith("equal: test accuracy")
-    # Without the package its records still make a report; what needs its code says which is missing.
+    # Without the package, a report can still be made; commands that need its code name the missing plug-in.
     report = program("-m", "condkd_ray", "report", "out", without=True)
     assert report.returncode == 0, report.stderr
     missing = "is from plug-in condkd-blobs 1.0.0, which is neither installed nor registered here"
@@ -104,19 +104,21 @@ def test_a_trial_runs_with_flags_of_its_fields_and_repeats_from_its_record(progr
         assert refused.returncode == 2
         assert missing in refused.stderr
     unknown = program("-m", "condkd_ray", "train", "trial.yaml", "--out", "fourth", without=True)
-    told = "data is 'blobs'; accepted: digits, mnist, fashion_mnist, cifar10, cifar100, svhn, parquet, image_folder, "
-    told += "class_folders, or a plug-in once it is installed or registered"
-    assert (unknown.returncode, told in unknown.stderr) == (2, True)
+    message = (
+        "data is 'blobs'; accepted: digits, mnist, fashion_mnist, cifar10, cifar100, svhn, parquet, image_folder, "
+    )
+    message += "class_folders, or a plug-in once it is installed or registered"
+    assert (unknown.returncode, message in unknown.stderr) == (2, True)
     assert not {"third", "fourth", "exported"} & {path.name for path in tmp_path.iterdir()}
 
 
 @pytest.mark.slow
-def test_a_new_version_is_a_new_trial(program: Program, site: Path, tmp_path: Path):
+def test_another_version_of_a_plug_in_gives_another_hash(program: Program, site: Path, tmp_path: Path):
     def hashed() -> str:
         code = "from condkd_ray.core.config import content_hash; from condkd_ray.trial.config import read; "
-        told = program("-c", f"{code}print(content_hash(read(__import__('pathlib').Path('trial.yaml'))))")
-        assert told.returncode == 0, told.stderr
-        return told.stdout
+        done = program("-c", f"{code}print(content_hash(read(__import__('pathlib').Path('trial.yaml'))))")
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
     first = hashed()
     info = next(site.glob("condkd_blobs-*.dist-info")) / "METADATA"
@@ -130,18 +132,20 @@ def test_a_new_version_is_a_new_trial(program: Program, site: Path, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_a_broken_package_is_told_and_breaks_no_other_command(program: Program, site: Path, tmp_path: Path):
+def test_a_plug_in_that_fails_to_load_is_reported_and_does_not_stop_other_commands(
+    program: Program, site: Path, tmp_path: Path
+):
     module = site / "condkd_blobs" / "guidance.py"
     text = module.read_text()
     try:
         module.write_text("import no_such_library\n")
-        told = program("-m", "condkd_ray", "methods")
+        done = program("-m", "condkd_ray", "methods")
         reason = (
             "failed to load condkd_blobs.guidance:ClassMeans (ModuleNotFoundError: No module named 'no_such_library')"
         )
-        assert told.returncode == 0
-        assert "| inversion | `smooth` |" in told.stdout
-        assert told.stderr.splitlines() == [f"plug-in condkd-blobs 1.0.0 {reason}"]
+        assert done.returncode == 0
+        assert "| inversion | `smooth` |" in done.stdout
+        assert done.stderr.splitlines() == [f"plug-in condkd-blobs 1.0.0 {reason}"]
         refused = program("-m", "condkd_ray", "train", "trial.yaml", "--out", "out")
         assert refused.returncode == 2
         last = refused.stderr.splitlines()[-1]
@@ -152,7 +156,7 @@ def test_a_broken_package_is_told_and_breaks_no_other_command(program: Program, 
         module.write_text(text)
 
 
-def test_each_keeps_the_contract_of_its_family(program: Program):
+def test_each_plug_in_keeps_the_contract_of_its_family(program: Program):
     run = program(EXAMPLE / "check.py")
     assert run.returncode == 0, run.stderr
     names = ("smooth", "class_means", "tiny", "blobs", "logit_l2")
@@ -161,7 +165,7 @@ def test_each_keeps_the_contract_of_its_family(program: Program):
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_an_ablation_takes_it_by_flags_on_a_cluster(program: Program, tmp_path: Path):
+def test_an_ablation_takes_plug_ins_by_flags_on_a_cluster(program: Program, tmp_path: Path):
     flags = ["--inversion", "smooth", "--guidance", "class_means", "--teacher", "tiny-8", "--student", "tiny-4"]
     flags += ["--dataset", "blobs", "--ipcs", "1", "--seeds", "0", "--arms", "guided", "--no-reference"]
     flags += ["--rounds", "1", "--condensation", "random_real", "--teacher-epochs", "2", "--out", "out"]
@@ -176,7 +180,7 @@ def test_an_ablation_takes_it_by_flags_on_a_cluster(program: Program, tmp_path: 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_search_chooses_between_it_and_ours(program: Program, tmp_path: Path):
+def test_a_search_chooses_between_a_plug_in_and_a_built_in_method(program: Program, tmp_path: Path):
     flags = ["--trials", "4", "--sampler", "random", "--out", "out"]
     run = program("-m", "condkd_ray", "search", "space.yaml", *flags)
     assert run.returncode == 0, run.stderr

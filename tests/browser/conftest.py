@@ -1,4 +1,4 @@
-"""The system's own Chromium, driven by Playwright, which brings none and fetches none."""
+"""Fixtures for tests with the Chromium of the system, driven by Playwright; no browser is downloaded."""
 
 import os
 import shutil
@@ -10,7 +10,7 @@ import pytest
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 SECONDS = 90
-"""For whatever is waited for in a page: a busy machine draws slowly."""
+"""Time limit for everything a test waits for in a page; a busy machine draws slowly."""
 
 
 @pytest.fixture(scope="module")
@@ -34,12 +34,12 @@ def chromium() -> Iterator[Any]:
 
 @pytest.fixture
 def tab(chromium) -> Iterator[Any]:
-    """An empty page. `tab.asked`: the URLs it requested; `tab.complaints`: errors on its console."""
+    """An empty page. `tab.requests` are the requested URLs; `tab.errors` are errors on its console."""
     page = chromium.new_page(viewport={"width": 1500, "height": 1100})
     page.set_default_timeout(1000 * SECONDS)
-    page.asked, page.complaints = [], []
-    page.on("request", lambda request: page.asked.append(request.url))
-    page.on("pageerror", lambda error: page.complaints.append(str(error)))
-    page.on("console", lambda said: page.complaints.append(said.text) if said.type == "error" else None)
+    page.requests, page.errors = [], []
+    page.on("request", lambda request: page.requests.append(request.url))
+    page.on("pageerror", lambda error: page.errors.append(str(error)))
+    page.on("console", lambda message: page.errors.append(message.text) if message.type == "error" else None)
     yield page
     page.close()

@@ -1,6 +1,6 @@
-"""`condkd dashboard` on a search in a browser: what both pages say is what the study and the records hold.
+"""`condkd dashboard` on a search, in a browser: both pages show the contents of the study and of the records.
 
-First while the search runs, its driver stopped for as long as is looked; then on the same search, ended.
+First during the search, whose driver is stopped while the pages are read; then after its end.
 """
 
 import re
@@ -26,7 +26,7 @@ from condkd_ray.study.space import parse
 from condkd_ray.study.storage import open_storage
 from condkd_ray.study.study import Study
 
-# Parts of a page come after one another: `expect` looks again until what is wanted is there.
+# Parts of a page are drawn one after the other: `expect` repeats a check until it holds.
 expect = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed (pip install '.[test]')").expect
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.ray]
@@ -35,7 +35,7 @@ TRIALS = 5
 
 @dataclass
 class Shown:
-    """A search, and where its two pages are."""
+    """A search and the addresses of its two pages."""
 
     out: Path
     driver: subprocess.Popen[str]
@@ -43,17 +43,17 @@ class Shown:
     tensorboard: str
 
     def runs(self, of: bytes = b"proxy/agreement") -> set[str]:
-        """Names of the trials of which TensorBoard has been told something."""
-        found = self.out.glob("tensorboard/ipc2/*/seed*/events*")
-        return {str(one.parent.relative_to(self.out / "tensorboard")) for one in found if of in one.read_bytes()}
+        """Return the names of the trials whose event files contain `of`."""
+        paths = self.out.glob("tensorboard/ipc2/*/seed*/events*")
+        return {str(path.parent.relative_to(self.out / "tensorboard")) for path in paths if of in path.read_bytes()}
 
     def half_way(self) -> bool:
-        """Whether some trials have ended, in TensorBoard too, and one that runs has written of its rounds."""
+        """Return whether some trials have ended, in TensorBoard too, and a running one has written rounds."""
         records = {run_name(record) for record in read_records(self.out)}
         return len(records) >= 2 and self.runs(SESSION_END_INFO_TAG.encode()) == records < self.runs()
 
-    def go_on(self) -> None:
-        """To its end, if it is not there."""
+    def run_to_end(self) -> None:
+        """Let the driver continue to its end, if it has not ended."""
         if self.driver.poll() is None:
             self.driver.send_signal(signal.SIGCONT)
             assert self.driver.wait(240) == 0
@@ -61,9 +61,9 @@ class Shown:
 
 @pytest.fixture(scope="module")
 def running(chromium, tmp_path_factory) -> Iterator[Shown]:
-    """A search whose driver is stopped half-way."""
+    """A search whose driver is stopped after some trials."""
     home = tmp_path_factory.mktemp("search")
-    # Longer trials than elsewhere: events are written every two seconds.
+    # The trials are longer than in other tests, because events are written every two seconds.
     (home / "small.yaml").write_text(SPACE.replace("rounds: 4", "rounds: 12"))
     flags = ("--trials", str(TRIALS))
     driver = subprocess.Popen(command(home, "out", *flags), env=environment(), stdout=subprocess.DEVNULL)
@@ -81,8 +81,8 @@ def running(chromium, tmp_path_factory) -> Iterator[Shown]:
 
 @pytest.fixture(scope="module")
 def ended(running) -> Shown:
-    """The same search, when it has ended."""
-    running.go_on()
+    """The same search after its end."""
+    running.run_to_end()
     return running
 
 
@@ -92,7 +92,7 @@ def stop_half_way(shown: Shown) -> None:
             assert shown.driver.poll() is None, "it has ended too soon"
             time.sleep(0.1)
         shown.driver.send_signal(signal.SIGSTOP)
-        # The trial may have come to its end in between.
+        # The running trial may have ended in the meantime.
         if shown.half_way():
             return
         shown.driver.send_signal(signal.SIGCONT)
@@ -100,7 +100,7 @@ def stop_half_way(shown: Shown) -> None:
 
 @contextmanager
 def served(out: Path) -> Iterator[list[str]]:
-    """The addresses of both pages, while the servers run."""
+    """Run the servers in the block; yield the addresses of both pages."""
     arguments = [sys.executable, "-m", "condkd_ray", "dashboard", str(out)]
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as servers:
         try:
@@ -109,7 +109,7 @@ def served(out: Path) -> Iterator[list[str]]:
             servers.terminate()
 
 
-def test_the_optuna_dashboard_tells_the_study_while_it_runs(tab, running):
+def test_the_optuna_dashboard_shows_the_study_during_the_search(tab, running):
     study = stored(running.out)
     states = [trial.state for trial in study.trials]
     assert TrialState.RUNNING in states
@@ -117,13 +117,13 @@ def test_the_optuna_dashboard_tells_the_study_while_it_runs(tab, running):
     tab.goto(f"{running.optuna}dashboard/studies/0/trials")
     tab.get_by_text(f"{len(states)} Trials").wait_for()
     for state in set(states):
-        # The first trial's page, shown beside the list, tells its state once more.
+        # The details of the first trial, beside the list, show its state once more.
         extra = state == states[0]
         expect(tab.get_by_text(state.name.capitalize(), exact=True)).to_have_count(states.count(state) + extra)
-    assert only_asked_for(tab, running.optuna)
+    assert requests_only(tab, running.optuna)
 
 
-def test_tensorboard_tells_the_records_while_it_runs(tab, running):
+def test_tensorboard_shows_the_records_during_the_search(tab, running):
     records = {run_name(record): record for record in read_records(running.out)}
     rows = hparams(tab, running.tensorboard, running.runs(), set(records))
     assert set(rows) == running.runs() > set(records)
@@ -131,24 +131,24 @@ def test_tensorboard_tells_the_records_while_it_runs(tab, running):
     for name in set(rows) - set(records):
         assert rows[name]["student/test_accuracy"] == ""
         assert 0 <= float(rows[name]["proxy/agreement"]) <= 1
-    assert only_asked_for(tab, running.tensorboard)
+    assert requests_only(tab, running.tensorboard)
 
 
-def test_the_optuna_dashboard_tells_the_study_at_its_end(tab, ended):
+def test_the_optuna_dashboard_shows_the_study_after_its_end(tab, ended):
     study = stored(ended.out)
     assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * TRIALS
     check_study(tab, ended.optuna, study)
     for row in study.best_params:
         expect(tab.locator("#graph-hyperparameter-importances")).to_contain_text(row)
     tab.locator("#graph-hyperparameter-importances .bars .point").first.wait_for(state="attached")
-    # Of a line with many points Plotly draws some.
+    # Plotly does not draw all points of a line with many.
     expect(tab.locator("#graph-intermediate-values .scatterlayer .trace")).to_have_count(TRIALS)
     tab.goto(f"{ended.optuna}dashboard/studies/0/analytics")
     expect(tab.locator("#plot-slice .point")).to_have_count(TRIALS)
     tab.goto(f"{ended.optuna}dashboard/studies/0/smartSelection")
     for axis in ("proxy/agreement", "inversion/bn_weight", "guidance/name"):
         expect(tab.locator(".parcoords .axis-title").get_by_text(axis, exact=True)).to_have_count(1)
-    assert tab.complaints == []
+    assert tab.errors == []
 
 
 def test_a_trial_shows_its_images_and_its_config(tab, ended):
@@ -159,7 +159,7 @@ def test_a_trial_shows_its_images_and_its_config(tab, ended):
     expect(tab.get_by_text(re.compile(r"\.yaml$"))).to_have_count(1)
 
 
-def test_of_two_objectives_it_shows_the_front(tab, ended):
+def test_the_optuna_dashboard_shows_the_front_of_two_objectives(tab, ended):
     space = parse(SPACE)
     study = Study(open_storage(None, ended.out), "two", space, Objective(("proxy/agreement", "memory/bytes")))
     for values in ([0.9, 100.0], [0.8, 50.0], [0.7, 200.0]):
@@ -172,18 +172,18 @@ def test_of_two_objectives_it_shows_the_front(tab, ended):
     expect(tab.get_by_text("Objective Values =")).to_have_text(best)
 
 
-def test_tensorboard_tells_the_records_at_the_end(tab, ended):
+def test_tensorboard_shows_the_records_after_the_search(tab, ended):
     records = {run_name(record): record for record in read_records(ended.out)}
     assert len(records) == TRIALS
     rows = hparams(tab, ended.tensorboard, set(records), set(records))
     assert set(rows) == set(records)
     check_rows(rows, records)
-    # What differs stands before what all trials have in common.
+    # Columns that differ between trials come before those that are equal.
     shown = list(next(iter(rows.values())))
     assert shown.index("inversion.bn_weight") < shown.index("condensation")
 
 
-def test_tensorboard_has_our_charts_and_pictures(tab, ended):
+def test_tensorboard_shows_the_custom_charts_and_the_image_grids(tab, ended):
     tab.goto(f"{ended.tensorboard}#custom_scalars")
     charts = tab.locator("tf-custom-scalar-multi-line-chart-card")
     for place, title in enumerate(["student/test_accuracy", "student/val_accuracy", "proxy/agreement", "proxy/kl"]):
@@ -196,9 +196,9 @@ def test_tensorboard_has_our_charts_and_pictures(tab, ended):
     assert min(found) > 100
 
 
-def test_the_projector_colours_the_points_by_one_click(tab, ended):
+def test_the_projector_shows_the_points_and_their_legend_after_one_click(tab, ended):
     (points,) = (ended.out / "tensorboard").glob("ipc2/*/*/tensors.tsv")
-    # TensorBoard reads embeddings once, and no trial had ended well when the other one started.
+    # TensorBoard reads embeddings once, and no trial had points when the first server started.
     with served(ended.out) as (_, tensorboard):
         tab.goto(f"{tensorboard}#projector")
         frame = tab.frame_locator("iframe").frame_locator("iframe")
@@ -211,7 +211,7 @@ def test_the_projector_colours_the_points_by_one_click(tab, ended):
 
 
 def check_study(tab: Any, address: str, study: Any) -> None:
-    """The first page: the number and value of the best trial, and a point for each that is complete."""
+    """Check the number and value of the best trial on the first page, and that each complete trial has a point."""
     tab.goto(f"{address}dashboard/studies/0")
     tab.get_by_text(re.compile("Best Trial")).first.wait_for()
     expect(tab.get_by_text(f"Best Trial (number={study.best_trial.number})")).to_have_count(1)
@@ -220,34 +220,34 @@ def check_study(tab: Any, address: str, study: Any) -> None:
     expect(tab.locator("#plot-history .point")).to_have_count(len(complete_ones))
 
 
-OF_ANY = ("proxy/agreement",)
-OF_AN_ENDED_ONE = (
-    *OF_ANY,
+RUNNING_COLUMNS = ("proxy/agreement",)
+ENDED_COLUMNS = (
+    *RUNNING_COLUMNS,
     "arm",
     "student/test_accuracy",
     "student/val_accuracy",
     "inversion.bn_weight",
 )
-"""Columns of a row that the tests read."""
+"""Columns that the tests read in the row of an ended trial."""
 
 
 def hparams(tab: Any, address: str, names: set[str], ended: set[str]) -> dict[str, dict[str, str]]:
-    """The rows of the HParams tab by run, once there is one for each of `names`, with all that is read of it.
+    """Return the rows of the HParams tab by run, once each of `names` has a row with all columns that are read.
 
-    Those of `ended` have ended.
-    TensorBoard looks for news every five seconds, and draws a row cell by cell.
+    `ended` are the names of trials that have ended.
+    TensorBoard reads new events every five seconds and draws a row cell by cell.
     """
 
-    def there(rows: dict[str, dict[str, str]]) -> bool:
+    def complete(rows: dict[str, dict[str, str]]) -> bool:
         return set(rows) == names and all(
-            rows[name].get(column) for name in names for column in (OF_AN_ENDED_ONE if name in ended else OF_ANY)
+            rows[name].get(column) for name in names for column in (ENDED_COLUMNS if name in ended else RUNNING_COLUMNS)
         )
 
-    return until(lambda: drawn(tab, address), there)
+    return until(lambda: drawn(tab, address), complete)
 
 
 def drawn(tab: Any, address: str) -> dict[str, dict[str, str]]:
-    """What the HParams tab shows now: the cells of each row by the name of their column."""
+    """Return the rows that the HParams tab shows now: the cells of each row by the name of their column."""
     tab.goto(f"{address}#hparams")
     tab.reload()
     cells = tab.locator("tf-hparams-table-view vaadin-grid-cell-content")
@@ -268,14 +268,14 @@ def check_rows(rows: dict[str, dict[str, str]], records: dict[str, Any]) -> None
         assert float(rows[name]["inversion.bn_weight"]) == pytest.approx(weight, rel=1e-4)
 
 
-def until(look: Any, fine: Any, seconds: float = 90.0) -> Any:
-    """What is seen once it is fine, or at last."""
+def until(look: Any, holds: Any, seconds: float = 90.0) -> Any:
+    """Call `look` until `holds` accepts its result or the time is over; return the last result."""
     begin = time.monotonic()
-    while not fine(found := look()) and time.monotonic() - begin < seconds:
+    while not holds(found := look()) and time.monotonic() - begin < seconds:
         time.sleep(1)
     return found
 
 
-def only_asked_for(tab: Any, address: str) -> bool:
-    """Whether nothing but the server on this machine was asked."""
-    return all(asked.startswith((address, "data:", "blob:")) for asked in tab.asked)
+def requests_only(tab: Any, address: str) -> bool:
+    """Return whether all requests went to the server at this address."""
+    return all(url.startswith((address, "data:", "blob:")) for url in tab.requests)

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.browser
 
 
 def built(out: Path, records, **changes) -> Path:
-    """The folder with everything made of `records`, the first of which has made images."""
+    """Build the report of `records`, the first of which has images; return its folder."""
     write_manifest(out, make_manifest(records, **changes))
     for record in records:
         write_record(out, record)
@@ -53,14 +53,14 @@ def pages(arms, search, comparison) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("name", ["arms", "search", "comparison"])
-def test_it_asks_for_nothing_draws_every_picture_and_complains_of_nothing(tab, pages, name):
+def test_a_page_requests_nothing_draws_every_picture_and_has_no_errors(tab, pages, name):
     address = pages[name].as_uri()
     tab.goto(address)
-    assert [asked for asked in tab.asked if not asked.startswith("data:")] == [address]
+    assert [url for url in tab.requests if not url.startswith("data:")] == [address]
     widths = tab.locator("img").evaluate_all("found => found.map(image => image.naturalWidth)")
     assert len(widths) >= 2
     assert min(widths) > 0
-    assert tab.complaints == []
+    assert tab.errors == []
 
 
 @pytest.mark.parametrize("name", ["arms", "search", "comparison"])
@@ -76,7 +76,7 @@ def test_on_a_telephone_only_tables_scroll_sideways(tab, pages, name):
 
 @pytest.mark.parametrize("name", ["arms", "search", "comparison"])
 @pytest.mark.parametrize("width", [1000, 1199, 1200, 1440])
-def test_nothing_at_the_top_scrolls_sideways_on_a_screen(tab, pages, name, width):
+def test_the_top_of_a_page_does_not_scroll_sideways_on_a_screen(tab, pages, name, width):
     tab.set_viewport_size({"width": width, "height": 800})
     tab.goto(pages[name].as_uri())
     wide = tab.locator(".lead .wide, .lead figure").evaluate_all(
@@ -86,7 +86,7 @@ def test_nothing_at_the_top_scrolls_sideways_on_a_screen(tab, pages, name, width
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_letters_stand_out_whatever_the_system_prefers(tab, pages, scheme):
+def test_text_has_contrast_in_light_and_dark_mode(tab, pages, scheme):
     tab.emulate_media(color_scheme=scheme)
     tab.goto(pages["arms"].as_uri())
     look = "element => [getComputedStyle(element).color, getComputedStyle(element.closest('.card')).backgroundColor]"
@@ -97,12 +97,12 @@ def test_letters_stand_out_whatever_the_system_prefers(tab, pages, scheme):
     assert abs(sum(ink) - sum(paper)) > 450
 
 
-def test_the_numbers_of_the_main_table_are_those_of_the_csv(tab, arms):
+def test_the_numbers_of_the_main_table_equal_the_csv_file(tab, arms):
     tab.goto((arms / "report.html").as_uri())
     rows = [row.split("\t") for row in tab.locator("#accuracy tr").all_inner_texts()]
     head, shown = rows[0], {(row[0], row[1]): row for row in rows[1:]}
     with (arms / "table.csv").open(newline="") as file:
-        told = [row for row in csv.DictReader(file) if row["table"] == "accuracy"]
+        rows_of_file = [row for row in csv.DictReader(file) if row["table"] == "accuracy"]
     for column, metric in {
         "test accuracy (%)": "student/test_accuracy",
         "validation (%)": "student/val_accuracy",
@@ -111,12 +111,12 @@ def test_the_numbers_of_the_main_table_are_those_of_the_csv(tab, arms):
         expected = {
             (row["arm"], row["ipc"].replace("0", "-") if row["ipc"] == "0" else row["ipc"]):
                 f"{100 * float(row['mean']):.2f} ± {100 * float(row['std']):.2f}"
-            for row in told if row["metric"] == metric
+            for row in rows_of_file if row["metric"] == metric
         }  # fmt: skip
         assert {key: row[head.index(column)] for key, row in shown.items()} == expected
 
 
-def test_a_search_shows_its_front_its_course_and_what_came_of_the_best(tab, search):
+def test_a_search_page_shows_front_course_and_confirmation_of_the_best_trials(tab, search):
     again = [
         make_record(arm, 5, seed, config_hash=f"{arm} {seed}",
                     metrics={"student/test_accuracy": 0.6 + gain + noise, "proxy/agreement": 0.5 + gain / 2 + noise})

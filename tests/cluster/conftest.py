@@ -1,4 +1,4 @@
-"""Its presence puts this folder on the import path; all that is in it needs Ray."""
+"""Marks every test of this folder with `ray`. The presence of this file puts the folder on the import path."""
 
 from pathlib import Path
 

@@ -1,9 +1,9 @@
 """A driver for fault tests: sweeps four toy trials, writes each outcome to a file, and continues if started again.
 
-It imports Ray before this package, as a user's script may. Prints `connecting`, `listening` and the addresses,
-`round KEY NUMBER`, `done KEY`, and how it ended; exit codes are those of an experiment.
+It imports Ray before this package, as a user's script may. It prints `connecting`, `listening` and the addresses,
+`round KEY NUMBER`, `done KEY`, and finally `complete` or `interrupted`; exit codes are those of an experiment.
 
-usage: driver_script.py FOLDER [ADDRESS [TIMES]], with so many times the rounds
+usage: driver_script.py FOLDER [ADDRESS [TIMES]]     TIMES multiplies the number of rounds
 """
 
 import os
@@ -29,17 +29,17 @@ ROUNDS = {"a": 3, "b": 30, "c": 30, "d": 3}
 
 
 def configs(times: int = 1) -> dict[str, TrialConfig]:
-    """By key; `a` is over soon, two others are not."""
+    """Return the configs by key; `b` and `c` have ten times the rounds of `a` and `d`."""
     return {key: toy.toy_config(rounds=times * rounds, seed=ord(key)) for key, rounds in ROUNDS.items()}
 
 
 def done_path(folder: Path, key: str) -> Path:
-    """Where the outcome of a trial is written down."""
+    """Return the path of the stored outcome of a trial."""
     return folder / "done" / f"{key}.safetensors"
 
 
 @dataclass(frozen=True)
-class Teller:
+class Printer:
     folder: Path
 
     def round(self, trial: PlannedTrial, metrics: Metrics) -> None:
@@ -59,7 +59,7 @@ def main(folder: Path, address: str = "local", times: str = "1") -> int:
         assert ray.is_initialized()
         print("listening", *processes.listening({os.getpid(), *processes.descendants(os.getpid())}), flush=True)
         trials = [PlannedTrial(key, Plan(f"toy {key}", 0, 0, config), prepared) for key, config in missing.items()]
-        complete = sweep(trials, ClusterOptions(folder=folder, checkpoint_seconds=0), Teller(folder))
+        complete = sweep(trials, ClusterOptions(folder=folder, checkpoint_seconds=0), Printer(folder))
     print("complete" if complete else "interrupted", flush=True)
     return 0 if complete else 130
 

@@ -1,4 +1,4 @@
-"""Drivers as processes of their own, in a terminal's session of their own: to be hit, and to be started again."""
+"""Drivers in processes and sessions of their own, which tests send signals to and start again."""
 
 import os
 import signal
@@ -48,7 +48,7 @@ class Driver:
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
-        self.said: list[str] = []
+        self.lines: list[str] = []
 
     def until(self, *beginnings: str) -> None:
         """Read on until a line has begun with each of `beginnings`."""
@@ -56,27 +56,27 @@ class Driver:
         waited_for = set(beginnings)
         while waited_for:
             line = self._process.stdout.readline()
-            assert line, f"{self.said} ended without {waited_for}"
-            self.said.append(line.strip())
+            assert line, f"{self.lines} ended without {waited_for}"
+            self.lines.append(line.strip())
             waited_for = {start for start in waited_for if not line.startswith(start)}
 
     def pids(self) -> dict[int, str]:
-        """Its own pid and those of all below it, with their command lines."""
+        """Return the pids of the driver and of all its descendants, with their command lines."""
         return {self._process.pid: "driver"} | processes.descendants(self._process.pid)
 
     def hit(self, number: signal.Signals, *, group: bool = False) -> None:
-        """Send it a signal; with `group` to all in its session, as a terminal does on Ctrl-C."""
+        """Send a signal to the driver; with `group` to its process group, as a terminal does on Ctrl-C."""
         (os.killpg if group else os.kill)(self._process.pid, number)
 
     @property
     def runs(self) -> bool:
-        """Whether it has not ended."""
+        """Whether the driver has not ended."""
         return self._process.poll() is None
 
     def end(self) -> int:
-        """Its exit code, once it has ended."""
+        """Wait for the end of the driver and return its exit code."""
         rest, _ = self._process.communicate(timeout=300)
-        self.said += rest.splitlines()
+        self.lines += rest.splitlines()
         return self._process.returncode
 
 
@@ -89,9 +89,9 @@ def driving(
     within: Sequence[str] = (),
     environment: Mapping[str, str] = NONE,
 ) -> Iterator[Driver]:
-    """A driver over `folder`, its rounds times `times`; killed at the end of the block if it still runs.
+    """Start a driver with its files in `folder` and `times` as many rounds; it is killed at the end of the block.
 
-    `within`: a command that becomes the one behind it, in surroundings of its own.
+    `within` is a command put in front of the driver's, which runs it in another environment, such as a control group.
     """
     script = [sys.executable, str(TESTS / "cluster" / "driver_script.py"), str(folder), address, str(times)]
     command, environment = [*within, *script], {**os.environ, "PYTHONPATH": PATH, **environment}
@@ -105,7 +105,7 @@ def driving(
 
 
 def outcomes(folder: Path) -> dict[str, Outcome]:
-    """What is written down under `folder`, by key."""
+    """Return the outcomes stored under `folder`, by key."""
     return {path.stem: load_outcome(path) for path in (folder / "done").glob("[a-z].safetensors")}
 
 
@@ -113,15 +113,15 @@ def finish(folder: Path, address: str = "local") -> None:
     """Start the same command again, and compare all outcomes with those of undisturbed trials."""
     before = {key: driver_script.done_path(folder, key).stat().st_mtime_ns for key in outcomes(folder)}
     with driving(folder, address) as again:
-        assert again.end() == 0, again.said
-    assert again.said[-1] == "complete"
+        assert again.end() == 0, again.lines
+    assert again.lines[-1] == "complete"
     for key, when in before.items():
         assert driver_script.done_path(folder, key).stat().st_mtime_ns == when, f"{key} was run twice"
     assert_undisturbed(folder)
 
 
 def assert_undisturbed(folder: Path) -> None:
-    """All trials of `driver_script` are done, once, with the numbers of runs without Ray, and nothing else is left."""
+    """Check that all trials are done with the numbers of runs without Ray, and that no files of trials are left."""
     assert set(outcomes(folder)) == set(driver_script.ROUNDS)
     for key, outcome in outcomes(folder).items():
         assert_equal_numbers(outcome, undisturbed()[key])
@@ -135,7 +135,10 @@ def undisturbed() -> dict[str, Outcome]:
 
 
 def assert_gone(pids: dict[int, str], seconds: float = 180) -> None:
-    """Ray's processes end by themselves when they miss their master, in 64 s at most; a busy machine is slower."""
+    """Wait until all processes have ended.
+
+    Ray's processes end by themselves, at most 64 s after their head has ended; a busy machine is slower.
+    """
     deadline = time.monotonic() + seconds
     while left := {pid: title for pid, title in pids.items() if Path("/proc", str(pid)).exists()}:
         assert time.monotonic() < deadline, left

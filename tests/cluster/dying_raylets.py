@@ -14,7 +14,7 @@ from condkd_ray.commands.console.exit_codes import exit_codes
 
 
 def kill_raylets(deaths: int) -> None:
-    """The first ones to come."""
+    """Kill the first `deaths` raylets."""
     killed = set[int]()
     while len(killed) < deaths:
         for process in psutil.Process().children(recursive=True):

@@ -18,7 +18,7 @@ def main(folder: Path) -> None:
         for _ in range(2):
             made.lose(0)
             log_spilling(pool, 10**6)
-    print("told")
+    print("done")
 
 
 if __name__ == "__main__":

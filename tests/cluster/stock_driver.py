@@ -29,7 +29,7 @@ def main(folder: Path, restore: bool) -> None:
     from ray.tune.search.optuna import OptunaSearch
 
     with connect("local", cpus=2):
-        # Tune's snapshots as they are without us.
+        # This package changes the interval of Tune's snapshots; here it is Tune's default.
         os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "auto"
         if restore:
             tune.Tuner.restore(str(folder / "tune" / "stock"), trainable=wait).fit()

@@ -39,13 +39,13 @@ def refused(address: str) -> str:
     return str(caught.value)
 
 
-def test_an_address_where_nothing_listens_is_refused_at_once():
+def test_an_address_without_a_listener_is_refused_at_once():
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     assert f"'127.0.0.1:{port}', where nothing answers" in refused(f"127.0.0.1:{port}")
 
 
-def test_a_server_that_is_no_ray_is_refused_at_once():
+def test_a_server_other_than_ray_is_refused_at_once():
     with socket.create_server(("127.0.0.1", 0)) as server:
         assert "the server there is not Ray" in refused(f"127.0.0.1:{server.getsockname()[1]}")
 
@@ -55,13 +55,13 @@ def test_other_forms_of_address_are_refused(address):
     assert f'Ray address is {address!r}; accepted: "host:port"' in refused(address)
 
 
-def test_the_environment_names_an_address_too(monkeypatch):
+def test_an_address_from_the_environment_is_checked_too(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "ray://127.0.0.1:10001")
     with pytest.raises(InputError, match="ray://"), connect():
         pass
 
 
-def test_the_environment_is_put_back(monkeypatch):
+def test_the_environment_is_restored(monkeypatch):
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
     with module.private():
@@ -71,7 +71,7 @@ def test_the_environment_is_put_back(monkeypatch):
     assert "RAY_AUTH_TOKEN" not in os.environ
 
 
-def test_a_long_folder_of_temporary_files_is_not_used_for_sockets(monkeypatch):
+def test_a_temporary_folder_with_a_long_path_is_not_used_for_sockets(monkeypatch):
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     monkeypatch.setenv("TMPDIR", "/tmp/" + "x" * 60)
     with module.private():
@@ -89,7 +89,7 @@ def test_a_connected_process_stays_connected(cluster):
     assert ray.is_initialized()
 
 
-def test_all_sockets_are_on_loopback_and_the_home_folder_is_left_alone(cluster):
+def test_all_sockets_are_on_loopback_and_the_home_folder_is_not_changed(cluster):
     pids = processes.descendants(os.getpid())
     assert any("gcs_server" in command for command in pids.values())
     assert processes.listening({os.getpid(), *pids}) <= processes.LOOPBACK
@@ -97,7 +97,7 @@ def test_all_sockets_are_on_loopback_and_the_home_folder_is_left_alone(cluster):
 
 
 @pytest.mark.parametrize(("name", "value"), [("ray_version", "2.11.0"), ("python_version", "3.9.1")])
-def test_a_cluster_of_another_ray_or_python_is_refused_with_both_versions(cluster, name, value):
+def test_a_cluster_with_another_version_of_ray_or_python_is_refused_with_both_versions(cluster, name, value):
     import ray
 
     address = ray.get_runtime_context().gcs_address
@@ -105,18 +105,18 @@ def test_a_cluster_of_another_ray_or_python_is_refused_with_both_versions(cluste
     place = {"key": b"CLUSTER_METADATA", "namespace": b"cluster"}
     client = importlib.import_module("ray._raylet").GcsClient(address=address)
     kept = client.internal_kv_get(**place)
-    there = json.loads(kept) | {name: value}
-    client.internal_kv_put(value=json.dumps(there).encode(), overwrite=True, **place)
+    metadata = json.loads(kept) | {name: value}
+    client.internal_kv_put(value=json.dumps(metadata).encode(), overwrite=True, **place)
     try:
         with pytest.raises(InputError) as caught:
             check_versions(address)
     finally:
         client.internal_kv_put(value=kept, overwrite=True, **place)
-    theirs = f"a cluster of Ray {there['ray_version']} on Python {there['python_version']}; accepted: "
-    assert f"{theirs}Ray {ray.__version__} on Python {platform.python_version()}" in str(caught.value)
+    cluster_versions = f"a cluster of Ray {metadata['ray_version']} on Python {metadata['python_version']}; accepted: "
+    assert f"{cluster_versions}Ray {ray.__version__} on Python {platform.python_version()}" in str(caught.value)
 
 
-def test_the_package_is_shipped_as_it_lies_here(monkeypatch):
+def test_the_runtime_environment_ships_the_package_of_the_driver(monkeypatch):
     monkeypatch.delenv(JOB, raising=False)
     assert runtime_env() == {
         "py_modules": [str(Path(condkd_ray.__file__).parent)],
@@ -124,14 +124,14 @@ def test_the_package_is_shipped_as_it_lies_here(monkeypatch):
     }
 
 
-def test_a_job_that_brought_its_code_needs_no_more(monkeypatch):
+def test_a_job_with_a_working_folder_needs_no_runtime_environment(monkeypatch):
     monkeypatch.setenv(JOB, json.dumps({"runtime_env": {"working_dir": "gcs://x.zip"}, "metadata": {}}))
     assert runtime_env() is None
     monkeypatch.setenv(JOB, json.dumps({"runtime_env": {"env_vars": {"A": "1"}}, "metadata": {}}))
     assert runtime_env() is not None
 
 
-def test_results_in_the_folder_of_a_job_would_be_lost(monkeypatch, tmp_path):
+def test_a_folder_inside_a_job_is_recognised(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv(JOB, raising=False)
     assert not in_job_folder(Path("runs/x"))
@@ -142,27 +142,27 @@ def test_results_in_the_folder_of_a_job_would_be_lost(monkeypatch, tmp_path):
 
 @pytest.fixture
 def fails_to_start(monkeypatch) -> Iterator[Callable[[Exception], list[dict]]]:
-    """Have Ray fail so, each time after it has started a process; gives a list of what it is asked for."""
+    """A function that makes `ray.init` raise an error after it has started a process; it returns the calls."""
     import ray
 
     started: list[subprocess.Popen] = []
 
     def fail(error: Exception) -> list[dict]:
-        asked: list[dict] = []
+        calls: list[dict] = []
 
         def init(**given) -> None:
-            asked.append(given)
+            calls.append(given)
             rays = [str(Path(ray.__file__).parent / "raylet")]
             for more in (rays, []):
                 started.append(process := subprocess.Popen([sys.executable, "-c", SLEEP, *more]))
                 while not psutil.Process(process.pid).cmdline():
-                    time.sleep(0.01)  # it has only just taken the place of its fork
+                    time.sleep(0.01)  # between fork and exec it has no command line
             raise error
 
         monkeypatch.setattr(ray, "is_initialized", lambda: False)
         monkeypatch.setattr(ray, "init", init)
         monkeypatch.setattr(ray, "shutdown", lambda: None)
-        return asked
+        return calls
 
     yield fail
     for process in started:
@@ -175,24 +175,22 @@ SLOW = Exception("The current node timed out during startup. This\ncould happen 
 
 
 @pytest.mark.parametrize("error", [SLOW, ValueError("the amount of memory on this node"), RuntimeError("no GCS")])
-def test_where_ray_does_not_come_up_it_is_tried_twice_and_told_in_a_sentence(fails_to_start, logged, error):
-    asked = fails_to_start(error)
+def test_a_failing_start_of_ray_is_tried_twice_and_reported_in_one_sentence(fails_to_start, logged, error):
+    calls = fails_to_start(error)
     reason = str(error).splitlines()[0]
-    told = f"Ray failed to start on this machine, tried twice ({reason})"
+    message = f"Ray failed to start on this machine, tried twice ({reason})"
     with pytest.raises(ClusterError) as caught, connect("local"):
         pass
-    assert str(caught.value) == told
+    assert str(caught.value) == message
     assert logged == [f"Ray failed to start ({reason}); trying once more"]
-    assert len(asked) == 2
-    # What others have started meanwhile goes on.
+    assert len(calls) == 2
+    # Processes that others have started in the meantime keep running.
     left = [command for command in processes.descendants(os.getpid()).values() if SLEEP in command]
     assert len(left) == 2
     assert not any("raylet" in command for command in left)
 
 
-def test_a_node_is_given_more_time_where_it_is_the_only_one_and_what_the_user_exported_holds(
-    fails_to_start, monkeypatch
-):
+def test_a_single_node_gets_longer_timeouts_unless_the_user_has_set_them(fails_to_start, monkeypatch):
     names = module.FAILURE_THRESHOLD, module.PORT_WAIT
     for name in names:
         monkeypatch.delenv(name, raising=False)
@@ -204,52 +202,52 @@ def test_a_node_is_given_more_time_where_it_is_the_only_one_and_what_the_user_ex
         found[:] = [os.environ.get(name) for name in names]
 
     monkeypatch.setattr(module, "read_environment", read_environment)
-    for given, expected in ((None, ["20", "120"]), ("7", ["7", "7"])):
-        for name in names if given else ():
-            monkeypatch.setenv(name, given)
+    for exported, expected in ((None, ["20", "120"]), ("7", ["7", "7"])):
+        for name in names if exported else ():
+            monkeypatch.setenv(name, exported)
         fails_to_start(SLOW)
         with pytest.raises(ClusterError), connect("local"):
             pass
         assert found == expected
 
 
-def test_ctrl_c_while_ray_fails_to_come_up_ends_it_without_a_second_try(fails_to_start, monkeypatch):
+def test_ctrl_c_during_a_failing_start_of_ray_ends_it_without_a_second_attempt(fails_to_start, monkeypatch):
     import ray
 
-    asked = fails_to_start(SLOW)
+    calls = fails_to_start(SLOW)
     fail = ray.init
 
     def init(**given) -> None:
-        if not asked:
+        if not calls:
             os.kill(os.getpid(), signal.SIGINT)
         fail(**given)
 
     monkeypatch.setattr(ray, "init", init)
     with handling(signal.SIGINT, signal.default_int_handler), pytest.raises(KeyboardInterrupt), connect("local"):
         pass
-    assert len(asked) == 1
+    assert len(calls) == 1
 
 
-def test_a_private_cluster_has_the_cpus_of_this_process_and_memory_whatever_is_free(fails_to_start, monkeypatch):
-    asked = fails_to_start(SLOW)
+def test_a_private_cluster_has_the_cpus_of_this_process_and_enough_memory(fails_to_start, monkeypatch):
+    calls = fails_to_start(SLOW)
     monkeypatch.setattr(module, "usable_cpus", lambda: 3)
     for cpus, number in ((None, 3), (5, 5)):
         with pytest.raises(ClusterError), connect("local", cpus=cpus):
             pass
-        assert asked[-1]["num_cpus"] == number
-    assert asked[0]["_memory"] >= 4 * asked[0]["object_store_memory"] > 0
+        assert calls[-1]["num_cpus"] == number
+    assert calls[0]["_memory"] >= 4 * calls[0]["object_store_memory"] > 0
 
 
 def test_a_small_container_on_a_large_machine_gets_a_small_store(fails_to_start, monkeypatch):
-    asked = fails_to_start(SLOW)
+    calls = fails_to_start(SLOW)
     monkeypatch.setattr("ray._common.utils.get_system_memory", lambda: 2**30)
     with pytest.raises(ClusterError), connect("local"):
         pass
-    assert asked[0]["object_store_memory"] <= 2**28
-    assert asked[0]["_memory"] == 2**30
+    assert calls[0]["object_store_memory"] <= 2**28
+    assert calls[0]["_memory"] == 2**30
 
 
-def test_what_ray_logs_of_lost_processes_is_skipped_though_it_was_imported_before(cluster):
+def test_rays_log_lines_about_lost_processes_are_skipped_although_ray_was_imported_before(cluster):
     from ray._private import ray_logging
 
     for words in (ray_logging.stdout_deduplicator, ray_logging.stderr_deduplicator):
@@ -259,7 +257,7 @@ def test_what_ray_logs_of_lost_processes_is_skipped_though_it_was_imported_befor
 
 
 @pytest.mark.fault
-def test_a_raylet_that_dies_at_its_start_costs_a_second_try_or_a_sentence(tmp_path):
+def test_a_raylet_that_dies_at_its_start_is_started_again_and_twice_is_an_error(tmp_path):
     for deaths, code in ((1, 0), (2, 1)):
         command = [sys.executable, str(TESTS / "cluster" / "dying_raylets.py"), str(deaths)]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])}
@@ -272,7 +270,7 @@ def test_a_raylet_that_dies_at_its_start_costs_a_second_try_or_a_sentence(tmp_pa
 
 
 @pytest.mark.fault
-def test_a_program_kept_to_one_cpu_has_a_cluster_of_one():
+def test_a_program_restricted_to_one_cpu_has_a_cluster_of_one_cpu():
     code = (
         "import ray, os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
         "from condkd_ray.cluster.connection import connect\n"
@@ -284,7 +282,7 @@ def test_a_program_kept_to_one_cpu_has_a_cluster_of_one():
 
 
 @pytest.mark.parametrize("before", [signal.SIG_IGN, signal.default_int_handler])
-def test_sigterm_ends_as_ctrl_c_does_also_where_that_is_ignored(before):
+def test_sigterm_ends_a_program_as_ctrl_c_does_even_if_sigint_is_ignored(before):
     with handling(signal.SIGINT, before), handling(signal.SIGTERM, as_ctrl_c):
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGTERM)
@@ -292,7 +290,10 @@ def test_sigterm_ends_as_ctrl_c_does_also_where_that_is_ignored(before):
 
 
 def interrupted(times: int) -> list[int]:
-    """How often Ctrl-C was pressed before the block was left."""
+    """Press Ctrl-C `times` times in the block; return the presses after which it continued.
+
+    The list ends with 0 if the code behind the block was reached.
+    """
     reached = []
     with handling(signal.SIGINT, signal.default_int_handler), contextlib.suppress(KeyboardInterrupt):
         with interrupts_kept():
@@ -303,13 +304,13 @@ def interrupted(times: int) -> list[int]:
     return reached
 
 
-def test_ctrl_c_is_heard_at_the_end_and_a_second_one_at_once():
+def test_ctrl_c_takes_effect_at_the_end_of_the_block_and_a_second_one_at_once():
     assert interrupted(0) == [0]
     assert interrupted(1) == [1]
     assert interrupted(3) == [1]
 
 
-def test_ctrl_c_is_heard_also_where_the_block_raises():
+def test_ctrl_c_takes_effect_also_if_the_block_raises():
     def fail() -> None:
         with interrupts_kept() as came:
             os.kill(os.getpid(), signal.SIGINT)

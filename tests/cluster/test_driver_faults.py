@@ -1,4 +1,4 @@
-"""What a driver survives, and what becomes of all it has started; the same command then continues."""
+"""Drivers that are interrupted, killed, or lose nodes or disk space: no process is left, the same command continues."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ from cluster import processes
 from cluster.drivers import Driver, assert_gone, assert_undisturbed, driving, finish, outcomes
 
 SECOND = {"round b 2", "round c 2", "done a"}
-"""What has been said once a trial is done and two are under way."""
+"""Beginnings of lines that the driver prints once one trial is done and two are running."""
 
 
 def checkpoints(folder: Path) -> set[str]:
@@ -23,15 +23,15 @@ def checkpoints(folder: Path) -> set[str]:
 
 
 @pytest.mark.fault
-def test_sigterm_ends_a_sweep_in_order_and_leaves_no_process(tmp_path):
+def test_sigterm_ends_a_sweep_cleanly_and_leaves_no_process(tmp_path):
     with driving(tmp_path) as driver:
         driver.until("listening", *SECOND)
         pids = driver.pids()
         driver.hit(signal.SIGTERM)
         assert driver.end() == 130
-    (listening,) = [line for line in driver.said if line.startswith("listening ")]
+    (listening,) = [line for line in driver.lines if line.startswith("listening ")]
     assert set(listening.split()[1:]) <= processes.LOOPBACK
-    assert driver.said[-1] == "interrupted"
+    assert driver.lines[-1] == "interrupted"
     assert_gone(pids)
     assert {"b", "c"} <= checkpoints(tmp_path) | set(outcomes(tmp_path))
     assert not (tmp_path / "trials" / "a").exists()
@@ -49,10 +49,10 @@ def test_after_ctrl_c_nothing_runs_nothing_is_lost_and_the_same_command_continue
             time.sleep(0.2)
             driver.hit(signal.SIGINT, group=group)
             hit = time.monotonic()
-        assert driver.end() == 130, driver.said
+        assert driver.end() == 130, driver.lines
         assert times == 1 or time.monotonic() - hit < 60
-    assert driver.said[-1] in ("interrupted", "interrupted; the same command continues")
-    assert not any("Traceback" in line for line in driver.said)
+    assert driver.lines[-1] in ("interrupted", "interrupted; the same command continues")
+    assert not any("Traceback" in line for line in driver.lines)
     assert_gone(pids)
     assert "a" in outcomes(tmp_path)
     finish(tmp_path)
@@ -60,19 +60,19 @@ def test_after_ctrl_c_nothing_runs_nothing_is_lost_and_the_same_command_continue
 
 @pytest.mark.fault
 @pytest.mark.parametrize("seconds", [0.5, 2.0, 4.0])
-def test_ctrl_c_while_the_cluster_comes_up_leaves_no_process(tmp_path, seconds):
+def test_ctrl_c_while_the_cluster_starts_leaves_no_process(tmp_path, seconds):
     with driving(tmp_path) as driver:
         driver.until("connecting")
         time.sleep(seconds)
         pids = driver.pids()
         driver.hit(signal.SIGINT, group=True)
-        assert driver.end() == 130, driver.said
-    assert not any("Traceback" in line for line in driver.said)
+        assert driver.end() == 130, driver.lines
+    assert not any("Traceback" in line for line in driver.lines)
     assert_gone(pids)
 
 
 @pytest.mark.fault
-def test_a_driver_killed_at_once_takes_all_with_it_and_the_same_command_continues(tmp_path):
+def test_a_killed_driver_leaves_no_process_and_the_same_command_continues(tmp_path):
     with driving(tmp_path) as driver:
         driver.until(*SECOND)
         pids = driver.pids()
@@ -80,7 +80,7 @@ def test_a_driver_killed_at_once_takes_all_with_it_and_the_same_command_continue
         assert driver.end() == -signal.SIGKILL
     assert_gone(pids)
     assert "a" in outcomes(tmp_path)
-    # Nothing of Tune's is needed to go on; what cannot be read would end any attempt to.
+    # No file of Tune is needed to continue; reading one of these would raise an error.
     for path in (tmp_path / "tune").rglob("*"):
         if path.is_file():
             path.write_bytes(b"no pickle")
@@ -88,7 +88,10 @@ def test_a_driver_killed_at_once_takes_all_with_it_and_the_same_command_continue
 
 
 def home_of_the_pool(made: Machine, driver: Driver) -> int:
-    """Of two nodes. Ray makes the pool on any, the head too, which is spared: there it is killed, and made anew."""
+    """Return the index of the node, of two, on which the pool runs.
+
+    Ray may also start the pool on the head, which must not be lost; there it is killed, so that Ray starts it anew.
+    """
     while driver.runs:
         for which, node in enumerate(made.nodes):
             if any(title.startswith(TITLES["pool"]) for title in titles(process_id(node, "raylet")).values()):
@@ -97,65 +100,65 @@ def home_of_the_pool(made: Machine, driver: Driver) -> int:
             if title.startswith(TITLES["pool"]):
                 kill(pid)
         time.sleep(0.5)
-    raise AssertionError(f"the sweep ended before the pool had left the head: {driver.said}")
+    raise AssertionError(f"the sweep ended before the pool had left the head: {driver.lines}")
 
 
 @pytest.mark.fault
 @pytest.mark.parametrize("with_pool", [False, True])
-def test_a_lost_node_costs_what_ran_there_since_its_checkpoint(tmp_path, with_pool):
+def test_a_sweep_completes_with_equal_numbers_although_a_node_was_lost(tmp_path, with_pool):
     with machine() as made:
         with driving(tmp_path, made.address) as driver:
             driver.until(*SECOND)
             home = home_of_the_pool(made, driver)
             made.lose(home if with_pool else 1 - home)
             made.grow()
-            assert driver.end() == 0, driver.said
+            assert driver.end() == 0, driver.lines
         assert_undisturbed(tmp_path)
 
 
 @pytest.mark.fault
-def test_with_its_head_lost_a_driver_ends_and_goes_on_on_another_cluster(tmp_path, monkeypatch):
-    # Ray looks for its head for a minute; here for ten seconds.
+def test_a_driver_that_lost_its_head_ends_and_continues_on_another_cluster(tmp_path, monkeypatch):
+    # By default Ray tries to reconnect to its head for a minute; here for ten seconds.
     monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "10")
     with machine() as made, driving(tmp_path, made.address) as driver:
         driver.until(*SECOND)
         for name in ("gcs_server", "raylet"):
             kill(process_id(made.cluster.head_node, name))
         lost = time.monotonic()
-        assert driver.end() not in (0, 130), driver.said
-        print(f"ended after {time.monotonic() - lost:.0f} s:", *driver.said[-5:], sep="\n")
+        assert driver.end() not in (0, 130), driver.lines
+        print(f"ended after {time.monotonic() - lost:.0f} s:", *driver.lines[-5:], sep="\n")
     assert "a" in outcomes(tmp_path)
     with machine() as made:
         finish(tmp_path, made.address)
 
 
 @pytest.mark.fault
-def test_a_node_that_joins_takes_part(tmp_path):
+def test_a_node_that_joins_runs_trials(tmp_path):
     with machine(nodes=1) as made, driving(tmp_path, made.address, times=20) as driver:
         driver.until("done a")
         made.grow()
         driver.until("round c 1")
-        assert not any(line.startswith("done b") for line in driver.said)
+        assert not any(line.startswith("done b") for line in driver.lines)
 
 
 @pytest.mark.fault
-def test_full_storage_ends_the_sweep_with_the_path_and_the_same_command_continues_once_there_is_room(tmp_path):
+def test_full_storage_ends_the_sweep_with_the_path_and_the_same_command_continues_later(tmp_path):
     with permitted(), small_disk(tmp_path / "disk", "8m") as folder:
         with driving(folder) as driver:
             driver.until(*SECOND)
             pids = driver.pids()
             filler = fill(folder)
-            assert driver.end() == 1, driver.said
-        assert driver.said[-1].startswith("failed: ")
-        assert driver.said[-1].endswith(": No space left on device; the same command continues once there is room")
-        assert str(folder) in driver.said[-1]
+            assert driver.end() == 1, driver.lines
+        assert driver.lines[-1].startswith("failed: ")
+        assert driver.lines[-1].endswith(": No space left on device; the same command continues once there is room")
+        assert str(folder) in driver.lines[-1]
         assert_gone(pids)
         filler.unlink()
         assert "a" in outcomes(folder)
         finish(folder)
 
 
-def test_no_file_of_tunes_is_ever_read():
+def test_the_package_never_reads_a_file_of_tune():
     package = CHECKOUT / "condkd_ray"
     source = "\n".join(path.read_text() for path in package.rglob("*.py"))
     for word in ("Tuner.restore", "can_restore", "pickle.load", "ResultGrid", "get_checkpoint("):

@@ -1,4 +1,4 @@
-"""What a trial leaves in its folder; whole trials under Tune are in `test_sweep.py`."""
+"""Files in the folder of a trial; complete trials under Tune are in `test_sweep.py`."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ from condkd_ray.cluster.files import (
 )
 
 
-def test_all_of_a_trial_lies_in_one_folder(tmp_path: Path):
+def test_each_trial_has_one_folder_for_all_its_files(tmp_path: Path):
     assert trial_file(tmp_path, "a", "outcome").parent == trial_folder(tmp_path, "a") != trial_folder(tmp_path, "b")
 
 
@@ -27,7 +27,7 @@ def raised(error: Exception) -> Exception:
         return caught
 
 
-def test_exceptions_are_counted_over_processes_with_their_traces(tmp_path):
+def test_exceptions_are_stored_and_counted_with_their_traces(tmp_path):
     trial = tmp_path / "trials" / "a"
     assert last_reason(trial) == ""
     assert note(trial, raised(ValueError("once"))) == 1
@@ -41,7 +41,7 @@ def test_exceptions_are_counted_over_processes_with_their_traces(tmp_path):
     assert note(trial, raised(ValueError("again"))) == 1
 
 
-def test_what_an_actor_raised_is_told_without_the_trace_from_there(cluster):
+def test_an_exception_of_an_actor_is_summarised_in_one_line_without_its_trace(cluster):
     import ray
 
     @ray.remote(num_cpus=0)

@@ -1,4 +1,4 @@
-"""Trials that rest, and heirs that go on from their state and samples: on the cluster as in one process."""
+"""Trials that pause, and trials that continue from their state and samples: on the cluster as in one process."""
 
 import os
 import signal
@@ -22,7 +22,7 @@ CONFIGS = {key: toy.toy_config(seed=seed, rounds=6) for seed, key in enumerate("
 
 @dataclass
 class Generations(Plain):
-    """Each trial in three generations of two rounds, of which each begins when both have ended the one before."""
+    """A driver of three generations of two rounds; each begins when both trials have ended the one before."""
 
     rests: list[str] = field(default_factory=list)
     generation: int = 0
@@ -49,25 +49,25 @@ class Generations(Plain):
 
 def assert_equal(outcome: Outcome, expected: Outcome) -> None:
     assert outcome.predictions == expected.predictions
-    # But for the test images, at which a trial of a search looks at its end alone.
+    # Except test metrics, which a trial of a search computes only at its end.
     blind = [{name: value for name, value in row.items() if "test" not in name} for row in expected.history]
     assert timeless(outcome.history) == timeless(blind)
 
 
 @pytest.mark.slow
-def test_generation_by_generation_the_numbers_are_those_of_one_run(cluster, tmp_path):
+def test_trials_run_in_generations_give_the_same_numbers_as_one_run(cluster, tmp_path):
     guide = Generations(CONFIGS)
     assert search(guide, ClusterOptions(folder=tmp_path, checkpoint_seconds=1000))
     for name, config in CONFIGS.items():
         assert_equal(guide.outcomes[f"{name}2"], direct(config))
-        # What it has been through before is told again: it is its history too.
+        # The rounds of the parent are reported again: they belong to the history of the trial.
         assert [metrics["round"] for metrics in guide.rounds[f"{name}1"]] == [1, 2, 3, 4]
     assert {path.name for path in (tmp_path / "trials").iterdir()} == {"a1", "b1"}
     assert {path.name for path in (tmp_path / "chunks").glob("*/")} == {"a1", "b1"}
 
 
 @pytest.mark.slow
-def test_killed_in_their_generations_they_come_to_the_same(cluster, tmp_path):
+def test_trials_killed_in_their_generations_give_the_same_numbers(cluster, tmp_path):
     class Hit(Generations):
         def round(self, trial, metrics) -> None:
             super().round(trial, metrics)

@@ -42,13 +42,13 @@ def job(key: str, config) -> Job:
     return PlannedTrial(key, Plan(key, 0, 0, config), None)
 
 
-def test_a_need_above_its_part_is_refused_with_the_part_it_needs():
+def test_a_need_above_the_gpu_share_is_refused_with_the_share_it_needs():
     check_need("a", Need(peak=70, total=140), 0.5)
     with pytest.raises(InputError, match=r"0\.4, 56\.0 GB of a GPU; accepted: 0\.50 or more, as guided seed 0 takes"):
         check_need("guided seed 0", Need(peak=70 * 10**9, total=140 * 10**9), 0.4)
 
 
-def test_where_samples_are_what_does_not_fit_a_lower_limit_is_named():
+def test_a_lower_pool_limit_is_proposed_if_the_samples_do_not_fit():
     need = Need(peak=70 * 10**9, total=140 * 10**9, samples=20 * 10**9)
     with pytest.raises(InputError, match=r"takes 70\.0 GB, or a lower --device-pool-limit: its samples may reach 20"):
         check_need("a", need, 0.4)
@@ -67,8 +67,8 @@ def test_the_samples_of_all_rounds_count_up_to_the_limit():
     assert with_samples(Need(0, 8 * whole), trial, 0.25, None).samples == whole
 
 
-def test_a_trial_that_draws_from_all_of_a_sweep_may_fill_its_limit():
-    """However few rounds it has itself: others bring theirs."""
+def test_a_trial_of_a_sweep_pool_may_fill_its_limit():
+    """It may hold images of other trials, so the number of its own rounds is no bound."""
     teacher = {"image_shape": toy.IMAGE_SHAPE, "num_classes": toy.NUM_CLASSES}
     refs, need = PreparedRefs({}, teacher, {"data": "d", "teacher": "t"}), Need(peak=100, total=8 * 10**6)
     sweep = PlannedTrial("a", Plan("a", 0, 0, toy.toy_config(rounds=1), "sweep"), refs)
@@ -79,7 +79,7 @@ def test_a_trial_that_draws_from_all_of_a_sweep_may_fill_its_limit():
 
 
 @pytest.mark.parametrize(("words", "known"), [("CUDNN_STATUS_ALLOC_FAILED", True), ("an illegal access", False)])
-def test_only_a_lack_of_memory_is_measured_as_too_large(words, known, monkeypatch):
+def test_only_an_out_of_memory_error_is_measured_as_too_large(words, known, monkeypatch):
     def fail():
         raise RuntimeError(f"cuDNN error: {words}")
 
@@ -94,7 +94,7 @@ def test_only_a_lack_of_memory_is_measured_as_too_large(words, known, monkeypatc
             measured(fail)
 
 
-def test_what_others_hold_for_good_is_no_trials():
+def test_memory_held_by_other_programs_is_not_available_to_trials():
     check_need("a", Need(peak=60, total=140, beside=20), 0.5)
     with pytest.raises(InputError, match=r"0\.5, 50\.0 GB of a GPU; accepted: 0\.60 or more, as a takes 60\.0 GB"):
         check_need("a", Need(peak=60 * 10**9, total=140 * 10**9, beside=40 * 10**9), 0.5)
@@ -104,22 +104,22 @@ def test_what_others_hold_for_good_is_no_trials():
         check_need("a", Need(peak=60 * 10**9, total=140 * 10**9, beside=100 * 10**9), 0.5)
 
 
-def test_two_steps_of_everything_are_enough_to_be_measured():
-    """By the second the optimisers have their momenta."""
+def test_two_steps_of_each_part_are_measured():
+    """In the second step the optimisers have allocated their momenta."""
     config = short(toy.toy_config(seed=7, rounds=30, inversion=Fast(steps=5, latent=16, width=8)))
     assert (config.rounds, config.inversion.steps, config.distiller.steps, config.seed) == (1, 2, 2, 0)
     assert config.inversion == Fast(steps=2, latent=16, width=8)
     assert short(toy.toy_config(inversion=Fast(steps=1))).inversion.steps == 1
 
 
-def test_trials_that_differ_in_seed_and_length_alone_are_measured_once():
+def test_trials_that_differ_only_in_seed_and_length_are_measured_once():
     wide = toy.toy_config(inversion=Fast(steps=2, batch=32, latent=16, width=8))
     jobs = [job("a", toy.toy_config()), job("b", toy.toy_config(seed=1, rounds=9)), job("c", wide)]
     assert [job.key for job in kinds(jobs)] == ["a", "c"]
 
 
 @pytest.mark.parametrize("role", ["trial", "learner", "producer"])
-def test_each_process_of_a_trial_does_a_round_of_its_own_work(role, monkeypatch):
+def test_each_process_of_a_trial_is_measured_with_its_own_work(role, monkeypatch):
     done = []
     monkeypatch.setattr(Fast, "synthesize", lambda *args, **rest: done.append("inversion") or SYNTHESIZE(*args, **rest))
     monkeypatch.setattr(Distiller, "step", lambda *args, **rest: done.append("distillation") or STEP(*args, **rest))
@@ -133,14 +133,14 @@ def test_a_trial_with_producers_has_two_kinds_of_process():
     assert roles(job("a", toy.toy_config(pipeline=Pipeline()))) == ("learner", "producer")
 
 
-def test_gpus_on_paper_and_whole_ones_pass(cluster):
+def test_simulated_gpus_and_whole_gpus_are_accepted(cluster):
     for part in (0.0, 1.0, 0.5):
         check_packing([job("a", toy.toy_config())], part, part)
 
 
 @pytest.mark.slow
-def test_a_search_waits_for_no_gpu_that_its_own_trials_hold(tmp_path):
-    """On one GPU, on paper: each half that comes free is for a trial, and the whole of it is never free again."""
+def test_a_search_does_not_wait_for_a_gpu_that_its_own_trials_hold(tmp_path):
+    """On one simulated GPU, each free half goes to a trial, so the whole GPU is never free again."""
     done = subprocess.run(
         [sys.executable, "-c", HALVES, str(tmp_path)],
         capture_output=True,
@@ -171,20 +171,20 @@ with connect("local", cpus=2, gpus=1):
 
 
 def half(device: str) -> Outcome:
-    """What a toy trial comes to in a process that has half of the device."""
+    """Return the outcome of a toy trial in a process that has half of the device."""
     set_up_process(1, 0.5)
     config, prepared = toy.toy_config(rounds=2), prepared_on(device)
     return run_trial(config, prepared, local_store(config, prepared, None))
 
 
 def need() -> Need:
-    """Of a toy trial on the GPU."""
+    """Return the measured need of a toy trial on the GPU."""
     set_up_process(1)
     return measured(lambda: work(short(toy.toy_config()), prepared_on("cuda"), "trial"))
 
 
 def starving() -> Need:
-    """Of one that wants more than there is."""
+    """Return the measured need of work that allocates more memory than the GPU has."""
 
     def work() -> None:
         torch.empty(2 * torch.cuda.mem_get_info()[1], dtype=torch.uint8, device="cuda")
@@ -193,18 +193,18 @@ def starving() -> Need:
 
 
 def apart(*works) -> list:
-    """What functions give, each in a process of its own, all at once."""
+    """Return the results of functions that run concurrently, each in a process of its own."""
     with ProcessPoolExecutor(len(works), mp_context=get_context("spawn")) as pool:
         return [future.result() for future in [pool.submit(*work) for work in works]]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("device", DEVICES)
-def test_two_trials_share_a_device_and_come_to_equal_numbers(device):
-    one, other = apart((half, device), (half, device))
-    assert_equal_numbers(one, other)
+def test_two_trials_that_share_a_device_give_equal_numbers(device):
+    first, second = apart((half, device), (half, device))
+    assert_equal_numbers(first, second)
     if device == "cpu":
-        assert_equal_numbers(one, direct(toy.toy_config(rounds=2)))
+        assert_equal_numbers(first, direct(toy.toy_config(rounds=2)))
 
 
 @pytest.mark.gpu
@@ -219,7 +219,7 @@ def test_a_small_trial_is_measured_on_a_real_gpu():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_what_another_process_holds_is_not_counted_as_the_trials_on_a_real_gpu():
+def test_memory_of_another_process_is_not_counted_for_the_trial_on_a_real_gpu():
     (alone,) = apart((need,))
     held = torch.empty(10**9, dtype=torch.uint8, device="cuda")
     (beside,) = apart((need,))

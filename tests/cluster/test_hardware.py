@@ -1,4 +1,4 @@
-"""The GPUs of a cluster, as far as a machine without any can tell; a fake one stands for those that are there."""
+"""The GPUs of a cluster, tested on a machine without GPUs: a simulated one replaces them."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ from ray.exceptions import TaskCancelledError
 from trial.devices import TINY
 
 from cluster.drivers import PATH
-from condkd_ray.cluster import hardware as asking
+from condkd_ray.cluster import hardware as hardware_module
 from condkd_ray.cluster.hardware import merged, trial_hardware
 from condkd_ray.core.method import ClusterError, InputError
 from condkd_ray.core.records import read_records
@@ -43,9 +43,9 @@ LINE = (
 
 @pytest.fixture
 def fake(monkeypatch):
-    """A driver that thinks the GPUs are real and fast; its trials find none and emulate bfloat16."""
-    monkeypatch.setattr(asking, "default_device", lambda: "cuda")
-    monkeypatch.setattr(asking, "hardware_of", lambda device: H100)
+    """A driver that takes the simulated GPUs for real, fast ones; its trials find none and emulate bfloat16."""
+    monkeypatch.setattr(hardware_module, "default_device", lambda: "cuda")
+    monkeypatch.setattr(hardware_module, "hardware_of", lambda device: H100)
 
 
 def test_all_nodes_compute_in_one_precision():
@@ -60,19 +60,21 @@ def test_trials_without_a_gpu_compute_on_the_cpu_whatever_the_machine_has(cluste
     assert trial_hardware(0.5) == H100
 
 
-def test_a_part_that_leaves_a_trial_no_memory_is_refused_before_it_begins(cluster, fake):
+def test_a_gpu_share_without_memory_for_a_trial_is_refused_before_it_starts(cluster, fake):
     with pytest.raises(
         InputError, match=r"--gpus-per-trial is 0\.005; accepted: more than 0\.0075: .* the context of 0\.6"
     ):
         trial_hardware(0.005)
 
 
-def test_a_driver_that_sees_no_gpu_asks_its_own_node(cluster, monkeypatch):
-    asked = []
-    monkeypatch.setattr(asking, "hardware_of", lambda _: pytest.fail("the driver's own view says nothing of the node"))
-    monkeypatch.setattr(asking, "request_hardware", lambda node, gpus: asked.append(gpus) or ray.put(H100))
+def test_a_driver_without_visible_gpus_queries_its_own_node(cluster, monkeypatch):
+    requested = []
+    monkeypatch.setattr(
+        hardware_module, "hardware_of", lambda _: pytest.fail("the driver's own view says nothing of the node")
+    )
+    monkeypatch.setattr(hardware_module, "request_hardware", lambda node, gpus: requested.append(gpus) or ray.put(H100))
     assert trial_hardware(0.5) == H100
-    assert asked == [0.5]
+    assert requested == [0.5]
 
 
 def of_nodes(monkeypatch, answers: list) -> Hardware:
@@ -80,25 +82,25 @@ def of_nodes(monkeypatch, answers: list) -> Hardware:
     nodes = {f"node {number}": answer for number, answer in enumerate(answers)}
     alive = [{"NodeID": name, "Alive": True, "Resources": {"GPU": 1.0}} for name in nodes]
     monkeypatch.setattr(ray, "nodes", lambda: alive)
-    monkeypatch.setattr(asking, "request_hardware", lambda node, gpus: nodes[node])
+    monkeypatch.setattr(hardware_module, "request_hardware", lambda node, gpus: nodes[node])
     return trial_hardware(1.0)
 
 
-def test_a_node_that_does_not_answer_in_time_is_asked_no_more(cluster, monkeypatch):
-    """Its task waits for a resource that nobody has."""
-    monkeypatch.setattr(asking, "PATIENCE_SECONDS", 0.1)
+def test_the_query_of_a_node_that_does_not_answer_in_time_is_cancelled(cluster, monkeypatch):
+    """The task of this node waits for a resource that no node has."""
+    monkeypatch.setattr(hardware_module, "PATIENCE_SECONDS", 0.1)
     never = ray.remote(num_cpus=0, resources={"nowhere": 1})(lambda: H100).remote()
     assert of_nodes(monkeypatch, [ray.put(A100), never]) == A100
     with pytest.raises(TaskCancelledError):
         ray.get(never, timeout=20)
 
 
-def test_gpus_on_paper_are_the_cpu(cluster):
+def test_simulated_gpus_count_as_the_cpu(cluster):
     assert trial_hardware(0.5) == CPU
 
 
 @pytest.mark.slow
-def test_a_driver_without_a_gpu_asks_the_nodes_that_have_some():
+def test_a_driver_without_a_gpu_queries_the_nodes_with_gpus():
     command = [sys.executable, str(TESTS / "cluster" / "gpu_nodes.py")]
     environment = os.environ | {"PYTHONPATH": PATH}
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
@@ -107,7 +109,7 @@ def test_a_driver_without_a_gpu_asks_the_nodes_that_have_some():
 
 
 @pytest.mark.slow
-def test_a_sweep_settles_its_configs_once_and_says_so(cluster, fake, tmp_path, logged):
+def test_a_sweep_fixes_its_precision_once_and_logs_it(cluster, fake, tmp_path, logged):
     cache = tmp_path / "cache"
     plans = [Plan("tiny", 0, 0, TINY)]
     assert experiment.run("toy", "?", plans, Options(out=tmp_path / "gpu", cache=cache, gpus_per_trial=0.5)).complete
@@ -120,9 +122,9 @@ def test_a_sweep_settles_its_configs_once_and_says_so(cluster, fake, tmp_path, l
     assert "Nothing is left to run" in experiment.explained("toy", plans, Options(out=tmp_path / "cpu", cache=cache))
 
 
-def test_two_trials_that_the_hardware_makes_equal_are_refused(cluster, fake, tmp_path):
-    plans = [Plan("open", 0, 0, TINY), Plan("asked for", 0, 0, TrialConfig(**vars(TINY) | {"precision": "bfloat16"}))]
-    with pytest.raises(InputError, match="trial planned twice is 'open seed 0 and asked for seed 0'"):
+def test_two_plans_that_are_equal_on_this_hardware_are_refused(cluster, fake, tmp_path):
+    plans = [Plan("open", 0, 0, TINY), Plan("bfloat16", 0, 0, TrialConfig(**vars(TINY) | {"precision": "bfloat16"}))]
+    with pytest.raises(InputError, match="trial planned twice is 'open seed 0 and bfloat16 seed 0'"):
         experiment.run("toy", "?", plans, Options(out=tmp_path / "out", cache=tmp_path, gpus_per_trial=0.5))
 
 
@@ -137,7 +139,7 @@ def test_a_search_computes_in_one_precision(cluster, fake, tmp_path, logged):
         search.run("?", SPACE, SearchSpec(**spec | {"trials": 2}))
 
 
-def test_a_node_that_is_lost_meanwhile_has_no_answer_and_one_at_least_must_have(cluster, monkeypatch):
+def test_a_lost_node_is_left_out_and_an_error_is_raised_if_no_node_answers(cluster, monkeypatch):
     def die() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 

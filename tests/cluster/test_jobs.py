@@ -22,7 +22,7 @@ def made(count: int) -> list[Job]:
     return [packer.job(PlannedTrial(f"key {plan.seed}", plan, prepared, lineage)) for plan in plans]
 
 
-def test_jobs_are_the_same_after_a_journey(cluster):
+def test_jobs_are_equal_after_a_round_trip_through_the_object_store(cluster):
     import ray
 
     plain = made(3)
@@ -33,7 +33,7 @@ def test_jobs_are_the_same_after_a_journey(cluster):
     assert len(jobs) == 3
 
 
-def test_a_trial_opens_its_own_job_alone(cluster, monkeypatch):
+def test_a_trial_unpickles_only_its_own_job(cluster, monkeypatch):
     import ray
 
     ref, opened = ray.put(SweepJobs(made(20))), []
@@ -44,7 +44,7 @@ def test_a_trial_opens_its_own_job_alone(cluster, monkeypatch):
     assert len(opened) == 1
 
 
-def test_references_are_kept_once(cluster):
+def test_references_are_stored_once_for_all_jobs(cluster):
     import ray
 
     class Pickler(pickle.Pickler):
@@ -64,7 +64,7 @@ def test_references_are_kept_once(cluster):
 
 
 @pytest.mark.slow
-def test_a_method_of_a_script_or_notebook_travels_too(cluster):
+def test_a_method_defined_in_a_script_or_notebook_can_be_sent(cluster):
     import ray
 
     @dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,7 @@ def test_a_method_of_a_script_or_notebook_travels_too(cluster):
     job = Packer().job(PlannedTrial("key", Plan("own", 0, 0, config), toy.make_prepared()))
     names = ray.remote(lambda jobs: (type(jobs["key"].config.inversion).__name__, jobs["key"].config.inversion.steps))
     assert ray.get(names.remote(SweepJobs([job]))) == ("Own", 3)
-    # Its hash is the same wherever it has been.
+    # The hash of the config is the same after it was sent.
     assert content_hash(SweepJobs([job])["key"].config) == content_hash(config)
 
 
@@ -84,7 +84,7 @@ def assert_same(a: torch.Tensor, b: torch.Tensor) -> None:
     assert a.stride() == b.stride()
 
 
-def test_what_is_unpacked_is_what_was_packed(cluster):
+def test_unpacked_contents_equal_the_packed_ones(cluster):
     prepared = toy.make_prepared()
     unpacked = unpack(toy.toy_config(), Packer().pack(prepared), "cpu")
     for name in ("test", "val", "condensed", "proxy", "landmarks"):
@@ -99,7 +99,7 @@ def test_what_is_unpacked_is_what_was_packed(cluster):
     assert unpacked.hashes == prepared.hashes
 
 
-def test_a_trial_may_have_neither_condensed_nor_validation_images(cluster):
+def test_contents_without_condensed_and_validation_images_can_be_unpacked(cluster):
     import dataclasses
 
     prepared = dataclasses.replace(toy.make_prepared(condensed=False), val=None)
@@ -112,7 +112,7 @@ def test_a_trial_may_have_neither_condensed_nor_validation_images(cluster):
     assert bare.landmarks is None
 
 
-def test_landmarks_follow_the_proxy_images_they_avoid(cluster):
+def test_landmarks_depend_on_the_proxy_images(cluster):
     import dataclasses
 
     packer, prepared = Packer(), toy.make_prepared()
@@ -136,7 +136,7 @@ def test_equal_contents_are_stored_once_and_unpacked_once(cluster):
     assert all(getattr(again, kind) is getattr(two, kind) for kind in second.contents)
 
 
-def test_a_users_module_is_handed_out_again_where_a_node_is_lost(monkeypatch):
+def test_a_users_module_is_stored_again_if_a_node_is_lost(monkeypatch):
     lost = [b"pickled"]
 
     def put(content):

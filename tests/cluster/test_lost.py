@@ -1,4 +1,4 @@
-"""Whatever way Ray reports a loss in. What is lost for real is in `test_faults.py` and `test_memory_shortage.py`."""
+"""Classification of Ray's errors; processes are really lost in `test_faults.py` and `test_memory_shortage.py`."""
 
 import importlib
 import inspect
@@ -46,12 +46,12 @@ ERRORS = {
 }
 
 
-def raised_there(cause: Exception) -> RayTaskError:
+def raised_remotely(cause: Exception) -> RayTaskError:
     return RayTaskError("call", "trace", cause)
 
 
 FINAL = [
-    *(ActorDiedError(), GetTimeoutError("late"), raised_there(KeyError("lost"))),
+    *(ActorDiedError(), GetTimeoutError("late"), raised_remotely(KeyError("lost"))),
     *(exceptions.RuntimeEnvSetupError("no pip"), exceptions.TaskCancelledError()),
     *(exceptions.TaskUnschedulableError("too large"), exceptions.ActorUnschedulableError("too large")),
     RaySystemError(ModuleNotFoundError("own"), "trace"),
@@ -62,7 +62,7 @@ FINAL = [
 ]
 
 
-def test_whatever_ray_reports_is_a_loss_or_a_full_store_or_what_our_code_raised():
+def test_every_error_of_ray_is_a_loss_a_full_store_or_an_error_of_code():
     kinds = [kind for _, kind in inspect.getmembers(exceptions, inspect.isclass) if issubclass(kind, RayError)]
     assert len(kinds) > 35
     for kind in kinds:
@@ -70,64 +70,67 @@ def test_whatever_ray_reports_is_a_loss_or_a_full_store_or_what_our_code_raised(
         if issubclass(kind, RayTaskError):
             continue
         store = issubclass(kind, exceptions.ObjectStoreFullError | exceptions.OutOfDiskError)
-        # These hold, or tell of, what our code raised.
+        # These contain or describe an error that code raised.
         code = kind is RayError or issubclass(kind, UnserializableException | exceptions.UserCodeException)
         assert is_lost(error) == (not code and not store), kind
 
 
-def test_what_code_raises_while_an_object_is_unpickled_is_no_loss():
-    for error in (RaySystemError(ModuleNotFoundError("own"), "trace"), raised_there(RaySystemError(ValueError("own")))):
+def test_an_error_while_an_object_is_unpickled_is_no_loss():
+    for error in (
+        RaySystemError(ModuleNotFoundError("own"), "trace"),
+        raised_remotely(RaySystemError(ValueError("own"))),
+    ):
         assert not is_lost(error)
         assert not is_transient(error)
     assert is_lost(RaySystemError("the raylet was killed"))
-    # Unpickling may ask for another object, which is gone.
+    # Unpickling may need another object, which is lost.
     assert is_lost(RaySystemError(ERRORS["object"], "trace"))
 
 
 @pytest.mark.parametrize("name", ERRORS)
-def test_what_is_missed_over_there_is_a_loss_too_and_what_code_raises_is_none(name):
+def test_a_loss_inside_a_remote_call_is_a_loss_and_an_error_of_code_is_none(name):
     assert is_lost(ERRORS[name])
-    assert is_lost(raised_there(ERRORS[name]))
-    assert is_lost(raised_there(raised_there(ERRORS[name])))
-    assert not is_lost(raised_there(ValueError("its own")))
-    # So Ray names one that cannot be pickled.
-    assert not is_lost(raised_there(RayError("isn't serializable")))
+    assert is_lost(raised_remotely(ERRORS[name]))
+    assert is_lost(raised_remotely(raised_remotely(ERRORS[name])))
+    assert not is_lost(raised_remotely(ValueError("its own")))
+    # This is Ray's error for an exception that cannot be pickled.
+    assert not is_lost(raised_remotely(RayError("isn't serializable")))
     assert not is_lost(OSError("here"))
 
 
-def test_one_line_says_what_is_gone_and_how_much_memory_it_took():
+def test_a_loss_is_summarised_in_one_line_with_the_memory_of_the_process():
     assert in_words(ERRORS["node"]) == "the node is gone"
-    told = in_words(raised_there(ERRORS["memory"]))
-    assert told == "its machine had too little memory, 3.13 of 4.00 GB used, so Ray ended it when it took 0.5 GB"
-    assert gigabytes(told) == 0.5
+    text = in_words(raised_remotely(ERRORS["memory"]))
+    assert text == "its machine had too little memory, 3.13 of 4.00 GB used, so Ray ended it when it took 0.5 GB"
+    assert gigabytes(text) == 0.5
     assert gigabytes(in_words(ERRORS["node"])) == 0
     assert "\n" not in in_words(ERRORS["owner"])
     assert in_words(OutOfMemoryError("in other words")) == "its machine had too little memory, so Ray ended it"
 
 
 @pytest.mark.parametrize("name", ERRORS)
-def test_the_pool_is_asked_again_whatever_was_lost(name):
-    answers = iter([ERRORS[name], raised_there(ERRORS[name]).as_instanceof_cause(), "there"])
+def test_a_call_of_the_pool_is_repeated_after_any_loss(name):
+    results = iter([ERRORS[name], raised_remotely(ERRORS[name]).as_instanceof_cause(), "there"])
 
-    def ask() -> str:
-        answer = next(answers)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
+    def call() -> str:
+        result = next(results)
+        if isinstance(result, Exception):
+            raise result
+        return result
 
-    assert patiently(ask) == "there"
+    assert patiently(call) == "there"
 
 
 @pytest.mark.parametrize("error", FINAL)
-def test_what_stays_lost_is_not_asked_for_again(error, monkeypatch):
+def test_a_call_with_a_permanent_error_is_not_repeated(error, monkeypatch):
     monkeypatch.setattr(stores, "PATIENCE_SECONDS", 3600)
     assert not is_transient(error)
 
-    def ask() -> None:
+    def call() -> None:
         raise error
 
     with pytest.raises(type(error)):
-        patiently(ask)
+        patiently(call)
 
 
 def failing(*errors: Exception):
@@ -141,25 +144,25 @@ def failing(*errors: Exception):
     return call
 
 
-def test_a_call_of_the_driver_is_made_anew_and_ends_in_one_sentence():
+def test_a_call_of_the_driver_is_repeated_and_then_fails_with_one_sentence():
     assert patient(failing(*[ERRORS["node"]] * (TRIES - 1)), "asking") == "there"
     with pytest.raises(ClusterError, match=f"^asking: its machine had too little memory.*, {TRIES} times in a row$"):
         patient(failing(*[ERRORS["memory"]] * TRIES), "asking")
     with pytest.raises(StorageFullError, match=r"^Ray's objects: no more room"):
         patient(failing(ObjectStoreFullError("no more room\nfor it")), "asking")
     with pytest.raises(RayTaskError):
-        patient(failing(raised_there(ValueError("its own"))), "asking")
-    assert full(raised_there(ObjectStoreFullError("no more room"))).startswith("no more room")
+        patient(failing(raised_remotely(ValueError("its own"))), "asking")
+    assert full(raised_remotely(ObjectStoreFullError("no more room"))).startswith("no more room")
     assert full(ERRORS["node"]) is None
 
 
-def test_a_call_of_the_driver_that_would_fail_again_is_made_once():
+def test_a_call_of_the_driver_with_a_permanent_error_is_made_once():
     for error in FINAL:
         calls = failing(error, error)
         kinds = (ClusterError, type(error))
         with pytest.raises(kinds) as caught:
             patient(calls, "asking")
-        # The second is still there.
+        # The second error is left, so there was one call.
         with pytest.raises(type(error)):
             calls()
         assert isinstance(caught.value, ClusterError) == is_lost(error)
@@ -167,10 +170,10 @@ def test_a_call_of_the_driver_that_would_fail_again_is_made_once():
 
 
 def other() -> type:
-    """An actor whose words nobody can read; here, so that Ray sends its code along."""
+    """Return an actor whose errors and results cannot be unpickled; as a local class, Ray sends its code along."""
 
     class TwoError(Exception):
-        """One that pickles and does not unpickle, as many do."""
+        """An exception that can be pickled and not unpickled, as many others."""
 
         def __init__(self, first, second):
             super().__init__(f"{first} and {second}")
@@ -195,46 +198,46 @@ def other() -> type:
 
 
 @pytest.mark.parametrize(
-    ("method", "told"),
+    ("method", "reason"),
     [
         ("raises", "cluster.test_lost.TwoError: 1 and 2 (an exception that cannot be unpickled)"),
         ("returns", "System error: No module named 'no_such_module_of_ours'"),
     ],
 )
-def test_what_cannot_be_unpickled_is_told_with_its_cause_and_is_no_loss(cluster, method, told, monkeypatch):
+def test_an_error_of_unpickling_is_reported_with_its_cause_and_is_no_loss(cluster, method, reason, monkeypatch):
     import ray
     from ray.air.execution import FixedResourceManager, ResourceRequest
     from ray.air.execution._internal import RayActorManager
 
-    heard, ready = [], []
+    errors, ready = [], []
     manager = RayActorManager(FixedResourceManager({"CPU": 1}))
     take_as_lost(manager)
     request = ResourceRequest([{"CPU": 0.01}])
-    actor = manager.add_actor(other(), {}, request, on_error=lambda actor, error: heard.append("lost"))
+    actor = manager.add_actor(other(), {}, request, on_error=lambda actor, error: errors.append("lost"))
     manager.schedule_actor_task(actor, "pid", on_result=lambda actor, pid: ready.append(pid))
-    manager.schedule_actor_task(actor, method, on_error=lambda actor, error: heard.append(error))
+    manager.schedule_actor_task(actor, method, on_error=lambda actor, error: errors.append(error))
     for _ in range(60):
-        if not (heard and ready):
+        if not (errors and ready):
             manager.next(timeout=1)
-    (error,) = heard
+    (error,) = errors
     assert isinstance(error, RayTaskError)
     assert not is_lost(error)
-    assert in_words(error) == told
-    # What Tune writes down, and makes the reason of a trial that is given up.
-    assert told in reason_in(f"Failure # 1 (occurred at 2026-11-29)\n{error}")
-    # Its process lives.
+    assert in_words(error) == reason
+    # Tune stores this text, which becomes the reason of a failed trial.
+    assert reason in reason_in(f"Failure # 1 (occurred at 2026-11-29)\n{error}")
+    # The process of the actor is still alive.
     handle, _ = manager._live_actors_to_ray_actors_resources[actor]
     assert ray.get(handle.pid.remote(), timeout=30) == ready[0]
-    # Whoever asks for it asks once.
+    # A call is not repeated.
     monkeypatch.setattr(stores, "PATIENCE_SECONDS", 3600)
-    for ask in (patiently, lambda call: patient(call, "asking")):
+    for retrying in (patiently, lambda call: patient(call, "asking")):
         with pytest.raises((RaySystemError, UnserializableException)):
-            ask(lambda: ray.get(getattr(handle, method).remote()))
+            retrying(lambda: ray.get(getattr(handle, method).remote()))
     ray.kill(handle)
 
 
 @pytest.mark.parametrize("name", ERRORS)
-def test_tune_hears_of_each_loss_as_that_of_an_actor_which_is_ended(cluster, name):
+def test_each_loss_is_reported_to_tune_as_the_death_of_an_actor_which_is_ended(cluster, name):
     import ray
     from ray.air.execution import FixedResourceManager, ResourceRequest
     from ray.air.execution._internal import RayActorManager
@@ -246,7 +249,7 @@ def test_tune_hears_of_each_loss_as_that_of_an_actor_which_is_ended(cluster, nam
 
             time.sleep(600)
 
-    heard = []
+    reports = []
     manager = RayActorManager(FixedResourceManager({"CPU": 1}))
     take_as_lost(manager)
     take_as_lost(manager)
@@ -254,16 +257,16 @@ def test_tune_hears_of_each_loss_as_that_of_an_actor_which_is_ended(cluster, nam
         Sleeper,
         {},
         ResourceRequest([{"CPU": 0.01}]),
-        on_start=lambda actor: heard.append("started"),
-        on_error=lambda actor, error: heard.append(error),
+        on_start=lambda actor: reports.append("started"),
+        on_error=lambda actor, error: reports.append(error),
     )
-    while not heard:
+    while not reports:
         manager.next(timeout=1)
     handle, _ = manager._live_actors_to_ray_actors_resources[actor]
     pending = handle.sleep.remote()
-    task = TrackedActorTask(actor, on_error=lambda actor, error: heard.append(error))
+    task = TrackedActorTask(actor, on_error=lambda actor, error: reports.append(error))
     manager._actor_task_failed(task, ERRORS[name])
-    _, first, second = heard
+    _, first, second = reports
     assert isinstance(first, RayActorError)
     assert first is second
     if name != "unavailable":
@@ -273,7 +276,7 @@ def test_tune_hears_of_each_loss_as_that_of_an_actor_which_is_ended(cluster, nam
         ray.get(pending, timeout=30)
 
 
-def test_a_process_that_is_missed_is_no_failure_of_the_trial(cluster):
+def test_a_killed_process_is_a_loss_and_an_exception_is_none(cluster):
     import ray
 
     @ray.remote(num_cpus=0)

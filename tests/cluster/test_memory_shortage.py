@@ -1,4 +1,4 @@
-"""What becomes of trials where memory is short. Ray's own monitor ends processes, for a hog on a machine of 4 GiB."""
+"""Trials on a machine short of memory. Ray's own monitor ends processes because of a hog on a machine of 4 GiB."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ SHORT = in_words(OutOfMemoryError("actual memory used=0.75GB"))
 
 @pytest.fixture
 def clock(monkeypatch) -> SimpleNamespace:
-    """`now` is the time in seconds; who sleeps gets on at once."""
+    """A clock whose `now` is the time in seconds; `sleep` advances it and returns at once."""
     found = SimpleNamespace(now=100.0)
 
     def sleep(seconds: float) -> None:
@@ -31,20 +31,20 @@ def clock(monkeypatch) -> SimpleNamespace:
     return found
 
 
-def test_the_user_is_told_once_how_much_trials_take_and_what_helps(logged):
+def test_the_memory_of_trials_and_the_advice_are_logged_once(logged):
     shortage = MemoryShortage()
     shortage.took(0.5)
     for reason in (SHORT, SHORT, "its process died (killed)", SHORT):
         shortage.ended(reason)
     shortage.set_aside("a", "first")
     shortage.set_aside("b", "second")
-    (told,) = [line for line in logged if line.startswith("memory is short")]
-    assert "ended 3 times; the process of a trial takes up to 0.75 GB" in told
-    assert all(flag in told for flag in ("--max-concurrent", "--pool-limit", "--cpus-per-trial"))
+    (message,) = [line for line in logged if line.startswith("memory is short")]
+    assert "ended 3 times; the process of a trial takes up to 0.75 GB" in message
+    assert all(flag in message for flag in ("--max-concurrent", "--pool-limit", "--cpus-per-trial"))
     assert [line.split()[0] for line in logged if "runs alone" in line] == ["first", "second"]
 
 
-def test_who_was_set_aside_waits_for_the_others_and_then_for_longer_and_longer(clock):
+def test_a_trial_that_was_set_aside_waits_for_the_others_and_then_for_longer_pauses(clock):
     shortage = MemoryShortage()
     assert not shortage.waits("a", alone=True)
     for pause in (*PAUSES, PAUSES[-1]):
@@ -59,7 +59,7 @@ def test_who_was_set_aside_waits_for_the_others_and_then_for_longer_and_longer(c
         assert not shortage.waits("a", alone=False)
 
 
-def test_a_sweep_waits_only_with_those_that_were_set_aside(clock):
+def test_a_sweep_waits_only_for_trials_that_were_set_aside(clock):
     shortage = MemoryShortage()
     assert not shortage.wait_with(["a", "b"])
     assert clock.now == 100
@@ -70,7 +70,7 @@ def test_a_sweep_waits_only_with_those_that_were_set_aside(clock):
 
 
 @pytest.mark.fault
-def test_trials_ended_for_want_of_memory_come_to_the_numbers_of_an_undisturbed_run(tmp_path):
+def test_trials_ended_for_lack_of_memory_give_the_numbers_of_an_undisturbed_run(tmp_path):
     threshold = {"RAY_memory_usage_threshold": "0.7"}
     with (
         permitted(),
@@ -78,7 +78,7 @@ def test_trials_ended_for_want_of_memory_come_to_the_numbers_of_an_undisturbed_r
         driving(tmp_path, within=machine.within, environment=threshold) as driver,
     ):
         driver.until("round b 1")
-        # However slow the hog is, these two are still there when it comes.
+        # Stopped, these two are still running when the hog starts, however slow it is.
         held = [pid for pid, title in driver.pids().items() if title.startswith("ray::ImplicitFunc")]
         for pid in held:
             os.kill(pid, signal.SIGSTOP)
@@ -87,27 +87,27 @@ def test_trials_ended_for_want_of_memory_come_to_the_numbers_of_an_undisturbed_r
             for pid in set(held) & set(driver.pids()):
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGCONT)
-        assert driver.end() == 0, driver.said
-    assert driver.said[-1] == "complete"
-    assert not any("Traceback" in line for line in driver.said)
-    died = [line for line in driver.said if "its machine had too little memory" in line]
+        assert driver.end() == 0, driver.lines
+    assert driver.lines[-1] == "complete"
+    assert not any("Traceback" in line for line in driver.lines)
+    died = [line for line in driver.lines if "its machine had too little memory" in line]
     assert died
     assert all(line.endswith("; it resumes from its checkpoint") for line in died)
     assert_undisturbed(tmp_path)
 
 
 def ends_of(monkeypatch, tmp_path, *reasons: str) -> tuple[list[tuple[str, ...]], list[int]]:
-    """What is heard where each attempt of a trial ends for one of these reasons, and what Tune may do before each.
+    """Return the calls of the listener when attempts of a trial end for these reasons, and Tune's retries before each.
 
-    "round" stands for one more round.
+    The reason "round" stands for one more round.
     """
-    told: list[tuple[str, ...]] = []
+    calls: list[tuple[str, ...]] = []
 
-    def hears(what: str):
-        return lambda key, *rest: told.append((what, *rest))
+    def recording(what: str):
+        return lambda key, *rest: calls.append((what, *rest))
 
     names = ("retried", "starve", "drop", "failed", "reported")
-    listener = SimpleNamespace(error=None, **{name: hears(name) for name in names})
+    listener = SimpleNamespace(error=None, **{name: recording(name) for name in names})
     monkeypatch.setitem(LISTENERS, "word", listener)
     events, file = Events("word"), tmp_path / "error.txt"
     trial, allowed, rounds = SimpleNamespace(config={"key": "a"}, error_file=str(file), max_failures=UNLIMITED), [], 0
@@ -123,26 +123,24 @@ def ends_of(monkeypatch, tmp_path, *reasons: str) -> tuple[list[tuple[str, ...]]
             trial.max_failures = UNLIMITED
         else:
             events.on_trial_recover(step, [], trial)
-    return [one for one in told if one[0] != "reported"], allowed
+    return [call for call in calls if call[0] != "reported"], allowed
 
 
-def test_a_trial_ended_again_and_again_for_want_of_memory_is_set_aside_and_one_with_a_round_is_not(
-    monkeypatch, tmp_path
-):
-    told, allowed = ends_of(monkeypatch, tmp_path, *[SHORT] * ASIDE)
-    assert [what for what, *_ in told] == [*["retried"] * (ASIDE - 1), "starve"]
+def test_a_trial_ended_repeatedly_for_lack_of_memory_is_set_aside_unless_it_made_a_round(monkeypatch, tmp_path):
+    calls, allowed = ends_of(monkeypatch, tmp_path, *[SHORT] * ASIDE)
+    assert [what for what, *_ in calls] == [*["retried"] * (ASIDE - 1), "starve"]
     assert allowed == [*[UNLIMITED] * (ASIDE - 1), 0]
-    assert all(SHORT in reason for _, reason in told)
-    told, _ = ends_of(monkeypatch, tmp_path, *[SHORT, "round"] * (2 * ASIDE))
-    assert {what for what, *_ in told} == {"retried"}
-    told, _ = ends_of(monkeypatch, tmp_path, *[SHORT] * (ASIDE - 1), "its node is gone", SHORT)
-    assert [what for what, *_ in told] == [*["retried"] * (ASIDE - 1), "drop", "retried"]
+    assert all(SHORT in reason for _, reason in calls)
+    calls, _ = ends_of(monkeypatch, tmp_path, *[SHORT, "round"] * (2 * ASIDE))
+    assert {what for what, *_ in calls} == {"retried"}
+    calls, _ = ends_of(monkeypatch, tmp_path, *[SHORT] * (ASIDE - 1), "its node is gone", SHORT)
+    assert [what for what, *_ in calls] == [*["retried"] * (ASIDE - 1), "drop", "retried"]
 
 
-def test_a_trial_that_never_has_the_memory_fails_in_the_end_and_says_what_helps(monkeypatch, tmp_path):
-    told, _ = ends_of(monkeypatch, tmp_path, *[SHORT] * (MAX_STALLED + 1))
-    assert [what for what, *_ in told].count("starve") == (MAX_STALLED - 1) // ASIDE
-    (reason,) = [reason for what, reason in told if what == "failed"][:1]
+def test_a_trial_that_never_has_enough_memory_fails_with_advice(monkeypatch, tmp_path):
+    calls, _ = ends_of(monkeypatch, tmp_path, *[SHORT] * (MAX_STALLED + 1))
+    assert [what for what, *_ in calls].count("starve") == (MAX_STALLED - 1) // ASIDE
+    (reason,) = [reason for what, reason in calls if what == "failed"][:1]
     assert reason.startswith(
         f"{MAX_STALLED} attempts in a row without one more round; the last: its process died (its mac"
     )

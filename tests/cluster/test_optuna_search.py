@@ -1,4 +1,7 @@
-"""Why the searcher is our own: what Ray's `OptunaSearch` makes of a study in a storage. Should this fail, it may go."""
+"""Faults of Ray's `OptunaSearch` with a stored study, because of which this package has its own searcher.
+
+If these tests fail, the own searcher may no longer be needed.
+"""
 
 import math
 import os
@@ -23,7 +26,7 @@ def space(trial: optuna.Trial) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:All-NaN slice")
-def test_a_nan_runs_for_ever_and_what_was_stopped_early_counts_as_complete(cluster, tmp_path):
+def test_a_nan_trial_stays_running_and_a_stopped_trial_counts_as_complete(cluster, tmp_path):
     from ray import tune
     from ray.tune.search.optuna import OptunaSearch
 
@@ -56,7 +59,7 @@ def test_a_nan_runs_for_ever_and_what_was_stopped_early_counts_as_complete(clust
 
 
 @pytest.mark.fault
-def test_after_its_driver_was_killed_it_never_goes_on(tmp_path):
+def test_a_search_whose_driver_was_killed_cannot_be_restored(tmp_path):
     command = [sys.executable, str(DRIVER), str(tmp_path)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as driver:
@@ -70,7 +73,7 @@ def test_after_its_driver_was_killed_it_never_goes_on(tmp_path):
 
 
 def _stop_out_of_step(driver: subprocess.Popen[bytes], folder: Path) -> None:
-    """Stop it when trials have ended since Tune's last snapshot, of which it does not know when it is started again."""
+    """Stop the driver when trials have ended since Tune's last snapshot, which a restored driver does not have."""
     snapshot, known, until = 0, 0, time.monotonic() + 600
     while True:
         assert driver.poll() is None
@@ -87,12 +90,12 @@ def _stop_out_of_step(driver: subprocess.Popen[bytes], folder: Path) -> None:
 
 
 def _snapshot(folder: Path) -> int:
-    """When Tune last wrote down how far it is; 0 before it did."""
+    """Return the time of Tune's last snapshot, or 0 if there is none."""
     return max((path.stat().st_mtime_ns for path in folder.glob("tune/*/experiment_state*")), default=0)
 
 
 def _complete(folder: Path) -> int:
-    """Complete trials of the study so far."""
+    """Return the number of complete trials of the study."""
     names = optuna.get_all_study_names(open_storage(None, folder))
     if not names:
         return 0

@@ -74,27 +74,27 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TrialCon
         del sys.modules[name]
 
 
-def test_a_worker_that_cannot_import_the_class_answers_as_the_driver(cluster, config: TrialConfig, tmp_path: Path):
+def test_a_worker_that_cannot_import_the_class_computes_the_same_logits(cluster, config: TrialConfig, tmp_path: Path):
     import ray
 
     prepared = Workshop(tmp_path / "cache").prepare(config)
     refs, images = Packer().pack(prepared), torch.randn(4, 1, 8, 8)
 
     @ray.remote
-    def answers(refs, images: torch.Tensor):
+    def logits(refs, images: torch.Tensor):
         try:
             found = importlib.util.find_spec(PLACE)
         except ModuleNotFoundError:
             found = None
         return found is None, unpack(config, refs, "cpu").teacher.logits(images).tolist()
 
-    missing, found = ray.get(answers.remote(refs, images))
+    missing, found = ray.get(logits.remote(refs, images))
     assert missing
     assert found == prepared.teacher.logits(images).tolist()
 
 
 @pytest.mark.slow
-def test_a_sweep_runs_with_it_and_gives_the_numbers_of_one_process(cluster, config: TrialConfig, tmp_path: Path):
+def test_a_sweep_with_the_teacher_gives_the_same_numbers_as_one_process(cluster, config: TrialConfig, tmp_path: Path):
     options = Options(out=tmp_path / "out", cache=tmp_path / "cache")
     [record] = condkd_ray.sweep({"one": config}, options, seeds=(0,)).records
     assert record.status == "finished"
@@ -104,7 +104,7 @@ def test_a_sweep_runs_with_it_and_gives_the_numbers_of_one_process(cluster, conf
     assert alone.teacher_hash == record.teacher_hash
 
 
-def test_code_and_weights_tell_teachers_apart(config: TrialConfig, tmp_path: Path):
+def test_teachers_with_other_code_or_weights_have_other_hashes(config: TrialConfig, tmp_path: Path):
     def hashed(wanted: TrialConfig) -> str:
         return Workshop(tmp_path / "cache").prepare(wanted).hashes["teacher"]
 
@@ -120,7 +120,7 @@ def test_code_and_weights_tell_teachers_apart(config: TrialConfig, tmp_path: Pat
     assert len({first, hashed(loaded), hashed(config)}) == 3
 
 
-def test_weights_and_images_that_do_not_fit_it_are_refused(config: TrialConfig, tmp_path: Path):
+def test_weights_and_modules_that_do_not_fit_are_refused(config: TrialConfig, tmp_path: Path):
     torch.save({"head.weight": torch.ones(10, 16)}, tmp_path / "w.pt")
     workshop = Workshop(tmp_path / "cache")
     with pytest.raises(InputError, match=r"w.pt do not fit the network: missing: stages"):

@@ -1,4 +1,4 @@
-"""Methods that only the driver's process has, registered in a script, a notebook or a module of its own, on a cluster.
+"""Methods that exist only in the driver's process, registered in a script, a notebook or a user's module, on a cluster.
 
 The example package, which workers can import, is swept in `tests/test_plugin_example.py`.
 """
@@ -52,7 +52,7 @@ def distance(one, other, power):
 
 
 def sharp() -> type:
-    """An inversion as a notebook's cell defines it: workers find its module by no name."""
+    """Register an inversion as a notebook's cell defines it: workers cannot import its module."""
 
     @dataclass(frozen=True, kw_only=True)
     class Sharp(Pixelwise):
@@ -94,7 +94,9 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TrialCon
 
 
 @pytest.mark.slow
-def test_a_sweep_with_producers_gives_the_numbers_of_one_process(cluster, config: TrialConfig, tmp_path: Path):
+def test_a_sweep_with_plug_ins_and_producers_gives_the_numbers_of_one_process(
+    cluster, config: TrialConfig, tmp_path: Path
+):
     arms = {"alone": config, "piped": replace(config, pipeline=Pipeline(producers=1, staleness=0))}
     options = Options(out=tmp_path / "out", cache=tmp_path / "cache")
     records = condkd_ray.sweep(arms, options).records
@@ -113,7 +115,7 @@ def test_a_sweep_with_producers_gives_the_numbers_of_one_process(cluster, config
 
 
 @pytest.mark.slow
-def test_a_search_opens_its_leaves(cluster, config: TrialConfig, tmp_path: Path):
+def test_a_search_opens_leaves_of_a_plug_in_and_refuses_another_version(cluster, config: TrialConfig, tmp_path: Path):
     text = dump(config).replace("batch: 16", "batch: !int [8, 16]", 1)
     assert "name: sharp" in text
     spec = SearchSpec(out=tmp_path / "out", cache=tmp_path / "cache", trials=2)

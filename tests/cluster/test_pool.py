@@ -57,7 +57,7 @@ def files(folder: Path, key: str) -> list[str]:
     return [path.stem for path in stored_chunks(folder / key)]
 
 
-def test_a_chunk_overwritten_in_the_pool_before_a_round_changes_the_students_loss(pool):
+def test_a_chunk_overwritten_in_the_pool_changes_the_loss_of_the_next_round(pool):
     import ray
 
     def second_loss(key: str, overwrite: bool) -> float:
@@ -138,7 +138,7 @@ def test_chunks_that_no_checkpoint_covers_are_not_joined(pool, folder):
     assert len(files(folder, "open")) == 5
 
 
-def test_dropped_chunks_leave_after_the_commit_with_the_next_round(pool, folder):
+def test_dropped_chunks_are_deleted_in_the_round_after_the_commit(pool, folder):
     store = open_store(pool, "dropped")
     store.drop(store.append(toy.samples(2)))
     store.append(toy.samples(2))
@@ -148,20 +148,27 @@ def test_dropped_chunks_leave_after_the_commit_with_the_next_round(pool, folder)
     assert files(folder, "dropped") == ["0000000002-0000000004", "0000000004-0000000006"]
 
 
-def test_a_forgotten_key_leaves_nothing(pool, folder):
+def test_a_forgotten_key_leaves_no_chunks_and_no_files(pool, folder):
     import ray
 
     open_store(pool, "forgotten").append(toy.samples(2))
     before = ray.get(pool.stats.remote())
     ray.get(pool.forget.remote("forgotten"))
     after = ray.get(pool.stats.remote())
-    gone = {name: before[name] - after[name] for name in before}
-    assert gone == {"keys": 1, "chunks": 1, "samples": 2, "bytes": 2 * (64 + 8 + 8), "spilled_bytes": 0, "shed": 0}
+    difference = {name: before[name] - after[name] for name in before}
+    assert difference == {
+        "keys": 1,
+        "chunks": 1,
+        "samples": 2,
+        "bytes": 2 * (64 + 8 + 8),
+        "spilled_bytes": 0,
+        "shed": 0,
+    }
     assert not (folder / "forgotten").exists()
     assert open_store(pool, "forgotten").num_ids == 0
 
 
-def test_a_truncated_chunk_keeps_its_front(pool, folder):
+def test_a_truncated_chunk_keeps_its_first_samples(pool, folder):
     import ray
 
     store = open_store(pool, "cut")
@@ -172,7 +179,7 @@ def test_a_truncated_chunk_keeps_its_front(pool, folder):
     assert torch.equal(open_store(pool, "cut").gather(torch.arange(4)).labels, samples.labels[:4])
 
 
-def test_what_a_crash_left_half_done_is_cleared(cluster, tmp_path):
+def test_incomplete_files_of_a_crash_are_deleted(cluster, tmp_path):
     import ray
 
     first = SyntheticPool(tmp_path, LIMIT)
@@ -190,7 +197,7 @@ def test_what_a_crash_left_half_done_is_cleared(cluster, tmp_path):
 
 
 @pytest.mark.parametrize("way", ["ray.kill", "SIGKILL"])
-def test_a_store_outlives_its_pool(pool, way):
+def test_a_store_continues_after_its_pool_was_killed(pool, way):
     import ray
 
     store = open_store(pool, way)
@@ -215,7 +222,7 @@ def put_round(pool, key: str, number: int, seed: int) -> None:
     ray.get(pool.fill.remote(key, 4 * number, to_arrays(CODEC.encode(toy.samples(4, seed=seed)))))
 
 
-def test_rounds_that_others_put_there_count_once_the_trial_takes_them(pool, folder):
+def test_rounds_of_producers_count_once_the_trial_appends_them(pool, folder):
     store = FilledStore(CODEC, toy.NUM_CLASSES, pool, "filled")
     put_round(pool, "filled", 1, seed=1)
     put_round(pool, "filled", 0, seed=0)
@@ -239,7 +246,7 @@ def test_rounds_that_others_put_there_count_once_the_trial_takes_them(pool, fold
     assert torch.equal(again.class_counts, store.class_counts)
 
 
-def test_what_a_trial_has_not_taken_can_be_cleared_to_be_made_again(pool, folder):
+def test_rounds_that_a_trial_has_not_appended_can_be_deleted_and_made_again(pool, folder):
     store = FilledStore(CODEC, toy.NUM_CLASSES, pool, "cleared")
     for number in range(3):
         put_round(pool, "cleared", number, seed=number)
@@ -264,7 +271,7 @@ def on_disk(cache: ChunkCache, key: str) -> list[bool]:
     return [isinstance(placed.source, Path) for placed in cache.open(key).values()]
 
 
-def test_beyond_the_limit_the_oldest_copies_go_and_their_files_stay(cluster, tmp_path):
+def test_beyond_the_limit_the_oldest_chunks_leave_memory_and_stay_on_disk(cluster, tmp_path):
     cache = ChunkCache(tmp_path, limit=25 * ROW)
     for number in range(4):
         cache.place("a", 10 * number, arrays(10, seed=number))
@@ -277,7 +284,7 @@ def test_beyond_the_limit_the_oldest_copies_go_and_their_files_stay(cluster, tmp
     assert on_disk(again, "a") == [True, True, False, False]
 
 
-def test_a_store_reads_what_is_on_disk_alone_as_if_it_were_mapped(cluster, tmp_path):
+def test_a_store_reads_chunks_that_are_only_on_disk(cluster, tmp_path):
     import ray
 
     pool = make_pool(tmp_path, 25 * ROW)
@@ -293,7 +300,7 @@ def test_a_store_reads_what_is_on_disk_alone_as_if_it_were_mapped(cluster, tmp_p
     ray.kill(pool)
 
 
-def test_neighbours_of_which_some_have_logits_are_joined_without_any(cluster, tmp_path):
+def test_neighbouring_chunks_are_joined_without_logits_if_one_has_none(cluster, tmp_path):
     cache = ChunkCache(tmp_path, 10**6)
     for number in range(JOIN_FROM):
         whole = CODEC.encode(toy.samples(2, seed=number))
@@ -306,18 +313,18 @@ def test_neighbours_of_which_some_have_logits_are_joined_without_any(cluster, tm
     assert cache.sizes("a")["bytes"] == 2 * JOIN_FROM * (64 + 8)
 
 
-def test_the_pool_writes_down_what_it_holds(cluster, tmp_path):
+def test_the_pool_writes_its_contents_to_a_status_file(cluster, tmp_path):
     pool = SyntheticPool(tmp_path, 10**6)
     pool.append("key", 0, arrays(10))
     status = json.loads((tmp_path / "pool.json").read_text())
     assert status["limit"] == 10**6
-    # The first write comes when a key is opened; what follows within a second is not told.
+    # The file is first written when a key is opened; changes within the next second are not written.
     assert [key["key"] for key in status["keys"]] == ["key"]
     described = pool.describe()[0]
     assert (described["samples"], described["readers"], described["bytes"]) == (10, 1, 10 * ROW)
 
 
-def test_a_limit_under_a_rounds_images_is_refused(cluster):
+def test_a_limit_below_the_images_of_one_round_is_refused(cluster):
     config, prepared = toy.toy_config(), toy.make_prepared()
     size = chunk_bytes(config, prepared)
     assert size == config.inversion.images_per_round * (ROW - 2 * toy.NUM_CLASSES)
@@ -334,7 +341,7 @@ def test_a_limit_under_a_rounds_images_is_refused(cluster):
     assert default_limit() > 10 * size
 
 
-def test_one_holds_it_until_released(tmp_path):
+def test_one_claimant_holds_a_key_until_it_is_released(tmp_path):
     pool = SyntheticPool(tmp_path, 0)
     assert pool.claim("k", "a")
     assert pool.claim("k", "a")
@@ -347,14 +354,14 @@ def test_one_holds_it_until_released(tmp_path):
     assert pool.claim("k", "b")
 
 
-def test_the_silent_lose_it(tmp_path, monkeypatch):
+def test_a_claimant_without_a_heartbeat_loses_the_key(tmp_path, monkeypatch):
     now = [100.0]
     monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
     pool = SyntheticPool(tmp_path, 0)
     assert pool.claim("k", "a")
     now[0] += SILENCE_SECONDS - 1
     assert not pool.claim("k", "b")
-    assert pool.claim("k", "a")  # a sign of life
+    assert pool.claim("k", "a")  # a heartbeat
     now[0] += SILENCE_SECONDS - 1
     assert not pool.claim("k", "b")
     now[0] += 2

@@ -1,4 +1,4 @@
-"""A cluster as people use one: a head that was started apart from us and knows nothing of this package."""
+"""A cluster as users have it: a head that was started separately and does not have this package."""
 
 import importlib
 import json
@@ -77,8 +77,8 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
-    """`ray start --head` on loopback, in a process of its own, ended by its process id."""
-    # Sockets lie in it, whose paths may have 107 characters.
+    """A cluster started by `ray start --head` on loopback, in a process that is ended by its process id."""
+    # The folder holds sockets, whose paths may have at most 107 characters.
     folder = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))
     port, jobs = free_port(), free_port()
     own = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "RAY_ADDRESS")}
@@ -96,9 +96,9 @@ def head() -> Iterator[Head]:
         process = subprocess.Popen(command, cwd=folder, env=own, stdout=log, stderr=log, start_new_session=True)
     try:
         deadline = time.monotonic() + 120
-        while "Ray runtime started" not in (said := (folder / "log").read_text()):
-            assert process.poll() is None, said
-            assert time.monotonic() < deadline, said
+        while "Ray runtime started" not in (log_text := (folder / "log").read_text()):
+            assert process.poll() is None, log_text
+            assert time.monotonic() < deadline, log_text
             time.sleep(0.2)
         yield Head(f"127.0.0.1:{port}", f"http://127.0.0.1:{jobs}", folder, own)
     finally:
@@ -126,18 +126,18 @@ def test_workers_of_a_cluster_get_the_package_of_the_driver(head):
     assert Path(done.stdout.strip()).is_relative_to(head.folder)
 
 
-def test_a_submitted_job_brings_its_code_and_leaves_its_results(head, tmp_path):
+def test_a_submitted_job_ships_its_code_and_writes_its_results(head, tmp_path):
     wanted = json.dumps({"excludes": [".git", "tests"]})
     submit = [*RAY, "job", "submit", "--address", head.jobs, "--working-dir", str(CHECKOUT)]
     done = ended([*submit, "--runtime-env-json", wanted, "--", "python", *experiment(tmp_path / "out")], head)
     assert done.returncode == 0, done.stdout + done.stderr
     (record,) = read_records(tmp_path / "out")
     assert record.status == "finished"
-    # It ran in a copy without history.
+    # The job ran in a copy without a git history.
     assert record.git == ""
 
 
-def test_a_job_whose_results_would_go_with_it_is_refused(head, tmp_path):
+def test_a_job_whose_results_would_be_deleted_with_it_is_refused(head, tmp_path):
     script, *flags = experiment(tmp_path / "out")
     submit = [*RAY, "job", "submit", "--address", head.jobs, "--working-dir", str(CHECKOUT)]
     submit += ["--runtime-env-json", json.dumps({"excludes": [".git", "tests"]})]
@@ -146,7 +146,7 @@ def test_a_job_whose_results_would_go_with_it_is_refused(head, tmp_path):
     assert "--out is 'runs/lost'; accepted: a folder that outlives the job" in done.stdout + done.stderr
 
 
-def test_a_cluster_of_another_ray_is_refused_with_exit_code_2(head, tmp_path):
+def test_a_cluster_with_another_version_of_ray_is_refused_with_exit_code_2(head, tmp_path):
     script, *flags = experiment(tmp_path / "out")
     ours = importlib.import_module("ray").__version__
     relabel = [sys.executable, "-c", RELABEL, head.address]

@@ -1,4 +1,4 @@
-"""A pool whose files lie in a bucket."""
+"""A pool with its files in a bucket."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ import toy
 
 from cluster import processes
 from cluster.test_sources import FREE, assert_as_alone
-from cluster.test_sweep import Heard, everything
+from cluster.test_sweep import Observer, everything
 from condkd_ray.cluster.pool import SyntheticPool, make_pool
 from condkd_ray.cluster.stores import PoolStore
 from condkd_ray.core.samples import Codec
@@ -50,7 +50,7 @@ def test_chunks_beyond_the_limit_and_of_a_killed_pool_are_read_from_the_bucket(c
     ray.kill(pool)
 
 
-def test_what_a_crash_left_half_done_is_cleared(cluster, folder):
+def test_incomplete_files_of_a_crash_are_deleted(cluster, folder):
     arrays = to_arrays(CODEC.encode(toy.samples(6)))
     for start, stop in [(0, 3), (3, 6), (0, 6)]:
         write_chunk(chunk_path(folder / "key", start, stop), tuple(array[start:stop] for array in arrays))
@@ -60,7 +60,7 @@ def test_what_a_crash_left_half_done_is_cleared(cluster, folder):
 
 
 @pytest.mark.slow
-def test_sharers_keep_their_numbers_through_a_killed_pool_and_a_killed_maker(cluster, tmp_path, bucket):
+def test_a_killed_pool_and_a_killed_maker_do_not_change_the_numbers_of_sharing_trials(cluster, tmp_path, bucket):
     killed = {}
 
     def disturb(trial: PlannedTrial, metrics: dict) -> None:
@@ -70,8 +70,8 @@ def test_sharers_keep_their_numbers_through_a_killed_pool_and_a_killed_maker(clu
             os.kill(killed[victim], signal.SIGKILL)
 
     configs = {"a": replace(FREE, rounds=6), "b": replace(FREE, rounds=6, memory=Latest())}
-    heard = Heard(disturb)
-    assert heard.sweep(configs, tmp_path, "inversion", storage=locate(bucket), checkpoint_seconds=0)
+    observed = Observer(disturb)
+    assert observed.sweep(configs, tmp_path, "inversion", storage=locate(bucket), checkpoint_seconds=0)
     assert set(killed) == {"SyntheticPool", "ImplicitFunc"}
-    assert_as_alone(heard.outcomes, configs)
+    assert_as_alone(observed.outcomes, configs)
     assert {path.rpartition("/")[2] for path in everything(locate(bucket))} == {"pool.json"}

@@ -1,4 +1,4 @@
-"""A search on the cluster: what is proposed runs, what is poor is stopped, and tests come last."""
+"""A search on the cluster: proposed trials run, poor ones are stopped, and test images are used last."""
 
 import contextlib
 import os
@@ -31,11 +31,11 @@ from condkd_ray.trial.plan import PlannedTrial
 
 @dataclass
 class Plain:
-    """Proposes given trials, stops some after some rounds, and writes down what it hears."""
+    """A driver that proposes given trials, stops some after some rounds, and keeps all reports."""
 
     configs: dict[str, TrialConfig]
     stops: dict[str, int] = field(default_factory=dict)
-    heard: list[tuple[str, str]] = field(default_factory=list)
+    events: list[tuple[str, str]] = field(default_factory=list)
     rounds: dict[str, list[Metrics]] = field(default_factory=dict)
     before_test: dict[str, Outcome] = field(default_factory=dict)
     outcomes: dict[str, Outcome] = field(default_factory=dict)
@@ -47,7 +47,7 @@ class Plain:
         if not self.left:
             return None
         key = self.left.pop(0)
-        self.heard.append(("propose", key))
+        self.events.append(("propose", key))
         return planned(key, self.configs[key])
 
     def round(self, trial: PlannedTrial, metrics: Metrics) -> None:
@@ -57,23 +57,23 @@ class Plain:
         return len(self.rounds.get(trial.key, [])) != self.stops.get(trial.key)
 
     def untested(self, trial: PlannedTrial, outcome: Outcome) -> None:
-        self.heard.append(("untested", trial.key))
+        self.events.append(("untested", trial.key))
         self.before_test[trial.key] = outcome
 
     def ended(self, trial: PlannedTrial, outcome: Outcome) -> None:
-        self.heard.append(("ended", trial.key))
+        self.events.append(("ended", trial.key))
         self.outcomes[trial.key] = outcome
 
 
 @pytest.mark.slow
-def test_a_search_ends_with_what_was_proposed_each_tested_once_all_else_was_told(cluster, tmp_path):
+def test_each_proposed_trial_is_reported_first_and_tested_once_at_its_end(cluster, tmp_path):
     configs = {key: toy.toy_config(seed=seed, rounds=3) for seed, key in enumerate("abc")}
     configs["nan"] = diverging(rounds=2)
     guide = Plain(configs | {"poor": toy.toy_config(seed=9, rounds=1000)}, stops={"poor": 2})
     assert search(guide, ClusterOptions(folder=tmp_path))
-    assert [key for what, key in guide.heard if what == "propose"] == [*"abc", "nan", "poor"]
+    assert [key for what, key in guide.events if what == "propose"] == [*"abc", "nan", "poor"]
     for key in "abc":
-        assert guide.heard.index(("untested", key)) < guide.heard.index(("ended", key))
+        assert guide.events.index(("untested", key)) < guide.events.index(("ended", key))
         assert not any("test" in name for metrics in guide.rounds[key] for name in metrics)
         assert not any("test" in name for name in guide.before_test[key].metrics)
         assert guide.before_test[key].predictions == []
@@ -89,7 +89,7 @@ def test_a_search_ends_with_what_was_proposed_each_tested_once_all_else_was_told
 
 
 @pytest.mark.slow
-def test_whoever_is_killed_the_numbers_stay(cluster, tmp_path):
+def test_killed_processes_do_not_change_the_numbers(cluster, tmp_path):
     configs = {key: toy.toy_config(seed=seed, rounds=6) for seed, key in enumerate("ab")}
     killed = []
 
@@ -105,7 +105,7 @@ def test_whoever_is_killed_the_numbers_stay(cluster, tmp_path):
     assert search(guide, ClusterOptions(folder=tmp_path, checkpoint_seconds=0, max_concurrent=1))
     assert len(killed) >= 2
     for key in "ab":
-        # Rounds count once however often they are told.
+        # A round is reported once, although it was computed more than once.
         assert [metrics["round"] for metrics in guide.rounds[key]] == [1, 2, 3, 4, 5, 6]
         expected = direct(configs[key])
         assert guide.outcomes[key].predictions == expected.predictions
@@ -113,14 +113,14 @@ def test_whoever_is_killed_the_numbers_stay(cluster, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("most", [1, None])
-def test_a_process_that_dies_between_two_trials_fails_neither(cluster, tmp_path, caplog, most):
+def test_a_process_that_dies_between_two_trials_fails_none_of_them(cluster, tmp_path, caplog, most):
     configs = {key: toy.toy_config(seed=seed, rounds=3) for seed, key in enumerate("abc")}
 
     class Killing(Plain):
         def ended(self, trial: PlannedTrial, outcome: Outcome) -> None:
             super().ended(trial, outcome)
             if len(self.outcomes) == 1:
-                # One of them is given to the next trial: Tune takes its death for the end of all retries.
+                # The next trial gets one of these processes: Tune counts its death as the end of all retries.
                 for pid in processes.of_ray("ImplicitFunc"):
                     os.kill(pid, signal.SIGKILL)
 
@@ -128,14 +128,14 @@ def test_a_process_that_dies_between_two_trials_fails_neither(cluster, tmp_path,
     with caplog.at_level("INFO", "condkd_ray"):
         assert search(guide, ClusterOptions(folder=tmp_path, checkpoint_seconds=0, max_concurrent=most))
     assert "its process died" in caplog.text
-    assert [key for what, key in guide.heard if what == "propose"] == [*"abc"]
+    assert [key for what, key in guide.events if what == "propose"] == [*"abc"]
     for key, config in configs.items():
         assert [metrics["round"] for metrics in guide.rounds[key]] == [1, 2, 3]
         assert guide.outcomes[key].status == "finished"
         assert guide.outcomes[key].predictions == direct(config).predictions
 
 
-def test_what_the_guide_raises_ends_the_search(cluster, tmp_path):
+def test_an_error_of_the_guide_ends_the_search(cluster, tmp_path):
     class Broken(Plain):
         def propose(self) -> PlannedTrial | None:
             raise OSError("no study")
@@ -144,10 +144,10 @@ def test_what_the_guide_raises_ends_the_search(cluster, tmp_path):
         search(Broken({}), ClusterOptions(folder=tmp_path))
 
 
-def test_at_its_deadline_nothing_more_is_proposed(cluster, tmp_path):
+def test_after_the_deadline_no_trial_is_proposed(cluster, tmp_path):
     guide = Plain({"a": toy.toy_config(rounds=1)})
     assert not search(guide, ClusterOptions(folder=tmp_path, deadline=0.0))
-    assert guide.heard == []
+    assert guide.events == []
 
 
 class Clock:
@@ -163,7 +163,7 @@ def clock(monkeypatch):
     return clock
 
 
-def test_gpus_count_for_as_long_as_they_are_held(clock):
+def test_gpu_seconds_count_while_gpus_are_held(clock):
     kept = []
     budget = GpuBudget(10.0, 1.0, kept.append)
     budget.hold("a", 0.5)
@@ -174,7 +174,7 @@ def test_gpus_count_for_as_long_as_they_are_held(clock):
     budget.release("b")
     budget.release("b")
     clock.now = 4.0
-    # A trial that was started again without a word of its end holds them once.
+    # A trial that was started again without a report of its end holds its GPUs once.
     budget.hold("a", 0.5)
     assert budget.used == pytest.approx(7.0)
     assert kept == []
@@ -188,9 +188,9 @@ def test_gpus_count_for_as_long_as_they_are_held(clock):
 
 
 @pytest.mark.slow
-def test_once_it_is_spent_nothing_is_proposed_and_what_runs_stops_after_a_round(cluster, tmp_path, clock):
+def test_once_the_gpu_budget_is_spent_running_trials_stop_after_a_round_and_none_is_proposed(cluster, tmp_path, clock):
     class Counting(Plain):
-        """A round takes a second of that clock."""
+        """Advances the clock by one second per round."""
 
         def round(self, trial: PlannedTrial, metrics: Metrics) -> None:
             super().round(trial, metrics)
@@ -201,19 +201,19 @@ def test_once_it_is_spent_nothing_is_proposed_and_what_runs_stops_after_a_round(
     budget = GpuBudget(4.0, 1.0, kept.append)
     assert not search(guide, ClusterOptions(folder=tmp_path, gpus_per_trial=1, max_concurrent=1), budget)
     assert guide.outcomes == {}
-    assert guide.heard == [("propose", "a")]
+    assert guide.events == [("propose", "a")]
     assert kept[-1] == budget.used == 1.0 + len(guide.rounds["a"]) >= 4.0
-    # Where it stopped it goes on: no round is lost.
+    # The trial continues from its last round: no round is lost.
     path = tmp_path / "trials" / "a" / "state.safetensors"
     stood = states.load(start(guide.configs["a"], toy.make_prepared()), path)
     assert stood.round == len(guide.rounds["a"])
     assert [path.name for path in (tmp_path / "trials").iterdir()] == ["a"]
 
 
-def test_a_budget_that_is_spent_before_starts_nothing(cluster, tmp_path):
+def test_a_search_whose_gpu_budget_is_spent_starts_nothing(cluster, tmp_path):
     guide = Plain({"a": toy.toy_config(rounds=1)})
     assert not search(guide, ClusterOptions(folder=tmp_path, gpus_per_trial=1), GpuBudget(3.0, 4.0))
-    assert guide.heard == []
+    assert guide.events == []
 
 
 SPACE = """
@@ -228,7 +228,7 @@ rounds: 3
 
 
 @pytest.mark.slow
-def test_a_search_says_which_budget_is_spent_and_counts_all_its_runs(cluster, tmp_path, monkeypatch, capsys):
+def test_a_search_names_the_spent_budget_and_counts_all_its_runs(cluster, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(searches, "connect", lambda address, view: contextlib.nullcontext())
     common = {"out": tmp_path / "out", "cache": tmp_path / "cache", "trials": 2, "gpus_per_trial": 0.5}
 
@@ -248,18 +248,18 @@ def test_a_search_says_which_budget_is_spent_and_counts_all_its_runs(cluster, tm
     assert study.user_attrs["gpu_seconds"] > spent
 
 
-def test_a_device_pool_under_a_round_of_the_spaces_default_is_refused_before_anything_is_written(tmp_path):
+def test_a_device_pool_limit_below_one_round_is_refused_before_anything_is_written(tmp_path):
     common = {"out": tmp_path / "out", "cache": tmp_path / "cache", "gpus_per_trial": 0.5}
     spec = command.SearchFlags(**common, device_pool_limit="2kB")
-    for ask in (searches.run, lambda question, tree, spec: searches.explained(tree, spec)):
+    for begin in (searches.run, lambda question, tree, spec: searches.explained(tree, spec)):
         with pytest.raises(InputError, match=r"--device-pool-limit is '2000 bytes'; accepted: at least the 2304 bytes"):
-            ask("Which?", parse(SPACE), spec)
+            begin("Which?", parse(SPACE), spec)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture
 def monitored(monkeypatch, tmp_path):
-    """A `SearchMonitor` of trials a to d, without Ray and Tune; time stands at 100 s, to be moved on."""
+    """A `SearchMonitor` of trials a to d, without Ray and Tune, and a clock at 100 s that the test advances."""
     now = SimpleNamespace(now=100.0)
     monkeypatch.setattr(memory_shortage, "time", SimpleNamespace(monotonic=lambda: now.now))
     monkeypatch.setattr(module, "Packer", lambda: SimpleNamespace(job=planned_job))
@@ -278,7 +278,7 @@ def planned_job(trial: PlannedTrial) -> SimpleNamespace:
     return SimpleNamespace(key=trial.key, config=trial.config)
 
 
-def test_who_was_set_aside_for_want_of_memory_runs_alone_until_it_has_ended(monitored):
+def test_a_trial_set_aside_for_lack_of_memory_runs_alone_until_it_has_ended(monitored):
     search, now = monitored
     assert [search.propose()["key"] for _ in "abc"] == [*"abc"]
     for key in "ab":
@@ -286,7 +286,7 @@ def test_who_was_set_aside_for_want_of_memory_runs_alone_until_it_has_ended(moni
     search.starve("a", "memory")
     search.failed("b", "an error")
     now.now += 1000
-    # c is Tune's, and may start at any moment.
+    # Trial c was passed to Tune and may start at any moment.
     assert search.propose() == "later"
     now.now += 1000
     assert search.propose() == "later"
@@ -304,7 +304,7 @@ def test_who_was_set_aside_for_want_of_memory_runs_alone_until_it_has_ended(moni
     assert search.propose()["key"] == "d"
 
 
-def test_one_that_is_only_tried_again_keeps_no_other_from_running(monitored):
+def test_a_trial_that_is_only_retried_does_not_block_others(monitored):
     search, _ = monitored
     assert search.propose()["key"] == "a"
     search.started("a")

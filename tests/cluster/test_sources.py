@@ -1,4 +1,4 @@
-"""Producers and sharers: the numbers are those of one process, whoever is killed, and nobody runs away."""
+"""Producers and trials that share rounds: same numbers as in one process, also after kills, and no process is left."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ from chaos.processes import kill
 
 from cluster import processes
 from cluster.drivers import PATH, assert_equal_numbers, direct, timeless
-from cluster.test_sweep import Heard, diverging, planned
+from cluster.test_sweep import Observer, diverging, planned
 from condkd_ray.cluster.jobs import Packer
 from condkd_ray.cluster.pool import make_pool
 from condkd_ray.cluster.sources import Crew, SharedSource
@@ -35,12 +35,12 @@ from condkd_ray.trial.synthesis import codec
 
 PRODUCER, LEARNER = "ProducerProcess", "ImplicitFunc"
 HALF = {"cpus_per_trial": 0.5, "per_producer": Allowance(cpus=0.5, gpus=0.5)}
-ASKS = toy.toy_config(guidance=Discriminator(hidden=16), pipeline=Pipeline(staleness=1), rounds=6)
-TWO = replace(ASKS, pipeline=Pipeline(producers=2, staleness=2))
+ADVERSARIAL = toy.toy_config(guidance=Discriminator(hidden=16), pipeline=Pipeline(staleness=1), rounds=6)
+TWO = replace(ADVERSARIAL, pipeline=Pipeline(producers=2, staleness=2))
 
 
 def gone(name: str) -> bool:
-    """Whether all processes of that name end within seconds."""
+    """Return whether all processes of that name end within 30 seconds."""
     deadline = time.monotonic() + 30
     while processes.of_ray(name):
         if time.monotonic() > deadline:
@@ -50,30 +50,30 @@ def gone(name: str) -> bool:
 
 
 @pytest.mark.slow
-def test_a_sweep_gives_the_numbers_of_one_process(cluster, tmp_path):
+def test_a_sweep_with_producers_gives_the_same_numbers_as_one_process(cluster, tmp_path):
     free = toy.toy_config(inversion=DeepInversion(steps=2, batch=16), memory=Latest())
     configs = {
-        "asks": ASKS,
+        "adversarial": ADVERSARIAL,
         "two": TWO,
         "free": replace(free, pipeline=Pipeline(staleness=2)),
         "nan": replace(diverging(rounds=5), pipeline=Pipeline()),
         "plain": free,
     }
-    heard = Heard()
-    assert heard.sweep(configs, tmp_path, **HALF)
+    observed = Observer()
+    assert observed.sweep(configs, tmp_path, **HALF)
     assert gone(PRODUCER)
-    for key in ("asks", "two", "free", "plain"):
-        assert_equal_numbers(heard.outcomes[key], direct(configs[key]))
-    assert_equal_numbers(heard.outcomes["free"], direct(free))
-    assert heard.outcomes["nan"].reason == direct(configs["nan"]).reason
-    assert heard.outcomes["asks"].metrics["time/waiting_seconds"] > 0
-    assert "time/waiting_seconds" not in heard.outcomes["plain"].metrics
+    for key in ("adversarial", "two", "free", "plain"):
+        assert_equal_numbers(observed.outcomes[key], direct(configs[key]))
+    assert_equal_numbers(observed.outcomes["free"], direct(free))
+    assert observed.outcomes["nan"].reason == direct(configs["nan"]).reason
+    assert observed.outcomes["adversarial"].metrics["time/waiting_seconds"] > 0
+    assert "time/waiting_seconds" not in observed.outcomes["plain"].metrics
     assert {path.relative_to(tmp_path).parts[1] for path in tmp_path.glob("*/*")} <= {"pool.json", "nan"}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [PRODUCER, LEARNER, "SyntheticPool"])
-def test_whoever_is_killed_the_numbers_stay_as_they_were(cluster, tmp_path, victim):
+def test_a_killed_process_does_not_change_the_numbers(cluster, tmp_path, victim):
     config, killed = replace(TWO, rounds=8), []
 
     def disturb(trial: PlannedTrial, metrics: Metrics) -> None:
@@ -82,17 +82,17 @@ def test_whoever_is_killed_the_numbers_stay_as_they_were(cluster, tmp_path, vict
             for pid in killed:
                 os.kill(pid, signal.SIGKILL)
 
-    heard = Heard(disturb)
-    assert heard.sweep({"a": config}, tmp_path, checkpoint_seconds=0, **HALF)
+    observed = Observer(disturb)
+    assert observed.sweep({"a": config}, tmp_path, checkpoint_seconds=0, **HALF)
     assert len(killed) == (2 if victim == PRODUCER else 1)
-    assert heard.rounds["a"] == list(range(1, 9))
-    assert_equal_numbers(heard.outcomes["a"], direct(config))
+    assert observed.rounds["a"] == list(range(1, 9))
+    assert_equal_numbers(observed.outcomes["a"], direct(config))
     assert gone(PRODUCER)
 
 
-def test_what_the_machines_cannot_hold_is_refused(cluster, tmp_path):
+def test_producers_beyond_the_cpus_are_refused(cluster, tmp_path):
     with pytest.raises(InputError, match=r"1 CPUs and 2 producers of 1 CPUs.*accepted: at most .* 2 CPUs"):
-        Heard().sweep({"a": TWO}, tmp_path)
+        Observer().sweep({"a": TWO}, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -109,8 +109,8 @@ def group(cluster, monkeypatch) -> Iterator[None]:
     remove_placement_group(made)
 
 
-class Here:
-    """Runs a trial in this process with its producers beside it."""
+class LocalTrial:
+    """Runs a trial in this process with producers in other processes."""
 
     def __init__(self, config: TrialConfig, folder) -> None:
         self.config, self.prepared = config, toy.make_prepared()
@@ -128,28 +128,28 @@ class Here:
 
 
 @pytest.mark.slow
-def test_producers_are_ahead_by_their_staleness_and_no_more(group, tmp_path):
+def test_producers_are_ahead_by_their_staleness_at_most(group, tmp_path):
     import ray
 
-    here, found = Here(replace(TWO, rounds=5), tmp_path), []
+    trial, found = LocalTrial(replace(TWO, rounds=5), tmp_path), []
 
     def on_round(metrics: Metrics) -> None:
         most = min(metrics["round"] + 2, 5)
         deadline = time.monotonic() + 30
-        while here.rounds_made() < most and time.monotonic() < deadline:
+        while trial.rounds_made() < most and time.monotonic() < deadline:
             time.sleep(0.05)
-        # Time enough for one more to come, should nobody hold it back.
+        # Time in which one more round could be made if nothing held the producers back.
         time.sleep(0.3)
-        found.append(here.rounds_made())
+        found.append(trial.rounds_made())
 
-    outcome = here.run(on_round)
-    ray.kill(here.pool)
+    outcome = trial.run(on_round)
+    ray.kill(trial.pool)
     assert found == [3, 4, 5, 5, 5]
-    assert outcome.metrics["student/test_accuracy"] == direct(here.config).metrics["student/test_accuracy"]
+    assert outcome.metrics["student/test_accuracy"] == direct(trial.config).metrics["student/test_accuracy"]
 
 
 @pytest.mark.slow
-def test_producers_that_die_again_and_again_end_the_attempt(group, tmp_path):
+def test_producers_that_die_repeatedly_end_the_attempt(group, tmp_path):
     import ray
     from ray.exceptions import RayActorError
 
@@ -160,15 +160,15 @@ def test_producers_that_die_again_and_again_end_the_attempt(group, tmp_path):
             for pid in processes.of_ray(PRODUCER):
                 kill(pid)
 
-    reaper, here = threading.Thread(target=reap), Here(replace(TWO, rounds=2), tmp_path)
+    reaper, trial = threading.Thread(target=reap), LocalTrial(replace(TWO, rounds=2), tmp_path)
     reaper.start()
     try:
         with pytest.raises(RayActorError):
-            here.run(lambda metrics: None)
+            trial.run(lambda metrics: None)
     finally:
         over.set()
         reaper.join()
-        ray.kill(here.pool)
+        ray.kill(trial.pool)
 
 
 FREE = toy.toy_config(inversion=DeepInversion(steps=2, batch=16), rounds=4)
@@ -192,7 +192,7 @@ def rounds_made(outcomes: dict[str, Outcome], keys: set[str]) -> float:
 
 
 @pytest.mark.slow
-def test_sharers_get_the_numbers_they_would_get_alone_and_each_round_is_made_once(cluster, tmp_path):
+def test_trials_that_share_rounds_get_their_own_numbers_and_each_round_is_made_once(cluster, tmp_path):
     configs = {
         "plain": FREE,
         "longer": replace(FREE, rounds=6),
@@ -204,29 +204,29 @@ def test_sharers_get_the_numbers_they_would_get_alone_and_each_round_is_made_onc
         "guided": GUIDED,
         "guided longer": replace(GUIDED, rounds=5),
         "other seed": replace(FREE, seed=1),
-        "asks": toy.toy_config(),
+        "adversarial": toy.toy_config(),
     }
-    heard = Heard()
-    assert heard.sweep(configs, tmp_path, "inversion", checkpoint_seconds=0)
-    assert_as_alone(heard.outcomes, configs)
+    observed = Observer()
+    assert observed.sweep(configs, tmp_path, "inversion", checkpoint_seconds=0)
+    assert_as_alone(observed.outcomes, configs)
     one = {"plain", "longer", "other student", "few condensed", "latest", "reservoir", "reads logits"}
-    assert rounds_made(heard.outcomes, one) == 6
-    assert rounds_made(heard.outcomes, {"guided", "guided longer"}) == 5
-    assert rounds_made(heard.outcomes, {"other seed"}) == 4
-    assert "pool/made" not in heard.outcomes["asks"].metrics
-    # What all of them are done with is gone.
+    assert rounds_made(observed.outcomes, one) == 6
+    assert rounds_made(observed.outcomes, {"guided", "guided longer"}) == 5
+    assert rounds_made(observed.outcomes, {"other seed"}) == 4
+    assert "pool/made" not in observed.outcomes["adversarial"].metrics
+    # Files that no trial needs any more are deleted.
     assert {path.relative_to(tmp_path).parts[1] for path in tmp_path.glob("*/*")} == {"pool.json"}
 
 
 @pytest.fixture
 def pids(monkeypatch) -> dict[str, int]:
-    """Of the processes that trials were last heard from, by key."""
+    """The process of the latest report of each trial, by key."""
     found: dict[str, int] = {}
-    heard = Monitor.reported
+    reported = Monitor.reported
 
     def spy(self, key: str, result: dict) -> None:
         found[key] = result["pid"]
-        heard(self, key, result)
+        reported(self, key, result)
 
     monkeypatch.setattr(Monitor, "reported", spy)
     return found
@@ -234,12 +234,12 @@ def pids(monkeypatch) -> dict[str, int]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("saved", [0, 1000], ids=["its state saved each round", "its state never saved"])
-def test_a_killed_maker_leaves_all_their_numbers(cluster, tmp_path, pids, saved):
-    """It comes back and goes on, or the one that waits takes over: whichever is first."""
+def test_a_killed_maker_does_not_change_the_numbers_of_sharing_trials(cluster, tmp_path, pids, saved):
+    """The killed trial restarts and continues to make rounds, or the waiting trial takes over, whichever is first."""
     killed, stopped = [], []
 
     def disturb(trial: PlannedTrial, metrics: dict) -> None:
-        # The first one waits for the other: so there is still a round to be made when both are known.
+        # The first trial is stopped until the second has reported, so that rounds are left to be made.
         if len(pids) == 1 and not stopped:
             stopped.append(pids[trial.key])
             os.kill(stopped[0], signal.SIGSTOP)
@@ -250,26 +250,26 @@ def test_a_killed_maker_leaves_all_their_numbers(cluster, tmp_path, pids, saved)
             os.kill(pids[trial.key], signal.SIGKILL)
 
     configs = {"a": replace(FREE, rounds=12), "b": replace(FREE, rounds=12, memory=Latest())}
-    heard = Heard(disturb)
-    assert heard.sweep(configs, tmp_path, "inversion", checkpoint_seconds=saved)
+    observed = Observer(disturb)
+    assert observed.sweep(configs, tmp_path, "inversion", checkpoint_seconds=saved)
     assert killed
-    assert_as_alone(heard.outcomes, configs)
+    assert_as_alone(observed.outcomes, configs)
 
 
-def share(config: TrialConfig, folder: Path, pool: Any, who: str) -> Outcome:
-    """A trial of the pool's key "k", in this process."""
+def share(config: TrialConfig, folder: Path, pool: Any, reader: str) -> Outcome:
+    """Run a trial that shares the key "k" of the pool, in this process."""
     prepared = toy.make_prepared()
-    store = SharedStore(codec(config, prepared.teacher), toy.NUM_CLASSES, pool, "k", reader=who)
-    with SharedSource(pool, "k", who, folder / "k" / "production.safetensors", 0) as source:
+    store = SharedStore(codec(config, prepared.teacher), toy.NUM_CLASSES, pool, "k", reader=reader)
+    with SharedSource(pool, "k", reader, folder / "k" / "production.safetensors", 0) as source:
         return run_trial(config, prepared, store, source=source, produces=False)
 
 
-def test_one_that_reads_no_logits_makes_them_for_those_that_do(cluster, tmp_path):
+def test_a_trial_without_logits_makes_rounds_for_a_trial_that_needs_them(cluster, tmp_path):
     import ray
 
     pool = make_pool(tmp_path, 2**30)
     reads = replace(FREE, distiller=replace(FREE.distiller, augment=False))
-    first, second = (share(config, tmp_path, pool, who) for who, config in (("makes", FREE), ("reads", reads)))
+    first, second = (share(config, tmp_path, pool, reader) for reader, config in (("makes", FREE), ("reads", reads)))
     assert (first.metrics["pool/made"], second.metrics["pool/made"]) == (4, 0)
     assert_as_alone({"makes": first, "reads": second}, {"makes": FREE, "reads": reads})
     assert (first.held, second.held) == (direct(FREE).held, direct(reads).held)
@@ -280,7 +280,7 @@ def test_one_that_reads_no_logits_makes_them_for_those_that_do(cluster, tmp_path
 
 
 @pytest.mark.slow
-def test_one_that_waits_follows_a_maker_that_is_gone_for_good(cluster, tmp_path):
+def test_a_waiting_trial_replaces_a_maker_that_does_not_return(cluster, tmp_path):
     import ray
 
     pool = make_pool(tmp_path, 2**30)
@@ -301,7 +301,7 @@ def test_one_that_waits_follows_a_maker_that_is_gone_for_good(cluster, tmp_path)
 
 
 @pytest.mark.slow
-def test_a_killed_pool_leaves_sharers_their_numbers(cluster, tmp_path):
+def test_a_killed_pool_does_not_change_the_numbers_of_sharing_trials(cluster, tmp_path):
     killed = []
 
     def disturb(trial: PlannedTrial, metrics: dict) -> None:
@@ -311,27 +311,27 @@ def test_a_killed_pool_leaves_sharers_their_numbers(cluster, tmp_path):
             os.kill(pid, signal.SIGKILL)
 
     configs = {"a": replace(FREE, rounds=8), "b": replace(FREE, rounds=8, memory=Latest())}
-    heard = Heard(disturb)
-    assert heard.sweep(configs, tmp_path, "inversion", checkpoint_seconds=0)
-    assert_as_alone(heard.outcomes, configs)
+    observed = Observer(disturb)
+    assert observed.sweep(configs, tmp_path, "inversion", checkpoint_seconds=0)
+    assert_as_alone(observed.outcomes, configs)
 
 
 @pytest.mark.slow
-def test_in_a_sweeps_pool_trials_draw_from_one_another(cluster, tmp_path):
+def test_trials_of_a_sweep_pool_use_each_others_images(cluster, tmp_path):
     configs = {f"seed {seed}": toy.toy_config(seed=seed, rounds=4) for seed in range(4)}
-    heard = Heard()
-    assert heard.sweep(configs, tmp_path, "sweep")
-    assert all(outcome.status == "finished" for outcome in heard.outcomes.values())
-    taken = {key: outcome.metrics["pool/taken"] for key, outcome in heard.outcomes.items()}
+    observed = Observer()
+    assert observed.sweep(configs, tmp_path, "sweep")
+    assert all(outcome.status == "finished" for outcome in observed.outcomes.values())
+    taken = {key: outcome.metrics["pool/taken"] for key, outcome in observed.outcomes.items()}
     own = 4 * 16
-    # The last to begin finds what two have made before.
+    # The last trial starts after two others have made their images.
     assert taken["seed 3"] >= 2 * own
-    for key, outcome in heard.outcomes.items():
+    for key, outcome in observed.outcomes.items():
         row = 64 + 8
         assert outcome.metrics["memory/bytes"] == (own + taken[key]) * row
 
 
-def test_one_of_each_group_comes_first():
+def test_one_trial_of_each_sharing_group_comes_first():
     configs = {"a0": FREE, "a1": replace(FREE, rounds=9), "b0": replace(FREE, seed=1), "c": toy.toy_config()}
     trials = [planned(key, config, "inversion") for key, config in configs.items()]
     assert [trial.key for trial in producers_first(trials)] == ["a0", "b0", "c", "a1"]

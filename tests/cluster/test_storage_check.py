@@ -9,11 +9,11 @@ from condkd_ray.cluster.storage_check import check_reach, look
 from condkd_ray.core.storage import files, locate, put_text
 
 OF_EACH_PROCESS = "/proc/self/cwd/storage"
-"""A path that is another folder to each node."""
+"""A path that is a different folder on each node."""
 
 
 @pytest.mark.slow
-def test_every_node_of_a_cluster_is_asked(tmp_path, bucket):
+def test_the_storage_is_checked_on_every_node(tmp_path, bucket):
     shared = tmp_path / "shared"
     environment = os.environ | {"PYTHONPATH": str(TESTS)}
     command = [
@@ -36,12 +36,12 @@ def test_every_node_of_a_cluster_is_asked(tmp_path, bucket):
     assert not (tmp_path / "second" / "storage").exists()
 
 
-def test_a_folder_is_not_asked_for_on_one_machine(cluster, tmp_path):
+def test_a_folder_is_not_checked_on_a_single_machine(cluster, tmp_path):
     check_reach(tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 
-def test_what_keeps_a_machine_from_a_storage(tmp_path):
+def test_the_reason_why_a_node_cannot_use_a_storage(tmp_path):
     put_text(tmp_path / "marker", "")
     assert look(tmp_path, "marker") == ""
     assert look(tmp_path, "other") == "it does not find a file that was written here"

@@ -8,13 +8,13 @@ from condkd_ray.cluster.stores import Stopwatch
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """The clock that the watch reads; `now` is its time in seconds."""
+    """The clock that the stopwatch reads; `now` is its time in seconds."""
     found = SimpleNamespace(now=100.0)
     monkeypatch.setattr(stores, "time", SimpleNamespace(perf_counter=lambda: found.now))
     return found
 
 
-def test_a_trial_is_told_what_it_waited_and_the_time_since_the_last_trial(clock):
+def test_a_trial_counts_its_waiting_time_and_the_time_since_the_last_trial(clock):
     watch = Stopwatch()
     with watch.running():
         clock.now += 8
@@ -31,7 +31,7 @@ def test_a_trial_is_told_what_it_waited_and_the_time_since_the_last_trial(clock)
         assert watch.seconds == 16
 
 
-def test_time_counts_and_a_trial_ends_where_an_error_is_raised(clock):
+def test_time_counts_and_a_trial_ends_if_an_error_is_raised(clock):
     def failing() -> None:
         clock.now += 1
         raise OSError

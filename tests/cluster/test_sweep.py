@@ -35,18 +35,18 @@ HERE = Path(__file__).parent
 
 
 def diverging(**changes) -> TrialConfig:
-    """A student whose first step is its last."""
+    """Return a config whose student diverges in its first step."""
     config = toy.toy_config(**changes)
     return replace(config, distiller=replace(config.distiller, lr=1e30))
 
 
 def planned(key: str, config: TrialConfig, scope="trial", **lineage) -> PlannedTrial:
-    """A trial of the toy world."""
+    """Return a planned trial with toy data and a toy teacher."""
     return PlannedTrial(key, Plan(f"toy {key}", 0, 0, config, scope), toy.make_prepared(), Lineage(**lineage))
 
 
-class Heard:
-    """An observer of a sweep that keeps what it hears, and calls `disturb` after each round."""
+class Observer:
+    """An observer of a sweep that keeps all rounds and outcomes, and calls `disturb` after each round."""
 
     def __init__(self, disturb=lambda trial, metrics: None) -> None:
         self._disturb = disturb
@@ -69,7 +69,7 @@ class Heard:
 
 
 def everything(folder: Location) -> list[str]:
-    """All files below, their paths."""
+    """Return the paths of all files below a folder."""
     if isinstance(folder, Path):
         return [str(path) for path in folder.rglob("*") if path.is_file()]
     found = folder.filesystem.get_file_info(FileSelector(folder.path, recursive=True))
@@ -99,14 +99,14 @@ def leave_after_two_rounds(configs: dict[str, TrialConfig], folder: Path) -> Non
 
 
 @pytest.mark.slow
-def test_a_limit_on_a_gpu_that_is_there_on_paper_only_fails_the_trial_by_name(cluster, tmp_path):
-    heard = Heard()
-    assert heard.sweep({"a": toy.toy_config()}, tmp_path, gpus_per_trial=0.5, device_pool_limit=10**6)
-    assert heard.outcomes["a"].status == "failed"
-    assert heard.outcomes["a"].reason == "device pool limit on a CPU is '1000000 bytes'; accepted: none, or a GPU"
+def test_a_device_pool_limit_on_a_simulated_gpu_fails_the_trial_by_name(cluster, tmp_path):
+    observed = Observer()
+    assert observed.sweep({"a": toy.toy_config()}, tmp_path, gpus_per_trial=0.5, device_pool_limit=10**6)
+    assert observed.outcomes["a"].status == "failed"
+    assert observed.outcomes["a"].reason == "device pool limit on a CPU is '1000000 bytes'; accepted: none, or a GPU"
 
 
-def test_a_sweep_gives_the_numbers_of_runs_without_ray(cluster, tmp_path, capfd):
+def test_a_sweep_gives_the_same_numbers_as_runs_without_ray(cluster, tmp_path, capfd):
     configs = {
         "guided": toy.toy_config(guidance=Discriminator(hidden=16), seed=3),
         "nan": diverging(rounds=5),
@@ -121,36 +121,36 @@ def test_a_sweep_gives_the_numbers_of_runs_without_ray(cluster, tmp_path, capfd)
     expected = {key: direct(config) for key, config in configs.items()}
     leave_after_two_rounds({key: configs[key] for key in ("continued", "robbed")}, tmp_path)
     shutil.rmtree(tmp_path / "chunks" / "robbed")
-    # As if a driver had died before it fetched this; the threads tell it from one computed again.
+    # As if a driver had died before it fetched this outcome; the threads distinguish it from a new computation.
     save_outcome(replace(expected["unfetched"], threads=77), trial_file(tmp_path, "unfetched", "outcome"))
-    # A folder where the trial wants a file: its checkpoint cannot be saved.
+    # A folder with the name of the checkpoint file, so that the checkpoint cannot be saved.
     (trial_folder(tmp_path, "broken") / "state.safetensors").mkdir(parents=True)
     capfd.readouterr()
-    heard = Heard()
-    # GPUs on paper only: the trials compute on the CPU.
-    assert heard.sweep(configs, tmp_path, cpus_per_trial=1, gpus_per_trial=0.5, attempts=1)
+    observed = Observer()
+    # The GPUs are simulated; the trials compute on the CPU.
+    assert observed.sweep(configs, tmp_path, cpus_per_trial=1, gpus_per_trial=0.5, attempts=1)
     assert capfd.readouterr() == ("", "")
     assert signal.getsignal(signal.SIGINT) is in_charge
     for key in set(configs) - {"nan", "broken"}:
-        assert_equal_numbers(heard.outcomes[key], expected[key])
-        assert heard.outcomes[key].threads == (77 if key == "unfetched" else 1)
-        assert heard.rounds[key] == list(range(1, configs[key].rounds + 1))
-    assert heard.outcomes["nan"].status == heard.outcomes["broken"].status == "failed"
-    assert heard.outcomes["nan"].reason == "round 1: loss term kd/loss is not finite at step 2"
-    assert heard.outcomes["nan"].reason == expected["nan"].reason
-    assert heard.outcomes["broken"].reason.startswith("IsADirectoryError: ")
-    assert len(heard.outcomes["broken"].history) == len(heard.rounds["broken"]) == 1
-    # Of a trial that may yet go on all stays, of the others nothing.
+        assert_equal_numbers(observed.outcomes[key], expected[key])
+        assert observed.outcomes[key].threads == (77 if key == "unfetched" else 1)
+        assert observed.rounds[key] == list(range(1, configs[key].rounds + 1))
+    assert observed.outcomes["nan"].status == observed.outcomes["broken"].status == "failed"
+    assert observed.outcomes["nan"].reason == "round 1: loss term kd/loss is not finite at step 2"
+    assert observed.outcomes["nan"].reason == expected["nan"].reason
+    assert observed.outcomes["broken"].reason.startswith("IsADirectoryError: ")
+    assert len(observed.outcomes["broken"].history) == len(observed.rounds["broken"]) == 1
+    # The files of a trial that may still continue stay; those of the others are deleted.
     assert {path.relative_to(tmp_path).parts[1] for path in tmp_path.glob("*/*")} == {"broken", "pool.json"}
 
 
 @pytest.mark.slow
-def test_a_trial_without_gpu_memory_fails_once_by_name_and_the_sweep_goes_on(cluster, tmp_path):
+def test_a_trial_out_of_gpu_memory_fails_once_by_name_and_the_sweep_continues(cluster, tmp_path):
     words = "CUDA out of memory. Tried to allocate 2.00 GiB."
 
     @dataclass(frozen=True, kw_only=True)
     class Hungry(Fast):
-        """Has no memory in its second round, and writes down how often it came so far."""
+        """Runs out of memory in its second round, and logs each round to a file."""
 
         log: str
 
@@ -164,20 +164,20 @@ def test_a_trial_without_gpu_memory_fails_once_by_name_and_the_sweep_goes_on(clu
 
     rest = {"steps": 2, "batch": 16, "latent": 16, "width": 8}
     hungry = toy.toy_config(inversion=Hungry(log=str(tmp_path / "log"), **rest))
-    heard, other = Heard(), toy.toy_config(seed=1)
-    assert heard.sweep({"hungry": hungry, "other": other}, tmp_path / "out", gpus_per_trial=0.5)
-    found = heard.outcomes["hungry"]
+    observed, other = Observer(), toy.toy_config(seed=1)
+    assert observed.sweep({"hungry": hungry, "other": other}, tmp_path / "out", gpus_per_trial=0.5)
+    found = observed.outcomes["hungry"]
     assert found.status == "failed"
     assert found.reason.startswith(f"round 2: out of GPU memory: {words}; accepted: smaller batches (distiller.batch, ")
-    assert heard.rounds["hungry"] == [1]
-    # A second attempt would have made more.
+    assert observed.rounds["hungry"] == [1]
+    # A second attempt would have logged more rounds.
     assert (tmp_path / "log").read_text().splitlines() == ["round"] * 2
-    assert_equal_numbers(heard.outcomes["other"], direct(other))
+    assert_equal_numbers(observed.outcomes["other"], direct(other))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("place", ["folder", "s3"])
-def test_a_killed_trial_and_a_killed_pool_leave_the_numbers_as_they_were(cluster, tmp_path, place, request):
+def test_a_killed_trial_and_a_killed_pool_do_not_change_the_numbers(cluster, tmp_path, place, request):
     storage = tmp_path if place == "folder" else locate(request.getfixturevalue("bucket"))
     config = toy.toy_config(rounds=7, memory=toy.toy_config().memory)
     killed = {}
@@ -189,77 +189,77 @@ def test_a_killed_trial_and_a_killed_pool_leave_the_numbers_as_they_were(cluster
             os.kill(pid, signal.SIGKILL)
             killed[victim] = pid
 
-    heard = Heard(disturb)
-    assert heard.sweep({"a": config}, tmp_path, storage=storage, checkpoint_seconds=0)
+    observed = Observer(disturb)
+    assert observed.sweep({"a": config}, tmp_path, storage=storage, checkpoint_seconds=0)
     assert set(killed) == {"ImplicitFunc", "SyntheticPool"}
-    assert heard.rounds["a"] == [1, 2, 3, 4, 5, 6, 7]
-    assert_equal_numbers(heard.outcomes["a"], direct(config))
-    # It went on from its checkpoint: the first round was not computed again.
-    assert heard.outcomes["a"].history[0] == heard.first_metrics["a", 1]
-    # What the pool held stays told, and nothing else; in a folder that is not its storage nothing at all.
+    assert observed.rounds["a"] == [1, 2, 3, 4, 5, 6, 7]
+    assert_equal_numbers(observed.outcomes["a"], direct(config))
+    # The trial continued from its checkpoint: the first round was not computed again.
+    assert observed.outcomes["a"].history[0] == observed.first_metrics["a", 1]
+    # Only the status file of the pool stays, and nothing in a folder that is not the storage.
     assert [path.rpartition("/")[2] for path in everything(storage)] == ["pool.json"]
     assert place == "folder" or everything(tmp_path) == []
 
 
 @pytest.mark.slow
-def test_a_process_that_dies_between_two_trials_fails_neither(cluster, tmp_path, caplog):
+def test_a_process_that_dies_between_two_trials_fails_none_of_them(cluster, tmp_path, caplog):
     configs = {key: toy.toy_config(rounds=2, seed=seed) for seed, key in enumerate("abc")}
 
-    class Killing(Heard):
+    class Killing(Observer):
         def ended(self, trial: PlannedTrial, outcome: Outcome) -> None:
             super().ended(trial, outcome)
             if trial.key == "a":
-                # The next trial is given this process: Tune takes its death for the end of all retries.
+                # The next trial gets this process: Tune counts its death as the end of all retries.
                 (pid,) = processes.of_ray("ImplicitFunc")
                 os.kill(pid, signal.SIGKILL)
 
-    heard = Killing()
+    observed = Killing()
     with caplog.at_level("INFO", "condkd_ray"):
-        assert heard.sweep(configs, tmp_path, max_concurrent=1)
+        assert observed.sweep(configs, tmp_path, max_concurrent=1)
     assert "toy b seed 0: its process died" in caplog.text
-    # What Tune had given up came last.
-    assert list(heard.outcomes) == ["a", "c", "b"]
+    # The trial that Tune had given up ran last.
+    assert list(observed.outcomes) == ["a", "c", "b"]
     for key, config in configs.items():
-        assert_equal_numbers(heard.outcomes[key], direct(config))
+        assert_equal_numbers(observed.outcomes[key], direct(config))
     assert [path for name in ("trials", "chunks", "tune") for path in (tmp_path / name).glob("*/")] == []
 
 
 @pytest.mark.parametrize("put_back", [False, True])
-def test_what_tune_gives_up_too_early_is_tried_again_but_not_for_ever(monkeypatch, put_back):
-    told: list[str] = []
+def test_a_trial_that_tune_gives_up_too_early_is_retried_a_limited_number_of_times(monkeypatch, put_back):
+    calls: list[str] = []
     listener = SimpleNamespace(
         error=None,
-        drop=lambda key: told.append("dropped"),
-        failed=lambda key, reason: told.append(reason),
+        drop=lambda key: calls.append("dropped"),
+        failed=lambda key, reason: calls.append(reason),
         retried=lambda key, reason: None,
     )
     monkeypatch.setitem(LISTENERS, "word", listener)
     events, trial = Events("word"), SimpleNamespace(config={"key": "a"}, error_file=None, max_failures=-1)
     for step in range(MAX_STALLED):
-        # One death of its process, of which Tune tells once or twice.
+        # One death of the process, which Tune reports once or twice.
         if put_back:
             events.on_trial_recover(step, [], trial)
         events.on_trial_error(step, [], trial)
-    assert told[:-1] == ["dropped"] * (MAX_STALLED - 1)
-    assert told[-1] == "10 attempts in a row without one more round; the last: its process died (no reason known)"
+    assert calls[:-1] == ["dropped"] * (MAX_STALLED - 1)
+    assert calls[-1] == "10 attempts in a row without one more round; the last: its process died (no reason known)"
 
 
-def test_a_process_that_never_begins_is_given_up_after_as_many_attempts(monkeypatch):
-    told: list[str] = []
-    listener = SimpleNamespace(error=None, failed=lambda key, reason: told.append(reason), retried=lambda *_: None)
+def test_a_process_that_never_starts_is_given_up_after_the_same_number_of_attempts(monkeypatch):
+    reasons: list[str] = []
+    listener = SimpleNamespace(error=None, failed=lambda key, reason: reasons.append(reason), retried=lambda *_: None)
     monkeypatch.setitem(LISTENERS, "word", listener)
     events, trial = Events("word"), SimpleNamespace(config={"key": "a"}, error_file=None, max_failures=-1)
     for step in range(MAX_STALLED - 1):
         assert trial.max_failures == -1
         events.on_trial_recover(step, [], trial)
-    assert (trial.max_failures, told) == (0, [])
+    assert (trial.max_failures, reasons) == (0, [])
     events.on_trial_error(MAX_STALLED, [], trial)
-    assert len(told) == 1
+    assert len(reasons) == 1
 
 
 @pytest.mark.slow
-def test_ctrl_c_at_the_end_of_tune_runs_nothing_again(cluster, tmp_path, monkeypatch):
-    """Tune has left its loop and hears signals still; one trial waits to be tried again."""
+def test_ctrl_c_at_the_end_of_tune_starts_no_trial_again(cluster, tmp_path, monkeypatch):
+    """Tune has left its loop and still handles signals; one trial waits to be tried again."""
     from ray.tune.execution.tune_controller import TuneController
 
     clean_up = TuneController.cleanup
@@ -268,28 +268,28 @@ def test_ctrl_c_at_the_end_of_tune_runs_nothing_again(cluster, tmp_path, monkeyp
         os.kill(os.getpid(), signal.SIGINT)
         clean_up(self)
 
-    class Killing(Heard):
+    class Killing(Observer):
         def ended(self, trial: PlannedTrial, outcome: Outcome) -> None:
             super().ended(trial, outcome)
             monkeypatch.setattr(TuneController, "cleanup", interrupted)
             (pid,) = processes.of_ray("ImplicitFunc")
             os.kill(pid, signal.SIGKILL)
 
-    heard = Killing()
-    assert not heard.sweep({key: toy.toy_config(rounds=2) for key in "ab"}, tmp_path, max_concurrent=1)
-    assert list(heard.outcomes) == ["a"]
+    observed = Killing()
+    assert not observed.sweep({key: toy.toy_config(rounds=2) for key in "ab"}, tmp_path, max_concurrent=1)
+    assert list(observed.outcomes) == ["a"]
 
 
 @pytest.mark.slow
-def test_an_error_of_the_callers_ends_the_sweep(cluster, tmp_path):
+def test_an_error_of_the_observer_ends_the_sweep(cluster, tmp_path):
     def disturb(trial: PlannedTrial, metrics: Metrics) -> None:
         raise OSError("the disk is full")
 
     with pytest.raises(OSError, match="disk is full"):
-        Heard(disturb).sweep({"a": toy.toy_config(rounds=1000)}, tmp_path)
+        Observer(disturb).sweep({"a": toy.toy_config(rounds=1000)}, tmp_path)
 
 
-def test_what_recorded_trials_left_is_cleared(tmp_path):
+def test_files_of_recorded_trials_are_deleted(tmp_path):
     trials = [planned(key, toy.toy_config()) for key in "abc"]
     for trial in trials:
         trial_folder(tmp_path, trial.key).mkdir(parents=True)
@@ -298,20 +298,20 @@ def test_what_recorded_trials_left_is_cleared(tmp_path):
     assert {path.name for path in tmp_path.glob("*/*")} == {"c"}
 
 
-def test_an_emptied_storage_holds_nothing_of_trials(tmp_path):
+def test_an_emptied_storage_has_no_files_of_trials(tmp_path):
     for name in ("trials/a/state", "chunks/b/rounds", "mine/x"):
         put_text(tmp_path / name, "")
     empty(tmp_path)
     assert everything(tmp_path) == [str(tmp_path / "mine" / "x")]
 
 
-def test_no_trials_are_done_at_once(tmp_path):
-    assert Heard().sweep({}, tmp_path)
+def test_a_sweep_without_trials_is_complete_at_once(tmp_path):
+    assert Observer().sweep({}, tmp_path)
 
 
-def test_resources_nobody_has_are_refused_before_anything_starts(cluster, tmp_path):
+def test_missing_resources_are_refused_before_anything_starts(cluster, tmp_path):
     with pytest.raises(InputError, match="64 CPUs"):
-        Heard().sweep({"a": toy.toy_config()}, tmp_path, cpus_per_trial=64)
+        Observer().sweep({"a": toy.toy_config()}, tmp_path, cpus_per_trial=64)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -322,7 +322,7 @@ def verbose(request):
     speak(False)
 
 
-def test_where_a_trial_runs_is_told_once_a_place_to_who_wants_to_know(verbose, capsys):
+def test_the_node_of_a_trial_is_printed_once_per_node_if_verbose(verbose, capsys):
     rounds = []
     observer = SimpleNamespace(round=lambda _, metrics: rounds.append(metrics))
     monitor = Monitor(None, observer)  # type: ignore[arg-type]
@@ -330,8 +330,8 @@ def test_where_a_trial_runs_is_told_once_a_place_to_who_wants_to_know(verbose, c
     for number, node in ((1, "one"), (2, "one"), (3, "two")):
         monitor.reported("a", {"round": number, "kd/loss": 0.5, "hostname": node, "pid": 7})
     assert rounds == [{"round": number, "kd/loss": 0.5} for number in (1, 2, 3)]
-    told = "trial 0 runs on one, process 7\ntrial 0 runs on two, process 7\n"
-    assert capsys.readouterr().err == (told if verbose else "")
+    expected = "trial 0 runs on one, process 7\ntrial 0 runs on two, process 7\n"
+    assert capsys.readouterr().err == (expected if verbose else "")
 
 
 RAISED = """Failure # 1 (occurred at 2026-01-01_00-00-00)
@@ -360,7 +360,7 @@ The actor died unexpectedly before finishing this task.
         ("", "its process died (no reason known)"),
     ],
 )
-def test_a_failure_in_one_line(text: str, reason: str):
+def test_the_reason_of_a_failure_is_one_line(text: str, reason: str):
     assert reason_in(text) == reason
 
 
@@ -369,18 +369,18 @@ LOOPBACK = "node:127.0.0.1"
 
 
 @pytest.mark.slow
-def test_at_its_deadline_a_sweep_ends_and_what_ran_has_a_checkpoint(cluster, tmp_path):
+def test_a_sweep_ends_at_its_deadline_with_checkpoints_of_running_trials(cluster, tmp_path):
     configs = {key: toy.toy_config(seed=seed, rounds=100_000) for seed, key in enumerate("abcd")}
-    heard = Heard()
+    observed = Observer()
     for seconds in (6, 12, 24, 48, 96):
-        assert not heard.sweep(configs, tmp_path, deadline=time.time() + seconds, checkpoint_seconds=3600)
+        assert not observed.sweep(configs, tmp_path, deadline=time.time() + seconds, checkpoint_seconds=3600)
         # On a busy machine processes may not have started by then.
-        if len(heard.rounds) == 2:
+        if len(observed.rounds) == 2:
             break
-    # Its trials would have gone on for half an hour.
-    assert heard.outcomes == {}
-    assert set(heard.rounds) == {"a", "b"}
-    # No checkpoint was due but that at the end.
+    # Without the deadline the trials would run for half an hour.
+    assert observed.outcomes == {}
+    assert set(observed.rounds) == {"a", "b"}
+    # No checkpoint was due except the one at the end.
     stored = {key for key in configs if (trial_folder(tmp_path, key) / "state.safetensors").is_file()}
     assert stored == {"a", "b"}
 
@@ -389,8 +389,8 @@ def test_at_its_deadline_a_sweep_ends_and_what_ran_has_a_checkpoint(cluster, tmp
 @pytest.mark.parametrize(
     "limit", [pytest.param({"max_concurrent": 1}, marks=pytest.mark.slow), {"resources": {LOOPBACK: 0.6}}]
 )
-def test_fewer_trials_at_once(cluster, tmp_path, limit):
-    told: list[str] = []
+def test_limits_reduce_the_number_of_concurrent_trials(cluster, tmp_path, limit):
+    keys: list[str] = []
     configs = {key: toy.toy_config(seed=seed, rounds=2) for seed, key in enumerate("ab")}
-    assert Heard(lambda trial, metrics: told.append(trial.key)).sweep(configs, tmp_path, **limit)
-    assert told == ["a", "a", "b", "b"]
+    assert Observer(lambda trial, metrics: keys.append(trial.key)).sweep(configs, tmp_path, **limit)
+    assert keys == ["a", "a", "b", "b"]

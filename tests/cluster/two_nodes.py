@@ -1,6 +1,6 @@
 """A driver on two nodes with separate working folders; checks which folders and stores both nodes can use.
 
-usage: two_nodes.py FOLDER URI...     prints a line for each URI: "fine", or the reason why not
+usage: two_nodes.py FOLDER URI...     prints a line for each URI: "fine", or the error message
 """
 
 import os

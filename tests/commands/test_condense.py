@@ -1,4 +1,4 @@
-"""The command that makes a condensed set: what it writes, says and refuses."""
+"""The command `condkd condense`: its files, its output, and input that it refuses."""
 
 import json
 import sys
@@ -31,7 +31,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def run(folder, monkeypatch):
-    """Runs the command; its exit code. No teacher may be asked for."""
+    """A function that runs the command and returns its exit code; the test fails if a teacher is made."""
     monkeypatch.setattr(Workshop, "teacher", lambda *_: pytest.fail("a teacher was made"))
 
     def run(config: str, out: str, *flags: str) -> int:
@@ -46,7 +46,7 @@ def run(folder, monkeypatch):
 
 
 def made(folder: Path, **changes) -> Samples:
-    """What a trial of `dm.yaml` would get."""
+    """Return the condensed set that a trial of `dm.yaml` uses."""
     config = from_tree(read_tree(folder / "dm.yaml") | changes)
     samples = Workshop(folder / "cache").condensed(config)
     assert samples is not None
@@ -54,7 +54,7 @@ def made(folder: Path, **changes) -> Samples:
 
 
 def read_back(folder: Path, name: str) -> Samples:
-    """By `imported`."""
+    """Read a written set with the condensation `imported`."""
     data = Workshop(folder / "cache").data(read(folder / "dm.yaml"))
     options = {"num_classes": 10, "image_shape": (1, 8, 8), "mean": data.mean, "std": data.std}
     return Imported(path=folder / name, ipc=1, force=True).read(**options)  # type: ignore[arg-type]
@@ -84,7 +84,7 @@ def test_the_torch_file_is_exact_and_parquet_is_clipped_and_rounded(folder, run,
     assert printed[1].split()[6] == "0.0%"
 
 
-def test_the_torch_file_is_read_without_unpickling_code_and_says_what_it_is(folder, run):
+def test_the_torch_file_is_read_without_unpickling_code_and_has_metadata(folder, run):
     assert run("dm.yaml", "own.parquet", "--dc", str(folder / "own.pt")) == 0
     content = torch.load(folder / "own.pt", weights_only=True)
     (pair,) = content["data"]
@@ -106,7 +106,7 @@ def test_the_torch_file_is_read_without_unpickling_code_and_says_what_it_is(fold
     assert read_parquet([folder / "own.parquet"]).class_names == data.class_names
 
 
-def test_real_images_come_back_as_they_were(folder, run, capsys):
+def test_real_images_are_stored_exactly(folder, run, capsys):
     assert run("real.yaml", "real.parquet") == 0
     data = Workshop(folder / "cache").data(read(folder / "real.yaml"))
     pixels = read_parquet([folder / "real.parquet"]).pixels
@@ -114,18 +114,18 @@ def test_real_images_come_back_as_they_were(folder, run, capsys):
     assert "clipped;" not in capsys.readouterr().err
 
 
-def test_clipping_is_said_where_nothing_keeps_the_values(folder, run, capsys):
+def test_clipping_is_logged_if_no_file_keeps_the_values(folder, run, capsys):
     assert run("dm.yaml", "clipped.parquet") == 0
     assert "8 bit: values outside [0, 1] were clipped; --dc FILE.pt keeps them" in capsys.readouterr().err
 
 
-def test_flags_go_over_the_file(folder, run):
+def test_flags_have_precedence_over_the_file(folder, run):
     assert run("dm.yaml", "flags.parquet", "--condensation.ipc", "1", "--seed", "5") == 0
     assert len(read_back(folder, "flags.parquet")) == 10
     assert pq.read_schema(folder / "flags.parquet").metadata[b"seed"] == b"5"
 
 
-def test_files_that_exist_are_kept_unless_told_otherwise(folder, run, capsys, monkeypatch):
+def test_existing_files_are_kept_without_force(folder, run, capsys, monkeypatch):
     (folder / "kept_random_real.parquet").write_text("precious")
     assert run("dm.yaml", "kept.parquet", "--control") == 2
     assert "kept_random_real.parquet'; accepted: a new one; or --force" in capsys.readouterr().err
@@ -158,7 +158,7 @@ def test_bad_input_is_refused_before_any_work(config, out, flags, problem, folde
     assert not (folder / out).exists()
 
 
-def test_more_images_than_there_are_are_refused(folder, run, capsys):
+def test_more_images_than_the_data_set_has_are_refused(folder, run, capsys):
     flags = ("--condensation.ipc", "200", "--condensation.condensed-together", "200")
     assert run("dm.yaml", "many.parquet", "--control", *flags) == 2
     assert "number of images per class is 200; accepted: at most" in capsys.readouterr().err
@@ -167,7 +167,7 @@ def test_more_images_than_there_are_are_refused(folder, run, capsys):
 
 @pytest.fixture
 def imported(folder: Path) -> str:
-    """A config of an imported set: real images in [0, 1]."""
+    """The text of a config of an imported set of real images in [0, 1]."""
     data = Workshop(folder / "cache").data(read(folder / "dm.yaml"))
     rows = data.train.labels.argsort(stable=True)[:: len(data.train) // 60]
     images, labels = data.train.pixels[rows].float() / 255, data.train.labels[rows]
@@ -175,13 +175,15 @@ def imported(folder: Path) -> str:
     return f"data: digits\ncondensation: {{name: imported, path: {folder / 'set.pt'}, ipc: 2}}\n"
 
 
-def test_an_imported_set_is_judged_without_training_a_teacher(folder, run, imported):
+def test_an_imported_set_is_checked_without_training_a_teacher(folder, run, imported):
     (folder / "imported.yaml").write_text(imported)
     assert run("imported.yaml", "sets/imported.parquet") == 0
     assert len(pq.read_table(folder / "sets/imported.parquet")) == 20
 
 
-def test_a_teacher_of_ones_own_is_asked_before_it_judges_an_imported_set(folder, run, imported, monkeypatch, capsys):
+def test_a_users_teacher_is_checked_before_it_is_used_to_check_an_imported_set(
+    folder, run, imported, monkeypatch, capsys
+):
     network = ConvNet(depth=1, width=4)
     torch.save(network.build((1, 8, 8), 10).state_dict(), folder / "w.pt")
     teacher = f"teacher: {{network: {{name: convnet, depth: 1, width: 4}}, weights: {folder / 'w.pt'}}}\n"

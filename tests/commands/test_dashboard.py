@@ -1,4 +1,4 @@
-"""What is settled before the servers of `condkd dashboard` start; `tests/browser` and `tests/runs` look at them."""
+"""Checks of `condkd dashboard` before its servers start; running servers are in `tests/browser` and `tests/runs`."""
 
 import socket
 import threading
@@ -18,17 +18,17 @@ from condkd_ray.study.storage import JOURNAL
 
 @pytest.fixture
 def taken() -> Iterator[int]:
-    """A port at which a server listens that does not know HTTP."""
+    """The port of a running server that does not speak HTTP."""
     with socket.create_server((HOST, 0)) as server:
 
         def answer() -> None:
             while True:
                 try:
-                    asked, _ = server.accept()
+                    connection, _ = server.accept()
                 except OSError:
                     return
-                with asked:
-                    asked.sendall(b"SSH-2.0-somebody\r\n")
+                with connection:
+                    connection.sendall(b"SSH-2.0-somebody\r\n")
 
         threading.Thread(target=answer, daemon=True).start()
         yield server.getsockname()[1]
@@ -37,19 +37,19 @@ def taken() -> Iterator[int]:
 
 @pytest.mark.parametrize("which", ["optuna", "tensorboard"])
 @pytest.mark.parametrize("port", [-1, 65536, None])
-def test_a_port_that_is_not_to_be_had_is_refused_before_its_server_starts(tmp_path, monkeypatch, taken, which, port):
+def test_an_unavailable_port_is_refused_before_its_server_starts(tmp_path, monkeypatch, taken, which, port):
     (tmp_path / JOURNAL).touch()
     wanted = taken if port is None else port
     started: list[list[str]] = []
     monkeypatch.setattr(dashboard.subprocess, "Popen", lambda command, **_: started.append(command))
-    told = rf"^port of \w+ is {wanted}; accepted: one that is free, or 0 for any"
+    message = rf"^port of \w+ is {wanted}; accepted: one that is free, or 0 for any"
     command = Dashboard(out=tmp_path, **{f"{which}_port": wanted})
-    with pytest.raises(InputError, match=told), servers(command):
+    with pytest.raises(InputError, match=message), servers(command):
         pass
     assert not started
 
 
-def test_where_one_is_not_to_be_had_the_other_does_not_start_either(tmp_path, monkeypatch, taken):
+def test_if_one_port_is_unavailable_no_server_starts(tmp_path, monkeypatch, taken):
     (tmp_path / JOURNAL).touch()
     started: list[list[str]] = []
     monkeypatch.setattr(dashboard.subprocess, "Popen", lambda command, **_: started.append(command))
@@ -78,24 +78,24 @@ def start_servers(command: Dashboard) -> None:
         pass
 
 
-def test_a_port_that_another_program_takes_meanwhile_is_given_up_for_another(tmp_path, monkeypatch, taken, capsys):
+def test_a_port_taken_by_another_program_at_the_start_is_replaced(tmp_path, monkeypatch, taken, capsys):
     (tmp_path / FOLDER).mkdir()
-    real, looks = dashboard.free_port, []
+    real, calls = dashboard.free_port, []
 
     def late(name: str, wanted: int) -> int:
-        looks.append(wanted)
-        # At the first look nobody would start; at the second another program comes between us and our server.
-        return taken if len(looks) == 2 else real(name, wanted)
+        calls.append(wanted)
+        # The first call only checks the port; after the second, another program has taken the port.
+        return taken if len(calls) == 2 else real(name, wanted)
 
     monkeypatch.setattr(dashboard, "free_port", late)
     with servers(Dashboard(out=tmp_path)) as running:
         assert [server.process.poll() for server in running] == [None]
-    told = capsys.readouterr().out
-    assert "TensorBoard" in told
-    assert f":{taken}/" not in told
+    printed = capsys.readouterr().out
+    assert "TensorBoard" in printed
+    assert f":{taken}/" not in printed
 
 
-def test_a_server_that_does_not_know_http_is_no_answer(taken):
+def test_a_server_without_http_does_not_count_as_an_answer(taken):
     assert not dashboard.answers(taken)
 
 
@@ -107,7 +107,7 @@ def test_a_server_that_does_not_know_http_is_no_answer(taken):
         ({"no_proxy": "a.b", "no_grpc_proxy": "c.d"}, f"c.d,{HOST},localhost"),
     ],
 )
-def test_the_servers_reach_one_another_and_other_hosts_as_before(
+def test_the_servers_reach_each_other_without_a_proxy_and_other_hosts_as_before(
     tmp_path, monkeypatch, server_calls, set_before, spared
 ):
     for name in ("no_proxy", "NO_PROXY", "no_grpc_proxy"):
@@ -120,7 +120,7 @@ def test_the_servers_reach_one_another_and_other_hosts_as_before(
     assert found["no_grpc_proxy"] == spared
 
 
-def test_what_is_wrong_with_a_study_is_told_before_a_server_starts(tmp_path, monkeypatch, server_calls):
+def test_an_invalid_study_is_refused_before_a_server_starts(tmp_path, monkeypatch, server_calls):
     monkeypatch.chdir(tmp_path)
     write_manifest(Path("out"), Manifest(experiment="search", question="", command="", created=""))
     journal = Path("out") / JOURNAL
@@ -139,7 +139,7 @@ def test_what_is_wrong_with_a_study_is_told_before_a_server_starts(tmp_path, mon
         dashboard.dashboard(Dashboard(out=Path("out"), study_storage="none.journal"))
     assert not Path("none.journal").exists()
     assert not server_calls
-    # The lock of the server's Optuna leads to the journal wherever it runs.
+    # The path is absolute, because the link of Optuna's lock must lead to the journal from any working directory.
     start_servers(Dashboard(out=Path("out")))
     assert str(tmp_path / "out" / JOURNAL) in server_calls[-1][0]
     start_servers(Dashboard(out=Path("out"), study_storage="sqlite:///s.db"))

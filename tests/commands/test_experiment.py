@@ -1,4 +1,4 @@
-"""Flags of experiments: the config that they become, and what is refused."""
+"""Flags of experiments: the config that they become, and flags that are refused."""
 
 from pathlib import Path
 
@@ -30,14 +30,14 @@ def test_producers_become_a_pipeline():
 def test_flags_of_a_condensed_set_become_its_fields():
     path = Path("set.pt")
     assert Flags(condensed_path=path).base().condensation == Imported(path=path, ipc=10)
-    given = {"mean": (0.5,), "std": (0.25,), "order": (1, 0)}
-    flags = {f"condensed_{name}": value for name, value in given.items()}
+    fields = {"mean": (0.5,), "std": (0.25,), "order": (1, 0)}
+    flags = {f"condensed_{name}": value for name, value in fields.items()}
     config = Flags(condensed_path=path, condensed_space="normalised", force_condensed=True, **flags).base()
-    assert config.condensation == Imported(path=path, ipc=10, space="normalised", force=True, **given)
+    assert config.condensation == Imported(path=path, ipc=10, space="normalised", force=True, **fields)
 
 
-def test_what_is_not_declared_is_no_part_of_the_identity():
-    """Names of runs of before must stay."""
+def test_fields_that_are_not_set_are_no_part_of_the_identity():
+    """The hashes of earlier runs must not change."""
     plain = Imported(path=Path("a.pt"))
     assert identity(plain) == {"name": "imported"}
     declared = Imported(path=Path("a.pt"), mean=(0.5,), std=(0.25,), order=(1, 0))
@@ -45,7 +45,7 @@ def test_what_is_not_declared_is_no_part_of_the_identity():
 
 
 @pytest.mark.parametrize("inversion", ["dafl", "zskt", "dfad", "dfq", "pre_dfkd"])
-def test_an_adversarial_host_gets_fresh_images(inversion):
+def test_an_adversarial_host_gets_the_memory_of_the_latest_images(inversion):
     config = Flags(inversion=inversion).base()
     assert config.inversion.name == inversion
     assert isinstance(config.memory, Latest)
@@ -70,6 +70,6 @@ def test_digits_get_a_narrower_generator(inversion):
         ({"guidance_weight": -1.0}, "guidance weight is -1.0; accepted: >= 0"),
     ],
 )
-def test_bad_flags_are_answered_in_words(flags: dict, message: str):
+def test_bad_flags_are_refused_with_a_message(flags: dict, message: str):
     with pytest.raises(InputError, match=message):
         Flags(**flags).base()

@@ -1,4 +1,4 @@
-"""What is exported: a student that scores the same without this package, and its synthetic images."""
+"""Exports: a student that gives the same predictions without this package, and its synthetic images."""
 
 import json
 import subprocess
@@ -21,7 +21,7 @@ from condkd_ray.runs.products import BestProducts
 from condkd_ray.trial.outcome import read_product
 
 
-def test_what_cannot_be_exported_is_refused(tmp_path):
+def test_trials_that_cannot_be_exported_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"holds no experiment\.json"):
         choose(tmp_path)
     out = folder_of(tmp_path)
@@ -48,7 +48,7 @@ print(json.dumps([(many.argmax(1)).tolist(), (one - many).abs().max().item()]))
 
 
 @pytest.mark.parametrize("inversion", [None, Dafl(steps=1, batch=16, latent=16, width=8, images_per_round=24)])
-def test_an_exported_student_scores_the_same_in_plain_torch(tmp_path, inversion):
+def test_an_exported_student_gives_the_same_predictions_in_plain_torch(tmp_path, inversion):
     out = folder_of(tmp_path / "out")
     record = ran(out, "a", toy_config(rounds=2, **({"inversion": inversion} if inversion else {})))
     BestProducts(out).update(record)
@@ -57,8 +57,8 @@ def test_an_exported_student_scores_the_same_in_plain_torch(tmp_path, inversion)
     test = PREPARED.test
     torch.save((test.pixels / 255, test.labels), tmp_path / "test.pt")
     command = [sys.executable, "-c", PLAIN, str(tmp_path / "test.pt"), str(tmp_path / "to" / "student.pt2")]
-    told = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
-    predictions, difference = json.loads(told.stdout)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    predictions, difference = json.loads(done.stdout)
     assert predictions == record.outcome.predictions
     assert difference < 1e-4
     card = json.loads((tmp_path / "to" / "student.json").read_text())
@@ -66,7 +66,7 @@ def test_an_exported_student_scores_the_same_in_plain_torch(tmp_path, inversion)
     assert (card["mean"], card["std"]) == (list(MEAN), list(STD))
 
 
-def test_the_synthetic_set_is_that_of_the_memory_with_the_teachers_logits(tmp_path):
+def test_the_synthetic_set_is_the_memory_with_the_teachers_logits(tmp_path):
     out = folder_of(tmp_path / "out")
     record = ran(out, "a", toy_config(rounds=2))
     BestProducts(out).update(record)
@@ -80,11 +80,11 @@ def test_the_synthetic_set_is_that_of_the_memory_with_the_teachers_logits(tmp_pa
     logits = torch.tensor(pq.read_table(tmp_path / "to" / "synthetic.parquet").column("logits").to_pylist())
     teacher = PREPARED.teacher
     with torch.no_grad():
-        asked = teacher.logits(teacher.normalise(raw.pixels / 255))
-    torch.testing.assert_close(logits, asked, rtol=2e-3, atol=2e-3)
+        expected = teacher.logits(teacher.normalise(raw.pixels / 255))
+    torch.testing.assert_close(logits, expected, rtol=2e-3, atol=2e-3)
 
 
-def test_images_of_the_models_space_are_clipped_to_eight_bit_and_it_is_said(tmp_path):
+def test_images_of_the_model_space_are_clipped_to_8_bit_with_a_note(tmp_path):
     out = folder_of(tmp_path / "out")
     dafl = Dafl(steps=1, batch=16, latent=16, width=8, images_per_round=24)
     record = ran(out, "a", toy_config(rounds=1, inversion=dafl))

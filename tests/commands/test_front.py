@@ -1,4 +1,4 @@
-"""What `condkd` answers at once, and that nothing heavy is imported for it."""
+"""Help, versions and refusals of `condkd` that are printed without importing heavy packages."""
 
 import fcntl
 import inspect
@@ -27,68 +27,68 @@ except SystemExit as ended:
 
 
 def condkd(folder: Path, *arguments: str) -> tuple[int, list[str], str, str]:
-    """Exit code, heavy modules that were imported, standard output and standard error of a process of its own."""
+    """Run `condkd` in a process; return exit code, imported heavy modules, standard output and standard error."""
     done = subprocess.run(
         [sys.executable, "-c", CHILD, *arguments], cwd=folder, capture_output=True, text=True, timeout=60
     )
-    *said, last = done.stdout.splitlines()
+    *output, last = done.stdout.splitlines()
     code, imported = json.loads(last)
-    return code, imported, "\n".join(said), done.stderr
+    return code, imported, "\n".join(output), done.stderr
 
 
-def test_importing_the_package_imports_nothing():
-    told = f"import sys, condkd_ray; print([name for name in {HEAVY} if name in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", told], capture_output=True, text=True).stdout == "[]\n"
+def test_importing_the_package_imports_no_heavy_package():
+    script = f"import sys, condkd_ray; print([name for name in {HEAVY} if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "[]\n"
 
 
 @pytest.mark.parametrize("flag", ["--help", "-h"])
 def test_help_names_all_verbs(tmp_path, flag):
-    code, imported, said, _ = condkd(tmp_path, flag)
+    code, imported, output, _ = condkd(tmp_path, flag)
     assert (code, imported) == (0, [])
-    assert all(f"  {verb} " in said for verb in VERBS)
+    assert all(f"  {verb} " in output for verb in VERBS)
 
 
-def test_the_version(tmp_path):
+def test_the_version_is_printed(tmp_path):
     assert condkd(tmp_path, "--version") == (0, [], f"condkd {condkd_ray.__version__}", "")
 
 
 @pytest.mark.parametrize(("verb", "hint"), [("serch", " (did you mean search?)"), ("zzz", ""), ("--verbose", "")])
 def test_an_unknown_verb_is_refused(tmp_path, verb, hint):
-    code, imported, said, told = condkd(tmp_path, verb, "--help")
-    assert (code, imported, said) == (2, [], "")
-    assert told == f"error: verb is '{verb}'{hint}; accepted: {', '.join(VERBS)}, --help, --version\n"
+    code, imported, output, errors = condkd(tmp_path, verb, "--help")
+    assert (code, imported, output) == (2, [], "")
+    assert errors == f"error: verb is '{verb}'{hint}; accepted: {', '.join(VERBS)}, --help, --version\n"
 
 
-def test_without_a_verb_there_is_help_and_no_success(tmp_path):
-    code, imported, said, told = condkd(tmp_path)
-    assert (code, imported, said) == (2, [], "")
-    assert told.startswith("usage: condkd")
+def test_without_a_verb_help_is_printed_and_the_exit_code_is_2(tmp_path):
+    code, imported, output, errors = condkd(tmp_path)
+    assert (code, imported, output) == (2, [], "")
+    assert errors.startswith("usage: condkd")
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_the_help_of_a_verb_is_there_at_once(tmp_path, verb):
+def test_the_help_of_a_verb_is_printed_without_heavy_imports(tmp_path, verb):
     for arguments in (["--help"], ["space.yaml", "-h"]):
-        code, imported, said, _ = condkd(tmp_path, verb, *arguments)
+        code, imported, output, _ = condkd(tmp_path, verb, *arguments)
         assert (code, imported) == (0, [])
-        assert said.startswith(f"usage: condkd {verb} ")
+        assert output.startswith(f"usage: condkd {verb} ")
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_the_help_that_is_stored_is_that_of_the_flags(verb):
+def test_the_stored_help_is_up_to_date(verb):
     def words(text: str) -> list[str]:
-        # Where lines are broken, and what is drawn around them, is tyro's affair; it hyphenates nothing.
+        # Line breaks and frames differ between versions of tyro, which never hyphenates.
         return re.findall(r"[\w./*$'=-]+", text)
 
-    told = "python -m condkd_ray.commands.front writes it anew"
-    assert words(stored_help(verb)) == words(render_help(verb)), told
+    advice = "python -m condkd_ray.commands.front writes it anew"
+    assert words(stored_help(verb)) == words(render_help(verb)), advice
     assert stored_help(verb).isascii()
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_a_verb_is_what_the_table_says(verb):
+def test_the_table_of_verbs_agrees_with_their_flags(verb):
     flags, function = VERBS[verb].load()
     assert callable(function)
-    # Of its docstring the table tells the first sentence, or what is most of it.
+    # The summary in the table is the first sentence of the docstring, or most of it.
     words = {word.lower() for word in re.findall(r"\w{4,}", VERBS[verb].summary)}
     known = {word.lower() for word in re.findall(r"\w{4,}", inspect.getdoc(flags) or "")}
     assert len(words & known) >= len(words) / 2
@@ -105,20 +105,22 @@ def test_a_verb_is_what_the_table_says(verb):
     ],
 )
 def test_a_folder_in_use_is_refused_before_anything_is_imported(tmp_path, arguments):
-    folder = tmp_path / ("there" if any("there" in one for one in arguments) else f"runs/{arguments[0]}")
+    folder = tmp_path / ("there" if any("there" in argument for argument in arguments) else f"runs/{arguments[0]}")
     folder.mkdir(parents=True)
     held = os.open(folder, os.O_RDONLY)
     fcntl.flock(held, fcntl.LOCK_EX)
     try:
-        code, imported, said, told = condkd(tmp_path, *arguments)
+        code, imported, output, errors = condkd(tmp_path, *arguments)
     finally:
         os.close(held)
-    assert (code, imported, said) == (2, [], "")
-    assert told.startswith(f"error: --out is '{folder.relative_to(tmp_path)}', where another process runs; accepted: ")
+    assert (code, imported, output) == (2, [], "")
+    assert errors.startswith(
+        f"error: --out is '{folder.relative_to(tmp_path)}', where another process runs; accepted: "
+    )
     assert list(folder.iterdir()) == []
 
 
-def test_a_report_in_the_way_is_told_of_and_ctrl_c_ends_the_wait(tmp_path):
+def test_a_running_report_is_waited_for_with_a_message_and_ctrl_c_ends_the_wait(tmp_path):
     folder = tmp_path / "there"
     folder.mkdir()
     held = os.open(folder, os.O_RDONLY)
@@ -139,7 +141,7 @@ def test_a_report_in_the_way_is_told_of_and_ctrl_c_ends_the_wait(tmp_path):
         *(("train", "x.yaml", "--out", "elsewhere"), ("train", "x.yaml", "--out", "there", "--out", "elsewhere")),
     ],
 )
-def test_what_needs_no_folder_for_itself_is_not_refused(tmp_path, monkeypatch, arguments):
+def test_a_call_that_needs_no_lock_may_name_a_folder_in_use(tmp_path, monkeypatch, arguments):
     monkeypatch.chdir(tmp_path)
     Path("there").mkdir()
     held = os.open("there", os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""The table of methods: complete, honest about whose choice a field is, and equal to the one in docs/methods.md."""
+"""The table of methods is complete, marks the fields that are our choice, and equals the one in docs/methods.md."""
 
 import dataclasses
 import re
@@ -16,7 +16,7 @@ from condkd_ray.models.network import label
 KINDS = [kind for union in methods_table.FAMILIES.values() for kind in methods_table.methods(union)]
 
 
-def test_it_names_every_member_once():
+def test_the_table_names_every_method_once():
     lines = methods_table.table().splitlines()[2:]
     assert len(lines) == len(KINDS)
     for kind in get_args(AnyInversion):
@@ -24,7 +24,7 @@ def test_it_names_every_member_once():
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
-def test_every_hyper_parameter_is_told_and_what_is_ours_is_a_field(kind):
+def test_every_hyper_parameter_is_in_the_row_and_our_choices_are_marked(kind):
     names = {field.name for field in dataclasses.fields(kind)} - {"name"}
     assert set(kind.ours) <= names
     row = row_of(kind)
@@ -36,8 +36,8 @@ def test_every_hyper_parameter_is_told_and_what_is_ours_is_a_field(kind):
 def test_the_students_recipe_has_a_row():
     (row,) = [line for line in methods_table.table().splitlines() if line.startswith("| distiller |")]
     assert row.startswith("| distiller | - | Fang et al., ")
-    for told in ("optimizer sgd", "nesterov off", "lr_schedule cosine", "milestones none", "clip 0", "*warm_up 0.1*"):
-        assert told in row
+    for field in ("optimizer sgd", "nesterov off", "lr_schedule cosine", "milestones none", "clip 0", "*warm_up 0.1*"):
+        assert field in row
 
 
 def row_of(kind) -> str:
@@ -48,14 +48,14 @@ def row_of(kind) -> str:
     return row
 
 
-def test_the_readme_has_this_very_table():
-    told = (
+def test_the_documentation_has_the_current_table():
+    stored = (
         (DOCS / "methods.md").read_text(encoding="utf-8").split("<!-- condkd methods -->\n")[1].split("<!-- end -->")[0]
     )
-    assert told == methods_table.table(), "the table in docs/methods.md is old: put in what `condkd methods` prints"
+    assert stored == methods_table.table(), "the table in docs/methods.md is old: put in what `condkd methods` prints"
 
 
-def test_the_table_of_networks_names_every_architecture_as_the_command_line_does():
+def test_the_table_of_networks_names_every_architecture_as_in_flags():
     assert {type(parse(text)) for text in methods_table.NETWORKS} == set(get_args(AnyNetwork))
     assert all(label(parse(text)) == text for text in methods_table.NETWORKS)
     rows = methods_table.networks_table().splitlines()
@@ -64,7 +64,7 @@ def test_the_table_of_networks_names_every_architecture_as_the_command_line_does
     assert "`resnet50`" in rows[-1]
 
 
-def test_a_row_of_the_table_of_networks():
+def test_a_row_of_the_table_of_networks_has_sizes_and_operations():
     rows = methods_table.networks_table().splitlines()
     assert "| `wrn-40-2` | Zagoruyko & Komodakis, BMVC 2016 | 2.24 M | 328 M | 128 | yes | 8 |" in rows
     (lenet,) = [row for row in rows if row.startswith("| `lenet5` |")]
@@ -72,11 +72,11 @@ def test_a_row_of_the_table_of_networks():
 
 
 @pytest.mark.parametrize(
-    ("count", "told"),
+    ("count", "text"),
     [
         *((7, "7"), (999, "999"), (1000, "1.00 k"), (15_888, "15.9 k"), (651_720, "652 k"), (999_999, "1.00 M")),
         *((1_159_402_496, "1.16 G"), (1.27e17, "127 P")),
     ],
 )
-def test_counts_have_three_digits(count, told):
-    assert short(count) == told
+def test_counts_have_three_digits(count, text):
+    assert short(count) == text

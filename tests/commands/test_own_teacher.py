@@ -1,5 +1,7 @@
-"""A user's own teacher, through every command that takes one: what is wrong with it is refused before anything is
-written, and told where it is taken by force."""
+"""A user's own teacher in every command that takes one.
+
+A faulty teacher is refused before anything is written; a forced one is used, and its fault is logged.
+"""
 
 import json
 import re
@@ -47,14 +49,14 @@ def save(module: nn.Module, path: Path, **card: object) -> None:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights of digits: good ones, with and without a card, and some with each fault; a trial and a space."""
+    """A folder with weights of digits (good ones with and without a card, one file per fault), a trial and a space."""
     home, digits = tmp_path_factory.mktemp("teachers"), load(DataConfig(name="digits"))
     (home / "trial.yaml").write_text(TRIAL)
     (home / "space.yaml").write_text(SPACE)
     (home / "set.yaml").write_text(OF_TEACHER)
     with Streams(0).forked("init/teacher"):
         network = ResNet(depth=8, width=8).build(digits.image_shape, 10)
-    # Grey values of 0 to 255, not the constants that digits have by themselves.
+    # The teacher is trained on grey values of 0 to 255, not with the default constants of digits.
     about = {"mean": (0.0,), "std": (1 / 255,)}
     recipe = about | {"flip_ok": False, "rng": Streams(0)}
     Supervised(epochs=8).train(network, digits.train.pixels, digits.train.labels, **recipe)
@@ -86,7 +88,7 @@ def program(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def call(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Runs a program with a teacher and what is known of it, spelled as that program has it; the exit code."""
+    """A function that runs a program with a teacher and facts about it as flags; it returns the exit code."""
 
     def call(program: str, weights: str, **about: object) -> int:
         of_config = program in ("train", "condense")
@@ -140,19 +142,19 @@ FAULTS = [
 ]
 
 
-@pytest.mark.parametrize(("weights", "about", "said"), FAULTS, ids=[f"{w} {said[:20]}" for w, _, said in FAULTS])
-def test_a_fault_is_refused_before_anything_is_written(
-    program: str, weights: str, about: dict, said: str, call: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("weights", "about", "fault"), FAULTS, ids=[f"{w} {fault[:20]}" for w, _, fault in FAULTS])
+def test_a_faulty_teacher_is_refused_before_anything_is_written(
+    program: str, weights: str, about: dict, fault: str, call: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     assert call(program, weights, **about) == 2
-    told = capsys.readouterr().err.splitlines()
-    assert told[-1].startswith("error: ")
-    assert said in told[-1]
+    errors = capsys.readouterr().err.splitlines()
+    assert errors[-1].startswith("error: ")
+    assert fault in errors[-1]
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
-    ("weights", "about", "said"),
+    ("weights", "about", "pattern"),
     [
         ("good", GOOD, r"^the teacher classifies 9\d\.\d% of 970 images of digits correctly \(95 % interval 9.*%\)$"),
         ("carded", {}, r"^the teacher classifies 9\d.*%\); its card states 96\.0%$"),
@@ -161,15 +163,15 @@ def test_a_fault_is_refused_before_anything_is_written(
         ("fresh", GOOD | {"force_teacher": True}, "^taken by force: .* untrained statistics"),
     ],
 )
-def test_what_is_right_or_forced_runs_with_its_sentence(
-    weights: str, about: dict, said: str, call: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_good_or_forced_teacher_runs_with_one_note(
+    weights: str, about: dict, pattern: str, call: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     assert call("train", weights, **about) == 0
-    told = capsys.readouterr().err
-    assert len(re.findall(said, told, re.MULTILINE)) == 1, told
-    assert told.count("card of the teacher: ") == (weights == "carded")
+    errors = capsys.readouterr().err
+    assert len(re.findall(pattern, errors, re.MULTILINE)) == 1, errors
+    assert errors.count("card of the teacher: ") == (weights == "carded")
     note = read_manifest(tmp_path / "out").notes[0]
-    assert re.search(said.strip("^$"), note[0].lower() + note[1:].removesuffix("."))
+    assert re.search(pattern.strip("^$"), note[0].lower() + note[1:].removesuffix("."))
     (record,) = read_records(tmp_path / "out")
     assert record.config["data"]["mean"] == [0.0]
 
@@ -188,8 +190,8 @@ def test_flags_of_an_experiment_become_a_config_over_the_card(home: Path):
         Flags(**own).teacher_label for own in ({}, {"teacher": "wrn-16-1"}, {"teacher_weights": home / "carded.pt"})
     ]
     assert labels == ["resnet-8-16", "wrn-16-1", "resnet-8-8"]
-    for fields, said in (({"mean": (0.5,)}, "--mean, --std is"), ({"card": home / "carded.json"}, "teacher.card is ")):
-        with pytest.raises(InputError, match=said):
+    for fields, what in (({"mean": (0.5,)}, "--mean, --std is"), ({"card": home / "carded.json"}, "teacher.card is ")):
+        with pytest.raises(InputError, match=what):
             Flags(**fields).base()
 
 
@@ -202,14 +204,14 @@ def test_an_experiment_and_a_search_take_a_card(
     program: str, weights: str, call: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     assert call(program, weights) == 0
-    told = capsys.readouterr().err
-    assert told.count("card of the teacher: ") == 1
-    assert told.count("; its card states 96.0%") == 1
+    errors = capsys.readouterr().err
+    assert errors.count("card of the teacher: ") == 1
+    assert errors.count("; its card states 96.0%") == 1
     for record in read_records(tmp_path / "out"):
         assert (record.config["data"]["mean"], record.config["data"]["size"]) == ([0.0], 8)
 
 
-def test_the_api_asks_too(home: Path, tmp_path: Path):
+def test_the_api_refuses_a_faulty_teacher_too(home: Path, tmp_path: Path):
     tree = read(home / "trial.yaml")
     wrong = replace(tree, teacher=replace(tree.teacher, weights=home / "fresh.safetensors"))
     for out in (None, tmp_path / "out"):

@@ -20,7 +20,7 @@ def entry(key: str, **changes) -> dict:
     return {"key": key, **sizes, "rounds": 2, "readers": 3, "hits": 4, "maker": "abcdef0123456789"} | changes
 
 
-def test_what_a_pool_holds_as_a_table(tmp_path, monkeypatch):
+def test_the_contents_of_a_pool_are_shown_as_a_table(tmp_path, monkeypatch):
     monkeypatch.setattr(pool, "time", SimpleNamespace(time=lambda: 1065.0))
     write(tmp_path, [entry("shared"), entry("own-one", rounds=0, readers=1, hits=0, maker="", spilled_bytes=0)])
     lines = pool_table(tmp_path).splitlines()
@@ -33,12 +33,12 @@ def test_what_a_pool_holds_as_a_table(tmp_path, monkeypatch):
     assert len({len(line) for line in lines[:3]}) == 1
 
 
-def test_an_empty_pool_says_so(tmp_path):
+def test_an_empty_pool_has_a_message(tmp_path):
     write(tmp_path, [])
     assert pool_table(tmp_path).startswith("no samples are held\n0.0 MB")
 
 
-def test_a_folder_no_pool_has_written_to_is_refused(tmp_path):
+def test_a_folder_without_a_valid_pool_file_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"holds no chunks/pool\.json"):
         pool_table(tmp_path)
     write(tmp_path, [])

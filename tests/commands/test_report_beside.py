@@ -1,4 +1,4 @@
-"""Reports beside real runs, and runs whose TensorBoard files have no room: nothing ends, and all comes out the same."""
+"""Reports during real runs, and runs without disk space for TensorBoard files: the runs continue with equal results."""
 
 import json
 import subprocess
@@ -30,10 +30,10 @@ pytestmark = [pytest.mark.fault, pytest.mark.ray]
 
 
 class Run:
-    """An experiment or a search as its user starts it, in a process of its own; `said` is what it says."""
+    """An experiment or a search in a process of its own; `lines` are the lines of its output."""
 
     def __init__(self, home: Path, kind: str, out: str) -> None:
-        self.out, self.said = home / out, list[str]()
+        self.out, self.lines = home / out, list[str]()
         command = {
             "experiment": [str(EXPERIMENTS / "ablate_ipc.py"), "--ipcs", "1", "--seeds", "0", "1", "--config"],
             "search": ["-m", "condkd_ray", "search", "--trials", "4"],
@@ -50,10 +50,10 @@ class Run:
     def _read(self) -> None:
         assert self.process.stdout is not None
         for line in self.process.stdout:
-            self.said.append(line.rstrip())
+            self.lines.append(line.rstrip())
 
     def end(self) -> int:
-        """Its exit code."""
+        """Wait for the end of the run and return its exit code."""
         code = self.process.wait(timeout=300)
         self._reader.join()
         self.process.stdout.close()
@@ -61,7 +61,7 @@ class Run:
 
     @property
     def ended(self) -> int:
-        """How many trials have a record."""
+        """Number of trials that have a record."""
         return len(list(self.out.glob("records/*.json")))
 
 
@@ -76,7 +76,7 @@ def running(home: Path, kind: str, out: str = "out") -> Iterator[Run]:
 
 
 def numbers(out: Path) -> dict[str, object]:
-    """What each trial came to but for times, by hash."""
+    """Return arm, status, metrics except times, and predictions of each trial, by hash."""
     found = {}
     for record in read_records(out):
         metrics = {name: value for name, value in record.metrics.items() if not name.startswith("time/")}
@@ -90,9 +90,9 @@ def report(out: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("kind", ["experiment", "search"])
-def test_reports_beside_a_run_show_what_there_is_and_leave_it_alone(tmp_path, kind):
+def test_reports_during_a_run_show_interim_results_and_do_not_change_the_run(tmp_path, kind):
     with running(tmp_path, kind, "undisturbed") as run:
-        assert run.end() == 0, run.said
+        assert run.end() == 0, run.lines
     interim = 0
     with running(tmp_path, kind) as run:
         while run.process.poll() is None:
@@ -100,35 +100,35 @@ def test_reports_beside_a_run_show_what_there_is_and_leave_it_alone(tmp_path, ki
                 time.sleep(0.05)
                 continue
             before = {path: path.stat().st_ino for path in (run.out / "tensorboard").rglob("events*")}
-            told = report(run.out)
-            assert told.returncode == 0, told.stderr
+            done = report(run.out)
+            assert done.returncode == 0, done.stderr
             if run.process.poll() is None and run.ended < len(numbers(tmp_path / "undisturbed")):
-                interim += told.stdout.startswith("interim: ")
+                interim += done.stdout.startswith("interim: ")
                 assert all(path.stat().st_ino == inode for path, inode in before.items())
-        assert run.end() == 0, run.said
+        assert run.end() == 0, run.lines
     assert interim
-    assert not any("Traceback" in line or "cannot be written" in line for line in run.said)
+    assert not any("Traceback" in line or "cannot be written" in line for line in run.lines)
     assert numbers(run.out) == numbers(tmp_path / "undisturbed")
-    assert not any(line.startswith("interim") for line in run.said)
+    assert not any(line.startswith("interim") for line in run.lines)
     table = "table.md" if kind == "experiment" else "search.md"
     assert "interim" not in (run.out / table).read_text()
     assert json.loads((run.out / "experiment.json").read_text())["planned"]
 
 
-def test_a_run_goes_on_without_room_for_tensorboard_and_makes_it_at_its_end(tmp_path):
+def test_a_run_continues_without_room_for_tensorboard_files_and_writes_them_at_its_end(tmp_path):
     with running(tmp_path, "experiment", "undisturbed") as run:
-        assert run.end() == 0, run.said
+        assert run.end() == 0, run.lines
     out = tmp_path / "out"
     out.mkdir()
     with permitted(), small_disk(out / "tensorboard", "16k"), running(tmp_path, "experiment") as run:
-        while run.process.poll() is None and not any("cannot be written" in line for line in run.said):
+        while run.process.poll() is None and not any("cannot be written" in line for line in run.lines):
             time.sleep(0.05)
-        assert run.process.poll() is None, run.said
+        assert run.process.poll() is None, run.lines
         free(out / "tensorboard")
-        assert run.end() == 0, run.said
-        (told,) = [line for line in run.said if "cannot be written" in line]
-        assert told.startswith(f"TensorBoard files in {out} cannot be written (")
-        assert "No space left on device" in told
+        assert run.end() == 0, run.lines
+        (message,) = [line for line in run.lines if "cannot be written" in line]
+        assert message.startswith(f"TensorBoard files in {out} cannot be written (")
+        assert "No space left on device" in message
     assert numbers(out) == numbers(tmp_path / "undisturbed")
     runs, expected = (
         {path.parent.relative_to(folder) for path in (folder / "tensorboard").rglob("events*")}

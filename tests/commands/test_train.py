@@ -1,4 +1,4 @@
-"""Repeating a record: is the number equal, and if not, what differs?"""
+"""Repeating a record: the comparison of both outcomes, with the causes of a difference."""
 
 import pytest
 from report.report_factory import altered
@@ -19,28 +19,28 @@ def record():
     return make_record("test", Plan("mixed", 2, 0, config), "abc", prepared, outcome)
 
 
-def test_equal_numbers_are_said_to_be_equal(record):
+def test_equal_predictions_are_reported_as_equal(record):
     slower = altered(record, node="elsewhere", metrics=record.metrics | {"time/wall_seconds": 1.0})
-    equal, told = compare(record, slower)
+    equal, text = compare(record, slower)
     assert equal
-    assert told.startswith("equal: test accuracy ")
-    assert "all 128 predictions" in told
+    assert text.startswith("equal: test accuracy ")
+    assert "all 128 predictions" in text
 
 
-def test_of_unequal_ones_it_is_said_what_differs(record):
+def test_unequal_predictions_are_reported_with_the_recorded_differences(record):
     flipped = [(record.outcome.predictions[0] + 1) % 4, *record.outcome.predictions[1:]]
     other = altered(record, predictions=flipped, threads=2, versions=record.versions | {"torch": "9.9"})
-    equal, told = compare(record, other)
+    equal, text = compare(record, other)
     assert not equal
-    assert ", 1 predictions; differs: threads (1 then, 2 now), torch (" in told
-    assert "9.9 now)" in told
+    assert ", 1 predictions; differs: threads (1 then, 2 now), torch (" in text
+    assert "9.9 now)" in text
     assert "nothing that is recorded" in compare(record, altered(record, predictions=flipped))[1]
 
 
-def test_other_numbers_are_a_cause(record):
+def test_another_numbers_version_is_reported_as_a_difference(record):
     flipped = [(record.outcome.predictions[0] + 1) % 4, *record.outcome.predictions[1:]]
-    _, told = compare(altered(record, numbers=1), altered(record, predictions=flipped))
-    assert told.endswith(f"1 predictions; differs: numbers (1 then, {NUMBERS} now)")
+    _, text = compare(altered(record, numbers=1), altered(record, predictions=flipped))
+    assert text.endswith(f"1 predictions; differs: numbers (1 then, {NUMBERS} now)")
 
 
 def test_failures_are_compared_by_their_reasons(record):

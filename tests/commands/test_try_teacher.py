@@ -53,7 +53,7 @@ WHERE = Path("photos")
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights of a teacher of digits with a card, and photos of digits, six a class."""
+    """A folder with the weights of a teacher of digits, its card, and photos of digits, six per class."""
     home = tmp_path_factory.mktemp("try")
     digits = load(DataConfig(name="digits"))
     with Streams(0).forked("init/teacher"):
@@ -86,7 +86,7 @@ def tried(cluster, home: Path) -> subprocess.CompletedProcess[str]:
     return done
 
 
-def test_it_tells_teacher_table_differences_cost_and_one_verdict(tried: subprocess.CompletedProcess[str]):
+def test_a_try_prints_accuracy_table_differences_cost_and_one_verdict(tried: subprocess.CompletedProcess[str]):
     assert (
         "of your 60 images as their folders do; 30 of them are held out for the verdict, and 2 per class guide the "
         "inversion." in tried.stdout
@@ -99,28 +99,30 @@ def test_it_tells_teacher_table_differences_cost_and_one_verdict(tried: subproce
     assert "accuracy, guided - mixed_prior " in tried.stdout
     assert "accuracy, mixed_prior - mixed " in tried.stdout
     assert "agreement, guided - none " in tried.stdout
-    told = tried.stdout.strip().splitlines()[-1]
-    assert told.startswith("Verdict: with 2 seeds ")
-    assert "over the 30 held-out images" in told
-    assert "times the CPU time of mixing" in told
-    assert "; as guides your images " in told
-    assert "and a class prior without guides gives " in told
+    verdict = tried.stdout.strip().splitlines()[-1]
+    assert verdict.startswith("Verdict: with 2 seeds ")
+    assert "over the 30 held-out images" in verdict
+    assert "times the CPU time of mixing" in verdict
+    assert "; as guides your images " in verdict
+    assert "and a class prior without guides gives " in verdict
 
 
-def test_it_leaves_a_result_folder_with_the_verdict_in_it(tried: subprocess.CompletedProcess[str], home: Path):
+def test_a_try_writes_a_result_folder_with_the_verdict(tried: subprocess.CompletedProcess[str], home: Path):
     found, verdict = read_records(home / "out"), tried.stdout.strip().splitlines()[-1]
-    assert sorted((one.arm, one.seed) for one in found) == sorted((arm, seed) for arm in ARMS for seed in (0, 1))
-    assert {len(one.outcome.predictions) for one in found} == {30}
-    assert len({one.outcome.rounds for one in found}) == 1
+    assert sorted((record.arm, record.seed) for record in found) == sorted(
+        (arm, seed) for arm in ARMS for seed in (0, 1)
+    )
+    assert {len(record.outcome.predictions) for record in found} == {30}
+    assert len({record.outcome.rounds for record in found}) == 1
     assert read_manifest(home / "out").notes[-1] == verdict
     assert verdict in (home / "out" / "table.md").read_text()
     assert "Verdict: with 2 seeds" in (home / "out" / "report.html").read_text()
-    guided = next(one for one in found if (one.arm, one.seed) == ("guided", 0))
+    guided = next(record for record in found if (record.arm, record.seed) == ("guided", 0))
     assert to_tree(settled(read(home / "out" / CONFIG), CPU)) == guided.config
 
 
 @pytest.mark.usefixtures("cluster")
-def test_the_same_again_runs_nothing_and_tells_the_same(
+def test_the_same_try_again_runs_nothing_and_prints_the_same(
     tried: subprocess.CompletedProcess[str], home: Path, capsys: pytest.CaptureFixture[str], logged: list[str]
 ):
     before = {path.name: path.stat().st_mtime_ns for path in (home / "out" / "records").iterdir()}
@@ -135,7 +137,7 @@ def test_the_same_again_runs_nothing_and_tells_the_same(
 
 
 def inversions(base: TrialConfig) -> dict[str, tuple[float, float]]:
-    """The class prior of the inversion of each arm that has one."""
+    """Return weight and temperature of the class prior of each arm with an inversion."""
     found = {plan.arm: plan.config.inversion for plan in plans_of(base, (0,)) if plan.arm != "condensed_only"}
     return {arm: (one.oh_weight, one.oh_temperature) for arm, one in found.items()}
 
@@ -153,20 +155,20 @@ USUAL = {"none": (0.5, 1.0), "mixed": (0.5, 1.0)}
         (", oh_temperature: 4", Prior(0.5, 4.0)),
     ],
 )
-def test_a_class_prior_of_the_user_s_own_is_that_of_guided_and_its_control(
+def test_a_class_prior_in_the_users_config_is_used_by_guided_and_mixed_prior(
     home: Path, tmp_path: Path, logged: list[str], given: str, prior: Prior
 ):
     (tmp_path / "own.yaml").write_text(SMALL.replace("latent: 16", f"latent: 16{given}"), encoding="utf-8")
     base = configure(flags(home, config=tmp_path / "own.yaml"), Workshop(home / "cache"))
     theirs = (prior.weight, prior.temperature)
     assert inversions(base) == USUAL | {"mixed_prior": theirs, "guided": theirs}
-    told = [line for line in logged if "mixed_prior and guided use the class prior of" in line]
+    lines = [line for line in logged if "mixed_prior and guided use the class prior of" in line]
     own = f"weight {prior.weight:g}, temperature {prior.temperature:g}; mixed uses the default one of fast: weight 0.5"
-    assert [own in line for line in told] == [True] * ("oh_" in given and "0.5, oh_temperature: 1" not in given)
+    assert [own in line for line in lines] == [True] * ("oh_" in given and "0.5, oh_temperature: 1" not in given)
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "message"),
     [
         (
             "inversion: {oh_weight: 0}",
@@ -175,15 +177,15 @@ def test_a_class_prior_of_the_user_s_own_is_that_of_guided_and_its_control(
         ("inversion: {name: none}", "accepted: "),
     ],
 )
-def test_a_config_without_a_class_prior_or_inversion_is_refused(home: Path, tmp_path: Path, given: str, told: str):
+def test_a_config_without_a_class_prior_or_inversion_is_refused(home: Path, tmp_path: Path, given: str, message: str):
     (tmp_path / "own.yaml").write_text(given, encoding="utf-8")
     with pytest.raises(InputError) as refused:
         try_out(flags(home, config=tmp_path / "own.yaml", out=tmp_path / "out"))
-    assert told in str(refused.value)
+    assert message in str(refused.value)
     assert not (tmp_path / "out").exists()
 
 
-def test_no_held_out_image_guides_or_is_in_the_proxy_set(home: Path):
+def test_held_out_images_are_neither_guides_nor_in_the_proxy_set(home: Path):
     workshop = Workshop(home / "cache")
     base = configure(flags(home), workshop)
     for seed in (0, 1):
@@ -196,7 +198,7 @@ def test_no_held_out_image_guides_or_is_in_the_proxy_set(home: Path):
     assert len(everything.flatten(1).unique(dim=0)) == 60
 
 
-def test_what_a_teacher_reads_comes_from_flags_before_the_card(home: Path):
+def test_flags_have_precedence_over_the_card_of_the_teacher(home: Path):
     workshop = Workshop(home / "cache")
     by_card = configure(flags(home), workshop)
     assert (by_card.data.mean, by_card.data.std, by_card.data.size) == (MEAN, STD, 8)
@@ -210,7 +212,7 @@ def test_what_a_teacher_reads_comes_from_flags_before_the_card(home: Path):
 
 
 @pytest.mark.parametrize(("minutes", "wanted"), [(10.0, 115), (100.0, 200), (0.1, 3)])
-def test_as_many_rounds_as_fit_into_the_minutes(
+def test_the_number_of_rounds_fits_into_the_minutes(
     home: Path, monkeypatch: pytest.MonkeyPatch, minutes: float, wanted: int
 ):
     monkeypatch.setattr(try_teacher, "time", SimpleNamespace(monotonic=lambda: 0.0))
@@ -222,7 +224,7 @@ def test_as_many_rounds_as_fit_into_the_minutes(
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "message"),
     [
         ({"images": Path("nowhere")}, "--images is 'nowhere'"),
         ({"teacher_weights": Path("nothing.pt")}, "--teacher-weights is 'nothing.pt'"),
@@ -246,8 +248,8 @@ def test_as_many_rounds_as_fit_into_the_minutes(
         ({"size": 16}, "shape of the images of class_folders is .1, 16, 16.; accepted: .1, 8, 8., as card"),
     ],
 )
-def test_bad_input_is_refused_before_anything_is_written(home: Path, more: dict[str, object], said: str):
-    with pytest.raises(InputError, match=said):
+def test_bad_input_is_refused_before_anything_is_written(home: Path, more: dict[str, object], message: str):
+    with pytest.raises(InputError, match=message):
         try_out(flags(home, out=home / "refused", **more))
     assert not (home / "refused").exists()
 
@@ -263,26 +265,26 @@ def test_weights_without_card_or_architecture_are_refused(home: Path):
     assert (
         configure(flags(home, teacher_weights=bare, teacher="resnet-8-4"), Workshop(home / "cache")).data.size is None
     )
-    told = configure(flags(home, teacher_weights=bare), Workshop(home / "cache"))
-    assert told.teacher.network == ResNet(depth=8, width=4)
+    found = configure(flags(home, teacher_weights=bare), Workshop(home / "cache"))
+    assert found.teacher.network == ResNet(depth=8, width=4)
 
 
 def dataset(order: tuple[int, ...] = (0, 1, 2, 3)) -> Dataset:
-    """Blobs, whose corner `order[k]` lies in folder k."""
+    """Return a data set of blobs in which folder k has the class `order[k]`."""
     folder_of = torch.tensor([order.index(corner) for corner in range(NUM_CLASSES)])
     train, test = (RealImages(part.pixels, folder_of[part.labels]) for part in (blobs(40, seed=5), blobs(40, seed=6)))
     names = tuple(NAMES[corner] for corner in order)
     return Dataset("toy", train, None, test, NUM_CLASSES, names, BLOB_MEAN, BLOB_STD, False, "digest")
 
 
-def test_a_teacher_that_knows_the_images_answers_for_those_held_out():
-    share, answers = agreement_with_folders(make_teacher(), dataset())
+def test_the_teachers_predictions_are_compared_with_the_folders():
+    share, predictions = agreement_with_folders(make_teacher(), dataset())
     assert share > 0.8
-    assert answers.shape == (40,)
-    assert (answers == dataset().test.labels).double().mean() > 0.8
+    assert predictions.shape == (40,)
+    assert (predictions == dataset().test.labels).double().mean() > 0.8
 
 
-def test_mirroring_is_asked_of_the_teacher():
+def test_mirroring_is_decided_by_the_teachers_predictions():
     part = blobs(64, seed=5)
     assert not mirrors(make_teacher(), part)
     both_ways = torch.maximum(part.pixels, part.pixels.flip(3))
@@ -290,17 +292,17 @@ def test_mirroring_is_asked_of_the_teacher():
 
 
 def test_channels_and_classes_of_the_weights_must_be_those_of_the_images(tmp_path: Path):
-    weights, shown = tmp_path / "teacher.safetensors", dataset()
-    for shape, classes, said in (
+    weights, images = tmp_path / "teacher.safetensors", dataset()
+    for shape, classes, message in (
         ((3, 8, 8), 4, "channels of the images in photos is 1; accepted: 3"),
         ((1, 8, 8), 7, "number of class folders in photos is 4; accepted: 7"),
     ):
         save_file(TEACHER.build(shape, classes).state_dict(), weights)
-        with pytest.raises(InputError, match=said):
-            check_form(TEACHER.build((1, 8, 8), 4), weights, shown, WHERE)
+        with pytest.raises(InputError, match=message):
+            check_form(TEACHER.build((1, 8, 8), 4), weights, images, WHERE)
     save_file(TEACHER.build((1, 8, 8), 4).state_dict(), weights)
-    check_form(TEACHER.build((1, 8, 8), 4), weights, shown, WHERE)
-    check_classes(4, shown, WHERE)
+    check_form(TEACHER.build((1, 8, 8), 4), weights, images, WHERE)
+    check_classes(4, images, WHERE)
 
 
 def test_both_spellings_of_force_are_one_flag():

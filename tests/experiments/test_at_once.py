@@ -1,4 +1,4 @@
-"""What scripts answer before PyTorch, Ray and Optuna are imported: help, flags that are none, and a folder in use."""
+"""Scripts print help and refuse unknown flags and used folders before they import PyTorch, Ray or Optuna."""
 
 import fcntl
 import os
@@ -40,7 +40,7 @@ from condkd_ray.core.method import InputError, require
 
 @dataclass(frozen=True, kw_only=True)
 class Args(SearchFlags):
-    """Flags of mine."""
+    """Flags of this search."""
 
     capacities: tuple[int, ...] = ()
     out: Path = Path("runs/mine")
@@ -52,13 +52,16 @@ if __name__ == "__main__":
 OWN_SCRIPTS = {"own ablation": OWN_ABLATION, "own search": OWN_SEARCH}
 SCRIPTS = sorted(path.stem for path in EXPERIMENTS.glob("*.py") if "command_line(" in path.read_text())
 OWN_FLAGS = ("benchmark_cluster", "benchmark_peers", "soak")
-"""Scripts that have not the flags of an experiment."""
+"""Scripts without the flags of an experiment."""
 ALL = [*SCRIPTS, *OWN_SCRIPTS]
 WITH_FOLDER = [name for name in ALL if name not in (*OWN_FLAGS, "equal_seconds")]
 
 
-def told(folder: Path, name: str, *flags: str) -> tuple[int, str, str]:
-    """Exit code, standard output and error of a script; 99 and its name where it imports something heavy."""
+def output(folder: Path, name: str, *flags: str) -> tuple[int, str, str]:
+    """Run a script; return its exit code, standard output and standard error.
+
+    If it imports one of `HEAVY`, the exit code is 99 and the error names the package.
+    """
     (folder / "blocks").mkdir()
     (folder / "blocks" / "sitecustomize.py").write_text(BLOCKS, encoding="utf-8")
     path = EXPERIMENTS / f"{name}.py"
@@ -73,40 +76,40 @@ def told(folder: Path, name: str, *flags: str) -> tuple[int, str, str]:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_help_is_there_at_once(tmp_path, name):
-    code, said, errors = told(tmp_path, name, "--help")
+def test_help_is_printed_before_heavy_imports(tmp_path, name):
+    code, out, errors = output(tmp_path, name, "--help")
     assert (code, errors) == (0, "")
-    assert said.startswith("usage: ")
-    assert ("--capacities [INT" in said) == (name in OWN_SCRIPTS)
-    assert ("--gpus-per-trial FLOAT" in said) == (name not in OWN_FLAGS)
+    assert out.startswith("usage: ")
+    assert ("--capacities [INT" in out) == (name in OWN_SCRIPTS)
+    assert ("--gpus-per-trial FLOAT" in out) == (name not in OWN_FLAGS)
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_a_flag_that_is_none_is_refused_at_once(tmp_path, name):
-    code, said, errors = told(tmp_path, name, "--wibble", "3")
-    assert (code, said) == (2, "")
+def test_an_unknown_flag_is_refused_before_heavy_imports(tmp_path, name):
+    code, out, errors = output(tmp_path, name, "--wibble", "3")
+    assert (code, out) == (2, "")
     assert "--wibble" in errors
 
 
 @pytest.mark.parametrize("name", [name for name in ALL if name not in OWN_FLAGS])
-def test_a_value_that_is_no_number_is_refused_at_once(tmp_path, name):
-    code, said, errors = told(tmp_path, name, "--gpus-per-trial", "many")
-    assert (code, said) == (2, "")
+def test_a_value_that_is_no_number_is_refused_before_heavy_imports(tmp_path, name):
+    code, out, errors = output(tmp_path, name, "--gpus-per-trial", "many")
+    assert (code, out) == (2, "")
     assert "--gpus-per-trial" in errors
     assert "many" in errors
 
 
 @pytest.mark.parametrize("name", WITH_FOLDER)
-def test_a_folder_in_use_is_refused_at_once(tmp_path, name):
+def test_a_folder_in_use_is_refused_before_heavy_imports(tmp_path, name):
     folder = tmp_path / "there"
     folder.mkdir()
     held = os.open(folder, os.O_RDONLY)
     fcntl.flock(held, fcntl.LOCK_EX)
     try:
-        code, said, errors = told(tmp_path, name, "--out", "there")
+        code, out, errors = output(tmp_path, name, "--out", "there")
     finally:
         os.close(held)
-    assert (code, said) == (2, "")
+    assert (code, out) == (2, "")
     accepted = "another folder, or this one once that has ended"
     assert errors == f"error: --out is 'there', where another process runs; accepted: {accepted}\n"
     assert list(folder.iterdir()) == []
@@ -115,23 +118,23 @@ def test_a_folder_in_use_is_refused_at_once(tmp_path, name):
 @pytest.mark.parametrize(
     ("name", "flags"), [("ablate_ipc", ["--explain"]), ("search_guidance", ["--explain"]), ("equal_seconds", [])]
 )
-def test_what_needs_no_folder_for_itself_is_not_refused(tmp_path, name, flags):
+def test_a_call_that_writes_nothing_may_name_a_folder_in_use(tmp_path, name, flags):
     (tmp_path / "there").mkdir()
     held = os.open(tmp_path / "there", os.O_RDONLY)
     fcntl.flock(held, fcntl.LOCK_EX)
     try:
-        code, _, errors = told(tmp_path, name, "--out", "there", *flags)
+        code, _, errors = output(tmp_path, name, "--out", "there", *flags)
     finally:
         os.close(held)
     assert (code, errors) == (99, "torch is imported")
 
 
-def test_ctrl_c_while_pytorch_is_imported_ends_in_a_sentence(tmp_path, monkeypatch):
+def test_ctrl_c_while_pytorch_is_imported_prints_one_message(tmp_path, monkeypatch):
     monkeypatch.setenv("INTERRUPTED", "1")
-    assert told(tmp_path, "ablate_ipc") == (130, "", "interrupted; the same command continues\n")
+    assert output(tmp_path, "ablate_ipc") == (130, "", "interrupted; the same command continues\n")
 
 
-def test_the_folder_is_this_process_s_before_anything_is_planned(tmp_path, monkeypatch):
+def test_the_folder_is_locked_before_anything_is_planned(tmp_path, monkeypatch):
     def main(flags: Flags) -> int:
         other = os.open(flags.out, os.O_RDONLY)
         with pytest.raises(BlockingIOError):

@@ -14,8 +14,8 @@ from condkd_ray.cluster.options import ClusterOptions
 from condkd_ray.cluster.sweep import sweep
 
 ROWS = EXPERIMENTS / "benchmark_cluster.parquet"
-FAST = Measured("a quick thing", [1.0, 3.0, 2.0], "s", "<=", 2.5, "It is not.")
-SLOW = Measured("a slow thing", [10.0], "s", "<=", 2.5, "Snails.")
+FAST = Measured("a quick thing", [1.0, 3.0, 2.0], "s", "<=", 2.5, "It is fast.")
+SLOW = Measured("a slow thing", [10.0], "s", "<=", 2.5, "The disk is slow.")
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +36,7 @@ def test_draws_before_and_after_compaction_are_measured(cluster):
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_memory_of_readers_is_measured(cluster):
+def test_the_memory_of_readers_is_measured(cluster):
     (measured,) = figures.reader()
     assert len(measured.values) == 5
     assert max(measured.values) < 100
@@ -44,40 +44,40 @@ def test_memory_of_readers_is_measured(cluster):
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_trials_in_which_nothing_is_left_to_do_are_heard_of_and_cleared_up(cluster, tmp_path):
-    heard = []
+def test_trials_with_no_rounds_left_are_reported_and_their_folders_deleted(cluster, tmp_path):
+    ended = []
     trials = idle(3, tmp_path, toy.make_prepared())
-    told = SimpleNamespace(
-        round=lambda trial, metrics: None, ended=lambda trial, outcome: heard.append((trial.key, outcome.history))
+    recorder = SimpleNamespace(
+        round=lambda trial, metrics: None, ended=lambda trial, outcome: ended.append((trial.key, outcome.history))
     )
-    assert sweep(trials, ClusterOptions(folder=tmp_path), told)
-    assert sorted(heard) == [(f"seed{seed}", [{"round": 1, "kd/loss": 0.0}]) for seed in range(3)]
+    assert sweep(trials, ClusterOptions(folder=tmp_path), recorder)
+    assert sorted(ended) == [(f"seed{seed}", [{"round": 1, "kd/loss": 0.0}]) for seed in range(3)]
     assert not list((tmp_path / "trials").iterdir())
 
 
-def test_the_scratch_folder_is_gone_afterwards():
+def test_the_scratch_folder_is_deleted_afterwards():
     with scratch() as folder:
         (folder / "file").touch()
     assert not folder.exists()
 
 
 def test_the_documentation_has_the_measured_table():
-    told = (
+    text = (
         (DOCS / "performance.md")
         .read_text(encoding="utf-8")
         .split("<!-- benchmark -->\n")[1]
         .split("<!-- end benchmark -->")[0]
     )
-    assert told == table(read(ROWS)), (
+    assert text == table(read(ROWS)), (
         "the table in docs/performance.md is old: put in what `python experiments/benchmark_cluster.py --table` prints"
     )
 
 
-def test_every_figure_that_can_be_asked_for_has_stored_rows():
-    assert {one["figure"] for one in read(ROWS)} == set(FIGURES) == set(get_args(ClusterFigure))
+def test_every_figure_has_stored_rows():
+    assert {stored["figure"] for stored in read(ROWS)} == set(FIGURES) == set(get_args(ClusterFigure))
 
 
-def test_a_row_holds_median_and_spread():
+def test_a_row_holds_the_median_and_the_range():
     made = row("draw", FAST)
     assert (made["value"], made["low"], made["high"], made["n"]) == (2.0, 1.0, 3.0, 3)
     assert made["met"]
@@ -93,21 +93,21 @@ def test_a_bound_is_met_or_missed(sense, values, met):
     assert made["why"] == ("" if met else "Because.")
 
 
-def test_what_has_no_bound_misses_none():
+def test_a_figure_without_a_bound_is_met():
     made = row("draw", Measured("x", [1.0], "s"))
     assert made["met"]
     assert math.isnan(made["bound"])
     assert "| x | 1 s |  | 1 |  |  |" in table([made])
 
 
-def test_a_missed_bound_is_told_with_by_how_much_and_why():
+def test_a_missed_bound_is_shown_with_its_excess_and_its_reason():
     text = table([row("draw", FAST), row("sweep", SLOW)])
     assert "| a quick thing | 2 s | 1 to 3 | 3 | <= 2.5 s | met |" in text
     assert "| a slow thing | 10 s |  | 1 | <= 2.5 s | **missed** |" in text
-    assert "- Missed: a slow thing, by 7.5 s. Snails.\n" in text
+    assert "- Missed: a slow thing, by 7.5 s. The disk is slow.\n" in text
 
 
-def test_fresh_rows_replace_those_of_their_figure_alone(tmp_path):
+def test_new_rows_replace_only_rows_of_the_same_figure(tmp_path):
     path, order = tmp_path / "rows.parquet", ["sweep", "draw"]
     store(path, "draw", [row("draw", FAST)], order)
     store(path, "sweep", [made := row("sweep", SLOW)], order)
@@ -117,5 +117,5 @@ def test_fresh_rows_replace_those_of_their_figure_alone(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
-def test_of_no_file_there_are_no_rows(tmp_path):
+def test_a_missing_file_has_no_rows(tmp_path):
     assert read(tmp_path / "none.parquet") == []

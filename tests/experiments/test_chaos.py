@@ -18,7 +18,7 @@ from condkd_ray.report.tensorboard.writer import rebuild
 from condkd_ray.study.storage import open_storage
 
 
-def test_every_kind_strikes_and_the_seed_decides_when():
+def test_the_schedule_has_every_kind_of_fault_and_depends_on_the_seed_alone():
     assert {kind for kind, _ in schedule(len(SHARES), seed=3)} == set(SHARES)
     assert len(schedule(2, seed=0)) == 2
     assert schedule(50, seed=0) == schedule(50, seed=0) != schedule(50, seed=1)
@@ -27,7 +27,7 @@ def test_every_kind_strikes_and_the_seed_decides_when():
     assert all(abs(kinds[kind] - 50 * share) < 50 for kind, share in SHARES.items())
 
 
-def test_a_record_lost_or_written_again_is_noticed(tmp_path):
+def test_a_record_that_is_lost_or_written_twice_is_an_error(tmp_path):
     (tmp_path / "records").mkdir()
     record, seen = tmp_path / "records" / "a.json", {}
     record.write_text("{}")
@@ -42,7 +42,7 @@ def test_a_record_lost_or_written_again_is_noticed(tmp_path):
         check_untouched(tmp_path, seen)
 
 
-def test_a_command_is_given_again_after_a_kill_of_its_process_alone(tmp_path, monkeypatch):
+def test_a_command_is_run_again_after_its_process_was_killed_and_not_after_another_failure(tmp_path, monkeypatch):
     out, log, killed, kill = tmp_path / "out", tmp_path / "log.txt", tmp_path / "killed", sweeps.kill
 
     def killing(pid: int) -> None:
@@ -50,7 +50,7 @@ def test_a_command_is_given_again_after_a_kill_of_its_process_alone(tmp_path, mo
         killed.touch()
 
     monkeypatch.setattr(sweeps, "kill", killing)
-    # It does not end before it was killed once, or half an hour has passed.
+    # The program does not end before it was killed once, or half an hour has passed.
     waits = f"while not os.path.exists({str(killed)!r}) and time.monotonic() < until: time.sleep(0.01)"
     program = f"import os, time\nuntil = time.monotonic() + 1800\n{waits}\nprint('done')"
     made = Chaos(None, [("driver", 0.0)], seed=0)
@@ -67,7 +67,7 @@ def written(folder, records):
     return folder
 
 
-def test_times_and_who_made_what_do_not_matter(tmp_path):
+def test_times_and_pool_counts_are_no_differences(tmp_path):
     records = [altered(record, metrics=record.metrics | {"a/b": math.nan}) for record in sweep()]
     slower = [
         altered(
@@ -80,11 +80,11 @@ def test_times_and_who_made_what_do_not_matter(tmp_path):
     assert differences(written(tmp_path / "a", slower), written(tmp_path / "b", records)) == []
 
 
-def test_each_difference_is_told(tmp_path):
-    here = [make_record(seed=seed, config_hash=f"{seed:012d}ffff") for seed in range(3)]
-    last = here[1].history[-1] | {"kd/loss": 0.12345}
-    changed = altered(here[1], history=[*here[1].history[:-1], last])
-    a, b = written(tmp_path / "a", here[:2]), written(tmp_path / "b", [changed, here[2]])
+def test_each_difference_is_listed(tmp_path):
+    records = [make_record(seed=seed, config_hash=f"{seed:012d}ffff") for seed in range(3)]
+    last = records[1].history[-1] | {"kd/loss": 0.12345}
+    changed = altered(records[1], history=[*records[1].history[:-1], last])
+    a, b = written(tmp_path / "a", records[:2]), written(tmp_path / "b", [changed, records[2]])
     assert differences(a, b) == [
         "000000000002 is missing",
         f"000000000000 is not in {b}",
@@ -93,7 +93,7 @@ def test_each_difference_is_told(tmp_path):
     ]
 
 
-def test_a_study_with_a_trial_twice_and_tensorboard_files_with_another_number_are_told(tmp_path):
+def test_a_repeated_trial_and_another_number_in_tensorboard_files_are_differences(tmp_path):
     records = sweep()
     a, b = written(tmp_path / "a", records), written(tmp_path / "b", records)
     for folder, values in ((a, [0.5, 0.5]), (b, [0.5])):
@@ -107,13 +107,13 @@ def test_a_study_with_a_trial_twice_and_tensorboard_files_with_another_number_ar
     assert differences(a, b) == ["the study differs", "the TensorBoard files differ"]
 
 
-def test_a_driver_that_something_else_has_killed_is_noticed(tmp_path):
+def test_a_driver_killed_by_another_process_is_an_error(tmp_path):
     program = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
     with pytest.raises(AssertionError, match="a driver was killed, and not by us"):
         Chaos(None, []).sweep([sys.executable, "-c", program], tmp_path / "out", tmp_path / "log.txt")
 
 
-def test_a_fault_that_finds_nothing_to_hit_ends_the_soak(tmp_path, monkeypatch):
+def test_a_fault_without_a_target_ends_the_soak(tmp_path, monkeypatch):
     monkeypatch.setattr(sweeps, "check_whole", lambda out: None)
     monkeypatch.setattr(sweeps, "differences", lambda out, other: [])
     command = [sys.executable, "-c", "import time; time.sleep(0.3)"]
@@ -121,7 +121,7 @@ def test_a_fault_that_finds_nothing_to_hit_ends_the_soak(tmp_path, monkeypatch):
         Chaos(None, [("journal", 0.0)]).soak({"it": command}, tmp_path)
 
 
-def test_a_run_that_has_left_nothing_to_compare_is_noticed(tmp_path):
+def test_a_run_without_study_and_tensorboard_files_is_an_error(tmp_path):
     with pytest.raises(AssertionError, match="has no study, boards"):
         check_whole(written(tmp_path / "a", sweep()))
 

@@ -1,4 +1,4 @@
-"""Claims: parsed strictly, planned whole, never paired across machines, and rendered from rows alone."""
+"""Tests of claims: strict parsing, complete plans, no pairs across machines, and texts rendered from rows alone."""
 
 import os
 from dataclasses import replace
@@ -66,7 +66,7 @@ def empty(tmp_path) -> State:
 
 
 def made(state: State, cell: str, arm: str, seed: int, metrics: dict[str, float], **changes) -> Row:
-    """The row of a trial; `changes` are of the row or of its record."""
+    """Return the row of a trial; `changes` are fields of the row or of its record."""
     planned = state.trials.planned[cell, arm, seed]
     own = {key: changes.pop(key) for key in ("machine", "claim_hash", "set_digest") if key in changes}
     outcome = Outcome(status=changes.pop("status", "finished"), metrics=metrics, node="")
@@ -83,7 +83,7 @@ def made(state: State, cell: str, arm: str, seed: int, metrics: dict[str, float]
 
 
 def rows_of(state: State, cells=("one", "two"), seeds=(10, 11, 12), **changes) -> list[Row]:
-    """Rows of whole units; a seed moves all arms, and guided alone by a little."""
+    """Return rows of complete units; the seed shifts the accuracy of all arms, and that of guided a little more."""
     found = []
     for cell in cells:
         for seed in seeds:
@@ -95,7 +95,7 @@ def rows_of(state: State, cells=("one", "two"), seeds=(10, 11, 12), **changes) -
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"wibble": 1}, "'wibble' names no field"),
         ({"seeds": [10, 100]}, "seeds is (10, 100); accepted: different integers from 0 to 99"),
@@ -129,14 +129,14 @@ def rows_of(state: State, cells=("one", "two"), seeds=(10, 11, 12), **changes) -
         ({"config": {"teacher": {"weights": "x.pt"}}}, "accepted: none: a claim trains its teachers"),
     ],
 )
-def test_a_claim_that_cannot_be_is_refused_in_one_message(tmp_path, changes, told):
+def test_an_invalid_claim_is_refused_in_one_message(tmp_path, changes, message):
     with pytest.raises(InputError) as refused:
         stated(tmp_path, TINY, **changes)
-    assert told in str(refused.value)
+    assert message in str(refused.value)
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"seeds": [10, 11]}, "seeds is (10, 11); accepted: different integers from 100"),
         ({"rungs": []}, "rungs: seeds is []"),
@@ -151,24 +151,24 @@ def test_a_claim_that_cannot_be_is_refused_in_one_message(tmp_path, changes, tol
         ({"cells": {"x": {}}}, "cells is ['x']; accepted: candidates of a choosing claim"),
     ],
 )
-def test_a_choosing_claim_that_cannot_be_is_refused_in_one_message(tmp_path, changes, told):
+def test_an_invalid_choosing_claim_is_refused_in_one_message(tmp_path, changes, message):
     with pytest.raises(InputError) as refused:
         stated(tmp_path, HALVING, **changes)
-    assert told in str(refused.value)
+    assert message in str(refused.value)
 
 
 @pytest.mark.parametrize("prior", [{"weight": 0.5, "temperature": 1}, {"weight": 0, "temperature": 1}])
-def test_a_prior_that_cannot_be_is_told_with_its_claim_and_cell(tmp_path, prior):
+def test_an_invalid_prior_is_refused_with_its_claim_and_cell(tmp_path, prior):
     with pytest.raises(InputError, match="claim tiny, two: prior of the arm mixed_prior"):
         trials_of(stated(tmp_path, TINY, cells={"one": {}, "two": {"prior": prior}}))
 
 
-def test_a_claim_that_is_not_there_is_refused_with_those_that_are():
+def test_an_unknown_claim_is_refused_with_the_names_of_the_claims():
     with pytest.raises(InputError, match="claim is 'cor'; accepted: budget, choosing_guidance, choosing_prior, core"):
         read_claims(EXPERIMENTS / "claims", ["cor"])
 
 
-def test_the_claims_of_the_project_are_whole_and_in_the_order_of_their_plan():
+def test_all_claims_of_the_project_are_valid_and_in_their_planned_order():
     claims = read_claims(EXPERIMENTS / "claims")
     names = [
         "choosing_prior",
@@ -192,7 +192,7 @@ def test_the_claims_of_the_project_are_whole_and_in_the_order_of_their_plan():
     assert not {*seeds} & {seed for claim in claims if claim.choosing for seed in claim.seeds}
 
 
-def test_arms_differ_as_they_should_and_none_is_run_once(empty):
+def test_guided_and_mixed_prior_share_the_prior_and_the_arm_none_is_run_once(empty):
     plans = plans_of(empty.units)
     assert len(plans) == 3 * (1 + 2 * 3)
     one = {arm: empty.trials.planned["one", arm, 10].plan.config for arm in TINY["arms"]}
@@ -201,13 +201,13 @@ def test_arms_differ_as_they_should_and_none_is_run_once(empty):
     assert one["none"] == empty.trials.planned["two", "none", 10].plan.config
 
 
-def test_without_a_prior_every_arm_keeps_its_host_s(tmp_path):
+def test_without_a_prior_every_arm_keeps_the_inversion_of_its_host(tmp_path):
     claim = stated(tmp_path, TINY, prior=None, arms=["mixed", "guided"])
     planned = trials_of(claim).planned
     assert planned["one", "guided", 10].plan.config.inversion == planned["one", "mixed", 10].plan.config.inversion
 
 
-def test_a_cell_s_host_takes_the_place_of_the_claim_s_inversion(tmp_path):
+def test_the_host_of_a_cell_replaces_the_inversion_of_the_claim(tmp_path):
     claim = stated(tmp_path, TINY, cells={"one": {}, "cmi": {"host": "cmi", "scale": 0.003}})
     assert (claim.base("one").inversion.name, claim.base("cmi").inversion.name) == ("fast", "cmi")
 
@@ -215,19 +215,19 @@ def test_a_cell_s_host_takes_the_place_of_the_claim_s_inversion(tmp_path):
 def test_paths_lie_below_the_data_root(tmp_path):
     few = {"name": "imported", "ipc": 1, "path": "condensed/set.pt"}
     claim = stated(tmp_path, TINY, data={"name": "fashion_mnist"}, condensation=few)
-    here = located(claim.base("one"), Path("/data"))
-    assert (here.data.root, here.condensation.path) == (Path("/data/FashionMNIST"), Path("/data/condensed/set.pt"))
+    config = located(claim.base("one"), Path("/data"))
+    assert (config.data.root, config.condensation.path) == (Path("/data/FashionMNIST"), Path("/data/condensed/set.pt"))
     with pytest.raises(InputError, match="--data-root is None; accepted: the folder that holds cifar10"):
         located(claim.base("one"), None)
 
 
-def test_rows_come_back_as_they_were_stored(empty, tmp_path):
+def test_rows_are_read_as_they_were_written(empty, tmp_path):
     rows, path = rows_of(empty), tmp_path / "rows.parquet"
     write_rows(path, rows)
     assert sorted(read_rows(path), key=lambda row: row.place) == sorted(rows, key=lambda row: row.place)
 
 
-def test_equal_rows_give_equal_bytes_in_whatever_order_they_come(empty, tmp_path):
+def test_equal_rows_give_equal_bytes_in_any_order(empty, tmp_path):
     rows = rows_of(empty)
     write_rows(tmp_path / "a", rows)
     write_rows(tmp_path / "b", reversed(rows))
@@ -238,7 +238,7 @@ def test_equal_rows_give_equal_bytes_in_whatever_order_they_come(empty, tmp_path
     assert (tmp_path / "a").stat().st_size < 30_000
 
 
-def test_of_no_file_there_are_no_rows_and_another_file_is_refused(tmp_path):
+def test_a_missing_file_has_no_rows_and_another_kind_of_file_is_refused(tmp_path):
     assert read_rows(tmp_path / "none.parquet") == []
     (tmp_path / "text.parquet").write_text("no", encoding="utf-8")
     with pytest.raises(InputError, match="is no readable Parquet"):
@@ -268,33 +268,33 @@ def test_a_unit_is_missing_until_all_its_arms_have_rows(empty):
     ],
     ids=lambda other: next(iter(other)),
 )
-def test_arms_are_never_paired_across_what_they_are_made_of(empty, other):
+def test_arms_made_on_another_machine_or_from_other_parts_are_never_paired(empty, other):
     rows = rows_of(empty, cells=["one"], seeds=[10])
-    strange = rows_of(empty, cells=["one"], seeds=[10], **other)
-    mixed = [strange[0], strange[1], rows[2], rows[3]]
+    foreign = rows_of(empty, cells=["one"], seeds=[10], **other)
+    mixed = [foreign[0], foreign[1], rows[2], rows[3]]
     state = State(empty.trials, mixed)
     assert any(unit.seed == 10 and unit.label == "one" for unit in state.missing)
     assert state.answers("one") == []
-    # Run whole here, the unit is answered by what was made here alone, and the others' rows are gone.
+    # Once the unit has run completely here, only rows made here are used, and the others are deleted.
     again = state.with_rows(rows)
     assert again.answers("one") == rows
     assert len([row for row in again.rows if row.record.seed == 10]) == len(rows)
 
 
-def test_rows_of_a_unit_that_is_not_whole_stay(empty):
-    here, there = rows_of(empty, ["one"], [10]), rows_of(empty, ["one"], [10], machine="another")
-    state = State(empty.trials, there[:2]).with_rows(here[:3])
+def test_rows_of_an_incomplete_unit_stay(empty):
+    own, foreign = rows_of(empty, ["one"], [10]), rows_of(empty, ["one"], [10], machine="another")
+    state = State(empty.trials, foreign[:2]).with_rows(own[:3])
     assert len(state.rows) == 5
-    assert len(state.with_rows(here[:3]).rows) == 5
-    assert len(state.with_rows(here).rows) == 4
+    assert len(state.with_rows(own[:3]).rows) == 5
+    assert len(state.with_rows(own).rows) == 4
 
 
-def test_a_stored_answer_stays_beside_another_machine_s(empty):
-    here, there = rows_of(empty, ["one"], [10]), rows_of(empty, ["one"], [10], machine="another")
-    assert list(State(empty.trials, there).with_rows(here).rows) == there
+def test_a_complete_stored_unit_is_not_replaced_by_rows_of_another_machine(empty):
+    own, foreign = rows_of(empty, ["one"], [10]), rows_of(empty, ["one"], [10], machine="another")
+    assert list(State(empty.trials, foreign).with_rows(own).rows) == foreign
 
 
-def test_stale_rows_are_told_and_not_shown(empty):
+def test_stale_rows_are_counted_but_not_shown(empty):
     state = State(empty.trials, rows_of(empty, numbers=NUMBERS - 1) + rows_of(empty, claim_hash="edited"))
     text = whole(state)
     assert text.startswith(NOTHING)
@@ -303,7 +303,7 @@ def test_stale_rows_are_told_and_not_shown(empty):
     assert "Stale and not shown" in listed([state], gpus=False)
 
 
-def test_the_list_tells_what_there_is_and_what_it_will_take(empty):
+def test_the_list_shows_stored_units_missing_trials_and_their_expected_time(empty):
     text = listed([State(empty.trials, rows_of(empty, seeds=[10, 11]))], gpus=False)
     assert "there: 4 of 6 units (cell, seed), 16 fresh rows" in text
     assert "missing: 7 trials, of one (seeds 12), two (seeds 12); about 21 CPU s (21 s)" in text
@@ -332,14 +332,14 @@ def test_the_table_and_the_verdict_are_computed(empty):
     assert where in whole(state)
 
 
-def test_the_images_of_each_arm_are_told_with_their_spread(empty):
+def test_the_image_metrics_of_each_arm_are_shown_with_their_spread(empty):
     rows = rows_of(empty, ["one"], [10, 11])
     for row in rows:
         # The arm none has no diagnosis here.
-        one = {"none": {}, "guided": {"diagnosis/frechet_real": 0.1 * row.record.seed, "diagnosis/diversity": 0.5}}
-        found = one.get(row.record.arm, {"diagnosis/frechet_real": 0.2})
+        by_arm = {"none": {}, "guided": {"diagnosis/frechet_real": 0.1 * row.record.seed, "diagnosis/diversity": 0.5}}
+        metrics = by_arm.get(row.record.arm, {"diagnosis/frechet_real": 0.2})
         row.record.outcome.metrics.clear()
-        row.record.outcome.metrics.update(found)
+        row.record.outcome.metrics.update(metrics)
     assert images(State(empty.trials, rows)) == (
         "| cell | arm | Frechet to real | to condensed | diversity | coverage | teacher's confidence "
         "| KL to the student |\n"
@@ -354,39 +354,39 @@ def test_the_images_of_each_arm_are_told_with_their_spread(empty):
     )
 
 
-def test_a_cell_where_a_control_is_not_beaten_is_named_with_its_interval(empty):
+def test_a_cell_where_guided_does_not_beat_a_control_is_named_with_its_interval(empty):
     rows = rows_of(empty, ["one"])
     for seed, accuracy in ((10, 0.9), (11, 0.1), (12, 0.6)):
         rows += rows_of(empty, ["two"], [seed])
         rows[-2] = made(empty, "two", "mixed_prior", seed, {"student/test_accuracy": accuracy})
-    told = sentence(State(empty.trials, rows))
+    text = sentence(State(empty.trials, rows))
     assert (
         "in 1 of 2 cells (one); after Holm's correction over these in 1 (one); not in two (guided - mixed_prior -"
-        in (told)
+        in (text)
     )
 
 
 def test_one_seed_alone_has_no_interval(empty):
     state = State(empty.trials, rows_of(empty, ["one"], [10]))
-    told = sentence(state)
+    text = sentence(state)
     assert (
         "0 of 2 cells; after Holm's correction over these in 0; not in one (guided - mixed +10.0 (no interval, n = 1)"
-        in (told)
+        in (text)
     )
-    assert told.endswith("; not measured yet in two; so far, n = 1 of 3.")
+    assert text.endswith("; not measured yet in two; so far, n = 1 of 3.")
     assert "Each interval" not in whole(state)
 
 
-def test_cells_of_unlike_sizes_tell_theirs(empty):
-    told = sentence(State(empty.trials, [*rows_of(empty, ["one"]), *rows_of(empty, ["two"], [10, 11])]))
-    assert told.endswith("; so far, n = 3 in one, 2 in two of 3.")
+def test_the_sentence_names_the_number_of_seeds_of_each_cell_where_they_differ(empty):
+    text = sentence(State(empty.trials, [*rows_of(empty, ["one"]), *rows_of(empty, ["two"], [10, 11])]))
+    assert text.endswith("; so far, n = 3 in one, 2 in two of 3.")
 
 
 @pytest.mark.parametrize(
     ("names", "cell", "stands"),
     [
         (("one",), "**+3.2 (+0.3 to +6.1); 0.041**", "in 1 (one); n = 3."),
-        # One of four: the interval leaves out 0, and the difference does not stand after the correction.
+        # One cell of four: the interval leaves out 0, but after the correction the difference is not significant.
         (
             ("one", "two", "three", "four"),
             "+3.2 (+0.3 to +6.1); 0.163",
@@ -394,7 +394,7 @@ def test_cells_of_unlike_sizes_tell_theirs(empty):
         ),
     ],
 )
-def test_what_is_not_measured_yet_counts_in_the_correction(tmp_path, names, cell, stands):
+def test_cells_that_are_not_measured_yet_count_in_the_correction(tmp_path, names, cell, stands):
     state = State(trials_of(stated(tmp_path, TINY, cells={name: {} for name in names})), [])
     rows = []
     for seed, gain in ((10, 0.02), (11, 0.033), (12, 0.043)):
@@ -405,7 +405,7 @@ def test_what_is_not_measured_yet_counts_in_the_correction(tmp_path, names, cell
     assert sentence(state).endswith(f" cell{'s' * (len(names) > 1)} (one); after Holm's correction over these {stands}")
 
 
-def test_blocks_are_rendered_exactly_and_again_alike(empty, tmp_path):
+def test_a_block_is_rendered_exactly_and_a_second_rendering_changes_nothing(empty, tmp_path):
     path, states = tmp_path / "text.md", {"tiny": State(empty.trials, rows_of(empty))}
     path.write_text("# A\n<!-- claims tiny table -->\nold\n<!-- end claims tiny table -->\nB\n", encoding="utf-8")
     assert "-old\n" in differences(path, states)
@@ -418,7 +418,7 @@ def test_blocks_are_rendered_exactly_and_again_alike(empty, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("<!-- claims other -->\n<!-- end claims other -->\n", "claim of a block is 'other'; accepted: tiny"),
         ("<!-- claims tiny picture -->\n<!-- end claims tiny picture -->\n", "view of the block of tiny is 'picture'"),
@@ -430,10 +430,10 @@ def test_blocks_are_rendered_exactly_and_again_alike(empty, tmp_path):
         ("<!-- claims tiny -->\n<!-- end claims tiny --> as said\n", "markers of claims is '2, 0 of them in pairs'"),
     ],
 )
-def test_a_block_that_names_nothing_is_refused(empty, text, told):
+def test_a_block_with_an_unknown_claim_or_view_or_a_bad_marker_is_refused(empty, text, message):
     with pytest.raises(InputError) as refused:
         render(text, {"tiny": empty}, "text.md")
-    assert told in str(refused.value)
+    assert message in str(refused.value)
 
 
 def test_readme_and_log_match_the_stored_rows():
@@ -442,7 +442,7 @@ def test_readme_and_log_match_the_stored_rows():
         assert differences(path, states) == "", "put in what `python experiments/claims.py --write` writes"
 
 
-def test_where_all_candidates_failed_it_says_so(halving):
+def test_the_sentence_says_that_all_candidates_failed(halving):
     def ended(names: list[str], seeds: list[int]) -> list[Row]:
         arms = {name: halving.claim.cells[name].arm for name in names}
         return [made(halving, name, arms[name], seed, {}, status="failed") for name in names for seed in seeds]
@@ -477,7 +477,7 @@ FOREIGN = {"name": "imported", "ipc": 1, "path": "set.pt"}
 
 
 @pytest.mark.parametrize("change", [{"set_digest": "files B"}, {"data_hash": "data B"}], ids=str)
-def test_seeds_of_unlike_files_or_data_are_never_pooled(tmp_path, change):
+def test_seeds_with_different_files_or_data_are_never_pooled(tmp_path, change):
     state = State(trials_of(stated(tmp_path, TINY, cells={"one": {"condensation": FOREIGN}})), [])
     known = {"condensation": "imported", "set_digest": "files A"}
     other = rows_of(state, ["one"], [10], **(known | change))
@@ -494,20 +494,20 @@ def test_seeds_of_unlike_files_or_data_are_never_pooled(tmp_path, change):
     assert read_state(state.claim, tmp_path).answers("one") == state.answers("one")
 
 
-def test_rows_whose_files_are_not_known_are_pooled_with_those_of_one_set_and_told(tmp_path):
+def test_rows_with_unrecorded_files_are_pooled_with_those_of_one_set_and_named(tmp_path):
     state = State(trials_of(stated(tmp_path, TINY, cells={"one": {"condensation": FOREIGN}})), [])
     older = rows_of(state, ["one"], [10], condensation="imported")
     newer = rows_of(state, ["one"], [11, 12], condensation="imported", set_digest="files A")
     together = State(state.trials, [*older, *newer])
     assert len({row.record.seed for row in together.answers("one")}) == 3
     assert "one: the files of the condensed set are not recorded for seed 10." in whole(together)
-    # Found again in the records with what it was made of, a row takes the older one's place.
+    # A row read again from the records, now with the digest of its files, replaces the older row.
     found = rows_of(state, ["one"], [10], condensation="imported", set_digest="files A")
     assert together.with_rows(found).answers("one")[: len(found)] == found
     assert "is not stored" not in whole(together.with_rows(found))
 
 
-def test_the_files_of_a_set_are_known_just_where_they_are_older_than_the_trial(tmp_path):
+def test_the_digest_of_a_set_is_empty_where_its_files_are_newer_than_the_trial(tmp_path):
     one, folder = tmp_path / "set.pt", tmp_path / "set"
     (folder / "0").mkdir(parents=True)
     for path in (one, folder / "0" / "a.png"):
@@ -522,7 +522,7 @@ def test_the_files_of_a_set_are_known_just_where_they_are_older_than_the_trial(t
     assert set_digest(tmp_path / "none", 2000) == ""
 
 
-def test_a_row_of_a_stranger_s_set_tells_its_files(tmp_path):
+def test_a_row_of_an_imported_set_records_the_digest_of_its_files(tmp_path):
     state = State(trials_of(stated(tmp_path, HALVING, condensation=FOREIGN)), [])
     (tmp_path / "set.pt").write_bytes(b"images")
     os.utime(tmp_path / "set.pt", (1000, 1000))
@@ -532,7 +532,7 @@ def test_a_row_of_a_stranger_s_set_tells_its_files(tmp_path):
     assert row.record.config["condensation"]["path"] == "set.pt"
 
 
-def test_candidates_are_not_ranked_over_seeds_of_unlike_files(halving):
+def test_candidates_are_not_ranked_over_seeds_with_different_files(halving):
     first = scored(halving, FIRST, set_digest="files A")
     second = {("heavy", 101): 0.2, ("middle", 101): 0.5, ("plain", 101): 0.1}
     for digest, missing in (("files A", 0), ("", 0), ("files B", 1)):
@@ -543,7 +543,7 @@ def test_candidates_are_not_ranked_over_seeds_of_unlike_files(halving):
 def test_halving_is_a_function_of_the_rows(halving):
     assert [(unit.seed, len(unit.members)) for unit in halving.units] == [(100, 4)]
     after = State(halving.trials, scored(halving, FIRST))
-    # The worst of its group is dropped, and nobody of a group that has no more than are kept.
+    # The worst candidate of its group is dropped, and none of a group that has no more candidates than are kept.
     assert after.ladder.dropped == {"light": 1}
     assert [(unit.seed, {cell for cell, _ in unit.members}) for unit in after.missing] == [
         (101, {"heavy", "middle", "plain"})
@@ -564,7 +564,7 @@ def test_halving_is_a_function_of_the_rows(halving):
     ]
 
 
-def test_a_candidate_that_failed_is_dropped_and_told(halving):
+def test_a_candidate_that_failed_is_dropped_and_counted_in_the_table(halving):
     rows = [row for row in scored(halving, FIRST) if row.cell != "heavy"]
     failed = made(halving, "heavy", "guided", 100, {}, status="failed")
     state = State(halving.trials, [*rows, failed])
@@ -576,13 +576,13 @@ DIVERGED = "round 1: loss term inversion/oh is not finite at step 3"
 
 
 def left_behind(folder: Path, state: State, name: str, seed: int, root: Path | None = None, **outcome) -> None:
-    """The record of a candidate's trial, as a run leaves it."""
+    """Write the record of a candidate's trial as a run writes it."""
     plan = state.trials.planned[name, state.claim.cells[name].arm, seed].plan
     config = located(replace(plan.config, precision="float32"), root)
     kinds = ("dataset", "teacher", "student", "condensation", "inversion", "guidance", "memory")
-    told = {"experiment": "tiny", "arm": "called otherwise", "ipc": 1, "seed": seed, "numbers": NUMBERS}
+    fields = {"experiment": "tiny", "arm": "called otherwise", "ipc": 1, "seed": seed, "numbers": NUMBERS}
     hashes = {"config_hash": f"{name}{seed}", "config": to_tree(config)}
-    write_record(folder, Record(**told, **dict.fromkeys(kinds, "x"), **hashes, outcome=Outcome(**outcome)))
+    write_record(folder, Record(**fields, **dict.fromkeys(kinds, "x"), **hashes, outcome=Outcome(**outcome)))
 
 
 @pytest.mark.parametrize(
@@ -595,7 +595,7 @@ def left_behind(folder: Path, state: State, name: str, seed: int, root: Path | N
         "",
     ],
 )
-def test_what_a_machine_has_failed_is_missing_and_not_the_worst_candidate(halving, tmp_path, reason):
+def test_a_trial_that_failed_because_of_its_machine_is_missing_and_not_the_worst_candidate(halving, tmp_path, reason):
     for name, score in (("light", 0.3), ("middle", 0.4), ("plain", 0.1)):
         metrics = {"student/val_accuracy": score}
         left_behind(tmp_path, halving, name, 100, status="finished", metrics=metrics)
@@ -603,7 +603,7 @@ def test_what_a_machine_has_failed_is_missing_and_not_the_worst_candidate(halvin
     state = halving.with_rows(rows_in(tmp_path, halving.trials, "a machine"))
     assert sorted(row.cell for row in state.rows) == ["light", "middle", "plain"]
     assert [unit.label for unit in state.missing] == ["rung 1"]
-    # A row that an earlier version has stored of one is none.
+    # A row that an earlier version stored for such a trial is ignored.
     write_rows(tmp_path / "tiny.parquet", [made(halving, "heavy", "guided", 100, {}, status="failed")])
     assert read_state(halving.claim, tmp_path).rows == []
     left_behind(tmp_path, halving, "heavy", 100, status="finished", metrics={"student/val_accuracy": 0.9})
@@ -611,7 +611,7 @@ def test_what_a_machine_has_failed_is_missing_and_not_the_worst_candidate(halvin
     assert again.ladder.dropped == {"light": 1}
 
 
-def test_a_trial_that_diverged_is_an_answer_unless_it_has_finished_too(halving, tmp_path):
+def test_a_diverged_trial_counts_as_failed_unless_it_has_finished_too(halving, tmp_path):
     left_behind(tmp_path, halving, "heavy", 100, status="failed", reason=DIVERGED)
     (failed,) = rows_in(tmp_path, halving.trials, "a machine")
     assert failed.failed
@@ -626,13 +626,13 @@ def test_a_trial_that_diverged_is_an_answer_unless_it_has_finished_too(halving, 
 
 def test_candidates_of_a_rung_are_compared_on_one_machine(halving):
     rows = scored(halving, FIRST)
-    strange = scored(halving, {("plain", 100): 0.1}, machine="another")
-    state = State(halving.trials, [*rows[:3], *strange])
+    foreign = scored(halving, {("plain", 100): 0.1}, machine="another")
+    state = State(halving.trials, [*rows[:3], *foreign])
     assert state.ladder.rung == 1
     assert len(state.missing) == 1
 
 
-def test_what_chooses_stores_nothing_of_the_test_images():
+def test_a_choosing_claim_stores_no_metrics_of_the_test_images():
     metrics = {"student/test_accuracy": 1.0, "student/val_accuracy": 2.0, "student/forgetting": 3.0, "kd/loss": 4.0}
     record = made_record(metrics)
     assert metrics_of(record, choosing=True) == {"student/val_accuracy": 2.0}
@@ -649,37 +649,37 @@ script = partial(programs.script, EXPERIMENTS / "claims.py")
 
 
 @pytest.mark.parametrize("mode", [{}, {"lists": True}, {"checks": True}, {"writes": True}], ids=str)
-def test_rows_and_claims_have_folders(tmp_path, empty, mode):
+def test_results_and_claims_that_are_no_folders_are_refused_in_every_mode(tmp_path, empty, mode):
     (tmp_path / "file").write_text("", encoding="utf-8")
     (tmp_path / "bare").mkdir()
-    there = {"--claims": tmp_path / "claims", "--results": tmp_path / "results", "--out": tmp_path / "out"}
+    valid = {"--claims": tmp_path / "claims", "--results": tmp_path / "results", "--out": tmp_path / "out"}
     cases = {
         "--results": [(tmp_path / "file", "a folder; "), (tmp_path / "file" / "rows", "a folder; ")],
         "--claims": [(tmp_path / path, "a folder of claims") for path in ("none", "bare", "file")],
     }
-    for flag, given in cases.items():
-        for path, accepted in given:
-            known = Args(**{name[2:]: value for name, value in (there | {flag: path}).items()}, **mode)
+    for flag, invalid in cases.items():
+        for path, accepted in invalid:
+            args = Args(**{name[2:]: value for name, value in (valid | {flag: path}).items()}, **mode)
             with pytest.raises(InputError) as refused:
-                main(known)
+                main(args)
             assert f"{flag} is {str(path)!r}; accepted: {accepted}" in str(refused.value)
     assert not (tmp_path / "results").exists()
     assert not (tmp_path / "out").exists()
 
 
-def test_check_mode_ends_with_1_and_a_diff(tmp_path, empty):
+def test_check_mode_prints_a_diff_and_exits_with_1(tmp_path, empty):
     text = tmp_path / "text.md"
     text.write_text("<!-- claims tiny -->\nold\n<!-- end claims tiny -->\n", encoding="utf-8")
-    there = ["--claims", str(tmp_path / "claims"), "--results", str(tmp_path / "results"), "--texts", str(text)]
-    done = script("--check", *there)
+    folders = ["--claims", str(tmp_path / "claims"), "--results", str(tmp_path / "results"), "--texts", str(text)]
+    done = script("--check", *folders)
     assert (done.returncode, "-old\n" in done.stdout) == (1, True)
-    assert script("--write", *there).returncode == 0
+    assert script("--write", *folders).returncode == 0
     assert NOTHING in text.read_text(encoding="utf-8")
-    assert script("--check", *there).returncode == 0
+    assert script("--check", *folders).returncode == 0
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
         (["wibble"], "error: claim is 'wibble'; accepted: tiny\n"),
         (["--share", "sweep"], "error: --share of a claim is 'sweep'; accepted: trial\n"),
@@ -695,8 +695,8 @@ def test_check_mode_ends_with_1_and_a_diff(tmp_path, empty):
     ],
     ids=lambda part: part[0] if isinstance(part, list) else "",
 )
-def test_what_cannot_be_run_is_refused_before_anything_is_written(tmp_path, empty, flags, told):
-    there = [
+def test_flags_that_a_claim_cannot_use_are_refused_before_anything_is_written(tmp_path, empty, flags, message):
+    folders = [
         "--claims",
         str(tmp_path / "claims"),
         "--results",
@@ -704,8 +704,8 @@ def test_what_cannot_be_run_is_refused_before_anything_is_written(tmp_path, empt
         "--out",
         str(tmp_path / "out"),
     ]
-    done = script(*flags, *there)
+    done = script(*flags, *folders)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith(told)
+    assert done.stderr.startswith(message)
     assert not (tmp_path / "results").exists()
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""Claims run in small, on Ray: interrupted, killed, out of time, or gone on with on another machine."""
+"""Tests of small claims on Ray: interrupted, killed, out of time, and continued on another machine."""
 
 import os
 import shutil
@@ -82,7 +82,7 @@ def records(home: Path, name: str) -> list[Path]:
 
 
 def numbers(rows: list[Row]) -> list[tuple[object, ...]]:
-    """Rows without times."""
+    """Return the places and metrics of rows, sorted, without times."""
     return [
         (row.place[:-1], {name: value for name, value in row.record.metrics.items() if not name.startswith("time/")})
         for row in sorted(rows, key=lambda row: row.place)
@@ -91,15 +91,15 @@ def numbers(rows: list[Row]) -> list[tuple[object, ...]]:
 
 @pytest.fixture(scope="module")
 def whole(cluster, home) -> list[Row]:
-    """The rows of a calm run."""
-    there = place(home, "calm")
-    result = running.run(claims_of(home, "tiny"), there)
+    """The rows of an undisturbed run."""
+    calm = place(home, "calm")
+    result = running.run(claims_of(home, "tiny"), calm)
     assert (result.complete, result.failed) == (True, 0)
-    return read_rows(there.results / "tiny.parquet")
+    return read_rows(calm.results / "tiny.parquet")
 
 
 @pytest.mark.ray
-def test_every_arm_of_every_unit_gets_a_row_that_says_all(whole, home):
+def test_every_arm_of_every_unit_gets_a_complete_row(whole, home):
     assert len(whole) == 16
     assert not any(list((home / "rows-calm").glob("*.partial")))
     none = [row for row in whole if row.record.arm == "none" and row.record.seed == 10]
@@ -122,7 +122,7 @@ def test_every_arm_of_every_unit_gets_a_row_that_says_all(whole, home):
 
 
 @pytest.mark.ray
-def test_the_same_call_runs_nothing_and_leaves_the_file_be(whole, home):
+def test_the_same_call_runs_nothing_and_does_not_change_the_file(whole, home):
     path = home / "rows-calm" / "tiny.parquet"
     before = path.read_bytes(), path.stat().st_mtime_ns
     assert running.run(claims_of(home, "tiny"), place(home, "calm")).complete
@@ -131,23 +131,23 @@ def test_the_same_call_runs_nothing_and_leaves_the_file_be(whole, home):
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_seed_by_seed_it_comes_to_the_same_rows(whole, home):
+def test_running_one_seed_at_a_time_gives_the_same_rows(whole, home):
     for seed in (11, 10):
-        there = place(home, "turns", seeds=[seed])
-        assert running.run(claims_of(home, "tiny"), there).complete
-        assert {row.record.seed for row in read_rows(there.results / "tiny.parquet")} == {11, seed}
-    assert numbers(read_rows(there.results / "tiny.parquet")) == numbers(whole)
+        turn = place(home, "turns", seeds=[seed])
+        assert running.run(claims_of(home, "tiny"), turn).complete
+        assert {row.record.seed for row in read_rows(turn.results / "tiny.parquet")} == {11, seed}
+    assert numbers(read_rows(turn.results / "tiny.parquet")) == numbers(whole)
 
 
 @pytest.mark.ray
-def test_rows_that_were_lost_come_back_from_the_records(whole, home):
+def test_lost_rows_are_restored_from_the_records(whole, home):
     shutil.copytree(home / "calm", home / "lost")
     assert running.run(claims_of(home, "tiny"), place(home, "lost")).complete
     assert numbers(read_rows(home / "rows-lost" / "tiny.parquet")) == numbers(whole)
 
 
 @pytest.mark.ray
-def test_a_claim_whose_cells_are_renamed_and_reordered_is_answered_by_its_records(whole, home, tmp_path, logged):
+def test_a_claim_with_renamed_and_reordered_cells_gets_its_rows_from_the_records(whole, home, tmp_path, logged):
     cells = {"zwei": TINY["cells"]["two"], "eins": TINY["cells"]["one"]}
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY | {"cells": cells}), encoding="utf-8")
     shutil.copytree(home / "calm", home / "renamed")
@@ -160,20 +160,20 @@ def test_a_claim_whose_cells_are_renamed_and_reordered_is_answered_by_its_record
 
 
 @pytest.mark.ray
-def test_what_is_missing_after_a_whole_run_is_told_and_does_not_count_as_done(whole, home, logged, monkeypatch):
+def test_trials_still_missing_after_a_run_are_logged_and_counted_as_failed(whole, home, logged, monkeypatch):
     shutil.copytree(home / "calm", home / "short")
     monkeypatch.setattr(running, "is_result", lambda record, choosing: record.seed != 11)
     result = running.run(claims_of(home, "tiny"), place(home, "short"))
     assert (result.complete, result.failed) == (True, 2)
-    told = (
+    message = (
         "tiny: still missing after this run: 7 trials, of one (seeds 11), two (seeds 11); the same command tries again"
     )
-    assert told in logged
+    assert message in logged
 
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_on_a_machine_without_the_records_only_what_is_missing_is_run(whole, home):
+def test_on_a_machine_without_the_records_only_missing_trials_are_run(whole, home):
     rows = home / "rows-alike" / "tiny.parquet"
     rows.parent.mkdir()
     write_rows(rows, [row for row in whole if not (row.cell == "one" and row.record.arm == "guided")])
@@ -184,32 +184,32 @@ def test_on_a_machine_without_the_records_only_what_is_missing_is_run(whole, hom
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_a_unit_begun_with_another_teacher_is_told_and_run_whole(whole, home, logged):
+def test_a_unit_begun_with_another_teacher_is_logged_and_run_completely(whole, home, logged):
     rows = home / "rows-strange" / "tiny.parquet"
     rows.parent.mkdir()
-    strange = [replace(row, record=replace(row.record, teacher_hash="another")) for row in whole]
-    begun = [row for row in strange if row.cell == "one" and row.record.seed == 10 and row.record.arm != "guided"]
+    foreign = [replace(row, record=replace(row.record, teacher_hash="another")) for row in whole]
+    begun = [row for row in foreign if row.cell == "one" and row.record.seed == 10 and row.record.arm != "guided"]
     write_rows(rows, [*begun, *(row for row in whole if row.cell != "one" or row.record.seed != 10)])
     assert running.run(claims_of(home, "tiny"), place(home, "strange")).complete
-    assert any("its rows were made with another teacher" in told and "one seed 10" in told for told in logged)
+    assert any("its rows were made with another teacher" in line and "one seed 10" in line for line in logged)
     assert len(records(home, "strange")) == 4
     assert numbers(read_rows(rows)) == numbers(whole)
 
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_what_another_kind_of_machine_has_begun_is_not_gone_on_with(whole, home, monkeypatch):
-    there = place(home, "moved", seeds=[10], cells=["one"])
+def test_a_unit_begun_on_another_kind_of_machine_is_run_completely(whole, home, monkeypatch):
+    moved = place(home, "moved", seeds=[10], cells=["one"])
     other = replace(here(0, 1), kind="another machine")
     monkeypatch.setattr(running, "here", lambda gpus, threads: other)
-    assert running.run(claims_of(home, "tiny"), there).complete
+    assert running.run(claims_of(home, "tiny"), moved).complete
     for folder in (home / "moved" / "tiny").iterdir():
-        # As if it had been stopped before its last trial.
+        # One record less, as if the run had been stopped before its last trial.
         next(iter((folder / "records").iterdir())).unlink()
-    (there.results / "tiny.parquet").unlink()
+    (moved.results / "tiny.parquet").unlink()
     monkeypatch.undo()
     assert running.run(claims_of(home, "tiny"), place(home, "moved", seeds=[10], cells=["one"])).complete
-    rows = [row for row in read_rows(there.results / "tiny.parquet") if row.cell == "one"]
+    rows = [row for row in read_rows(moved.results / "tiny.parquet") if row.cell == "one"]
     assert {row.machine for row in rows} == {here(0, 1).kind}
     assert len(records(home, "moved")) == 3 + 4
     assert numbers(rows) == numbers([row for row in whole if (row.cell, row.record.seed) == ("one", 10)])
@@ -217,10 +217,10 @@ def test_what_another_kind_of_machine_has_begun_is_not_gone_on_with(whole, home,
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_halving_goes_rung_by_rung_and_stores_nothing_of_the_test_images(cluster, home):
-    there = place(home, "rungs")
-    assert running.run(claims_of(home, "pick"), there).complete
-    state = read_state(*claims_of(home, "pick"), there.results)
+def test_halving_runs_rung_by_rung_and_stores_no_metrics_of_the_test_images(cluster, home):
+    rungs = place(home, "rungs")
+    assert running.run(claims_of(home, "pick"), rungs).complete
+    state = read_state(*claims_of(home, "pick"), rungs.results)
     assert state.missing == []
     assert sorted(row.record.seed for row in state.rows) == [100, 100, 101]
     assert {len(state.ladder.dropped), state.ladder.rung - 2} == {1}
@@ -229,7 +229,7 @@ def test_halving_goes_rung_by_rung_and_stores_nothing_of_the_test_images(cluster
     assert {row.test_images for row in state.rows} == {0}
 
 
-def test_a_claim_for_a_gpu_is_left_out_without_one_and_told(home, logged):
+def test_a_claim_that_needs_a_gpu_is_left_out_without_one_and_logged(home, logged):
     (claim,) = claims_of(home, "tiny")
     result = running.run([replace(claim, needs_gpu=True)], place(home, "gpu"))
     assert result.complete
@@ -237,7 +237,7 @@ def test_a_claim_for_a_gpu_is_left_out_without_one_and_told(home, logged):
     assert not (home / "rows-gpu").exists()
 
 
-def test_data_that_are_not_there_are_told_before_anything_is_run(home, tmp_path):
+def test_missing_data_are_refused_before_anything_is_run(home, tmp_path):
     tree = TINY | {"data": {"name": "cifar10"}}
     (tmp_path / "far.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
     (claim,) = read_claims(tmp_path)
@@ -249,15 +249,15 @@ def test_data_that_are_not_there_are_told_before_anything_is_run(home, tmp_path)
 
 
 def started(home: Path, name: str, *flags: str) -> subprocess.Popen[str]:
-    there = ["--claims", str(home / "claims"), "--results", str(home / f"rows-{name}"), "--out", str(home / name)]
-    command = [sys.executable, str(EXPERIMENTS / "claims.py"), "tiny", *there, "--cache", str(home / "cache"), *flags]
+    folders = ["--claims", str(home / "claims"), "--results", str(home / f"rows-{name}"), "--out", str(home / name)]
+    command = [sys.executable, str(EXPERIMENTS / "claims.py"), "tiny", *folders, "--cache", str(home / "cache"), *flags]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(CHECKOUT)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(command, text=True, env=environment, start_new_session=True, **pipes)
 
 
-def ended_once(home: Path, name: str, driver: subprocess.Popen[str]) -> None:
-    """Wait until a first trial has its record."""
+def wait_for_a_record(home: Path, name: str, driver: subprocess.Popen[str]) -> None:
+    """Wait until the first trial has its record."""
     until = time.monotonic() + 200
     while not records(home, name):
         assert driver.poll() is None, driver.communicate()
@@ -268,40 +268,40 @@ def ended_once(home: Path, name: str, driver: subprocess.Popen[str]) -> None:
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
-def test_interrupted_it_keeps_the_rows_it_has_and_goes_on(whole, home, number):
+def test_an_interrupted_claim_keeps_its_rows_and_continues(whole, home, number):
     name = number.name
     with started(home, name) as driver:
-        ended_once(home, name, driver)
+        wait_for_a_record(home, name, driver)
         driver.send_signal(number)
-        _, said = driver.communicate(timeout=200)
-    assert driver.returncode == 130, said
+        _, errors = driver.communicate(timeout=200)
+    assert driver.returncode == 130, errors
     assert 1 <= len(read_rows(home / f"rows-{name}" / "tiny.parquet")) < 16
     with started(home, name) as driver:
-        _, said = driver.communicate(timeout=300)
-    assert driver.returncode == 0, said
+        _, errors = driver.communicate(timeout=300)
+    assert driver.returncode == 0, errors
     assert numbers(read_rows(home / f"rows-{name}" / "tiny.parquet")) == numbers(whole)
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_out_of_time_it_ends_with_3_and_goes_on(whole, home):
+def test_a_claim_out_of_time_exits_with_3_and_continues(whole, home):
     with started(home, "late", "--time-budget", "1s") as driver:
-        _, said = driver.communicate(timeout=300)
-    assert driver.returncode == 3, said
+        _, errors = driver.communicate(timeout=300)
+    assert driver.returncode == 3, errors
     with started(home, "late") as driver:
-        _, said = driver.communicate(timeout=300)
-    assert driver.returncode == 0, said
+        _, errors = driver.communicate(timeout=300)
+    assert driver.returncode == 0, errors
     assert numbers(read_rows(home / "rows-late" / "tiny.parquet")) == numbers(whole)
 
 
 @pytest.mark.ray
 @pytest.mark.fault
-def test_killed_it_goes_on_and_comes_to_the_same_rows(whole, home):
+def test_a_killed_claim_continues_and_gives_the_same_rows(whole, home):
     with started(home, "killed") as driver:
-        ended_once(home, "killed", driver)
+        wait_for_a_record(home, "killed", driver)
         os.killpg(driver.pid, signal.SIGKILL)
         driver.communicate(timeout=200)
     with started(home, "killed") as driver:
-        _, said = driver.communicate(timeout=300)
-    assert driver.returncode == 0, said
+        _, errors = driver.communicate(timeout=300)
+    assert driver.returncode == 0, errors
     assert numbers(read_rows(home / "rows-killed" / "tiny.parquet")) == numbers(whole)

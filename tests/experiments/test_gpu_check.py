@@ -79,10 +79,10 @@ def numbers(tree):
 
 
 @pytest.mark.slow
-def test_all_parts_run_in_small_on_a_cpu_without_ray_optuna_and_tyro(tmp_path):
+def test_all_parts_pass_with_tiny_on_a_cpu_without_ray_optuna_and_tyro(tmp_path):
     (tmp_path / "sitecustomize.py").write_text(BLOCKED)
     out = tmp_path / "found" / "check.json"
-    # Ten hours, for a slow machine: what is in small takes a minute on an idle one, and no box is to end a part.
+    # On an idle machine the tiny check takes a minute. With ten hours, no part runs out of time on a slow machine.
     flags = ("--tiny", "--minutes", "600", "--out", str(out), "--work", str(tmp_path / "work"))
     done = command(*flags, paths=(str(tmp_path),))
     assert done.returncode == 0, done.stdout + done.stderr
@@ -93,17 +93,17 @@ def test_all_parts_run_in_small_on_a_cpu_without_ray_optuna_and_tyro(tmp_path):
     assert found["about"]["tiny"] is True
     for letter, entry in parts.items():
         assert f"({letter}) {entry['name']}: passed: " in done.stdout
-        told = numbers(entry["figures"])
-        assert told or letter == "b"
-        assert all(map(math.isfinite, told))
+        values = numbers(entry["figures"])
+        assert values or letter == "b"
+        assert all(map(math.isfinite, values))
     figures = {letter: entry["figures"] for letter, entry in parts.items()}
     assert any("test_out_of_memory.py" in line for line in figures["b"]["left out"])
     assert figures["a"]["matrix product"]["tflops"] > 0
     assert figures["c"]["rounds"] == {"run": 60, "failed": 0, "checked": False}
     for row in ("float32, batch 8", "bfloat16, batch 16"):
         for step in ("synthesis", "distillation"):
-            told = figures["d"][f"{row}, {step}"]
-            assert min(told["ms"], told["operators"], told["images_per_second"], told["tflops"]) > 0
+            measured = figures["d"][f"{row}, {step}"]
+            assert min(measured["ms"], measured["operators"], measured["images_per_second"], measured["tflops"]) > 0
     assert figures["e"]["200 chunks"]["ms"] > 0
     assert figures["f"]["test_accuracy"] > 0.2
     assert figures["g"]["progress"]["rounds"] == figures["g"]["progress"]["of"]
@@ -112,7 +112,7 @@ def test_all_parts_run_in_small_on_a_cpu_without_ray_optuna_and_tyro(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
         (("--tiny", "--only", "z"), "--only is 'z'; accepted: letters of abcdefgh"),
         (("--tiny", "--minutes", "0"), "--minutes is 0.0; accepted: a number above 0, at most 600"),
@@ -120,16 +120,16 @@ def test_all_parts_run_in_small_on_a_cpu_without_ray_optuna_and_tyro(tmp_path):
         (("--only", "a"), "device is 'cpu'; accepted: a CUDA device; or --tiny, on the CPU"),
     ],
 )
-def test_it_refuses_before_it_measures(flags, told, tmp_path):
+def test_invalid_flags_are_refused_before_anything_is_written(flags, message, tmp_path):
     if flags == ("--only", "a") and torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
-    given = gpu_check.PARSER.parse_args([*flags, "--out", str(tmp_path / "check.json"), "--work", str(tmp_path)])
-    with pytest.raises(InputError, match=f"^{re.escape(told)}$"):
-        gpu_check.check(given)
+    args = gpu_check.PARSER.parse_args([*flags, "--out", str(tmp_path / "check.json"), "--work", str(tmp_path)])
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        gpu_check.check(args)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_place_that_cannot_be_written_is_refused_with_exit_code_2(tmp_path):
+def test_an_output_folder_that_cannot_be_made_is_refused_with_exit_code_2(tmp_path):
     (tmp_path / "file").touch()
     done = command("--tiny", "--out", str(tmp_path / "file" / "check.json"), "--work", str(tmp_path / "work"))
     assert (done.returncode, done.stdout) == (2, "")
@@ -141,23 +141,23 @@ import sys
 from pathlib import Path
 
 sys.path[:] = [folder for folder in sys.path if not Path(folder, "condkd_ray").is_dir()]
-# Of an installation whose folder is not on the path.
+# An editable installation is found by a finder, not by its folder on the path.
 sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
 """
 
 
-def test_a_clone_that_nobody_has_installed_is_enough(tmp_path):
+def test_the_script_runs_from_a_clone_that_is_not_installed(tmp_path):
     (tmp_path / "sitecustomize.py").write_text(BLOCKED + UNINSTALLED)
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(tmp_path)}
-    there = {"capture_output": True, "text": True, "env": env, "cwd": tmp_path, "timeout": 300}
-    assert subprocess.run([sys.executable, "-c", "import condkd_ray"], **there).returncode == 1
+    options = {"capture_output": True, "text": True, "env": env, "cwd": tmp_path, "timeout": 300}
+    assert subprocess.run([sys.executable, "-c", "import condkd_ray"], **options).returncode == 1
     flags = ["--tiny", "--only", "e", "--out", "check.json", "--work", "work"]
-    done = subprocess.run([sys.executable, EXPERIMENTS / "gpu_check.py", *flags], **there)
+    done = subprocess.run([sys.executable, EXPERIMENTS / "gpu_check.py", *flags], **options)
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads((tmp_path / "check.json").read_text())["parts"]["e"]["status"] == "passed"
 
 
-def test_the_plan_fits_into_nine_minutes_and_the_full_recipe_gets_most():
+def test_the_plan_fits_into_nine_minutes_and_the_full_recipe_has_the_longest_part():
     assert "".join(part.letter for part in PARTS) == "abcdefgh"
     assert sum(part.seconds for part in PARTS) <= 540 == 60 * MINUTES
     assert max(PARTS, key=lambda part: part.seconds).letter == "g"
@@ -183,7 +183,7 @@ def breaks(_: Setup, box: Box) -> Verdict:
 
 def hangs(_: Setup, box: Box) -> Verdict:
     box.note("begun", 1)
-    # Its time is over now. Again and again, as a box rings.
+    # The time limit of the part is over now. The alarm repeats, as that of `boxed` does.
     signal.setitimer(signal.ITIMER_REAL, 0.01, 1.0)
     while True:
         with suppress(Exception):
@@ -195,22 +195,22 @@ def finds_no_number(_: Setup, box: Box) -> Verdict:
     return Verdict(True, "never reached")
 
 
-def needs_a_moon(_: Setup, box: Box) -> Verdict:
-    raise SkippedError("needs a moon")
+def is_skipped(_: Setup, box: Box) -> Verdict:
+    raise SkippedError("needs a GPU")
 
 
-def misses(_: Setup, box: Box) -> Verdict:
+def misses_its_goal(_: Setup, box: Box) -> Verdict:
     return Verdict(False, "3 %; goal: 25 %")
 
 
-def looks_at_the_disk(_: Setup, box: Box) -> Verdict:
+def reads_the_report(_: Setup, box: Box) -> Verdict:
     box.note("here", 1.5)
     box.note("parts", list(json.loads(box.report.path.read_text())["parts"]))
     return Verdict(True, "fine")
 
 
-def test_a_part_that_fails_stops_no_other_and_leaves_what_it_found(tmp_path):
-    functions = (breaks, hangs, finds_no_number, needs_a_moon, misses, looks_at_the_disk)
+def test_a_part_that_fails_stops_no_other_part_and_its_figures_stay(tmp_path):
+    functions = (breaks, hangs, finds_no_number, is_skipped, misses_its_goal, reads_the_report)
     parts = [Part(letter, letter * 2, 1, function) for letter, function in zip("abcdef", functions, strict=True)]
     found = report(tmp_path)
     assert run(parts, setup(tmp_path), found, minutes=60) == 1
@@ -224,12 +224,12 @@ def test_a_part_that_fails_stops_no_other_and_leaves_what_it_found(tmp_path):
     assert entries["b"]["figures"] == {"begun": 1}
     assert entries["c"]["told"].startswith("ValueError: ")
     assert "figures" not in entries["c"]
-    assert entries["d"]["told"] == "needs a moon"
+    assert entries["d"]["told"] == "needs a GPU"
     assert entries["f"]["figures"] == {"here": 1.5, "parts": list("abcdef")}
 
 
-def test_what_earlier_calls_have_found_stays_beside_what_a_later_one_finds(tmp_path):
-    """Of one that fails, that is cut short or killed, or that passes, and other parts find what is newest."""
+def test_figures_of_earlier_calls_are_kept_under_earlier(tmp_path):
+    """Figures are kept whether the call failed, was cut short, was killed or passed; other parts read the newest."""
     given, found = setup(tmp_path), report(tmp_path)
     known: list[dict[str, Any]] = []
 
@@ -253,7 +253,7 @@ def test_what_earlier_calls_have_found_stays_beside_what_a_later_one_finds(tmp_p
         known.insert(0, entry)
         values = [one["figures"]["value"] for one in known if "value" in one["figures"]]
         assert Box(found, "g", math.inf).found("d", "value") == values[0]
-    # What has found nothing is not kept.
+    # A call without figures is not kept.
     with suppress(SystemExit):
         run([Part("d", "rows", 1, finds_no_number)], given, found, 60)
     run([Part("d", "rows", 1, finds(7.0))], given, found, 60)
@@ -268,12 +268,12 @@ def finds(value: float):
     return part
 
 
-def test_a_later_call_adds_to_the_report_of_the_same(tmp_path):
+def test_a_later_call_adds_to_the_report_of_the_same_commit_and_device(tmp_path):
     about = {"git": "1", "device": "cpu", "tiny": True, "torch": "2", "minutes": 9}
     path, given = tmp_path / "check.json", setup(tmp_path)
     bad, good = Part("c", "c", 1, finds(-1.0)), Part("a", "a", 1, finds(1.0))
     assert run([bad, Part("d", "d", 1, finds(3.0))], given, Report.opened(path, about), 1) == 1
-    # The exit code is that of its own parts.
+    # The exit code is that of the parts of this call.
     assert run([good], given, Report.opened(path, about | {"minutes": 1}), 1) == 0
     found = json.loads(path.read_text())
     assert {letter: entry["status"] for letter, entry in found["parts"].items()} == {
@@ -283,8 +283,8 @@ def test_a_later_call_adds_to_the_report_of_the_same(tmp_path):
     }
     assert list(found["parts"]) == ["a", "c", "d"]
     assert found["about"]["minutes"] == 1
-    # What is run again begins anew, and what finds nothing this time leaves what is there.
-    again = [replace(bad, run=finds(5.0)), Part("d", "d", 1, needs_a_moon)]
+    # A part that is run again gets a new entry; the entry of a part that is skipped this time stays.
+    again = [replace(bad, run=finds(5.0)), Part("d", "d", 1, is_skipped)]
     assert run(again, given, Report.opened(path, about), 1) == 0
     parts = json.loads(path.read_text())["parts"]
     assert (parts["c"]["status"], parts["c"]["figures"]) == ("passed", {"value": 5.0})
@@ -292,24 +292,24 @@ def test_a_later_call_adds_to_the_report_of_the_same(tmp_path):
 
 
 @pytest.mark.parametrize("other", ["git", "device", "tiny", "torch"])
-def test_the_report_of_another_is_kept_beside_a_new_one(tmp_path, capsys, other):
+def test_a_report_of_another_commit_or_device_is_renamed_and_a_new_one_begun(tmp_path, capsys, other):
     about = {"git": "1", "device": "cpu", "tiny": True, "torch": "2"}
     path = tmp_path / "check.json"
     for value in ("x", "y", "z"):
         Report.opened(path, about | {other: value}).note("a", status=value)
-    said = capsys.readouterr().out.splitlines()
-    assert said[1] == f"{path} was of another {other}: it is now check.2.json, and this begins anew"
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == f"{path} was of another {other}: it is now check.2.json, and this begins anew"
     files = {name: json.loads((tmp_path / name).read_text()) for name in ("check.json", "check.1.json", "check.2.json")}
     assert [found["parts"]["a"]["status"] for found in files.values()] == ["z", "x", "y"]
 
 
-OF_ONE = '{"about": {"git": "1"}, "parts": %s}'
+REPORT = '{"about": {"git": "1"}, "parts": %s}'
 
 
 @pytest.mark.parametrize(
-    "text", ["no JSON", "[]", "{}", '{"about": 3, "parts": {}}', OF_ONE % "[]", OF_ONE % '{"a": 3}']
+    "text", ["no JSON", "[]", "{}", '{"about": 3, "parts": {}}', REPORT % "[]", REPORT % '{"a": 3}']
 )
-def test_a_file_that_is_no_report_is_refused_and_stays(tmp_path, text):
+def test_a_file_that_is_no_report_is_refused_and_not_changed(tmp_path, text):
     path = tmp_path / "check.json"
     path.write_text(text)
     with pytest.raises(InputError, match=r"^--out is .*check.json'; accepted: a report of this script, or no file yet"):
@@ -318,7 +318,7 @@ def test_a_file_that_is_no_report_is_refused_and_stays(tmp_path, text):
 
 
 class Clock:
-    """In the place of `time` in `gpu.parts`: it goes on where a test says so."""
+    """Replacement for `time` in `gpu.parts`; the test sets the current time."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -334,22 +334,26 @@ def clock(monkeypatch) -> Clock:
     return found
 
 
-def test_without_a_failure_the_exit_code_is_0_and_one_part_gets_what_others_leave(tmp_path, clock):
-    given: dict[str, float] = {}
+def test_the_exit_code_is_0_and_unused_time_goes_to_the_part_that_takes_the_rest(tmp_path, clock):
+    seconds: dict[str, float] = {}
 
-    def asks(setup: Setup, box: Box) -> Verdict:
-        given[box.part] = box.left
+    def records_its_seconds(setup: Setup, box: Box) -> Verdict:
+        seconds[box.part] = box.left
         clock.now += 2
-        return Verdict(True, "asked")
+        return Verdict(True, "recorded")
 
-    parts = [Part("a", "short", 4, asks), Part("b", "the rest", 2, asks, takes_rest=True), Part("c", "last", 4, asks)]
+    parts = [
+        Part("a", "short", 4, records_its_seconds),
+        Part("b", "the rest", 2, records_its_seconds, takes_rest=True),
+        Part("c", "last", 4, records_its_seconds),
+    ]
     assert run(parts, setup(tmp_path), report(tmp_path), minutes=0.5) == 0
-    # Of the twelve seconds of (a) two were taken.
-    assert given == {"a": 12, "b": 16, "c": 12}
+    # Part (a) used two of its twelve seconds.
+    assert seconds == {"a": 12, "b": 16, "c": 12}
 
 
 @pytest.mark.parametrize("seconds", [0.0, -3.0])
-def test_a_part_for_which_no_time_is_left_is_not_begun(tmp_path, seconds):
+def test_a_part_without_time_left_is_skipped(tmp_path, seconds):
     begun: list[Box] = []
     found = report(tmp_path)
     late = Part("b", "late", 1, lambda _, box: Verdict(True, str(begun.append(box))))
@@ -359,7 +363,7 @@ def test_a_part_for_which_no_time_is_left_is_not_begun(tmp_path, seconds):
     assert found.parts["b"]["told"] == "time: 0 s were not enough"
 
 
-def test_without_data_the_full_teacher_and_what_needs_it_say_so(tmp_path):
+def test_without_data_the_full_teacher_and_the_parts_that_need_it_are_skipped(tmp_path):
     whole = setup(tmp_path, sizes=replace(full(), recipe=tiny().recipe))
     for part in (teacher, recipes.published, recipes.arms):
         with pytest.raises(SkippedError, match="needs CIFAR-10: --data-root"):
@@ -382,7 +386,7 @@ def dataset() -> Dataset:
     return Dataset("cifar10", train, None, test, 10, names, (0.5,) * 3, (0.25,) * 3, True, "0")
 
 
-def test_two_halves_are_a_data_root_with_every_pixel_of_cifar(tmp_path, dataset):
+def test_two_halves_form_a_data_root_with_every_pixel_of_the_dataset(tmp_path, dataset):
     folder = tmp_path / "halves"
     sizes = halves.write(dataset, folder)
     names = sorted(path.name for path in folder.iterdir())
@@ -391,18 +395,18 @@ def test_two_halves_are_a_data_root_with_every_pixel_of_cifar(tmp_path, dataset)
         assert size == sum((folder / name).stat().st_size for name in names if f"-0000{number}-" in name)
     found = read(setup(tmp_path, data_root=folder))
     assert (found.name, found.image_shape, found.class_names) == ("cifar10", (3, 32, 32), dataset.class_names)
-    for here, there in ((found.train, dataset.train), (found.test, dataset.test)):
-        assert torch.equal(here.pixels, there.pixels)
-        assert torch.equal(here.labels, there.labels)
+    for loaded, original in ((found.train, dataset.train), (found.test, dataset.test)):
+        assert torch.equal(loaded.pixels, original.pixels)
+        assert torch.equal(loaded.labels, original.labels)
     assert len(read_parquet([folder / names[2]])) == 101
 
 
-def test_data_that_are_not_cifars_are_refused_before_anything_is_measured(tmp_path, dataset):
+def test_data_other_than_cifar10_are_refused_before_anything_is_measured(tmp_path, dataset):
     def refused(folder: str) -> str:
         out = ("--out", str(tmp_path / "found" / "check.json"), "--work", str(tmp_path / "work"))
-        given = gpu_check.PARSER.parse_args(["--tiny", *out, "--data-root", str(tmp_path / folder)])
+        args = gpu_check.PARSER.parse_args(["--tiny", *out, "--data-root", str(tmp_path / folder)])
         with pytest.raises(InputError) as found:
-            gpu_check.check(given)
+            gpu_check.check(args)
         assert not (tmp_path / "found" / "check.json").exists()
         return str(found.value)
 
@@ -411,8 +415,8 @@ def test_data_that_are_not_cifars_are_refused_before_anything_is_measured(tmp_pa
 
     fewer = {"train": seven(dataset.train), "test": seven(dataset.test), "num_classes": 7}
     halves.write(replace(dataset, class_names=tuple("abcdefg"), **fewer), tmp_path / "seven")
-    told = "data in --data-root is (7, (3, 32, 32), 201, 60); accepted: CIFAR-10, (10, (3, 32, 32), 50000, 10000)"
-    assert refused("seven") == told
+    message = "data in --data-root is (7, (3, 32, 32), 201, 60); accepted: CIFAR-10, (10, (3, 32, 32), 50000, 10000)"
+    assert refused("seven") == message
     (tmp_path / "empty").mkdir()
     assert refused("empty").startswith("cannot read CIFAR10")
     halves.write(dataset, tmp_path / "few")
@@ -422,7 +426,7 @@ def test_data_that_are_not_cifars_are_refused_before_anything_is_measured(tmp_pa
 
 @contextmanager
 def begun(*flags: str):
-    """The command, once it has started pytest, whose process is held and comes beside it."""
+    """Start the command; yield its process and that of its pytest, which is suspended."""
     program = [sys.executable, str(EXPERIMENTS / "gpu_check.py"), "--tiny", "--only", "b", *flags]
     inner: list[psutil.Process] = []
     with subprocess.Popen(program, stdout=subprocess.DEVNULL) as check:
@@ -442,19 +446,19 @@ def begun(*flags: str):
 
 
 def runs_pytest(process: psutil.Process) -> bool:
-    """Not so between its start as a copy of its parent and that of pytest."""
+    """Return whether the process runs pytest; between fork and exec it is still a copy of its parent."""
     with suppress(psutil.NoSuchProcess):
         return "pytest" in process.cmdline()
     return False
 
 
 @pytest.mark.slow
-def test_another_call_in_its_folders_is_refused_and_its_tests_end_with_it(tmp_path):
+def test_another_call_in_the_same_folders_is_refused_and_sigterm_ends_pytest_too(tmp_path):
     flags = ("--out", str(tmp_path / "found" / "check.json"), "--work", str(tmp_path / "work"))
     with begun(*flags) as (check, tests):
-        for name, there in (("folder of --out", flags[:2]), ("--work", flags[2:])):
+        for name, flag in (("folder of --out", flags[:2]), ("--work", flags[2:])):
             own = ("--out", str(tmp_path / "own" / "check.json"), "--work", str(tmp_path / "own"))
-            done = command("--tiny", "--only", "e", *own, *there)
+            done = command("--tiny", "--only", "e", *own, *flag)
             assert (done.returncode, done.stdout) == (2, "")
             assert done.stderr.startswith(f"error: {name} is '{tmp_path}/")
             assert "where another process runs; accepted: another folder" in done.stderr
@@ -463,7 +467,7 @@ def test_another_call_in_its_folders_is_refused_and_its_tests_end_with_it(tmp_pa
         assert not running(tests.pid)
 
 
-def test_halves_are_made_by_a_command_that_tells_their_size(tmp_path, dataset, capsys, monkeypatch):
+def test_the_halves_command_writes_halves_and_prints_their_size(tmp_path, dataset, capsys, monkeypatch):
     halves.write(dataset, tmp_path / "source")
     flags = ["--data-root", str(tmp_path / "source"), "--out"]
     assert halves.main([*flags, str(tmp_path / "copy")]) == 0
@@ -478,18 +482,16 @@ def test_halves_are_made_by_a_command_that_tells_their_size(tmp_path, dataset, c
     assert "copy is ['test-00000-of-00002.parquet'," in done.stderr
 
 
-def test_a_teacher_of_halves_is_trained_once_and_the_full_recipe_goes_on_from_its_checkpoint(
-    tmp_path, dataset, monkeypatch
-):
+def test_a_teacher_is_trained_once_and_the_full_recipe_continues_from_its_checkpoint(tmp_path, dataset, monkeypatch):
     halves.write(dataset, tmp_path / "halves")
     given = setup(
         tmp_path, data_root=tmp_path / "halves", sizes=replace(tiny(), recipe=replace(tiny().recipe, rounds=4))
     )
     first, again = box(tmp_path, "f"), box(tmp_path, "f")
     assert teacher(given, first).passed
-    passed, said = teacher(given, again)
+    passed, text = teacher(given, again)
     assert passed
-    assert "of 60 test images, teacher of 2 of 2 epochs; " in said
+    assert "of 60 test images, teacher of 2 of 2 epochs; " in text
     found, reused = (one.report.parts["f"]["figures"] for one in (first, again))
     assert found["data"] == {"train": 201, "test": 60, "notes": []}
     assert found["training"]["images_per_second"] > 0
@@ -497,8 +499,10 @@ def test_a_teacher_of_halves_is_trained_once_and_the_full_recipe_goes_on_from_it
     assert reused["epochs"] == found["epochs"] == {"trained": 2, "of_the_recipe": 2}
     assert reused["test_accuracy"] == found["test_accuracy"]
 
-    asked: list[float] = []
-    monkeypatch.setattr("condkd_ray.trial.run.passed", lambda deadline: asked.append(deadline) or len(asked) > 3)
+    deadlines: list[float] = []
+    monkeypatch.setattr(
+        "condkd_ray.trial.run.passed", lambda deadline: deadlines.append(deadline) or len(deadlines) > 3
+    )
     stopped = box(tmp_path)
     with pytest.raises(SkippedError, match=UNFINISHED):
         recipes.published(given, stopped)
@@ -507,7 +511,7 @@ def test_a_teacher_of_halves_is_trained_once_and_the_full_recipe_goes_on_from_it
     rounds: list[int] = []
     monkeypatch.setattr("condkd_ray.trial.run.run_round", counted(rounds))
     rest = box(tmp_path)
-    # Faster now; but the checkpoint was made under another setting.
+    # Another setting is faster now, but the checkpoint was made under the first one.
     rows = {"bfloat16": 0.3, "float32": 0.2, "bfloat16, graphs": 0.1}
     figures = {f"{row}, batch 16, distillation": {"ms": ms} for row, ms in rows.items()}
     assert choose(measured_as(rest, figures), recipes.config_of(given)[0], None).fields["graphs"]
@@ -525,14 +529,14 @@ def test_a_teacher_of_halves_is_trained_once_and_the_full_recipe_goes_on_from_it
 UNFINISHED = r"^time: 3 of 5 rounds, projected end at \d+ s, teacher of 2 of 2 epochs; the same command continues$"
 
 
-def test_a_teacher_cut_short_is_known_as_such_and_trained_anew_where_more_fits(tmp_path, monkeypatch):
+def test_a_teacher_with_fewer_epochs_is_reported_and_trained_anew_where_more_epochs_fit(tmp_path, monkeypatch):
     given = setup(tmp_path)
     recipe = replace(given.sizes.teacher, training=replace(given.sizes.teacher.training, epochs=3))
     given = replace(given, sizes=replace(given.sizes, teacher=recipe))
     trained: list[int] = []
     run = Training.run
     monkeypatch.setattr(Training, "run", lambda self, box, epochs: trained.append(epochs) or run(self, box, epochs))
-    # Seconds of a box of 100, of which 80 are planned.
+    # Seconds of an epoch; the part has 100, of which it plans to use 80.
     for seconds, wanted in ((50.0, 1), (70.0, 1), (1000.0, 1), (39.0, 2), (1.0, 3), (1000.0, 3)):
         monkeypatch.setattr(Training, "epoch_seconds", lambda self, seconds=seconds: seconds)
         one = box(tmp_path, "f")
@@ -544,22 +548,22 @@ def test_a_teacher_cut_short_is_known_as_such_and_trained_anew_where_more_fits(t
     assert trained == [1, 2, 3]
 
 
-def test_without_a_teacher_and_time_for_one_epoch_there_is_none(tmp_path, monkeypatch):
+def test_training_is_skipped_without_time_for_one_epoch(tmp_path, monkeypatch):
     monkeypatch.setattr(Training, "epoch_seconds", lambda self: 1000.0)
     with pytest.raises(SkippedError, match=r"^time: an epoch takes 1000\.0 s$"):
         teacher(setup(tmp_path), box(tmp_path, "f"))
 
 
 def test_a_little_more_time_trains_no_teacher_anew(tmp_path, monkeypatch, clock):
-    given, there = setup(tmp_path, sizes=full()), Kept(tmp_path / "weights", 60, 80)
+    given, kept = setup(tmp_path, sizes=full()), Kept(tmp_path / "weights", 60, 80)
     training = Training(given, None, given.sizes.teacher)  # type: ignore[arg-type]
     for fit, wanted in ((40, 60), (65, 60), (66, 66), (80, 80)):
         monkeypatch.setattr(Training, "epoch_seconds", lambda self, fit=fit: 79.9 / fit)
-        assert training.planned(box(tmp_path, "f"), there) == wanted
+        assert training.planned(box(tmp_path, "f"), kept) == wanted
 
 
 def measured(tmp_path, **rows: float) -> Box:
-    """A part's box whose report has, of part (d), these rows at batch 256 in milliseconds."""
+    """Return a box whose report has these rows of part (d): milliseconds at batch 256."""
     figures = {f"{row.replace('_', ', ')}, batch 256, distillation": {"ms": ms} for row, ms in rows.items()}
     return measured_as(box(tmp_path), figures | {"bfloat16, batch 1024, distillation": {"ms": 0.01}})
 
@@ -579,7 +583,7 @@ def test_the_fastest_setting_that_was_measured_is_chosen(tmp_path):
         return (row, *(fields[name] for name in FIELDS))
 
     assert chosen() == ("bfloat16", "bfloat16", "off", False)
-    # Without the default's own row (d) was cut short, or that has failed.
+    # Where the row of the default setting is missing, part (d) was cut short or that row failed.
     assert chosen(float32=2.0) == ("bfloat16", "bfloat16", "off", False)
     assert chosen(float32=2.0, bfloat16=3.0) == ("float32", "float32", "off", False)
     eager = {"float32": 9.0, "bfloat16": 5.0, "bfloat16_graphs": 4.0}
@@ -587,19 +591,19 @@ def test_the_fastest_setting_that_was_measured_is_chosen(tmp_path):
     assert chosen(**eager, bfloat16_compiled=3.0) == ("bfloat16, compiled", "bfloat16", "default", False)
     both = {"bfloat16_compiled": 3.0, "bfloat16_compiled_graphs": 2.0}
     assert chosen(**eager, **both) == ("bfloat16, compiled, graphs", "bfloat16", "default", True)
-    # One that has failed since is none, whatever an earlier call has measured.
+    # A row that has failed since is not chosen, whatever an earlier call measured.
     again = measured(tmp_path, **eager)
     again.report.parts = {"d": {"earlier": [again.report.parts["d"]]}}
     assert choose(again, plain, None).row == "bfloat16, graphs"
     name = "bfloat16, graphs, batch 256, distillation"
     assert choose(measured_as(again, {name: {"failed": "no room"}}), plain, None).row == "bfloat16"
-    # No field of a trial asks for it.
+    # cuDNN's choice by time is not a field of a trial.
     by_time = {"bfloat16_cuDNN by time": 0.5}
     assert chosen(**eager, **by_time) == chosen(**eager)
     assert choose(measured(tmp_path, **eager), plain, None).because == "4 ms, the least of 3 rows of (d)"
 
 
-def test_a_call_that_goes_on_finds_the_setting_of_its_checkpoint(tmp_path):
+def test_a_continued_call_uses_the_setting_of_its_checkpoint(tmp_path):
     whole = setup(tmp_path, sizes=full())
     plain = whole.sizes.fast(precision="bfloat16")
     first = choose(measured(tmp_path, bfloat16=5.0, bfloat16_graphs=4.0), plain, None)
@@ -623,9 +627,9 @@ def test_a_projected_end_beyond_the_goal_is_a_failure(tmp_path):
     late = {"rounds": 30, "of": 220, "projected_seconds": 601.0}
     whole = setup(tmp_path, sizes=full())
     by = Kept(tmp_path / "weights", 60, 80)
-    passed, told = recipes.unfinished(whole, late, by)
+    passed, text = recipes.unfinished(whole, late, by)
     assert not passed
-    assert told == (
+    assert text == (
         "30 of 220 rounds, projected end at 601 s, teacher of 60 of 80 epochs; the same command continues; goal: 600 s"
     )
     with pytest.raises(SkippedError, match="no end can be projected yet"):
@@ -640,7 +644,7 @@ def test_arms_differ_in_the_prior_or_the_guidance_alone(tmp_path):
     assert mixed.rounds * mixed.distiller.steps <= 0.011 * 200 * 400
 
 
-def test_every_method_meets_every_other_kind():
+def test_every_method_is_combined_with_every_method_of_another_kind():
     made = waits.combinations()
     inversions = {kind().name for kind in get_args(AnyInversion) if kind is not NoInversion}
     guides, memories = ({kind().name for kind in get_args(union)} for union in (AnyGuidance, AnyMemory))
@@ -650,7 +654,7 @@ def test_every_method_meets_every_other_kind():
 
 
 def few() -> dict[str, TrialConfig]:
-    """Some of part (c)'s combinations, such that each inversion, guidance and memory is in one of them."""
+    """Return some of the combinations of part (c) that together cover each inversion, guidance and memory."""
     left = {name: set(name.split(", ")) for name in waits.combinations()}
     chosen: list[str] = []
     while missing := set().union(*left.values()).difference(*(left[name] for name in chosen)):
@@ -666,12 +670,12 @@ ONCE_A_ROUND = {
         condensed[-2:] if self.held_out else condensed[:0],
     ),
 }
-"""In the place of what part (c) allows to wait: the same without values, which the device `meta` has none of."""
+"""Replacements for the calls that part (c) allows to wait, without reading values: the device `meta` has none."""
 
 
 @pytest.fixture
 def without_values(monkeypatch):
-    """Part (c) runs on the device `meta`, and `guard.Guard` checks what PyTorch checks on CUDA. See `guard`."""
+    """Run part (c) on the device `meta`, where `guard.Guard` checks what PyTorch checks on CUDA; see `guard`."""
 
     @contextmanager
     def guarded(device):
@@ -704,14 +708,14 @@ def test_no_round_of_part_c_waits_for_a_device_without_values(without_values):
             pytest.fail(f"{name}: {error} at {waits.place_of(error)}")
 
 
-def test_part_c_finds_who_reads_in_a_step(without_values, monkeypatch):
+def test_part_c_reports_the_line_that_reads_from_the_device_in_a_step(without_values, monkeypatch):
     name = next(name for name in few() if name.endswith("prioritized"))
-    heard: list[Tensor] = []
+    priorities: list[Tensor] = []
 
     def reading(self, state, ids, priority):
-        heard.append(priority)
-        # Not in the first round's two steps, which nobody checks.
-        return priority.cpu() if len(heard) > 2 else None
+        priorities.append(priority)
+        # The two steps of the first round are not checked.
+        return priority.cpu() if len(priorities) > 2 else None
 
     monkeypatch.setattr(Prioritized, "feedback", reading)
     with pytest.raises(WaitsError, match="from the device to the host") as found:
@@ -721,7 +725,7 @@ def test_part_c_finds_who_reads_in_a_step(without_values, monkeypatch):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_on_a_gpu_a_wait_is_found_and_the_check_is_taken_away_again():
+def test_on_a_gpu_a_wait_raises_an_error_only_inside_the_check():
     device = torch.device("cuda")
     value = torch.ones(1, device=device)
     with pytest.raises(RuntimeError, match="synchroniz"), waits.no_waits(device):
@@ -736,7 +740,7 @@ def test_on_a_gpu_a_wait_is_found_and_the_check_is_taken_away_again():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_on_a_gpu_launches_are_counted_and_timed_by_its_clock():
+def test_on_a_gpu_launches_are_counted_and_timed_on_the_device():
     device = torch.device("cuda")
     value = torch.randn(4096, 4096, device=device)
     taken = milliseconds(lambda: value @ value, device, repeats=5)
@@ -768,7 +772,7 @@ def event(name: str, kind: DeviceType, begin: float, end: float, *, noted: bool 
     return SimpleNamespace(name=name, device_type=kind, time_range=Interval(begin, end), is_user_annotation=noted)
 
 
-def test_kernels_that_run_at_once_are_counted_apart_and_their_time_once():
+def test_concurrent_kernels_are_counted_each_and_their_overlap_in_time_once():
     events = [
         event("gemm", DeviceType.CUDA, 0, 1000),
         event("relu", DeviceType.CUDA, 500, 1200),
@@ -784,11 +788,11 @@ def test_kernels_that_run_at_once_are_counted_apart_and_their_time_once():
     ("name", "peak"),
     [("NVIDIA H100 80GB HBM3", 989), ("NVIDIA H200", 989), ("NVIDIA H100 PCIe", 756), ("Tesla T4", None)],
 )
-def test_the_peak_goes_by_the_devices_name(name, peak):
+def test_the_peak_is_found_by_the_name_of_the_device(name, peak):
     assert next((value for known, value in PEAKS if known in name), None) == peak
 
 
-def test_the_recipe_of_the_full_teacher_tells_its_operations_and_time():
+def test_the_recipe_of_the_full_teacher_states_its_operations_and_time():
     recipe, text = full().teacher, RECIPE.read_text()
     forward = cost_of(recipe.network, (3, 32, 32), 10).multiply_adds
     operations = 6 * forward * 50_000 * recipe.training.epochs
@@ -800,7 +804,7 @@ def test_the_recipe_of_the_full_teacher_tells_its_operations_and_time():
 
 @pytest.fixture
 def followed(monkeypatch):
-    """How many graphs the compiler has followed so far. It builds no code of them, which would take minutes."""
+    """A function that returns the number of graphs traced so far; no code is built from them, as it takes minutes."""
     monkeypatch.setitem(compilation.MODES, ("default", False), compilation.Mode("aot_eager"))
     torch.compiler.reset()
     counters.clear()
@@ -817,11 +821,11 @@ def test_compiled_rows_are_compiled_and_graphs_on_a_cpu_are_refused(tmp_path, mo
         steps.steps(replace(given, sizes=replace(given.sizes, compiled=False)), rows)
     rows.report.note("a", figures={"matrix product": {"tflops": 0.02}})
     note = rows.note
-    monkeypatch.setattr(rows, "note", lambda name, told: (graphs.append((name, followed())), note(name, told)))
+    monkeypatch.setattr(rows, "note", lambda name, values: (graphs.append((name, followed())), note(name, values)))
     assert steps.steps(given, rows).passed
     taken = dict(graphs)
     assert taken["bfloat16, batch 8, distillation"] == 0
-    # What makes images, and what judges them without and with a memory of statistics; then the student's comparison.
+    # One graph makes images, two compute their losses (without and with a memory of statistics), one compares logits.
     assert taken["bfloat16, compiled, batch 8, synthesis"] == 3
     assert taken["bfloat16, compiled, batch 8, distillation"] == 4
     figures = rows.report.parts["d"]["figures"]
@@ -831,7 +835,7 @@ def test_compiled_rows_are_compiled_and_graphs_on_a_cpu_are_refused(tmp_path, mo
 
 
 @pytest.mark.slow
-def test_a_row_that_fails_stops_no_other(tmp_path, monkeypatch):
+def test_a_row_that_fails_does_not_stop_the_others(tmp_path, monkeypatch):
     real = steps.Bench.distillation
 
     def failing(self, box):
@@ -850,7 +854,7 @@ def test_a_row_that_fails_stops_no_other(tmp_path, monkeypatch):
         assert figures[f"{row}, distillation"]["ms"] > 0
 
 
-def test_rows_that_have_to_be_compiled_come_last(tmp_path):
+def test_compiled_rows_come_last(tmp_path):
     rows = steps.order(setup(tmp_path, sizes=full()))
     eager = ("bfloat16", "float32", "bfloat16, cuDNN by time", "bfloat16, graphs")
     assert rows[:8] == [(row, batch) for row in eager for batch in (256, 1024)]
@@ -859,7 +863,7 @@ def test_rows_that_have_to_be_compiled_come_last(tmp_path):
     assert {row for row, _ in steps.order(setup(tmp_path))} == set(steps.EAGER)
 
 
-def test_a_steps_operations_are_those_of_its_networks():
+def test_the_operations_of_a_step_are_computed_from_its_networks():
     sizes = full()
     student, taught = (
         cost_of(network, (3, 32, 32), 10).multiply_adds for network in (sizes.student, sizes.teacher.network)
@@ -874,12 +878,12 @@ def test_gpu_tests_that_need_ray_are_left_out():
     found = suite.files_of(TESTS)
     assert {TESTS / "trial" / "test_loop.py", TESTS / "trial" / "test_repeats.py"} < set(found)
     assert all(path.parent.name != "cluster" for path in found)
-    # What is compiled takes longest.
+    # Compiled trials take longest.
     assert found[-1] == TESTS / "trial" / "test_compiled_trial.py"
     assert len(set(found)) == len(found)
 
 
-def test_a_gpu_test_may_have_its_mark_from_a_module_beside_it(tmp_path):
+def test_a_gpu_mark_imported_from_a_module_in_the_same_folder_counts(tmp_path):
     files = {
         "near/where.py": "GPU = pytest.mark.gpu",
         "near/test_compiled.py": "from near.where import GPU",
@@ -896,7 +900,7 @@ def test_a_gpu_test_may_have_its_mark_from_a_module_beside_it(tmp_path):
 
 
 def over_once(monkeypatch, ready) -> None:
-    """The time of a program is over as soon as it is `ready`, and not before."""
+    """Make the time limit of a program expire when `ready` returns true, and not before."""
     real = subprocess.Popen.communicate
 
     def communicate(self, input=None, timeout=None):
@@ -909,30 +913,30 @@ def over_once(monkeypatch, ready) -> None:
 
 
 @pytest.mark.parametrize(
-    ("last", "told"), [("b.py::two FAILED [ 66%]", "1 passed and 1 failed"), ("", "1 passed and 0")]
+    ("last", "counts"), [("b.py::two FAILED [ 66%]", "1 passed and 1 failed"), ("", "1 passed and 0")]
 )
-def test_what_gpu_tests_have_told_counts_when_their_time_is_over(tmp_path, monkeypatch, clock, last, told):
-    # In the place of pytest: a program that does not end.
+def test_results_printed_before_the_time_limit_count(tmp_path, monkeypatch, clock, last, counts):
+    # A program that does not end replaces pytest.
     hanging = tmp_path / "hanging"
-    told_all = tmp_path / "told all"
-    there = f"open({str(told_all)!r}, 'w').close()"
-    lines = f"import time\nprint('a.py::one PASSED [ 33%]\\n{last}', flush=True)\n{there}\ntime.sleep(600)"
+    all_printed = tmp_path / "all printed"
+    signal_line = f"open({str(all_printed)!r}, 'w').close()"
+    lines = f"import time\nprint('a.py::one PASSED [ 33%]\\n{last}', flush=True)\n{signal_line}\ntime.sleep(600)"
     hanging.write_text(f"#!{sys.executable}\n{lines}")
     hanging.chmod(0o755)
     monkeypatch.setattr(suite.sys, "executable", str(hanging))
-    over_once(monkeypatch, told_all.is_file)
+    over_once(monkeypatch, all_printed.is_file)
     given = box(tmp_path, "b", seconds=4.0)
     if not last:
-        with pytest.raises(SkippedError, match=f"^time: {told} failed when 3 s were over$"):
+        with pytest.raises(SkippedError, match=f"^time: {counts} failed when 3 s were over$"):
             suite.suite(setup(tmp_path), given)
         return
-    assert suite.suite(setup(tmp_path), given) == Verdict(False, f"{told} when 3 s were over")
+    assert suite.suite(setup(tmp_path), given) == Verdict(False, f"{counts} when 3 s were over")
     assert given.report.parts["b"]["figures"]["output"] == [last]
 
 
-def test_what_tests_have_started_ends_with_them(tmp_path, monkeypatch):
-    there = f"open(os.path.join({str(tmp_path)!r}, f'{{os.getpid()}}.there'), 'w').close()"
-    sleeper = f"import os, time; print(os.getpid(), flush=True); {there}; time.sleep(600)"
+def test_processes_started_by_tests_end_with_the_tests(tmp_path, monkeypatch):
+    signal_line = f"open(os.path.join({str(tmp_path)!r}, f'{{os.getpid()}}.there'), 'w').close()"
+    sleeper = f"import os, time; print(os.getpid(), flush=True); {signal_line}; time.sleep(600)"
     over_once(monkeypatch, lambda: len(list(tmp_path.glob("*.there"))) == 2)
     starter = tmp_path / "starter"
     starter.write_text(
@@ -945,13 +949,13 @@ def test_what_tests_have_started_ends_with_them(tmp_path, monkeypatch):
     begun = time.monotonic()
     code, lines = suite.output_of([str(starter)], 4.0)
     assert code is None
-    # It holds the output too, for whose end one would wait.
+    # The grandchild holds the output pipe too; without a kill, reading would wait for its end.
     assert time.monotonic() - begun < 30
     assert len(lines) == 2
     assert not any(running(int(line)) for line in lines)
 
 
-def test_a_box_that_nobody_has_heard_rings_again(monkeypatch):
+def test_the_alarm_of_a_box_repeats_if_its_exception_was_swallowed(monkeypatch):
     monkeypatch.setattr(parts, "AGAIN", 0.5)
     until = time.monotonic() + 60
 
@@ -959,13 +963,13 @@ def test_a_box_that_nobody_has_heard_rings_again(monkeypatch):
         while time.monotonic() < until:
             time.sleep(0.001)
 
-    def does_not_hear_it_once() -> None:
+    def swallows_it_once() -> None:
         with suppress(BoxEndedError):  # as Python does with what is raised in a finaliser
             works()
         works()
 
     with pytest.raises(BoxEndedError), boxed(0.01):
-        does_not_hear_it_once()
+        swallows_it_once()
 
 
 def test_gpu_tests_are_called_without_another_pytests_options(monkeypatch):
@@ -978,14 +982,14 @@ def test_gpu_tests_are_called_without_another_pytests_options(monkeypatch):
     assert found["PYTHONPATH"].split(os.pathsep)[-1] == "mine"
 
 
-def test_what_tests_have_started_ends_with_their_box(tmp_path):
-    told = tmp_path / "number"
-    program = f"import os, time; open({str(told)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+def test_processes_started_by_tests_end_when_the_time_of_the_part_is_over(tmp_path):
+    number = tmp_path / "number"
+    program = f"import os, time; open({str(number)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
 
     over = threading.Event()
 
     def end_the_box() -> None:
-        while not (told.is_file() and told.read_text()):
+        while not (number.is_file() and number.read_text()):
             if over.wait(0.01):
                 return
         signal.setitimer(signal.ITIMER_REAL, 0.001, 1.0)
@@ -998,11 +1002,11 @@ def test_what_tests_have_started_ends_with_their_box(tmp_path):
     finally:
         over.set()
         ending.join()
-    assert not running(int(told.read_text()))
+    assert not running(int(number.read_text()))
 
 
 def running(number: int) -> bool:
-    """Whether a process is there that has not ended."""
+    """Return whether a process with this number runs; a zombie has ended."""
     try:
         return psutil.Process(number).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

@@ -1,4 +1,4 @@
-"""Folders of images, Parquet files and checkpoints as people have them, and as disks and downloads damage them."""
+"""Folders of images, Parquet files and checkpoints as users have them, and with damage from disks and downloads."""
 
 import io
 import pickle
@@ -42,11 +42,11 @@ BESIDE = {
 
 
 class Foreign:
-    """What no one but its maker can read."""
+    """An object whose class a safe reader must refuse."""
 
 
 def put(files: dict[str, bytes], root: Path) -> Path:
-    """Write them below `root`."""
+    """Write files below `root` and return `root`."""
     for name, content in files.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,7 +56,7 @@ def put(files: dict[str, bytes], root: Path) -> Path:
 
 @st.composite
 def damaged(draw: st.DrawFn, whole: bytes, often: int = 3) -> bytes:
-    """Once in so many times cut off, changed at a place, empty, or another thing altogether."""
+    """Bytes that are, once in `often` draws, cut off, changed at a place, zeroed, or replaced by something else."""
     if not whole or draw(st.integers(1, often)) > 1:
         return whole
     way, place = draw(st.integers(0, 4)), draw(st.integers(0, len(whole) - 1))
@@ -70,7 +70,7 @@ def damaged(draw: st.DrawFn, whole: bytes, often: int = 3) -> bytes:
 
 
 def exif(orientation: int) -> bytes:
-    """An EXIF block with such an orientation, of which 1 to 8 have a meaning."""
+    """Return an EXIF block with an orientation, of which 1 to 8 are defined."""
     block = Image.Exif()
     block[0x0112] = orientation
     return block.tobytes()
@@ -78,7 +78,7 @@ def exif(orientation: int) -> bytes:
 
 @st.composite
 def images(draw: st.DrawFn, sound: bool = False) -> bytes:
-    """The bytes of a file that should hold an image; of a `sound` one, of an RGB image of 8 by 8 as PNG."""
+    """The bytes of a file that should hold an image; a `sound` one holds an RGB image of 8 by 8 pixels as PNG."""
     seed = draw(st.integers(0, 10**6 if sound else 3))
     if sound:
         return png(seed)
@@ -88,18 +88,18 @@ def images(draw: st.DrawFn, sound: bool = False) -> bytes:
     try:
         picture(seed, side).convert(mode).save(buffer, kind, **more)
         whole = buffer.getvalue()
-    except (OSError, ValueError, KeyError):  # a format has not all modes
+    except (OSError, ValueError, KeyError):  # not every format supports every mode
         whole = png(seed)
     return draw(damaged(whole))
 
 
 def picture(seed: int, side: int = 8) -> Image.Image:
-    """Noise of 8 by `side`."""
+    """Return an image of noise, 8 pixels wide and `side` high."""
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (side, 8, 3), dtype=np.uint8))
 
 
 def png(seed: int) -> bytes:
-    """A file of a `picture`."""
+    """Return the bytes of a PNG file of a `picture`."""
     buffer = io.BytesIO()
     picture(seed).save(buffer, "PNG")
     return buffer.getvalue()
@@ -107,7 +107,7 @@ def png(seed: int) -> bytes:
 
 @st.composite
 def folders(draw: st.DrawFn) -> dict[str, bytes]:
-    """Files of a data set of one folder a class, by their paths; half of the data sets are sound."""
+    """Files of a data set with one folder per class, by their paths; half of the data sets are sound."""
     found, sound = {}, draw(st.booleans())
     names, files = (FOLDERS[:5], FILES[:6]) if sound else (FOLDERS, FILES)
     for split in draw(st.sampled_from([[""], [""], ["train/"], ["train/", "test/"], ["train/", "val/"]])):
@@ -146,7 +146,7 @@ def parquet(draw: st.DrawFn, sound: bool) -> bytes:
 
 @st.composite
 def cells_of(draw: st.DrawFn, cells: list[bytes | None]) -> pa.Array:
-    """A column of images, plain, as Hugging Face has it, or by their paths alone."""
+    """A column of images: as bytes, as structs of bytes and path, or as structs of paths only."""
     form = draw(st.integers(0, 3))
     if form == 1:
         kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
@@ -174,7 +174,7 @@ class Checkpoint:
     name: str
     content: bytes
     sound: bool
-    """Whether it holds them, so that they must be found in it."""
+    """Whether it holds valid weights, which must be found in it."""
 
 
 @st.composite
@@ -185,14 +185,14 @@ def checkpoints(draw: st.DrawFn, weights: dict[str, torch.Tensor]) -> Checkpoint
 
 @st.composite
 def sound_content(draw: st.DrawFn, weights: dict[str, torch.Tensor]) -> Checkpoint:
-    """Wrapped, under a key, in another precision, beside other tensors."""
+    """Valid weights with prefixes, under a key, in another precision, or beside other tensors."""
     loaded: dict[str, Any] = {name: value for name, value in weights.items() if "num_batches" not in name}
     if draw(st.booleans()):
         loaded = dict(weights)
     prefix = "".join(draw(st.lists(st.sampled_from(PREFIXES), max_size=3)))
     loaded = {prefix + name: value for name, value in loaded.items()}
     if prefix:
-        # What Lightning's modules have beside their network: none of it is a whole network.
+        # Lightning modules have such tensors beside their network; none of these is a complete network.
         beside = draw(st.lists(st.sampled_from(sorted(BESIDE)), max_size=4, unique=True))
         around = draw(st.sampled_from(["", "others."]))
         loaded |= {around + name: BESIDE[name] for name in beside}
@@ -206,7 +206,7 @@ def sound_content(draw: st.DrawFn, weights: dict[str, torch.Tensor]) -> Checkpoi
 
 @st.composite
 def other_content(draw: st.DrawFn, weights: dict[str, torch.Tensor]) -> Checkpoint:
-    """Wrapped, renamed, changed or damaged."""
+    """Weights that are wrapped, renamed, changed or damaged."""
     loaded: dict[Any, Any] = dict(weights)
     for _ in range(draw(st.integers(0, 2))):
         name = draw(st.sampled_from(sorted(weights)))
@@ -229,6 +229,6 @@ def other_content(draw: st.DrawFn, weights: dict[str, torch.Tensor]) -> Checkpoi
 
 
 def changed(value: torch.Tensor) -> st.SearchStrategy[Any]:
-    """Another tensor in its place, or what is none."""
+    """Another tensor as a replacement, or a value that is no tensor."""
     reals = [value.half(), value.double(), value * float("nan"), -value, value[None], value.bool(), value.flatten()[:1]]
     return st.sampled_from([*reals, value.to(torch.complex64), value.to_sparse(), value.tolist(), None, 3, "text"])

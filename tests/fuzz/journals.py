@@ -1,4 +1,4 @@
-"""Journals of a search as Optuna writes them, and as killed processes, full disks and editors leave them."""
+"""Journals of a search as Optuna writes them, and with damage from killed processes, full disks and editors."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -24,12 +24,12 @@ GARBAGE = [b"", b"{", b"\0" * 60, b"\xff\xfe", b"[1]", b"{}", b'{"op_code":4}', 
 
 
 def study_in(folder: Path) -> Study:
-    """As a search opens it."""
+    """Open the study of a folder as a search does."""
     return Study(open_storage(None, folder), "search", TREE, Objective(("proxy/agreement",)), sampler="random")
 
 
 def complete(study: Study) -> dict[int, tuple[dict[str, Any], list[float]]]:
-    """Parameters and values of complete trials, by their numbers."""
+    """Return parameters and values of complete trials, by their numbers."""
     return {trial.number: (trial.params, trial.values) for trial in study.ranked}
 
 
@@ -44,7 +44,10 @@ class Given:
 
 @cache
 def whole() -> tuple[list[bytes], dict[int, tuple[dict[str, Any], list[float]]]]:
-    """The lines of a journal, and what is complete in it: points, other trials, one that failed and one that runs."""
+    """Return the lines of a journal and its complete trials.
+
+    The journal has suggested points, other trials, one that failed and one that runs.
+    """
     with TemporaryDirectory() as folder:
         study = study_in(Path(folder))
         study.suggest_first(POINTS)

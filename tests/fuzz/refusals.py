@@ -1,4 +1,4 @@
-"""What a program may do with anything it is given: take it, or refuse it in one message. No trace, and no hang."""
+"""Checks that a program accepts any input or refuses it with one message, without a traceback and without hanging."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -8,11 +8,11 @@ from typing import Any
 from condkd_ray.core.method import InputError
 
 SECONDS = 30.0
-"""That one input may take, on a machine however busy: they are all small."""
+"""Time limit for one input, also on a busy machine; all inputs are small."""
 
 
 @contextmanager
-def hanging_never() -> Iterator[None]:
+def time_limit() -> Iterator[None]:
     """Raise `AssertionError` in a block that takes longer than `SECONDS`."""
 
     def ring(number: int, frame: Any) -> None:
@@ -28,13 +28,13 @@ def hanging_never() -> Iterator[None]:
 
 
 def refusal(take: Callable[[], object]) -> str | None:
-    """The message with which an input is refused; None where it is taken. Anything else fails the test."""
-    with hanging_never():
+    """Return the message with which an input is refused, or None if it is accepted; anything else fails the test."""
+    with time_limit():
         try:
             take()
         except InputError as error:
-            told = str(error)
-            assert "\n" not in told.strip(), f"more than a line: {told}"
-            assert len(told) < 5000, f"{len(told)} characters: {told[:500]}"
-            return told
+            message = str(error)
+            assert "\n" not in message.strip(), f"more than a line: {message}"
+            assert len(message) < 5000, f"{len(message)} characters: {message[:500]}"
+            return message
     return None

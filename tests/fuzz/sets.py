@@ -1,4 +1,4 @@
-"""Condensed sets of blobs as they are published, and as other programs, disks and their owners change them."""
+"""Condensed sets of blobs in published formats, and with changes and damage from programs, disks and users."""
 
 import io
 import pickle
@@ -33,7 +33,7 @@ LABELS: dict[str, Callable[[Tensor], Any]] = {
     "one-hot": lambda labels: torch.eye(NUM_CLASSES)[labels] - 0.1,
     "soft": lambda labels: (4 * torch.eye(NUM_CLASSES)[labels] + torch.linspace(0, 1, NUM_CLASSES)).softmax(1),
 }
-"""As sets have them whose labels are right."""
+"""Formats of correct labels."""
 OTHER_PIXELS: list[Callable[[Tensor], Any]] = [
     *(lambda x: x.half(), lambda x: x.double(), lambda x: x.bfloat16(), lambda x: x.long(), lambda x: x.bool()),
     *(lambda x: x.to(torch.complex64), lambda x: x.to_sparse(), lambda x: x.float() * float("nan"), lambda x: x[:0]),
@@ -78,7 +78,7 @@ FIELDS: dict[str, list[Any]] = {
 
 @dataclass(frozen=True)
 class GivenSet:
-    """Files by their paths, which of these is given, and the fields that are given with it."""
+    """Files by their paths, the path that is passed, and the fields that are passed with it."""
 
     files: dict[str, bytes]
     path: str
@@ -123,7 +123,7 @@ def sets(draw: st.DrawFn) -> GivenSet:
 
 
 def as_saved(draw: st.DrawFn, layout: str, images: Any, labels: Any, sound: bool) -> tuple[dict[str, bytes], str]:
-    """As the code of a paper saves images and labels, or nearly so."""
+    """Save images and labels in the layout of a paper's code; unless `sound`, sometimes with changes."""
     if layout in ("kip", "npy"):
         return in_numpy(layout, images, labels, sound)
     contents: dict[str, Any] = {
@@ -145,7 +145,7 @@ def as_saved(draw: st.DrawFn, layout: str, images: Any, labels: Any, sound: bool
 
 
 def saved(content: Any, zipped: bool) -> bytes:
-    """By torch.save."""
+    """Return the bytes that `torch.save` writes."""
     buffer = io.BytesIO()
     torch.save(content, buffer, _use_new_zipfile_serialization=zipped)
     return buffer.getvalue()
@@ -168,7 +168,7 @@ def in_numpy(layout: str, images: Any, labels: Any, sound: bool) -> tuple[dict[s
 
 
 def as_array(values: Any) -> np.ndarray:
-    """Of objects where numpy has no such numbers."""
+    """Return values as an array, of objects if NumPy cannot convert them."""
     if isinstance(values, Tensor):
         values = values.detach().to_dense() if values.layout != torch.strided else values.detach()
         return np.asarray(values.float() if values.dtype == torch.bfloat16 else values)
@@ -179,12 +179,12 @@ def as_array(values: Any) -> np.ndarray:
 
 
 def in_parquet(cells: list[bytes], labels: list[int]) -> tuple[dict[str, bytes], str]:
-    """As Hugging Face has it."""
+    """Write a Parquet file with the columns `image` and `label`."""
     buffer = io.BytesIO()
     pq.write_table(pa.table({"image": pa.array(cells), "label": pa.array(labels)}), buffer)
     return {"set.parquet": buffer.getvalue()}, "set.parquet"
 
 
 def in_folder(cells: list[bytes], labels: list[int]) -> tuple[dict[str, bytes], str]:
-    """One sub-folder a class."""
+    """Write one sub-folder per class."""
     return {f"new{label}/{place}.png": cell for place, (cell, label) in enumerate(zip(cells, labels, strict=True))}, ""

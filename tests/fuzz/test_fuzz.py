@@ -1,7 +1,7 @@
-"""Files as nobody has thought of: whatever is in them, they are taken, or refused in one message with what is accepted.
+"""Random files: each is accepted, or refused with one message that names what is accepted.
 
-Through the functions that the commands call, in one process. `pytest -m slow tests/fuzz --fuzz 2000` takes two thousand
-of each kind.
+The tests call the functions of the commands, in one process. `pytest -m slow tests/fuzz --fuzz 2000` tests two thousand
+files of each kind.
 """
 
 import json
@@ -40,18 +40,18 @@ from fuzz.sets import GivenSet, sets
 from fuzz.trees import configs, points, spaces
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:Generating overly large repr")]
-TOLD = ("accepted", "is not YAML", "cannot be read", "cannot read", "do not fit", "holds")
-"""One of these is in every refusal."""
+PHRASES = ("accepted", "is not YAML", "cannot be read", "cannot read", "do not fit", "holds")
+"""Every refusal contains one of these."""
 
 
 @pytest.fixture
 def many(request) -> Callable[[st.SearchStrategy, Callable[[object, Path], None]], Counter[str]]:
-    """Try inputs of a kind, in a folder of its own each; how many were taken and refused."""
+    """A function that tests inputs of a kind, each in its own folder; it returns how many were accepted and refused."""
 
     def tried(strategy: st.SearchStrategy, take: Callable[[object, Path], None]) -> Counter[str]:
         seen: Counter[str] = Counter()
 
-        # Not made smaller where they fail: that would take minutes, and what is tried is small.
+        # Failing inputs are not shrunk: that would take minutes, and they are small.
         @settings(
             max_examples=request.config.getoption("--fuzz"),
             phases=[Phase.generate],
@@ -61,21 +61,21 @@ def many(request) -> Callable[[st.SearchStrategy, Callable[[object, Path], None]
         def one(given: object) -> None:
             folder = Path(tempfile.mkdtemp(prefix="fuzz"))
             try:
-                told = refusal(lambda: take(given, folder))
+                message = refusal(lambda: take(given, folder))
             finally:
                 shutil.rmtree(folder)
-            assert told is None or any(word in told for word in TOLD), told
-            seen["taken" if told is None else "refused"] += 1
+            assert message is None or any(word in message for word in PHRASES), message
+            seen["taken" if message is None else "refused"] += 1
 
         one()
-        # Else nothing has been tried.
+        # If all inputs were accepted, or all refused, the test would show nothing.
         assert min(seen["taken"], seen["refused"]) > 0, seen
         return seen
 
     return tried
 
 
-def test_configs(many, tmp_path):
+def test_any_config_file_is_accepted_or_refused(many, tmp_path):
     workshop = Workshop(tmp_path / "cache")
 
     def take(content: bytes, folder: Path) -> None:
@@ -85,7 +85,7 @@ def test_configs(many, tmp_path):
     many(configs(), take)
 
 
-def test_spaces(many):
+def test_any_space_file_is_accepted_or_refused(many):
     def take(content: bytes, folder: Path) -> None:
         (folder / "space.yaml").write_bytes(content)
         tree = space.read(folder / "space.yaml")
@@ -96,21 +96,21 @@ def test_spaces(many):
 
 
 @pytest.mark.parametrize("kind", ["image_folder", "class_folders"])
-def test_image_folders(many, kind: str):
+def test_any_image_folder_is_accepted_or_refused(many, kind: str):
     def take(files: dict[str, bytes], folder: Path) -> None:
         load(DataConfig(name=kind, root=put(files, folder), size=8))
 
     many(folders(), take)
 
 
-def test_parquet(many):
+def test_any_parquet_file_is_accepted_or_refused(many):
     def take(files: dict[str, bytes], folder: Path) -> None:
         load(DataConfig(name="parquet", root=put(files, folder), size=8))
 
     many(parquets(), take)
 
 
-def test_checkpoints(many):
+def test_sound_checkpoints_are_read_and_others_accepted_or_refused(many):
     def made() -> torch.nn.Module:
         with Streams(0).forked("fuzz"):
             return ResNet(depth=8, width=2).build((1, 8, 8), 3)
@@ -129,7 +129,7 @@ def test_checkpoints(many):
     many(checkpoints(weights), lambda file, folder: sound_is_taken(file.sound, lambda: take(file, folder)))
 
 
-def test_condensed_sets(many):
+def test_sound_condensed_sets_are_read_and_others_accepted_or_refused(many):
     teacher, real = make_teacher(), blobs(64, seed=2).samples(MEAN, STD)
 
     def take(given: GivenSet, folder: Path) -> None:
@@ -144,7 +144,7 @@ def test_condensed_sets(many):
 
 
 def sound_is_taken(sound: bool, take: Callable[[], None]) -> None:
-    """Fail where what is sound is refused."""
+    """Call `take`; fail the test if a sound input is refused."""
     try:
         take()
     except InputError as error:
@@ -153,7 +153,7 @@ def sound_is_taken(sound: bool, take: Callable[[], None]) -> None:
         raise
 
 
-def test_points(many):
+def test_sound_points_are_tried_and_others_accepted_or_refused(many):
     tree = space.parse("""
     data: {name: digits}
     inversion: {bn_weight: !log_uniform [0.1, 100], batch: !int [16, 64]}
@@ -178,22 +178,22 @@ def test_points(many):
         for number, point in enumerate({str(point): point for point in found}.values()):
             proposal = study.propose()
             assert proposal is not None
-            # Later ones may have been completed to what was tried before, and are passed over.
+            # A later point may equal an earlier trial once its open values are drawn, and is then skipped.
             assert number or point.items() <= proposal.params.items()
 
     many(points(values), lambda given, folder: sound_is_taken(given[0], lambda: take(given[1], folder)))
 
 
-def test_journals(many):
-    known = [str(one) for one in whole()[1].values()]
+def test_a_search_continues_from_cut_journals_and_accepts_or_refuses_others(many):
+    known = [str(trial) for trial in whole()[1].values()]
 
     def take(given: Given, folder: Path) -> None:
         (folder / "study.journal").write_bytes(given.content)
         study = study_in(folder)
-        # What is complete was so before, or a byte of it was changed.
-        assert given.changed or {str(one) for one in complete(study).values()} <= set(known)
-        for left in study.left_running():
-            study.fail(left.number, "killed")
+        # Complete trials were complete before, unless a byte of the journal was changed.
+        assert given.changed or {str(trial) for trial in complete(study).values()} <= set(known)
+        for running in study.left_running():
+            study.fail(running.number, "killed")
         proposal = study.propose()
         assert proposal is not None
         study.report(proposal.number, 1, 0.5)

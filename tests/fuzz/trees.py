@@ -1,4 +1,4 @@
-"""Random configs and spaces: the default's fields with other values, and trees that are not configs at all."""
+"""Random configs and spaces: default fields with other values, and trees that are no configs."""
 
 import json
 from typing import Any
@@ -41,19 +41,19 @@ BOMBS = [
     b"- {seed: " + b"1" * 5000 + b"}",
     b"- &a [x]\n" + b"".join(b"- &%c [%s]\n" % (98 + i, b", ".join([b"*%c" % (97 + i)] * 10)) for i in range(12)),
 ]
-"""YAML that is none, or more than it looks."""
+"""Invalid YAML, and YAML that expands to far more than its size."""
 TAGS = st.sampled_from(["!uniform", "!log_uniform", "!int", "!choice", "!range", "!!python/object:os.system"])
 
 
 def nested(path: str, value: Any) -> dict[str, Any]:
-    """A tree with one leaf."""
+    """Return a tree with one leaf."""
     for key in reversed(path.split(".")):
         value = {key: value}
     return value
 
 
 def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`base` with the leaves of `over`."""
+    """Return `base` with the leaves of `over`."""
     both = dict(base)
     for key, value in over.items():
         old = both.get(key)
@@ -63,7 +63,7 @@ def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 @st.composite
 def trees(draw: st.DrawFn) -> dict[str, Any]:
-    """A few of the default's fields, or fields that there are not, with any values."""
+    """A few fields of the default config, or unknown fields, with any values."""
     tree: dict[str, Any] = {}
     for _ in range(draw(st.integers(1, 3))):
         path = draw(st.sampled_from(PATHS))
@@ -76,13 +76,13 @@ def trees(draw: st.DrawFn) -> dict[str, Any]:
 
 
 def written(tree: Any) -> bytes:
-    """As YAML, in UTF-8."""
+    """Return a tree as YAML in UTF-8."""
     return yaml.safe_dump(tree, allow_unicode=True).encode("utf-8", "surrogatepass")
 
 
 @st.composite
 def torn(draw: st.DrawFn, whole: bytes) -> bytes:
-    """Now and then cut off, or with other bytes at some place."""
+    """Bytes that are sometimes cut off, or have other bytes inserted."""
     way = draw(st.integers(0, 7))
     place = draw(st.integers(0, max(len(whole) - 1, 0)))
     if way == 0:

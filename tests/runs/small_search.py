@@ -1,4 +1,4 @@
-"""A search of seconds, as its users start it."""
+"""Runs a search that takes seconds, in the way users start it."""
 
 import json
 import os
@@ -26,22 +26,22 @@ rounds: 4
 
 
 def command(home: Path, out: str, *flags: str) -> list[str]:
-    """A search of `small.yaml` in the folder `home`, into `out` there."""
-    given = [str(home / "small.yaml"), "--out", str(home / out), "--cache", str(home / "cache")]
-    return [sys.executable, "-m", "condkd_ray", "search", *given, *flags]
+    """Return the command of a search of `home/small.yaml` that writes to `home/out`."""
+    fixed = [str(home / "small.yaml"), "--out", str(home / out), "--cache", str(home / "cache")]
+    return [sys.executable, "-m", "condkd_ray", "search", *fixed, *flags]
 
 
 def environment() -> dict[str, str]:
-    """One thread."""
+    """Return the environment with one thread per process."""
     return os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 def search(home: Path, out: str, *flags: str) -> subprocess.CompletedProcess[str]:
-    """To its end, within this process."""
+    """Run a search to its end, within this process."""
     return programs.condkd(*command(home, out, *flags)[3:])
 
 
-def told_by(journal: Path) -> str:
+def journal_text(journal: Path) -> str:
     """Return a study's journal as text, without names of machines and times."""
     lines = [json.loads(line) for line in journal.read_text().splitlines()]
     for line in lines:
@@ -52,5 +52,5 @@ def told_by(journal: Path) -> str:
 
 
 def stored(out: Path) -> optuna.Study:
-    """Its study, as anybody may open it."""
+    """Return the study of a search, opened with Optuna alone."""
     return optuna.load_study(study_name="search", storage=open_storage(None, out))

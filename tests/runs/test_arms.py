@@ -1,4 +1,4 @@
-"""The standard arms: they differ in who sees the condensed images, and in nothing else."""
+"""The standard arms: they differ only in where the condensed images are used."""
 
 from dataclasses import dataclass, fields, replace
 from typing import get_args
@@ -32,7 +32,7 @@ BASE = toy_config(guidance=Mmd(), distiller=Distiller(condensed_share=0.25, shar
         ("guided_only", True, True, True, 0.0),
     ],
 )
-def test_who_sees_the_condensed_images(name, condensed, inverts, guides, share):
+def test_an_arm_decides_where_the_condensed_images_are_used(name, condensed, inverts, guides, share):
     plan = arm(BASE, name, 2, 7)
     config = plan.config
     assert (config.condensation is not None) == condensed
@@ -44,7 +44,7 @@ def test_who_sees_the_condensed_images(name, condensed, inverts, guides, share):
 
 
 @pytest.mark.parametrize("name", get_args(Arm))
-def test_where_both_kinds_are_seen_they_are_mixed_as_the_base_says(name):
+def test_arms_with_condensed_and_synthetic_images_mix_them_as_the_base_config_does(name):
     base = replace(BASE, distiller=Distiller(condensed_share=0.25, mix="concat"))
     distiller = arm(base, name, 2, 0).config.distiller
     assert distiller.mix == ("concat" if name in BOTH else "share")
@@ -52,14 +52,14 @@ def test_where_both_kinds_are_seen_they_are_mixed_as_the_base_says(name):
 
 
 @pytest.mark.parametrize("name", get_args(Arm))
-def test_every_arm_whose_student_sees_condensed_images_has_them_augmented_as_the_base_says(name):
+def test_arms_with_condensed_images_in_the_batch_augment_them_as_the_base_config_does(name):
     base = replace(BASE, distiller=Distiller(condensed_share=0.25, condensed_augment="dsa"))
     config = arm(base, name, 2, 0).config
-    sees = config.distiller.condensed_share > 0 and name != "real"
-    assert config.distiller.condensed_augment == ("dsa" if sees else "batch")
+    used = config.distiller.condensed_share > 0 and name != "real"
+    assert config.distiller.condensed_augment == ("dsa" if used else "batch")
 
 
-def test_real_sees_all_real_images_and_no_others():
+def test_the_arm_real_uses_all_real_images_and_no_inversion():
     config = arm(BASE, "real", 0, 0).config
     assert isinstance(config.condensation, AllReal)
     assert isinstance(config.inversion, NoInversion)
@@ -78,7 +78,7 @@ def test_all_arms_take_the_same_student_steps(name):
     assert left_alone == BASE
 
 
-def test_a_label_is_the_name_in_tables():
+def test_a_label_replaces_the_name_of_the_arm():
     assert arm(BASE, "mixed", 2, 0, "mixed_curriculum").arm == "mixed_curriculum"
     assert set(ONCE) == {"none", "real"}
 
@@ -87,7 +87,7 @@ HOSTS = [kind for kind in get_args(AnyInversion) if kind is not NoInversion]
 
 
 @pytest.mark.parametrize("kind", HOSTS, ids=lambda kind: kind.__name__)
-def test_the_guided_arms_and_their_control_have_one_class_prior_and_the_others_the_published_one(kind):
+def test_guided_arms_and_mixed_prior_share_one_class_prior_and_other_arms_keep_the_published_one(kind):
     base, prior = toy_config(inversion=kind(), guidance=Mmd()), Prior(30.0, 4.0)
     found = {name: arm(base, name, 2, 0, prior=prior).config for name in get_args(Arm)}
     for name in ("none", "mixed"):
@@ -100,7 +100,7 @@ def test_the_guided_arms_and_their_control_have_one_class_prior_and_the_others_t
     assert arm(base, "guided", 2, 0).config.inversion == replace(tempered, oh_weight=100.0, oh_temperature=4.0)
 
 
-def test_without_a_prior_guided_is_as_the_host_has_it_and_there_is_no_mixed_prior():
+def test_without_a_prior_guided_keeps_the_inversion_of_the_host_and_mixed_prior_is_refused():
     none = Prior(0.0, 8.0)
     assert arm(BASE, "guided", 2, 0, prior=none).config == replace(
         arm(BASE, "mixed", 2, 0).config, guidance=BASE.guidance
@@ -116,8 +116,8 @@ def test_soft_targets_keep_their_temperature_and_refuse_another():
     base = toy_config(inversion=Fast(), targets=Soft(temperature=20.0), guidance=Mmd())
     for prior in (PRIOR, Prior(100.0, 20.0)):
         assert arm(base, "guided", 2, 0, prior=prior).config.inversion == Fast(oh_weight=100.0)
-    told = "--prior-temperature beside targets soft is 5.0; accepted: 20, the targets' own, .* or --prior-weight 0"
-    with pytest.raises(InputError, match=told):
+    message = "--prior-temperature beside targets soft is 5.0; accepted: 20, the targets' own, .* or --prior-weight 0"
+    with pytest.raises(InputError, match=message):
         arm(base, "mixed_prior", 2, 0, prior=Prior(100.0, 5.0))
     assert arm(base, "guided", 2, 0, prior=Prior(0.0, 4.0)).config.inversion == Fast()
     assert arm(base, "mixed", 2, 0, prior=Prior(100.0, 5.0)).config.inversion == Fast()
@@ -127,11 +127,13 @@ CONDITIONAL = [kind for kind in HOSTS if "conditional" in {field.name for field 
 
 
 @pytest.mark.parametrize("kind", CONDITIONAL, ids=lambda kind: kind.__name__)
-def test_arms_without_a_guidance_name_the_weight_that_a_conditional_generator_needs(kind):
+def test_arms_without_guidance_refuse_a_conditional_generator_without_its_weight(kind):
     base = toy_config(inversion=kind(conditional=True, oh_weight=0.0), guidance=Mmd())
     for name in ("none", "mixed"):
-        told = f"oh_weight of inversion {kind().name}, conditional, in the arm {name} is 0.0; accepted: a number > 0: "
-        with pytest.raises(InputError, match=told):
+        message = (
+            f"oh_weight of inversion {kind().name}, conditional, in the arm {name} is 0.0; accepted: a number > 0: "
+        )
+        with pytest.raises(InputError, match=message):
             arm(base, name, 2, 0)
     for name in ("condensed_only", "mixed_prior", "guided", "guided_only", "real"):
         arm(base, name, 2, 0)
@@ -141,7 +143,7 @@ def test_arms_without_a_guidance_name_the_weight_that_a_conditional_generator_ne
 
 @dataclass(frozen=True, kw_only=True)
 class Strange(Inversion[None]):
-    """An inversion of a user's own, without a class prior."""
+    """A user-defined inversion without a class prior."""
 
     name: str = "strange"
     pixel_space = "unit"
@@ -159,9 +161,9 @@ class Strange(Inversion[None]):
 
 def test_an_inversion_without_a_class_prior_is_refused_where_an_arm_needs_one():
     base = toy_config(inversion=Strange(), guidance=Mmd())
-    told = "inversion of the arm {} is 'strange'; accepted: one with the fields oh_weight and oh_temperature"
+    message = "inversion of the arm {} is 'strange'; accepted: one with the fields oh_weight and oh_temperature"
     for name in ("mixed_prior", "guided", "guided_only"):
-        with pytest.raises(InputError, match=f"{told.format(name)}, such as fast; or --prior-weight 0"):
+        with pytest.raises(InputError, match=f"{message.format(name)}, such as fast; or --prior-weight 0"):
             arm(base, name, 2, 0)
     assert arm(base, "guided", 2, 0, prior=Prior(0.0, 8.0)).config.inversion == Strange()
     assert arm(base, "mixed", 2, 0).config.inversion == Strange()
@@ -172,6 +174,6 @@ def test_an_inversion_without_a_class_prior_is_refused_where_an_arm_needs_one():
     (float("nan"), 8.0, "--prior-weight is nan"), (100.0, 0.0, "--prior-temperature is 0.0"),
     (100.0, float("nan"), "--prior-temperature is nan"),
 ])  # fmt: skip
-def test_a_prior_that_is_none_is_refused_by_the_flags_whatever_the_arms(weight, temperature, flag):
+def test_the_flags_refuse_an_invalid_prior_for_any_arms(weight, temperature, flag):
     with pytest.raises(InputError, match=flag):
         Flags(prior_weight=weight, prior_temperature=temperature).base()

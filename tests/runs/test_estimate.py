@@ -1,4 +1,4 @@
-"""The account before a run: what it counts, that it writes nothing, and that it comes true."""
+"""The estimate before a run: what it counts, that it writes nothing, and that the run stays within its bounds."""
 
 import os
 import subprocess
@@ -71,25 +71,25 @@ def plans(seeds=(0, 1), **changes) -> list[Plan]:
     return [arm(base, name, 2, seed) for name in ("none", "guided") for seed in seeds]
 
 
-def test_trials_are_scheduled_in_their_order():
+def test_the_makespan_schedules_trials_in_their_order():
     assert makespan([4, 1, 1, 1, 1], 2) == 4
     assert makespan([1, 1, 1, 1, 4], 2) == 6
     assert makespan([3, 2], 1) == 5
 
 
-def test_an_account_of_what_was_never_run_leaves_no_trace(cluster, tmp_path):
+def test_explaining_a_run_that_never_ran_writes_nothing(cluster, tmp_path):
     flags = Options(out=tmp_path / "out", cache=tmp_path / "cache", max_concurrent=1)
-    said = explain("ablate_ipc", plans(), flags, "cpu")
+    text = explain("ablate_ipc", plans(), flags, "cpu")
     assert list(tmp_path.iterdir()) == []
-    assert "4 trials, 0 of them finished" in said
-    assert "at once      1, with 1 CPUs and 0 GPUs each" in said
-    assert "a few rounds, a stand-in for the teacher, of one trial for 2 arms, on this machine" in said
-    assert "share" not in said
+    assert "4 trials, 0 of them finished" in text
+    assert "at once      1, with 1 CPUs and 0 GPUs each" in text
+    assert "a few rounds, a stand-in for the teacher, of one trial for 2 arms, on this machine" in text
+    assert "share" not in text
     shared = [replace(plan, scope="inversion") for plan in plans(seeds=(0,), inversion=Fast(adv_weight=0, **SMALL))]
     assert "each trial making its own images: those that share them" in explain("ablate_ipc", shared, flags, "cpu")
 
 
-def test_producers_take_their_place_and_their_memory_and_spare_time(cluster, tmp_path):
+def test_producers_need_cpus_and_memory_and_may_save_time(cluster, tmp_path):
     flags = Options(out=tmp_path / "out", cache=tmp_path / "cache", cpus_per_trial=0.5, cpus_per_producer=0.5)
     alone, helped = Workload(plans(seeds=(0,)), {}), Workload(plans(seeds=(0,), pipeline=Pipeline()), {})
     assert estimate(alone, flags, "cpu").at_once == 2
@@ -101,7 +101,7 @@ def test_producers_take_their_place_and_their_memory_and_spare_time(cluster, tmp
         estimate(helped, replace(flags, cpus_per_producer=9.0), "cpu")
 
 
-def test_more_rounds_are_told_to_take_longer(cluster, tmp_path):
+def test_more_rounds_have_a_longer_estimate(cluster, tmp_path):
     flags = Options(out=tmp_path / "out", cache=tmp_path / "cache")
     short, long = (
         Workload(plans(seeds=(0,)), {}),
@@ -117,7 +117,7 @@ def test_more_rounds_are_told_to_take_longer(cluster, tmp_path):
         assert chunks[1] > 20 * chunks[0] > 0
 
 
-def test_finished_trials_are_not_counted_again_and_say_what_others_take(cluster, tmp_path):
+def test_finished_trials_are_not_counted_and_their_records_give_the_time_of_others(cluster, tmp_path):
     planned, prepared = plans(), make_prepared(condensed=False)
     outcome = replace(
         run_trial(short := replace(planned[0].config, rounds=1), prepared, local_store(short, prepared, None)),
@@ -140,7 +140,7 @@ def test_finished_trials_are_not_counted_again_and_say_what_others_take(cluster,
     assert "0 of them finished" in explain("ablate_ipc", planned, replace(flags, fresh=True), "cpu")
 
 
-def test_a_search_is_told_from_its_corners(cluster, tmp_path):
+def test_a_search_is_estimated_from_the_corners_of_its_space(cluster, tmp_path):
     tree = parse("""
         data: {name: digits}
         teacher: {network: {name: resnet, depth: 8, width: 4}}
@@ -150,15 +150,15 @@ def test_a_search_is_told_from_its_corners(cluster, tmp_path):
         rounds: 6
     """)
     flags = Options(out=tmp_path / "out", cache=tmp_path / "cache", max_concurrent=1)
-    said = explain_search(tree, flags, "cpu", trials=10)
+    text = explain_search(tree, flags, "cpu", trials=10)
     assert list(tmp_path.iterdir()) == []
-    assert "10 trials to run" in said
-    table = said[said.index("Corners of the space") : said.index("at once")].splitlines()
+    assert "10 trials to run" in text
+    table = text[text.index("Corners of the space") : text.index("at once")].splitlines()
     assert [line.split()[0] for line in table[3:6]] == ["default", "lowest", "highest"]
     assert explain_search(tree, flags, "cpu", trials=0) == "Nothing is left to run.\n"
 
 
-def test_each_teacher_is_counted_before_the_trials(tmp_path):
+def test_each_teacher_that_must_be_trained_is_counted(tmp_path):
     flags = Options(out=tmp_path / "out", cache=tmp_path / "cache")
     for teachers in (1, 2):
         stand_ins = StandIns()
@@ -168,7 +168,7 @@ def test_each_teacher_is_counted_before_the_trials(tmp_path):
         assert len(stand_ins.teachers) == teachers
 
 
-def test_nothing_is_left_to_run(cluster, tmp_path, monkeypatch):
+def test_a_plan_without_unfinished_trials_has_nothing_left_to_run(cluster, tmp_path, monkeypatch):
     planned = plans(seeds=(0,))
     monkeypatch.setattr("condkd_ray.runs.estimate.finished_before", lambda plans, out: dict.fromkeys(plans))
     assert explain("x", planned, Options(out=tmp_path), "cpu").endswith("\nNothing is left to run.\n")
@@ -183,15 +183,15 @@ def test_a_folder_of_another_experiment_is_refused(tmp_path):
 
 
 def one_of_each(args: Flags) -> Estimate:
-    """In a process that holds nothing else, as the memory is measured."""
+    """Estimate one trial of each arm. It must run in a process of its own, because the memory is measured."""
     names = ("none", "condensed_only", "mixed", "guided", "real")
     return estimate(Workload([arm(args.base(), name, 1, 0) for name in names], {}), args, "cpu")
 
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_it_comes_true(tmp_path):
-    """Digits at their default budget, of all arms one trial, nothing cached."""
+def test_an_ablation_stays_within_its_estimate(tmp_path):
+    """Digits with the default budget, one trial of each arm, nothing cached."""
     flags = ["--ipcs", "1", "--seeds", "0", "--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache")]
     args = Flags(ipcs=(1,), seeds=(0,), out=tmp_path / "out", cache=tmp_path / "cache")
     found = alone(one_of_each, args)
@@ -200,15 +200,15 @@ def test_it_comes_true(tmp_path):
 
 
 def a_search(args: Options) -> Estimate:
-    """As `one_of_each`."""
+    """Estimate a search of four trials. As `one_of_each`, it must run in a process of its own."""
     tree = read(SPACE)
     return estimate(Workload.of_corners(tree), args, "cpu", whole=Workload.of_search(tree, 4))
 
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_of_a_search_it_comes_true(tmp_path):
-    """Digits at their default budget; the trials are proposed, so that only a range can be told."""
+def test_a_search_stays_within_its_estimate(tmp_path):
+    """Digits with the default budget. The trials are proposed during the search, so the estimate is a range."""
     flags = ["--trials", "4", "--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache")]
     found = alone(a_search, Options(out=tmp_path / "out", cache=tmp_path / "cache"))
     assert not any(tmp_path.iterdir())
@@ -216,13 +216,13 @@ def test_of_a_search_it_comes_true(tmp_path):
 
 
 def alone(measure: Callable[[T], Estimate], args: T) -> Estimate:
-    """In a process of its own."""
+    """Return the estimate, computed in a process of its own."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(measure, args).result()
 
 
 def check(found: Estimate, command: list[str], out: Path) -> None:
-    """Run it, and compare."""
+    """Run the command and compare its times, files and memory with the estimate."""
     begin = time.perf_counter()
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     subprocess.run([sys.executable, *command], check=True, capture_output=True, env=environment)
@@ -242,26 +242,26 @@ def test_spans_are_added_and_multiplied_bound_by_bound():
     assert hull([2.0, Span(1, 3), 5.0]) == Span(1, 5)
 
 
-def test_a_trial_is_tried_and_its_files_measured(tmp_path):
+def test_a_probe_of_a_trial_measures_its_time_files_and_memory(tmp_path):
     config = toy_config(rounds=100)
     cost = probe_trial(Plan("guided", 2, 0, config), make_prepared(), tmp_path)
     assert 0 < cost.wall.low < cost.wall.high
     assert 0 < cost.cpu.low <= cost.wall.high
     assert cost.product.high > cost.product.low > 0
-    # 100 rounds of 16 images of 64 pixels, and their logits.
+    # 100 rounds of 16 images of 64 pixels; their logits come on top.
     assert cost.working.high - cost.working.low > 100 * 16 * 64
     assert cost.kept.high > cost.kept.low > 0
     assert cost.memory.low > 100e6
 
 
-def test_a_trial_that_diverges_says_so(tmp_path):
+def test_a_probe_of_a_diverging_trial_raises_the_name_of_the_loss(tmp_path):
     config = toy_config()
     config = replace(config, distiller=replace(config.distiller, lr=1e30))
     with pytest.raises(NonFiniteError, match="kd/loss"):
         probe_trial(Plan("guided", 2, 0, config), make_prepared(), tmp_path)
 
 
-def test_with_stand_ins_a_workshop_makes_nothing_and_lists_what_there_is_to_make_once(tmp_path):
+def test_a_workshop_with_stand_ins_makes_nothing_and_lists_each_missing_artifact_once(tmp_path):
     stand_ins = StandIns()
     workshop = Workshop(tmp_path / "cache", stand_ins=stand_ins)
     for plan in plans():
@@ -275,7 +275,7 @@ def test_with_stand_ins_a_workshop_makes_nothing_and_lists_what_there_is_to_make
     assert not (tmp_path / "cache").exists()
 
 
-def test_what_is_cached_is_taken_as_it_is(tmp_path):
+def test_a_workshop_with_stand_ins_uses_cached_artifacts(tmp_path):
     config = plans()[-1].config
     config = replace(config, teacher=replace(config.teacher, training=replace(config.teacher.training, epochs=2)))
     true = Workshop(tmp_path).prepare(config)
@@ -294,13 +294,13 @@ def test_what_is_cached_is_taken_as_it_is(tmp_path):
     ],
     ids=lambda method: method.name,
 )
-def test_every_condenser_is_tried_without_doing_its_work(tmp_path, method):
+def test_a_probe_of_a_condenser_runs_only_a_part_of_its_work(tmp_path, method):
     workshop, config = Workshop(tmp_path, stand_ins=StandIns()), plans()[-1].config
     taken = probe_set(config, method, workshop)
     assert 0 < taken.low < taken.high
 
 
-def test_a_teachers_training_is_measured_by_some_of_its_steps(tmp_path):
+def test_the_training_of_a_teacher_is_estimated_from_some_of_its_steps(tmp_path):
     workshop, config = Workshop(tmp_path, stand_ins=StandIns()), plans()[0].config
     short = probe_teacher(config, workshop)
     longer = replace(config.teacher, training=replace(config.teacher.training, epochs=4000))

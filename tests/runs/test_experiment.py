@@ -1,4 +1,4 @@
-"""The ablation as its users run it, on a budget of seconds."""
+"""The ablation in the way users run it, on a budget of seconds."""
 
 import csv
 import os
@@ -63,8 +63,8 @@ def numbers(record: Record) -> tuple[object, ...]:
     return record.config_hash, history, record.outcome.predictions, record.metrics["student/test_accuracy"]
 
 
-def told(out: Path) -> dict[str, float]:
-    """What each trial came to, as its study has it."""
+def study_values(out: Path) -> dict[str, float]:
+    """Return the value of each trial in the study, by its hash."""
     trials = optuna.load_study(study_name="ablate_ipc", storage=open_storage(None, out)).trials
     found = {trial.user_attrs["config_hash"]: trial.value for trial in trials}
     assert len(found) == len(trials)
@@ -95,11 +95,11 @@ def test_every_arm_leaves_a_record_a_row_and_an_event_file(finished: Path):
         assert len(events.Scalars("kd/loss")) == 2
         assert len(events.Images("samples/grid")) == 1
     assert read_manifest(finished).cpu_seconds > 1
-    assert told(finished) == {record.config_hash: record.metrics["proxy/agreement"] for record in records}
+    assert study_values(finished) == {record.config_hash: record.metrics["proxy/agreement"] for record in records}
 
 
 @pytest.mark.ray
-def test_the_same_command_runs_nothing_anew(home: Path, finished: Path):
+def test_the_same_command_runs_no_finished_trial_again(home: Path, finished: Path):
     before = {path: path.stat().st_mtime_ns for path in (finished / "records").iterdir()}
     again = ablate(home, "whole", "--rounds", "2")
     assert again.returncode == 0
@@ -119,7 +119,7 @@ def test_condkd_train_gives_the_row_of_the_sweep(home: Path, finished: Path):
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_interrupted_it_reports_and_goes_on_to_the_same_rows(home: Path, finished: Path):
+def test_an_interrupted_ablation_writes_a_report_and_continues_to_the_same_records(home: Path, finished: Path):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(SCRIPT), *arguments(home, "cut", "--rounds", "2")]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as run:
@@ -128,18 +128,18 @@ def test_interrupted_it_reports_and_goes_on_to_the_same_rows(home: Path, finishe
             if line.startswith("[1/6]"):
                 run.send_signal(signal.SIGINT)
                 break
-        heard = run.stderr.read()
+        rest = run.stderr.read()
     assert run.returncode == 130
-    assert "the same command continues" in heard
+    assert "the same command continues" in rest
     assert (home / "cut" / "table.md").is_file()
     assert ablate(home, "cut", "--rounds", "2").returncode == 0
     assert [numbers(r) for r in read_records(home / "cut")] == [numbers(r) for r in read_records(finished)]
-    assert told(home / "cut") == told(finished)
+    assert study_values(home / "cut") == study_values(finished)
 
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_out_of_time_it_says_so_and_later_runs_only_what_is_asked_for(home: Path, finished: Path):
+def test_an_ablation_out_of_time_says_so_and_only_selects_the_trials_that_run_next(home: Path, finished: Path):
     short = ablate(home, "budget", "--rounds", "2", "--time-budget", "1s")
     assert short.returncode == 3, short.stderr
     assert "the time budget is spent; the same command continues" in short.stderr
@@ -162,7 +162,7 @@ def test_only_trials_that_were_planned_can_be_chosen(home: Path, finished: Path)
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_seeds_under_several_teachers(home: Path):
+def test_seeds_are_distributed_over_several_teachers(home: Path):
     flags = ("--rounds", "1", "--seeds", "0", "1", "2", "--arms", "none", "--no-reference", "--test-rounds", "full")
     done = ablate(home, "teachers", *flags, "--teachers", "2")
     assert done.returncode == 0, done.stderr
@@ -180,7 +180,7 @@ def test_seeds_under_several_teachers(home: Path):
     assert "3 of them already finished" in again.stderr
 
 
-def test_producers_of_one_trial_serve_no_other(tmp_path: Path):
+def test_producers_with_a_scope_other_than_trial_are_refused(tmp_path: Path):
     flags = Flags(out=tmp_path / "out", ipcs=(1,), seeds=(0,), producers=1, share="sweep")
     with pytest.raises(InputError, match="--share with --producers is 'sweep'; accepted: trial"):
         run("toy", "Why?", [arm(flags.base(), "mixed", 1, 0)], flags)
@@ -201,18 +201,18 @@ def test_a_plan_without_a_scope_gets_that_of_the_flags():
     assert scoped(own, "sweep") == own
 
 
-def test_what_draws_from_others_is_an_arm_of_its_own_and_compared_with_its_like():
+def test_an_arm_of_the_shared_pool_has_its_own_name_and_a_baseline_of_the_shared_pool():
     assert scoped(PLANS[1], "sweep").arm == "mixed (sweep's pool)"
-    for given in ("none", {"guided": "mixed"}):
-        baseline = scoped_baseline(given, PLANS, "sweep")
+    for flag in ("none", {"guided": "mixed"}):
+        baseline = scoped_baseline(flag, PLANS, "sweep")
         assert baseline["mixed (sweep's pool)"] == "none (sweep's pool)"
         assert baseline["mixed"] == "none"
-        expected = "none" if given == "none" else "mixed"
+        expected = "none" if flag == "none" else "mixed"
         assert baseline["guided (sweep's pool)"] == f"{expected} (sweep's pool)"
     assert scoped_baseline("none", PLANS, "inversion") == "none"
 
 
-def test_seeds_are_spread_over_teachers_in_turn_and_nothing_else_changes():
+def test_seeds_take_teachers_in_turn_and_nothing_else_changes():
     plans = [Plan(arm, 0, seed, toy.toy_config(seed=seed)) for arm in ("none", "mixed") for seed in (7, 3, 5)]
     assert spread(plans, (7, 3, 5), 1) == plans
     found = spread(iter(plans), (7, 3, 5), 2)
@@ -224,7 +224,7 @@ def test_seeds_are_spread_over_teachers_in_turn_and_nothing_else_changes():
     assert [plan.config.teacher.seed for plan in spread([own, plans[1]], (7, 3), 2)] == [4, 1]
 
 
-def test_teachers_that_cannot_be_are_refused(tmp_path):
+def test_an_invalid_number_of_teachers_is_refused(tmp_path):
     plans = [Plan("mixed", 0, seed, toy.toy_config(seed=seed)) for seed in (0, 1)]
     for teachers in (0, -1, 3):
         with pytest.raises(InputError, match=f"--teachers is {teachers}; accepted: 1 to 2, the number of --seeds"):
@@ -238,14 +238,14 @@ def test_teachers_that_cannot_be_are_refused(tmp_path):
         spread([replace(plans[0], config=loaded), plans[1]], (0, 1), 2)
 
 
-def test_the_scope_is_part_of_a_trials_name():
+def test_the_scope_is_part_of_the_hash_of_a_trial():
     config, prepared = toy.toy_config(), toy.make_prepared()
     names = {trial_hash(config, prepared, scope) for scope in ("trial", "inversion", "sweep")}
     assert len(names) == 3
     assert trial_hash(config, prepared) in names
 
 
-def test_a_trial_alone_has_its_limit_on_a_gpu_from_a_round_on(tmp_path):
+def test_the_device_pool_limit_of_a_single_trial_is_at_least_one_round(tmp_path):
     on_gpu, config = Workshop(tmp_path, device="cuda"), TrialConfig()
     least = round_bytes(config, (1, 8, 8), 10, logits=config.keeps_logits)
     assert alone_limit(None, config, on_gpu) is None
@@ -255,7 +255,7 @@ def test_a_trial_alone_has_its_limit_on_a_gpu_from_a_round_on(tmp_path):
 
 
 class Stopped(BaseException):
-    """The process's death."""
+    """Simulates the death of the process."""
 
 
 @pytest.mark.parametrize(
@@ -266,7 +266,7 @@ class Stopped(BaseException):
         ("chunks/*.arrow", lambda whole: bytes(len(whole))),
     ],
 )
-def test_a_trial_whose_files_are_damaged_begins_anew_and_says_so(tmp_path, which, damage, monkeypatch, logged):
+def test_a_trial_with_damaged_files_restarts_and_logs_it(tmp_path, which, damage, monkeypatch, logged):
     config = toy.toy_config(memory=Latest(), rounds=4)
     trial = PlannedTrial("0" * 16, Plan("trial", 1, 0, config), toy.make_prepared())
     experiment.run_and_record(trial, tmp_path / "whole", SILENT, None)
@@ -283,7 +283,7 @@ def test_a_trial_whose_files_are_damaged_begins_anew_and_says_so(tmp_path, which
     folder = tmp_path / "out" / "trials" / trial.key
     path = sorted(folder.glob(which))[-1]
     whole = path.read_bytes()
-    path.unlink()  # what is mapped of it stays
+    path.unlink()  # maps of the old file stay valid
     path.write_bytes(damage(whole))
     logged.clear()
     experiment.run_and_record(trial, tmp_path / "out", SILENT, None)

@@ -1,4 +1,4 @@
-"""Free features under each form of guidance: where its optimum lies."""
+"""Tests of the guidance check, which optimises features directly under each form of guidance."""
 
 from dataclasses import dataclass
 from typing import get_args
@@ -15,8 +15,8 @@ from condkd_ray.runs.guidance_check import BEYOND, CHECKED, NOISE, check, digits
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mute(Moments):
-    """Pulls at nothing."""
+class NoPull(Moments):
+    """A guidance with a constant penalty, so without a gradient."""
 
     def penalty(self, state, fake, labels, *, rng):
         return 0 * fake.sum()
@@ -24,7 +24,7 @@ class Mute(Moments):
 
 @dataclass(frozen=True, kw_only=True)
 class Scatter(Moments):
-    """Pushes all away from the origin."""
+    """A guidance whose gradient pushes all features away from the origin."""
 
     def penalty(self, state, fake, labels, *, rng):
         return -fake.square().sum()
@@ -38,9 +38,9 @@ def real():
     return teacher, Samples(images, labels, torch.zeros(90, teacher.num_classes))
 
 
-def test_a_guidance_that_pulls_at_nothing_leaves_features_where_they_began(monkeypatch):
+def test_a_guidance_without_a_gradient_does_not_move_the_features(monkeypatch):
     monkeypatch.setattr(guidance_check, "STEPS", 5)
-    found = check("mute", Mute(), *real(), seeds=range(3))
+    found = check("no pull", NoPull(), *real(), seeds=range(3))
     for ending in (found.perfect, found.collapsed):
         assert ending.end == pytest.approx(ending.start, rel=1e-5)
     assert found.perfect.end == pytest.approx(1, abs=0.25)
@@ -49,7 +49,7 @@ def test_a_guidance_that_pulls_at_nothing_leaves_features_where_they_began(monke
     assert found.aligns
 
 
-def test_a_guidance_that_leads_away_is_marked(monkeypatch):
+def test_a_guidance_that_moves_real_features_away_is_marked(monkeypatch):
     monkeypatch.setattr(guidance_check, "STEPS", 1000)
     found = check("scatter", Scatter(), *real(), seeds=(0,))
     assert found.perfect.end > BEYOND > found.perfect.start
@@ -59,7 +59,7 @@ def test_a_guidance_that_leads_away_is_marked(monkeypatch):
     assert row.endswith("| **no** |")
 
 
-def test_at_its_rate_the_optimiser_s_noise_leads_real_features_hardly_away(monkeypatch):
+def test_at_the_chosen_rate_optimiser_noise_hardly_moves_real_features(monkeypatch):
     teacher, samples = real()
     found = check(NOISE, CHECKED[NOISE], teacher, samples, seeds=(0,))
     assert found.perfect.end < 1.1 * found.perfect.start
@@ -81,7 +81,7 @@ def test_the_same_seeds_give_the_same_numbers(monkeypatch):
     assert first == second
 
 
-def test_every_member_of_the_family_has_a_form():
+def test_every_guidance_has_a_form():
     assert {type(form) for form in FORMS.values()} | {NoGuidance} == set(get_args(AnyGuidance))
     assert CHECKED.items() >= FORMS.items()
 

@@ -1,4 +1,4 @@
-"""What an inversion alone makes, against held-out real images."""
+"""Metrics of the images of an inversion without a student, compared with held-out real images."""
 
 from dataclasses import replace
 
@@ -24,7 +24,7 @@ def prepared():
     return make_prepared(condensed=False)
 
 
-def test_real_images_are_test_images_the_same_in_every_call(prepared):
+def test_the_real_images_are_test_images_and_the_same_in_every_call(prepared):
     first, again = held_out(prepared), held_out(prepared)
     assert torch.equal(first.real, again.real)
     assert first.real_labels.bincount().tolist() == [32] * NUM_CLASSES
@@ -34,12 +34,12 @@ def test_real_images_are_test_images_the_same_in_every_call(prepared):
     torch.testing.assert_close((first.real * first.scale).sum(0), own.sum(0), rtol=1e-4, atol=1e-4)
 
 
-def test_what_cannot_be_replayed_is_refused(prepared):
+def test_graphs_on_a_cpu_are_refused(prepared):
     with pytest.raises(InputError, match="graphs on a CPU is True; accepted: false, or a trial on a GPU"):
         measure(replace(ALONE, graphs=True), prepared, held_out(prepared))
 
 
-def test_figures_are_those_of_all_images_of_all_rounds(prepared):
+def test_figures_are_computed_from_all_images_of_all_rounds(prepared):
     real, teacher = held_out(prepared), prepared.teacher
     found = measure(ALONE, prepared, real)
     assert found.keys() == FIGURES.keys()
@@ -52,7 +52,7 @@ def test_figures_are_those_of_all_images_of_all_rounds(prepared):
     assert measure(ALONE, prepared, real) == found
 
 
-def test_bn_is_the_distance_of_the_images_as_the_host_sees_them(prepared):
+def test_bn_is_the_distance_of_the_batch_statistics_of_the_images(prepared):
     host = DeepInversion(steps=1, batch=16, shift=0.0)
     config, teacher = replace(ALONE, inversion=host, rounds=1), prepared.teacher
     made, _ = produce(config, prepared, begin(config, prepared), torch.nn.Identity(), torch.zeros(0))

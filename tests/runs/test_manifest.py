@@ -1,4 +1,4 @@
-"""The files for clusters of others: as far as can be told without one."""
+"""The deployment files for clusters, checked as far as possible without a cluster."""
 
 import shlex
 from pathlib import Path
@@ -17,7 +17,7 @@ def loaded(name: str) -> dict:
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.iterdir()), ids=lambda path: path.name)
-def test_a_file_says_first_that_it_was_not_run(path):
+def test_a_file_begins_with_the_statement_that_it_was_not_run(path):
     assert path.read_text().startswith("# Not run here: ")
 
 
@@ -31,7 +31,7 @@ def test_the_job_runs_an_experiment_with_flags_that_exist():
     assert str(args.cache).startswith("/shared/")
 
 
-def test_the_job_asks_for_what_its_workers_offer():
+def test_the_job_requests_the_resources_of_its_workers():
     spec = loaded("rayjob.yaml")["spec"]
     assert set(yaml.safe_load(spec["runtimeEnvYAML"])) == {"env_vars"}
     cluster = spec["rayClusterSpec"]
@@ -40,12 +40,12 @@ def test_the_job_asks_for_what_its_workers_offer():
         (container,) = pod["template"]["spec"]["containers"]
         assert container["image"] == "IMAGE"
         assert container["volumeMounts"] == [{"name": "shared", "mountPath": "/shared"}]
-    # KubeRay puts it behind `ray start --resources=` in a shell.
+    # KubeRay puts the value behind `ray start --resources=` in a shell.
     (offer,) = shlex.split(pods[1]["rayStartParams"]["resources"])
     assert yaml.safe_load(offer) == {"trials": 2}
 
 
-def test_rays_own_schema_takes_the_file_of_ray_up():
+def test_the_file_for_ray_up_is_valid_by_rays_schema():
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     prepared = prepare_config(loaded("machines.yaml"))

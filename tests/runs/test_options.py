@@ -9,7 +9,7 @@ from condkd_ray.core.method import InputError
 from condkd_ray.runs.options import Options
 
 
-def test_flags_as_typed():
+def test_typed_flags_are_parsed():
     typed = ["--resource", "big=1", "--resource", "disk=0.5", "--only", "ab", "cd", "--max-concurrent", "3"]
     flags = tyro.cli(Flags, args=typed)
     flags.check()
@@ -19,13 +19,13 @@ def test_flags_as_typed():
     assert flags.device_pool_bytes is None
 
 
-def test_a_limit_of_the_device_pool_goes_with_the_options_of_a_cluster():
+def test_the_device_pool_limit_is_passed_to_the_options_of_the_cluster():
     flags = tyro.cli(Flags, args=["--device-pool-limit", "1.5MB", "--gpus-per-trial", "0.5"])
     flags.check()
     assert flags.of_cluster(math.inf).device_pool_limit == 1_500_000
 
 
-def test_trials_keep_their_files_in_the_output_folder_or_where_told():
+def test_trials_keep_their_files_in_the_output_folder_or_in_the_storage():
     assert Options(out=Path("runs/x")).place == Path.cwd() / "runs/x"
     assert Options(storage="shared").place == Path.cwd() / "shared"
     assert str(Options(storage="s3://bucket/x?region=us-east-1").place) == "s3://bucket/x"
@@ -50,6 +50,6 @@ def test_trials_keep_their_files_in_the_output_folder_or_where_told():
         ),
     ],
 )
-def test_bad_flags_are_answered_in_words(flags, message):
+def test_bad_flags_are_refused_with_a_message(flags, message):
     with pytest.raises(InputError, match=message):
         Options(**flags).check()

@@ -1,4 +1,4 @@
-"""The folder of an experiment: made, locked, moved aside, and refused where it is not this experiment's to write."""
+"""The output folder of an experiment: made, locked, moved aside, and refused if another experiment owns it."""
 
 import errno
 import fcntl
@@ -20,7 +20,7 @@ def write_manifest(out, experiment="train", format=1):
     (out / "experiment.json").write_text(json.dumps(manifest))
 
 
-def test_a_new_folder_is_made_and_an_own_one_left_as_it_is(tmp_path):
+def test_a_new_folder_is_made_and_a_folder_of_the_same_experiment_stays_unchanged(tmp_path):
     open_folder(tmp_path / "a" / "b", "train", fresh=False)
     assert list((tmp_path / "a" / "b").iterdir()) == []
     write_manifest(tmp_path / "own")
@@ -28,7 +28,7 @@ def test_a_new_folder_is_made_and_an_own_one_left_as_it_is(tmp_path):
     assert [path.name for path in (tmp_path / "own").iterdir()] == ["experiment.json"]
 
 
-def test_fresh_moves_aside_what_was_there_each_time(tmp_path, logged):
+def test_fresh_moves_earlier_results_aside_each_time(tmp_path, logged):
     for content in ("first", "second"):
         (tmp_path / "runs").mkdir(exist_ok=True)
         (tmp_path / "runs" / "result").write_text(content)
@@ -39,12 +39,12 @@ def test_fresh_moves_aside_what_was_there_each_time(tmp_path, logged):
     assert sum(message.startswith("moved ") for message in logged) == 2
 
 
-def test_fresh_without_anything_there_is_a_new_folder(tmp_path, logged):
+def test_fresh_without_earlier_results_makes_a_new_folder(tmp_path, logged):
     open_folder(tmp_path / "runs", "train", fresh=True)
     assert logged == []
 
 
-def test_fresh_of_the_working_folder_moves_it(tmp_path, monkeypatch):
+def test_fresh_also_moves_the_working_folder(tmp_path, monkeypatch):
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "result").touch()
     monkeypatch.chdir(tmp_path / "runs")
@@ -70,7 +70,7 @@ UNMOVED = r"runs'; accepted with --fresh: a folder to move \(Device or resource 
 
 
 def locked(folder: Path) -> bool:
-    """Whether another process could not have it: a lock of this one's is refused to any other descriptor."""
+    """Return whether this process holds the lock; a lock of this process is refused to any other descriptor."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -81,14 +81,14 @@ def locked(folder: Path) -> bool:
     return False
 
 
-def test_a_folder_that_cannot_be_moved_is_refused_and_let_go(fixed):
+def test_a_folder_that_cannot_be_moved_is_refused_and_unlocked(fixed):
     with pytest.raises(InputError, match=UNMOVED):
         open_folder(fixed, "train", fresh=True)
     assert (fixed / "mine").read_text() == "kept"
     assert not locked(fixed)
 
 
-def test_what_this_process_has_opened_before_stays_its_own(fixed):
+def test_a_folder_that_this_process_opened_before_stays_locked(fixed):
     write_manifest(fixed)
     open_folder(fixed, "train", fresh=False)
     with pytest.raises(InputError, match=UNMOVED):

@@ -1,4 +1,4 @@
-"""The driver of a population whose study has lost something: what has ended stays, and what that needs is run again."""
+"""The driver of a population whose study has lost entries: ended members stay, and only missing work is run again."""
 
 import dataclasses
 import json
@@ -16,7 +16,7 @@ from condkd_ray.runs.search_driver import PopulationDriver, SearchRecorder
 from condkd_ray.runs.search_spec import SearchSpec
 from condkd_ray.study.population import Population
 from condkd_ray.study.space import Open
-from runs.test_search import Workshop, kept_records, stored, told, told_of
+from runs.test_search import Workshop, kept_records, lives, stored, summary_of
 
 SIZE, REST, TOTAL = 4, 2, 7
 BASE = to_tree(toy_config(rounds=TOTAL))
@@ -25,13 +25,13 @@ TESTED = [0] * len(make_prepared().test)
 
 
 class Cluster:
-    """Runs what a driver proposes as the real one does: from the files of trials, which it leaves and removes."""
+    """A stand-in for the cluster that runs proposed trials and writes and deletes their files as the real one does."""
 
     def __init__(self, out: Path) -> None:
         self.out, self.ran, self.missed = out, list[tuple[str, int]](), list[str]()
 
     def search(self, most: int = 1000) -> "Cluster":
-        """To its end, or until so many generations have ended: then the driver is killed."""
+        """Run the search to its end, or until `most` generations of members have run, as if the driver was killed."""
         spec = SearchSpec(out=self.out, population=SIZE, generation_rounds=REST)
         study = study_of(TREE, spec)
         population = Population(study, TREE, size=SIZE, rounds=REST, total=TOTAL, seed=0)
@@ -94,10 +94,10 @@ def ended(tmp_path: Path) -> Path:
 
 
 def whole(out: Path) -> list:
-    return [told(out), [told_of(trial) for trial in stored(out).trials]]
+    return [lives(out), [summary_of(trial) for trial in stored(out).trials]]
 
 
-def test_wherever_the_journal_of_a_population_was_cut_it_ends_as_it_had_and_no_last_generation_is_run(ended: Path):
+def test_a_journal_cut_anywhere_is_restored_and_no_last_generation_runs_again(ended: Path):
     journal, records, wanted = ended / "study.journal", kept_records(ended), whole(ended)
     lines, again = journal.read_bytes().splitlines(keepends=True), dict[int, int]()
     for kept in [*range(0, len(lines), 5), len(lines) - 1, len(lines)]:
@@ -113,8 +113,8 @@ def test_wherever_the_journal_of_a_population_was_cut_it_ends_as_it_had_and_no_l
     assert sorted(again.values(), reverse=True)[0] == again[0]
 
 
-def test_cut_in_the_middle_of_a_population_that_was_killed_it_ends_as_the_undisturbed_one(ended: Path, tmp_path: Path):
-    wanted, records = whole(ended), [(one.arm, one.history) for one in read_records(ended)]
+def test_a_killed_population_with_a_cut_journal_ends_as_the_undisturbed_one(ended: Path, tmp_path: Path):
+    wanted, records = whole(ended), [(record.arm, record.history) for record in read_records(ended)]
     for most in (6, 11, 14):
         out = tmp_path / f"killed{most}"
         Cluster(out).search(most)
@@ -125,14 +125,14 @@ def test_cut_in_the_middle_of_a_population_that_was_killed_it_ends_as_the_undist
             (copy / "study.journal").write_bytes(b"".join(lines[:kept]))
             assert Cluster(copy).search().missed == []
             assert whole(copy) == wanted, (most, kept)
-            assert [(one.arm, one.history) for one in read_records(copy)] == records
+            assert [(record.arm, record.history) for record in read_records(copy)] == records
 
 
-def test_a_member_whose_record_was_deleted_is_made_again_with_all_that_it_came_of(ended: Path):
+def test_a_member_without_its_record_is_run_again_with_its_ancestors(ended: Path):
     wanted = whole(ended)
     before = read_records(ended)
-    gone = next(one for one in before if one.arm == "trial 3")
-    (ended / "records" / f"{gone.config_hash}.json").unlink()
+    deleted = next(record for record in before if record.arm == "trial 3")
+    (ended / "records" / f"{deleted.config_hash}.json").unlink()
     cluster = Cluster(ended).search()
     assert cluster.missed == []
     assert [arm for arm, rest in cluster.ran if rest == TOTAL] == ["trial 3"]
@@ -141,19 +141,19 @@ def test_a_member_whose_record_was_deleted_is_made_again_with_all_that_it_came_o
     assert read_records(ended) == before
 
 
-def test_a_member_that_came_to_another_life_is_not_told_the_record_of_its_first(ended: Path):
-    """As on a GPU, where numbers do not repeat."""
-    first = next(one for one in read_records(ended) if one.arm == "trial 3")
+def test_a_member_whose_parameters_differ_from_its_record_is_run_again(ended: Path):
+    """This happens on a GPU, where numbers do not repeat exactly."""
+    first = next(record for record in read_records(ended) if record.arm == "trial 3")
     other = first.config | {"distiller": first.config["distiller"] | {"lr": 0.5}}
     write_record(ended, dataclasses.replace(first, config=other))
     (ended / "study.journal").unlink()
     cluster = Cluster(ended).search()
     assert [arm for arm, rest in cluster.ran if rest == TOTAL] == ["trial 3"]
-    assert next(one for one in read_records(ended) if one.arm == "trial 3") == first
+    assert next(record for record in read_records(ended) if record.arm == "trial 3") == first
 
 
-def test_a_last_generation_that_failed_is_told_so_after_a_cut_and_not_before_its_time(ended: Path):
-    first = next(one for one in read_records(ended) if one.arm == "trial 0")
+def test_a_failed_last_generation_is_restored_as_failed_after_a_cut(ended: Path):
+    first = next(record for record in read_records(ended) if record.arm == "trial 0")
     failed = dataclasses.replace(first, outcome=dataclasses.replace(first.outcome, status="failed", reason="NaN"))
     write_record(ended, failed)
     (ended / "study.journal").unlink()

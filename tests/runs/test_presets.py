@@ -1,4 +1,4 @@
-"""The published systems: complete recipes that say where each line was read, and that shrink in proportion."""
+"""The published systems: complete recipes with the source of each line, which can be scaled down in proportion."""
 
 import re
 from dataclasses import fields, replace
@@ -22,12 +22,12 @@ from condkd_ray.trial.loop import start
 LEAF = re.compile(r"  (?P<field>\w+): .*")
 
 
-def test_there_is_a_file_for_each_system_and_no_other():
+def test_there_is_one_file_for_each_system_and_no_other_file():
     assert sorted(path.stem for path in FOLDER.iterdir()) == sorted(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_recipe_is_complete_and_says_of_each_line_where_it_was_read(name):
+def test_a_recipe_is_complete_and_names_the_source_of_each_line(name):
     recipe, text = published(name), presets.path_of(name).read_text()
     assert (recipe.data.name, recipe.teacher.network.name, recipe.student.name) == ("cifar10", "resnet34", "resnet18")
     sources = set(re.findall(r"\[(\w)\]", "".join(line for line in text.splitlines() if line.startswith("#"))))
@@ -39,10 +39,10 @@ def test_a_recipe_is_complete_and_says_of_each_line_where_it_was_read(name):
         assert named <= sources, f"{name}: {line!r} names a source that the head does not explain"
     tree = read_tree(presets.path_of(name))
     left = {f.name for f in fields(recipe.inversion)} - tree["inversion"].keys()
-    # What a recipe does not write down is of other paths through the code, or its file says that it cannot be written.
+    # A left-out field belongs to other paths through the code, or the file says that the config cannot express it.
     assert left <= {"name", "reptile_scale", "temperature", "js_reduction", "first_bn_factor", "l2_weight", "loops"}
-    said = {"steps", "batch", "lr", "lr_schedule", "warm_up", "augment", "weight_decay", "loss"}
-    assert said <= tree["distiller"].keys()
+    required = {"steps", "batch", "lr", "lr_schedule", "warm_up", "augment", "weight_decay", "loss"}
+    assert required <= tree["distiller"].keys()
     assert "rounds" in tree
 
 
@@ -57,7 +57,7 @@ def test_published_budgets_are_those_of_the_released_scripts():
     student = fast.distiller
     assert (student.steps, student.batch, student.lr, student.last_lr, student.nesterov) == (400, 256, 0.2, 2e-4, False)
     assert (nayer.inversion.steps, nayer.inversion.life, nayer.inversion.images_per_round) == (30, 10, 800)
-    # 20 epochs of 10 loops of 400 images before the student, and 300 of 2 loops with it.
+    # 20 epochs of 10 loops of 400 images without the student, then 300 epochs of 2 loops with it.
     assert nayer.total_rounds * nayer.inversion.images_per_round == 20 * 10 * 400 + 300 * 2 * 400
     assert (cmi.inversion.steps, cmi.inversion.layers) == (200, "stages")
     assert published("deep_inversion").inversion.steps == 2000
@@ -71,7 +71,7 @@ def test_published_budgets_are_those_of_the_released_scripts():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_whole_recipe_is_itself_and_a_part_keeps_its_proportions(name):
+def test_scale_1_changes_nothing_and_smaller_scales_keep_the_proportions(name):
     recipe = published(name)
     assert scaled(recipe, 1.0) == recipe
     for scale in (0.3, 0.05, 0.003):
@@ -80,18 +80,18 @@ def test_a_whole_recipe_is_itself_and_a_part_keeps_its_proportions(name):
         total = [(a.steps * small.rounds, b.steps * recipe.rounds) for a, b in parts]
         fewest = min(part.steps for part, _ in parts)
         for (less, whole), (part, _) in zip(total, parts, strict=True):
-            # Rounds are whole, and so are the steps of each part; the shortest part has no error of its own.
+            # Rounds and steps are whole numbers; the part with the fewest steps has no rounding error of its own.
             slack = 0.51 / (small.rounds - 0.5) + (0.51 / part.steps if part.steps > fewest else 0)
             assert less / whole == pytest.approx(scale, rel=slack)
         for a, b in parts:
             assert a.batch == max(round(b.batch * sqrt(scale)), min(b.batch, LEAST_BATCH))
         if recipe.inversion.fresh_each_round:
-            # Still a fresh image for each that the student takes, less those recalled.
+            # Each image of the student, except recalled ones, is still a new image.
             shares = [c.inversion.images_per_round / (c.distiller.steps * c.distiller.batch) for c in (small, recipe)]
             assert shares[0] == pytest.approx(shares[1], rel=0.01)
 
 
-def test_what_is_counted_in_rounds_goes_along():
+def test_settings_counted_in_rounds_scale_with_the_rounds():
     fast, dafl, bank = (published(name) for name in ("fast", "dafl", "mb_dfkd"))
     tenth = with_rounds(fast, 20)
     assert (tenth.rounds, tenth.inversion.warm_up, tenth.inversion.resets, tenth.distiller.lr_epoch) == (
@@ -105,7 +105,7 @@ def test_what_is_counted_in_rounds_goes_along():
     assert with_rounds(dafl, 12000).evaluate_every == 120
     assert with_rounds(fast, 20).evaluate_every == 1
     assert with_rounds(bank, 1440).memory.period == 18
-    # Two that fall together are one, and one at the very end is none.
+    # Two equal milestones become one, and a milestone at the end is dropped.
     assert with_rounds(dafl, 3).distiller.milestones == (1, 2)
     assert with_rounds(dafl, 2).distiller.milestones == (1,)
     last = with_rounds(dafl, 1).distiller
@@ -113,7 +113,7 @@ def test_what_is_counted_in_rounds_goes_along():
 
 
 @given(rounds=st.integers(1, 400), name=st.sampled_from(NAMES))
-def test_any_number_of_rounds_is_a_config(rounds, name):
+def test_any_number_of_rounds_gives_a_valid_config(rounds, name):
     config = with_rounds(published(name), rounds)
     assert config.rounds == rounds
     assert with_rounds(published(name), published(name).rounds) == published(name)
@@ -126,7 +126,7 @@ def test_a_scale_outside_its_range_is_refused(scale):
         scaled(published("fast"), scale)
 
 
-def test_a_scale_that_leaves_no_round_is_refused_with_the_least_that_does():
+def test_a_scale_that_leaves_no_round_is_refused_with_the_smallest_accepted_scale():
     with pytest.raises(InputError, match=r"scale is 1e-05; accepted: above 0.00025, at which no round of 200 is left"):
         scaled(published("fast"), 1e-5)
     assert scaled(published("fast"), 0.00026).rounds == 1
@@ -141,7 +141,7 @@ def test_a_scaled_memory_keeps_its_proportion_to_the_student():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_at_any_scale_a_system_is_a_config_measured_in_at_most_100_rounds(name):
+def test_at_any_scale_a_system_is_a_valid_config_with_about_100_measured_rounds(name):
     for scale in (1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 0.9):
         steps = [part.steps for part in (published(name).inversion, published(name).distiller)]
         if scale > 1 / (published(name).rounds * min(steps)):
@@ -150,26 +150,26 @@ def test_at_any_scale_a_system_is_a_config_measured_in_at_most_100_rounds(name):
             assert measured <= 101 or config.rounds == published(name).rounds
 
 
-@pytest.mark.parametrize("who", get_args(Arm))
+@pytest.mark.parametrize("name_of_arm", get_args(Arm))
 @pytest.mark.parametrize("name", NAMES)
-def test_every_arm_stands_on_every_system(name, who):
-    config = arm(Flags(host=name, scale=0.003).base(), who, 10, 0).config
+def test_every_arm_accepts_every_system(name, name_of_arm):
+    config = arm(Flags(host=name, scale=0.003).base(), name_of_arm, 10, 0).config
     assert config.distiller.steps == scaled(published(name), 0.003).distiller.steps
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_scaled_recipe_starts(name):
+def test_a_trial_of_a_scaled_recipe_starts(name):
     recipe, toy = scaled(published(name), 0.003), toy_config(seed=3)
-    there = {field.name for field in fields(recipe.inversion)}
+    names = {field.name for field in fields(recipe.inversion)}
     sizes = {"width": 8, "latent": 8, "bank": 40, "negatives": 8}
-    inversion = replace(recipe.inversion, **{what: size for what, size in sizes.items() if what in there})
+    inversion = replace(recipe.inversion, **{what: size for what, size in sizes.items() if what in names})
     memory = Growing() if name == "pre_dfkd" else recipe.memory
     parts = {part: getattr(recipe, part) for part in PARTS} | {"inversion": inversion, "memory": memory}
     assert start(replace(toy, **parts), make_prepared()).round == 0
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_experiment_takes_a_whole_system(name):
+def test_the_flag_host_sets_every_part_of_the_system(name):
     base, recipe = Flags(host=name, scale=0.003, dataset="cifar10").base(), scaled(published(name), 0.003)
     for part in ("targets", "weighing", "inversion", "memory", "rounds", "evaluate_every"):
         assert getattr(base, part) == getattr(recipe, part), part
@@ -178,7 +178,7 @@ def test_every_experiment_takes_a_whole_system(name):
     assert base.guidance.name == "discriminator"
 
 
-def test_rounds_may_be_given_in_the_place_of_a_scale():
+def test_rounds_may_replace_a_scale():
     base = Flags(host="fast", rounds=20).base()
     assert (base.rounds, base.inversion.warm_up, base.inversion.resets, base.distiller.steps) == (20, 2, (14,), 400)
     assert Flags().base().rounds == 12
@@ -222,7 +222,7 @@ def test_a_config_that_changes_a_part_of_the_host_is_refused(tmp_path, text, wha
         Flags(host="fast", config=path).base()
 
 
-def test_a_config_that_is_no_mapping_is_refused_in_words(tmp_path):
+def test_a_config_that_is_no_mapping_is_refused_with_a_message(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("distiller: l1")
     with pytest.raises(InputError, match="distiller is 'l1'"):
@@ -233,7 +233,7 @@ def test_a_config_that_is_no_mapping_is_refused_in_words(tmp_path):
     ("host", "text"),
     [("fast", "inversion: fast"), ("mb_dfkd", "memory: bank"), ("dafl", "distiller: {loss: hinton}")],
 )
-def test_a_part_named_as_the_host_has_it_stays_as_the_host_has_it(tmp_path, host, text):
+def test_a_config_that_names_the_part_of_the_host_changes_nothing(tmp_path, host, text):
     path = tmp_path / "mine.yaml"
     path.write_text(text)
     assert Flags(host=host, scale=0.003, config=path).base() == Flags(host=host, scale=0.003).base()
@@ -249,7 +249,7 @@ def test_a_part_named_as_the_host_has_it_stays_as_the_host_has_it(tmp_path, host
         ("scale: 0.1", "--equal seconds by .* is .*'scale': 0.5"),
     ],
 )
-def test_a_file_of_rounds_that_is_none_is_refused(tmp_path, text, message):
+def test_an_invalid_file_of_rounds_is_refused(tmp_path, text, message):
     path = tmp_path / "rounds.yaml"
     path.write_text(text if "scale" in text else f"dataset: digits\nscale: 0.5\n{text}")
     with pytest.raises(InputError, match=message):

@@ -1,4 +1,4 @@
-"""What is kept of trials: products of the best, image grids, and features; and which of these is exported."""
+"""Files kept of trials (products of the best trials, image grids, features), and the choice of the exported trial."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -46,7 +46,7 @@ def folder_of(out: Path) -> Path:
 
 
 def ran(out: Path, key: str, config=None, arm: str = "mixed", **metrics: float):
-    """A trial really run, its product in its folder; `metrics` over what it measured."""
+    """Run a trial with its product in its folder; return its record, in which `metrics` replace measured ones."""
     config = config or toy_config(rounds=1)
     product = product_path(out / "trials" / key)
     outcome = run_trial(config, PREPARED, local_store(config, PREPARED, None), product=product)
@@ -56,15 +56,15 @@ def ran(out: Path, key: str, config=None, arm: str = "mixed", **metrics: float):
     return record
 
 
-def test_the_best_of_each_arm_is_kept_by_validation_and_never_by_test_accuracy(tmp_path):
+def test_the_product_with_the_best_validation_accuracy_of_each_arm_is_kept(tmp_path):
     out = folder_of(tmp_path)
-    best = BestProducts(out)
+    keeper = BestProducts(out)
     scores = {"a": (0.5, 0.9), "b": (0.7, 0.1), "c": (0.6, 1.0)}
     for key, (val, test) in scores.items():
-        best.update(ran(out, key, val_accuracy=val, test_accuracy=test))
-        best = BestProducts(out)  # as after a restart
+        keeper.update(ran(out, key, val_accuracy=val, test_accuracy=test))
+        keeper = BestProducts(out)  # a new one, as after a restart
     other = ran(out, "d", arm="none", val_accuracy=0.1)
-    best.update(other)
+    keeper.update(other)
     assert {path.stem for path in (out / "products").iterdir()} == {"b", "d"}
     assert not any(product_path(out / "trials" / key).exists() for key in "abcd")
     assert choose(out).config_hash == "b"
@@ -75,7 +75,7 @@ def test_a_damaged_product_is_not_kept_in_place_of_an_earlier_one(tmp_path, logg
     out = folder_of(tmp_path)
     BestProducts(out).update(ran(out, "a", val_accuracy=0.5))
     better = ran(out, "b", val_accuracy=0.9)
-    # Taken by a driver that died before it had made a record of it, with its machine.
+    # The driver, and with it its machine, died after it moved the product and before it wrote the record.
     kept = kept_path(out, "b")
     whole = product_path(out / "trials" / "b").read_bytes()
     product_path(out / "trials" / "b").unlink()
@@ -88,7 +88,7 @@ def test_a_damaged_product_is_not_kept_in_place_of_an_earlier_one(tmp_path, logg
     assert choose(out).config_hash == "a"
 
 
-def test_what_older_numbers_made_is_neither_compared_with_new_nor_chosen_before_it(tmp_path):
+def test_a_product_of_an_older_numbers_version_is_not_compared_with_or_preferred_to_a_new_one(tmp_path):
     out = folder_of(tmp_path)
     old = replace(ran(out, "a", val_accuracy=0.9), numbers=1)
     BestProducts(out).update(old)
@@ -116,13 +116,13 @@ def test_a_better_trial_that_is_no_longer_planned_does_not_displace_a_planned_on
     assert results.best().record == choose(out) == choose(out, "b")
     # A hash still selects the product of the former plan.
     assert results.trained("a").record == choose(out, "a")
-    # It goes as soon as a planned trial is as good.
+    # The product is deleted as soon as a planned trial is as good.
     planned_in(out, "b", "c", "d")
     BestProducts(out).update(ran(out, "d", val_accuracy=0.9))
     assert {path.stem for path in (out / "products").iterdir()} == {"d"}
 
 
-def test_a_folder_that_keeps_only_a_trial_no_longer_planned_names_it(tmp_path):
+def test_a_folder_with_only_a_product_that_is_no_longer_planned_names_its_hash(tmp_path):
     out = folder_of(tmp_path)
     BestProducts(out).update(ran(out, "a", val_accuracy=0.9))
     ran(out, "b", val_accuracy=0.5)
@@ -159,14 +159,14 @@ def test_a_student_of_all_real_images_is_a_reference_and_not_the_best(tmp_path):
     assert choose(out, "r") == real
 
 
-def test_without_validation_images_the_proxy_judges(tmp_path):
+def test_without_validation_images_trials_are_ranked_by_the_proxy(tmp_path):
     record = ran(folder_of(tmp_path), "a")
     blind = altered(record, metrics={"proxy/agreement": 0.25, "student/test_accuracy": 1.0})
     assert merit(blind) == ("proxy/agreement", 0.25)
     assert merit(record)[0] == "student/val_accuracy"
 
 
-def test_a_failed_trial_keeps_nothing(tmp_path):
+def test_no_product_of_a_failed_trial_is_kept(tmp_path):
     out = folder_of(tmp_path)
     BestProducts(out).update(altered(ran(out, "a"), status="failed"))
     assert not kept_path(out, "a").exists()
@@ -186,7 +186,7 @@ def names(out, one) -> list[tuple[str, str]]:
     return [(caption, path.stem) for caption, path in captioned(out, one)]
 
 
-def test_the_condensed_set_is_kept_once_and_stands_first(tmp_path):
+def test_the_grid_of_the_condensed_set_is_written_once_and_listed_first(tmp_path):
     one = record()
     write_grids(tmp_path, one, OUTCOME, WHOLE)
     guides = condensed_path(tmp_path, "c0ffee")
@@ -207,13 +207,13 @@ def test_the_condensed_set_is_kept_once_and_stands_first(tmp_path):
         ({"inversion": "none", "condensation": "all_real"}, WHOLE, ["real"]),
     ],
 )
-def test_a_picture_says_what_it_shows(tmp_path, changes, prepared, expected):
+def test_an_image_grid_has_a_caption_with_the_kind_of_its_images(tmp_path, changes, prepared, expected):
     one = record(**changes)
     write_grids(tmp_path, one, OUTCOME, prepared)
     assert names(tmp_path, one) == [(caption, one.config_hash) for caption in expected]
 
 
-def test_of_a_failed_trial_only_what_it_was_given_is_shown(tmp_path):
+def test_a_failed_trial_has_only_the_grid_of_its_condensed_set(tmp_path):
     one = record()
     write_grids(tmp_path, one, replace(OUTCOME, images=None), WHOLE)
     assert names(tmp_path, one) == [("condensed", "condensed-c0ffee")]
@@ -232,7 +232,7 @@ def close(left, right) -> bool:
     return torch.allclose(left, right, atol=2e-3, rtol=2e-3)
 
 
-def test_points_are_features_in_units_of_the_real_ones():
+def test_points_are_features_in_units_of_the_scale_of_real_features():
     shown = samples(6)
     found = feature_points(WHOLE, product(shown))
     marks = WHOLE.landmarks
@@ -247,11 +247,11 @@ def test_points_are_features_in_units_of_the_real_ones():
         assert close(found["synthetic"].features[place], alone)
 
 
-def test_what_is_written_takes_no_more_bytes_than_was_said(tmp_path, monkeypatch):
+def test_points_take_no_more_bytes_than_the_stated_maximum(tmp_path, monkeypatch):
     monkeypatch.setattr(products, "MOST_POINTS", 20)
     labels = torch.arange(40) % NUM_CLASSES
     found = feature_points(WHOLE, product(samples(40, labels=labels)))
-    # As many as there may be of a kind.
+    # The condensed set, too, has the maximum number of points of a kind.
     found["condensed"] = found["real"]
     records = [a_record(arm, 2, 0, condensed_hash=arm) for arm in ("mixed", "guided")]
     for record in records:
@@ -261,15 +261,15 @@ def test_what_is_written_takes_no_more_bytes_than_was_said(tmp_path, monkeypatch
     assert 0.3 < written / (2 * most_bytes(TEACHER)) <= 1
 
 
-def test_free_pixels_are_not_clipped():
-    shown = samples(4)
-    loud = replace(shown, images=3 * shown.images)
-    seen = TEACHER.observe(loud.images[loud.labels.argsort(stable=True)]).features / WHOLE.landmarks.scale
-    assert close(feature_points(WHOLE, product(loud, "model"))["synthetic"].features, seen)
-    assert not close(feature_points(WHOLE, product(loud, "unit"))["synthetic"].features, seen)
+def test_pixels_outside_the_unit_range_are_not_clipped():
+    images = samples(4)
+    scaled = replace(images, images=3 * images.images)
+    expected = TEACHER.observe(scaled.images[scaled.labels.argsort(stable=True)]).features / WHOLE.landmarks.scale
+    assert close(feature_points(WHOLE, product(scaled, "model"))["synthetic"].features, expected)
+    assert not close(feature_points(WHOLE, product(scaled, "unit"))["synthetic"].features, expected)
 
 
-def test_many_images_are_thinned_out_evenly(monkeypatch):
+def test_many_points_are_thinned_out_evenly_over_the_classes(monkeypatch):
     monkeypatch.setattr(products, "MOST_POINTS", 2 * NUM_CLASSES)
     labels = torch.arange(40) % NUM_CLASSES
     found = feature_points(WHOLE, product(samples(40, labels=labels)))
@@ -277,7 +277,7 @@ def test_many_images_are_thinned_out_evenly(monkeypatch):
         assert found[kind].classes.bincount().tolist() == [2] * NUM_CLASSES
 
 
-def test_without_condensed_or_synthetic_images_there_are_fewer_kinds():
+def test_points_have_no_kind_without_images():
     assert set(feature_points(make_prepared(condensed=False), product(samples(3)))) == {"real", "synthetic"}
     assert set(feature_points(WHOLE, Product())) == {"real", "condensed"}
     assert feature_points(replace(WHOLE, landmarks=None), product(samples(3))) == {}
@@ -301,5 +301,5 @@ def test_the_best_trial_of_an_arm_keeps_its_points_and_another_loses_them(tmp_pa
     assert close(read_points(points_path(tmp_path, best))["synthetic"].features, expected.features)
 
 
-def test_reports_know_the_names_of_the_methods():
+def test_constants_of_the_reports_equal_the_names_of_the_methods():
     assert (AllReal.name, NoInversion.name) == (ALL_REAL, "none")

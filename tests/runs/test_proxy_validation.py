@@ -1,4 +1,4 @@
-"""Proxies of test accuracy against one another."""
+"""Comparison of proxies of the test accuracy."""
 
 import math
 
@@ -8,21 +8,21 @@ import pytest
 from condkd_ray.runs.proxy_validation import rank, ranking_table
 
 
-def test_a_proxy_that_ranks_as_the_test_does_comes_first():
+def test_a_proxy_that_ranks_trials_as_the_test_accuracy_does_comes_first():
     accuracies = [0.1, 0.5, 0.3, 0.9, 0.7, 0.2, 0.4, 0.6, 0.8, 0.15, 0.25, 0.35]
     noises = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8]
-    told = [{"good": a**3, "bad": -a, "noise": noise} for a, noise in zip(accuracies, noises, strict=True)]
-    ranked = rank(told, accuracies)
-    assert [one.candidate for one in ranked] == ["good", "noise", "bad"]
+    scores = [{"good": a**3, "bad": -a, "noise": noise} for a, noise in zip(accuracies, noises, strict=True)]
+    ranked = rank(scores, accuracies)
+    assert [ranking.candidate for ranking in ranked] == ["good", "noise", "bad"]
     assert ranked[0].rho == pytest.approx(1.0)
     assert ranked[-1].rho == pytest.approx(-1.0)
     assert ranked[1].low < ranked[1].rho < ranked[1].high
-    assert {one.n for one in ranked} == {12}
+    assert {ranking.n for ranking in ranked} == {12}
     assert ranking_table(ranked).rows[0] == ["good", "+1.00", "+1.00 to +1.00", "12"]
 
 
 def test_few_trials_have_no_interval():
-    """Of few a bootstrap knows too little: at 5 trials it covers 0.37 to 0.95."""
+    """A bootstrap of few trials is unreliable: with 5 trials its interval covers the truth in 0.37 to 0.95 of cases."""
     accuracies = [0.1, 0.5, 0.3, 0.9, 0.7]
     (one,) = rank([{"good": a} for a in accuracies], accuracies)
     assert one.rho == pytest.approx(1.0)
@@ -43,7 +43,7 @@ def test_the_interval_of_rho_covers_the_truth(rho):
     assert hits / repeats >= 0.94 - 3 * math.sqrt(0.94 * 0.06 / repeats)
 
 
-def test_one_that_never_differs_ranks_nothing():
+def test_a_constant_proxy_has_no_rank_correlation():
     assert math.isnan(rank([{"flat": 1.0}] * 3, [0.1, 0.2, 0.3])[0].rho)
 
 

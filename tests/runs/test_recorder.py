@@ -48,7 +48,7 @@ from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import Prepared, from_tree
 from condkd_ray.trial.plan import NUMBERS, Plan, PlannedTrial, trial_hash
 from condkd_ray.trial.run import local_store, run_trial
-from runs.small_search import told_by
+from runs.small_search import journal_text
 
 CONFIG = toy_config(guidance=Discriminator(), rounds=2)
 PLAN = Plan("guided", 2, 0, CONFIG)
@@ -72,7 +72,7 @@ def outcome(prepared) -> Outcome:
     return run_trial(CONFIG, prepared, local_store(CONFIG, prepared, None))
 
 
-def test_a_record_says_what_ran_and_what_came_of_it(prepared, key, outcome):
+def test_a_record_has_the_settings_and_the_outcome_of_its_trial(prepared, key, outcome):
     record = make_record("train", PLAN, key, prepared, outcome)
     assert (record.arm, record.ipc, record.seed, record.status) == ("guided", 2, 0, "finished")
     assert (record.dataset, record.teacher, record.student) == ("digits", "resnet-8-4", "resnet-8-2")
@@ -91,7 +91,7 @@ def test_a_record_says_what_ran_and_what_came_of_it(prepared, key, outcome):
     assert {"torch", "python", "condkd-ray"} <= set(record.versions)
 
 
-def test_without_a_condensed_set_the_record_says_none(key):
+def test_a_record_without_a_condensed_set_has_the_condensation_none(key):
     alone = toy_config(condensation=None, distiller=Distiller(steps=1, batch=4))
     record = make_record("train", Plan("none", 0, 0, alone), key, make_prepared(condensed=False), None)
     assert (record.condensation, record.condensed_hash, record.status) == ("none", "", "running")
@@ -100,13 +100,13 @@ def test_without_a_condensed_set_the_record_says_none(key):
 @pytest.mark.parametrize(
     ("squeeze", "name"), [("own", "squeeze_recover"), ("teacher", "squeeze_recover (of the teacher)")]
 )
-def test_a_set_made_of_the_teacher_is_recorded_as_such(prepared, key, squeeze, name):
+def test_a_set_made_with_the_teacher_is_marked_in_record_and_notes(prepared, key, squeeze, name):
     plan = Plan("guided", 2, 0, dataclasses.replace(CONFIG, condensation=SqueezeRecover(ipc=2, squeeze=squeeze)))
     assert make_record("train", plan, key, prepared, None).condensation == name
-    told = [
+    notes = [
         note for note in notes_of([PLAN, plan], has_val=True) if "made with the teacher: it adds no information" in note
     ]
-    assert len(told) == (squeeze == "teacher")
+    assert len(notes) == (squeeze == "teacher")
 
 
 def test_a_failed_trial_is_recorded_with_its_reason(prepared, key):
@@ -129,7 +129,7 @@ def manifest(prepared: Prepared, key: str) -> Manifest:
     )
 
 
-def test_a_recorder_writes_record_grid_and_events_that_a_report_can_be_made_of(tmp_path, prepared, key, outcome):
+def test_a_recorder_writes_record_grid_and_events_from_which_a_report_is_built(tmp_path, prepared, key, outcome):
     trial = PlannedTrial(key, PLAN, prepared)
     recorder = Recorder("train", tmp_path, [trial])
     for metrics in outcome.history:
@@ -145,20 +145,20 @@ def test_a_recorder_writes_record_grid_and_events_that_a_report_can_be_made_of(t
     assert "guided" in build(tmp_path)
 
 
-def in_the_way(path: Path) -> None:
-    """Something that is no folder where one shall be, or the other way round, so that nothing can be written there."""
+def block(path: Path) -> None:
+    """Put a file where a folder is expected, or a folder where a file is expected, so that writing there fails."""
     path.touch() if path.name == "tensorboard" else (path / "full").mkdir(parents=True)
 
 
 @pytest.mark.parametrize("when", ["before", "while"])
 @pytest.mark.parametrize("name", ["tensorboard", "study.journal"])
-def test_what_repeats_the_records_stops_nothing_and_is_made_again(
+def test_a_failing_study_or_event_file_stops_nothing_and_is_rebuilt_from_the_records(
     tmp_path, prepared, key, outcome, logged, monkeypatch, when, name
 ):
     trial = PlannedTrial(key, PLAN, prepared)
     write_manifest(tmp_path, manifest(prepared, key))
     if when == "before":
-        in_the_way(tmp_path / name)
+        block(tmp_path / name)
     recorder = Recorder("train", tmp_path, [trial], study=lambda: StudyRecorder("train", tmp_path, [trial]))
     with monkeypatch.context() as patch:
         if when == "while":
@@ -168,9 +168,9 @@ def test_what_repeats_the_records_stops_nothing_and_is_made_again(
         for metrics in outcome.history:
             recorder.round(trial, metrics)
         recorder.ended(trial, outcome)
-    (told,) = logged
-    assert str(tmp_path) in told
-    assert told.endswith("; the run continues without it and rebuilds it from the records at its end")
+    (message,) = logged
+    assert str(tmp_path) in message
+    assert message.endswith("; the run continues without it and rebuilds it from the records at its end")
     assert read_records(tmp_path)[0].status == "finished"
     if when == "before":
         (tmp_path / name).unlink() if name == "tensorboard" else shutil.rmtree(tmp_path / name)
@@ -179,10 +179,12 @@ def test_what_repeats_the_records_stops_nothing_and_is_made_again(
     assert len(logged) == 1
     assert any((tmp_path / "tensorboard").rglob("events*"))
     study = optuna.load_study(study_name="train", storage=open_storage(None, tmp_path))
-    assert [(one.state, len(one.intermediate_values)) for one in study.trials] == [(TrialState.COMPLETE, 2)]
+    assert [(stored_trial.state, len(stored_trial.intermediate_values)) for stored_trial in study.trials] == [
+        (TrialState.COMPLETE, 2)
+    ]
 
 
-def test_a_recorder_counts_and_tells_of_failures(tmp_path, prepared, key, logged):
+def test_a_recorder_counts_and_logs_failures(tmp_path, prepared, key, logged):
     trial = PlannedTrial(key, PLAN, prepared)
     recorder = Recorder("train", tmp_path, [trial])
     recorder.ended(trial, FAILED)
@@ -193,9 +195,7 @@ def test_a_recorder_counts_and_tells_of_failures(tmp_path, prepared, key, logged
     assert not grid_path(tmp_path, key).exists()
 
 
-def test_a_trial_that_has_finished_stays_so_where_it_fails_when_it_is_run_again(
-    tmp_path, prepared, key, outcome, logged
-):
+def test_a_finished_record_is_kept_when_a_second_run_of_the_trial_fails(tmp_path, prepared, key, outcome, logged):
     write_manifest(tmp_path, manifest(prepared, key))
     trial = PlannedTrial(key, PLAN, prepared)
     recorder = Recorder("train", tmp_path, [trial])
@@ -205,15 +205,15 @@ def test_a_trial_that_has_finished_stays_so_where_it_fails_when_it_is_run_again(
     assert {path: path.read_bytes() for path in (tmp_path / "records").iterdir()} == before
     assert recorder.failed == 1
     assert logged[-1].endswith("failed: round 2: loss term kd/loss; its finished record is kept")
-    # But one of other numbers does not.
+    # A finished record of another version of the numbers is replaced.
     (record,) = read_records(tmp_path)
     write_record(tmp_path, dataclasses.replace(record, numbers=1))
     recorder.ended(trial, FAILED)
     recorder.close()
-    assert [one.status for one in read_records(tmp_path)] == ["failed"]
+    assert [record.status for record in read_records(tmp_path)] == ["failed"]
 
 
-def test_two_trials_at_once_do_not_mix(tmp_path, prepared, key, outcome):
+def test_two_concurrent_trials_have_separate_records(tmp_path, prepared, key, outcome):
     other = dataclasses.replace(PLAN, seed=1, config=dataclasses.replace(CONFIG, seed=1))
     second = trial_hash(other.config, prepared)
     trials = PlannedTrial(key, PLAN, prepared), PlannedTrial(second, other, prepared)
@@ -262,11 +262,11 @@ def test_a_manifest_describes_data_teacher_and_plan(tmp_path, workshop, monkeypa
     assert all(0 <= share <= 1 for share in shares)
     assert teacher_line(manifest) == f"teacher resnet-8-4: accuracy {shares[0]:.2%} test, {shares[1]:.2%} val"
     assert (manifest.notes, manifest.baseline, manifest.teachers) == ([], "none", [])
-    told = describe_experiment("train", "", named([plan], ["abc"]), workshop, tmp_path, baseline="trial")
-    assert told.baseline == "trial"
+    compared = describe_experiment("train", "", named([plan], ["abc"]), workshop, tmp_path, baseline="trial")
+    assert compared.baseline == "trial"
 
 
-def test_trials_planned_before_in_the_same_folder_stay_unless_asked_for_anew(tmp_path, workshop):
+def test_earlier_planned_trials_of_the_folder_stay_unless_planned_again(tmp_path, workshop):
     first, second = Plan("a", 2, 0, SMALL), Plan("b", 2, 0, SMALL)
     write_manifest(tmp_path, describe_experiment("train", "", named([first, second], ["1", "2"]), workshop, tmp_path))
     again = describe_experiment("train", "", named([second, Plan("c", 2, 0, SMALL)], ["3", "4"]), workshop, tmp_path)
@@ -275,31 +275,31 @@ def test_trials_planned_before_in_the_same_folder_stay_unless_asked_for_anew(tmp
     assert planned == {"a": "1", "b": "3", "c": "4"}
 
 
-def test_several_teachers_are_listed_and_none_stands_for_all(tmp_path, workshop):
+def test_different_teacher_networks_are_listed_and_summarised_by_their_number(tmp_path, workshop):
     wider = dataclasses.replace(SMALL.teacher, network=dataclasses.replace(SMALL.teacher.network, width=5))
     plans = [Plan("a", 2, 0, SMALL), Plan("b", 2, 0, dataclasses.replace(SMALL, teacher=wider))]
     manifest = describe_experiment("train", "", named(plans, ["1", "2"]), workshop, tmp_path)
     assert manifest.teacher == {"label": "2 networks"}
     assert manifest.notes == []
     assert teacher_line(manifest) == "teacher 2 networks"
-    assert [one["label"] for one in manifest.teachers] == ["resnet-8-4", "resnet-8-5"]
+    assert [teacher["label"] for teacher in manifest.teachers] == ["resnet-8-4", "resnet-8-5"]
 
 
-def test_several_teachers_of_one_network_are_told_by_their_seeds_and_the_first_stands_first(tmp_path, workshop):
+def test_teachers_of_one_network_are_listed_by_seed_and_the_first_is_the_main_one(tmp_path, workshop):
     plans = spread([Plan("a", 2, seed, dataclasses.replace(SMALL, seed=seed)) for seed in range(3)], range(3), 2)
     manifest = describe_experiment("train", "", named(plans, ["1", "2", "3"]), workshop, tmp_path)
     write_manifest(tmp_path, manifest)
     assert read_manifest(tmp_path) == manifest
     assert manifest.teacher == manifest.teachers[0]
-    assert [one["seed"] for one in manifest.teachers] == [0, 1]
+    assert [teacher["seed"] for teacher in manifest.teachers] == [0, 1]
     hashes = [workshop.prepare(plan.config).hashes["teacher"] for plan in plans]
-    assert [one["hash"] for one in manifest.teachers] == hashes[:2]
+    assert [teacher["hash"] for teacher in manifest.teachers] == hashes[:2]
     assert hashes[0] == hashes[2] != hashes[1]
     accuracies = [workshop.teacher_accuracy(plan.config) for plan in plans[:2]]
-    assert [{name: one[name] for name in accuracies[0]} for one in manifest.teachers] == accuracies
-    told = [f"resnet-8-4 seed {k}: accuracy {one['test_accuracy']:.2%}" for k, one in enumerate(accuracies)]
+    assert [{name: teacher[name] for name in accuracies[0]} for teacher in manifest.teachers] == accuracies
+    lines = [f"resnet-8-4 seed {k}: accuracy {teacher['test_accuracy']:.2%}" for k, teacher in enumerate(accuracies)]
     assert [line.partition(" test")[0] for line in teacher_line(manifest).splitlines()] == [
-        f"teacher {text}" for text in told
+        f"teacher {text}" for text in lines
     ]
 
 
@@ -314,10 +314,10 @@ def test_an_imported_set_is_noted(tmp_path, workshop):
     assert "the validation images" in manifest.notes[0]
 
 
-def test_one_round_in_a_line():
+def test_a_round_is_summarised_in_one_line():
     metrics = {"round": 3, "proxy/agreement": 0.5, "kd/loss": 1.23456, "inversion/bn": 2.0, "memory/bytes": 9.0}
-    told = round_line("trial 0", metrics | {"time/wall_seconds": 0.55}, 12, "proxy/agreement")
-    assert told == "trial 0 round 3/12: proxy/agreement 0.5, kd/loss 1.235, inversion/bn 2, 0.6 s"
+    line = round_line("trial 0", metrics | {"time/wall_seconds": 0.55}, 12, "proxy/agreement")
+    assert line == "trial 0 round 3/12: proxy/agreement 0.5, kd/loss 1.235, inversion/bn 2, 0.6 s"
 
 
 PREPARED = dataclasses.replace(make_prepared(), hashes={"teacher": "t", "data": "d", "condensed": "c", "proxy": "p"})
@@ -356,10 +356,10 @@ def opened(out: Path, plans: dict[str, Plan] = PLANS) -> StudyRecorder:
     return StudyRecorder("ablate", out, [PlannedTrial(key, plan, PREPARED) for key, plan in plans.items()])
 
 
-def heard(told: StudyRecorder, out: Path, key: str, outcome: Outcome = ENDED, *, recorded: bool = True) -> None:
+def report_trial(study: StudyRecorder, out: Path, key: str, outcome: Outcome = ENDED, *, recorded: bool = True) -> None:
     for metrics in outcome.history:
-        told.round(key, metrics)
-    told.ended(key, outcome)
+        study.round(key, metrics)
+    study.ended(key, outcome)
     if recorded:
         write_record(out, make_record("ablate", PLANS[key], key, PREPARED, outcome))
 
@@ -372,8 +372,8 @@ def states(out: Path) -> dict[str, TrialState]:
     return {trial.user_attrs["config_hash"]: trial.state for trial in stored(out).trials}
 
 
-def test_a_trial_is_told_whole_but_for_the_test(tmp_path):
-    heard(opened(tmp_path), tmp_path, "a")
+def test_a_trial_in_the_study_is_complete_except_for_test_metrics(tmp_path):
+    report_trial(opened(tmp_path), tmp_path, "a")
     study = stored(tmp_path)
     (trial,) = study.trials
     assert trial.params == {"arm": "slow", "ipc": 2, "seed": 0, "inversion/steps": 2}
@@ -385,15 +385,15 @@ def test_a_trial_is_told_whole_but_for_the_test(tmp_path):
     }
     assert study.direction.name == "MAXIMIZE"
     files = optuna.artifacts.get_all_artifact_meta(trial, storage=open_storage(None, tmp_path))
-    assert {one.filename for one in files} == {"a.png", "a.yaml"}
-    journal = told_by(tmp_path / "study.journal")
+    assert {file.filename for file in files} == {"a.png", "a.yaml"}
+    journal = journal_text(tmp_path / "study.journal")
     assert "test" not in journal
     assert "0.875" not in journal
 
 
-def test_the_same_again_adds_nothing(tmp_path):
+def test_opening_the_study_again_adds_nothing(tmp_path):
     for key in PLANS:
-        heard(opened(tmp_path), tmp_path, key)
+        report_trial(opened(tmp_path), tmp_path, key)
     before = (tmp_path / "study.journal").read_bytes()
     opened(tmp_path)
     assert (tmp_path / "study.journal").read_bytes() == before
@@ -401,40 +401,40 @@ def test_the_same_again_adds_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("recorded", [True, False])
-def test_a_killed_one_continued_ends_complete(tmp_path, recorded):
+def test_a_killed_run_that_continues_has_each_trial_once_and_complete(tmp_path, recorded):
     first = opened(tmp_path)
-    heard(first, tmp_path, "a", recorded=recorded)
+    report_trial(first, tmp_path, "a", recorded=recorded)
     first.round("b", HISTORY[0])
     again = opened(tmp_path)
     for key in ("b", "c") if recorded else ("a", "b", "c"):
-        heard(again, tmp_path, key)
+        report_trial(again, tmp_path, key)
     trials = stored(tmp_path).trials
     assert [trial.user_attrs["config_hash"] for trial in trials] == ["a", "b", "c"]
     assert {trial.state for trial in trials} == {TrialState.COMPLETE}
     assert [trial.intermediate_values for trial in trials] == [{1: 0.25, 2: 0.5}] * 3
 
 
-def test_killed_over_any_write_it_ends_complete(tmp_path, monkeypatch):
+def test_a_run_killed_at_any_write_continues_to_a_complete_study(tmp_path, monkeypatch):
     count = 0
     for writes in range(0, 60, 3):
         out = tmp_path / str(writes)
         with killed_after(writes, monkeypatch) as killed:
             first = opened(out)
             for key in PLANS:
-                heard(first, out, key)
+                report_trial(first, out, key)
         count += len(killed)
         again = opened(out)
         for key in set(PLANS) - finished(out):
-            heard(again, out, key)
+            report_trial(again, out, key)
         trials = stored(out).trials
         assert sorted(trial.user_attrs["config_hash"] for trial in trials) == ["a", "b", "c"]
         assert {trial.state for trial in trials} == {TrialState.COMPLETE}
     assert 8 < count < 20
 
 
-def test_a_failure_has_its_reason_and_a_second_try_is_another_trial(tmp_path):
-    heard(opened(tmp_path), tmp_path, "a", LOST)
-    heard(opened(tmp_path), tmp_path, "a")
+def test_a_failed_trial_has_its_reason_and_a_second_attempt_is_a_new_trial(tmp_path):
+    report_trial(opened(tmp_path), tmp_path, "a", LOST)
+    report_trial(opened(tmp_path), tmp_path, "a")
     failed, tried = stored(tmp_path).trials
     assert (failed.state, failed.user_attrs["reason"]) == (TrialState.FAIL, "round 2: kd/loss")
     assert (failed.user_attrs["node"], failed.user_attrs["time/wall_seconds"]) == ("far", 4.0)
@@ -443,9 +443,9 @@ def test_a_failure_has_its_reason_and_a_second_try_is_another_trial(tmp_path):
     assert len(stored(tmp_path).trials) == 2
 
 
-def test_a_study_is_made_of_the_records_where_it_is_missing_or_its_values_are_others(tmp_path):
+def test_a_study_is_rebuilt_from_the_records_if_it_is_missing_or_new_values_are_planned(tmp_path):
     for key in ("a", "b"):
-        heard(opened(tmp_path), tmp_path, key, LOST if key == "b" else ENDED)
+        report_trial(opened(tmp_path), tmp_path, key, LOST if key == "b" else ENDED)
     (tmp_path / "study.journal").unlink()
     opened(tmp_path)
     assert states(tmp_path) == {"a": TrialState.COMPLETE, "b": TrialState.FAIL}
@@ -454,26 +454,26 @@ def test_a_study_is_made_of_the_records_where_it_is_missing_or_its_values_are_ot
     (slow,) = stored(tmp_path).get_trials(states=[TrialState.COMPLETE])
     assert set(slow.distributions["inversion/steps"].choices) == {1, 2, 3}
     assert slow.params["inversion/steps"] == 2
-    # Fewer plans than before are no other values.
+    # Fewer plans than before add no new values, so the study is not rebuilt.
     opened(tmp_path, {"a": PLANS["a"]})
     assert set(stored(tmp_path).trials[0].distributions["arm"].choices) == {"slow", "fast", "slower"}
-    # An image and two configs, and none of the study that was.
+    # One image and two configs; the artifacts of the earlier study are deleted.
     assert len(list((tmp_path / "artifacts").iterdir())) == 3
 
 
-def test_a_study_of_other_numbers_begins_anew_and_is_not_made_of_older_records(tmp_path):
-    heard(opened(tmp_path), tmp_path, "a")
+def test_a_study_of_another_numbers_version_begins_anew_without_older_records(tmp_path):
+    report_trial(opened(tmp_path), tmp_path, "a")
     (record,) = read_records(tmp_path)
     write_record(tmp_path, dataclasses.replace(record, numbers=1))
     stored(tmp_path).set_user_attr("numbers", 1)
     opened(tmp_path)
     assert stored(tmp_path).trials == []
-    heard(opened(tmp_path), tmp_path, "b")
+    report_trial(opened(tmp_path), tmp_path, "b")
     assert states(tmp_path) == {"b": TrialState.COMPLETE}
 
 
-def test_a_trial_without_a_finite_quality_is_told_once(tmp_path):
-    heard(opened(tmp_path), tmp_path, "a", dataclasses.replace(ENDED, history=[{"round": 1, "kd/loss": 1.0}]))
+def test_a_trial_without_a_finite_quality_fails_once_in_the_study(tmp_path):
+    report_trial(opened(tmp_path), tmp_path, "a", dataclasses.replace(ENDED, history=[{"round": 1, "kd/loss": 1.0}]))
     for _ in range(2):
         opened(tmp_path)
         (trial,) = stored(tmp_path).trials

@@ -1,4 +1,4 @@
-"""`condkd search` as its users run it, on a budget of seconds."""
+"""`condkd search` in the way users run it, on a budget of seconds."""
 
 import contextlib
 import dataclasses
@@ -39,7 +39,7 @@ from condkd_ray.study.space import Open, read
 from condkd_ray.study.storage import open_storage
 from condkd_ray.study.study import Study
 from condkd_ray.trial.hardware import CPU, Hardware
-from runs.small_search import SPACE, command, environment, search, stored, told_by
+from runs.small_search import SPACE, command, environment, journal_text, search, stored
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def finished(home: Path) -> Path:
     return home / "whole"
 
 
-def test_study_records_and_tables_tell_of_the_same_trials(finished: Path):
+def test_study_records_and_tables_agree_on_every_trial(finished: Path):
     trials, records = stored(finished).trials, {record.arm: record for record in read_records(finished)}
     assert len(trials) == len(records) == 5
     for trial in trials:
@@ -94,7 +94,7 @@ def test_study_records_and_tables_tell_of_the_same_trials(finished: Path):
     assert read_manifest(finished).search["parameters"] == ["inversion/bn_weight", "guidance/name", "guidance/weight"]
 
 
-def test_the_page_of_the_search_is_made_again_once_its_best_are_confirmed(home: Path, finished: Path, monkeypatch):
+def test_the_page_of_the_search_is_written_again_after_a_confirmation(home: Path, finished: Path, monkeypatch):
     ran: list[str] = []
     done = RunResult(finished / "confirmed", complete=True, failed=0)
     monkeypatch.setattr(experiment, "run", lambda name, *rest, **more: ran.append(name) or done)
@@ -115,8 +115,8 @@ def evolve(home: Path, out: str, *flags: str) -> subprocess.CompletedProcess[str
     return programs.condkd(*evolving(home, out, *flags))
 
 
-def told(out: Path) -> list:
-    """Of each member: its state, its life, its curve and its last parameters."""
+def lives(out: Path) -> list:
+    """Return the state, the life, the curve and the last parameters of each member."""
     return [(t.state, t.user_attrs["life"], t.intermediate_values, t.params) for t in stored(out).trials]
 
 
@@ -128,7 +128,7 @@ def evolved(home: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_a_population_is_a_trial_and_a_record_for_each_member(evolved: Path):
+def test_a_population_has_one_trial_and_one_record_per_member(evolved: Path):
     trials, records = stored(evolved).trials, {record.arm: record for record in read_records(evolved)}
     assert len(trials) == len(records) == 4
     for trial in trials:
@@ -141,7 +141,7 @@ def test_a_population_is_a_trial_and_a_record_for_each_member(evolved: Path):
         assert "student/test_accuracy" in record.metrics
     taken = [(life["from"], trial.number) for trial in trials for life in trial.user_attrs["life"][1:]]
     assert any(parent != number for parent, number in taken)
-    assert "test" not in told_by(evolved / "study.journal")
+    assert "test" not in journal_text(evolved / "study.journal")
     assert len(list((evolved / "products").glob("*"))) == 1
     assert [path for name in ("trials", "chunks") for path in (evolved / name).glob("*/")] == []
 
@@ -150,7 +150,7 @@ def test_a_population_is_a_trial_and_a_record_for_each_member(evolved: Path):
 @pytest.mark.parametrize(
     "lost", [1, pytest.param(50, marks=pytest.mark.slow), pytest.param(72, marks=pytest.mark.slow)]
 )
-def test_a_real_population_whose_journal_was_cut_is_whole_again(home: Path, evolved: Path, lost: int):
+def test_a_cut_journal_of_a_population_is_restored(home: Path, evolved: Path, lost: int):
     out = home / f"evolved{lost}"
     shutil.copytree(evolved, out)
     records = kept_records(out)
@@ -158,29 +158,29 @@ def test_a_real_population_whose_journal_was_cut_is_whole_again(home: Path, evol
     (out / "study.journal").write_bytes(b"".join(lines[:-lost]))
     done = evolve(home, out.name)
     assert done.returncode == 0, done.stderr
-    assert told(out) == told(evolved)
+    assert lives(out) == lives(evolved)
     assert kept_records(out) == records
     assert (out / "search.md").read_text() == (evolved / "search.md").read_text()
     assert [path for name in ("trials", "chunks") for path in (out / name).glob("*/")] == []
 
 
 @pytest.mark.fault
-def test_a_population_that_was_killed_and_continued_ends_as_the_undisturbed_one(home: Path, evolved: Path):
+def test_a_killed_population_continues_to_the_same_end(home: Path, evolved: Path):
     command = [sys.executable, "-m", "condkd_ray", *evolving(home, "hit")]
     for rounds in (3, 14):
         with subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE) as driver:
-            while rounds_told(home / "hit") < rounds:
+            while rounds_reported(home / "hit") < rounds:
                 assert driver.poll() is None
                 time.sleep(0.05)
             driver.kill()
             driver.communicate()
     done = evolve(home, "hit")
     assert done.returncode == 0, done.stderr
-    assert told(home / "hit") == told(evolved)
+    assert lives(home / "hit") == lives(evolved)
     assert len(read_records(home / "hit")) == 4
 
 
-def rounds_told(out: Path) -> int:
+def rounds_reported(out: Path) -> int:
     if not (out / "study.journal").exists():
         return 0
     # The study may not be in it yet.
@@ -200,7 +200,7 @@ def rounds_told(out: Path) -> int:
         (("--generation-rounds", "3"), "study 'search' was made for another population, [4, 2]; accepted"),
     ],
 )
-def test_what_a_population_cannot_do_is_refused(home: Path, evolved: Path, flags, message):
+def test_flags_that_a_population_cannot_use_are_refused(home: Path, evolved: Path, flags, message):
     before = (evolved / "study.journal").read_bytes()
     done = evolve(home, "evolved", *flags)
     assert done.returncode == 2
@@ -208,13 +208,13 @@ def test_what_a_population_cannot_do_is_refused(home: Path, evolved: Path, flags
     assert (evolved / "study.journal").read_bytes() == before
 
 
-def test_nothing_that_decides_knows_of_the_test(finished: Path):
-    journal = told_by(finished / "study.journal")
+def test_the_study_contains_nothing_of_the_test_images(finished: Path):
+    journal = journal_text(finished / "study.journal")
     assert "proxy/agreement" in journal
     assert "test" not in journal
 
 
-def test_the_same_command_runs_nothing_anew_and_more_trials_are_added(home: Path, finished: Path):
+def test_the_same_command_with_more_trials_runs_only_the_new_ones(home: Path, finished: Path):
     before = {path: path.stat().st_mtime_ns for path in (finished / "records").iterdir()}
     again = search(home, "whole", "--trials", "6")
     assert again.returncode == 0, again.stderr
@@ -223,7 +223,7 @@ def test_the_same_command_runs_nothing_anew_and_more_trials_are_added(home: Path
 
 
 @pytest.mark.parametrize("share", [0.5, *(pytest.param(one, marks=pytest.mark.slow) for one in (0, 0.1, 0.3, 0.8))])
-def test_a_real_search_whose_journal_was_cut_goes_on_as_if_nothing_was_lost(home: Path, finished: Path, share: float):
+def test_a_cut_journal_keeps_all_finished_trials(home: Path, finished: Path, share: float):
     out = home / f"cut{share}"
     shutil.copytree(finished, out)
     records = {path: path.stat().st_mtime_ns for path in (out / "records").iterdir()}
@@ -236,19 +236,19 @@ def test_a_real_search_whose_journal_was_cut_goes_on_as_if_nothing_was_lost(home
         created, rounds = ([i for i, one in enumerate(operations) if one == code] for code in (4, 7))
         whole = min((i for i in rounds if i < created[-1]), key=lambda i: abs(i - whole)) + 1
     (out / "study.journal").write_bytes(b"".join(lines[:whole]))
-    known = [told_of(trial) for trial in stored(finished).trials]
+    known = [summary_of(trial) for trial in stored(finished).trials]
     done = search(home, out.name, "--trials", str(len(known)))
     assert done.returncode == 0, done.stderr
-    # The last one has nothing but its end in the part that was cut off.
+    # With 0.8, only the end of the last trial is in the part that was cut off.
     assert share == 0.8 or "missing from the study were restored from their records" in done.stderr
-    assert [told_of(trial) for trial in stored(out).trials] == known
+    assert [summary_of(trial) for trial in stored(out).trials] == known
     assert {path: path.stat().st_mtime_ns for path in (out / "records").iterdir()} == records
     assert (out / "search.md").read_text() == (finished / "search.md").read_text()
 
 
 @pytest.mark.fault
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_stopped_in_the_middle_and_continued_it_ends_with_the_planned_number(home: Path, finished: Path, number):
+def test_a_stopped_search_continues_to_the_planned_number_of_trials(home: Path, finished: Path, number):
     out = f"stopped{number}"
     flags = ("--trials", "5")
     with subprocess.Popen(command(home, out, *flags), env=environment(), stderr=subprocess.PIPE) as driver:
@@ -262,15 +262,15 @@ def test_stopped_in_the_middle_and_continued_it_ends_with_the_planned_number(hom
     assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 5
     assert len({json.dumps(trial.params, sort_keys=True) for trial in study.trials}) == 5
     assert len(read_records(home / out)) == 5
-    # The first ones, which nothing that ended before them can have shaped, are those of the undisturbed search.
+    # The first trial does not depend on the results of others, so it equals that of the undisturbed search.
     assert study.trials[0].params == stored(finished).trials[0].params
     assert study.trials[0].value == stored(finished).trials[0].value
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
-def test_both_dashboards_show_it_until_they_are_ended(finished: Path, number):
+def test_both_dashboards_show_the_search_until_they_are_stopped(finished: Path, number):
     command = [sys.executable, "-m", "condkd_ray", "dashboard", str(finished)]
-    # A proxy, as many clusters have one, knows nothing of this machine's own addresses; here it answers nobody.
+    # Many clusters have a proxy, which cannot reach the addresses of this machine. This one refuses every connection.
     proxied = os.environ | dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), "http://127.0.0.1:9")
     for name in ("no_proxy", "NO_PROXY", "no_grpc_proxy"):
         proxied.pop(name, None)
@@ -281,7 +281,7 @@ def test_both_dashboards_show_it_until_they_are_ended(finished: Path, number):
             served.send_signal(number)
             assert served.wait(60) == 0
         finally:
-            # Not to be waited for in vain where something above has failed.
+            # Where a check above has failed, the dashboards still run and `with` would wait for them.
             served.kill()
     for address in addresses:
         with pytest.raises(OSError, match="refused"):
@@ -298,11 +298,11 @@ def check_shown(out: Path, optuna_address: str, tensorboard_address: str) -> Non
     assert [trial["number"] for trial in shown["trials"]] == [trial.number for trial in stored(out).trials]
     assert shown["best_trials"][0]["values"] == [stored(out).best_value]
     assert all(len(trial["artifacts"]) == 2 for trial in shown["trials"])
-    image = next(one for one in shown["trials"][0]["artifacts"] if one["filename"].endswith(".png"))
+    image = next(file for file in shown["trials"][0]["artifacts"] if file["filename"].endswith(".png"))
     path = f"{optuna_address}artifacts/{study['study_id']}/0/{image['artifact_id']}"
     with DIRECT.open(path, timeout=60) as reply:
         assert reply.read(8) == b"\x89PNG\r\n\x1a\n"
-    # It begins to answer before it has read all events.
+    # TensorBoard begins to serve before it has read all events.
     deadline = time.monotonic() + 60
     while len(runs := trials_in(tensorboard_address)) < len(shown["trials"]) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -337,7 +337,7 @@ def fetched(address: str):
         (("--pruner", "asha", "--objective", "proxy/kl", "memory/bytes"), "--pruner is 'asha for the objectives"),
     ],
 )
-def test_bad_input_is_refused_and_the_study_left(home: Path, finished: Path, flags, message):
+def test_bad_input_is_refused_and_the_study_stays_unchanged(home: Path, finished: Path, flags, message):
     before = (finished / "study.journal").read_bytes()
     done = search(home, "whole", *flags)
     assert done.returncode == 2
@@ -345,7 +345,7 @@ def test_bad_input_is_refused_and_the_study_left(home: Path, finished: Path, fla
     assert (finished / "study.journal").read_bytes() == before
 
 
-def test_what_a_cpu_cannot_do_is_refused_before_earlier_results_are_moved(cluster, tmp_path: Path):
+def test_settings_that_a_cpu_cannot_run_are_refused_before_earlier_results_are_moved(cluster, tmp_path: Path):
     (tmp_path / "small.yaml").write_text(f"{SPACE}graphs: true\n")
     (tmp_path / "out").mkdir()
     for out in ("out", "new"):
@@ -355,15 +355,15 @@ def test_what_a_cpu_cannot_do_is_refused_before_earlier_results_are_moved(cluste
         assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "small.yaml"]
 
 
-def test_a_proposal_that_the_hardware_cannot_do_is_not_taken():
-    """A GPU could: so it is the driver that passes it over, not the space that is refused."""
-    held = SearchRecorder.__new__(SearchRecorder)
-    held.workshop, held.hardware = Workshop(), CPU
-    held.check(toy_config())
+def test_a_proposal_that_the_hardware_cannot_run_is_refused_by_the_recorder():
+    """A GPU could run it, so the space is accepted, and the driver skips the proposal on a CPU."""
+    recorder = SearchRecorder.__new__(SearchRecorder)
+    recorder.workshop, recorder.hardware = Workshop(), CPU
+    recorder.check(toy_config())
     with pytest.raises(InputError, match="graphs on a CPU is True"):
-        held.check(toy_config(graphs=True))
-    held.hardware = Hardware("H100", True, 80 * 10**9)
-    held.check(toy_config(graphs=True))
+        recorder.check(toy_config(graphs=True))
+    recorder.hardware = Hardware("H100", True, 80 * 10**9)
+    recorder.check(toy_config(graphs=True))
 
 
 PREPARED = make_prepared()
@@ -382,7 +382,7 @@ STATES = {"finished": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed"
 
 
 class Workshop:
-    """As much of one as a driver needs."""
+    """The part of a workshop that a driver uses."""
 
     def check(self, config):
         pass
@@ -417,7 +417,7 @@ def driver_of(out: Path, trials: int = 3, limits: tuple[str, ...] = (), tree: di
     return Whole(SearchRecorder("Which?", study, tree, Workshop(), spec))
 
 
-def hear(driver: SearchDriver, trial, how: str) -> None:
+def report_trial(driver: SearchDriver, trial, how: str) -> None:
     for metrics in ENDS[how].history:
         driver.round(trial, metrics)
     if how == "finished":
@@ -430,12 +430,14 @@ def stored_trials(out: Path):
 
 
 class Killed(BaseException):
-    """The driver's death."""
+    """Simulates the death of the driver."""
 
 
 @pytest.mark.parametrize("how", ["finished", "pruned", "failed"])
 @pytest.mark.parametrize("where", ["study", "record"])
-def test_whenever_its_driver_dies_a_trial_has_its_state_and_its_record_in_the_end(tmp_path, how, where, monkeypatch):
+def test_a_trial_gets_its_state_and_its_record_although_the_driver_died_before_one_of_them(
+    tmp_path, how, where, monkeypatch
+):
     first = driver_of(tmp_path)
     with monkeypatch.context() as patch:
         trial = first.propose()
@@ -448,14 +450,14 @@ def test_whenever_its_driver_dies_a_trial_has_its_state_and_its_record_in_the_en
         else:
             patch.setattr(module.Recorder, "ended", die)
         with pytest.raises(Killed):
-            hear(first, trial, how)
+            report_trial(first, trial, how)
     first.close()
     again = driver_of(tmp_path)
     for end in ("pruned", "finished", "failed", "finished"):
         following = again.propose()
         if following is None:
             break
-        hear(again, following, how if following.key == trial.key else end)
+        report_trial(again, following, how if following.key == trial.key else end)
     again.close()
     trials, records = stored_trials(tmp_path), {record.arm: record for record in read_records(tmp_path)}
     assert len(trials) == len(records) == 3
@@ -466,10 +468,10 @@ def test_whenever_its_driver_dies_a_trial_has_its_state_and_its_record_in_the_en
 
 @pytest.mark.parametrize("how", ["finished", "pruned", "failed"])
 @pytest.mark.parametrize("kept", [0, 0.5, 0.9])
-def test_what_a_study_has_lost_it_is_told_from_the_records(tmp_path, how, kept):
+def test_trials_lost_from_the_study_are_restored_from_the_records(tmp_path, how, kept):
     first = driver_of(tmp_path)
     while (trial := first.propose()) is not None:
-        hear(first, trial, how)
+        report_trial(first, trial, how)
     first.close()
     journal = tmp_path / "study.journal"
     before, records = stored_trials(tmp_path), {path.name: path.read_bytes() for path in tmp_path.glob("records/*")}
@@ -480,22 +482,25 @@ def test_what_a_study_has_lost_it_is_told_from_the_records(tmp_path, how, kept):
     assert again.propose() is None
     again.close()
     after = stored_trials(tmp_path)
-    assert [told_of(trial) for trial in after] == [told_of(trial) for trial in before]
+    assert [summary_of(trial) for trial in after] == [summary_of(trial) for trial in before]
     assert {path.name: path.read_bytes() for path in tmp_path.glob("records/*")} == records
     more = driver_of(tmp_path, trials=4)
-    hear(more, more.propose(), "finished")
+    report_trial(more, more.propose(), "finished")
     assert more.propose() is None
     more.close()
     assert len(read_records(tmp_path)) == 4
 
 
 WIDE = TREE | {"rounds": Open("int", (2, 10**6))}
-"""Without repeats."""
+"""So many values of `rounds` that no trial is a repeat."""
 KINDS = ["finished", "finished", "pruned", "finished", "failed", "finished", "finished"]
 
 
 def searched(out: Path, trials: int, limits: tuple[str, ...] = ()) -> Path:
-    """A search to its end, of trials that end in all ways, of which each is as good as its number; its journal."""
+    """Run a search to its end and return its journal.
+
+    The trials finish, fail or are pruned as in `KINDS`; a trial with a higher number has a higher quality.
+    """
     driver = driver_of(out, trials, limits, WIDE)
     for number in range(trials):
         trial, how = driver.propose(), KINDS[number % len(KINDS)]
@@ -517,10 +522,10 @@ def kept_records(out: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("limits", [(), ("time/wall_seconds<=3", "proxy/kl<=2")])
-def test_a_search_whose_journal_was_cut_has_all_its_trials_again_and_runs_none(tmp_path, limits):
+def test_a_cut_journal_is_restored_completely_and_no_trial_runs_again(tmp_path, limits):
     journal = searched(tmp_path, 16, limits)
     lines, records = journal.read_bytes().splitlines(keepends=True), kept_records(tmp_path)
-    wanted = [told_of(trial) for trial in stored(tmp_path).trials]
+    wanted = [summary_of(trial) for trial in stored(tmp_path).trials]
     excesses = [trial.constraints for trial in stored(tmp_path).trials]
     assert {trial.state for trial in stored(tmp_path).trials} == set(STATES.values())
     within = 0
@@ -529,24 +534,25 @@ def test_a_search_whose_journal_was_cut_has_all_its_trials_again_and_runs_none(t
         left = stored(tmp_path).trials if whole else []
         within += any(trial.state == TrialState.RUNNING for trial in left)
         again = driver_of(tmp_path, 16, limits, WIDE)
-        # Before it proposes anything.
-        assert [told_of(trial) for trial in stored(tmp_path).trials] == wanted, whole
+        # The study is complete before the driver proposes anything.
+        assert [summary_of(trial) for trial in stored(tmp_path).trials] == wanted, whole
         assert [trial.constraints for trial in stored(tmp_path).trials] == excesses
         assert again.propose() is None
         again.close()
         assert kept_records(tmp_path) == records
     assert within > 3
-    # What the sampler knows is what it would have known.
+    # The sampler's next proposal is the same as without the cut.
     more = driver_of(tmp_path, 17, limits, WIDE).propose().config.rounds
     journal.write_bytes(b"".join(lines))
     assert driver_of(tmp_path, 17, limits, WIDE).propose().config.rounds == more
 
 
-def test_whoever_is_killed_while_trials_are_taken_from_their_records_does_it_to_the_end_next_time(
-    tmp_path, monkeypatch
-):
+def test_a_driver_killed_while_it_restores_trials_from_records_restores_the_rest_next_time(tmp_path, monkeypatch):
     journal = searched(tmp_path, 8)
-    lines, wanted = journal.read_bytes().splitlines(keepends=True), [told_of(one) for one in stored(tmp_path).trials]
+    lines, wanted = (
+        journal.read_bytes().splitlines(keepends=True),
+        [summary_of(trial) for trial in stored(tmp_path).trials],
+    )
     for writes in range(0, 100, 7):
         journal.write_bytes(b"".join(lines[:30]))
         with killed_after(writes, monkeypatch):
@@ -554,13 +560,13 @@ def test_whoever_is_killed_while_trials_are_taken_from_their_records_does_it_to_
         again = driver_of(tmp_path, 8, tree=WIDE)
         assert again.propose() is None
         again.close()
-        assert [told_of(one) for one in stored(tmp_path).trials] == wanted
+        assert [summary_of(trial) for trial in stored(tmp_path).trials] == wanted
 
 
-def test_numbers_that_nothing_is_known_of_are_decided_anew_where_a_trial_had_begun_under_them(tmp_path, logged):
+def test_the_number_of_a_begun_trial_is_proposed_again_and_an_unused_number_fails(tmp_path, logged):
     journal = searched(tmp_path, 4)
     keys = {record.arm: record.config_hash for record in read_records(tmp_path)}
-    # As if trial 1 had still run when the driver was killed.
+    # Without its record, trial 1 looks as if it had still run when the driver was killed.
     (tmp_path / "records" / f"{keys['trial 1']}.json").unlink()
     before = stored(tmp_path).trials
     journal.unlink()
@@ -568,13 +574,13 @@ def test_numbers_that_nothing_is_known_of_are_decided_anew_where_a_trial_had_beg
     assert "3 trials missing from the study were restored from their records" in logged
     assert [trial.state for trial in stored(tmp_path).trials][1] == TrialState.RUNNING
     trial = again.propose()
-    # From its checkpoint.
+    # The same key and arm: the trial continues from its checkpoint.
     assert (trial.key, trial.plan.arm) == (keys["trial 1"], "trial 1")
-    hear(again, trial, "finished")
+    report_trial(again, trial, "finished")
     assert again.propose() is None
     again.close()
     assert [trial.params for trial in stored(tmp_path).trials] == [trial.params for trial in before]
-    # And those that none had begun under, as a repeat's, are not.
+    # A number under which no trial had begun, such as that of a repeat, is not proposed again.
     (tmp_path / "records" / f"{keys['trial 1']}.json").unlink()
     manifest = json.loads((tmp_path / "experiment.json").read_text())
     manifest["planned"] = [one for one in manifest["planned"] if one["arm"] != "trial 1"]
@@ -586,7 +592,7 @@ def test_numbers_that_nothing_is_known_of_are_decided_anew_where_a_trial_had_beg
     assert stored(tmp_path).trials[1].state == TrialState.FAIL
 
 
-def test_a_trial_whose_number_has_been_given_to_another_gets_a_new_one_in_its_record_too(tmp_path):
+def test_a_restored_trial_gets_a_new_number_if_its_own_is_taken(tmp_path):
     journal = searched(tmp_path, 3)
     lost = {record.arm: record for record in read_records(tmp_path)}["trial 0"]
     journal.unlink()
@@ -599,12 +605,12 @@ def test_a_trial_whose_number_has_been_given_to_another_gets_a_new_one_in_its_re
     found = {record.arm: record.config_hash for record in read_records(tmp_path)}
     assert found.keys() == {"trial 1", "trial 2", "trial 3"}
     assert found["trial 3"] == lost.config_hash == study.trials[3].user_attrs["config_hash"]
-    hear(again, again.propose(), "finished")
+    report_trial(again, again.propose(), "finished")
     assert again.propose() is None
     again.close()
 
 
-def test_records_of_another_study_or_another_space_are_not_taken_for_its_own(tmp_path, logged):
+def test_records_of_another_study_or_another_space_are_not_restored(tmp_path, logged):
     searched(tmp_path, 3)
     spec = SearchSpec(out=tmp_path, trials=3, study="second")
     for name, tree in (("second", WIDE), ("search", TREE | {"rounds": Open("int", (2, 3))})):
@@ -615,7 +621,7 @@ def test_records_of_another_study_or_another_space_are_not_taken_for_its_own(tmp
     assert logged[-1].startswith(
         "3 trials with records do not fit this space and are left out: of trial 0, parameters: rounds"
     )
-    # Nor are those of a time when they did not say whose they were.
+    # Records of earlier versions, which do not name their study, are not restored either.
     for record in read_records(tmp_path):
         write_record(tmp_path, dataclasses.replace(record, study=""))
     (tmp_path / "study.journal").unlink()
@@ -623,33 +629,33 @@ def test_records_of_another_study_or_another_space_are_not_taken_for_its_own(tmp
     driver = driver_of(tmp_path, tree=WIDE)
     assert logged[-1].startswith("3 records of earlier versions do not name their study")
     assert stored(tmp_path).trials == []
-    # A trial of them is still not run again.
+    # A trial that has such a record is still not run again.
     assert driver.propose() is None
     driver.close()
     assert len(stored(tmp_path).trials) == 3
 
 
 FEW = TREE | {"rounds": Open("int", (2, 4))}
-"""Three trials."""
+"""A space with three trials."""
 
 
 def second_driver(out: Path, trials: int = 3) -> Whole:
-    """Of another study in the same folder."""
+    """Return a driver of another study in the same folder."""
     spec = SearchSpec(out=out, trials=trials, study="second", sampler="random", sampler_seed=4)
     study = Study(open_storage(None, out), "second", FEW, Objective(), sampler="random", seed=4)
     return Whole(SearchRecorder("Which?", study, FEW, Workshop(), spec))
 
 
 def own_trials(out: Path, study: str = "search") -> list:
-    """What the study knows of the trials that it has run, or was told of."""
-    return [told_of(trial) for trial in Study(open_storage(None, out), study, FEW, Objective()).own]
+    """Return summaries of the trials that the study has run, or that were restored in it."""
+    return [summary_of(trial) for trial in Study(open_storage(None, out), study, FEW, Objective()).own]
 
 
-def test_two_studies_in_one_folder_share_what_they_have_in_common_and_take_nothing_from_one_another(tmp_path):
+def test_two_studies_in_one_folder_share_finished_trials_and_keep_their_own_records(tmp_path):
     first = driver_of(tmp_path, 2, tree=FEW)
     ran = [first.propose() for _ in range(2)]
     for trial in ran:
-        hear(first, trial, "finished")
+        report_trial(first, trial, "finished")
     assert first.propose() is None
     first.describe(over=True)
     first.close()
@@ -657,21 +663,21 @@ def test_two_studies_in_one_folder_share_what_they_have_in_common_and_take_nothi
     second = second_driver(tmp_path)
     # The space has three trials, of which the first study has run two.
     (trial,) = iter(second.propose, None)
-    hear(second, trial, "finished")
+    report_trial(second, trial, "finished")
     assert second.propose() is None
     second.describe(over=True)
     second.close()
     assert trial.key not in {one.key for one in ran}
     assert len(own_trials(tmp_path, "second")) == 3
-    assert {told[1] for told in own_trials(tmp_path, "second")} == {TrialState.COMPLETE}
+    assert {summary[1] for summary in own_trials(tmp_path, "second")} == {TrialState.COMPLETE}
     assert before.items() <= kept_records(tmp_path).items()
     assert own_trials(tmp_path) == known
-    # The table has those of both, each once, and says whose they are.
+    # The table has the trials of both studies, each once, with the name of their study.
     rows = search_table(read_results(tmp_path)).rows
     number = trial.plan.arm.removeprefix("trial ")
     firsts = [f"search {one.plan.arm.removeprefix('trial ')}" for one in ran]
     assert sorted(row[0] for row in rows) == sorted([*firsts, f"second {number}"])
-    # Both studies have all again from the records, each its own.
+    # Each study is restored from its own records, in either order.
     records, wanted = kept_records(tmp_path), own_trials(tmp_path, "second")
     for order in ((driver_of, second_driver), (second_driver, driver_of)):
         (tmp_path / "study.journal").unlink()
@@ -685,7 +691,7 @@ def test_two_studies_in_one_folder_share_what_they_have_in_common_and_take_nothi
         assert own_trials(tmp_path, "second") == wanted
 
 
-def test_a_manifest_of_an_earlier_version_does_not_lend_a_study_the_numbers_of_another(tmp_path):
+def test_numbers_in_an_earlier_manifest_are_not_attributed_to_another_study(tmp_path):
     searched(tmp_path, 3)
     records = read_records(tmp_path)
     manifest = json.loads((tmp_path / "experiment.json").read_text())
@@ -698,7 +704,7 @@ def test_a_manifest_of_an_earlier_version_does_not_lend_a_study_the_numbers_of_a
     assert begun_numbers(others, spec) == {0, 2}
 
 
-def test_a_point_that_was_tried_is_not_again_when_its_trial_comes_from_a_record(tmp_path):
+def test_a_suggested_point_that_was_restored_from_a_record_is_not_tried_again(tmp_path):
     journal = searched(tmp_path, 3)
     rounds = stored(tmp_path).trials[1].params["rounds"]
     journal.unlink()
@@ -708,29 +714,29 @@ def test_a_point_that_was_tried_is_not_again_when_its_trial_comes_from_a_record(
     driver.close()
 
 
-def test_records_that_do_not_say_whose_they_are_belong_to_the_only_study_there_is(tmp_path):
+def test_records_without_the_name_of_a_study_belong_to_the_only_study_of_the_folder(tmp_path):
     journal = searched(tmp_path, 6)
-    wanted, records = [told_of(trial) for trial in stored(tmp_path).trials], read_records(tmp_path)
+    wanted, records = [summary_of(trial) for trial in stored(tmp_path).trials], read_records(tmp_path)
     lines = journal.read_bytes().splitlines(keepends=True)
     for record in records:
         write_record(tmp_path, dataclasses.replace(record, study=""))
     for left in (len(lines) // 2, 0):
         journal.write_bytes(b"".join(lines[:left]))
         again = driver_of(tmp_path, 6, tree=WIDE)
-        assert [told_of(trial) for trial in stored(tmp_path).trials] == wanted
+        assert [summary_of(trial) for trial in stored(tmp_path).trials] == wanted
         assert again.propose() is None
         again.close()
-    # From now on they say it.
+    # The restored records name their study.
     assert {record.study for record in records} == {"search"}
     assert read_records(tmp_path) == records
 
 
-def test_a_point_that_ran_when_the_study_was_lost_is_tried_and_no_other_for_it(tmp_path):
+def test_a_suggested_point_that_ran_when_the_study_was_lost_is_proposed_again(tmp_path):
     points = [{"rounds": 7}, {"rounds": 8}]
     first = driver_of(tmp_path, 2, tree=WIDE)
     first.study.suggest_first(points)
     running, other = first.propose(), first.propose()
-    hear(first, other, "finished")
+    report_trial(first, other, "finished")
     first.describe()
     first.close()
     (tmp_path / "study.journal").unlink()
@@ -738,12 +744,12 @@ def test_a_point_that_ran_when_the_study_was_lost_is_tried_and_no_other_for_it(t
     again.study.suggest_first(points)
     proposed = again.propose()
     assert (proposed.key, proposed.plan.arm) == (running.key, "trial 0")
-    hear(again, proposed, "finished")
+    report_trial(again, proposed, "finished")
     assert again.propose() is None
     again.close()
 
 
-def told_of(trial) -> list[object]:
+def summary_of(trial) -> list[object]:
     kept = {name: value for name, value in trial.user_attrs.items() if name != "node"}
     return [trial.number, trial.state, trial.params, trial.values, trial.intermediate_values, kept]
 
@@ -762,23 +768,27 @@ def test_a_value_that_is_not_finite_fails_and_still_has_its_record(tmp_path):
     assert len(read_records(tmp_path)) == 1
 
 
-def test_every_trial_says_where_it_ran_and_what_it_took(tmp_path):
+def test_every_trial_has_its_node_time_and_memory(tmp_path):
     driver = driver_of(tmp_path)
     for how in ENDS:
-        hear(driver, driver.propose(), how)
+        report_trial(driver, driver.propose(), how)
     driver.close()
     for trial, outcome in zip(stored_trials(tmp_path), ENDS.values(), strict=True):
-        told = trial.user_attrs
-        assert (told["node"], told["time/wall_seconds"], told["memory/bytes"]) == ("far", 2.0 * len(outcome.history), 9)
-        assert told["config_hash"]
-        assert told["teacher_hash"] == PREPARED.hashes["teacher"]
+        attributes = trial.user_attrs
+        assert (attributes["node"], attributes["time/wall_seconds"], attributes["memory/bytes"]) == (
+            "far",
+            2.0 * len(outcome.history),
+            9,
+        )
+        assert attributes["config_hash"]
+        assert attributes["teacher_hash"] == PREPARED.hashes["teacher"]
     assert {record.outcome.node for record in read_records(tmp_path)} == {"far"}
 
 
-def test_what_breaks_a_limit_is_marked_and_never_the_best(tmp_path):
+def test_a_trial_beyond_a_limit_is_marked_and_never_the_best(tmp_path):
     driver = driver_of(tmp_path, limits=("time/wall_seconds<=3", "proxy/kl<=2"))
-    hear(driver, driver.propose(), "finished")
-    hear(driver, driver.propose(), "pruned")
+    report_trial(driver, driver.propose(), "finished")
+    report_trial(driver, driver.propose(), "pruned")
     driver.describe(over=True)
     driver.close()
     results = read_results(tmp_path)
@@ -799,25 +809,25 @@ def test_what_breaks_a_limit_is_marked_and_never_the_best(tmp_path):
     assert complete.user_attrs["proxy/kl"] == 1.0
 
 
-def test_the_manifest_is_told_of_each_trial_once(tmp_path, monkeypatch):
-    told = []
+def test_each_trial_is_added_to_the_manifest_once(tmp_path, monkeypatch):
+    sizes = []
     whole = module.describe_experiment
     monkeypatch.setattr(
-        module, "describe_experiment", lambda *args, **rest: told.append(len(args[2])) or whole(*args, **rest)
+        module, "describe_experiment", lambda *args, **rest: sizes.append(len(args[2])) or whole(*args, **rest)
     )
     driver = driver_of(tmp_path, trials=6)
     keys = [driver.propose().key for _ in range(6)]
     driver.describe(over=True)
     driver.close()
-    # One of a kind, and the newest.
-    assert max(told) == 2
+    # Each call has at most one trial of each kind and the newest trial.
+    assert max(sizes) == 2
     manifest = read_manifest(tmp_path)
     assert [trial["config_hash"] for trial in manifest.planned] == keys
     assert manifest.teacher["test_accuracy"] == 0.9
     assert manifest.cpu_seconds
 
 
-def test_the_best_are_run_again_with_and_without_their_guidance(finished: Path, home: Path, monkeypatch):
+def test_the_best_trials_are_run_again_with_and_without_guidance(finished: Path, home: Path, monkeypatch):
     tree, ran = read(home / "small.yaml"), {}
 
     def run(name, question, plans, options, **_):

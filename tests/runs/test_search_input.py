@@ -1,4 +1,4 @@
-"""What a search is given is checked before anything is written."""
+"""The input of a search is checked before anything is written."""
 
 import dataclasses
 from pathlib import Path
@@ -26,7 +26,7 @@ rounds: 2
 
 
 def refused(folder: Path, message: str, **changes) -> None:
-    """By a run and an explanation of it; nothing is there then that was not there before."""
+    """Check that a run and its explanation both raise the message, and that no file was written."""
     spec = dataclasses.replace(SearchSpec(out=folder / "out", cache=folder / "cache"), **changes)
     before = sorted(folder.rglob("*"))
     for begin in (lambda: searches.run("Which?", TREE, spec), lambda: searches.explained(TREE, spec)):
@@ -50,7 +50,7 @@ def refused(folder: Path, message: str, **changes) -> None:
         ([3], "--points is .*; accepted: a YAML list of mappings"),
     ],
 )
-def test_points_that_are_not_of_the_space_are_refused(tmp_path, points, message):
+def test_points_outside_the_space_are_refused(tmp_path, points, message):
     (tmp_path / "p.yaml").write_text(yaml.safe_dump(points))
     refused(tmp_path, message, points=tmp_path / "p.yaml")
 
@@ -82,12 +82,12 @@ def test_points_that_cannot_be_read_are_refused(tmp_path, content):
         ({"learn_from": ("nowhere.journal#s",)}, "--learn-from is 'nowhere.journal#s'; accepted: STORAGE#NAME"),
     ],
 )
-def test_flags_that_cannot_be_are_refused(tmp_path, monkeypatch, changes, message):
+def test_invalid_flags_are_refused(tmp_path, monkeypatch, changes, message):
     monkeypatch.chdir(tmp_path)
     refused(tmp_path, message, **changes)
 
 
-def test_a_study_with_another_objective_is_not_learnt_from(tmp_path):
+def test_learning_from_a_study_with_another_objective_is_refused(tmp_path):
     Study(open_storage(None, tmp_path / "earlier"), "s", TREE, Objective(("proxy/kl",)))
     place = f"{tmp_path / 'earlier' / 'study.journal'}#s"
     refused(tmp_path, "objective of study 's' is 'proxy/kl'; accepted: proxy/agreement", learn_from=(place,))
@@ -103,7 +103,7 @@ def test_a_storage_that_cannot_be_used_is_refused_before_earlier_results_are_mov
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_a_study_that_is_moved_aside_is_still_learnt_from(tmp_path):
+def test_a_study_that_is_moved_aside_can_still_be_learnt_from(tmp_path):
     study = Study(open_storage(None, tmp_path / "out"), "s", TREE, Objective())
     study.complete(study.propose().number, [0.5])
     journal = tmp_path / "out" / "study.journal"
@@ -112,7 +112,7 @@ def test_a_study_that_is_moved_aside_is_still_learnt_from(tmp_path):
     assert Study(open_storage(None, tmp_path / "new"), "s", TREE, Objective()).learn_from(earlier) == 1
 
 
-def test_a_finished_trial_whose_key_the_study_has_lost_does_not_keep_what_is_left_from_being_told(tmp_path):
+def test_a_finished_trial_without_a_stored_hash_is_counted_as_run(tmp_path):
     spec = SearchSpec(out=tmp_path / "out", cache=tmp_path / "cache", trials=1)
     study = searches.study_of(TREE, spec)
     for attributes in ({"config_hash": "a"}, {}):

@@ -1,4 +1,4 @@
-"""Importance of parameters: the one that matters is found, and its spread is told."""
+"""Importance of parameters: the ranking and its spread."""
 
 import optuna
 import pytest
@@ -32,17 +32,17 @@ def test_the_parameter_that_matters_comes_first():
     assert first.share + sum(one.share for one in others) == pytest.approx(1)
 
 
-def test_the_same_trials_give_the_same():
+def test_the_same_trials_give_the_same_importances():
     trials = explored().trials
     assert importances(trials, ["maximize"]) == importances(trials, ["maximize"])
 
 
-def test_the_direction_matters():
+def test_the_importances_depend_on_the_direction():
     falling = importances(explored().trials, ["minimize"])
     assert falling != importances(explored().trials, ["maximize"])
 
 
-def test_few_trials_tell_nothing_and_repeats_are_none():
+def test_few_trials_have_no_importances_and_repeats_do_not_count():
     study = explored(LEAST)
     assert importances(study.trials, ["maximize"])
     for trial in study.trials[1:]:
@@ -53,7 +53,7 @@ def test_few_trials_tell_nothing_and_repeats_are_none():
     assert importances(marked, ["maximize"]) == []
 
 
-def test_trials_of_the_folder(tmp_path):
+def test_stored_trials_are_read_from_the_folder_or_refused(tmp_path):
     explored(3, open_storage(None, tmp_path), "search")
     assert len(stored_trials(tmp_path, "search", None)) == 3
     with pytest.raises(InputError, match="with a NAME of search"):

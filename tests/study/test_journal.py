@@ -1,4 +1,4 @@
-"""A journal goes on whatever a killed process, a full disk or a power loss has left of it."""
+"""A journal stays usable after a killed process, a full disk or a power loss."""
 
 import json
 import logging
@@ -66,11 +66,11 @@ def values() -> list[float]:
     return [one.value for one in study().trials]
 
 
-@pytest.mark.parametrize("whose", ["ours", "optunas"])
-def test_a_driver_killed_in_the_middle_of_an_append_stops_no_other(whose, soon, caplog):
-    # Under a relative path Optuna's lock is a link to nothing, and its own wait for it never ends.
+@pytest.mark.parametrize("kind", ["ours", "optunas"])
+def test_a_driver_killed_during_an_append_does_not_block_others(kind, soon, caplog):
+    # With a relative path, Optuna's lock is a dangling link, for which Optuna waits forever.
     trial(1)
-    with subprocess.Popen([sys.executable, "-c", HOLDER, whose], stdout=subprocess.PIPE, text=True) as holder:
+    with subprocess.Popen([sys.executable, "-c", HOLDER, kind], stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout.readline() == "held\n"
         holder.send_signal(signal.SIGKILL)
     assert os.path.lexists("study.journal.lock")
@@ -83,14 +83,14 @@ def test_a_driver_killed_in_the_middle_of_an_append_stops_no_other(whose, soon, 
     assert caplog.text.count("the last line of study.journal is incomplete") == 1
 
 
-def test_a_lock_that_is_left_there_does_not_stop_a_journal_that_is_open(soon):
+def test_a_stale_lock_does_not_block_an_open_journal(soon):
     open_one = study()
     os.symlink("nowhere", "study.journal.lock")
     open_one.add_trial(optuna.trial.create_trial(value=3.0))
     assert values() == [3]
 
 
-def test_a_lock_that_is_held_is_waited_for(caplog):
+def test_a_held_lock_is_waited_for(caplog):
     lock, other = Lock(PATH), JournalFileSymlinkLock(str(PATH.absolute()))
     PATH.touch()
     other.acquire()
@@ -105,7 +105,7 @@ def test_a_lock_that_is_held_is_waited_for(caplog):
     assert "removed" not in caplog.text
 
 
-def test_optunas_own_lock_waits_for_ours_and_takes_over_what_we_have_left():
+def test_optunas_lock_waits_for_our_lock_and_takes_it_over_after_its_grace_period():
     PATH.touch()
     Lock(PATH).acquire()
     other = JournalFileSymlinkLock(str(PATH), grace_period=3)
@@ -115,7 +115,7 @@ def test_optunas_own_lock_waits_for_ours_and_takes_over_what_we_have_left():
     other.release()
 
 
-def test_what_others_have_taken_over_is_not_given_back(soon):
+def test_releasing_a_lock_that_was_taken_over_does_not_free_it(soon):
     first, second = Lock(PATH), Lock(PATH)
     first.acquire()
     second.acquire()
@@ -133,7 +133,7 @@ def test_what_others_have_taken_over_is_not_given_back(soon):
         b'{"op_code":5}',
     ],
 )
-def test_a_torn_end_is_set_aside_and_the_study_goes_on(torn, caplog):
+def test_a_torn_end_is_moved_aside_and_the_study_continues(torn, caplog):
     trial(1)
     whole = PATH.read_bytes()
     PATH.write_bytes(whole + torn)
@@ -142,18 +142,18 @@ def test_a_torn_end_is_set_aside_and_the_study_goes_on(torn, caplog):
     assert PATH.read_bytes().startswith(whole + b'{"op_code":')
     assert all(json.loads(line) for line in PATH.read_bytes().splitlines())
     assert Path("study.journal.torn").read_bytes() == torn + b"\n"
-    (record,) = (one for one in caplog.records if one.name.startswith("condkd_ray"))
+    (record,) = (entry for entry in caplog.records if entry.name.startswith("condkd_ray"))
     assert record.message.startswith("the last line of study.journal is incomplete")
     assert "study.journal.torn" in record.message
 
 
-def test_an_end_that_is_torn_while_the_journal_is_open_is_set_aside_too():
+def test_an_end_torn_while_the_journal_is_open_is_moved_aside_too():
     first = study()
     first.add_trial(optuna.trial.create_trial(value=1.0))
     with open(PATH, "ab") as file:
         file.write(b'{"op_code":8,"worker')
     first.add_trial(optuna.trial.create_trial(value=2.0))
-    assert [one.value for one in first.trials] == values() == [1, 2]
+    assert [trial.value for trial in first.trials] == values() == [1, 2]
 
 
 @pytest.mark.parametrize("torn", [b'{"op_code":0,"wor', b"{", b"{" + b"\0" * 700, b"\0" * 700, b'{"op_co\0\0'])
@@ -177,7 +177,7 @@ def _append_without_room() -> None:
     assert [one.value for one in found.trials] == [1, 3]
 
 
-def test_what_a_full_disk_has_taken_of_a_line_is_taken_back():
+def test_a_line_written_in_part_to_a_full_disk_is_removed():
     trial(1)
     process = multiprocessing.get_context("fork").Process(target=_append_without_room)
     process.start()
@@ -188,7 +188,7 @@ def test_what_a_full_disk_has_taken_of_a_line_is_taken_back():
 
 
 @pytest.mark.parametrize("damage", [b'{"op_code":5,"wo{"op_code":4}\n', b"\0" * 30 + b"\n", b"\xff\n", b"3\n"])
-def test_a_damaged_line_in_the_middle_is_named_and_all_is_left(damage):
+def test_a_damaged_line_in_the_middle_is_named_and_nothing_is_changed(damage):
     trial(1)
     trial(2)
     whole = PATH.read_bytes()
@@ -202,7 +202,7 @@ def test_a_damaged_line_in_the_middle_is_named_and_all_is_left(damage):
             study()
         assert PATH.read_bytes() == content
         assert not os.path.lexists("study.journal.lock")
-    # What is said there helps.
+    # The advice of the message works.
     PATH.write_bytes(b"".join(damaged.splitlines(keepends=True)[:2]))
     trial(2)
     assert values() == [1, 2]
@@ -212,7 +212,7 @@ NOTES = [b"my notes", b"my notes\n", b"\nnotes\n"]
 
 
 @pytest.mark.parametrize("foreign", [*NOTES, b'{\n "a": 1\n}\n', b"SQLite format 3\0 and more", b"{}\n{}\n", b"[1, 2]"])
-def test_what_is_no_journal_is_refused_and_left(foreign):
+def test_a_file_that_is_no_journal_is_refused_and_not_changed(foreign):
     PATH.write_bytes(foreign)
     with pytest.raises(InputError, match=r"^line 1 of study\.journal is .*; accepted: the journal of a study$"):
         study()
@@ -220,7 +220,7 @@ def test_what_is_no_journal_is_refused_and_left(foreign):
     assert [path.name for path in Path().iterdir()] == ["study.journal"]
 
 
-def test_an_end_that_cannot_be_set_aside_does_not_keep_from_reading(monkeypatch):
+def test_a_journal_with_a_torn_end_in_a_read_only_folder_can_be_read(monkeypatch):
     trial(1)
     with open(PATH, "ab") as file:
         file.write(b"\xff\xfe\n")
@@ -230,7 +230,7 @@ def test_an_end_that_cannot_be_set_aside_does_not_keep_from_reading(monkeypatch)
     assert PATH.read_bytes() == before
 
 
-def test_a_whole_journal_is_as_optuna_writes_it():
+def test_an_intact_journal_can_be_used_by_optunas_backend():
     trial(1)
     found = optuna.load_study(study_name="s", storage=optuna.storages.JournalStorage(JournalFileBackend(str(PATH))))
     found.add_trial(optuna.trial.create_trial(value=2.0))
@@ -247,7 +247,7 @@ def search() -> Study:
 
 
 def searched(trials: int = 3) -> list[bytes]:
-    """The lines of the journal of a search with so many complete trials, and one that runs."""
+    """Return the lines of the journal of a search with `trials` complete trials and one that runs."""
     found = search()
     found.suggest_first([{"inversion/bn_weight": 2.0}])
     for number in range(trials):
@@ -258,8 +258,8 @@ def searched(trials: int = 3) -> list[bytes]:
     return PATH.read_bytes().splitlines(keepends=True)
 
 
-def test_a_search_goes_on_wherever_its_journal_is_cut(tmp_path):
-    """As by a driver that was killed, over the making of the study too."""
+def test_a_search_continues_wherever_its_journal_is_cut(tmp_path):
+    """A killed driver leaves such a journal; the cuts include the creation of the study."""
     lines = searched(2)
     for count in range(len(lines) + 1):
         for end in (b"", b'{"op_code":', b"{\0\0"):
@@ -283,34 +283,34 @@ REPLACED = [
 ]
 
 
-@pytest.mark.parametrize(("old", "new", "said"), REPLACED, ids=[new.decode() for _, new, _ in REPLACED])
-def test_a_line_that_contradicts_others_or_itself_is_named(old, new, said):
+@pytest.mark.parametrize(("old", "new", "reason"), REPLACED, ids=[new.decode() for _, new, _ in REPLACED])
+def test_a_line_with_invalid_content_is_named(old, new, reason):
     lines = searched()
     number = next(i for i, line in enumerate(lines) if old in line)
     PATH.write_bytes(b"".join([*lines[:number], lines[number].replace(old, new, 1), *lines[number + 1 :]]))
     before = PATH.read_bytes()
     with pytest.raises(
-        InputError, match=rf"^line {number + 1} of study\.journal is .*, which is damaged \({said}.*head"
+        InputError, match=rf"^line {number + 1} of study\.journal is .*, which is damaged \({reason}.*head"
     ):
         search()
     assert PATH.read_bytes() == before
 
 
 @pytest.mark.parametrize("name", [b'"op_code"', b'"worker_id"', b'"study_id"', b'"trial_id"', b'"values"', b'"step"'])
-def test_a_line_that_lacks_what_its_kind_has_is_damaged(name):
+def test_a_line_without_a_required_field_is_damaged(name):
     lines = searched()
     number = max(i for i, line in enumerate(lines[:-1]) if name in line)
     damaged = lines[number].replace(name, name[:-1] + b'x"', 1)
     PATH.write_bytes(b"".join([*lines[:number], damaged, *lines[number + 1 :]]))
     with pytest.raises(InputError, match=rf"^line {number + 1} of study\.journal is .*, which is damaged; accepted: "):
         search()
-    # At the end it is one that was written in part.
+    # At the end of the file, such a line counts as written in part.
     PATH.write_bytes(b"".join([*lines[:number], damaged]))
     search()
     assert Path("study.journal.torn").read_bytes() == damaged + b"\n"
 
 
-def test_a_line_deeper_than_json_can_be_is_damaged():
+def test_a_line_nested_too_deeply_for_json_is_damaged():
     lines = searched()
     PATH.write_bytes(b"".join([*lines[:4], b"[" * 200_000 + b"\n", *lines[4:]]))
     with pytest.raises(InputError, match=r"^line 5 of study\.journal is "):
@@ -318,7 +318,7 @@ def test_a_line_deeper_than_json_can_be_is_damaged():
 
 
 @pytest.mark.parametrize(
-    ("kind", "said"),
+    ("kind", "message"),
     [
         (b'"param_name":"inversion/steps"', "parameters of trial 0 of study 'search' is 'without inversion/steps'"),
         (b'"system_attr":{"fixed_params"', ""),
@@ -329,24 +329,24 @@ def test_a_line_deeper_than_json_can_be_is_damaged():
         (b'"values":[', ""),
     ],
 )
-def test_a_line_that_is_gone_is_missed_or_not_needed(kind, said):
+def test_a_missing_line_is_reported_unless_it_is_not_needed(kind, message):
     lines = searched()
     known = {str(sorted(trial.params.items())): trial.values for trial in search().ranked}
     PATH.write_bytes(b"".join(lines))
     number = next((i for i, line in enumerate(lines) if kind in line), len(lines) - 1)
     PATH.write_bytes(b"".join([*lines[:number], *lines[number + 1 :]]))
-    if said:
-        with pytest.raises(InputError, match=said):
+    if message:
+        with pytest.raises(InputError, match=message):
             search()
         return
     assert {str(sorted(trial.params.items())): trial.values for trial in search().ranked}.items() <= known.items()
     search().propose()
 
 
-def test_parameters_and_values_that_cannot_be_are_named():
+def test_invalid_parameters_and_values_are_named():
     lines = searched()
     whole = b"".join(lines)
-    for old, new, said in (
+    for old, new, message in (
         (
             b'steps","param_value_internal":',
             b'steps","param_value_internal":9',
@@ -360,5 +360,5 @@ def test_parameters_and_values_that_cannot_be_are_named():
         ),
     ):
         PATH.write_bytes(whole.replace(old, new, 1))
-        with pytest.raises(InputError, match=said):
+        with pytest.raises(InputError, match=message):
             search()

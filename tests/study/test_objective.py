@@ -1,4 +1,4 @@
-"""What a search may look at, and limits that a trial must keep to: what the study holds of them."""
+"""Objectives and limits of a search, and their values in the study."""
 
 import math
 
@@ -36,23 +36,23 @@ def test_test_accuracy_is_refused_with_the_reason(name):
         (("proxy/kl", "proxy/kl"), "each name once"),
     ],
 )
-def test_names_that_are_none_are_refused(names, message):
+def test_unknown_and_repeated_names_of_objectives_are_refused(names, message):
     with pytest.raises(InputError, match=message):
         Objective(names)
 
 
-def test_values_are_the_last_quality_all_seconds_and_the_bytes_at_the_end():
+def test_values_are_the_last_quality_the_sum_of_seconds_and_the_last_bytes():
     objective = Objective(("proxy/agreement", "time/wall_seconds", "memory/bytes"))
     assert objective.values(HISTORY) == [0.5, 5.0, 20]
     assert objective.directions == ["maximize", "minimize", "minimize"]
     assert math.isnan(Objective(("proxy/kl",)).values(HISTORY)[0])
 
 
-def test_the_quality_after_a_round_is_none_where_nobody_measured():
+def test_the_quality_after_a_round_without_a_measurement_is_none():
     assert [Objective().now(metrics) for metrics in HISTORY] == [0.5, None]
 
 
-def test_how_far_a_trial_is_beyond_each_limit():
+def test_the_excess_of_a_trial_over_each_limit():
     assert excesses(LIMITS, KEEPS) == {"memory/bytes<=2e+06": -(10**6), "proxy/agreement>=0.5": -0.25}
     assert excesses(LIMITS, BREAKS) == {"memory/bytes<=2e+06": 10**6, "proxy/agreement>=0.5": 0.25}
     (seconds,) = parse_constraints(["time/wall_seconds<=30"])
@@ -72,13 +72,13 @@ def test_how_far_a_trial_is_beyond_each_limit():
         (["memory/bytes<=1", "memory/bytes<=2"], "accepted: one limit of a kind for each name"),
     ],
 )
-def test_what_is_no_limit_is_refused(texts, message):
+def test_an_invalid_limit_is_refused(texts, message):
     with pytest.raises(InputError, match=message):
         parse_constraints(texts)
 
 
 @pytest.mark.parametrize("sampler", ["random", "qmc", "grid"])
-def test_a_sampler_that_takes_no_notice_is_refused(tmp_path, sampler):
+def test_a_sampler_that_ignores_limits_is_refused(tmp_path, sampler):
     with pytest.raises(InputError, match=f"--sampler is '{sampler} with --constraint'; accepted: tpe, gp"):
         study(tmp_path, sampler=sampler, constraints=LIMITS)
     assert optuna.get_all_study_names(open_storage(None, tmp_path)) == []
@@ -91,7 +91,7 @@ def ended(found, value: float, history) -> int:
     return number
 
 
-def test_the_best_keeps_to_all_limits_and_each_trial_says_how_far_it_is(tmp_path):
+def test_the_best_trial_is_within_all_limits_and_each_trial_has_its_excess(tmp_path):
     found = study(tmp_path, constraints=LIMITS)
     ended(found, 0.9, BREAKS)
     assert found.ranked == [] == found.front
@@ -103,13 +103,13 @@ def test_the_best_keeps_to_all_limits_and_each_trial_says_how_far_it_is(tmp_path
     assert broken.constraints == {"memory/bytes<=2e+06": 10**6, "proxy/agreement>=0.5": 0.25}
     assert (broken.user_attrs["feasible"], fine.user_attrs["feasible"]) == (False, True)
     assert broken.user_attrs["beyond"] == broken.constraints
-    # Told again by another driver, it changes nothing.
+    # When another driver reports other excesses, the first ones stay.
     again = study(tmp_path, constraints=LIMITS)
     again.constrain(0, excesses(LIMITS, KEEPS))
     assert again.trials[0].constraints == broken.constraints
 
 
-def test_of_several_objectives_the_front_keeps_to_all_limits(tmp_path):
+def test_the_front_of_several_objectives_is_within_all_limits(tmp_path):
     found = study(tmp_path, objective=("proxy/agreement", "memory/bytes"), constraints=LIMITS)
     for values, history in (([0.9, 3e6], BREAKS), ([0.8, 1e6], KEEPS)):
         number = found.propose().number
@@ -119,13 +119,13 @@ def test_of_several_objectives_the_front_keeps_to_all_limits(tmp_path):
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "gp"])
-def test_a_sampler_learns_to_keep_to_it(tmp_path, sampler):
-    """What is good is beyond the limit: it proposes more within than it would without."""
+def test_a_sampler_learns_to_propose_trials_within_a_limit(tmp_path, sampler):
+    """The best trials are beyond the limit, so with the limit more proposals lie within it than without."""
 
     def within(folder, constraints) -> float:
         found = study(folder, sampler=sampler, constraints=constraints)
         weights = []
-        # Without a limit a Gaussian process soon comes back to the best end of the range alone.
+        # Without a limit, a Gaussian process soon proposes only the best end of the range again.
         while len(weights) < 20 and (proposal := found.propose()) is not None:
             weights.append(weight := proposal.config.inversion.bn_weight)
             found.constrain(proposal.number, {one.text: weight - 2.0 for one in constraints})
@@ -135,7 +135,7 @@ def test_a_sampler_learns_to_keep_to_it(tmp_path, sampler):
     assert within(tmp_path / "limited", LIMITS[:1]) > within(tmp_path / "free", ())
 
 
-def test_a_repeat_is_as_feasible_as_its_twin(tmp_path):
+def test_a_repeat_is_as_feasible_as_the_first_trial(tmp_path):
     found = study(tmp_path, "{data: {name: digits}, rounds: !choice [1, 2]}", constraints=LIMITS)
     for _ in range(2):
         ended(found, 0.9, BREAKS)
@@ -144,7 +144,7 @@ def test_a_repeat_is_as_feasible_as_its_twin(tmp_path):
     assert all(trial.constraints == found.trials[0].constraints for trial in found.trials)
 
 
-def test_other_limits_are_another_search(tmp_path):
+def test_a_study_with_other_limits_is_refused(tmp_path):
     study(tmp_path, constraints=LIMITS)
     with pytest.raises(InputError, match="study 's' was made for other constraints, "):
         study(tmp_path)
@@ -153,11 +153,11 @@ def test_other_limits_are_another_search(tmp_path):
         study(tmp_path / "none", constraints=LIMITS)
 
 
-def test_an_earlier_study_is_known_as_far_as_it_tells_of_the_limits(tmp_path):
+def test_only_trials_with_values_of_the_limits_are_learnt_from_an_earlier_study(tmp_path):
     earlier = study(tmp_path / "a")
-    for told in ({"memory/bytes": 3e6}, {}):
+    for attributes in ({"memory/bytes": 3e6}, {}):
         number = earlier.propose().number
-        earlier.note(number, told)
+        earlier.note(number, attributes)
         earlier.complete(number, [0.9])
     other = optuna.load_study(study_name="s", storage=open_storage(None, tmp_path / "a"))
     found = study(tmp_path / "b", constraints=LIMITS)

@@ -1,4 +1,4 @@
-"""What a user gives to a search to begin with is of its space, or refused by name."""
+"""Points that a user suggests to a search lie in its space, or are refused with the name of the leaf."""
 
 import pytest
 from optuna.trial import FixedTrial
@@ -28,7 +28,7 @@ WHOLE = {
 }
 
 
-def test_a_point_comes_back_as_the_space_has_its_values():
+def test_values_of_a_point_are_converted_to_the_types_of_the_space():
     point = check_point(TREE, WHOLE, "point")
     assert point == WHOLE | {"inversion/steps": 3, "guidance/weight": 0.001}
     assert isinstance(point["inversion/steps"], int)
@@ -88,6 +88,6 @@ def test_a_point_comes_back_as_the_space_has_its_values():
         ),
     ],
 )
-def test_what_is_not_of_the_space_is_refused_with_what_is(point, message):
+def test_a_point_outside_the_space_is_refused_with_the_accepted_values(point, message):
     with pytest.raises(InputError, match=f"^point 2 of p.yaml: {message}"):
         check_point(TREE, point, "point 2 of p.yaml")

@@ -1,4 +1,4 @@
-"""Population based training: who takes over whose state, with what, and that a killed driver changes none of it."""
+"""Population-based training: which member continues from which parent and parameters, also after a killed driver."""
 
 import math
 
@@ -24,12 +24,12 @@ def population(folder, **changes) -> tuple[Study, Population]:
 
 
 def quality(member: Member, round: int) -> float:
-    """Best at a weight of 10, and better with every round."""
+    """Return a quality that is best at a weight of 10 and grows with every round."""
     return 1 / (1 + abs(math.log(member.life[-1]["params"]["inversion/bn_weight"] / 10))) + round / 100
 
 
 def live(study: Study, found: Population, generations: int = 99, failing=lambda number, generation: False) -> None:
-    """So many generations, one member after the other."""
+    """Run `generations` generations, one member after the other."""
     for _ in range(generations):
         members = found.open()
         if not members:
@@ -53,7 +53,7 @@ def lives(study: Study) -> list:
     return [trial.user_attrs["life"] for trial in study.trials]
 
 
-def test_the_worst_quarter_takes_over_from_the_best_and_the_others_go_on(tmp_path):
+def test_the_worst_quarter_continues_from_the_best_quarter(tmp_path):
     study, found = population(tmp_path)
     live(study, found, 1)
     scores = {member.number: quality(member, 2) for member in found.members}
@@ -71,20 +71,20 @@ def test_the_worst_quarter_takes_over_from_the_best_and_the_others_go_on(tmp_pat
             assert (second["from"], second["params"]) == (member.number, first["params"])
 
 
-def test_values_are_moved_a_little_or_drawn_anew(tmp_path):
+def test_values_are_scaled_or_drawn_anew(tmp_path):
     found = population(tmp_path)[1]
     params = {"inversion/bn_weight": 10.0, "inversion/adv_weight": 1.0}
     explored = [found.explored(params, number, 1) for number in range(400)]
-    weights = [one["inversion/bn_weight"] for one in explored]
+    weights = [params_of_member["inversion/bn_weight"] for params_of_member in explored]
     moved = [weight for weight in weights if weight in (8.0, 12.0)]
     assert 0.68 < len(moved) / 400 < 0.82
     assert {8.0, 12.0} == set(moved)
     assert sum(weight < 1 for weight in weights) > 20
     edge = [found.explored(params | {"inversion/bn_weight": 99.0}, number, 1) for number in range(40)]
-    assert max(one["inversion/bn_weight"] for one in edge) == 100.0
+    assert max(params_of_member["inversion/bn_weight"] for params_of_member in edge) == 100.0
 
 
-def test_it_ends_with_as_many_complete_trials_under_their_last_parameters(tmp_path):
+def test_each_member_ends_as_a_complete_trial_with_its_last_parameters(tmp_path):
     study, found = population(tmp_path)
     live(study, found)
     assert found.open() == []
@@ -99,7 +99,7 @@ def test_it_ends_with_as_many_complete_trials_under_their_last_parameters(tmp_pa
     assert study.ranked[0].value == max(trial.value for trial in study.trials)
 
 
-def test_the_seed_decides_and_nothing_else(tmp_path):
+def test_the_lives_depend_on_the_seed_alone(tmp_path):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         study, found = population(tmp_path / name, seed=seed)
         live(study, found)
@@ -107,7 +107,7 @@ def test_the_seed_decides_and_nothing_else(tmp_path):
     assert found[0] == found[1] != found[2]
 
 
-def test_a_driver_killed_over_any_write_decides_the_same_again(tmp_path, monkeypatch):
+def test_a_driver_killed_at_any_write_makes_the_same_decisions_again(tmp_path, monkeypatch):
     study, found = population(tmp_path / "whole")
     live(study, found, 2)
     found.open()
@@ -124,7 +124,7 @@ def test_a_driver_killed_over_any_write_decides_the_same_again(tmp_path, monkeyp
     assert count == 8
 
 
-def test_a_member_that_comes_to_nothing_goes_on_from_a_good_one(tmp_path):
+def test_a_failed_member_continues_from_a_good_one(tmp_path):
     study, found = population(tmp_path)
     live(study, found, failing=lambda number, generation: generation == 0 and number in (0, 1, 2, 3))
     for number in range(4):
@@ -134,7 +134,7 @@ def test_a_member_that_comes_to_nothing_goes_on_from_a_good_one(tmp_path):
     assert {trial.state for trial in study.trials} == {TrialState.COMPLETE}
 
 
-def test_where_all_come_to_nothing_it_ends(tmp_path):
+def test_a_population_whose_members_all_failed_ends(tmp_path):
     study, found = population(tmp_path)
     live(study, found, failing=lambda number, generation: generation == 1)
     assert found.open() == []
@@ -162,7 +162,9 @@ def test_where_all_come_to_nothing_it_ends(tmp_path):
         ({"space": "{pipeline: {producers: 1}, distiller: {lr: !uniform [0, 1]}}"}, "--population with a pipeline is"),
     ],
 )
-def test_what_it_cannot_do_is_refused(changes, message):
-    asked = {"size": 8, "rounds": 2, "total": 7, "space": SPACE, "objective": Objective()} | changes
+def test_an_unsupported_population_is_refused(changes, message):
+    options = {"size": 8, "rounds": 2, "total": 7, "space": SPACE, "objective": Objective()} | changes
     with pytest.raises(InputError, match=message):
-        check_population(asked["size"], asked["rounds"], asked["total"], parse(asked["space"]), asked["objective"])
+        check_population(
+            options["size"], options["rounds"], options["total"], parse(options["space"]), options["objective"]
+        )

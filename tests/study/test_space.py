@@ -31,7 +31,7 @@ def study() -> optuna.Study:
     return optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
 
 
-def test_each_tag_opens_the_leaf_it_stands_for():
+def test_each_tag_opens_its_leaf():
     tree = parse(METHODS)
     fixed = {
         "inversion/name": "deep_inversion",
@@ -59,7 +59,7 @@ def test_each_tag_opens_the_leaf_it_stands_for():
     }
 
 
-def test_only_the_chosen_methods_leaves_are_opened():
+def test_only_the_leaves_of_the_chosen_method_are_opened():
     choices = {"distiller/condensed_share": 0.25, "distiller/augment": True, "guidance/name": "none"}
     trial = FixedTrial({"inversion/name": "fast", "inversion/bn_momentum": 0.5} | choices)
     config = close(parse(METHODS), trial)
@@ -69,7 +69,7 @@ def test_only_the_chosen_methods_leaves_are_opened():
     assert close(parse(METHODS), FixedTrial({"inversion/name": "dafl"} | choices)).inversion == Dafl()
 
 
-def test_a_study_closes_it_within_the_bounds_and_the_suggestions_close_it_again():
+def test_proposed_values_are_within_the_bounds_and_give_the_same_config_again():
     tree, found = parse(METHODS), study()
     for _ in range(40):
         trial = found.ask()
@@ -85,7 +85,7 @@ def test_a_study_closes_it_within_the_bounds_and_the_suggestions_close_it_again(
 
 
 def stored(config: TrialConfig) -> TrialConfig:
-    """As a record has it."""
+    """Return the config as a record stores it."""
     return from_tree(json.loads(json.dumps(to_tree(settled(config, CPU)))))
 
 
@@ -94,7 +94,7 @@ def opened(tree: dict, config: TrialConfig) -> dict:
 
 
 @pytest.mark.parametrize("path", [*FILES, None], ids=lambda path: path.stem if path else "methods")
-def test_the_values_of_open_leaves_follow_from_the_config_that_they_make(path):
+def test_the_values_of_open_leaves_are_recovered_from_the_config(path):
     tree = parse(METHODS) if path is None else read(path)
     for seed in range(10):
         trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed)).ask()
@@ -116,7 +116,7 @@ def test_the_values_of_open_leaves_follow_from_the_config_that_they_make(path):
         ("distiller: {lr: !choice [1, 0.5, 1e-3]}", {"distiller/lr": "1e-3"}),
     ],
 )
-def test_values_are_told_as_the_space_lists_them(space, params):
+def test_recovered_values_have_the_form_of_the_space(space, params):
     tree = parse(space)
     assert opened(tree, stored(close(tree, FixedTrial(params)))) == params
 
@@ -136,7 +136,7 @@ def test_a_config_of_another_space_is_refused(other, message):
         opened(tree, from_tree(merge(to_tree(config), other)))
 
 
-def test_numbers_in_lists_may_be_open():
+def test_a_number_in_a_list_may_be_open():
     tree = parse("data: {mean: [!uniform [0, 1]], std: [0.5]}")
     config = close(tree, FixedTrial({"data/mean/0": 0.25}))
     assert config.data.mean == (0.25,)
@@ -147,7 +147,7 @@ def test_a_space_without_open_leaves_is_a_config():
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_every_file_of_ours_closes_to_valid_configs(path):
+def test_every_space_file_of_the_project_gives_valid_configs(path):
     tree, found = read(path), study()
     for _ in range(20):
         close(tree, found.ask())
@@ -174,7 +174,7 @@ def test_every_file_of_ours_closes_to_valid_configs(path):
         ("!choice [fast, {name: fast, steps: 3}]", "a unique name for each"),
     ],
 )
-def test_an_odd_leaf_is_refused_with_its_value(leaf, message):
+def test_an_invalid_leaf_is_refused_with_its_value(leaf, message):
     with pytest.raises(InputError, match=message) as caught:
         parse(f"inversion: {leaf}")
     assert leaf.split()[0] in str(caught.value)
@@ -195,7 +195,7 @@ def test_a_key_that_names_no_field_is_refused():
         (b"\xff\xfe\x00", "cannot be read"),
     ],
 )
-def test_a_file_that_holds_no_space_is_refused(tmp_path, content, message):
+def test_a_file_without_a_space_is_refused(tmp_path, content, message):
     (tmp_path / "space.yaml").write_bytes(content)
     with pytest.raises(InputError, match=message):
         read(tmp_path / "space.yaml")
@@ -216,7 +216,7 @@ guidance: !choice
 """
 
 
-def test_leaves_are_told_with_those_that_a_choice_opens():
+def test_leaves_include_those_that_a_choice_opens():
     found = leaves(parse(CHOICES))
     assert list(found) == [
         "inversion/steps", "inversion/bn_weight", "guidance/name", "guidance/weight", "guidance/augment"
@@ -227,19 +227,19 @@ def test_leaves_are_told_with_those_that_a_choice_opens():
     assert not conditional(parse("{data: {name: digits}, rounds: !int [1, 3], memory: !choice [latest, growing]}"))
 
 
-def test_a_parameter_of_two_kinds_is_refused():
+def test_a_leaf_with_two_kinds_of_values_is_refused():
     text = CHOICES.replace("!log_uniform [5, 100]", "!choice [5, 100]")
     with pytest.raises(InputError, match=r"open leaf guidance/weight of two methods is .*; accepted: the same choices"):
         leaves(parse(text))
 
 
-def test_the_default_keeps_the_fields_own_and_the_first_of_methods():
+def test_the_default_has_default_values_and_the_first_method_of_a_choice():
     config = default(parse(CHOICES))
     assert config.inversion == Fast(width=64)
     assert config.guidance == Discriminator()
 
 
-def test_corners_are_at_both_ends_for_each_choice():
+def test_corners_have_both_ends_of_the_ranges_for_each_choice():
     found = corners(parse(CHOICES))
     assert list(found) == [
         "default", "lowest, choice 1", "highest, choice 1", "lowest, choice 2", "highest, choice 2"

@@ -1,4 +1,4 @@
-"""The study as the truth of a search: what it proposes, remembers and hands out again."""
+"""The study of a search: its proposals, its stored trials, and trials that it proposes again."""
 
 import logging
 import math
@@ -37,7 +37,7 @@ def study(folder, space=SPACE, objective=("proxy/agreement",), place=None, **opt
 
 
 def stored(folder) -> optuna.Study:
-    """What is kept of it, as anybody may open it."""
+    """Return the stored study, opened with Optuna alone."""
     return optuna.load_study(study_name="s", storage=open_storage(None, folder))
 
 
@@ -46,7 +46,7 @@ def values(proposal) -> tuple[float, int]:
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "gp", "random", "qmc"])
-def test_a_driver_that_goes_on_proposes_what_it_would_have_proposed(tmp_path, sampler):
+def test_a_restarted_driver_proposes_the_same_trials(tmp_path, sampler):
     alone = study(tmp_path / "a", sampler=sampler)
     for number in range(14):
         alone.complete(alone.propose().number, [number / 20])
@@ -58,19 +58,19 @@ def test_a_driver_that_goes_on_proposes_what_it_would_have_proposed(tmp_path, sa
     assert len({str(params) for params in found[0]}) == 14
 
 
-def test_another_seed_proposes_others(tmp_path):
+def test_another_seed_proposes_other_trials(tmp_path):
     found = [study(tmp_path / str(seed), sampler="random", seed=seed).propose().params for seed in (0, 1)]
     assert found[0] != found[1]
 
 
-def test_what_was_running_is_handed_out_again_with_its_number(tmp_path):
+def test_running_trials_are_returned_again_with_their_numbers(tmp_path):
     first = study(tmp_path)
     proposals = [first.propose() for _ in range(3)]
     first.complete(1, [0.5])
     first.report(2, 1, 0.25)
     again = study(tmp_path)
     assert again.left_running() == [proposals[0], proposals[2]]
-    # What was told before is not told twice, and may be told again.
+    # Values reported before are kept when they are reported again.
     again.report(2, 1, 0.75)
     again.report(2, 2, 0.5)
     assert again.trials[2].intermediate_values == {1: 0.25, 2: 0.5}
@@ -80,7 +80,7 @@ def test_what_was_running_is_handed_out_again_with_its_number(tmp_path):
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random", "qmc"])
-def test_a_driver_killed_over_a_proposal_leaves_one_that_is_finished_first(tmp_path, sampler, monkeypatch):
+def test_a_proposal_interrupted_by_a_kill_is_completed_first(tmp_path, sampler, monkeypatch):
     count = 0
     for writes in range(12):
         driver = study(tmp_path / str(writes), sampler=sampler)
@@ -93,11 +93,11 @@ def test_a_driver_killed_over_a_proposal_leaves_one_that_is_finished_first(tmp_p
         assert [proposal.number for proposal in proposals] == [0, 1]
         assert all(set(proposal.params) == {"inversion/bn_weight", "inversion/steps"} for proposal in proposals)
         assert study(tmp_path / str(writes)).left_running() == proposals
-    # Before it was there, with none, one and both of its parameters, and after all was written.
+    # Kills before the trial exists, with none, one and both of its parameters, and after all was written.
     assert count >= 4
 
 
-def test_trials_are_proposed_once_until_there_is_no_other(tmp_path):
+def test_each_trial_of_a_finite_space_is_proposed_once(tmp_path):
     found = study(tmp_path, SMALL)
     rounds = []
     while (proposal := found.propose()) is not None:
@@ -108,7 +108,7 @@ def test_trials_are_proposed_once_until_there_is_no_other(tmp_path):
     assert {trial.state for trial in found.trials} == {TrialState.COMPLETE}
 
 
-def test_a_repeat_of_one_that_runs_or_failed_is_no_knowledge(tmp_path):
+def test_a_repeat_of_a_running_or_failed_trial_fails(tmp_path):
     found = study(tmp_path, "{data: {name: digits}, rounds: !choice [1, 2]}")
     first, second = found.propose(), found.propose()
     found.fail(first.number, "nan")
@@ -118,7 +118,7 @@ def test_a_repeat_of_one_that_runs_or_failed_is_no_knowledge(tmp_path):
     assert found.finished[0].user_attrs["reason"] == "nan"
 
 
-def test_what_cannot_be_run_is_passed_over(tmp_path):
+def test_proposals_that_cannot_be_run_are_skipped(tmp_path):
     def check(config):
         if config.rounds < 3:
             raise InputError("rounds is too few")
@@ -132,7 +132,7 @@ def test_what_cannot_be_run_is_passed_over(tmp_path):
     assert len(study(tmp_path, SMALL).left_running()) == 1
 
 
-def test_a_grid_is_run_whole(tmp_path):
+def test_a_grid_is_run_completely(tmp_path):
     found = study(
         tmp_path, "{data: {name: digits}, rounds: !int [1, 3], evaluate_every: !choice [1, 2]}", sampler="grid"
     )
@@ -143,7 +143,7 @@ def test_a_grid_is_run_whole(tmp_path):
     assert len(seen) == 6
 
 
-def test_a_value_that_is_not_finite_is_a_failure_with_its_name(tmp_path):
+def test_a_value_that_is_not_finite_fails_the_trial_with_its_name(tmp_path):
     found = study(tmp_path)
     found.complete(found.propose().number, [math.nan])
     assert found.trials[0].state == TrialState.FAIL
@@ -151,7 +151,7 @@ def test_a_value_that_is_not_finite_is_a_failure_with_its_name(tmp_path):
     assert found.ranked == []
 
 
-def test_a_pruner_decides_by_what_stands_in_the_study(tmp_path):
+def test_a_pruner_decides_by_the_stored_study(tmp_path):
     first = study(tmp_path, pruner=make_pruner("median", least=1, most=4))
     for _ in range(6):
         number = first.propose().number
@@ -171,15 +171,15 @@ def test_a_pruner_decides_by_what_stands_in_the_study(tmp_path):
 
 def test_several_objectives_have_a_front(tmp_path):
     found = study(tmp_path, objective=("proxy/agreement", "time/wall_seconds"))
-    for told in ([0.5, 10.0], [0.6, 20.0], [0.4, 30.0]):
+    for outcomes in ([0.5, 10.0], [0.6, 20.0], [0.4, 30.0]):
         number = found.propose().number
         found.report(number, 1, 0.1)
         assert not found.should_prune(number)
-        found.complete(number, told)
+        found.complete(number, outcomes)
     assert [trial.values for trial in found.front] == [[0.6, 20.0], [0.5, 10.0]]
 
 
-def test_given_points_come_first_and_once(tmp_path):
+def test_suggested_points_are_proposed_first_and_once(tmp_path):
     point = {"inversion/bn_weight": 7.0, "inversion/steps": 3}
     for _ in range(2):
         found = study(tmp_path)
@@ -197,16 +197,16 @@ def in_memory(sampler, space=SPACE) -> Study:
 
 
 def proposed(found: Study, most: int) -> list[dict]:
-    """Parameters of its next trials, each of which is complete before the next is proposed."""
-    told = []
-    while len(told) < most and (proposal := found.propose()) is not None:
+    """Return parameters of the next trials, each of which is completed before the next is proposed."""
+    params = []
+    while len(params) < most and (proposal := found.propose()) is not None:
         found.complete(proposal.number, [0.5])
-        told.append(dict(proposal.params))
-    return told
+        params.append(dict(proposal.params))
+    return params
 
 
-def taken_back(lost: Study, sampler, space=SPACE, but=()) -> Study:
-    """A new study that has the trials of a lost one from their records, but for some that had not ended."""
+def restored(lost: Study, sampler, space=SPACE, but=()) -> Study:
+    """Return a new study with the trials of a lost one, except those in `but`, which had not ended."""
     found, begun = in_memory(sampler, space), {trial.number for trial in lost.own}
     for trial in lost.own:
         if trial.number not in but:
@@ -215,68 +215,68 @@ def taken_back(lost: Study, sampler, space=SPACE, but=()) -> Study:
     return found
 
 
-def test_a_sequence_that_begins_anew_comes_to_what_is_behind_the_trials_that_were_taken_back():
+def test_a_restored_qmc_study_continues_its_sequence_after_the_restored_trials():
     alone = in_memory("qmc")
     assert len(proposed(alone, REPEATS + 10)) == REPEATS + 10
-    found = taken_back(alone, "qmc")
+    found = restored(alone, "qmc")
     assert proposed(found, 10) == proposed(alone, 10)
 
 
-def test_no_place_of_a_grid_is_left_out_where_its_trials_were_taken_back():
+def test_a_restored_grid_study_runs_every_remaining_point():
     alone = in_memory("grid", WIDE)
     alone.suggest_first([{"rounds": number, "evaluate_every": 1} for number in range(1, 6)])
     before = proposed(alone, 150)
-    found = taken_back(alone, "grid", WIDE)
+    found = restored(alone, "grid", WIDE)
     after = proposed(found, 60)
-    assert len({tuple(one.items()) for one in before + after}) == 200
+    assert len({tuple(params.items()) for params in before + after}) == 200
 
 
 @pytest.mark.parametrize("sampler", ["qmc", "grid", "tpe", "random"])
-def test_a_space_all_of_which_was_taken_back_comes_to_its_end(sampler):
+def test_a_study_whose_whole_space_was_restored_proposes_nothing(sampler):
     alone = in_memory(sampler, SMALL)
     assert len(proposed(alone, 9)) == 3
-    found = taken_back(alone, sampler, SMALL)
+    found = restored(alone, sampler, SMALL)
     assert found.propose() is None
     assert len(found.trials) < len(alone.trials) + 3 * REPEATS
 
 
 @pytest.mark.parametrize("sampler", ["random", "grid"])
 @pytest.mark.parametrize("running", [(0,), (0, 2), (1, 3), (0, 1, 2, 3), (2, 5, 7)])
-def test_what_ran_when_the_study_was_lost_is_proposed_again_points_first(sampler, running):
+def test_trials_that_ran_when_the_study_was_lost_are_proposed_again_points_first(sampler, running):
     points = [{"rounds": 5}, {"rounds": 6}, {"rounds": 8, "evaluate_every": 2}, {"rounds": 7}]
     alone = in_memory(sampler, WIDE)
     alone.suggest_first(points)
     for _ in range(9):
         alone.propose()
-    found = taken_back(alone, sampler, WIDE, but=running)
+    found = restored(alone, sampler, WIDE, but=running)
     for _ in range(2):
         found.suggest_first(points)
     again = [found.propose() for _ in running]
-    assert [(one.number, one.params) for one in again] == [(n, alone.trials[n].params) for n in running]
+    assert [(proposal.number, proposal.params) for proposal in again] == [(n, alone.trials[n].params) for n in running]
     assert len(found.trials) == 9
 
 
-def test_a_point_that_ran_is_not_taken_for_one_that_it_fits_and_new_points_come_before_lost_numbers():
+def test_a_lost_point_is_matched_to_its_own_suggestion_and_new_points_come_first():
     points = [{"rounds": 5}, {"rounds": 5, "evaluate_every": 2}]
     alone = in_memory("random", WIDE)
     alone.suggest_first(points)
     for _ in range(4):
         alone.propose()
-    found = taken_back(alone, "random", WIDE, but=(0, 2))
+    found = restored(alone, "random", WIDE, but=(0, 2))
     found.suggest_first([*points, {"rounds": 9, "evaluate_every": 1}, {"rounds": 39}, {"rounds": 38}])
-    told = [found.propose() for _ in range(5)]
-    assert told[0].params == alone.trials[0].params
-    assert [one.params["rounds"] for one in told[:4]] == [5, 9, 39, 38]
-    # What has the number of a new point by chance has given it away, and nothing is undecided.
+    proposals = [found.propose() for _ in range(5)]
+    assert proposals[0].params == alone.trials[0].params
+    assert [proposal.params["rounds"] for proposal in proposals[:4]] == [5, 9, 39, 38]
+    # A lost trial whose number a new point got has another number now, and every trial is decided.
     assert all("to_run" in trial.user_attrs for trial in found.trials)
 
 
-def test_a_point_that_equals_a_trial_that_was_taken_back_is_not_tried_again():
+def test_a_point_that_equals_a_restored_trial_is_not_tried_again():
     alone = in_memory("random", WIDE)
     alone.suggest_first([{"rounds": 5}])
     drawn = alone.propose().params
     points = [{"rounds": 5}, dict(drawn), {"rounds": 5}]
-    found = taken_back(alone, "random", WIDE)
+    found = restored(alone, "random", WIDE)
     found.suggest_first(points)
     assert len(found.trials) == 1
 
@@ -284,10 +284,10 @@ def test_a_point_that_equals_a_trial_that_was_taken_back_is_not_tried_again():
 @pytest.mark.parametrize(
     ("sampler", "space", "points"), [("qmc", WIDE, [{"rounds": 5}, {"rounds": 6}]), ("grid", SMALL, [])]
 )
-def test_nothing_is_heard_of_optuna_while_trials_are_proposed(sampler, space, points):
-    heard = list[str]()
+def test_optuna_logs_nothing_while_trials_are_proposed(sampler, space, points):
+    messages = list[str]()
     handler = logging.Handler()
-    handler.emit = lambda record: heard.append(record.getMessage())
+    handler.emit = lambda record: messages.append(record.getMessage())
     found = in_memory(sampler, space)
     found.suggest_first(points)
     logging.getLogger("optuna").addHandler(handler)
@@ -296,10 +296,10 @@ def test_nothing_is_heard_of_optuna_while_trials_are_proposed(sampler, space, po
             found.propose()
     finally:
         logging.getLogger("optuna").removeHandler(handler)
-    assert heard == []
+    assert messages == []
 
 
-def test_an_earlier_study_of_the_space_is_known_once_and_counts_for_nothing(tmp_path):
+def test_an_earlier_study_is_learnt_once_and_its_trials_do_not_count_as_results(tmp_path):
     earlier = study(tmp_path / "a")
     for number in range(4):
         earlier.complete(earlier.propose().number, [number / 10])
@@ -316,7 +316,7 @@ def test_an_earlier_study_of_the_space_is_known_once_and_counts_for_nothing(tmp_
     assert len(found.trials) == 4
 
 
-def test_of_an_earlier_study_it_is_said_what_is_not_of_the_space(tmp_path, logged):
+def test_trials_of_an_earlier_study_outside_the_space_are_logged_and_left_out(tmp_path, logged):
     earlier = study(tmp_path / "a", SPACE.replace("[0.1, 100]", "[0.01, 1000]").replace("fast,", "fast, batch: 32,"))
     for weight, steps in ((0.05, 3), (7.0, 4), (500.0, 4)):
         earlier.suggest_first([{"inversion/bn_weight": weight, "inversion/steps": steps}])
@@ -332,7 +332,7 @@ def test_of_an_earlier_study_it_is_said_what_is_not_of_the_space(tmp_path, logge
     assert found.propose() is not None
 
 
-def test_choices_that_were_others_do_not_break_a_study_that_learns(tmp_path):
+def test_a_study_can_learn_from_one_with_other_choices(tmp_path):
     earlier = study(tmp_path / "a", "{data: {name: digits}, rounds: !choice [1, 2, 3, 4]}", sampler="grid")
     for _ in range(4):
         earlier.complete(earlier.propose().number, [0.5])
@@ -350,7 +350,7 @@ def test_choices_that_were_others_do_not_break_a_study_that_learns(tmp_path):
         (("proxy/agreement", "memory/bytes"), "^objective of study 's' is 'proxy/agreement memory/bytes'; accepted"),
     ],
 )
-def test_values_of_another_objective_are_not_taken_for_this_one(tmp_path, objective, message):
+def test_learning_from_a_study_with_another_objective_is_refused(tmp_path, objective, message):
     earlier = study(tmp_path / "a", objective=objective)
     earlier.complete(earlier.propose().number, [0.5] * len(objective))
     found = study(tmp_path / "b")
@@ -366,8 +366,8 @@ def test_values_of_another_objective_are_not_taken_for_this_one(tmp_path, object
 @pytest.mark.parametrize(
     "point", [{"inversion/bn_weight": -3.0}, {"inversion/bn_weight": 1e9}, {"inversion/steps": "x"}]
 )
-def test_a_study_that_was_asked_for_the_impossible_goes_on(tmp_path, point, logged):
-    # Before points were checked, the first of these was tried again by each command, and ended it.
+def test_a_study_with_a_stored_invalid_point_continues(tmp_path, point, logged):
+    # In versions that did not check points, each command tried the first of these again and ended with an error.
     found = study(tmp_path)
     found.suggest_first([point, {"inversion/bn_weight": 7.0, "inversion/steps": 3}])
     assert values(found.propose()) == (7.0, 3)
@@ -376,7 +376,7 @@ def test_a_study_that_was_asked_for_the_impossible_goes_on(tmp_path, point, logg
 
 
 def few_steps(config) -> None:
-    """Refuse half of what there is to draw."""
+    """Refuse half of the values that can be drawn."""
     if config.inversion.steps > 5:
         raise InputError("steps is too many")
 
@@ -386,14 +386,14 @@ def refuse_all(config) -> None:
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random", "qmc", "gp"])
-def test_what_a_point_leaves_open_is_drawn_until_it_fits(tmp_path, sampler, logged):
+def test_open_values_of_a_point_are_drawn_until_the_config_is_accepted(tmp_path, sampler, logged):
     found = study(tmp_path, sampler=sampler)
     weights = (7.0, 8.0, 9.0, 10.0)
     found.suggest_first([{"inversion/bn_weight": weight} for weight in weights])
     proposals = [found.propose(few_steps) for _ in weights]
     assert sorted(proposal.config.inversion.bn_weight for proposal in proposals) == list(weights)
     assert all(proposal.config.inversion.steps <= 5 for proposal in proposals)
-    # Some had to be: half of the steps do not fit.
+    # Half of the steps are refused, so some points were drawn again.
     assert len(found.trials) > 4
     assert logged == []
     assert found.propose(few_steps).config.inversion.bn_weight not in weights
@@ -406,18 +406,18 @@ def test_a_point_is_drawn_again_where_it_equals_an_earlier_trial(tmp_path, logge
     for value in (0.1, 0.2):
         found.complete(found.propose().number, [value])
     found.suggest_first([{"rounds": 3}, {"evaluate_every": 2}, {"rounds": 2}])
-    asked = [found.propose().params for _ in range(2)]
-    assert asked[0]["rounds"] == 3
-    assert asked[1]["evaluate_every"] == 2
-    # Of the third there is none left: a repeat as often as it is drawn.
+    proposals = [found.propose().params for _ in range(2)]
+    assert proposals[0]["rounds"] == 3
+    assert proposals[1]["evaluate_every"] == 2
+    # The third point has no new trial left: each draw is a repeat.
     assert found.propose().params["rounds"] != 2
-    (told,) = logged
-    assert told.startswith(f"the point {{'rounds': 2}} is skipped after {REPEATS} draws of what it leaves open: tri")
+    (message,) = logged
+    assert message.startswith(f"the point {{'rounds': 2}} is skipped after {REPEATS} draws of what it leaves open: tri")
     assert sum(trial.system_attrs.get("fixed_params") == {"rounds": 2} for trial in found.trials) == REPEATS
     assert len(found.finished) == 2
 
 
-def test_a_point_none_of_whose_draws_fits_is_told_once_and_the_search_goes_on(tmp_path, logged):
+def test_a_point_without_an_accepted_draw_is_logged_and_the_search_continues(tmp_path, logged):
     def check(config):
         if config.inversion.bn_weight == 7.0:
             raise InputError("7 is none")
@@ -427,14 +427,14 @@ def test_a_point_none_of_whose_draws_fits_is_told_once_and_the_search_goes_on(tm
         found = study(tmp_path)
         found.suggest_first([{"inversion/bn_weight": 7.0}, whole])
         assert found.propose(check).params["inversion/bn_weight"] != 7.0
-    # The whole one is tried no second time.
-    asked = [trial.system_attrs.get("fixed_params") for trial in found.trials]
-    assert (asked.count({"inversion/bn_weight": 7.0}), asked.count(whole)) == (REPEATS, 1)
+    # The complete point has nothing to draw, so it is tried once.
+    points = [trial.system_attrs.get("fixed_params") for trial in found.trials]
+    assert (points.count({"inversion/bn_weight": 7.0}), points.count(whole)) == (REPEATS, 1)
     assert [line.rpartition(": ")[2] for line in logged] == ["7 is none"] * 2
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random"])
-def test_a_driver_killed_over_a_point_that_is_drawn_again_comes_to_the_same(tmp_path, sampler, monkeypatch):
+def test_a_driver_killed_while_points_are_drawn_proposes_the_same_trials(tmp_path, sampler, monkeypatch):
     points = [{"inversion/bn_weight": 7.0}, {"inversion/bn_weight": 8.0}, {"inversion/steps": 9}]
     points = [*points, {"inversion/steps": 4}]
 
@@ -462,7 +462,7 @@ def test_a_driver_killed_over_a_point_that_is_drawn_again_comes_to_the_same(tmp_
     assert killed
 
 
-def test_two_points_have_draws_of_their_own(tmp_path):
+def test_two_points_have_independent_draws(tmp_path):
     found = study(tmp_path)
     found.suggest_first([{"inversion/steps": 3}, {"inversion/steps": 4}])
     first, second = values(found.propose()), values(found.propose())
@@ -470,7 +470,7 @@ def test_two_points_have_draws_of_their_own(tmp_path):
     assert first[0] != second[0]
 
 
-def test_a_point_of_a_grid_is_drawn_too(tmp_path):
+def test_points_can_be_suggested_to_a_grid(tmp_path):
     space = "{data: {name: digits}, rounds: !int [1, 3], evaluate_every: !choice [1, 2]}"
     found = study(tmp_path, space, sampler="grid")
     found.suggest_first([{"rounds": 3}, {"rounds": 1}, {"rounds": 3}])
@@ -483,9 +483,7 @@ def test_a_point_of_a_grid_is_drawn_too(tmp_path):
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random"])
-def test_what_a_killed_driver_had_begun_to_draw_is_drawn_to_its_end_as_it_would_have_been(
-    tmp_path, sampler, monkeypatch
-):
+def test_a_proposal_begun_by_a_killed_driver_gets_the_same_parameters(tmp_path, sampler, monkeypatch):
     wanted = study(tmp_path / "alone", sampler=sampler).propose().params
     for writes in range(12):
         with killed_after(writes, monkeypatch):
@@ -495,7 +493,7 @@ def test_what_a_killed_driver_had_begun_to_draw_is_drawn_to_its_end_as_it_would_
         assert proposal.params == wanted, writes
 
 
-def test_a_driver_killed_while_it_made_its_study_leaves_one_that_goes_on(tmp_path, monkeypatch):
+def test_a_study_whose_creation_was_interrupted_can_be_continued(tmp_path, monkeypatch):
     study(tmp_path / "alone", constraints=parse_constraints(("memory/bytes<=9",)))
     for writes in range(8):
         with killed_after(writes, monkeypatch):
@@ -508,7 +506,7 @@ def test_a_driver_killed_while_it_made_its_study_leaves_one_that_goes_on(tmp_pat
             study(tmp_path / str(writes), SMALL)
 
 
-def test_a_study_that_was_not_made_whole_is_not_taken_for_one_of_another_direction(tmp_path, monkeypatch):
+def test_an_incomplete_study_keeps_its_direction(tmp_path, monkeypatch):
     with killed_after(1, monkeypatch):
         study(tmp_path)
     with pytest.raises(InputError, match="direction of the objectives of study 's' is 'maximize'; accepted: minimize"):
@@ -520,7 +518,7 @@ def test_a_study_that_was_not_made_whole_is_not_taken_for_one_of_another_directi
     ("change", "what"),
     [({"space": SMALL}, "space"), ({"objective": ("proxy/kl",)}, "objective")],
 )
-def test_another_search_under_the_same_name_is_refused_and_the_study_left(tmp_path, change, what):
+def test_another_search_with_the_same_name_is_refused_and_the_study_stays_unchanged(tmp_path, change, what):
     study(tmp_path).propose()
     before = (tmp_path / "study.journal").read_bytes()
     with pytest.raises(InputError, match=f"study 's' was made for another {what}, .*; accepted: the same {what}"):
@@ -534,14 +532,14 @@ def test_a_study_of_other_plug_in_versions_is_refused_with_both(tmp_path, monkey
     monkeypatch.setattr(module, "plugins", lambda tree: ["inversion/mine: mine 1.0"])
     study(tmp_path).propose()
     monkeypatch.setattr(module, "plugins", lambda tree: ["inversion/mine: mine 2.0"])
-    said = (
+    message = (
         "made with plug-ins inversion/mine: mine 1.0; this run has inversion/mine: mine 2.0; accepted: the same plug-in"
     )
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         study(tmp_path)
 
 
-def test_a_study_of_other_numbers_is_refused_and_taught_to_none(tmp_path):
+def test_a_study_of_another_numbers_version_is_refused_and_not_learnt_from(tmp_path):
     study(tmp_path).propose()
     other = optuna.load_study(study_name="s", storage=open_storage(None, tmp_path))
     other.set_user_attr("numbers", 1)
@@ -553,14 +551,14 @@ def test_a_study_of_other_numbers_is_refused_and_taught_to_none(tmp_path):
     new = study(tmp_path / "new")
     with pytest.raises(InputError, match=message):
         new.learn_from(other)
-    # Studies from before there were versions have none.
+    # Studies written before versions existed have no version.
     with pytest.raises(InputError, match="version of the numbers of study 'bare' is 1; accepted"):
         new.learn_from(optuna.create_study(study_name="bare", direction="maximize"))
     assert new.trials == []
 
 
 @pytest.mark.parametrize("sampler", ["gp", "qmc", "grid"])
-def test_samplers_are_not_asked_for_what_they_cannot_do(tmp_path, sampler):
+def test_a_sampler_that_cannot_handle_conditional_spaces_is_refused(tmp_path, sampler):
     with pytest.raises(InputError, match=f"--sampler is '{sampler} for a space in which a choice opens .* tpe, random"):
         study(tmp_path, CONDITIONAL, sampler=sampler)
     assert study(tmp_path, CONDITIONAL).propose() is not None
@@ -580,13 +578,13 @@ def test_a_storage_that_cannot_be_used_is_refused(tmp_path, place):
         study(tmp_path, place=place)
 
 
-def test_what_trials_held_of_gpus_is_known_to_the_next_driver(tmp_path):
+def test_used_gpu_seconds_are_stored_in_the_study(tmp_path):
     study(tmp_path).keep_gpu_seconds(7.5)
     assert study(tmp_path).gpu_seconds == 7.5
     assert study(tmp_path / "new").gpu_seconds == 0
 
 
-def test_a_study_in_sqlite(tmp_path):
+def test_a_study_can_be_stored_in_sqlite(tmp_path):
     place = f"sqlite:///{tmp_path / 'study.db'}"
     first = study(tmp_path, place=place)
     proposal = first.propose()
