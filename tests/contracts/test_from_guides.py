@@ -262,6 +262,6 @@ def test_invalid_settings_are_rejected(field, value):
         FromGuides(**{field: value})
 
 
-def test_config_survives_yaml():
+def test_config_is_equal_after_yaml():
     complete = toy_config(guidance=Mmd(from_guides=FromGuides(share=0.5, noise=0.2, steps=3, lr=0.1)))
     assert config.from_tree(yaml.safe_load(config.dump(complete))) == complete

@@ -142,9 +142,9 @@ def test_kept_and_drawn_samples_equal_those_of_a_plain_list(kind, sizes, count, 
         wanted = rows(drawn.ids[stored])
         torch.testing.assert_close(drawn.samples.images[stored], wanted.images)
         assert torch.equal(drawn.samples.labels[stored], wanted.labels)
-        answers = TEACHER.logits(drawn.samples.images[~stored])
-        torch.testing.assert_close(drawn.samples.logits[~stored], answers)
-        assert torch.equal(drawn.samples.labels[~stored], answers.argmax(1))
+        recomputed = TEACHER.logits(drawn.samples.images[~stored])
+        torch.testing.assert_close(drawn.samples.logits[~stored], recomputed)
+        assert torch.equal(drawn.samples.labels[~stored], recomputed.argmax(1))
         assert (drawn.weights == 1).all()
 
 

@@ -112,8 +112,8 @@ def test_writing_to_gathered_samples_does_not_change_the_store(make):
     store = make()
     samples = toy.samples(4)
     store.append(samples)
-    taken = store.gather(torch.arange(4))
-    for tensor in vars(taken).values():
+    gathered = store.gather(torch.arange(4))
+    for tensor in vars(gathered).values():
         tensor.zero_()
     assert equal(store, torch.arange(4), samples)
 

@@ -368,13 +368,13 @@ def test_fields_of_a_config_made_in_python_get_their_types_and_keep_their_identi
 
 
 @pytest.mark.parametrize(
-    ("config", "said"),
+    ("config", "expected"),
     [
         (_Outer(steps=1.5), "config: steps is 1.5; accepted: a valid integer"),  # type: ignore[arg-type]
         (_Outer(inner=None), "config: inner is None; accepted: an object of the method _Inner"),  # type: ignore[arg-type]
         (_Outer(inner=_Inner(sizes=3)), "config: inner: sizes is 3; accepted: a valid tuple"),  # type: ignore[arg-type]
     ],
 )
-def test_a_field_of_another_type_is_refused(config, said):
-    with pytest.raises(InputError, match=re.escape(said)):
+def test_a_field_of_another_type_is_refused(config, expected):
+    with pytest.raises(InputError, match=re.escape(expected)):
         checked_fields(config, "config")

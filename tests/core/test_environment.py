@@ -126,12 +126,12 @@ def test_gpu_settings_are_deterministic_and_use_tf32_only_for_convolutions(gpu_s
 
 @pytest.mark.parametrize(("gpus", "parts"), [(0.5, [0.49]), (1, []), (2, []), (0, [])])
 def test_a_part_of_a_gpu_limits_memory_to_that_part_minus_the_context(gpus, parts, monkeypatch):
-    taken = []
+    fractions = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: SimpleNamespace(total_memory=100 * CONTEXT_BYTES))
-    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", taken.append)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", fractions.append)
     set_up_gpu(gpus)
-    assert taken == pytest.approx(parts)
+    assert fractions == pytest.approx(parts)
 
 
 def test_a_part_of_a_gpu_smaller_than_the_context_is_rejected(monkeypatch):
@@ -146,13 +146,13 @@ def test_a_part_of_a_gpu_smaller_than_the_context_is_rejected(monkeypatch):
 
 
 def test_the_memory_limit_is_removed_for_a_whole_gpu(monkeypatch):
-    taken = []
+    fractions = []
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", taken.append)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", fractions.append)
     set_up_gpu(0)
-    assert taken == []
+    assert fractions == []
     set_up_gpu(1)
-    assert taken == [1.0]
+    assert fractions == [1.0]
 
 
 @pytest.mark.gpu

@@ -271,7 +271,7 @@ def test_pickling_a_plug_in_does_not_change_its_digest():
 
     Pickled.__module__ = "__main__"
     before = str(origin_of(Pickled))
-    Pickled().__reduce_ex__(2)  # which stores names of slots on the class
+    Pickled().__reduce_ex__(2)  # pickling stores the names of slots on the class
     assert str(origin_of(Pickled)) == before
 
 

@@ -47,13 +47,13 @@ def test_kept_blocks_other_processes_during_its_block(tmp_path):
 
 
 def test_a_claimed_folder_stays_claimed_after_kept(tmp_path):
-    taken = claim(tmp_path, "--out")
+    claimed = claim(tmp_path, "--out")
     with kept(tmp_path) as alone:
         assert alone
     assert not busy(tmp_path)
     found = subprocess.run([sys.executable, "-c", RUN, str(tmp_path)], capture_output=True, text=True)
     assert "where another process runs" in found.stderr
-    release(taken)
+    release(claimed)
 
 
 def test_a_missing_folder_is_not_busy(tmp_path):
@@ -79,9 +79,9 @@ def test_a_run_waits_for_a_report_that_ends_soon(tmp_path):
     code = f"{REPORT}; k.__enter__(); print(1); sys.stdout.flush(); import time; time.sleep(0.5)"
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True) as report:
         assert report.stdout.readline() == "1\n"
-        taken = claim(tmp_path, "--out")
-    assert taken is not None
-    release(taken)
+        claimed = claim(tmp_path, "--out")
+    assert claimed is not None
+    release(claimed)
 
 
 def test_waiting_for_a_report_is_logged(tmp_path, monkeypatch, logged):
@@ -151,11 +151,11 @@ def test_a_file_is_locked_where_folders_cannot_be(tmp_path):
         process.stdin.close()
         assert other.communicate(timeout=30)[0] == "in turn\n"
     assert not busy(tmp_path)
-    taken = claim(tmp_path, "--out")
+    claimed = claim(tmp_path, "--out")
     with subprocess.Popen(attempt, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "True\n"
         assert "where another process runs" in other.stdout.readline()
-        release(taken)
+        release(claimed)
         assert other.communicate(timeout=30)[0] == "in turn\n"
 
 
@@ -174,5 +174,5 @@ def test_claim_early_locks_existing_folders(tmp_path):
     with run_in(tmp_path), pytest.raises(InputError, match=r"--out is .*, where another process runs"):
         claim_early(tmp_path, "--out")
     claim_early(tmp_path, "--out")
-    taken = subprocess.run([sys.executable, "-c", RUN, str(tmp_path)], capture_output=True, text=True)
-    assert "where another process runs" in taken.stderr
+    finished = subprocess.run([sys.executable, "-c", RUN, str(tmp_path)], capture_output=True, text=True)
+    assert "where another process runs" in finished.stderr

@@ -58,7 +58,7 @@ def test_a_loaded_state_continues_where_it_was_saved():
     torch.rand(7, generator=live.host("draw"))
     saved = live.state_dict()
     other = Streams(3)
-    numbers(other, "targets")  # not in the checkpoint: must start from the beginning
+    numbers(other, "targets")  # this stream is not in the checkpoint, so it must start from the beginning
     other.load_state_dict(saved)
     for name in ("latents", "targets"):
         assert numbers(other, name) == numbers(live, name)

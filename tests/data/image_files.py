@@ -19,7 +19,7 @@ def random_pixels(count: int, channels: int = 3, side: int = 8, seed: int = 0) -
 
 
 def as_image(pixels: Tensor) -> Image.Image:
-    """(C, H, W) uint8, one or three channels."""
+    """Convert `pixels` (C, H, W) uint8 with one or three channels."""
     return Image.fromarray((pixels[0] if len(pixels) == 1 else pixels.permute(1, 2, 0)).contiguous().numpy())
 
 

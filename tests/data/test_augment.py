@@ -29,12 +29,12 @@ def generator(seed=0):
 
 
 def pictures(size=6, *shape):
-    """Images (B, C, H, W) in float64 without two equal pixels."""
+    """Return images (B, C, H, W) in float64 without two equal pixels."""
     return torch.randn(size, *(shape or (3, 8, 10)), generator=generator(), dtype=torch.float64)
 
 
 def picking(group, flip):
-    """A stream whose next choice is `group`."""
+    """Return a random stream whose next choice is `group`."""
     for seed in count():
         if torch.randint(5 + flip, (1,), generator=generator(seed)).item() == GROUPS.index(group):
             return generator(seed)
@@ -45,7 +45,7 @@ def augmented(images, group, *, flip=True, seed=0, siamese=False):
 
 
 def draws(batch, seed=0):
-    """The parameters `dsa` draws for each image."""
+    """Return the parameters that `dsa` draws for each image."""
     return torch.rand(3, batch, generator=generator(seed)).T.tolist()
 
 
@@ -66,7 +66,7 @@ def test_siamese_gives_every_image_the_draw_of_the_first(group):
 
 
 @pytest.mark.parametrize("group", GROUPS)
-def test_otherwise_draws_differ_from_image_to_image(group):
+def test_without_siamese_draws_differ_from_image_to_image(group):
     twins = pictures(1).expand(20, -1, -1, -1)
     assert len({tuple(image.flatten().tolist()) for image in augmented(twins, group)}) > 1
 
@@ -77,7 +77,7 @@ def test_gradients_reach_the_images(group):
     assert torch.autograd.gradcheck(partial(augmented, group=group), (images,))
 
 
-def test_without_flip_no_draw_ever_mirrors():
+def test_without_flip_no_image_is_mirrored():
     images = pictures(2)
     for seed in range(200):
         out = dsa(images, rng=generator(seed), choice=generator(seed), flip=False)
@@ -99,14 +99,14 @@ def test_all_groups_are_picked_equally_often():
     assert abs(color / 3000 - 1 / 12) < 4 * (1 / 12 * 11 / 12 / 3000) ** 0.5
 
 
-def test_cutout_hides_the_square_evenly():
+def test_cutout_hides_all_places_symmetrically():
     hidden = (augmented(torch.ones(20000, 1, 8, 8), "cutout") == 0).double().mean(0)[0]
     torch.testing.assert_close(hidden, hidden.flip(0), rtol=0, atol=0.02)
     torch.testing.assert_close(hidden, hidden.flip(1), rtol=0, atol=0.02)
 
 
 def drawn(count, share, height, width, rng):
-    """(down, right) of each, and whether it is mirrored, as both moves draw them."""
+    """Return (down, right) of each image, and whether it is mirrored, as drawn by both kinds of shift."""
     moves = [
         torch.randint(-reach, reach + 1, (count,), generator=rng).tolist()
         for reach in (reference.reach(share, height), reference.reach(share, width))
@@ -144,7 +144,7 @@ def test_roll_flip_equals_the_plain_loop_with_one_draw_for_the_batch(share, flip
 
 
 @given(height=st.integers(1, 9), width=st.integers(1, 9), share=st.floats(0, 1), flip=st.booleans())
-def test_shift_flip_invents_no_pixel_and_draws_the_same_either_way(height, width, share, flip):
+def test_shift_flip_adds_no_pixel_and_draws_the_same_with_and_without_flip(height, width, share, flip):
     images = torch.arange(1, 1 + 3 * height * width, dtype=torch.float64).view(3, 1, height, width)
     rng = generator()
     moved = shift_flip(images, rng=rng, share=share, flip=flip, black=0.0)
@@ -158,12 +158,12 @@ def test_shift_flip_invents_no_pixel_and_draws_the_same_either_way(height, width
 
 
 @given(height=st.integers(1, 9), width=st.integers(1, 9), share=st.floats(0, 1), flip=st.booleans())
-def test_roll_flip_keeps_every_pixel_and_draws_the_same_either_way(height, width, share, flip):
+def test_roll_flip_keeps_every_pixel_and_draws_the_same_with_and_without_flip(height, width, share, flip):
     images = torch.arange(3 * height * width, dtype=torch.float64).view(3, 1, height, width)
     rng, other = generator(), generator()
     rolled = roll_flip(images, rng=rng, share=share, flip=flip)
     assert torch.equal(rolled.flatten(1).sort().values, images.flatten(1))
-    # One offset for the batch: all images moved alike.
+    # The batch has one offset, so all images are moved equally.
     assert torch.equal(rolled - rolled[:1], images - images[:1])
     roll_flip(images, rng=other, share=share, flip=not flip)
     assert torch.equal(rng.get_state(), other.get_state())
@@ -177,8 +177,8 @@ def test_a_share_above_0_is_at_least_one_pixel_and_otherwise_rounded(side, share
 
 @pytest.mark.parametrize("move", [partial(shift_flip, black=0.0), roll_flip], ids=["shift", "roll"])
 @pytest.mark.parametrize(("share", "rows", "columns"), [(0.01, 1, 1), (0.125, 1, 3), (0.25, 2, 6)])
-def test_moves_reach_as_far_as_the_share_of_each_side(move, share, rows, columns):
-    # One bright pixel in the middle of 9 x 25: where it goes is the move.
+def test_shifts_are_at_most_the_share_of_each_side(move, share, rows, columns):
+    # The position of a single bright pixel in the middle of 9 x 25 shows the shift.
     images = torch.zeros(1, 1, 9, 25)
     images[..., 4, 12] = 1.0
     rng = generator()
@@ -195,14 +195,14 @@ def teacher_of(mean, std, side=8):
 
 
 @given(constants=NORMALISATIONS, seed=st.integers(0, 999), share=st.floats(0, 0.5))
-def test_a_view_after_normalising_is_the_normalised_view(constants, seed, share):
+def test_shifting_after_normalising_equals_normalising_after_shifting(constants, seed, share):
     plain = torch.rand(5, 3, 8, 8, generator=generator())
     teacher = teacher_of(*constants)
     assert torch.equal(teacher.black, teacher.normalise(torch.zeros(1, 3, 1, 1)))
     moved = shift_flip(plain, rng=generator(seed), share=share, flip=True, black=0.0)
     viewed = shift_flip(teacher.normalise(plain), rng=generator(seed), share=share, flip=True, black=teacher.black)
     assert torch.equal(viewed, teacher.normalise(moved))
-    # And in float64, with loops.
+    # Compare with the plain loops in float64.
     [(down, right), *_], [turned, *_] = drawn(5, share, 8, 8, generator(seed))
     image = reference.moved(plain[0].double().tolist(), down, right)
     image = reference.normalised(reference.mirrored(image) if turned else image, *constants)
@@ -223,7 +223,7 @@ def test_gradients_reach_the_moved_images():
         assert torch.autograd.gradcheck(lambda x, f=move: f(x, rng=generator(), share=0.3, flip=True), (images,))
 
 
-def test_neither_touches_its_input_nor_the_global_generator():
+def test_augmentations_change_neither_their_input_nor_the_global_generator():
     images, before = pictures(), torch.random.get_rng_state()
     kept = images.clone()
     shift_flip(images, rng=generator(), share=0.25, flip=True, black=1.0)
@@ -253,8 +253,8 @@ def test_a_crop_of_a_white_image_is_white_up_to_the_edge():
     torch.testing.assert_close(resized_crop(images, rng=generator(), flip=True), images)
 
 
-def test_parts_have_the_shares_asked_for():
-    # Brightness grows along each axis: the span of a crop tells its side, less a pixel.
+def test_crops_have_areas_and_ratios_in_the_given_ranges():
+    # Brightness grows along each axis, so the range of a crop's values is its side minus a pixel.
     ramp = torch.arange(64.0)
     images = torch.stack([ramp.expand(64, 64), ramp[:, None].expand(64, 64)]).expand(4000, 2, 64, 64)
     crops = resized_crop(images, rng=generator(), scale=(0.25, 1.0), flip=False).flatten(2)
@@ -265,7 +265,7 @@ def test_parts_have_the_shares_asked_for():
     ratio = sides[:, 0] / sides[:, 1]
     assert 0.7 < ratio.min() < 0.8
     assert 1.25 < ratio.max() < 1.4
-    # Uniform from 1/4 to 1, a little less where a side was cut.
+    # The area is uniform from 1/4 to 1, and slightly smaller if a side is cut off.
     assert 0.55 < area.mean() < 0.64
 
 

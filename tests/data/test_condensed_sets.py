@@ -1,4 +1,4 @@
-"""Other people's layouts, from synthetic files of their form."""
+"""Formats of condensed sets of other projects, read from synthetic files."""
 
 import os
 from collections.abc import Callable
@@ -21,7 +21,7 @@ SHAPE = (3, 8, 8)
 
 
 def save(folder: Path, **tensors: object) -> Path:
-    """`name.pt` for each, the last one's path."""
+    """Save each tensor as `name.pt`, and return the path of the last one."""
     for name, tensor in tensors.items():
         torch.save(tensor, folder / f"{name}.pt")
     return folder / f"{list(tensors)[-1]}.pt"
@@ -33,7 +33,7 @@ def read(path: Path, **fields: object) -> Samples:
 
 
 @pytest.mark.parametrize("number", ["best", "0", "5000"])
-def test_a_pair_of_mtt(tmp_path: Path, number: str):
+def test_a_pair_of_mtt_is_read(tmp_path: Path, number: str):
     real = real_samples()
     path = save(tmp_path, **{f"labels_{number}": real.labels, f"images_{number}": real.images})
     assert torch.equal(read(path).images, real.images)
@@ -41,14 +41,14 @@ def test_a_pair_of_mtt(tmp_path: Path, number: str):
     assert Imported(path=path).source == path.name
 
 
-def test_the_folder_of_a_run_of_mtt_means_its_best(tmp_path: Path):
+def test_the_best_pair_is_read_from_the_folder_of_a_run_of_mtt(tmp_path: Path):
     real = real_samples()
     save(tmp_path, labels_best=real.labels, images_best=real.images, labels_0=real.labels, images_0=0.9 * real.images)
     assert torch.equal(read(tmp_path).images, real.images)
     assert Imported(path=tmp_path).source == "images_best.pt"
 
 
-def test_the_folder_of_one_pair_of_mtt_means_that_pair(tmp_path: Path):
+def test_a_single_pair_is_read_from_the_folder_of_a_run_of_mtt(tmp_path: Path):
     real = real_samples()
     save(tmp_path, labels_5000=real.labels, images_5000=real.images)
     assert torch.equal(read(tmp_path).images, real.images)
@@ -74,10 +74,10 @@ def test_the_copy_that_is_not_whitened_is_preferred_and_named(tmp_path: Path):
     real = real_samples()
     whitened = torch.randn(real.images.shape, generator=torch.Generator().manual_seed(0))
     path = save(tmp_path, labels_best=real.labels, images_zca_best=real.images, images_best=whitened)
-    for asked in (path, tmp_path, tmp_path / "images_zca_best.pt"):
+    for given in (path, tmp_path, tmp_path / "images_zca_best.pt"):
         for space in ("auto", "zca"):
-            assert torch.equal(read(asked, space=space).images, real.images)
-        assert Imported(path=asked).source == "images_zca_best.pt (un-whitened)"
+            assert torch.equal(read(given, space=space).images, real.images)
+        assert Imported(path=given).source == "images_zca_best.pt (un-whitened)"
 
 
 def test_a_whitened_set_without_its_copy_is_refused(tmp_path: Path):
@@ -89,7 +89,7 @@ def test_a_whitened_set_without_its_copy_is_refused(tmp_path: Path):
 
 
 @pytest.mark.parametrize("space", ["normalised", "unit", "uint8"])
-def test_a_pair_of_dc_bench(tmp_path: Path, space: str):
+def test_a_pair_of_dc_bench_is_read(tmp_path: Path, space: str):
     (pixels, labels), real = real_pixels(), real_samples()
     stored = {"normalised": real.images, "unit": pixels / 255, "uint8": pixels}[space]
     stem = f"CIFAR10_IPC20{'_normalize' if space == 'normalised' else ''}"
@@ -122,8 +122,8 @@ def test_a_set_of_idc_is_unpacked(tmp_path: Path, factor: int):
             assert found.labels == labels[place]
 
 
-def test_units_are_those_of_the_file_not_of_its_parts(tmp_path: Path):
-    """Blown-up parts of whole numbers are none any more."""
+def test_the_value_range_is_that_of_the_file_not_of_its_parts(tmp_path: Path):
+    """Enlarging the parts turns whole numbers into fractions."""
     pixels, labels = real_pixels()
     path = save(tmp_path, data=[pixels.float(), labels])
     unit = save(tmp_path, unit=[pixels / 255, labels])
@@ -145,7 +145,7 @@ def test_a_factor_that_does_not_divide_is_refused(tmp_path: Path):
         Imported(path=tmp_path, factor=0)
 
 
-def test_a_folder_of_sre2l(tmp_path: Path):
+def test_a_folder_of_sre2l_is_read(tmp_path: Path):
     pixels, labels = real_pixels()
     for place, (image, label) in enumerate(zip(pixels, labels.tolist(), strict=True)):
         (tmp_path / f"new{label:03d}").mkdir(exist_ok=True)
@@ -153,7 +153,7 @@ def test_a_folder_of_sre2l(tmp_path: Path):
     found = read_stored(tmp_path)
     order = labels.argsort(stable=True)
     assert torch.equal(found.labels, labels[order])
-    assert (found.pixels.float() - pixels[order].float()).abs().mean() < 40  # it is JPEG
+    assert (found.pixels.float() - pixels[order].float()).abs().mean() < 40  # JPEG is lossy
 
 
 def test_a_bare_tensor_needs_its_labels(tmp_path: Path):
@@ -176,8 +176,8 @@ LABELS = {
 
 
 @pytest.mark.parametrize("form", LABELS)
-def test_labels_in_all_forms(tmp_path: Path, form: str):
-    """Those of DC-BENCH's random and K-means sets are float32."""
+def test_labels_are_read_in_all_forms(tmp_path: Path, form: str):
+    """For example, labels of DC-BENCH's random and K-means sets are float32."""
     real = real_samples()
     given = LABELS[form](real.labels)
     beside = save(tmp_path, CIFAR10_IPC20_labels=given, CIFAR10_IPC20_images=real.images)
@@ -191,7 +191,7 @@ def test_labels_in_all_forms(tmp_path: Path, form: str):
         assert not found.soft
 
 
-def test_of_soft_labels_the_largest_counts(tmp_path: Path):
+def test_the_largest_class_of_soft_labels_is_used(tmp_path: Path):
     real = real_samples()
     logits = 5.0 * F.one_hot(real.labels, NUM_CLASSES) + torch.rand(
         len(real), NUM_CLASSES, generator=torch.Generator().manual_seed(0)
@@ -220,7 +220,7 @@ def test_labels_that_are_no_classes_are_refused(tmp_path: Path, change: Callable
         read_stored(save(tmp_path, labels_best=change(real.labels), images_best=real.images))
 
 
-def test_images_with_the_channels_last_are_told_by_the_teachers_shape(tmp_path: Path):
+def test_channels_last_is_recognised_by_the_teachers_image_shape(tmp_path: Path):
     real = real_samples()
     last = real.images.permute(0, 2, 3, 1)
     assert torch.equal(read(save(tmp_path, data=[last, real.labels])).images, real.images)
@@ -228,8 +228,8 @@ def test_images_with_the_channels_last_are_told_by_the_teachers_shape(tmp_path: 
     assert torch.equal(grey.pixels, real.images[:, :1])
 
 
-def test_sets_of_kip(tmp_path: Path):
-    """`images` (N, H, W, C) with labels that are one-hot less 0.1: in one .npz, or in two .npy."""
+def test_sets_of_kip_are_read(tmp_path: Path):
+    """KIP stores `images` (N, H, W, C) and labels that are one-hot minus 0.1, in one .npz or in two .npy files."""
     real = real_samples()
     images = real.images.permute(0, 2, 3, 1).numpy()
     labels = np.eye(NUM_CLASSES)[real.labels.numpy()] - 0.1
@@ -282,7 +282,7 @@ def test_broken_pixels_are_named(tmp_path: Path):
         read(save(tmp_path, data=[real.images, real.labels]))
 
 
-def test_nothing_else_is_resolved(tmp_path: Path):
+def test_other_files_are_not_resolved(tmp_path: Path):
     save(tmp_path, images_zca_best=torch.zeros(1), images_best=torch.zeros(1), other=torch.zeros(1))
     assert resolve(tmp_path / "other.pt") == tmp_path / "other.pt"
     assert resolve(tmp_path / "images_7.pt") == tmp_path / "images_7.pt"

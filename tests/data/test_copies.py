@@ -4,7 +4,7 @@ from condkd_ray.data.copies import fingerprints, first_copies, notes, split
 from data.image_files import random_pixels
 
 
-def test_fingerprints_are_equal_for_equal_images_alone():
+def test_fingerprints_are_equal_only_for_equal_images():
     pixels = random_pixels(50, 1)[torch.arange(100) % 50]
     prints = fingerprints(pixels)
     assert len(set(prints)) == 50
@@ -15,7 +15,7 @@ def test_fingerprints_are_equal_for_equal_images_alone():
     assert fingerprints(pixels.transpose(2, 3))[:1] == fingerprints(pixels.transpose(2, 3).contiguous())[:1]
 
 
-def test_first_copies_point_to_the_first_row():
+def test_first_copies_are_the_rows_of_the_first_equal_image():
     assert first_copies([b"a", b"b", b"a", b"c", b"b", b"a"]).tolist() == [0, 1, 0, 3, 1, 0]
     assert first_copies([]).tolist() == []
 
@@ -27,11 +27,11 @@ def test_without_copies_parts_are_cut_from_the_order():
         assert [part.tolist() for part in parts] == [rows.sort().values.tolist() for rows in order.split(sizes)]
 
 
-def test_copies_are_in_the_part_of_their_first():
+def test_copies_are_in_the_part_of_the_first_one():
     first = torch.tensor([0, 1, 2, 0, 1, 5])
     parts = split(torch.tensor([3, 4, 1, 0, 2, 5]), [2, 2, 2], first)
     assert [part.tolist() for part in parts] == [[1, 4], [0, 3], [2, 5]]
 
 
-def test_nothing_is_told_where_no_two_are_equal():
+def test_without_equal_images_there_are_no_notes():
     assert list(notes([b"a", b"b"], [b"c"], torch.tensor([0, 1, 0]))) == []

@@ -15,7 +15,7 @@ from data.image_files import random_pixels, write_folder, write_idx, write_parqu
 
 
 def numbered(count: int, side: int = 8) -> Tensor:
-    """Images (N, 3, H, W) that tell their number: no two are equal."""
+    """Return images (N, 3, H, W) whose pixels encode their index, so no two are equal."""
     numbers = torch.arange(count)
     digits = torch.stack([numbers % 256, numbers // 256, numbers * 37 % 256], 1)
     return digits.to(torch.uint8)[:, :, None, None].expand(-1, -1, side, side).contiguous()
@@ -62,14 +62,14 @@ def test_digits_are_those_of_scikit_learn_once_each():
     assert len(ours) == len(bundle.data)
 
 
-def test_a_seed_is_a_split():
+def test_the_split_depends_on_the_seed():
     first, again, other = load(DataConfig()), load(DataConfig(seed=0)), load(DataConfig(seed=1))
     assert first.digest == again.digest
     assert torch.equal(first.train.pixels, again.train.pixels)
     assert first.digest != other.digest
 
 
-def test_samples_are_normalised_with_the_train_images():
+def test_samples_are_normalised_by_the_constants_of_the_train_images():
     dataset = load(DataConfig())
     samples = dataset.train.samples(dataset.mean, dataset.std)
     assert samples.logits.shape == (1000, 0)
@@ -112,7 +112,7 @@ def listing(root: Path) -> dict[str, tuple[int, int]]:
     return {str(p.relative_to(root)): (p.stat().st_mtime_ns, p.stat().st_size) for p in [root, *root.rglob("*")]}
 
 
-def test_idx_zipped_or_not_wherever_it_lies_and_nothing_is_written(tmp_path: Path):
+def test_idx_files_are_read_zipped_or_not_in_several_folders_without_writing(tmp_path: Path):
     train, test = idx_parts()
     write_idx(tmp_path / "a" / "FashionMNIST" / "raw", train, test, zipped=True)
     write_idx(tmp_path / "b" / "raw", train, test, zipped=False)
@@ -130,7 +130,7 @@ def test_idx_zipped_or_not_wherever_it_lies_and_nothing_is_written(tmp_path: Pat
     assert mnist.mean == (0.1307,)
 
 
-def test_idx_that_is_not_there_names_what_was_looked_for(tmp_path: Path):
+def test_missing_idx_files_are_refused_with_the_files_and_folders_searched(tmp_path: Path):
     (tmp_path / "train-images-idx3-ubyte.gz").touch()
     with pytest.raises(InputError) as error:
         load(DataConfig(name="mnist", root=tmp_path))
@@ -145,7 +145,7 @@ def test_one_test_file_is_the_test_set(tmp_path: Path):
     assert torch.equal(dataset.test.pixels, random_pixels(20))
 
 
-def test_of_several_test_files_none_is_guessed(tmp_path: Path):
+def test_with_several_test_files_test_images_are_held_out_of_train(tmp_path: Path):
     root = parquet_root(tmp_path, 50, "test_a.parquet", "test_b.parquet")
     dataset = load(DataConfig(name="parquet", root=root, seed=3))
     assert (len(dataset.train), len(dataset.test)) == (40, 10)
@@ -171,7 +171,7 @@ def test_known_names_read_parquet_with_their_constants(tmp_path: Path):
     assert dataset.flip_ok
 
 
-def test_torchvision_layouts_that_are_not_there_are_refused(tmp_path: Path):
+def test_missing_torchvision_files_are_refused(tmp_path: Path):
     for name in ("cifar10", "cifar100", "svhn"):
         with pytest.raises(InputError, match="torchvision's layout or Parquet"):
             load(DataConfig(name=name, root=tmp_path))  # type: ignore[arg-type]
@@ -202,7 +202,7 @@ def test_computed_constants_are_those_of_the_train_images(tmp_path: Path):
     torch.testing.assert_close(torch.tensor(dataset.std).double(), kept.std(1, correction=0), atol=1e-6, rtol=0)
 
 
-def test_what_the_user_says_counts(tmp_path: Path):
+def test_settings_of_the_user_replace_the_known_ones(tmp_path: Path):
     root = parquet_root(tmp_path, 30, "test.parquet")
     config = DataConfig(name="cifar10", root=root, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), flip_ok=False, size=16)
     dataset = load(config)
@@ -224,7 +224,7 @@ def test_test_images_of_other_classes_or_shape_are_refused(tmp_path: Path):
 
 def check_normalised(dataset: Dataset) -> None:
     samples = dataset.train.samples(dataset.mean, dataset.std)
-    # The constants are of all train images: a random 80 % of them lie about 0.0013 off.
+    # The constants are of all train images; the mean of a random 80 % of them deviates by about 0.0013.
     assert samples.images.mean().abs() < 5e-3
     assert 0.9 < samples.images.std() < 1.3
 
@@ -247,7 +247,7 @@ def test_real_cifar10_holds_out_its_own_test_images():
     check_normalised(dataset)
 
 
-def test_a_validation_file_is_the_test_set_where_there_is_no_other(tmp_path: Path):
+def test_a_validation_file_is_the_test_set_if_there_is_no_test_file(tmp_path: Path):
     dataset = load(DataConfig(name="parquet", root=parquet_root(tmp_path, 30, "valid-00000-of-00001.parquet")))
     assert (len(dataset.train), len(dataset.test)) == (30, 20)
     assert dataset.notes == ("valid-00000-of-00001.parquet is used as the test set, because there is no test file",)
@@ -269,7 +269,7 @@ def test_a_test_set_without_labels_is_refused(tmp_path: Path):
         load(DataConfig(name="parquet", root=root))
 
 
-def test_classes_without_train_images_are_told(tmp_path: Path):
+def test_classes_without_train_images_give_a_note(tmp_path: Path):
     write_parquet(tmp_path / "train.parquet", random_pixels(30), torch.tensor([1, 3, 4] * 10))
     write_parquet(tmp_path / "test.parquet", random_pixels(3, seed=1), torch.tensor([1, 3, 4]))
     dataset = load(DataConfig(name="parquet", root=tmp_path))
@@ -277,7 +277,7 @@ def test_classes_without_train_images_are_told(tmp_path: Path):
     assert dataset.notes == ("2 of 5 classes have no train image, so the student cannot learn them (0, 2)",)
 
 
-def test_classes_of_one_image_are_told(tmp_path: Path):
+def test_classes_of_one_image_give_a_note(tmp_path: Path):
     names = ["ant", "bee", "cow"]
     for seed, split in enumerate(("train", "test")):
         write_folder(tmp_path / split, random_pixels(5, seed=seed), torch.tensor([0, 0, 1, 1, 2]), names)
@@ -285,7 +285,7 @@ def test_classes_of_one_image_are_told(tmp_path: Path):
     assert notes == ("1 of 3 classes have one train image, which goes to the proxy set (cow)",)
 
 
-def test_classes_of_test_are_taken_by_their_names(tmp_path: Path):
+def test_classes_of_train_and_test_are_matched_by_name(tmp_path: Path):
     for seed, split in enumerate(("train", "test")):
         write_folder(tmp_path / split, random_pixels(6, seed=seed), torch.arange(6) % 3, ["ant", "bee", "cow"])
     plain = load(DataConfig(name="image_folder", root=tmp_path))
@@ -299,7 +299,7 @@ def test_classes_of_test_are_taken_by_their_names(tmp_path: Path):
     )
 
 
-def test_class_folders_called_by_numbers_are_matched_by_them_where_test_lacks_some(tmp_path: Path):
+def test_numbered_class_folders_are_matched_by_number_if_test_lacks_some(tmp_path: Path):
     pixels, labels = random_pixels(30), torch.arange(30) % 3
     write_folder(tmp_path / "train", pixels, labels, ["0", "1", "2"])
     kept = labels != 1
@@ -325,13 +325,13 @@ def test_one_class_is_refused(tmp_path: Path, names):
 
 
 def written(root: Path, train: Tensor, test: Tensor, *, other: bool = False) -> Path:
-    """Parquet files of these images; `other`: the labels of test are not those that train counts."""
+    """Write Parquet files of these images; with `other`, the labels of equal test and train images differ."""
     write_parquet(root / "train.parquet", train, torch.arange(len(train)) % 5)
     write_parquet(root / "test.parquet", test, (torch.arange(len(test)) + other) % 5)
     return root
 
 
-def test_test_images_that_are_train_images_are_told(tmp_path: Path):
+def test_test_images_that_are_train_images_give_a_note(tmp_path: Path):
     train, test = random_pixels(40), random_pixels(60)[30:]
     some = load(DataConfig(name="parquet", root=written(tmp_path, train, test)))
     assert some.notes == (
@@ -343,7 +343,7 @@ def test_test_images_that_are_train_images_are_told(tmp_path: Path):
     assert apart.notes == ()
 
 
-def test_copies_of_another_label_are_told(tmp_path: Path):
+def test_copies_with_another_label_give_a_note(tmp_path: Path):
     notes = load(
         DataConfig(name="parquet", root=written(tmp_path, random_pixels(40), random_pixels(10), other=True))
     ).notes
@@ -372,7 +372,7 @@ def test_copies_are_on_one_side_of_each_split(
     assert abs(len(dataset.val) - round(fraction * (count - count // 5))) < 2 * most
 
 
-def test_a_split_without_copies_is_what_it_was(tmp_path: Path):
+def test_a_split_without_copies_is_that_of_earlier_versions(tmp_path: Path):
     root = parquet_root(tmp_path, 60)
     write_parquet(root / "train.parquet", random_pixels(60), torch.arange(60) % 10)
     found = [load(DataConfig(name="parquet", root=root, seed=seed, val_fraction=0.2)).digest for seed in (0, 1)]

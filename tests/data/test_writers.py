@@ -8,7 +8,7 @@ from condkd_ray.data.writers import write_dc, write_images
 from data.image_files import random_pixels
 
 
-def test_classes_have_their_numbers_as_names_unless_others_are_given(tmp_path: Path):
+def test_the_default_names_of_classes_are_their_numbers(tmp_path: Path):
     pixels, labels = random_pixels(4, channels=1), torch.tensor([0, 2, 1, 2])
     write_images(tmp_path / "numbers.parquet", pixels, labels)
     write_images(tmp_path / "names.parquet", pixels, labels, names=("ant", "bee", "cat", "dog"))
@@ -30,7 +30,7 @@ def test_webp_keeps_every_pixel_of_colour_images_in_fewer_bytes(tmp_path: Path):
     assert (tmp_path / "webp.parquet").stat().st_size < (tmp_path / "png.parquet").stat().st_size
 
 
-def test_dc_files_hold_one_pair_detached_and_no_more_than_it(tmp_path: Path):
+def test_dc_files_contain_only_one_detached_pair(tmp_path: Path):
     many = torch.randn(100, 3, 4, 4, dtype=torch.float64).requires_grad_()
     write_dc(tmp_path / "a" / "set.pt", many[:2], torch.tensor([0, 1]), about={"method": "none"})
     content = torch.load(tmp_path / "a" / "set.pt", weights_only=True)
@@ -42,7 +42,7 @@ def test_dc_files_hold_one_pair_detached_and_no_more_than_it(tmp_path: Path):
     assert (tmp_path / "a" / "set.pt").stat().st_size < 8000
 
 
-def test_a_file_that_fails_half_way_leaves_the_former_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_failed_write_keeps_the_former_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = tmp_path / "set.pt"
     path.write_text("former")
     monkeypatch.setattr(torch, "save", lambda _, partial: partial.write_text("half") and 1 / 0)

@@ -1,4 +1,4 @@
-"""Student's steps and batches of the toy world, as several files look at them."""
+"""The student's steps and batches in the toy world, for several test files."""
 
 import copy
 
@@ -16,7 +16,7 @@ from condkd_ray.trial.run import local_store
 
 
 def begin(distiller: Distiller, teacher: Teacher, rounds: int = 3) -> DistillerState:
-    """With the teacher's copy for a student."""
+    """Return the initial state with a copy of the teacher as the student."""
     return distiller.init(copy.deepcopy(teacher.network).requires_grad_().train(), rounds)
 
 
@@ -25,7 +25,7 @@ def ones(batch: Samples) -> Tensor:
 
 
 def begin_fresh(distiller: Distiller, teacher: Teacher, rounds: int = 1) -> DistillerState:
-    """With a fresh student."""
+    """Return the initial state with a newly initialised student."""
     with Streams(0).forked("init/student"):
         student = toy_config().student.build(teacher.image_shape, teacher.num_classes)
     return distiller.init(student.train(), rounds)

@@ -61,7 +61,7 @@ def test_the_share_follows_its_schedule_over_the_rounds():
     ("share", "start", "end", "synthetic"),
     [(1.0, 1.0, 1.0, False), (0.5, 2.0, 2.0, False), (1.0, 1.0, 0.5, True), (0.5, 1.0, 2.0, True)],
 )
-def test_synthetic_images_are_needed_if_any_round_leaves_room_for_them(share, start, end, synthetic):
+def test_synthetic_images_are_needed_if_the_condensed_share_of_any_round_is_below_1(share, start, end, synthetic):
     distiller = Distiller(batch=16, condensed_share=share, share_schedule=Schedule(start=start, end=end))
     assert distiller.needs_synthetic == synthetic
     if synthetic:
@@ -72,7 +72,7 @@ def test_synthetic_images_are_needed_if_any_round_leaves_room_for_them(share, st
         assert toy_config(inversion=NoInversion(), distiller=distiller).distiller == distiller
 
 
-def test_a_schedule_that_asks_for_more_than_a_batch_is_refused():
+def test_a_schedule_with_a_share_above_1_is_refused():
     with pytest.raises(InputError, match=r"largest factor of its share_schedule is 1\.5; accepted: at most 1"):
         Distiller(condensed_share=0.5, share_schedule=Schedule(end=3.0))
 
@@ -87,28 +87,28 @@ def test_a_batch_is_synthetic_then_condensed():
     assert weights.eq(1).all()
 
 
-def test_mixing_leaves_the_synthetic_part_of_the_batch_as_it_was():
+def test_mixing_does_not_change_the_synthetic_part_of_the_batch():
     plain = toy_config(distiller=Distiller(batch=16, condensed_share=0.0))
     mixed = toy_config(distiller=Distiller(batch=16, condensed_share=0.25))
     assert torch.equal(drawn(plain)[0].images[:12], drawn(mixed)[0].images[:12])
 
 
-def test_without_augmentation_the_stored_logits_serve(teacher):
+def test_without_augmentation_the_stored_logits_are_used(teacher):
     distiller = Distiller(augment=False, lr=1e-9, loss=LogitL1())
     state = begin(distiller, teacher)
     state.student.eval()
     batch = samples(8)
-    answers = replace(batch, logits=teacher.logits(batch.images))
-    terms, gap = distiller.step(state, answers, ones(batch), teacher=teacher, rng=Streams(0))
+    right = replace(batch, logits=teacher.logits(batch.images))
+    terms, gap = distiller.step(state, right, ones(batch), teacher=teacher, rng=Streams(0))
     torch.testing.assert_close(gap, torch.zeros(8), rtol=0, atol=1e-5)
     assert terms["loss"].item() == pytest.approx(0, abs=1e-5)
     assert terms["agreement"] == 1
-    wrong = replace(answers, logits=answers.logits + 3)
+    wrong = replace(right, logits=right.logits + 3)
     terms, _ = distiller.step(state, wrong, ones(batch), teacher=teacher, rng=Streams(0))
     assert terms["loss"].item() == pytest.approx(3, 1e-4)
 
 
-def test_with_augmentation_the_teacher_looks_again_at_what_the_student_sees(teacher):
+def test_with_augmentation_the_teachers_logits_of_the_augmented_images_are_computed(teacher):
     distiller = Distiller(augment=True, lr=1e-9, loss=LogitL1())
     state = begin(distiller, teacher)
     state.student.eval()
@@ -117,8 +117,8 @@ def test_with_augmentation_the_teacher_looks_again_at_what_the_student_sees(teac
     assert terms["loss"].item() == pytest.approx(0, abs=1e-5)
 
 
-class Shown(torch.nn.Module):
-    """A network that keeps what it was shown."""
+class Recorder(torch.nn.Module):
+    """A network that records its inputs."""
 
     def __init__(self, side):
         super().__init__()
@@ -129,13 +129,16 @@ class Shown(torch.nn.Module):
         return self.linear(images.flatten(1))
 
 
-def shown_to_the_student(pixels, mean, std, seed=0):
-    """What a step shows the student of [0, 1] pixels (16, 1, H, H): 12 synthetic and, beyond the batch, 4 condensed."""
+def student_inputs(pixels, mean, std, seed=0):
+    """Return the student's inputs in a step, and the teacher.
+
+    `pixels`: (16, 1, H, H) in [0, 1], of 12 synthetic images and, beyond the batch, 4 condensed ones.
+    """
     side = pixels.shape[-1]
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(side * side, 4))
     options = {"num_classes": 4, "image_shape": (1, side, side), "train_size": 1, "flip_ok": True}
     teacher = Teacher(network, mean=(mean,), std=(std,), **options)
-    distiller, student = Distiller(batch=12), Shown(side)
+    distiller, student = Distiller(batch=12), Recorder(side)
     batch = Samples(teacher.normalise(pixels), torch.zeros(16, dtype=torch.int64), torch.zeros(16, 4))
     distiller.step(distiller.init(student, 1), batch, torch.ones(16), teacher=teacher, rng=Streams(seed))
     (seen,) = student.seen
@@ -143,19 +146,19 @@ def shown_to_the_student(pixels, mean, std, seed=0):
 
 
 @given(mean=st.floats(0.05, 0.95), std=st.floats(0.05, 0.5), seed=st.integers(0, 999))
-def test_the_student_sees_what_it_would_if_pixels_moved_before_they_are_normalised(mean, std, seed):
+def test_augmentation_after_normalising_equals_augmentation_before(mean, std, seed):
     pixels = torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
-    before, _ = shown_to_the_student(pixels, 0.0, 1.0, seed)
-    after, teacher = shown_to_the_student(pixels, mean, std, seed)
+    before, _ = student_inputs(pixels, 0.0, 1.0, seed)
+    after, teacher = student_inputs(pixels, mean, std, seed)
     assert torch.equal(after, teacher.normalise(before))
 
 
 @pytest.mark.parametrize("side", [4, 8, 28])
-def test_the_student_sees_moved_images_at_every_size(side):
-    # Two flat columns apart from each other: no mirror moves them up or down.
+def test_images_of_every_size_are_shifted(side):
+    # Each image has one bright row, which a mirror image does not move.
     pixels = torch.zeros(16, 1, side, side)
     pixels[:, :, side // 2] = 1.0
-    seen, _ = shown_to_the_student(pixels, 0.0, 1.0)
+    seen, _ = student_inputs(pixels, 0.0, 1.0)
     assert (seen != pixels).any()
 
 
@@ -163,14 +166,14 @@ def test_weights_scale_the_samples_losses(teacher):
     distiller = Distiller(augment=False, lr=1e-9)
     batch = samples(8)
 
-    def taken(rows: slice, weights: Tensor) -> tuple[float, Tensor]:
+    def step(rows: slice, weights: Tensor) -> tuple[float, Tensor]:
         state = begin(distiller, teacher)
         state.student.eval()  # batch statistics would tie the samples together
         loss = distiller.step(state, batch[rows], weights, teacher=teacher, rng=Streams(0)).terms["loss"]
         return loss.item(), gradients(state.student)
 
-    half, gradient = taken(slice(0, 4), torch.ones(4))
-    masked, same = taken(slice(0, 8), torch.tensor([2.0] * 4 + [0.0] * 4))
+    half, gradient = step(slice(0, 4), torch.ones(4))
+    masked, same = step(slice(0, 8), torch.tensor([2.0] * 4 + [0.0] * 4))
     assert masked == pytest.approx(half, rel=1e-5)
     assert torch.allclose(same, gradient, rtol=1e-3, atol=1e-6)
 
@@ -197,7 +200,7 @@ def test_the_rate_falls_as_a_cosine_to_zero_over_all_rounds(teacher):
     assert state.optimizer.param_groups[0]["lr"] == pytest.approx(0, abs=1e-9)
 
 
-def test_the_teacher_and_the_batch_are_left_as_they_were(teacher):
+def test_a_step_changes_neither_the_teacher_nor_the_batch(teacher):
     before = {name: value.clone() for name, value in teacher.network.state_dict().items()}
     batch = samples(8)
     distiller = Distiller()
@@ -208,7 +211,7 @@ def test_the_teacher_and_the_batch_are_left_as_they_were(teacher):
     assert torch.equal(batch.images, samples(8).images)
 
 
-def test_only_its_own_stream_is_drawn_from(teacher):
+def test_a_step_draws_only_from_the_students_stream(teacher):
     distiller, rng, batch = Distiller(), Streams(0), samples(8)
     distiller.step(begin(distiller, teacher), batch, ones(batch), teacher=teacher, rng=rng)
     assert {name for names in rng.state_dict().values() for name in names} == {"augment/student"}
@@ -224,7 +227,7 @@ def test_only_its_own_stream_is_drawn_from(teacher):
         ({"lr": 0.0}, "student lr is 0.0; accepted: > 0"),
     ],
 )
-def test_odd_settings_are_refused(fields, message):
+def test_invalid_settings_are_refused(fields, message):
     with pytest.raises(InputError, match=message):
         Distiller(**fields)
 
@@ -247,11 +250,11 @@ def test_a_student_learns_from_the_teacher(teacher):
     ("bfloat16", LogitL1(), False),
     ("bfloat16", Attention(teacher_layers=("stages.0",), student_layers=("stages.0",)), True),
 ])  # fmt: skip
-def test_under_bfloat16_a_teacher_whose_logits_alone_are_wanted_is_asked_folded(precision, loss, plain, teacher):
-    distiller, asked = Distiller(loss=loss), []
+def test_under_bfloat16_the_folded_network_is_used_if_only_logits_are_needed(precision, loss, plain, teacher):
+    distiller, calls = Distiller(loss=loss), []
     state = begin(distiller, teacher)
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
         assert (teacher.answering is teacher.network) == (precision == "float32")
-        teacher.network.register_forward_hook(lambda *_: asked.append(True))
+        teacher.network.register_forward_hook(lambda *_: calls.append(True))
         distiller.step(state, samples(8), torch.ones(8), teacher=teacher, rng=Streams(0))
-    assert bool(asked) == plain
+    assert bool(calls) == plain

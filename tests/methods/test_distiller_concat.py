@@ -1,4 +1,4 @@
-"""Batches in which condensed images come to a full batch of synthetic ones: `mix: concat`."""
+"""Batches in which condensed images are appended to a full batch of synthetic ones: `mix: concat`."""
 
 from dataclasses import replace
 
@@ -26,19 +26,19 @@ def teacher() -> Teacher:
 CONCAT = Distiller(steps=2, batch=16, condensed_share=0.25, mix="concat")
 
 
-def test_concatenated_condensed_images_come_to_a_full_batch_of_synthetic_ones():
+def test_condensed_images_are_appended_to_a_full_batch_of_synthetic_ones():
     config = toy_config(memory=Latest(), distiller=CONCAT)
     batch, weights, fresh, condensed = drawn(config)
     assert len(condensed) == 8
     assert len(batch) == len(weights) == 16 + 8
     assert contained(batch.images[:16], fresh.images)
-    # Fewer than a batch: all of them, each once.
+    # There are fewer condensed images than a batch, so each occurs once.
     assert contained(condensed.images, batch.images[16:])
     share = drawn(toy_config(memory=Latest(), distiller=replace(CONCAT, mix="share")))[0]
     assert torch.equal(batch.images[:12], share.images[:12])
 
 
-def test_of_many_condensed_images_as_many_as_synthetic_ones_come_none_twice():
+def test_of_many_condensed_images_a_batch_without_repetition_is_appended():
     distiller = Distiller(batch=4, condensed_share=0.5, mix="concat")
     batch, weights, _, condensed = drawn(toy_config(memory=Latest(), distiller=distiller))
     assert len(batch) == 8
@@ -47,23 +47,23 @@ def test_of_many_condensed_images_as_many_as_synthetic_ones_come_none_twice():
     assert len(batch.images[4:].flatten(1).unique(dim=0)) == 4
 
 
-def test_its_loss_and_gradient_are_those_of_the_sum_of_two_means(teacher):
+def test_loss_and_gradient_are_those_of_the_sum_of_two_means(teacher):
     distiller = Distiller(batch=6, condensed_share=0.5, mix="concat", augment=False, lr=1e-9)
     batch, priorities = answered(blobs(9, seed=9), teacher), torch.tensor([1.0, 0.5, 0.25, 1.0, 0.1, 0.7])
 
-    def taken(rows: slice, weights: Tensor) -> tuple[float, Tensor]:
+    def step(rows: slice, weights: Tensor) -> tuple[float, Tensor]:
         state = begin_fresh(distiller, teacher)
         state.student.eval()  # batch statistics would tie the samples together
         loss = distiller.step(state, batch[rows], weights, teacher=teacher, rng=Streams(0)).terms["loss"]
         return loss.item(), gradients(state.student)
 
-    synthetic, condensed = taken(slice(0, 6), priorities), taken(slice(6, 9), torch.ones(3))
-    both = taken(slice(0, 9), as_two_means(priorities, 3))
+    synthetic, condensed = step(slice(0, 6), priorities), step(slice(6, 9), torch.ones(3))
+    both = step(slice(0, 9), as_two_means(priorities, 3))
     assert both[0] == pytest.approx(synthetic[0] + condensed[0], rel=1e-5)
     torch.testing.assert_close(both[1], synthetic[1] + condensed[1], rtol=1e-4, atol=1e-5)
 
 
-def test_concatenation_leaves_every_shared_stream_as_it_was():
+def test_concatenation_does_not_change_shared_random_streams():
     def streams(distiller: Distiller) -> dict[str, Tensor]:
         config, prepared = toy_config(distiller=distiller), make_prepared()
         state, store = start(config, prepared), local_store(config, prepared, None)
@@ -77,7 +77,7 @@ def test_concatenation_leaves_every_shared_stream_as_it_was():
     assert all(torch.equal(concat[name], plain[name]) for name in plain)
 
 
-def test_synthetic_images_move_alike_with_and_without_condensed_ones_behind(teacher):
+def test_synthetic_images_are_augmented_equally_with_and_without_condensed_ones(teacher):
     seen = []
     distiller, batch = replace(CONCAT, batch=6), samples(9)
     for condensed in (0, 3):
@@ -86,7 +86,7 @@ def test_synthetic_images_move_alike_with_and_without_condensed_ones_behind(teac
 
 
 @pytest.mark.parametrize(("share", "size"), [(0.0, (16, 0)), (1.0, (0, 16))])
-def test_concatenation_of_one_kind_alone_is_that_kind(share, size):
+def test_concatenation_of_a_single_kind_is_a_batch_of_that_kind(share, size):
     config = toy_config(memory=Latest(), distiller=replace(CONCAT, condensed_share=share))
     batch, weights, fresh, condensed = drawn(config)
     kinds = [(image[None], contained(image[None], fresh.images)) for image in batch.images]
@@ -95,7 +95,7 @@ def test_concatenation_of_one_kind_alone_is_that_kind(share, size):
     assert weights.eq(1).all()
 
 
-def test_concatenation_needs_what_it_concatenates():
+def test_concatenation_without_both_kinds_is_refused():
     with pytest.raises(InputError, match=r"condensed_share without inversion is 0\.25; accepted: 1"):
         toy_config(inversion=NoInversion(), distiller=CONCAT)
     with pytest.raises(InputError, match=r"condensed_share without a condensation is 0\.25"):

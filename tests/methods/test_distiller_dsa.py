@@ -1,4 +1,4 @@
-"""Batches whose condensed images are seen under DSA: `condensed_augment: dsa`."""
+"""Batches whose condensed images are augmented by DSA: `condensed_augment: dsa`."""
 
 import copy
 from dataclasses import replace
@@ -30,8 +30,8 @@ NAME = "augment/condensed"
 each_mix = pytest.mark.parametrize("distiller", [SHARE, CONCAT], ids=lambda one: one.mix)
 
 
-class Shown(torch.nn.Module):
-    """A network that keeps what it was shown."""
+class Recorder(torch.nn.Module):
+    """A network that records its inputs."""
 
     def __init__(self):
         super().__init__()
@@ -42,9 +42,9 @@ class Shown(torch.nn.Module):
         return self.linear(images.flatten(1))
 
 
-def shown(distiller, batch, condensed, *, rng=None, flip_ok=False):
-    """What one step shows the student and, where it asks it, the teacher."""
-    student, network = Shown(), Shown()
+def step_inputs(distiller, batch, condensed, *, rng=None, flip_ok=False):
+    """Return the student's inputs in one step, and the list of the teacher's inputs."""
+    student, network = Recorder(), Recorder()
     options = {"num_classes": NUM_CLASSES, "image_shape": (1, 8, 8), "mean": (0.25,), "std": (0.25,)}
     teacher = Teacher(network, train_size=1, flip_ok=flip_ok, **options)
     network.seen.clear()
@@ -68,47 +68,49 @@ def by_hand(images, flip=False, seed=0):
 @pytest.mark.parametrize(("distiller", "count"), [(SHARE, 16), (CONCAT, 20)], ids=["share", "concat"])
 @settings(max_examples=10)
 @given(seed=st.integers(0, 99))
-def test_condensed_images_are_seen_under_dsa_and_all_others_as_without_it(distiller, count, augment, flip_ok, seed):
+def test_only_condensed_images_are_augmented_by_dsa(distiller, count, augment, flip_ok, seed):
     batch, distiller = samples(count, seed), replace(distiller, augment=augment)
-    seen, asked = shown(distiller, batch, 4, rng=Streams(seed), flip_ok=flip_ok)
-    plain, _ = shown(replace(distiller, condensed_augment="batch"), batch, 4, rng=Streams(seed), flip_ok=flip_ok)
+    seen, teacher_inputs = step_inputs(distiller, batch, 4, rng=Streams(seed), flip_ok=flip_ok)
+    plain, _ = step_inputs(replace(distiller, condensed_augment="batch"), batch, 4, rng=Streams(seed), flip_ok=flip_ok)
     assert torch.equal(seen[: count - 4], plain[: count - 4])
     assert torch.equal(seen[count - 4 :], by_hand(batch.images[count - 4 :], flip_ok, seed))
-    # And the teacher is asked about just what the student sees.
-    (images,) = asked
+    # The teacher gets the same images as the student.
+    (images,) = teacher_inputs
     assert torch.equal(images, seen)
 
 
-def test_each_condensed_image_has_a_draw_of_its_own():
+def test_each_condensed_image_has_its_own_draw():
     one = samples(1).images
     batch = Samples(one.expand(16, -1, -1, -1), torch.zeros(16, dtype=torch.int64), torch.zeros(16, NUM_CLASSES))
     for seed in range(5):
-        seen, _ = shown(SHARE, batch, 4, rng=Streams(seed))
+        seen, _ = step_inputs(SHARE, batch, 4, rng=Streams(seed))
         differing = {tuple(image.flatten().tolist()) for image in seen[12:]}
-        # A move by whole pixels of so small an image may come twice.
+        # On such small images, two draws of a shift by whole pixels can be equal.
         assert len(differing) > 1
 
 
-def test_a_batch_of_condensed_images_alone_is_all_under_dsa():
+def test_a_batch_of_only_condensed_images_is_augmented_by_dsa():
     batch = samples(16)
-    seen, _ = shown(replace(SHARE, condensed_share=1.0), batch, 16)
+    seen, _ = step_inputs(replace(SHARE, condensed_share=1.0), batch, 16)
     assert torch.equal(seen, by_hand(batch.images))
 
 
-def test_a_batch_without_condensed_images_is_as_it_was():
+def test_a_batch_without_condensed_images_is_augmented_as_without_dsa():
     batch = samples(16)
-    assert torch.equal(shown(SHARE, batch, 0)[0], shown(replace(SHARE, condensed_augment="batch"), batch, 0)[0])
+    assert torch.equal(
+        step_inputs(SHARE, batch, 0)[0], step_inputs(replace(SHARE, condensed_augment="batch"), batch, 0)[0]
+    )
 
 
-@pytest.mark.parametrize(("changes", "asks"), [({}, True), ({"condensed_share": 0.0}, False)])
-def test_the_teacher_is_asked_just_where_something_is_changed(changes, asks):
+@pytest.mark.parametrize(("changes", "runs"), [({}, True), ({"condensed_share": 0.0}, False)])
+def test_the_teacher_runs_only_if_images_are_augmented(changes, runs):
     distiller = replace(SHARE, augment=False, **changes)
-    assert distiller.runs_teacher == asks
+    assert distiller.runs_teacher == runs
     assert replace(distiller, condensed_augment="batch").runs_teacher is False
-    assert toy_config(distiller=distiller).keeps_logits == (not asks)
+    assert toy_config(distiller=distiller).keeps_logits == (not runs)
 
 
-def test_what_the_teacher_says_of_the_changed_images_is_what_is_taught():
+def test_the_student_learns_the_teachers_logits_of_the_augmented_images():
     teacher = make_teacher()
     distiller = replace(SHARE, augment=False, lr=1e-9, loss=LogitL1())
     state = begin(distiller, teacher)
@@ -127,7 +129,7 @@ def run(distiller, rounds=2, **changes):
 
 
 @each_mix
-def test_it_leaves_every_shared_stream_as_it_was(distiller):
+def test_dsa_does_not_change_shared_random_streams(distiller):
     found = []
     for method in (replace(distiller, condensed_augment="batch"), distiller):
         opened = run(method)[0].streams.state_dict()
@@ -139,21 +141,21 @@ def test_it_leaves_every_shared_stream_as_it_was(distiller):
 
 
 @each_mix
-def test_a_trial_sees_its_condensed_images_so(distiller, monkeypatch):
+def test_a_trial_passes_the_number_of_condensed_images_to_each_step(distiller, monkeypatch):
     counts = []
 
     def counted(self, images, condensed, teacher, rng):
         counts.append((len(images), condensed))
-        return shown_by(self, images, condensed, teacher, rng)
+        return original(self, images, condensed, teacher, rng)
 
-    shown_by = Distiller.student_images
+    original = Distiller.student_images
     monkeypatch.setattr(Distiller, "student_images", counted)
     run(distiller, rounds=1)
     assert counts == [(16, 4) if distiller.mix == "share" else (24, 8)] * 2
 
 
 @each_mix
-def test_a_trial_goes_on_from_a_checkpoint_bit_for_bit(distiller, tmp_path):
+def test_a_trial_continues_from_a_checkpoint_bit_for_bit(distiller, tmp_path):
     config, prepared = toy_config(distiller=distiller), make_prepared()
     live, store = run(distiller, rounds=1)
     checkpoint.save(live, tmp_path / "state")
@@ -164,7 +166,7 @@ def test_a_trial_goes_on_from_a_checkpoint_bit_for_bit(distiller, tmp_path):
     assert same(list(tensors(live)), list(tensors(resumed)))
 
 
-def test_it_changes_what_the_student_learns_from_condensed_images_alone():
+def test_dsa_changes_the_student_that_learns_only_from_condensed_images():
     alone = {"inversion": NoInversion()}
     plain = replace(SHARE, condensed_share=1.0, condensed_augment="batch")
     ends = [

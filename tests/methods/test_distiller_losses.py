@@ -1,4 +1,4 @@
-"""The student's step under each distillation loss."""
+"""The student's step with each distillation loss."""
 
 from dataclasses import replace
 
@@ -30,7 +30,7 @@ every_loss = pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.name)
 
 @every_loss
 @pytest.mark.parametrize("augment", [True, False])
-def test_the_gradient_flows_to_the_student_alone(teacher, loss, augment):
+def test_only_the_student_gets_a_gradient(teacher, loss, augment):
     distiller = Distiller(loss=loss, augment=augment)
     state, batch = begin_fresh(distiller, teacher), answered(blobs(16, seed=9), teacher)
     found = distiller.step(state, batch, ones(batch), teacher=teacher, rng=Streams(0))
@@ -43,7 +43,7 @@ def test_the_gradient_flows_to_the_student_alone(teacher, loss, augment):
 
 
 @every_loss
-def test_a_sample_without_weight_has_no_part_in_the_loss(teacher, loss):
+def test_a_sample_of_weight_0_does_not_change_the_loss(teacher, loss):
     distiller, batch = Distiller(loss=loss, augment=False, lr=1e-9), answered(blobs(8, seed=9), teacher)
     losses = []
     for rows, weights in ((slice(0, 4), torch.ones(4)), (slice(0, 8), torch.tensor([2.0] * 4 + [0.0] * 4))):
@@ -55,7 +55,7 @@ def test_a_sample_without_weight_has_no_part_in_the_loss(teacher, loss):
 
 
 @every_loss
-def test_a_student_learns_by_every_loss(teacher, loss):
+def test_a_student_learns_with_every_loss(teacher, loss):
     real = answered(blobs(256, seed=9), teacher)
     distiller = Distiller(loss=loss, steps=40, batch=64, shift=0.0)
     state, rng, losses = begin_fresh(distiller, teacher), Streams(0), []
@@ -67,7 +67,7 @@ def test_a_student_learns_by_every_loss(teacher, loss):
     assert sum(losses[-5:]) < sum(losses[:5])
 
 
-def test_decoupled_distillation_hears_of_the_samples_labels(teacher):
+def test_decoupled_distillation_depends_on_the_labels(teacher):
     distiller, batch = Distiller(loss=Dkd(), augment=False), answered(blobs(8, seed=9), teacher)
     moved = replace(batch, labels=(batch.labels + 1) % 4)
     losses = [
@@ -77,12 +77,12 @@ def test_decoupled_distillation_hears_of_the_samples_labels(teacher):
     assert losses[0] != losses[1]
 
 
-def test_a_loss_of_layers_has_the_teacher_look_although_its_logits_are_stored(teacher):
+def test_a_loss_of_layers_runs_the_teacher_even_if_its_logits_are_stored(teacher):
     distiller = Distiller(loss=LOSSES[-1], augment=False, lr=1e-9)
     state = begin(distiller, teacher)
     state.student.eval()
     batch = replace(samples(8), logits=torch.full((8, 4), 1e6))
     terms, gap = distiller.step(state, batch, ones(batch), teacher=teacher, rng=Streams(0))
-    # The student is the teacher's copy: nothing is left of either part.
+    # The student is a copy of the teacher, so both parts of the loss are 0.
     assert terms["loss"].item() == pytest.approx(0, abs=1e-3)
     assert gap.max() <= 1e-5

@@ -1,4 +1,4 @@
-"""The student's optimiser and learning rate, against torch's own, stepped as the papers' released code steps them."""
+"""The student's optimiser and learning rate against PyTorch's, which are stepped as in the papers' released code."""
 
 import copy
 import math
@@ -51,7 +51,7 @@ def batches(count: int) -> list[Samples]:
 
 
 def distilled(distiller: Distiller, teacher: Teacher, count: int, rounds: int) -> tuple[list[float], DistillerState]:
-    """The learning rate of each of `count` steps, and what they lead to."""
+    """Return the learning rate of each of `count` steps, and the state after them."""
     state, rates = begin(distiller, teacher, rounds), []
     for batch in batches(count):
         rates.append(state.optimizer.param_groups[0]["lr"])
@@ -87,7 +87,7 @@ OPTIMISERS = {
 
 
 @pytest.mark.parametrize("name", OPTIMISERS)
-def test_steps_are_those_of_torchs_optimiser_bit_for_bit(name, teacher):
+def test_steps_equal_those_of_torchs_optimiser_bit_for_bit(name, teacher):
     fields, make = OPTIMISERS[name]
     rates, state = distilled(Distiller(**PLAIN | fields, lr_schedule="constant"), teacher, 5, rounds=1)
     student = student_of(teacher)
@@ -116,8 +116,8 @@ def test_a_gradient_longer_than_clip_is_scaled_down_to_it(clip, clips, teacher):
 
 STEPS = 2
 RECIPES = {
-    # What the config says; torch's optimiser and schedule; rounds, and rounds in an epoch; whether the schedule is
-    # stepped before an epoch.
+    # Fields of the config; PyTorch's optimiser and schedule; number of rounds; rounds per epoch; true if the schedule
+    # is stepped before each epoch, false if after it.
     "CMI": (
         {"lr_epoch": 1},
         lambda w: SGD(w, 0.1, momentum=0.9, weight_decay=1e-4),
@@ -159,7 +159,7 @@ RECIPES = {
 
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
 @pytest.mark.parametrize("name", RECIPES)
-def test_published_recipes_can_be_written_down(name, teacher):
+def test_published_recipes_can_be_expressed_as_configs(name, teacher):
     fields, make, schedule, rounds, epoch, before = RECIPES[name]
     distiller = Distiller(**PLAIN | {"steps": STEPS} | fields)
     config = toy_config(distiller=distiller, condensation=None, rounds=rounds)
@@ -182,7 +182,7 @@ def test_published_recipes_can_be_written_down(name, teacher):
 
 
 def closed_form(distiller: Distiller, rounds: int) -> np.ndarray:
-    """The rate of each step, in float64 from the definition: warm-up times schedule."""
+    """Return the learning rate of each step in float64 by the definition: warm-up factor times schedule."""
     total = rounds * distiller.steps
     step = np.arange(total, dtype=np.float64)
     rising = distiller.warm_up * total
@@ -225,7 +225,7 @@ def test_the_rate_is_warm_up_times_schedule(fields, rounds):
         assert state.optimizer.param_groups[0]["lr"] == pytest.approx(distiller.last_lr, abs=1e-15)
 
 
-def test_the_schedule_stands_still_while_the_inversion_warms_up():
+def test_the_schedule_does_not_advance_while_the_inversion_warms_up():
     distiller = Distiller(steps=2, batch=16, warm_up=0.0, lr_schedule="multi_step", milestones=(1,))
     inversion = Fast(steps=2, batch=16, latent=16, width=8, warm_up=2)
     config, prepared = (
@@ -249,12 +249,12 @@ RESUMED = {
 }
 
 
-def told(history):
+def without_times(history):
     return [{name: value for name, value in row.items() if not name.startswith("time/")} for row in history]
 
 
 @pytest.mark.parametrize("name", RESUMED)
-def test_a_resumed_trial_comes_to_the_same_numbers(name, tmp_path):
+def test_a_resumed_trial_gives_the_same_numbers(name, tmp_path):
     distiller = Distiller(steps=2, batch=16, condensed_share=0.25, **RESUMED[name])
     config, prepared = toy_config(distiller=distiller, rounds=4), make_prepared()
     whole = run_trial(config, prepared, local_store(config, prepared, None))
@@ -267,7 +267,7 @@ def test_a_resumed_trial_comes_to_the_same_numbers(name, tmp_path):
         store.commit()
         again = local_store(config, prepared, tmp_path / str(done))
         resumed = run_trial(config, prepared, again, checkpoint=tmp_path / f"state{done}")
-        assert told(resumed.history) == told(whole.history)
+        assert without_times(resumed.history) == without_times(whole.history)
         assert resumed.predictions == whole.predictions
 
 
@@ -297,7 +297,7 @@ def test_a_checkpoint_of_another_optimiser_is_refused(old, message, tmp_path):
         ({"lr": 0.05, "lr_schedule": "constant", "weight_decay": 0.0}, 0.05),
     ],
 )
-def test_an_heir_has_the_rate_of_its_own_recipe_at_once(fields, rate, tmp_path):
+def test_a_trial_with_an_inherited_state_has_the_rate_of_its_own_recipe_at_once(fields, rate, tmp_path):
     plain = Distiller(steps=2, batch=16, condensed_share=0.25, warm_up=0.0)
     prepared, config = make_prepared(), toy_config(distiller=plain, rounds=4)
     state, store = start(config, prepared), local_store(config, prepared, None)
@@ -306,10 +306,10 @@ def test_an_heir_has_the_rate_of_its_own_recipe_at_once(fields, rate, tmp_path):
     states.save(state, tmp_path / "old")
     own = replace(config, distiller=replace(plain, **fields))
     inherit(own, prepared, tmp_path / "old", tmp_path / "new")
-    heir = resume(own, prepared, store, tmp_path / "new")
-    assert heir.distiller.optimizer.param_groups[0]["lr"] == pytest.approx(rate)
-    assert heir.distiller.schedule.get_last_lr() == pytest.approx([rate])
-    assert torch.equal(weights(heir.distiller.student), weights(state.distiller.student))
+    inherited = resume(own, prepared, store, tmp_path / "new")
+    assert inherited.distiller.optimizer.param_groups[0]["lr"] == pytest.approx(rate)
+    assert inherited.distiller.schedule.get_last_lr() == pytest.approx([rate])
+    assert torch.equal(weights(inherited.distiller.student), weights(state.distiller.student))
 
 
 STEPPED = Distiller(steps=2, batch=16, condensed_share=0.25, lr_schedule="multi_step", milestones=(2, 40, 70))
@@ -317,7 +317,7 @@ EPOCHS = Distiller(steps=2, batch=16, condensed_share=0.25, lr_epoch=50)
 
 
 @pytest.mark.parametrize(("distiller", "fields"), [(STEPPED, {"milestones": (2,)}), (EPOCHS, {"lr_epoch": 3})])
-def test_a_probe_of_a_few_rounds_leaves_out_what_comes_later(distiller, fields, tmp_path):
+def test_a_probe_of_a_few_rounds_drops_later_milestones_and_shortens_epochs(distiller, fields, tmp_path):
     config = toy_config(distiller=distiller, rounds=100)
     assert probe_trial(Plan("guided", 2, 0, config), make_prepared(), tmp_path).wall.high > 0
     assert distiller.within(3) == replace(distiller, **fields)
@@ -395,7 +395,7 @@ distiller:
 """
 
 
-def test_a_recipe_comes_back_from_yaml(tmp_path):
+def test_a_recipe_is_equal_after_yaml(tmp_path):
     (tmp_path / "trial.yaml").write_text(RECIPE)
     config = read(tmp_path / "trial.yaml")
     assert config.distiller == Distiller(

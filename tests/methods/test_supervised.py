@@ -62,10 +62,10 @@ def test_training_lifts_accuracy():
 @pytest.mark.parametrize(("spelling", "lr"), [("resnet-8-4", 0.2), ("convnet-2-8", 0.05)])
 def test_networks_without_batch_norm_get_a_smaller_rate(spelling, lr):
     weights = []
-    for told in (None, lr, 0.1):
+    for rate in (None, lr, 0.1):
         with Streams(0).forked("init/teacher"):
             network = parse(spelling).build((1, 8, 8), 2)
-        method = Supervised(epochs=1, batch=64, lr=told)
+        method = Supervised(epochs=1, batch=64, lr=rate)
         method.train(network, *striped(128), **NORM, flip_ok=True, rng=Streams(0))
         weights.append(torch.cat([p.detach().flatten() for p in network.parameters()]))
     assert torch.equal(weights[0], weights[1])
@@ -106,7 +106,7 @@ def test_the_network_ends_in_eval_mode():
 
 
 class Spy(nn.Module):
-    """A linear classifier that keeps what it was shown."""
+    """A linear classifier that records its inputs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -118,16 +118,16 @@ class Spy(nn.Module):
         return self.linear(images.flatten(1))
 
 
-def shown(flip_ok: bool, images: Tensor, labels: Tensor, **fields: float) -> Spy:
+def trained_spy(flip_ok: bool, images: Tensor, labels: Tensor, **fields: float) -> Spy:
     spy = Spy()
     method = Supervised(**{"epochs": 1, "batch": 16, "shift": 0.0, **fields})  # type: ignore[arg-type]
     method.train(spy, images, labels, **NORM, flip_ok=flip_ok, rng=Streams(0))
     return spy
 
 
-def test_an_epoch_shows_each_image_once_normalised_in_batches_of_even_size():
+def test_an_epoch_contains_each_image_once_normalised_in_batches_of_even_size():
     images = torch.arange(37, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 8, 8)
-    seen = shown(False, images, torch.zeros(37, dtype=torch.int64)).seen
+    seen = trained_spy(False, images, torch.zeros(37, dtype=torch.int64)).seen
     assert sorted(map(len, seen)) == [12, 12, 13]
     values = torch.cat(seen)[:, 0, 0, 0]
     assert not torch.equal(values, values.sort().values)
@@ -138,7 +138,7 @@ def test_an_epoch_shows_each_image_once_normalised_in_batches_of_even_size():
 def test_images_are_mirrored_only_where_that_keeps_their_class(flip_ok):
     images = torch.zeros(64, 1, 8, 8, dtype=torch.uint8)
     images[:, :, :, 0] = 255
-    seen = torch.cat(shown(flip_ok, images, torch.zeros(64, dtype=torch.int64)).seen)
+    seen = torch.cat(trained_spy(flip_ok, images, torch.zeros(64, dtype=torch.int64)).seen)
     mirrored = (seen[:, 0, 0, 7] > 0).float().mean().item()
     assert (0.2 < mirrored < 0.8) if flip_ok else mirrored == 0
 
@@ -146,13 +146,13 @@ def test_images_are_mirrored_only_where_that_keeps_their_class(flip_ok):
 def test_shift_is_a_share_of_the_side():
     images = torch.zeros(200, 1, 8, 8, dtype=torch.uint8)
     images[:, :, 4, 4] = 255
-    seen = torch.cat(shown(False, images, torch.zeros(200, dtype=torch.int64), shift=0.25).seen)
+    seen = torch.cat(trained_spy(False, images, torch.zeros(200, dtype=torch.int64), shift=0.25).seen)
     places = (seen[:, 0] > 0).nonzero()[:, 1:]
     assert places.unique().tolist() == [2, 3, 4, 5, 6]
 
 
 @given(mean=st.floats(0.05, 0.95), std=st.floats(0.05, 0.5), seed=st.integers(0, 999))
-def test_images_move_before_they_are_normalised(mean, std, seed):
+def test_images_are_augmented_before_they_are_normalised(mean, std, seed):
     images = torch.randint(0, 256, (16, 1, 8, 8), generator=torch.Generator().manual_seed(seed)).to(torch.uint8)
     found = []
     for constants in ({"mean": (0.0,), "std": (1.0,)}, {"mean": (mean,), "std": (std,)}):
@@ -177,12 +177,12 @@ def test_the_default_shift_moves_small_images_too(side):
 
 def test_cutout_sets_a_square_of_normalised_images_to_the_mean():
     images, labels = torch.full((64, 1, 8, 8), 255, dtype=torch.uint8), torch.zeros(64, dtype=torch.int64)
-    seen = torch.cat(shown(False, images, labels, cutout=0.5).seen)
+    seen = torch.cat(trained_spy(False, images, labels, cutout=0.5).seen)
     assert set(seen.unique().tolist()) == {0.0, 2.0}
     hidden = (seen == 0).flatten(1).sum(1)
     assert hidden.max() == 16
     assert hidden.min() < 16
-    assert torch.cat(shown(False, images, labels).seen).min() == 2
+    assert torch.cat(trained_spy(False, images, labels).seen).min() == 2
 
 
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -194,7 +194,7 @@ def test_no_step_makes_the_host_wait_for_the_device(monkeypatch, device):
     network, method, ends = build().to(device), Supervised(epochs=4, batch=64, cutout=0.25), []
 
     def read(meter: Meter) -> dict[str, float]:
-        """The one copy of an epoch's terms to the host, at its end, is no step's."""
+        """Skip the copy of an epoch's terms to the host: it is made at the end of an epoch, not in a step."""
         ends.append(meter)
         return {}
 
@@ -203,7 +203,7 @@ def test_no_step_makes_the_host_wait_for_the_device(monkeypatch, device):
     with ExitStack() as ended:
         if device == "meta":
             ended.enter_context(simulated())
-        # What is made once, such as constants on the device, may wait.
+        # The first training may wait, because it creates constants on the device.
         train(rng=Streams(0, device))
         if device == "meta":
             ended.enter_context(Guard())
@@ -216,7 +216,7 @@ def test_no_step_makes_the_host_wait_for_the_device(monkeypatch, device):
 
 @pytest.mark.gpu
 @NO_GPU
-def test_on_a_gpu_it_learns_by_one_launch_of_sgd_a_step():
+def test_training_on_a_gpu_learns():
     images, labels = (part.cuda() for part in striped(512))
     network = build().cuda()
     metrics = Supervised(epochs=4, batch=64).train(
@@ -228,7 +228,7 @@ def test_on_a_gpu_it_learns_by_one_launch_of_sgd_a_step():
 
 
 def test_without_momentum_two_steps_follow_the_triangle_of_the_learning_rate():
-    """One batch an epoch, two epochs, peak in the middle: both steps at half the peak rate, by hand."""
+    """With one batch an epoch, two epochs and the peak in the middle, both steps have half the peak rate."""
     images, labels = striped(8)
     fields = {"epochs": 2, "batch": 8, "lr": 0.2, "warmup": 0.5, "momentum": 0.0, "weight_decay": 0.0, "shift": 0.0}
     torch.manual_seed(0)
@@ -243,12 +243,12 @@ def test_without_momentum_two_steps_follow_the_triangle_of_the_learning_rate():
     torch.testing.assert_close(spy.linear.bias.detach(), bias)
 
 
-def test_each_step_of_all_epochs_is_told():
-    told: list[tuple[int, int]] = []
+def test_on_step_is_called_for_each_step_of_all_epochs():
+    calls: list[tuple[int, int]] = []
     Supervised(epochs=3, batch=64).train(
-        build(), *striped(128), **NORM, flip_ok=True, rng=Streams(0), on_step=lambda *step: told.append(step)
+        build(), *striped(128), **NORM, flip_ok=True, rng=Streams(0), on_step=lambda *step: calls.append(step)
     )
-    assert told == [(step, 6) for step in range(1, 7)]
+    assert calls == [(step, 6) for step in range(1, 7)]
 
 
 def test_a_loss_that_is_not_a_number_is_named():
@@ -265,8 +265,8 @@ def test_images_that_are_not_uint8_are_refused():
         Supervised().train(build(), images.float(), labels, **NORM, flip_ok=True, rng=Streams(0))
 
 
-def test_compiled_it_learns_the_same(monkeypatch):
-    """Its graph is run as it is: a compiler that builds code of it takes long."""
+def test_compiled_training_gives_the_same_weights(monkeypatch):
+    """The graph is run without code generation, which would take long."""
     monkeypatch.setitem(compilation.MODES, ("default", False), compilation.Mode("aot_eager"))
     monkeypatch.setattr(compilation, "compiler_fault", lambda device: None)
     calls, compile = [], torch.compile
@@ -276,22 +276,22 @@ def test_compiled_it_learns_the_same(monkeypatch):
     torch.compiler.reset()
     plain = trained(cutout=0.25)
     counters.clear()
-    taken = trained(cutout=0.25, compile="default")
+    compiled = trained(cutout=0.25, compile="default")
     assert counters["stats"]["unique_graphs"] == 1
     for name, tensor in plain.state_dict().items():
-        torch.testing.assert_close(taken.state_dict()[name], tensor, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(compiled.state_dict()[name], tensor, rtol=1e-3, atol=1e-4)
     assert len(calls) == 1
     # Nothing compiled is left: the next training compiles anew.
     trained(cutout=0.25, compile="default")
     assert len(calls) == 2
 
 
-def test_without_a_compiler_it_is_refused_before_the_first_step(monkeypatch):
+def test_compilation_without_a_compiler_is_refused_before_the_first_step(monkeypatch):
     monkeypatch.setattr(compilation, "compiler_fault", lambda device: "no g++")
-    told = "compile is 'default'; accepted: off, or a machine on which PyTorch's compiler works: here no g++"
+    message = "compile is 'default'; accepted: off, or a machine on which PyTorch's compiler works: here no g++"
     network = build()
     before = [parameter.clone() for parameter in network.parameters()]
-    with pytest.raises(InputError, match=f"^{re.escape(told)}$"):
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         Supervised(compile="default").train(network, *striped(64), **NORM, flip_ok=True, rng=Streams(0))
     assert all(map(torch.equal, before, network.parameters()))
 

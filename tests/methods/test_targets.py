@@ -52,7 +52,7 @@ def test_the_covariance_is_the_cosines_of_incoming_weights(columns):
     assert (torch.linalg.matrix_rank(found, rtol=1e-6) < 16) == (columns == 3)
 
 
-def test_outgoing_weights_would_be_another_covariance():
+def test_the_covariance_is_not_that_of_outgoing_weights():
     weight = weights(16, 16)
     own, other = (torch.tensor(cosines(rows.tolist())) for rows in (weight, weight.T))
     values = drawn(weight, 10_000).float()
@@ -65,7 +65,7 @@ def test_kernels_are_flattened_to_rows():
     assert torch.equal(drawn(kernel, 50), drawn(kernel.reshape(8, 27), 50))
 
 
-def test_a_unit_without_weights_stays_where_it_is():
+def test_a_unit_without_weights_stays_at_zero():
     weight = weights(4, 6)
     weight[2] = 0
     values = drawn(weight, 100)
@@ -74,7 +74,7 @@ def test_a_unit_without_weights_stays_where_it_is():
 
 
 @pytest.mark.parametrize(("sigma", "as_variance", "std"), [(4.0, True, 2.0), (4.0, False, 4.0)])
-def test_targets_are_the_teachers_answers_from_the_hidden_layer_on(sigma, as_variance, std):
+def test_targets_are_the_teachers_soft_outputs_for_values_of_the_hidden_layer(sigma, as_variance, std):
     teacher = of(LeNet5())
     hidden, last = (part for part in teacher.network.modules() if isinstance(part, nn.Linear))
     method = Soft(sigma=sigma, sigma_is_variance=as_variance, mean=0.5, temperature=3.0)
@@ -85,7 +85,7 @@ def test_targets_are_the_teachers_answers_from_the_hidden_layer_on(sigma, as_var
     assert found.temperature == 3.0
 
 
-def test_without_activation_the_values_enter_the_last_layer_as_they_are():
+def test_without_activation_the_last_layer_gets_the_drawn_values_themselves():
     teacher = of(LeNet5())
     hidden, last = (part for part in teacher.network.modules() if isinstance(part, nn.Linear))
     found = Soft(activate=False).sample(20, teacher, rng=Streams(0))
@@ -93,7 +93,7 @@ def test_without_activation_the_values_enter_the_last_layer_as_they_are():
     torch.testing.assert_close(found.soft, torch.softmax(last(values) / 20, 1))
 
 
-def test_of_a_resnet_the_last_convolution_is_taken_for_the_pooled_features():
+def test_the_default_layer_of_a_resnet_is_the_last_convolution():
     teacher = make_teacher()
     convolution, last = teacher.network.stages[2][-1].conv2, teacher.network.classifier
     Soft().check(teacher)
@@ -103,7 +103,7 @@ def test_of_a_resnet_the_last_convolution_is_taken_for_the_pooled_features():
     assert torch.equal(found.soft, Soft(layer="stages.2.0.conv2").sample(20, teacher, rng=Streams(0)).soft)
 
 
-def test_of_alexnet_it_is_fc2_and_what_follows_includes_its_normalisation():
+def test_the_default_layer_of_alexnet_is_fc2_followed_by_its_normalisation():
     teacher = of(AlexNet())
     Soft().check(teacher)
     found, named = (Soft(layer=layer).sample(20, teacher, rng=Streams(0)).soft for layer in (None, "fc2"))
@@ -114,14 +114,14 @@ def test_of_alexnet_it_is_fc2_and_what_follows_includes_its_normalisation():
     Soft(layer="fc1").check(teacher)
 
 
-def test_a_larger_scale_makes_surer_targets():
+def test_a_larger_scale_makes_targets_more_confident():
     teacher = make_teacher()
     sure = [Soft(sigma=s).sample(500, teacher, rng=Streams(0)).soft.max(1).values.mean() for s in (0.5, 3.0, 30.0)]
     assert sure[0] < sure[1] < sure[2]
 
 
 class Skipping(nn.Module):
-    """`hidden` does not make the answer alone; `idle` does not make it at all; `inner` does."""
+    """The logits depend on `hidden` and another layer, do not depend on `idle`, and depend on `inner` alone."""
 
     def __init__(self):
         super().__init__()
@@ -152,7 +152,7 @@ def test_a_layer_that_cannot_be_used_is_refused_with_those_that_can(layer, reaso
     Soft().check(of(Skipping()))
 
 
-def test_a_layer_of_another_size_than_the_features_cannot_stand_for_them():
+def test_a_layer_of_another_width_than_the_features_is_refused():
     with pytest.raises(InputError, match="4 units where 16 features are needed"):
         Soft(layer="conv").check(make_teacher())
     with pytest.raises(InputError, match="512 units where 256 features are needed"):
@@ -165,25 +165,25 @@ def test_soft_targets_without_a_layer_for_them_are_refused():
 
 
 @pytest.mark.parametrize("change", [{"sigma": 0.0}, {"temperature": 0.0}])
-def test_settings_that_make_no_sense_are_refused(change):
+def test_invalid_settings_are_refused(change):
     with pytest.raises(InputError, match="accepted: > 0"):
         Soft(**change)
 
 
-def test_an_inversion_that_takes_no_soft_targets_is_refused():
+def test_an_inversion_without_support_for_soft_targets_is_refused():
     with pytest.raises(InputError, match="targets soft for inversion dafl"):
         toy_config(targets=Soft(), inversion=small(Dafl))
 
 
 @pytest.mark.parametrize("kind", [Fast, Cmi, DeepInversion], ids=lambda kind: kind.__name__)
-def test_inversions_that_hear_answers_learn_from_soft_ones(kind):
+def test_inversions_that_support_soft_targets_compute_the_one_hot_loss_on_them(kind):
     inversion, teacher = small(kind, steps=1), make_teacher()
     soft = Soft(sigma=30.0, temperature=2.0)
     targets = soft.sample(inversion.images_per_round, teacher, rng=Streams(0))
-    looks = []
+    logits = []
 
-    def look(seen, labels):
-        looks.append(seen.logits.detach())
+    def recorded(seen, labels):
+        logits.append(seen.logits.detach())
         return equal_weights(seen, labels)
 
     rng = Streams(0)
@@ -193,17 +193,17 @@ def test_inversions_that_hear_answers_learn_from_soft_ones(kind):
         teacher=teacher,
         student=teacher.network,
         guide=Unguided(),
-        weigh=look,
+        weigh=recorded,
         rng=rng,
     )
     assert torch.equal(made.labels, targets.labels)
-    wanted = class_prior(looks[0], targets.soft, 2.0).mean().item()
+    wanted = class_prior(logits[0], targets.soft, 2.0).mean().item()
     assert metrics["inversion/oh"] == pytest.approx(wanted, rel=1e-5)
-    hard = class_prior(looks[0], targets.labels, 2.0).mean().item()
+    hard = class_prior(logits[0], targets.labels, 2.0).mean().item()
     assert metrics["inversion/oh"] != pytest.approx(hard, rel=1e-3)
 
 
-def test_autocast_leaves_the_drawn_values_alone():
+def test_autocast_does_not_change_the_drawn_values():
     weight = weights(16, 40)
     with torch.autocast("cpu", torch.bfloat16):
         found = drawn(weight, 50)
@@ -218,7 +218,7 @@ def test_a_teacher_without_such_a_layer_is_refused_before_it_is_trained(tmp_path
         Workshop(tmp_path).check(digits)
 
 
-def test_the_rounds_of_a_trial_go_on_bit_for_bit(tmp_path):
+def test_a_loaded_trial_continues_bit_for_bit(tmp_path):
     settings, prepared = toy_config(targets=Soft(), inversion=small(SoftTarget)), make_prepared()
     live, store = start(settings, prepared), LocalStore(codec(settings, prepared.teacher), NUM_CLASSES)
     own_images(settings, prepared, live, store)

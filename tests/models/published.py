@@ -1,4 +1,4 @@
-"""Networks as public projects publish them: their structure and their names of weights, with random weights."""
+"""Networks of public projects: their structure and their names of weights, with random weights."""
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ def conv3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
 
 
 class Padding(nn.Module):
-    """Every second place, and a quarter of the channels as zeros on either side."""
+    """Takes every second place, and pads a quarter of the output channels as zeros on either side."""
 
     def __init__(self, outputs: int) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """`conv1, bn1, layer1.0.conv1, ...`, a shortcut and a last layer of any name; three stages or four."""
+    """Layers `conv1, bn1, layer1.0.conv1, ...`, shortcuts and a last layer of any name, and three or four stages."""
 
     def __init__(
         self, blocks: tuple[int, ...], widths: tuple[int, ...], shortcut: str, last: str, *, pads: bool = False
@@ -140,7 +140,7 @@ class LeNet(nn.Module):
 
 @torch.no_grad()
 def trained(network: nn.Module) -> nn.Module:
-    """In eval mode, with statistics, scales and shifts of BN that differ in every channel."""
+    """Return `network` in eval mode, with BN statistics, scales and shifts that differ in every channel."""
     for layer in network.modules():
         if isinstance(layer, nn.BatchNorm2d):
             assert layer.running_mean is not None

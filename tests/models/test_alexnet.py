@@ -33,7 +33,7 @@ def test_the_named_layer_is_the_last_hidden_one_before_its_nonlinearity():
     assert (seen[0] < 0).any()
 
 
-def test_the_response_is_krizhevskys():
+def test_the_response_normalisation_is_krizhevskys():
     layer = next(m for m in AlexNet().build((1, 15, 15), 2).modules() if isinstance(m, nn.LocalResponseNorm))
     maps = torch.randn(1, 8, 1, 1, dtype=torch.float64) * 30
     channels = maps.flatten().tolist()
@@ -42,7 +42,7 @@ def test_the_response_is_krizhevskys():
         assert layer(maps)[0, index].item() == pytest.approx(value / (2 + 1e-4 * near) ** 0.75)
 
 
-def test_which_blocks_respond_and_pool():
+def test_blocks_with_response_normalisation_and_pooling():
     blocks = AlexNet().build((3, 32, 32), 10).get_submodule("blocks")
     kinds = [{type(layer) for layer in block.children()} for block in blocks.children()]
     assert [nn.LocalResponseNorm in kind for kind in kinds] == [True, True, False, False, False]

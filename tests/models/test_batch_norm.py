@@ -8,7 +8,7 @@ from condkd_ray.models.batch_norm import BatchNorm2d
 
 
 def pair(shape=(6, 5, 4, 3)):
-    """One of ours and PyTorch's own with equal weights and statistics, and images (B, C, H, W)."""
+    """Return our layer and PyTorch's with equal weights and statistics, and images (B, C, H, W)."""
     draw = torch.Generator().manual_seed(0)
     images = torch.randn(shape, generator=draw).contiguous(memory_format=torch.channels_last)
     ours = BatchNorm2d(shape[1])
@@ -21,7 +21,7 @@ def pair(shape=(6, 5, 4, 3)):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_values_gradients_and_statistics_are_those_of_pytorch(training):
+def test_values_gradients_and_statistics_equal_those_of_pytorch(training):
     found = []
     *layers, images = pair()
     for layer in layers:
@@ -34,7 +34,7 @@ def test_values_gradients_and_statistics_are_those_of_pytorch(training):
     assert found[0][0].is_contiguous(memory_format=torch.channels_last)
 
 
-def test_under_autocast_the_type_is_that_of_pytorch():
+def test_under_autocast_type_and_values_equal_those_of_pytorch():
     ours, theirs, images = pair()
     convolution = nn.Conv2d(5, 5, 1)
     with torch.autocast("cpu", torch.bfloat16):
@@ -43,6 +43,6 @@ def test_under_autocast_the_type_is_that_of_pytorch():
     assert torch.equal(*outputs)
 
 
-def test_it_counts_as_batch_normalisation():
+def test_the_layer_is_an_instance_of_pytorchs():
     ours, _, _ = pair()
     assert isinstance(copy.deepcopy(ours), nn.BatchNorm2d)

@@ -1,4 +1,4 @@
-"""A module without a file is identified by what it computes: by its layers, its settings and its own code."""
+"""A module without a file is identified by its layers, its settings and its own code."""
 
 import copy
 import re
@@ -49,14 +49,14 @@ class Net(nn.Module):
 
 
 def made(source: str = SOURCE, *arguments: object) -> nn.Module:
-    """The network of a source without a file, as a notebook's cell is one."""
+    """Return the network of a source without a file, like a cell of a notebook."""
     names: dict = {"__name__": "__main__"}
     exec(source, names)
     torch.manual_seed(0)
     return names["Net"](*arguments)
 
 
-def test_the_same_code_in_another_cell_is_the_same_teacher():
+def test_the_same_code_in_another_cell_has_the_same_digest():
     first = structure_digest(made())
     assert structure_digest(made()) == first
     assert structure_digest(copy.deepcopy(made())) == first
@@ -77,31 +77,31 @@ def test_the_same_code_in_another_cell_is_the_same_teacher():
         ("power=1", "power=2"),
     ],
 )
-def test_whatever_changes_its_answers_makes_another_teacher(old: str, new: str):
+def test_changes_of_the_computation_change_the_digest(old: str, new: str):
     assert old in SOURCE
     assert structure_digest(made(SOURCE.replace(old, new))) != structure_digest(made())
 
 
-def test_settings_and_hooks_count():
+def test_settings_and_hooks_change_the_digest():
     hooked = made()
     hooked.head.register_forward_hook(lambda layer, inputs, output: output * 2)
     assert len({structure_digest(one) for one in (made(), made(SOURCE, 3), hooked)}) == 3
 
 
-def test_buffers_count_that_no_state_dict_has():
+def test_all_tensors_contains_buffers_that_are_not_in_the_state_dict():
     assert "shift" in all_tensors(made())
     assert "shift" not in made().state_dict()
 
 
-def test_it_is_the_same_in_another_process():
+def test_the_digest_is_the_same_in_another_process():
     script = f"""
 import torch
 {SOURCE}
 from condkd_ray.models.code_digest import structure_digest
 print(structure_digest(Net()))
 """
-    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
-    assert told.strip() == structure_digest(made())
+    output = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert output.strip() == structure_digest(made())
 
 
 @pytest.mark.parametrize(
@@ -122,12 +122,12 @@ print(structure_digest(Net()))
     ],
     ids=lambda values: type(values[0]).__name__,
 )
-def test_attributes_of_installed_classes_count_by_their_state(values):
+def test_attributes_of_installed_classes_change_the_digest_by_their_state(values):
     digests = [structure_digest(made(SOURCE, value)) for value in (values[0], copy.deepcopy(values[0]), values[1])]
     assert digests[0] == digests[1] != digests[2]
 
 
-def test_an_array_that_the_code_reads_counts():
+def test_an_array_that_the_code_reads_changes_the_digest():
     source = SOURCE.replace("SCALE = 2.0", "import numpy\nSCALE = numpy.array(2.0)")
     assert structure_digest(made(source)) != structure_digest(made(source.replace("(2.0)", "(3.0)")))
 

@@ -46,13 +46,13 @@ def _tails(channels: int) -> list[tuple[int, ...]]:
     return [(channels, 3, 3), (), (1, 1), (1, 1)]
 
 
-def test_images_do_not_see_each_other():
+def test_the_features_of_an_image_do_not_depend_on_the_others_in_the_batch():
     module = build((1, 8, 8), width=4)
     images = torch.randn(3, 1, 8, 8)
     torch.testing.assert_close(module.embed(images)[:1], module.embed(images[:1]))
 
 
-def test_an_even_image_has_a_finite_gradient():
+def test_a_constant_image_has_a_finite_gradient():
     images = torch.zeros(2, 1, 8, 8, requires_grad=True)
     build((1, 8, 8), width=4).embed(images).sum().backward()
     assert images.grad is not None

@@ -1,4 +1,4 @@
-"""Counts against those published or measured elsewhere, and against a sum by hand."""
+"""Costs of networks, compared with published and measured ones and with a sum by hand."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from torch import nn
 from condkd_ray.models import Torchvision, parse
 from condkd_ray.models.cost import Cost, cost, cost_of
 
-# Multiply-adds at 3x32x32 in units of 10^6, as measured on other people's code for the same architectures.
+# Multiply-adds at 3x32x32 in units of 10^6, measured on other implementations of the same architectures.
 MEASURED = {
     "wrn-40-2": 328,
     "wrn-16-1": 27,
@@ -36,7 +36,7 @@ def test_parts_of_a_cost_against_a_sum_by_hand():
     assert cost(module, (4, 11, 3)) == Cost(parameters, multiply_adds, features=5, normalised=True)
 
 
-def test_looking_changes_nothing():
+def test_cost_does_not_change_the_network():
     module = nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(12, 2)).train()
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     assert not cost(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), (3, 2, 2)).normalised
@@ -46,7 +46,7 @@ def test_looking_changes_nothing():
     assert not any(layer._forward_hooks for layer in module.modules())
 
 
-def test_the_largest_network_costs_no_memory():
+def test_the_cost_of_a_large_network_is_computed_without_its_memory():
     counted = cost_of(Torchvision(model="vgg19"), (3, 224, 224), 1000)
     # Torchvision's own figures for this model: 143 667 240 parameters, 19.63 GFLOPS.
     assert counted.parameters == 143_667_240

@@ -12,13 +12,13 @@ from condkd_ray.models.hooks import BatchNorms
 from condkd_ray.models.network import label
 from condkd_ray.models.teacher import Teacher
 
-LEFT = {ResNet(depth=8, width=8): 0, ResNet34(width=8): 0, Vgg11(width=8): 0, MobileNetV2(width=8): 0}
-LEFT |= {Wrn(depth=16, width=1): 7, SqueezeNet(width=8): 8}
-"""BN layers that stay: in these networks a ReLU, a sum or several convolutions stand before them."""
+UNFOLDED = {ResNet(depth=8, width=8): 0, ResNet34(width=8): 0, Vgg11(width=8): 0, MobileNetV2(width=8): 0}
+UNFOLDED |= {Wrn(depth=16, width=1): 7, SqueezeNet(width=8): 8}
+"""Number of BN layers that cannot be folded, because a ReLU, a sum or several convolutions are before them."""
 
 
 def normalised(network, shape=(3, 32, 32)):
-    """A network of 10 classes whose BN has seen something, in eval mode; and images."""
+    """Return a network of 10 classes in eval mode, with BN statistics of random images, and images."""
     module, images = network.build(shape, 10), torch.randn(16, *shape)
     with torch.no_grad():
         for _ in range(5):
@@ -32,17 +32,17 @@ def count(module):
 
 @torch.no_grad()
 def apart(left, right, wanted):
-    """Mean distance in units of the answers' spread."""
+    """Return the mean absolute difference in units of the standard deviation of `wanted`."""
     return ((left - right).abs().mean() / wanted.std()).item()
 
 
-@pytest.mark.parametrize("network", LEFT, ids=label)
+@pytest.mark.parametrize("network", UNFOLDED, ids=label)
 @torch.no_grad()
-def test_it_answers_as_the_network_does(network):
+def test_the_folded_network_gives_the_same_logits(network):
     module, images = normalised(network)
     wanted, before = module(images), {name: tensor.clone() for name, tensor in module.state_dict().items()}
     one = folded(module, torch.float32, images)
-    assert count(one) == LEFT[network] < count(module)
+    assert count(one) == UNFOLDED[network] < count(module)
     assert apart(one(images), wanted, wanted) < 1e-4
     with torch.autocast("cpu", torch.bfloat16):
         rounded, usual = folded(module, torch.bfloat16, images)(images).float(), module(images).float()
@@ -51,7 +51,7 @@ def test_it_answers_as_the_network_does(network):
 
 
 class Twice(nn.Module):
-    """One convolution runs twice, before a BN layer each time; another's output is read twice."""
+    """Runs one convolution twice, before a BN layer each time, and uses the output of another twice."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,18 +67,18 @@ class Twice(nn.Module):
 
 
 @torch.no_grad()
-def test_what_else_reads_a_layer_or_runs_it_again_keeps_its_bn():
+def test_bn_after_a_layer_that_runs_or_is_used_twice_is_not_folded():
     module = Twice()
     for _ in range(5):
         module.train()(torch.randn(32, 3, 8, 8) + 1)
     images = torch.randn(8, 3, 8, 8)
     one = folded(module.eval(), torch.float32, images)
     torch.testing.assert_close(one(images), module(images))
-    assert count(one) == 3  # the linear layer's alone is gone
+    assert count(one) == 3  # only the BN of the linear layer is folded
 
 
 class Odd(nn.Module):
-    """Runs otherwise where it is followed without values, or under another arithmetic, than where it is simply run."""
+    """Computes something else when it is traced without values, or under another arithmetic, than when it is run."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ class Odd(nn.Module):
 
 @pytest.mark.parametrize("kind", ["values", "types", "own arithmetic"])
 @torch.no_grad()
-def test_a_network_that_would_answer_otherwise_stays_as_it_is_and_that_is_said(kind, logged):
+def test_a_network_that_would_give_other_logits_is_not_folded_and_this_is_logged(kind, logged):
     module, images = Odd(kind).eval(), torch.randn(4, 3, 8, 8)
     module.bn.weight.copy_(torch.tensor([1.0, 2.0, 3.0, 4.0]))
     assert folded(module, torch.bfloat16, images) is module
@@ -111,7 +111,7 @@ def test_a_network_that_would_answer_otherwise_stays_as_it_is_and_that_is_said(k
 
 
 @torch.no_grad()
-def test_weights_that_are_made_of_others_are_not_folded():
+def test_parametrised_weights_are_not_folded():
     module = nn.Sequential(
         spectral_norm(nn.Conv2d(3, 4, 3)), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.Flatten(),
         nn.Linear(64, 5),
@@ -123,7 +123,7 @@ def test_weights_that_are_made_of_others_are_not_folded():
         assert apart(one(images).float(), module(images).float(), module(images).float()) < 0.05
 
 
-def test_a_teacher_answers_folded_under_bfloat16_alone():
+def test_a_teacher_uses_the_folded_network_only_under_bfloat16():
     teacher, images = make_teacher(), samples(8).images
     assert teacher.answering is teacher.network
     with torch.autocast("cpu", torch.bfloat16):
@@ -137,14 +137,14 @@ def test_a_teacher_answers_folded_under_bfloat16_alone():
     assert apart(one(images.bfloat16()).float(), teacher.logits(images), teacher.logits(images)) < 0.05
 
 
-def test_a_moved_teacher_is_folded_anew():
+def test_a_moved_teacher_is_folded_again():
     teacher = make_teacher()
     with torch.autocast("cpu", torch.bfloat16):
         before = teacher.answering
         assert teacher.to("cpu").answering is not before
 
 
-def test_a_look_under_bfloat16_is_what_autocast_makes_of_the_network_and_casts_no_weight():
+def test_observing_under_bfloat16_equals_autocast_and_casts_no_weight():
     teacher, images, casts = make_teacher(), samples(8).images.requires_grad_(), []
 
     class Casts(TorchDispatchMode):

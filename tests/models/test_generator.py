@@ -20,7 +20,7 @@ def latents(count=32):
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_sigmoid_gives_unit_pixels_of_any_size(shape):
+def test_with_sigmoid_pixels_of_any_size_are_in_the_unit_range(shape):
     images = generator(shape)(latents())
     assert images.shape == (32, *shape)
     assert images.min() > 0
@@ -38,7 +38,7 @@ def test_a_bn_at_the_end_gives_each_channel_mean_0_and_variance_1(shape, head):
 
 
 @pytest.mark.parametrize("head", ["sigmoid", "tanh_bn", "bn"])
-def test_every_weight_and_latent_counts(head):
+def test_every_weight_and_latent_has_a_gradient(head):
     network, z = generator((3, 8, 8), head=head), latents().requires_grad_()
     (network(z) * torch.randn(32, 3, 8, 8, generator=torch.Generator().manual_seed(1))).sum().backward()
     assert all((p.grad.abs().sum() > 0) for name, p in network.named_parameters() if name != "end.3.bias")
@@ -51,7 +51,7 @@ def test_the_official_size_has_the_official_number_of_weights():
     assert sum(p.numel() for p in Generator(256, 128, (3, 32, 32)).parameters()) == official
 
 
-def test_the_large_eps_of_dafl_is_in_the_inner_normalisations_alone():
+def test_only_the_inner_normalisations_have_the_large_eps_of_dafl():
     inner = [layer.eps for layer in generator((1, 8, 8), head="tanh_bn", eps=0.8).modules() if hasattr(layer, "eps")]
     assert inner == [1e-5, 0.8, 0.8, 1e-5]
 
@@ -63,7 +63,7 @@ def test_the_output_is_float32_under_autocast():
 
 
 def as_published(network, z, size):
-    """Images of the same weights by upsampling, then convolution: twice, then one more to the image."""
+    """Compute images with the same weights in the published form, in which each upsampling precedes a convolution."""
     first, last = network.middle[0], network.end[3]
     rows, columns = (-(-side // 4) for side in size)
     maps = network.start(network.linear(z).view(len(z), -1, rows, columns))
@@ -76,7 +76,7 @@ def as_published(network, z, size):
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("size", [(12, 20), (7, 10), (6, 20)], ids=str)
-def test_images_and_gradients_are_those_of_the_published_form(channels, size):
+def test_images_and_gradients_equal_those_of_the_published_form(channels, size):
     network, z = generator((channels, *size)).double(), latents().double().requires_grad_()
     leaves, draw = [z, *network.parameters()], torch.Generator().manual_seed(1)
     pull = torch.randn(32, channels, *size, generator=draw)
@@ -86,7 +86,7 @@ def test_images_and_gradients_are_those_of_the_published_form(channels, size):
     torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
 
 
-def test_upsampling_and_convolution_take_four_taps_of_nine_where_both_sides_double():
+def test_upsampled_convolutions_use_four_of_nine_taps_if_both_sides_double():
     networks = generator((1, 12, 20)), generator((1, 6, 20)), generator((1, 7, 20))
     assert [(network.middle[0].taps, network.end[0].taps) for network in networks] == [(4, 4), (9, 4), (4, 9)]
     half, whole = UpsampledConv(4, 6, (3, 5), (6, 10)), UpsampledConv(4, 6, (3, 5), (6, 9))
@@ -95,7 +95,7 @@ def test_upsampling_and_convolution_take_four_taps_of_nine_where_both_sides_doub
     assert counted == [6 * 60 * 4 * 4 + 360 * 2, 6 * 54 * 4 * 9 + 324 * 2]
 
 
-def test_with_spectral_every_convolution_has_norm_1_and_the_linear_layer_is_left():
+def test_spectral_gives_every_convolution_norm_1_and_leaves_the_linear_layer():
     network = generator((3, 8, 8), spectral=True)
     for _ in range(50):
         network(latents())
@@ -120,7 +120,7 @@ def test_uniform_and_normal_initialisation():
         assert scales.std().item() == pytest.approx(0.02 if init == "normal" else 0, abs=0.005)
 
 
-def test_the_default_is_pytorchs_own():
+def test_the_default_initialisation_is_pytorchs():
     with Streams(0).forked("init/generator"):
         linear = nn.Linear(6, 8 * 4)
     assert torch.equal(generator((1, 8, 8)).linear.weight, linear.weight)

@@ -1,4 +1,4 @@
-"""Networks are looked into and left as they were."""
+"""Hooks read values inside networks and do not change the networks."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def own_network(*layers: nn.Module) -> nn.Module:
     return nn.Sequential(*layers).eval()
 
 
-def test_a_layers_output_is_what_it_gave_though_the_next_one_writes_into_it():
+def test_a_tapped_output_is_that_of_its_layer_even_if_the_next_layer_works_in_place():
     first = nn.Conv2d(1, 2, 1)
     network = own_network(first, nn.ReLU(inplace=True))
     images = torch.linspace(-1, 1, 64).view(1, *SHAPE)
@@ -32,7 +32,7 @@ def test_a_layers_output_is_what_it_gave_though_the_next_one_writes_into_it():
     assert (taps["0"] < 0).any()
 
 
-def test_outputs_are_float32_and_only_those_of_passes_within_the_block(network):
+def test_tapped_outputs_are_float32_and_only_of_passes_within_the_block(network):
     network.double()
     with tapped(network, ["stages.0"]) as taps:
         network(torch.ones(2, *SHAPE, dtype=torch.float64))
@@ -42,7 +42,7 @@ def test_outputs_are_float32_and_only_those_of_passes_within_the_block(network):
     assert taps["stages.0"] is found
 
 
-def test_a_layer_that_gives_no_tensor_leaves_nothing():
+def test_a_layer_that_returns_no_tensor_has_no_tap():
     class Pair(nn.Module):
         def forward(self, images):
             return images, images
@@ -52,7 +52,7 @@ def test_a_layer_that_gives_no_tensor_leaves_nothing():
     assert taps == {}
 
 
-def test_a_sharing_copy_has_the_very_tensors_and_modules_of_its_own(network):
+def test_a_sharing_copy_has_the_same_tensors_in_new_modules(network):
     copied = sharing(network)
     own = {id(module) for module in network.modules()}
     assert not own & {id(module) for module in copied.modules()}
@@ -64,7 +64,7 @@ def test_a_sharing_copy_has_the_very_tensors_and_modules_of_its_own(network):
     assert not next(copied.parameters()).any()
 
 
-def test_a_cast_is_of_convolutions_and_linear_layers_alone(network):
+def test_cast_changes_only_convolutions_and_linear_layers(network):
     found = cast(network, torch.bfloat16)
     assert found is network
     for layer in network.modules():
@@ -74,7 +74,7 @@ def test_a_cast_is_of_convolutions_and_linear_layers_alone(network):
             assert parameter.requires_grad == (kind == torch.float32)
 
 
-def test_spatial_layers_give_more_places_than_one():
+def test_spatial_layers_are_those_with_more_than_one_position():
     network = own_network(nn.Conv2d(1, 2, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 3))
     network.train()
     assert spatial_layers(network, SHAPE) == ["0"]
@@ -101,12 +101,12 @@ def test_a_trace_names_layers_in_the_order_in_which_they_run(network):
         ((nn.Conv2d(1, 3, 8), nn.Flatten()), "last linear layer of the teacher is None; accepted: a torch.nn.Linear"),
     ],
 )
-def test_what_is_no_classifier_of_these_images_is_refused(layers, message):
+def test_networks_that_do_not_classify_these_images_are_refused(layers, message):
     with pytest.raises(InputError, match=message):
         trace(own_network(*layers), 3, SHAPE)
 
 
-def test_means_over_space_leave_channels():
+def test_over_space_returns_means_per_channel():
     x = torch.arange(24.0).view(1, 2, 3, 4)
     assert over_space(x).tolist() == [[5.5, 17.5]]
     assert over_space(x[:, :, 0, 0]).tolist() == [[0.0, 12.0]]

@@ -19,7 +19,7 @@ def test_number_of_parameters(side, remaining):
 
 
 def test_at_32_pixels_it_is_lecuns_network():
-    # LeCun's C1, C5, F6 and output; S2, S4 train nothing here and C3 is fully connected.
+    # LeCun's C1, C3, C5, F6 and output. S2 and S4 have no weights here, and C3 reads all maps.
     shapes = [tuple(p.shape) for p in LeNet5().build((1, 32, 32), 10).parameters() if p.ndim > 1]
     assert shapes == [(6, 1, 5, 5), (16, 6, 5, 5), (120, 16, 5, 5), (84, 120), (10, 84)]
 
@@ -33,6 +33,6 @@ def test_there_is_no_batch_normalisation():
     assert not list(LeNet5().build((1, 28, 28), 10).buffers())
 
 
-def test_a_rectangle_is_covered_whole():
+def test_the_last_convolution_covers_a_whole_rectangle():
     convs = [m for m in LeNet5().build((1, 28, 40), 10).modules() if isinstance(m, nn.Conv2d)]
     assert convs[-1].kernel_size == (4, 7)

@@ -13,7 +13,7 @@ from models import published
 
 SHORT = (1, 1, 1)
 CIFAR = {
-    # Ours, and theirs as their projects publish them, narrower where they may be.
+    # Our label, and the network as its project publishes it, narrower where possible.
     "resnet:a-20-16": lambda: published.ResNet((3, 3, 3), (16, 16, 32, 64), "shortcut", "linear", pads=True),
     "resnet-8-16": lambda: published.ResNet(SHORT, (16, 16, 32, 64), "downsample", "fc"),
     "resnet-14-4": lambda: published.ResNet((2, 2, 2), (4, 4, 8, 16), "shortcut", "linear"),
@@ -30,7 +30,7 @@ CIFAR = {
 
 
 @pytest.mark.parametrize("spelled", CIFAR)
-def test_a_published_network_is_recognised_and_answers_the_same(tmp_path: Path, spelled: str):
+def test_a_published_network_is_recognised_and_gives_the_same_logits(tmp_path: Path, spelled: str):
     theirs, path, images = published.trained(CIFAR[spelled]()), tmp_path / "w.pth", torch.randn(4, 3, 32, 32)
     torch.save({"state_dict": {f"module.{name}": tensor for name, tensor in theirs.state_dict().items()}}, path)
     known = recognised(path)
@@ -49,7 +49,7 @@ def without(network: nn.Module, *names: str) -> dict[str, torch.Tensor]:
     return {name: tensor for name, tensor in network.state_dict().items() if name not in names}
 
 
-def test_each_name_is_used_once_or_nothing_is():
+def test_a_state_dict_is_recognised_only_if_each_name_is_used_once():
     theirs = CIFAR["resnet-8-16"]()
     assert recognise(without(theirs)) is not None
     assert recognise(without(theirs, "layer2.0.bn1.weight")) is None
@@ -57,14 +57,14 @@ def test_each_name_is_used_once_or_nothing_is():
     assert recognise(without(theirs) | {"criterion.weight": torch.ones(16)}) is None
 
 
-def test_mixed_schemes_are_none():
+def test_mixed_naming_schemes_are_not_recognised():
     theirs = CIFAR["resnet-8-16"]().state_dict()
     mixed = {name.replace("fc.", "linear."): tensor for name, tensor in theirs.items()}
     assert recognise(mixed) is None
     assert all(scheme.renamed(mixed) is None for scheme in SCHEMES)
 
 
-def test_a_shortcut_without_weights_is_only_that_of_the_project_whose_function_is_known():
+def test_a_shortcut_without_weights_is_recognised_only_from_the_project_whose_function_is_known():
     padded = published.ResNet(SHORT, (16, 16, 32, 64), "downsample", "fc", pads=True)
     assert recognise(padded.state_dict()) is None
 
@@ -78,11 +78,11 @@ def test_a_shortcut_without_weights_is_only_that_of_the_project_whose_function_i
     ],
     ids=["wider_second_stage", "unequal_stages", "other_depth"],
 )
-def test_what_has_no_network_here_is_not_recognised(theirs):
+def test_networks_without_a_counterpart_are_not_recognised(theirs):
     assert recognise(theirs().state_dict()) is None
 
 
-def test_own_names_tell_the_network_too():
+def test_the_network_is_found_from_the_packages_own_names():
     for spelled in ("resnet-14-8", "resnet:a-8-4", "resnet18-2", "resnet34-2", "wrn-16-2", "vgg11-4", "lenet5"):
         for shape in ((1, 32, 32), (3, 28, 28), (3, 64, 64)) if spelled == "vgg11-4" else ((1, 32, 32),):
             network = network_of(parse(spelled).build(shape, 7).state_dict())
@@ -92,7 +92,7 @@ def test_own_names_tell_the_network_too():
     assert network_of({"conv.weight": torch.ones(()), "classifier.weight": torch.ones(3)}) is None
 
 
-def test_torchvisions_own_stem_is_torchvisions_network():
+def test_weights_with_torchvisions_stem_are_recognised_as_torchvisions_network():
     torchvision = pytest.importorskip("torchvision")
     theirs = torchvision.models.resnet18(num_classes=10).state_dict()
     known = recognise(theirs)
@@ -102,7 +102,7 @@ def test_torchvisions_own_stem_is_torchvisions_network():
 
 
 @pytest.mark.parametrize(
-    ("spelled", "asked", "said"),
+    ("spelled", "requested", "expected"),
     [
         ("resnet:a-20-16", "resnet-20-16", "they are weights of resnet:a-20-16, with names used by pytorch_resnet_ci"),
         ("resnet-8-16", "resnet-14-16", "they are weights of resnet-8-16, with names used by pytorch-cifar-models"),
@@ -110,31 +110,33 @@ def test_torchvisions_own_stem_is_torchvisions_network():
         ("vgg11-8", "resnet-8-16", "they are weights of vgg11-8, with names used by RepDistiller"),
     ],
 )
-def test_weights_of_another_network_are_refused_with_its_spelling(tmp_path: Path, spelled: str, asked: str, said: str):
+def test_weights_of_another_network_are_refused_with_its_spelling(
+    tmp_path: Path, spelled: str, requested: str, expected: str
+):
     torch.save(CIFAR[spelled]().state_dict(), tmp_path / "w.pth")
     with pytest.raises(InputError, match=r"w.pth do not fit the network: .*missing: ") as caught:
-        fitted(parse(asked).build((3, 32, 32), 10), tmp_path / "w.pth")
-    assert said in str(caught.value)
+        fitted(parse(requested).build((3, 32, 32), 10), tmp_path / "w.pth")
+    assert expected in str(caught.value)
 
 
-def test_names_of_nobody_are_refused_with_the_schemes_that_are_known(tmp_path: Path):
+def test_unknown_names_are_refused_with_the_known_schemes(tmp_path: Path):
     torch.save({"encoder.weight": torch.ones(3), "encoder.bias": torch.ones(3)}, tmp_path / "w.pth")
     with pytest.raises(InputError) as caught:
         fitted(parse("resnet-8-4").build((3, 32, 32), 10), tmp_path / "w.pth")
-    said = str(caught.value)
-    assert "missing: conv.weight, " in said
-    assert "unexpected: encoder.weight, encoder.bias; accepted: the network's own names, or names used by " in said
-    assert "kuangliu" not in said
-    assert "pytorch-cifar" in said
+    message = str(caught.value)
+    assert "missing: conv.weight, " in message
+    assert "unexpected: encoder.weight, encoder.bias; accepted: the network's own names, or names used by " in message
+    assert "kuangliu" not in message
+    assert "pytorch-cifar" in message
 
 
-def test_a_vgg_that_pools_once_more_is_not_theirs(tmp_path: Path):
+def test_a_vgg_with_another_pooling_is_refused(tmp_path: Path):
     torch.save(CIFAR["vgg11-8"]().state_dict(), tmp_path / "w.pth")
     with pytest.raises(InputError, match="do not fit the network"):
         fitted(parse("vgg11-8").build((3, 64, 64), 10), tmp_path / "w.pth")
 
 
-def test_torchvisions_resnet_with_a_small_stem_answers_as_ours(tmp_path: Path):
+def test_torchvisions_resnet_with_a_small_stem_gives_the_same_logits(tmp_path: Path):
     torchvision = pytest.importorskip("torchvision")
     theirs = torchvision.models.resnet18(num_classes=10)
     theirs.conv1, theirs.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()

@@ -52,13 +52,13 @@ any_network = st.one_of(
 )
 
 
-def test_every_member_of_the_union_is_tried():
+def test_every_member_of_the_union_is_tested():
     assert {type(network) for network in NETWORKS} == set(get_args(AnyNetwork))
 
 
 @pytest.mark.parametrize("network", NETWORKS, ids=label)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_images_become_finite_logits_by_a_last_linear_layer(network, shape):
+def test_the_last_linear_layer_returns_finite_logits(network, shape):
     if min(shape[1:]) < network.min_size:
         pytest.skip("refused, see below")
     module = network.build(shape, 7)
@@ -71,7 +71,7 @@ def test_images_become_finite_logits_by_a_last_linear_layer(network, shape):
 
 
 @pytest.mark.parametrize("network", NETWORKS, ids=label)
-def test_the_smallest_side_is_read_and_one_less_refused(network):
+def test_the_smallest_side_is_accepted_and_one_less_refused(network):
     side = network.min_size
     module = network.build((1, side, side + 1), 2)
     assert module(torch.randn(2, 1, side, side + 1)).isfinite().all()
@@ -84,14 +84,13 @@ def test_the_smallest_side_is_read_and_one_less_refused(network):
 
 
 @pytest.mark.parametrize("network", [ResNet(width=10**6), Wrn(width=2**63), Vgg11(width=10**20)], ids=label)
-def test_weights_that_fit_no_memory_are_refused(network):
-    taken = r"'(inf|\d+\.\d GB)'; accepted: less than the \d+\.\d GB that are free"
-    with pytest.raises(InputError, match=f"^memory for the weights of {label(network)} is {taken}$"):
+def test_weights_that_do_not_fit_into_memory_are_refused(network):
+    expected = r"'(inf|\d+\.\d GB)'; accepted: less than the \d+\.\d GB that are free"
+    with pytest.raises(InputError, match=f"^memory for the weights of {label(network)} is {expected}$"):
         network.build((3, 32, 32), 10)
 
 
-def test_a_wide_network_is_drawn_as_a_narrow_one_is(monkeypatch):
-    """To look at the memory it needs draws nothing."""
+def test_the_memory_check_of_a_wide_network_draws_no_random_number(monkeypatch):
     torch.manual_seed(0)
     found = ResNet(width=LARGE + 2).build((1, 8, 8), 2).conv.weight
     monkeypatch.setattr("condkd_ray.models.network.LARGE", LARGE + 2)
@@ -101,7 +100,7 @@ def test_a_wide_network_is_drawn_as_a_narrow_one_is(monkeypatch):
 
 
 @pytest.mark.parametrize(("kind", "depth"), [(ResNet, 1208), (Wrn, 1204), (ResNet, 2**31 // 6 * 6 + 2)])
-def test_depths_beyond_any_are_refused(kind, depth):
+def test_too_large_depths_are_refused(kind, depth):
     with pytest.raises(InputError, match=rf"depth is {depth}; accepted: 6n .*at most 1202$"):
         kind(depth=depth)
 
@@ -128,7 +127,7 @@ def test_equal_streams_build_equal_weights(network):
 
 @pytest.mark.parametrize("network", NETWORKS, ids=label)
 def test_channels_last_gives_the_same_logits(network):
-    # In double precision: the order of a sum, which the memory format may change, then moves no logit by a tolerance.
+    # In double precision, the order of a sum, which the memory format may change, moves no logit beyond the tolerance.
     module = network.build((3, 32, 32), 4).eval().double()
     images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
     plain = module(images)
@@ -166,7 +165,7 @@ def test_a_step_of_training_leaves_finite_logits_also_in_bfloat16(network):
 
 
 @pytest.mark.parametrize("network", NETWORKS, ids=label)
-def test_it_serves_as_a_teacher(network):
+def test_a_network_can_be_used_as_a_teacher(network):
     module = network.build((1, 28, 28), 4)
     teacher = Teacher.from_module(module, num_classes=4, image_shape=(1, 28, 28), mean=[0.1], std=[0.3])
     images = torch.randn(2, 1, 28, 28)
@@ -217,7 +216,7 @@ STAGES = [
 
 
 @pytest.mark.parametrize(("network", "stages"), STAGES, ids=[label(network) for network, _ in STAGES])
-def test_what_enters_each_stage_is_known(network, stages):
+def test_stage_inputs_are_the_numbers_of_channels_at_the_input_of_each_stage(network, stages):
     teacher = Teacher.from_module(network.build((3, 32, 32), 4), num_classes=4, **RGB)
     assert teacher.stage_inputs == stages
     seen = teacher.observe(torch.randn(2, 3, 32, 32), input_means=tuple(stages))
@@ -233,11 +232,11 @@ ENDS = [
     (MobileNetV2(width=10), tuple(f"stages.{i}" for i in range(7))),
     (Torchvision(model="resnet18"), ("layer1", "layer2", "layer3")),
 ]
-"""Without the last where its mean over space enters the last linear layer, and those before average pooling."""
+"""Ends of stages, without layers whose spatial means equal those of a later layer or the last linear layer's input."""
 
 
 @pytest.mark.parametrize(("network", "ends"), ENDS, ids=[label(network) for network, _ in ENDS])
-def test_where_each_stage_ends_is_known(network, ends):
+def test_stage_outputs_are_the_last_layers_of_the_stages(network, ends):
     teacher = Teacher.from_module(network.build((3, 32, 32), 4), num_classes=4, **RGB)
     assert teacher.stage_outputs == ends
     seen = teacher.observe(torch.randn(2, 3, 32, 32), ends)
@@ -253,8 +252,8 @@ def test_no_two_stages_have_the_same_means(kind):
         assert one.shape != other.shape or not torch.allclose(one, other, rtol=1e-3, atol=1e-5)
 
 
-def test_what_cmi_compares_has_the_official_sizes():
-    """Inputs of a ResNet-34's stages, and of all BN layers of the two teachers of the official scripts."""
+def test_the_layers_that_cmi_compares_have_the_official_widths():
+    """The two networks are the teachers of the official scripts."""
     for network, stages, bn in ((ResNet34(), [64, 64, 128, 256], 8512), (Wrn(depth=40, width=2), [16, 32, 64], 2704)):
         teacher = Teacher.from_module(network.build((3, 32, 32), 10), num_classes=10, **RGB)
         assert list(teacher.stage_inputs.values()) == stages
@@ -262,12 +261,12 @@ def test_what_cmi_compares_has_the_official_sizes():
 
 
 @given(any_network)
-def test_parse_undoes_label(network):
+def test_parse_is_the_inverse_of_label(network):
     assert parse(label(network)) == network
 
 
 @given(any_network)
-def test_the_union_survives_a_tree(network):
+def test_a_network_is_equal_after_conversion_to_a_tree(network):
     adapter = TypeAdapter(Annotated[AnyNetwork, Field(discriminator="name")])
     assert adapter.validate_python(adapter.dump_python(network)) == network
 
@@ -289,7 +288,7 @@ def test_parse_fills_in_defaults():
         *(" resnet", "resnet:8", "torchvision-resnet50", "torchvision:", "torchvision:resnet50:x", ":resnet50"),
     ],
 )
-def test_parse_refuses_what_spells_no_network(text):
+def test_parse_refuses_texts_that_are_no_network(text):
     expected = (
         f"network is {text!r}; accepted: lenet5, lenet5_half, resnet-DEPTH-WIDTH, convnet-DEPTH-WIDTH, alexnet, "
         "alexnet_half, resnet18-WIDTH, resnet34-WIDTH, wrn-DEPTH-WIDTH, vgg11-WIDTH, mobilenet_v2-WIDTH, "
@@ -304,7 +303,7 @@ NAMES = ["lenet5", "resnet", "convnet", "wrn", "vgg11", "torchvision:vgg11", "vg
 
 @settings(max_examples=50)
 @given(st.sampled_from(NAMES), st.lists(st.integers(-1, 10**7), max_size=3))
-def test_parse_answers_any_text_with_a_network_or_an_input_error(name, numbers):
+def test_parse_returns_a_network_or_raises_an_input_error(name, numbers):
     text = "-".join([name, *map(str, numbers)])
     try:
         network = parse(text)

@@ -53,8 +53,8 @@ value = 3
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A working directory with a package of a user's, that nobody else can import."""
+def user_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A working directory with a user's package that cannot be imported from elsewhere."""
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "nets_of_a_user").mkdir()
@@ -65,8 +65,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         del sys.modules[name]
 
 
-@pytest.mark.usefixtures("here")
-def test_a_function_of_a_users_makes_the_network():
+@pytest.mark.usefixtures("user_folder")
+def test_a_users_function_returns_the_network():
     for name in ("teacher", "Factory.make"):
         made = own_module(f"nets_of_a_user.small:{name}")
         assert not made.network.training
@@ -76,16 +76,16 @@ def test_a_function_of_a_users_makes_the_network():
     assert first.code == second.code != own_module("nets_of_a_user.small:Factory.make").code
 
 
-def test_a_changed_file_is_another_teacher(here: Path):
+def test_a_changed_file_has_another_code_digest(user_folder: Path):
     before = own_module("nets_of_a_user.small:teacher").code
     del sys.modules["nets_of_a_user.small"]
-    (here / "nets_of_a_user" / "small.py").write_text(NETS + "# a line more\n")
+    (user_folder / "nets_of_a_user" / "small.py").write_text(NETS + "# a line more\n")
     assert own_module("nets_of_a_user.small:teacher").code != before
 
 
-@pytest.mark.usefixtures("here")
+@pytest.mark.usefixtures("user_folder")
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "expected"),
     [
         ("nets", r"^teacher module is 'nets'; accepted: package.module:function, a function without"),
         (":teacher", r"^teacher module is ':teacher'; accepted"),
@@ -100,26 +100,29 @@ def test_a_changed_file_is_another_teacher(here: Path):
             r"^function .*small:broken failed \(FileNotFoundError: no weights at .*w.pt\);",
         ),
         ("nets_of_a_user.small:leaves", r"failed \(SystemExit: 3\)"),
-        ("nets_of_a_user.small:asks", r"failed \(TypeError: asks\(\) missing 1 required positional argument: 'depth'"),
+        (
+            "nets_of_a_user.small:asks",
+            r"failed \(TypeError: asks\(\) missing 1 required positional argument: 'depth'",
+        ),
     ],
 )
-def test_what_makes_no_network_is_refused_in_one_sentence(name: str, said: str):
-    with pytest.raises(InputError, match=said) as caught:
+def test_functions_that_return_no_network_are_refused_in_one_line(name: str, expected: str):
+    with pytest.raises(InputError, match=expected) as caught:
         own_module(name)
     assert "\n" not in str(caught.value)
 
 
-class Says(nn.Module):
-    def __init__(self, answer) -> None:
+class FunctionModule(nn.Module):
+    def __init__(self, function) -> None:
         super().__init__()
-        self.answer, self.weight = answer, nn.Parameter(torch.ones(1))
+        self.function, self.weight = function, nn.Parameter(torch.ones(1))
 
     def forward(self, x):
-        return self.answer(x)
+        return self.function(x)
 
 
 @pytest.mark.parametrize(
-    ("answer", "said"),
+    ("function", "expected"),
     [
         (
             lambda x: torch.zeros(2, 9),
@@ -131,13 +134,13 @@ class Says(nn.Module):
         (lambda x: {}["logits"], r"failed \(KeyError: 'logits'\)"),
     ],
 )
-def test_answers_that_are_no_logits_are_refused(answer, said: str):
-    with pytest.raises(InputError, match=said):
-        check_answers(Says(answer), (1, 8, 8), 10, "m")
+def test_outputs_that_are_no_logits_are_refused(function, expected: str):
+    with pytest.raises(InputError, match=expected):
+        check_answers(FunctionModule(function), (1, 8, 8), 10, "m")
 
 
-@pytest.mark.usefixtures("here")
-def test_code_of_the_working_directory_is_found_and_no_other():
+@pytest.mark.usefixtures("user_folder")
+def test_own_code_lists_only_modules_of_the_user():
     own_module("nets_of_a_user.small:teacher")
     names = {module.__name__ for module in own_code(["nets_of_a_user.small:teacher"])}
     assert "nets_of_a_user.small" in names
@@ -149,7 +152,7 @@ def test_code_of_the_working_directory_is_found_and_no_other():
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_narrow_convolutions_are_replaced_and_no_others(bias: bool):
+def test_only_narrow_convolutions_are_replaced(bias: bool):
     own = nn.Conv2d
     layers = {
         "narrow": own(8, 16, 1, 2, bias=bias),
@@ -186,7 +189,7 @@ print("trained")
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs the checks of the GNU allocator")
 @pytest.mark.parametrize("arithmetic", ["AVX2", "DEFAULT"])
-def test_a_users_narrow_network_trains_whatever_the_cpu_can_compute(arithmetic: str):
+def test_a_users_narrow_network_trains_with_every_cpu_instruction_set(arithmetic: str):
     env = os.environ | {"ONEDNN_MAX_CPU_ISA": arithmetic, "OMP_NUM_THREADS": "1"}
     ran = subprocess.run([sys.executable, "-c", TRAINED], env=env, capture_output=True, text=True, timeout=300)
     assert (ran.returncode, ran.stdout) == (0, "trained\n"), ran.stderr[-2000:]
@@ -196,8 +199,8 @@ def test_a_users_narrow_network_trains_whatever_the_cpu_can_compute(arithmetic: 
     "how", ["from nets_of_a_user import layers", "from .layers import Net", "import nets_of_a_user.layers"]
 )
 @pytest.mark.parametrize("late", [False, True])
-def test_a_changed_module_that_the_file_imports_is_another_teacher(here: Path, how: str, late: bool):
-    package = here / "nets_of_a_user"
+def test_a_changed_import_of_the_file_gives_another_code_digest(user_folder: Path, how: str, late: bool):
+    package = user_folder / "nets_of_a_user"
     (package / "layers.py").write_text(NETS)
     (package / "starts.py").write_text("raise SystemExit('nobody may import this')\n")
     (package / "unread.py").write_text("")
@@ -220,10 +223,10 @@ def test_a_changed_module_that_the_file_imports_is_another_teacher(here: Path, h
     assert code() != before
 
 
-def test_the_code_is_the_same_from_another_working_directory(here: Path, monkeypatch: pytest.MonkeyPatch):
-    (here / "nets_of_a_user" / "layers.py").write_text(NETS)
-    (here / "nets_of_a_user" / "make.py").write_text("from .layers import Net\ndef make():\n    return Net()\n")
+def test_the_code_digest_does_not_depend_on_the_working_directory(user_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    (user_folder / "nets_of_a_user" / "layers.py").write_text(NETS)
+    (user_folder / "nets_of_a_user" / "make.py").write_text("from .layers import Net\ndef make():\n    return Net()\n")
     before = own_module("nets_of_a_user.make:make").code
-    monkeypatch.syspath_prepend(str(here))
-    monkeypatch.chdir(here.parent)
+    monkeypatch.syspath_prepend(str(user_folder))
+    monkeypatch.chdir(user_folder.parent)
     assert own_module("nets_of_a_user.make:make").code == before

@@ -14,7 +14,7 @@ def test_number_of_parameters(depth, width, channels):
     n, w = (depth - 2) // 6, width
 
     def stage(c: int) -> int:
-        """The 2n convolutions c -> c with BN of a stage."""
+        """Number of parameters of a stage's 2n convolutions c -> c with BN."""
         return 2 * n * (9 * c * c + 2 * c)
 
     stem = 9 * channels * w + 2 * w
@@ -42,7 +42,7 @@ def test_stages_halve_the_map_and_double_the_channels():
     assert shapes == [(4, 32, 32), (8, 16, 16), (16, 8, 8)]
 
 
-def test_a_block_is_the_identity_when_its_branch_is_silent():
+def test_a_block_is_the_identity_when_its_branch_is_zero():
     module = ResNet(width=4).build((1, 8, 8), 2)
     block = module.get_submodule("stages.0.0")
     nn.init.zeros_(block.get_submodule("bn2").weight)
@@ -57,7 +57,7 @@ def test_he_initialisation():
 
 
 @pytest.mark.parametrize("depth", [-4, 2, 9, 18])
-def test_a_depth_that_does_not_exist_is_named(depth):
+def test_a_depth_that_does_not_exist_is_refused(depth):
     with pytest.raises(
         InputError, match=rf"^resnet depth is {depth}; accepted: 6n \+ 2, such as 8, 14, 20, at most 1202$"
     ):
@@ -65,7 +65,7 @@ def test_a_depth_that_does_not_exist_is_named(depth):
 
 
 @pytest.mark.parametrize(("network", "published"), [(ResNet18(), 11_173_962), (ResNet34(), 21_282_122)])
-def test_number_of_parameters_is_that_of_the_usual_cifar_nets(network, published):
+def test_the_number_of_parameters_is_that_of_the_usual_cifar_networks(network, published):
     with torch.device("meta"):
         assert sum(p.numel() for p in network.build((3, 32, 32), 10).parameters()) == published
 
@@ -77,12 +77,12 @@ def test_depth_counts_the_layers_with_weights_off_the_shortcuts(network, depth):
 
 
 @pytest.mark.parametrize("kind", [ResNet, ResNet18, ResNet34])
-def test_a_width_of_nothing_is_named(kind):
+def test_a_width_of_0_is_refused(kind):
     with pytest.raises(InputError, match=rf"^{kind.name} width is 0; accepted: 1 or more$"):
         kind(width=0)
 
 
-def test_a_shortcut_without_weights_is_every_second_place_between_zeros():
+def test_a_shortcut_without_weights_takes_every_second_place_and_pads_channels_with_zeros():
     module = parse("resnet:a-8-4").build((1, 9, 9), 2)
     assert not any("shortcut" in name for name in module.state_dict())
     block = module.get_submodule("stages.1.0")
@@ -92,7 +92,7 @@ def test_a_shortcut_without_weights_is_every_second_place_between_zeros():
     assert torch.equal(block(maps), expected)
 
 
-def test_options_of_the_shortcut_are_spelled_and_told_apart():
+def test_options_of_the_shortcut_have_labels_and_hashes():
     plain, padded = ResNet(depth=20, width=16), ResNet(depth=20, width=16, shortcut="a")
     assert (label(plain), label(padded)) == ("resnet-20-16", "resnet:a-20-16")
     assert (parse("resnet:b-20-16"), parse("resnet:a-20-16")) == (plain, padded)

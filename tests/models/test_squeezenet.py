@@ -8,11 +8,11 @@ from condkd_ray.models.squeezenet import Fire
 
 
 def weights(module: torch.nn.Module) -> int:
-    """Without biases and normalisation."""
+    """Return the number of weights without biases and normalisation."""
     return sum(p.numel() for p in module.parameters() if p.ndim > 1)
 
 
-def test_weights_are_the_papers_but_for_the_smaller_stem():
+def test_the_number_of_weights_is_the_papers_except_for_the_smaller_stem():
     with torch.device("meta"):
         paper = models.squeezenet1_0(num_classes=10)
         ours = SqueezeNet().build((3, 32, 32), 10)
@@ -28,6 +28,6 @@ def test_a_fire_module_expands_both_ways():
     assert not maps[:, 8:].any()
 
 
-def test_a_width_of_nothing_is_named():
+def test_a_width_of_0_is_refused():
     with pytest.raises(InputError, match=r"^squeezenet width is 0; accepted: 1 or more$"):
         SqueezeNet(width=0)

@@ -37,13 +37,13 @@ def under(prefix: str) -> dict[str, torch.Tensor]:
         (3, []),
     ],
 )
-def test_state_dicts_are_found_wherever_they_lie(content, keys):
+def test_state_dicts_are_found_at_any_depth(content, keys):
     found = state_dicts(content)
     assert list(found) == keys
     assert all(weights.keys() == STATE.keys() for weights in found.values())
 
 
-def test_what_an_optimizer_keeps_is_none():
+def test_the_state_of_an_optimizer_is_no_state_dict_of_a_network():
     network = small()
     optimizer = torch.optim.Adam(network.parameters())
     network(torch.randn(4, 1, 3, 3)).sum().backward()
@@ -56,11 +56,11 @@ def test_what_an_optimizer_keeps_is_none():
     "prefix",
     ["", "module.", "model.", "net.", "network.", "teacher.", "backbone.", "_orig_mod.", "module._orig_mod.model."],
 )
-def test_prefixes_of_wrappers_are_taken_off(prefix):
+def test_prefixes_of_wrappers_are_removed(prefix):
     assert unwrapped(under(prefix)).keys() == STATE.keys()
 
 
-def test_real_wrappers_are_taken_off():
+def test_prefixes_of_real_wrappers_are_removed():
     averaged = torch.optim.swa_utils.AveragedModel(small())
     assert unwrapped(averaged.state_dict()).keys() == STATE.keys()
     parts = copy.deepcopy(small())
@@ -68,7 +68,7 @@ def test_real_wrappers_are_taken_off():
     assert unwrapped(parts.state_dict()).keys() == STATE.keys()
 
 
-def test_a_prefix_of_some_names_is_part_of_the_names():
+def test_a_prefix_of_only_some_names_is_kept():
     mixed = {"module.weight": torch.ones(1), "bias": torch.ones(1)}
     assert unwrapped(mixed) == mixed
     alone = {"encoder.weight": torch.ones(1), "encoder.bias": torch.ones(1)}
@@ -77,7 +77,7 @@ def test_a_prefix_of_some_names_is_part_of_the_names():
     assert unwrapped(single) == single
 
 
-def test_dictionaries_without_end_are_refused(tmp_path):
+def test_recursive_and_very_deep_dictionaries_are_refused(tmp_path):
     content: dict = {"model": STATE}
     content["itself"] = {"again": content}
     with pytest.raises(InputError, match="dictionary is 'itself/again'; accepted: one that does not contain itself"):
@@ -93,12 +93,12 @@ def test_dictionaries_without_end_are_refused(tmp_path):
     assert list(state_dicts({"one": STATE, "other": STATE})) == ["one", "other"]
 
 
-def test_names_without_end_are_refused_at_once():
+def test_names_with_too_many_parts_are_refused():
     with pytest.raises(InputError, match=r"number of parts of the name a\.a\..*\.\.\. is 100001; accepted: at most 50"):
         state_dicts({"model": {"a." * 100000 + "weight": torch.ones(1)}})
 
 
-def test_parts_are_what_lies_behind_each_prefix_the_outer_first():
+def test_parts_lists_the_names_after_each_prefix_with_outer_prefixes_first():
     assert [(prefix, sorted(part)) for prefix, part in parts(dict.fromkeys(("a.b.c", "a.d", "e"), torch.ones(1)))] == [
         ("", ["a.b.c", "a.d", "e"]),
         ("a", ["b.c", "d"]),

@@ -2,7 +2,7 @@ import copy
 import pickle
 from collections.abc import Iterator
 
-import guard  # noqa: F401 - tells PyTorch the shapes of an operator on meta
+import guard  # noqa: F401 - registers the output shapes of an operator on meta
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ KNOWN = {"image_shape": IMAGE_SHAPE, "mean": MEAN, "std": STD, "train_size": 10,
 
 
 def network() -> nn.Module:
-    """With BN statistics that are not the fresh ones."""
+    """Return a network whose BN statistics are not the initial ones."""
     with Streams(0).forked("init/teacher"):
         module = TEACHER.build(IMAGE_SHAPE, NUM_CLASSES)
     module.train()(samples(32).images)
@@ -47,7 +47,7 @@ def test_from_module_leaves_the_callers_module_as_it_was():
     assert sum(hooks(module)) == 0
 
 
-def test_it_is_frozen_and_in_eval_mode(teacher):
+def test_the_network_is_frozen_and_in_eval_mode(teacher):
     assert not teacher.network.training
     assert not any(weight.requires_grad for weight in teacher.network.parameters())
     before = {name: value.clone() for name, value in teacher.network.state_dict().items()}
@@ -56,25 +56,25 @@ def test_it_is_frozen_and_in_eval_mode(teacher):
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda teacher: pickle.loads(pickle.dumps(teacher))])
-def test_after_a_look_it_can_still_be_copied_and_sent(teacher, copied):
+def test_a_teacher_can_be_copied_and_pickled_after_observing(teacher, copied):
     images = samples(5).images
     with torch.autocast("cpu", torch.bfloat16):
         teacher.observe(images)
-        answers = teacher.answers(images)
+        half = teacher.answers(images)
     seen = teacher.observe(images)
     other = copied(teacher)
     assert torch.equal(other.observe(images).bn, seen.bn)
     assert torch.equal(other.logits(images), seen.logits)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(other.answers(images), answers)
-    # Each looks at its own network from now on.
+        assert torch.equal(other.answers(images), half)
+    # From now on, each observes its own network.
     with torch.no_grad():
         other.network.classifier.weight.zero_()
     assert not torch.equal(other.observe(images).logits, seen.logits)
     assert torch.equal(teacher.observe(images).logits, seen.logits)
 
 
-def test_features_are_what_enters_the_last_linear_layer(teacher):
+def test_features_are_the_input_of_the_last_linear_layer(teacher):
     seen = teacher.observe(samples(5).images)
     assert seen.features.shape == (5, 4 * TEACHER.width)
     last = teacher.network.classifier
@@ -95,7 +95,7 @@ def test_bn_statistics_are_those_of_the_layers_inputs(teacher):
         assert torch.allclose(found[1], flat.var(1, correction=0), atol=1e-6)
 
 
-def test_input_means_are_each_images_channel_means_of_what_enters_the_named_layers(teacher):
+def test_input_means_are_each_images_channel_means_of_the_inputs_of_the_named_layers(teacher):
     images, module = samples(6).images, teacher.network
     stem = F.relu(module.bn(module.conv(images)))
     wanted = [maps.mean((2, 3)) for maps in (module.stages[0](stem), stem, module.conv(images))]
@@ -110,7 +110,7 @@ def test_an_input_of_a_layer_that_does_not_exist_is_refused(teacher):
 
 
 @pytest.mark.parametrize("bn", [True, False])
-def test_a_look_leaves_no_hook_on_any_bn_layer(teacher, bn):
+def test_observing_puts_no_hook_on_any_bn_layer(teacher, bn):
     images, layers = samples(6).images, [part for part in teacher.network.modules() if isinstance(part, nn.BatchNorm2d)]
     found = []
     watch = teacher.network.register_forward_pre_hook(
@@ -118,7 +118,7 @@ def test_a_look_leaves_no_hook_on_any_bn_layer(teacher, bn):
     )
     seen = teacher.observe(images, ("stages.1",), bn=bn)
     watch.remove()
-    assert found == [0]  # readers stand in a copy of its modules
+    assert found == [0]  # readers are in a copy of its modules
     assert seen.bn.shape == (2, sum(layer.num_features for layer in layers) if bn else 0)
     whole = teacher.observe(images, ("stages.1",))
     assert torch.equal(seen.logits, whole.logits)
@@ -126,7 +126,7 @@ def test_a_look_leaves_no_hook_on_any_bn_layer(teacher, bn):
     assert torch.equal(seen.taps["stages.1"], whole.taps["stages.1"])
 
 
-def test_running_statistics_stand_in_the_order_of_the_seen_ones(teacher):
+def test_running_statistics_have_the_order_of_the_observed_ones(teacher):
     seen = teacher.observe(samples(6).images).bn
     layers = [part for part in teacher.network.modules() if isinstance(part, nn.BatchNorm2d)]
     running, place = teacher.bn
@@ -138,9 +138,9 @@ def test_running_statistics_stand_in_the_order_of_the_seen_ones(teacher):
     assert torch.equal(place.sum(0), torch.ones(place.shape[1]))
 
 
-def test_only_the_classifier_that_makes_the_logits_counts():
+def test_features_and_bn_statistics_are_those_of_layers_that_run():
     class Odd(nn.Module):
-        """Registers its layers in another order than it runs them, and one never."""
+        """Registers its layers in another order than it runs them, and does not run two of them."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -163,7 +163,7 @@ def test_only_the_classifier_that_makes_the_logits_counts():
 
 
 @pytest.mark.parametrize("network", [TEACHER, Torchvision(model="resnet18")], ids=label)
-def test_a_tap_is_what_its_layer_gave_though_the_next_writes_into_it(network):
+def test_a_tap_is_the_output_of_its_layer_even_if_the_next_layer_works_in_place(network):
     with Streams(0).forked("init/teacher"):
         teacher = Teacher.from_module(network.build(IMAGE_SHAPE, NUM_CLASSES), num_classes=NUM_CLASSES, **KNOWN)
     first = {"resnet": "bn", "torchvision": "bn1"}[network.name]
@@ -174,7 +174,7 @@ def test_a_tap_is_what_its_layer_gave_though_the_next_writes_into_it(network):
     assert seen.min() < 0
 
 
-def test_an_answer_from_values_leaves_them_as_they_are(teacher):
+def test_answer_from_does_not_change_its_input(teacher):
     values = torch.randn(2, TEACHER.width, *IMAGE_SHAPE[1:], generator=torch.Generator().manual_seed(0))
     before = values.clone()
     teacher.answer_from("bn", values)
@@ -197,7 +197,7 @@ def test_pooled_is_the_features_or_a_taps_mean_over_space(teacher):
 
 
 class Oddity(nn.Module):
-    """Holds a list that never runs, a layer that never runs, and one that gives two tensors."""
+    """Contains a list that never runs, a layer that never runs, and a module that returns two tensors."""
 
     class Two(nn.Module):
         def forward(self, x):
@@ -215,7 +215,7 @@ class Oddity(nn.Module):
 
 
 @pytest.mark.parametrize("layer", ["parts", "parts.1", "idle", "", "penultimate"])
-def test_what_gives_no_tensor_is_no_layer(layer):
+def test_modules_that_return_no_tensor_are_not_accepted_as_layers(layer):
     odd = wrap(Oddity())
     odd.check_layers(("parts.0", "classifier"))
     with pytest.raises(InputError, match=f"teacher layer is '{layer}'; accepted: penultimate, parts.0, classifier$"):
@@ -228,7 +228,7 @@ def test_an_unknown_layer_lists_the_valid_ones(teacher):
     assert sum(hooks(teacher.network)) == 0
 
 
-def test_no_hook_stays_even_where_the_forward_pass_fails(teacher):
+def test_no_hook_remains_even_if_the_forward_pass_fails(teacher):
     teacher.observe(samples(2).images, ("stages",))
     assert sum(hooks(teacher.network)) == 0
     with pytest.raises(RuntimeError):
@@ -236,12 +236,12 @@ def test_no_hook_stays_even_where_the_forward_pass_fails(teacher):
     assert sum(hooks(teacher.network)) == 0
 
 
-def test_the_network_runs_without_hooks_also_after_a_look_and_shares_its_tensors_with_it(teacher):
+def test_after_observing_the_network_runs_without_hooks_and_shares_its_tensors_with_the_observer(teacher):
     counted = []
     teacher.observe(samples(2).images, ("stages.0",), input_means=("stages.1",))
     teacher.network.conv.register_forward_hook(lambda module, *_: counted.append(sum(hooks(teacher.network))))
     before = teacher.logits(samples(2).images)
-    assert counted == [1]  # this test's own
+    assert counted == [1]  # the hook of this test
     with torch.no_grad():
         teacher.network.conv.weight.mul_(2)
         teacher.network.bn.running_mean.add_(1)
@@ -250,16 +250,16 @@ def test_the_network_runs_without_hooks_also_after_a_look_and_shares_its_tensors
     assert not torch.equal(seen.logits, before)
 
 
-def test_a_moved_teacher_is_looked_at_where_it_lies(teacher):
+def test_a_teacher_moved_to_another_device_is_observed_there(teacher):
     images = samples(2).images
     seen = teacher.observe(images)
-    there = teacher.to("meta").observe(images.to("meta"))
-    assert there.bn.shape == seen.bn.shape
-    assert {tensor.device.type for tensor in (there.logits, there.features, there.bn, *teacher.bn)} == {"meta"}
+    moved = teacher.to("meta").observe(images.to("meta"))
+    assert moved.bn.shape == seen.bn.shape
+    assert {tensor.device.type for tensor in (moved.logits, moved.features, moved.bn, *teacher.bn)} == {"meta"}
 
 
 @pytest.mark.parametrize("what", ["logits", "features", "bn", "taps"])
-def test_everything_seen_has_a_gradient_to_the_images(teacher, what):
+def test_all_observed_values_have_a_gradient_to_the_images(teacher, what):
     images = samples(4).images.requires_grad_()
     seen = teacher.observe(images, ("stages.0",))
     value = {
@@ -278,7 +278,7 @@ def test_another_number_of_classes_is_refused():
         Teacher.from_module(network(), num_classes=10, **KNOWN)
 
 
-def test_images_it_cannot_read_are_refused():
+def test_images_of_a_shape_that_the_network_cannot_read_are_refused():
     wrong = KNOWN | {"image_shape": (3, 8, 8), "mean": (0.5,) * 3, "std": (0.5,) * 3}
     with pytest.raises(InputError, match=r"cannot read images of shape \(3, 8, 8\)"):
         Teacher.from_module(network(), num_classes=NUM_CLASSES, **wrong)
@@ -300,7 +300,7 @@ def test_normalise_uses_the_constants(teacher):
     assert torch.allclose(teacher.normalise(torch.full((1, 1, 2, 2), 0.75)), torch.full((1, 1, 2, 2), 2.0))
 
 
-def test_an_answer_from_a_layer_is_that_of_the_images_it_saw(teacher):
+def test_logits_from_a_layers_output_equal_those_of_the_images(teacher):
     images = samples(5).images
     seen = teacher.observe(images, ("stages.1",))
     torch.testing.assert_close(teacher.answer_from("stages.1", seen.taps["stages.1"]), seen.logits)
@@ -309,14 +309,14 @@ def test_an_answer_from_a_layer_is_that_of_the_images_it_saw(teacher):
     torch.testing.assert_close(teacher.logits(images), seen.logits)
 
 
-def test_what_a_layer_decides_is_found_by_trying(teacher):
+def test_decides_is_true_only_for_a_layer_that_determines_the_logits(teacher):
     assert teacher.decides("penultimate", 4 * TEACHER.width)
     assert not teacher.decides("penultimate", 5)
     assert not teacher.decides("stages.2.0.conv2", 4 * TEACHER.width)
     assert sum(hooks(teacher.network)) == 0
 
 
-def test_layers_with_weights_come_in_the_order_in_which_they_run(teacher):
+def test_layers_with_weights_are_listed_in_the_order_in_which_they_run(teacher):
     names = list(teacher.weighted)
     assert names[:3] == ["conv", "stages.0.0.conv1", "stages.0.0.conv2"]
     assert "classifier" not in names

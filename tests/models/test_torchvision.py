@@ -18,7 +18,7 @@ FAMILIES = [
 ]
 
 
-def test_every_name_is_one_of_torchvisions_and_the_rest_are_left_out_on_purpose():
+def test_all_names_are_torchvisions_and_only_known_families_are_left_out():
     left_out = {name for name in models.list_models(module=models) if name not in SMALLEST}
     assert set(SMALLEST) <= set(models.list_models(module=models))
     assert all(re.match("googlenet|inception|squeezenet|vit|swin|maxvit", name) for name in left_out)
@@ -26,7 +26,7 @@ def test_every_name_is_one_of_torchvisions_and_the_rest_are_left_out_on_purpose(
 
 @pytest.mark.parametrize("model", FAMILIES)
 @pytest.mark.parametrize("channels", [1, 3])
-def test_the_smallest_side_is_found_right(model, channels):
+def test_the_smallest_side_is_correct(model, channels):
     network = Torchvision(model=model)
     side = network.min_size
     with torch.device("meta"):
@@ -42,7 +42,7 @@ def test_the_smallest_side_is_found_right(model, channels):
 
 
 @pytest.mark.parametrize("model", ["regnet_x_400mf", "regnet_y_400mf"])
-def test_those_that_need_real_tensors_to_be_built(model):
+def test_models_that_need_real_tensors_to_be_built_are_built(model):
     module = Torchvision(model=model).build((1, 8, 8), 5).to("meta")
     assert module(torch.zeros(2, 1, 1, 2, device="meta")).shape == (2, 5)
     assert isinstance(list(module.modules())[-1], nn.Linear)
@@ -75,7 +75,7 @@ def test_dropout_and_stochastic_depth_are_off(model):
 
 
 @pytest.mark.parametrize("model", ["mnasnet0_5", "mobilenet_v3_small"])
-def test_running_statistics_follow_within_tens_of_steps(model):
+def test_running_statistics_have_the_default_momentum(model):
     with torch.device("meta"):
         modules = list(Torchvision(model=model).build((3, 32, 32), 5).modules())
     assert {layer.momentum for layer in modules if isinstance(layer, nn.BatchNorm2d)} == {0.1}

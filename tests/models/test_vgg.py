@@ -5,7 +5,7 @@ from condkd_ray.core.method import InputError
 from condkd_ray.models import Vgg11
 
 
-def test_number_of_parameters_is_that_of_the_usual_cifar_net():
+def test_the_number_of_parameters_is_that_of_the_usual_cifar_network():
     with torch.device("meta"):
         assert sum(p.numel() for p in Vgg11().build((3, 32, 32), 10).parameters()) == 9_231_114
 
@@ -16,6 +16,6 @@ def test_the_last_stage_is_pooled_for_large_images_only(shape, places):
     assert stages(torch.randn(2, *shape)).shape == (2, 8, *places)
 
 
-def test_a_width_of_nothing_is_named():
+def test_a_width_of_0_is_refused():
     with pytest.raises(InputError, match=r"^vgg11 width is 0; accepted: 1 or more$"):
         Vgg11(width=0)

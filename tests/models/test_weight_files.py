@@ -46,7 +46,7 @@ def test_harmless_values_beside_the_weights_are_read(tmp_path: Path, kind: str, 
     assert all(torch.equal(found["state_dict"][name], tensor) for name, tensor in STATE.items())
 
 
-STRANGERS = """
+FOREIGN_SETTINGS = """
 import sys, types, torch
 module = types.ModuleType({module!r}); sys.modules[{module!r}] = module
 parents = {module!r}.split(".")
@@ -68,15 +68,15 @@ torch.save({{"state_dict": {{"weight": torch.ones(2, 2)}}, "cfg": thing}}, {path
         ("lightning.fabric.utilities.data", "AttributeDict", "dict"),
     ],
 )
-def test_settings_of_libraries_that_are_not_here_are_passed_over(tmp_path: Path, module: str, name: str, base: str):
-    program = STRANGERS.format(module=module, name=name, base=base, path=str(tmp_path / "w.pt"))
+def test_settings_of_libraries_that_are_not_installed_are_ignored(tmp_path: Path, module: str, name: str, base: str):
+    program = FOREIGN_SETTINGS.format(module=module, name=name, base=base, path=str(tmp_path / "w.pt"))
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
     assert torch.equal(read_file(tmp_path / "w.pt")["state_dict"]["weight"], torch.ones(2, 2))
 
 
 @pytest.mark.parametrize("name", ["w.th", "w.tar", "w.pth", "w.pth.tar", "w.bin", "w.ckpt", "w.pkl", "w", "w.zip"])
 @pytest.mark.parametrize("form", ["zip", "legacy", "safetensors"])
-def test_suffixes_mean_nothing(tmp_path: Path, name: str, form: str):
+def test_the_format_is_found_for_any_suffix(tmp_path: Path, name: str, form: str):
     path = tmp_path / name
     if form == "safetensors":
         save_file(STATE, path)
@@ -118,7 +118,7 @@ def exported(path: Path) -> None:
 
 
 class Own:
-    """A class of the user's."""
+    """A class that a user has defined."""
 
 
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
@@ -149,18 +149,18 @@ WRONG = {
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 @pytest.mark.parametrize("kind", WRONG)
-def test_other_files_are_refused_by_what_they_are(tmp_path: Path, kind: str, suffix: str):
-    write, said = WRONG[kind]
+def test_other_files_are_refused_with_their_kind(tmp_path: Path, kind: str, suffix: str):
+    write, reason = WRONG[kind]
     write(tmp_path / "w")
     [made] = [path for path in tmp_path.iterdir() if path.name.startswith("w")]
     path = made.rename(tmp_path / f"file{suffix}")
-    pattern = rf"^weights file .*file{suffix} cannot be read safely \(.*{said}.*; accepted: a safetensors file, or"
+    pattern = rf"^weights file .*file{suffix} cannot be read safely \(.*{reason}.*; accepted: a safetensors file, or"
     with pytest.raises(InputError, match=pattern):
         read_file(path)
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_a_whole_module_is_told_in_both_formats(tmp_path: Path, zipped: bool):
+def test_a_pickled_module_is_recognised_in_both_formats(tmp_path: Path, zipped: bool):
     torch.save(nn.Sequential(nn.Linear(2, 2)), tmp_path / "w.pt", _use_new_zipfile_serialization=zipped)
     with pytest.raises(
         InputError, match=r"whole pickled module, .* would run code; on the machine that made it: torch.save"
@@ -177,7 +177,7 @@ class Harmful:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_nothing_that_a_file_names_is_run(tmp_path: Path, zipped: bool):
+def test_no_function_that_a_file_names_is_run(tmp_path: Path, zipped: bool):
     torch.save(
         {"state_dict": STATE, "x": Harmful(tmp_path / "harm")}, tmp_path / "w.pt", _use_new_zipfile_serialization=zipped
     )

@@ -49,12 +49,12 @@ def test_a_prefix_of_some_names_only_is_part_of_the_names(tmp_path):
     assert set(read_weights(tmp_path / "w.pt")) == {"module.weight", "bias"}
 
 
-def test_files_without_the_counters_of_batches_fit():
+def test_state_dicts_without_batch_counters_fit():
     state = {k: v for k, v in network(1).state_dict().items() if not k.endswith("num_batches_tracked")}
     load_into(network(2), state, "weights")
 
 
-def test_missing_unexpected_and_misshapen_names_stand_in_the_message():
+def test_the_message_lists_missing_unexpected_and_misshapen_names():
     ours = network(0)
     state = dict(ours.state_dict())
     before = tensor_digest(state)
@@ -70,13 +70,13 @@ def test_missing_unexpected_and_misshapen_names_stand_in_the_message():
     assert tensor_digest(ours.state_dict()) == before
 
 
-def test_of_many_names_the_first_stand_in_the_message():
+def test_the_message_lists_only_the_first_of_many_names():
     with pytest.raises(InputError, match=r"missing: conv.weight, bn.weight, bn.bias and \d+ more"):
         load_into(network(0), {}, "weights")
 
 
 class Harmful:
-    """Unpickling it would make a file."""
+    """An object whose unpickling would create a folder."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -110,7 +110,7 @@ def a_module(path):
     ids=["module", "list", "nothing", "numbers", "empty", "text", "cut"],
 )
 @pytest.mark.parametrize("name", ["w.pt", "w.safetensors"])
-def test_what_is_no_state_dict_is_refused(tmp_path, write, name):
+def test_files_without_a_state_dict_are_refused(tmp_path, write, name):
     write(tmp_path / name)
     with pytest.raises(InputError, match=rf"weights file .*{name} .*accepted: a safetensors file"):
         read_weights(tmp_path / name)
@@ -124,7 +124,7 @@ def test_a_path_that_is_no_file_is_refused(tmp_path):
         file_digest(tmp_path / "none.pt")
 
 
-def test_digests_change_with_each_part_and_only_then(tmp_path):
+def test_digests_depend_on_exactly_names_shapes_types_and_values(tmp_path):
     weights = {"a": torch.ones(2, 3), "b": torch.zeros(2)}
     digest = tensor_digest(weights)
     assert digest == tensor_digest(dict(reversed(weights.items())))
@@ -160,7 +160,7 @@ def test_other_precisions_are_read_as_float32(tmp_path, dtype):
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "said"),
+    ("name", "value", "expected"),
     [
         ("stages.2.0.conv2.weight", float("nan"), "stages.2.0.conv2.weight has 1 NaN or infinite"),
         ("classifier.bias", float("inf"), "classifier.bias has 1 NaN or infinite"),
@@ -168,9 +168,9 @@ def test_other_precisions_are_read_as_float32(tmp_path, dtype):
         ("stages.0.0.bn1.running_var", -0.5, "stages.0.0.bn1.running_var has a variance of -0.5; accepted: variances"),
     ],
 )
-def test_values_that_no_training_leaves_are_refused_by_name(tmp_path, name, value, said):
+def test_invalid_values_are_refused_with_their_names(tmp_path, name, value, expected):
     torch.save(changed(name, value), tmp_path / "w.pt")
-    with pytest.raises(InputError, match=f"weights in .*w.pt: {said}"):
+    with pytest.raises(InputError, match=f"weights in .*w.pt: {expected}"):
         fitted(network(), tmp_path / "w.pt")
 
 
@@ -182,18 +182,18 @@ def test_doubles_beyond_float32_are_infinite(tmp_path):
         fitted(network(), tmp_path / "w.pt")
 
 
-def test_a_variance_of_nothing_is_told(tmp_path):
+def test_a_variance_of_zero_gives_a_note(tmp_path):
     torch.save(changed("bn.running_var", 0.0), tmp_path / "w.pt")
     assert fitted(network(), tmp_path / "w.pt").notes == (
         f"weights in {tmp_path / 'w.pt'}: variances of 0 in bn.running_var",
     )
 
 
-def test_of_several_state_dicts_that_fit_one_must_be_named(tmp_path):
+def test_with_several_fitting_state_dicts_one_must_be_named(tmp_path):
     path, first, second = tmp_path / "w.pt", network(1).state_dict(), network(2).state_dict()
     torch.save({"state_dict": first, "state_dict_ema": second, "head": {"weight": torch.ones(2)}}, path)
-    said = r"several state dicts that fit; accepted: one of them, .*w.pt#state_dict, .*w.pt#state_dict_ema$"
-    with pytest.raises(InputError, match=said):
+    expected = r"several state dicts that fit; accepted: one of them, .*w.pt#state_dict, .*w.pt#state_dict_ema$"
+    with pytest.raises(InputError, match=expected):
         fitted(network(), path)
     for key, state in (("state_dict", first), ("state_dict_ema", second)):
         named = Path(f"{path}#{key}")
@@ -205,7 +205,7 @@ def test_of_several_state_dicts_that_fit_one_must_be_named(tmp_path):
     assert weights_digest(path) == file_digest(path)
 
 
-def test_of_several_state_dicts_the_one_that_fits_is_taken_and_told(tmp_path):
+def test_the_only_fitting_state_dict_of_several_is_used_with_a_note(tmp_path):
     path, state = tmp_path / "w.pt", network(1).state_dict()
     torch.save({"net": state, "head": {"weight": torch.ones(2)}}, path)
     found = fitted(network(), path)
@@ -215,7 +215,7 @@ def test_of_several_state_dicts_the_one_that_fits_is_taken_and_told(tmp_path):
     assert tensor_digest(fitted(network(), path).weights) == tensor_digest(state)
 
 
-def test_a_file_whose_name_has_the_sign_is_a_file(tmp_path):
+def test_a_file_with_a_hash_sign_in_its_name_is_read(tmp_path):
     torch.save(network(1).state_dict(), tmp_path / "run#3.pt")
     assert located(tmp_path / "run#3.pt") == (tmp_path / "run#3.pt", "")
     assert located(tmp_path / "run#3.pt#a/b") == (tmp_path / "run#3.pt", "a/b")
@@ -224,7 +224,7 @@ def test_a_file_whose_name_has_the_sign_is_a_file(tmp_path):
 
 
 class Inside(nn.Module):
-    """A network that has another one under the name of a wrapper."""
+    """A network with a child of the name that wrappers often use."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -234,7 +234,7 @@ class Inside(nn.Module):
         return self.model(x)
 
 
-def test_a_prefix_that_the_network_itself_has_stays(tmp_path):
+def test_a_prefix_that_belongs_to_the_network_is_kept(tmp_path):
     torch.save({"net": Inside().state_dict()}, tmp_path / "w.pt")
     assert fitted(Inside(), tmp_path / "w.pt").weights.keys() == {"model.weight", "model.bias"}
 
@@ -263,7 +263,7 @@ def test_tensors_without_plain_values_are_refused_and_sparse_ones_are_read(tmp_p
 
 
 class Lit(nn.Module):
-    """As LightningModules are: the network is one attribute of many, and each of them may have tensors."""
+    """Like a LightningModule: the network is one of several attributes, all of which can have tensors."""
 
     def __init__(self, **networks: nn.Module) -> None:
         super().__init__()
@@ -276,7 +276,7 @@ class Lit(nn.Module):
         self.train_acc.register_buffer("correct", torch.tensor(7))
         self.ema = nn.Module()
         self.ema.register_buffer("decay", torch.tensor(0.99))
-        # That nobody reads what is left out shows in that it may be of any kind.
+        # Left-out tensors are never read, so they can be of a type that would be refused.
         self.register_buffer("filter", torch.ones(3, dtype=torch.complex64))
 
 
@@ -284,7 +284,7 @@ BESIDE = ["criterion.weight", "loss.centers", "train_acc.correct", "ema.decay", 
 
 
 def lightning(path: Path, change=lambda state: None, **networks: nn.Module) -> Path:
-    """What Lightning saves of such a module, after some change of its state dict."""
+    """Save a checkpoint like Lightning's for such a module, after `change` has modified its state dict."""
     state = Lit(**networks).state_dict()
     change(state)
     torch.save({"epoch": 3, "global_step": 10, "state_dict": state, "hyper_parameters": {"lr": 0.1}}, path)
@@ -297,7 +297,7 @@ def refused(path: Path) -> str:
     return str(caught.value)
 
 
-def test_of_two_networks_that_are_known_none_is_taken_for_the_other(tmp_path):
+def test_of_two_recognised_networks_one_must_be_named_unless_only_one_fits(tmp_path):
     small, large = network(1), ResNet(depth=14, width=8).build(IMAGE_SHAPE, NUM_CLASSES)
     path = lightning(tmp_path / "w.ckpt", student=small, teacher=large)
     with pytest.raises(InputError, match="holds several networks; accepted: one of them, ") as refusal:
@@ -310,23 +310,23 @@ def test_of_two_networks_that_are_known_none_is_taken_for_the_other(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["model", "net", "resnet", "student"])
-def test_the_network_is_found_beside_what_else_a_program_saves(tmp_path, name):
+def test_the_network_is_found_among_other_saved_attributes(tmp_path, name):
     theirs = network(1)
     path = lightning(tmp_path / "last.ckpt", **{name: theirs})
     for place in (path, Path(f"{path}#state_dict")):
         found = fitted(network(), place)
         assert tensor_digest(found.weights) == tensor_digest(theirs.state_dict())
-        [told] = found.notes
-        assert told.startswith(f"weights in {path} are read from 'state_dict/{name}' (left out: ")
-        assert sum(beside in told for beside in BESIDE) == 3
-        assert told.endswith(" and 2 more)")
+        [note] = found.notes
+        assert note.startswith(f"weights in {path} are read from 'state_dict/{name}' (left out: ")
+        assert sum(beside in note for beside in BESIDE) == 3
+        assert note.endswith(" and 2 more)")
     assert fitted(network(), Path(f"{path}#state_dict/{name}")).notes == ()
     known = recognised(path)
     assert known is not None
     assert known.network == TEACHER
 
 
-def test_a_wrapper_within_one_is_found_and_the_names_of_a_project_are_read(tmp_path):
+def test_a_network_inside_nested_wrappers_is_found(tmp_path):
     theirs = network(1)
     wrapped_twice = nn.Module()
     wrapped_twice.add_module("normalise", nn.BatchNorm2d(1))
@@ -339,7 +339,7 @@ def test_a_wrapper_within_one_is_found_and_the_names_of_a_project_are_read(tmp_p
     ) == tensor_digest(theirs.state_dict())
 
 
-def test_of_two_networks_beside_one_another_one_must_be_named(tmp_path):
+def test_of_two_sibling_networks_that_fit_one_must_be_named(tmp_path):
     path = lightning(tmp_path / "w.ckpt", student=network(1), teacher=network(2))
     assert refused(path) == (
         f"weights file {path} holds several state dicts that fit; accepted: one of them, {path}#state_dict/student, "
@@ -348,9 +348,9 @@ def test_of_two_networks_beside_one_another_one_must_be_named(tmp_path):
     for name, seed in (("student", 1), ("teacher", 2)):
         found = fitted(network(), Path(f"{path}#state_dict/{name}"))
         assert tensor_digest(found.weights) == tensor_digest(network(seed).state_dict())
-    said = refused(Path(f"{path}#state_dict/other"))
-    assert f"is 'state_dict/other'; accepted: {path}#state_dict, " in said
-    assert f"{path}#state_dict/student, {path}#state_dict/teacher" in said
+    message = refused(Path(f"{path}#state_dict/other"))
+    assert f"is 'state_dict/other'; accepted: {path}#state_dict, " in message
+    assert f"{path}#state_dict/student, {path}#state_dict/teacher" in message
     twice = network(1)
     found = fitted(network(), lightning(path, student=twice, copy=twice))
     assert tensor_digest(found.weights) == tensor_digest(twice.state_dict())
@@ -358,7 +358,7 @@ def test_of_two_networks_beside_one_another_one_must_be_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "expected"),
     [
         (lambda state: state.pop("model.conv.weight"), "missing: conv.weight"),
         (lambda state: state.update({"model.extra.weight": torch.ones(2)}), "unexpected: extra.weight"),
@@ -367,21 +367,21 @@ def test_of_two_networks_beside_one_another_one_must_be_named(tmp_path):
     ],
     ids=["missing", "more", "shape", "type"],
 )
-def test_what_is_not_whole_behind_its_prefix_is_refused_by_name(tmp_path, change, said):
+def test_an_incomplete_network_behind_a_prefix_is_refused_with_the_names(tmp_path, change, expected):
     path = lightning(tmp_path / "w.ckpt", change, model=network(1))
-    told = refused(path)
+    message = refused(path)
     assert re.match(
-        rf"weights in .*, read from 'state_dict/model' \(left out: .*\), do not fit the network: {said}", told
+        rf"weights in .*, read from 'state_dict/model' \(left out: .*\), do not fit the network: {expected}", message
     )
 
 
-def test_what_lies_beside_the_names_of_a_bare_network_is_refused(tmp_path):
+def test_other_tensors_beside_a_network_without_a_prefix_are_refused(tmp_path):
     torch.save(network(1).state_dict() | {"criterion.weight": torch.ones(3)}, tmp_path / "w.pt")
-    told = refused(tmp_path / "w.pt")
-    assert told.startswith(f"weights in {tmp_path / 'w.pt'} do not fit the network: unexpected: criterion.weight")
+    message = refused(tmp_path / "w.pt")
+    assert message.startswith(f"weights in {tmp_path / 'w.pt'} do not fit the network: unexpected: criterion.weight")
 
 
-def test_a_larger_network_beside_a_damaged_one_is_not_what_is_spoken_of(tmp_path):
+def test_the_message_is_about_the_damaged_network_not_the_larger_one_beside_it(tmp_path):
     larger = TEACHER.__class__(depth=14, width=TEACHER.width).build(IMAGE_SHAPE, NUM_CLASSES)
     path = lightning(tmp_path / "w.ckpt", lambda s: s.pop("student.conv.weight"), teacher=larger, student=network(1))
     assert re.search(
@@ -390,7 +390,7 @@ def test_a_larger_network_beside_a_damaged_one_is_not_what_is_spoken_of(tmp_path
 
 
 @pytest.mark.parametrize("counted", [lambda name: torch.tensor(9), lambda name: None], ids=["others", "none"])
-def test_networks_that_differ_in_counters_of_batches_alone_are_one(tmp_path, counted):
+def test_networks_that_differ_only_in_batch_counters_are_treated_as_one(tmp_path, counted):
     state, ema = network(1).state_dict(), dict(network(1).state_dict())
     for name in [name for name in ema if name.endswith("num_batches_tracked")]:
         ema[name] = counted(name)
@@ -404,10 +404,11 @@ def test_networks_that_differ_in_counters_of_batches_alone_are_one(tmp_path, cou
     assert "several state dicts that fit" in refused(tmp_path / "w.pt")
 
 
-def test_names_of_which_some_have_a_prefix_are_refused_with_the_others(tmp_path):
+def test_names_of_which_only_some_have_a_prefix_are_refused_with_those_left_out(tmp_path):
     state = network(1).state_dict()
     torch.save({name if "classifier" in name else f"module.{name}": t for name, t in state.items()}, tmp_path / "w.pt")
-    told = refused(tmp_path / "w.pt")
+    message = refused(tmp_path / "w.pt")
     assert (
-        "'module' (left out: classifier.weight, classifier.bias), do not fit the network: missing: classifier.w" in told
+        "'module' (left out: classifier.weight, classifier.bias), do not fit the network: missing: classifier.w"
+        in message
     )

@@ -34,7 +34,7 @@ def test_a_block_equals_a_plain_computation(inputs, outputs, stride):
     torch.testing.assert_close(block(maps), expected)
 
 
-def test_the_features_are_positive_and_centred_by_the_last_normalisation():
+def test_the_features_are_the_output_of_the_last_normalisation():
     module = Wrn(depth=10).build((1, 8, 8), 2)
     seen = []
     module.get_submodule("classifier").register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
@@ -45,13 +45,13 @@ def test_the_features_are_positive_and_centred_by_the_last_normalisation():
 
 
 @pytest.mark.parametrize("depth", [4, 8, 18, -2])
-def test_a_depth_that_does_not_exist_is_named(depth):
+def test_a_depth_that_does_not_exist_is_refused(depth):
     with pytest.raises(
         InputError, match=rf"^wrn depth is {depth}; accepted: 6n \+ 4, such as 10, 16, 40, at most 1202$"
     ):
         Wrn(depth=depth)
 
 
-def test_a_width_of_nothing_is_named():
+def test_a_width_of_0_is_refused():
     with pytest.raises(InputError, match=r"^wrn width is 0; accepted: 1 or more$"):
         Wrn(width=0)

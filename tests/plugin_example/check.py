@@ -1,4 +1,4 @@
-"""Check that the plug-ins keep the contracts of condkd_ray: `python check.py`, or call `check` from your tests."""
+"""Check that the plug-ins satisfy the contracts of condkd_ray: `python check.py`, or call `check` in your tests."""
 
 from condkd_blobs.dataset import Blobs
 from condkd_blobs.guidance import ClassMeans

@@ -31,16 +31,16 @@ def herd(embedded, labels, ipc, num_classes):
     for label in range(num_classes):
         rows = [row for row, found in enumerate(labels) if found == label]
         wanted = mean([embedded[row] for row in rows])
-        taken = []
+        picked = []
         for _ in range(ipc):
             best, nearest = None, float("inf")
             for row in rows:
-                if row in taken:
+                if row in picked:
                     continue
-                centre = mean([embedded[other] for other in [*taken, row]])
+                centre = mean([embedded[other] for other in [*picked, row]])
                 distance = sum((a - b) ** 2 for a, b in zip(centre, wanted, strict=True))
                 if distance < nearest:
                     best, nearest = row, distance
-            taken.append(best)
-        chosen += taken
+            picked.append(best)
+        chosen += picked
     return chosen

@@ -34,8 +34,8 @@ def cross_entropy(wanted, logits, temperature):
 def soft_target(logits, features, wanted, *, temperature, oh_weight, act_weight):
     """Return the loss of Wang's method: mean cross-entropy minus the weighted mean absolute feature."""
     total = 0.0
-    for answer, row in zip(logits, wanted, strict=True):
-        total += oh_weight * cross_entropy(row, answer, temperature) / len(logits)
+    for teacher_row, row in zip(logits, wanted, strict=True):
+        total += oh_weight * cross_entropy(row, teacher_row, temperature) / len(logits)
     for row in features:
         for value in row:
             total -= act_weight * abs(value) / (len(features) * len(row))
@@ -58,8 +58,8 @@ def nayer(logits, student, labels, seen, running, memory, *, momentum, bn_weight
                     found = (1 - momentum) * found + momentum * memory[layer][part][channel]
                 squares += (found - wanted) ** 2
             total += bn_weight * sqrt(squares)
-    for answer, guess, label in zip(logits, student, labels, strict=True):
-        p, q = softmax(answer), softmax(guess)
+    for teacher_row, student_row, label in zip(logits, student, labels, strict=True):
+        p, q = softmax(teacher_row), softmax(student_row)
         total -= oh_weight * log(p[label]) / len(logits)
         if p.index(max(p)) == q.index(max(q)):
             kl = sum(a * log(a / b) for a, b in zip(p, q, strict=True))

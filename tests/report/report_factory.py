@@ -15,12 +15,12 @@ LEVEL = {"none": 0.60, "condensed_only": 0.40, "mixed": 0.66, "guided": 0.72, "g
          "mixed_prior": 0.68}  # fmt: skip
 SLOPE = {"condensed_only": 0.03, "mixed": 0.008, "guided": 0.007, "guided_only": 0.004, "mixed_prior": 0.008}
 OLDER = tuple(arm for arm in LEVEL if arm != "mixed_prior")
-"""The arms of records that are older than mixed_prior."""
+"""The arms of records from before mixed_prior existed."""
 WITHOUT_IPC = ("none", "real")
 
 
 def make_record(arm: str = "guided", ipc: int = 10, seed: int = 0, **changes: Any) -> Record:
-    """One finished trial whose numbers follow from (arm, ipc, seed) alone."""
+    """Return a finished trial whose numbers depend only on (arm, ipc, seed)."""
     rng = np.random.default_rng([list(LEVEL).index(arm) if arm in LEVEL else 99, ipc, seed])
     shared = np.random.default_rng([1000, seed]).normal(0, 0.008)
     chance = np.clip(LEVEL.get(arm, 0.5) + SLOPE.get(arm, 0.0) * ipc + shared + rng.normal(0, 0.006), 0, 1)
@@ -53,7 +53,7 @@ def make_record(arm: str = "guided", ipc: int = 10, seed: int = 0, **changes: An
 
 
 def altered(record: Record, **changes: Any) -> Record:
-    """The same record with other values, of its own or of its outcome."""
+    """Return the record with changed values, of its own or of its outcome."""
     return unflat(flat(record) | changes)
 
 
@@ -62,7 +62,10 @@ PLACES = {"frechet_real": 0.8, "frechet_condensed": 0.9, "mmd_real": 1.1, "mmd_c
 
 
 def diagnosed(record: Record) -> Record:
-    """The same trial with a diagnosis in each round and of the last; without condensed images less of it."""
+    """Return the trial with a diagnosis in each round and as metrics.
+
+    Without condensed images, the values that need them are missing.
+    """
     known = {name: value for name, value in PLACES.items()
              if record.ipc or not name.endswith(("condensed", "coverage", "guide"))}  # fmt: skip
     rng = np.random.default_rng([record.seed, record.ipc, *record.arm.encode()])
@@ -74,7 +77,7 @@ def diagnosed(record: Record) -> Record:
 
 
 def remembering(record: Record) -> Record:
-    """The same trial with what its memory held: more of each class than of the one before."""
+    """Return the trial with the content of its memory, which has more samples of each class than of the one before."""
     rng = np.random.default_rng([record.seed, *record.arm.encode()])
     confidence = rng.multinomial(1045, np.arange(1, 21) / 210).tolist()
     return altered(record, held={"class": (100 + np.arange(CLASSES)).tolist(), "confidence": confidence})
@@ -83,19 +86,19 @@ def remembering(record: Record) -> Record:
 def sweep(
     arms: Sequence[str] = OLDER, ipcs: Sequence[int] = (1, 5, 10), seeds: Sequence[int] = range(5)
 ) -> list[Record]:
-    """Every arm at every IPC and seed; arms without condensed images once a seed."""
+    """Return every arm at every IPC and seed; arms without condensed images once for each seed."""
     return [
         make_record(arm, ipc, seed) for arm in arms for ipc in ((0,) if arm in WITHOUT_IPC else ipcs) for seed in seeds
     ]
 
 
 def results(records: Sequence[Record] = (), manifest: Manifest | None = None, out: Path = Path("out")) -> Results:
-    """These trials under this manifest, or under one that planned just them."""
+    """Return results of these trials with this manifest, or with one that plans exactly them."""
     return Results(out, manifest or make_manifest(records), records, records)
 
 
 def make_manifest(records: Sequence[Record] = (), **changes: Any) -> Manifest:
-    """A manifest that planned just these records."""
+    """Return a manifest that plans exactly these records."""
     fields: dict[str, Any] = {
         "experiment": "ablation",
         "question": "Do condensed images help data-free distillation?",

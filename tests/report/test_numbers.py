@@ -1,4 +1,4 @@
-"""Records of two versions of the numbers never meet in a table, figure, page or comparison."""
+"""Records with different versions of the numbers are never combined in a table, figure, page or comparison."""
 
 import csv
 import json
@@ -31,7 +31,7 @@ ARMS, SEEDS = ("none", "mixed", "guided"), (0, 1, 2)
 
 
 def of_version(records, numbers: int, accuracy: float | None = None) -> list[Record]:
-    """The same trials of another version, each of another hash, and of that test accuracy where one is given."""
+    """Return the trials with another version of the numbers, with other hashes, and with `accuracy` if given."""
     return [
         altered(
             one,
@@ -51,7 +51,7 @@ def store(out: Path, records, planned=None, **changes) -> Path:
     return out
 
 
-def test_a_record_without_a_version_is_of_the_first(folder):
+def test_a_record_without_a_version_has_the_first_version(folder):
     out = folder([make_record()])
     path = record_path(out, make_record().config_hash)
     tree = json.loads(path.read_text())
@@ -60,7 +60,7 @@ def test_a_record_without_a_version_is_of_the_first(folder):
     assert [record.numbers for record in read_records(out)] == [1]
 
 
-def test_only_the_newest_are_read_to_be_compared(tmp_path):
+def test_only_records_of_the_newest_version_are_read_for_comparisons(tmp_path):
     old, new = sweep(ARMS, (5,), SEEDS), of_version(sweep(ARMS[:2], (5,), SEEDS), 2)
     out = store(tmp_path, [*old, *new])
     assert {record.config_hash for record in read_records(out)} == {record.config_hash for record in new}
@@ -69,16 +69,16 @@ def test_only_the_newest_are_read_to_be_compared(tmp_path):
     assert find_record(out, old[0].config_hash).numbers == 1
 
 
-def test_a_report_shows_the_newest_alone_and_says_what_it_leaves_out(tmp_path):
+def test_a_report_shows_only_the_newest_version_and_states_what_it_leaves_out(tmp_path):
     new = of_version(sweep(ARMS, (5,), SEEDS), 2)
     alone = build(store(tmp_path / "alone", new), tensorboard=False)
     old = of_version(sweep(ARMS, (5,), SEEDS), 1, accuracy=0.01)
     mixed = store(tmp_path / "mixed", [*old, *new])
-    told = build(mixed, tensorboard=True)
+    text = build(mixed, tensorboard=True)
     note = "9 stored trials are left out of tables and figures: made by an earlier version whose numbers differ"
-    assert note in told
-    # Tables and figures are those without the old ones: planned trials and notes apart, byte for byte.
-    assert told.split("Data digits")[0] == alone.split("Data digits")[0]
+    assert note in text
+    # Tables and figures, except for notes and the list of planned trials, equal those without the old records.
+    assert text.split("Data digits")[0] == alone.split("Data digits")[0]
     for name in ("table.csv", "figure.svg", "curves.png"):
         assert (mixed / name).read_bytes() == (tmp_path / "alone" / name).read_bytes(), name
     assert note in (mixed / "table.md").read_text()
@@ -93,10 +93,10 @@ def test_a_report_shows_the_newest_alone_and_says_what_it_leaves_out(tmp_path):
 def test_trials_of_another_plan_do_not_hide_those_that_are_planned(tmp_path):
     planned = sweep(ARMS, (5,), SEEDS)
     newer = of_version(sweep(("guided_only",), (5,), SEEDS), 2)
-    told = build(store(tmp_path, [*planned, *newer], planned), tensorboard=False)
-    assert "3 stored trials are of other settings and left out" in told
-    assert "guided - mixed" in told
-    assert "guided_only" not in told
+    text = build(store(tmp_path, [*planned, *newer], planned), tensorboard=False)
+    assert "3 stored trials are of other settings and left out" in text
+    assert "guided - mixed" in text
+    assert "guided_only" not in text
 
 
 def test_two_folders_of_different_versions_are_refused(tmp_path):
@@ -105,11 +105,11 @@ def test_two_folders_of_different_versions_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"version of the numbers of .*b is 1; accepted: 2, as in .*a: run the older"):
         page.compare(first, second)
     assert not (first / "comparison.html").exists()
-    # A folder in which nothing has ended is of no version.
+    # A folder without finished trials has no version.
     page.compare(first, store(tmp_path / "empty", [], records))
 
 
-def test_the_newest_of_two_folders_are_compared(tmp_path):
+def test_the_newest_records_of_two_folders_are_compared(tmp_path):
     records = sweep(ARMS, (5,), SEEDS)
     first = store(tmp_path / "a", [*of_version(records, 1, accuracy=0.01), *of_version(records, 2)])
     second = store(tmp_path / "b", of_version(records, 2))
@@ -122,15 +122,15 @@ def test_searches_of_different_versions_are_not_compared(tmp_path):
     name = "proxy/agreement"
     searches = {sampler: [[tmp_path / sampler]] for sampler in ("random", "tpe")}
     for version, sampler in enumerate(searches, start=1):
-        told = {name: 0.5, ACCURACY: 0.5}
-        store(tmp_path / sampler, [make_record("trial 0", 5, 0, metrics=told, numbers=version)])
+        metrics_of_trial = {name: 0.5, ACCURACY: 0.5}
+        store(tmp_path / sampler, [make_record("trial 0", 5, 0, metrics=metrics_of_trial, numbers=version)])
     with pytest.raises(InputError, match=r"version of the numbers of .*tpe is 2; accepted: 1, as in .*random"):
         samplers.compare(tmp_path, searches, 0, Objective((name,)))
     check_same_numbers({})
 
 
 @pytest.mark.parametrize(("version", "shown"), [(1, True), (2, False)])
-def test_a_search_shows_trials_with_new_seeds_of_its_own_version_alone(tmp_path, version, shown):
+def test_a_search_shows_confirmation_trials_only_of_its_own_version(tmp_path, version, shown):
     records, about = searched(tmp_path)
     again = [
         make_record(arm, 5, seed, config_hash=f"{arm} {seed}", metrics={ACCURACY: value}, numbers=version)
@@ -145,7 +145,7 @@ def test_a_search_shows_trials_with_new_seeds_of_its_own_version_alone(tmp_path,
     assert ("not shown, because they have version 2 of the numbers" in text) == (not shown)
 
 
-def test_the_table_of_numbers_is_the_newest_ones_own(tmp_path):
+def test_the_csv_contains_only_the_newest_version(tmp_path):
     old = of_version(sweep(ARMS, (5,), SEEDS), 1, accuracy=0.01)
     new = of_version(sweep(ARMS, (5,), SEEDS), 2, accuracy=0.75)
     out = store(tmp_path, [*old, *new])

@@ -1,4 +1,4 @@
-"""The Parquet files say the same as the records."""
+"""The Parquet files contain the values of the records."""
 
 import json
 import math
@@ -60,7 +60,7 @@ def test_predictions_that_do_not_fit_the_test_set_are_named(folder):
         write_tables(read(out))
 
 
-def test_parquet_of_nothing_has_the_columns(folder):
+def test_parquet_without_records_has_the_columns(folder):
     out = folder([])
     write_tables(read(out))
     assert pq.read_table(out / "records.parquet").num_rows == 0

@@ -1,4 +1,4 @@
-"""`report.build`: everything again from what is stored, with whatever is there."""
+"""`report.build` rebuilds everything from stored files, also from an incomplete folder."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ MADE = {"records.parquet", "rounds.parquet", "predictions.parquet", "table.md", 
         "figure.svg", "curves.png", "diagnosis.png", "histograms.png", "report.html", "tensorboard"}  # fmt: skip
 
 
-def test_everything_is_rebuilt_the_same(folder):
+def test_a_rebuilt_report_is_equal(folder):
     out = folder([remembering(diagnosed(record)) for record in sweep(ipcs=(1, 10), seeds=(0, 1))])
     text = build(out)
     assert {path.name for path in out.iterdir()} == MADE | {"experiment.json", "records", "grids"}
@@ -38,7 +38,7 @@ def test_without_tensorboard(folder):
     assert not (out / "tensorboard").exists()
 
 
-def test_a_killed_sweep_is_reported_as_far_as_it_came(folder):
+def test_a_killed_sweep_is_reported_with_its_finished_trials(folder):
     planned = sweep()
     out = folder(planned[:7])
     write_manifest(out, make_manifest(planned))
@@ -46,12 +46,12 @@ def test_a_killed_sweep_is_reported_as_far_as_it_came(folder):
 
 
 def files(folder: Path) -> dict[str, tuple[int, int]]:
-    """Inode and time of all files below, by path."""
+    """Return inode and time of all files in `folder`, by path."""
     found = ((path, path.stat()) for path in folder.rglob("*") if path.is_file())
     return {str(path): (status.st_ino, status.st_mtime_ns) for path, status in found}
 
 
-def test_where_a_process_runs_its_event_files_stay_and_the_rest_is_interim(folder):
+def test_the_report_of_a_running_process_is_interim_and_keeps_its_event_files(folder):
     planned = sweep(ipcs=(5,), seeds=(0, 1))
     out = folder(planned)
     build(out)
@@ -60,22 +60,22 @@ def test_where_a_process_runs_its_event_files_stay_and_the_rest_is_interim(folde
     before = files(out / "tensorboard")
     interim = f"interim: 3 of {len(planned)} trials have ended; the experiment is running"
     with run_in(out):
-        said = build(out)
-    assert said.startswith(f"{interim}\n")
+        text = build(out)
+    assert text.startswith(f"{interim}\n")
     assert f"**{interim}**" in (out / "table.md").read_text()
     assert f'<p class="interim">{interim}</p>' in (out / "report.html").read_text()
     assert pq.read_table(out / "records.parquet").num_rows == 3
     assert files(out / "tensorboard") == before
-    # The process itself, and whoever comes after it, makes the whole.
-    taken = claim(out, "--out")
-    for again in (build(out), release(taken) or build(out)):
+    # The process itself, and any process after it, makes the whole report.
+    claimed = claim(out, "--out")
+    for again in (build(out), release(claimed) or build(out)):
         assert "interim" not in again
         assert "interim" not in (out / "table.md").read_text()
         assert 'class="interim"' not in (out / "report.html").read_text()
         assert not set(files(out / "tensorboard")) & set(before)
 
 
-def test_once_all_trials_have_ended_nothing_is_interim_but_what_a_search_has_found(folder):
+def test_once_all_trials_have_ended_only_the_report_of_a_running_search_is_interim(folder):
     out = folder(sweep(ipcs=(5,), seeds=(0,)))
     with run_in(out):
         assert "interim" not in build(out)
@@ -89,7 +89,7 @@ def test_once_all_trials_have_ended_nothing_is_interim_but_what_a_search_has_fou
         assert build(out).startswith("interim: 1 trial has ended; the search is running\n")
     assert "**interim: 1 trial has ended; the search is running**" in (out / "search.md").read_text()
     assert 'class="interim"' in (out / "report.html").read_text()
-    # It has written its end, and still holds the folder.
+    # The search has written its end, and still holds the lock of the folder.
     planned = make_manifest([make_record("trial 0", 5)], experiment="search", search=about, cpu_seconds=9.0)
     write_manifest(out, planned)
     with run_in(out):
@@ -107,20 +107,20 @@ def test_once_all_trials_have_ended_nothing_is_interim_but_what_a_search_has_fou
         ("tensorboard", "TensorBoard files"),
     ],
 )
-def test_what_cannot_be_written_is_told_once_and_all_else_is_made(folder, logged, name, what):
+def test_a_part_that_cannot_be_written_is_logged_once_and_all_others_are_made(folder, logged, name, what):
     out = folder(sweep(ipcs=(5,), seeds=(0,)))
     expected = build(out)
     for path in out.iterdir():
         if path.name in MADE:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    # A folder where a file shall be, or the other way round.
+    # Put a folder in the place of the file, or a file in the place of the folder.
     (out / name).touch() if name == "tensorboard" else (out / name / "in the way").mkdir(parents=True)
     failed: list[Exception] = []
     assert build(out, failed=failed) == expected
     assert len(failed) == 1
-    (told,) = logged
-    assert told.startswith(f"{what} cannot be written (")
-    assert told.endswith(f"; condkd report {out} writes it again")
+    (message,) = logged
+    assert message.startswith(f"{what} cannot be written (")
+    assert message.endswith(f"; condkd report {out} writes it again")
     if name != "tensorboard":
         shutil.rmtree(out / name)
     assert {path.name for path in out.iterdir()} >= {"records.parquet", "table.md", "report.html"} - {name}
@@ -131,18 +131,18 @@ def test_what_cannot_be_written_is_told_once_and_all_else_is_made(folder, logged
     assert (out / name).exists()
 
 
-def test_a_sweep_in_which_everything_failed(folder):
+def test_a_sweep_in_which_all_trials_failed_is_reported(folder):
     records = [make_record("guided", 5, s, status="failed", reason="NaN", metrics={}, history=[], predictions=[])
                for s in (0, 1)]  # fmt: skip
     out = folder(records)
-    said = build(out)
-    assert "2 of 2 trials failed\n\n2 x  NaN\n     guided ipc 5 seed 0 (" in said
-    assert f"condkd train --from-record {out} {records[0].config_hash[:8]}\n" in said
+    text = build(out)
+    assert "2 of 2 trials failed\n\n2 x  NaN\n     guided ipc 5 seed 0 (" in text
+    assert f"condkd train --from-record {out} {records[0].config_hash[:8]}\n" in text
     assert "2 of 2 trials failed" in (out / "table.md").read_text()
     assert not (out / "figure.png").exists()
 
 
-def test_nothing_has_run_yet(folder):
+def test_a_report_without_trials(folder):
     assert "0 of 0 planned" in build(folder([]))
 
 
@@ -176,7 +176,7 @@ def test_a_truncated_record_is_named_and_nothing_is_overwritten(folder):
     assert (out / "table.md").read_bytes() == table
 
 
-def test_workers_do_not_pay_for_pictures():
+def test_records_import_neither_matplotlib_nor_tensorboard():
     code = "import sys, condkd_ray.core.records; print([m for m in ('matplotlib', 'tensorboard') if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

@@ -1,4 +1,4 @@
-"""Results as a notebook uses them: frames, comparisons, figures and words, of a folder that is not finished, too."""
+"""Results as used in a notebook: frames, comparisons, figures and texts, also of an unfinished folder."""
 
 import math
 import subprocess
@@ -23,7 +23,7 @@ def found():
     return results(RECORDS)
 
 
-def test_frames_have_a_row_a_trial_a_round_and_a_test_image(found):
+def test_frames_have_a_row_per_trial_round_or_test_image(found):
     assert len(found.trials) == len(RECORDS)
     assert list(found.trials["config_hash"]) == [one.config_hash for one in found.records]
     assert list(found.trials["student/test_accuracy"]) == [one.metrics["student/test_accuracy"] for one in RECORDS]
@@ -52,7 +52,7 @@ def test_one_seed_has_a_difference_and_no_interval():
     assert results().comparisons.empty
 
 
-def test_frames_come_as_arrow_tables_too(found):
+def test_frames_can_be_converted_to_arrow_tables(found):
     for name in ("trials", "rounds", "predictions", "comparisons"):
         pd.testing.assert_frame_equal(found.to_arrow(name).to_pandas(), getattr(found, name))
     with pytest.raises(InputError, match=r"frame is 'records'; accepted: trials, rounds, predictions, comparisons"):
@@ -72,28 +72,28 @@ def test_a_notebook_shows_tables_and_figures(found):
     assert results().figures == {}
 
 
-def test_what_users_have_named_is_no_html():
+def test_names_given_by_users_are_escaped_in_html():
     assert "<script>" not in results([replace(RECORDS[0], arm="<script>")])._repr_html_()
 
 
-def test_a_folder_in_which_trials_are_missing_has_results(tmp_path):
+def test_a_folder_with_missing_trials_has_results(tmp_path):
     write_manifest(tmp_path, make_manifest(RECORDS))
     for record in RECORDS[:4]:
         write_record(tmp_path, record)
-    there = read(tmp_path)
-    assert len(there.trials) == 4
-    assert repr(there).endswith("ablation, 4 of 15 trials finished>")
+    incomplete = read(tmp_path)
+    assert len(incomplete.trials) == 4
+    assert repr(incomplete).endswith("ablation, 4 of 15 trials finished>")
     with pytest.raises(InputError, match=r"trials kept in .* is 0; accepted"):
-        there.best()
+        incomplete.best()
     with pytest.raises(InputError, match=r"study of .* is None; accepted: the folder of a search"):
-        _ = there.study
+        _ = incomplete.study
 
 
 def test_figures_need_no_pyplot_and_switch_no_backend():
     code = """
 import sys
 from report.report_factory import results, sweep
-assert not {"pandas", "matplotlib"} & set(sys.modules), "imported before anybody asks for a frame or a figure"
+assert not {"pandas", "matplotlib"} & set(sys.modules), "imported before a frame or a figure is used"
 results(sweep(("none", "mixed"), ipcs=(1,), seeds=(0, 1))).figures["figure"]._repr_png_()
 assert "matplotlib.pyplot" not in sys.modules
 import matplotlib

@@ -54,7 +54,7 @@ def test_paired_t_agrees_with_scipys_test():
     assert interval(left - right)[0] == (pytest.approx(found.low), pytest.approx(found.high))
 
 
-def test_no_interval_is_said_to_be_none():
+def test_a_missing_interval_has_a_stated_reason():
     assert interval(np.array([0.1])) == (None, "no interval, n = 1")
     for n in (2, 5, 12):
         # 0.9 - 0.8 and 0.7 - 0.6 differ in the last bit; that is no spread.
@@ -80,10 +80,10 @@ def coverage(kind: str, n: int, samples: int = 40_000) -> float:
 
 @pytest.mark.parametrize("n", [3, 5, 10, 20])
 @pytest.mark.parametrize("kind", LEAST)
-def test_the_interval_over_seeds_covers_the_truth_as_often_as_it_says(kind, n):
-    # Of 40 000 samples the standard error is 0.0011.
+def test_the_interval_over_seeds_has_its_nominal_coverage(kind, n):
+    # With 40 000 samples the standard error is 0.0011.
     assert coverage(kind, n) >= LEAST[kind]
-    # What was simulated is what the tables show, sample by sample.
+    # The simulated intervals equal those of the tables.
     draw, _ = DIFFERENCES[kind]
     for values in draw(np.random.default_rng(n), (20, n)):
         assert interval(values)[0] == pytest.approx(tuple(map(float, t_interval(values))), rel=1e-12)
@@ -91,7 +91,7 @@ def test_the_interval_over_seeds_covers_the_truth_as_often_as_it_says(kind, n):
 
 
 @pytest.mark.parametrize("n", [3, 10])
-def test_the_interval_of_the_tables_itself_covers_enough(n):
+def test_the_interval_of_the_tables_has_its_nominal_coverage(n):
     values = np.random.default_rng(n).normal(0.5, 1.0, (2000, n))
     found = [interval(row)[0] for row in values]
     hits = sum(ends[0] <= 0.5 <= ends[1] for ends in found if ends is not None)
@@ -99,18 +99,18 @@ def test_the_interval_of_the_tables_itself_covers_enough(n):
     assert hits / len(values) >= 0.935
 
 
-def test_the_documented_coverage_is_what_is_simulated():
-    said = {
+def test_the_documented_coverage_equals_the_simulated_one():
+    documented = {
         cells[0]: [float(cell) for cell in cells[1:]]
         for line in (statistics.__doc__ or "").splitlines()
         if (cells := [cell.strip() for cell in line.strip("|").split("|")])[0] in DIFFERENCES
     }
-    assert list(said) == list(DIFFERENCES)
-    for kind, row in said.items():
+    assert list(documented) == list(DIFFERENCES)
+    for kind, row in documented.items():
         assert row == pytest.approx([coverage(kind, n) for n in (3, 5, 10, 20)], abs=0.006)
 
 
-def test_a_lonely_outlier_has_an_interval_without_a_warning():
+def test_a_single_outlier_has_an_interval_without_a_warning():
     ends, method = interval(np.array([0.0] * 9 + [1.0]))
     assert method == "paired t, df 9"
     assert ends is not None
@@ -135,7 +135,7 @@ def test_image_interval_by_the_formula():
     assert image_interval(left, right) == pytest.approx((one - other - half, one - other + half))
 
 
-def test_equal_answers_on_few_images_are_not_certain():
+def test_equal_predictions_have_an_interval_of_positive_width():
     for images in (50, 5000):
         right = np.random.default_rng(images).random((3, images)) < 0.8
         ends = image_interval(right, right)
@@ -148,7 +148,10 @@ def test_equal_answers_on_few_images_are_not_certain():
 @pytest.mark.parametrize(("images", "share", "seeds"), [(20, 0.1, 1), (50, 0.05, 3), (50, 0.3, 3), (360, 0.05, 1)])
 @pytest.mark.parametrize("alike", [0.0, 0.5, 1.0])
 def test_the_interval_over_images_covers_the_truth(images, share, seeds, alike):
-    """`share` of images on which the arms differ, four of five in favour of `left`; `alike`: as at every other seed."""
+    """The arms differ on `share` of the images, in four of five cases in favour of `left`.
+
+    A share `alike` of the images has the same outcome at every seed.
+    """
     rng, hits, repeats = np.random.default_rng(images), 0, 1500
     for _ in range(repeats):
         draws = rng.random((seeds, images))
@@ -161,7 +164,7 @@ def test_the_interval_over_images_covers_the_truth(images, share, seeds, alike):
     assert hits / repeats >= 0.94 - 3 * math.sqrt(0.94 * 0.06 / repeats)
 
 
-def test_many_images_give_what_a_bootstrap_gives():
+def test_with_many_images_the_interval_equals_that_of_a_bootstrap():
     rng = np.random.default_rng(5)
     left, right = rng.random((3, 3000)) < 0.8, rng.random((3, 3000)) < 0.7
     ends = image_interval(left, right)
@@ -172,7 +175,7 @@ def test_many_images_give_what_a_bootstrap_gives():
     assert ends[1] == pytest.approx(np.quantile(means, 0.975), abs=0.002)
 
 
-def test_a_difference_pairs_seeds_and_drops_the_lonely():
+def test_a_difference_pairs_seeds_and_drops_unpaired_ones():
     records = [with_accuracy("mixed", 10, s, a) for s, a in enumerate((0.70, 0.71, 0.75, 0.99))]
     records += [with_accuracy("guided", 10, s, a) for s, a in enumerate((0.72, 0.76, 0.76))]
     records += [with_accuracy("guided", 10, 3, 0.1, status="failed"), with_accuracy("guided", 5, 0, 0.1)]
@@ -184,7 +187,7 @@ def test_a_difference_pairs_seeds_and_drops_the_lonely():
     assert difference(records, "guided", "mixed", 1) is None
 
 
-def test_identical_arms_differ_by_nothing():
+def test_identical_arms_have_a_difference_of_zero():
     twin = [dataclasses.replace(r, arm="guided", config_hash="g" + r.config_hash) for r in sweep(("mixed",), (10,))]
     found = difference([*sweep(("mixed",), (10,)), *twin], "guided", "mixed", 10, LABELS.tolist())
     assert found is not None
@@ -194,13 +197,13 @@ def test_identical_arms_differ_by_nothing():
     assert found.method == "no interval, all differences equal"
 
 
-def test_the_image_interval_is_about_the_same_difference():
+def test_the_image_interval_contains_the_mean_difference():
     for found in comparisons(sweep(), LABELS.tolist()):
         assert found.over_images is not None
         assert found.over_images[0] < found.mean < found.over_images[1]
 
 
-def test_arms_without_condensed_images_pair_with_every_ipc():
+def test_arms_without_condensed_images_are_compared_at_every_ipc():
     found = [(one.left, one.right, one.ipc) for one in comparisons(sweep(ipcs=(1, 10), seeds=(0, 1)))]
     expected = [(arm, "none", ipc) for arm in ("condensed_only", "mixed", "guided", "guided_only") for ipc in (1, 10)]
     expected += [("real", "none", 0)]
@@ -238,7 +241,7 @@ def test_each_arm_may_have_a_baseline_of_its_own():
     assert found == {("mixed dm", "mixed real"), ("guided dm", "guided real"), *with_controls}
 
 
-def test_guided_arms_are_read_against_both_controls_of_their_name():
+def test_guided_arms_are_compared_with_both_controls_of_their_name():
     whole = [("guided", "mixed"), ("guided", "mixed_prior"), ("mixed_prior", "mixed")]
     for tail in ("", " fast", "_curriculum"):
         arms = [f"{arm}{tail}" for arm in ("mixed", "mixed_prior", "guided")]
@@ -278,7 +281,7 @@ def pairs(gains: list[float], arm: str = "mixed"):
     return records + [make_record(arm, 5, s, metrics={ACCURACY: 0.5 + g}, predictions=[]) for s, g in enumerate(gains)]
 
 
-def test_p_is_that_of_the_paired_t_test():
+def test_p_equals_that_of_the_paired_t_test():
     gains = [0.02, 0.05, -0.01, 0.04]
     found = difference(pairs(gains), "mixed", "none", 5)
     assert found is not None
@@ -293,7 +296,7 @@ def test_no_p_without_a_spread(gains):
     assert chance(None) == "-"
 
 
-def test_p_is_below_a_twentieth_just_where_the_interval_leaves_0_out():
+def test_p_is_below_5_percent_exactly_if_the_interval_excludes_0():
     rng, sides = np.random.default_rng(0), set()
     for n in (2, 3, 5, 10, 20):
         for _ in range(40):
@@ -308,12 +311,12 @@ def test_p_is_below_a_twentieth_just_where_the_interval_leaves_0_out():
 
 
 def test_no_p_where_there_is_no_interval():
-    # They differ by rounding alone, in the last bit; the deviation is not quite 0.
+    # The differences are equal except for rounding in the last bit; their deviation is not exactly 0.
     found = difference(pairs([0.3 - 0.1, 0.2, 0.2, 0.1 + 0.1]), "mixed", "none", 5)
     assert found is not None
     assert found.over_seeds is None
     assert p_value(found) is None
-    # A hair more than rounding: both or neither.
+    # With slightly more than rounding there are both an interval and a p, or neither.
     found = difference(pairs([0.2, 0.2, 0.2, 0.2 + 1.5e-12]), "mixed", "none", 5)
     assert found is not None
     assert (found.over_seeds is None) == (p_value(found) is None)
@@ -337,13 +340,13 @@ def test_holm_rejects_what_the_step_down_procedure_rejects():
         assert {i for i, p in enumerate(holm(values.tolist())) if p <= level} == rejected
 
 
-def test_corrected_for_the_arms_that_are_compared_with_the_same_one():
+def test_p_is_corrected_for_the_arms_compared_with_the_same_arm():
     mixed, guided, even = [0.02, 0.05, -0.01, 0.04], [0.3, 0.28, 0.31, 0.33], [0.1, 0.1, 0.1, 0.1]
     many = [*pairs(mixed), *pairs(guided, "guided")[4:], *pairs(even, "condensed_only")[4:]]
     compared = comparisons(many)
     found = {(one.left, one.right): one.p for one in judged(compared)}
     alone = [stats.ttest_1samp(gains, 0).pvalue for gains in (mixed, guided)]
-    # Of the three against none the even one has no p; guided - mixed is a question of its own.
+    # Of the three arms compared with none, the constant one has no p; guided - mixed is corrected separately.
     assert found["condensed_only", "none"] is None
     assert found["guided", "none"] == pytest.approx(2 * alone[1], rel=1e-6)
     assert found["mixed", "none"] == pytest.approx(alone[0], rel=1e-6)
@@ -351,7 +354,7 @@ def test_corrected_for_the_arms_that_are_compared_with_the_same_one():
     assert found["guided", "mixed"] == pytest.approx(stats.ttest_1samp(between, 0).pvalue, rel=1e-6)
 
 
-def test_each_ipc_is_a_question_of_its_own():
+def test_p_is_corrected_within_each_ipc():
     records = pairs([0.02, 0.05, -0.01, 0.04])
     records += [replace(record, ipc=10) for record in records if record.ipc]
     compared = comparisons(records)

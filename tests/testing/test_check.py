@@ -39,7 +39,7 @@ def test_every_method_satisfies_the_contract_of_its_family(method):
 
 def test_condensations_satisfy_the_contract_of_their_family(tmp_path: Path):
     for method in nested_methods(2, tmp_path):
-        if method.name != "imported":  # whose images have another shape
+        if method.name != "imported":  # its images have another shape
             check(method)
 
 
@@ -71,7 +71,7 @@ class ZeroGradient(Mmd):
 
 @dataclass(frozen=True, kw_only=True)
 class Mixing(Hinton):
-    """Its losses depend on the other images."""
+    """The loss of an image depends on the other images."""
 
     name: Literal["mixing"] = "mixing"
 

@@ -1,4 +1,4 @@
-"""The toy world on any device, and those that are here."""
+"""The toy world on any device, and the available devices."""
 
 from dataclasses import replace
 
@@ -25,11 +25,11 @@ TINY = TrialConfig(
     distiller=Distiller(steps=1, batch=16),
     rounds=1,
 )
-"""A trial of digits that takes a second or two."""
+"""A trial of digits that takes one or two seconds."""
 
 
 def prepared_on(device: str) -> Prepared:
-    """`toy.make_prepared` as workers get it: all but real images on `device`."""
+    """Return `toy.make_prepared` as workers get it, with all but real images on `device`."""
     prepared = make_prepared()
     assert prepared.landmarks is not None
     assert prepared.condensed is not None

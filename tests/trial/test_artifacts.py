@@ -50,9 +50,9 @@ CONFIG = TrialConfig(
     inversion=Fast(steps=1, batch=16, latent=16, width=8),
     distiller=Distiller(steps=1, batch=16, condensed_share=0.25),
 )
-# Steps this small leave the images where they began: at real ones.
-STILL = DistributionMatching(ipc=5, condensed_together=90, iterations=1, width=2, lr=1e-30)
-LIVELY = DistributionMatching(ipc=5, condensed_together=5, iterations=2, width=4)
+# Steps this small leave the images at their start values, which are real images.
+UNMOVED = DistributionMatching(ipc=5, condensed_together=90, iterations=1, width=2, lr=1e-30)
+MATCHING = DistributionMatching(ipc=5, condensed_together=5, iterations=2, width=4)
 
 
 def trainings(logged: list[str]) -> int:
@@ -95,10 +95,10 @@ def test_a_teacher_is_trained_once_for_all_workshops(cache, workshop, logged):
     assert trial_hash(CONFIG, again) == trial_hash(CONFIG, first)
 
 
-def test_a_cache_can_be_deleted_at_will(tmp_path, workshop, logged):
-    anew = Workshop(tmp_path).prepare(using(LIVELY))
+def test_artifacts_are_equal_after_the_cache_is_deleted(tmp_path, workshop, logged):
+    anew = Workshop(tmp_path).prepare(using(MATCHING))
     assert trainings(logged) == 1
-    assert anew.hashes == workshop.prepare(using(LIVELY)).hashes
+    assert anew.hashes == workshop.prepare(using(MATCHING)).hashes
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_a_cache_can_be_deleted_at_will(tmp_path, workshop, logged):
     ],
     ids=["seed", "network", "training"],
 )
-def test_another_recipe_is_another_teacher(workshop, recipe):
+def test_another_recipe_gives_another_teacher(workshop, recipe):
     hashes = workshop.prepare(CONFIG).hashes
     other = workshop.prepare(replace(CONFIG, teacher=recipe)).hashes
     assert other["teacher"] != hashes["teacher"]
@@ -150,15 +150,15 @@ def test_of_two_processes_on_one_cache_only_one_trains(tmp_path):
     command = [sys.executable, "-c", CHILD, str(tmp_path)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(2)]
-    said = [process.communicate()[0].splitlines() for process in both]
+    outputs = [process.communicate()[0].splitlines() for process in both]
     assert [process.returncode for process in both] == [0, 0]
-    assert sum(line.startswith("training") for lines in said for line in lines) == 1
-    assert said[0][-1] == said[1][-1]
-    assert said[0][-1].startswith("digest")
+    assert sum(line.startswith("training") for lines in outputs for line in lines) == 1
+    assert outputs[0][-1] == outputs[1][-1]
+    assert outputs[0][-1].startswith("digest")
 
 
 def held_out(workshop: Workshop) -> set[bytes]:
-    """The proxy images: what is in the train images but not in the set of all that condensers may use."""
+    """Return the proxy images: train images that are not in the set of all images that condensers may use."""
     used = workshop.prepare(using(AllReal())).condensed
     assert used is not None
     return rows(workshop.data(CONFIG).train.pixels) - pixels(used.images, workshop)
@@ -170,15 +170,15 @@ def test_one_image_a_class_is_held_out_for_the_proxy(workshop):
     images = dataset.train[torch.tensor([row.numpy().tobytes() in names for row in dataset.train.pixels])]
     assert sorted(images.labels.tolist()) == list(range(10))
     images = images[images.labels.argsort()].samples(dataset.mean, dataset.std)
-    shown = views(images, prepared.teacher, seed=derive_seed(0, "proxy views"))
-    assert torch.equal(shown.images, prepared.proxy.images)
+    augmented = views(images, prepared.teacher, seed=derive_seed(0, "proxy views"))
+    assert torch.equal(augmented.images, prepared.proxy.images)
 
 
-def test_landmarks_are_fifty_train_images_a_class_that_the_proxy_set_has_not(workshop):
+def test_landmarks_are_fifty_train_images_a_class_outside_the_proxy_set(workshop):
     dataset, prepared = workshop.data(CONFIG), workshop.prepare(CONFIG)
     landmarks = prepared.landmarks
     assert landmarks.real_labels.tolist() == [k for k in range(10) for _ in range(50)]
-    # Two images with the same features are not to be expected, so features tell which images these are.
+    # No two images have the same features, so features identify the images.
     with torch.no_grad():
         allowed = prepared.teacher.observe(workshop.prepare(using(AllReal())).condensed.images).features
     apart = torch.cdist(landmarks.real * landmarks.scale, allowed)
@@ -191,7 +191,7 @@ def test_landmarks_are_fifty_train_images_a_class_that_the_proxy_set_has_not(wor
     torch.testing.assert_close(landmarks.condensed * landmarks.scale, condensed, rtol=1e-3, atol=1e-3)
 
 
-def test_landmarks_are_made_once_and_their_real_side_is_every_trials(workshop):
+def test_landmarks_are_made_once_and_all_trials_share_their_real_side(workshop):
     first, same, other = (workshop.prepare(replace(CONFIG, seed=seed)).landmarks for seed in (0, 0, 1))
     assert first is same
     assert torch.equal(first.real, other.real)
@@ -203,19 +203,19 @@ def test_landmarks_are_made_once_and_their_real_side_is_every_trials(workshop):
     assert everything.condensed_labels.bincount().max() <= 100
 
 
-@pytest.mark.parametrize("method", [RandomReal(ipc=90), replace(STILL, ipc=90)], ids=lambda method: method.name)
-def test_condensers_see_neither_proxy_nor_test_nor_validation_images(workshop, method):
+@pytest.mark.parametrize("method", [RandomReal(ipc=90), replace(UNMOVED, ipc=90)], ids=lambda method: method.name)
+def test_condensers_use_no_proxy_test_or_validation_images(workshop, method):
     dataset, prepared = workshop.data(CONFIG), workshop.prepare(using(method))
     assert prepared.condensed is not None
     assert dataset.val is not None
     found = pixels(prepared.condensed.images, workshop)
     assert len(found) > 890
     assert found <= rows(dataset.train.pixels)
-    for kept_back in (held_out(workshop), rows(dataset.test.pixels), rows(dataset.val.pixels)):
-        assert not found & kept_back
+    for excluded in (held_out(workshop), rows(dataset.test.pixels), rows(dataset.val.pixels)):
+        assert not found & excluded
 
 
-@pytest.mark.parametrize("method", [RandomReal(ipc=5), LIVELY], ids=lambda method: method.name)
+@pytest.mark.parametrize("method", [RandomReal(ipc=5), MATCHING], ids=lambda method: method.name)
 def test_smaller_sets_are_the_first_of_each_class_of_larger_ones(workshop, method):
     large = workshop.prepare(using(method)).condensed
     small = workshop.prepare(using(replace(method, ipc=2))).condensed
@@ -236,7 +236,7 @@ def test_without_condensation_there_is_no_set(workshop):
     assert prepared.hashes["proxy"] == workshop.prepare(CONFIG).hashes["proxy"]
 
 
-def test_own_weights_are_used_and_named_by_their_content(tmp_path, workshop, logged):
+def test_weights_of_the_user_are_used_and_identified_by_their_content(tmp_path, workshop, logged):
     trained = workshop.prepare(CONFIG)
     weights = {name: value.contiguous() for name, value in trained.teacher.network.state_dict().items()}
     (tmp_path / "elsewhere").mkdir()
@@ -271,20 +271,20 @@ def test_moving_the_data_changes_no_hash_and_trains_nothing_anew(tmp_path, logge
 
 
 def older_key(parts: list) -> str:
-    """As artifacts were named before numbers version 2: by every field, those at their defaults too."""
+    """Return an artifact's name as before version 2 of the numbers: a hash of all fields, also those at defaults."""
     text = json.dumps([parts, {}], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class Older(SqueezeRecover):
-    """As before its code changed: a class of this package, not a plug-in."""
+    """The method as before its code changed; it counts as a class of this package, not as a plug-in."""
 
     __module__ = SqueezeRecover.__module__
     code_version = 1
 
 
-@pytest.mark.parametrize("method", [LIVELY, Older(ipc=1, iterations=1, squeeze="teacher")])
-def test_what_an_older_version_cached_is_used_and_named_by_all_its_fields(tmp_path, workshop, method, logged):
+@pytest.mark.parametrize("method", [MATCHING, Older(ipc=1, iterations=1, squeeze="teacher")])
+def test_artifacts_of_an_older_version_are_found_by_the_hash_of_all_their_fields(tmp_path, workshop, method, logged):
     config = using(method)
     made, dataset = workshop.prepare(config), workshop.data(config)
     logged.clear()
@@ -330,12 +330,12 @@ def write_set(path: Path, workshop: Workshop, shuffled: bool) -> Path:
     return path
 
 
-def test_an_imported_set_is_taken_if_the_teacher_knows_it(tmp_path, cache, logged):
+def test_an_imported_set_is_accepted_if_the_teacher_recognises_it(tmp_path, cache, logged):
     workshop = Workshop(cache)
-    taken = Imported(path=write_set(tmp_path / "set.pt", workshop, shuffled=False), ipc=4, space="normalised")
-    assert len(workshop.prepare(using(taken)).condensed) == 40
+    known = Imported(path=write_set(tmp_path / "set.pt", workshop, shuffled=False), ipc=4, space="normalised")
+    assert len(workshop.prepare(using(known)).condensed) == 40
     assert any(line.startswith("condensed set set.pt, 4 a class: the teacher classifies ") for line in logged)
-    foreign = replace(taken, path=write_set(tmp_path / "foreign.pt", workshop, shuffled=True))
+    foreign = replace(known, path=write_set(tmp_path / "foreign.pt", workshop, shuffled=True))
     with pytest.raises(
         InputError, match=r"teacher's accuracy on condensed set foreign.pt, 4 a class is 0\.\d+; accepted"
     ):
@@ -348,7 +348,7 @@ def test_an_imported_set_is_taken_if_the_teacher_knows_it(tmp_path, cache, logge
     [
         ({"condensation": RandomReal(ipc=200)}, "number of images per class is 200; accepted: at most 9"),
         (
-            {"condensation": replace(LIVELY, condensed_together=200)},
+            {"condensation": replace(MATCHING, condensed_together=200)},
             "number of images per class is 200; accepted",
         ),
         (
@@ -358,22 +358,22 @@ def test_an_imported_set_is_taken_if_the_teacher_knows_it(tmp_path, cache, logge
         ({"data": DataConfig(size=4)}, "network resnet-8-4 on images of 4x4: smallest side is 4; accepted: 8 or more"),
     ],
 )
-def test_what_cannot_be_had_fails_before_anything_is_made(tmp_path, changes, message, logged):
+def test_impossible_configs_are_refused_before_anything_is_made(tmp_path, changes, message, logged):
     workshop = Workshop(tmp_path)
     with pytest.raises(InputError, match=message):
         workshop.prepare_all([CONFIG, replace(CONFIG, **changes)])
     assert trainings(logged) == 0
 
 
-def test_weights_that_do_not_fit_fail_before_anything_is_made(tmp_path):
+def test_weights_that_do_not_fit_are_refused_before_anything_is_made(tmp_path):
     save_file({"weight": torch.ones(1)}, tmp_path / "w.safetensors")
-    config = using(LIVELY, teacher=replace(RECIPE, weights=tmp_path / "w.safetensors"))
+    config = using(MATCHING, teacher=replace(RECIPE, weights=tmp_path / "w.safetensors"))
     with pytest.raises(InputError, match=r"weights in .*w.safetensors do not fit the network: missing: conv.weight"):
         Workshop(tmp_path / "cache").prepare_all([config])
     assert not (tmp_path / "cache").exists()
 
 
-def test_an_inversion_that_needs_batch_normalisation_wants_a_teacher_with_it(tmp_path):
+def test_an_inversion_that_needs_batch_normalisation_refuses_a_teacher_without_it(tmp_path):
     lenet = replace(CONFIG, data=DataConfig(size=16), teacher=replace(RECIPE, network=ConvNet(depth=2, width=4)))
     with pytest.raises(InputError, match="batch normalisation"):
         Workshop(tmp_path).prepare_all([lenet])
@@ -382,26 +382,26 @@ def test_an_inversion_that_needs_batch_normalisation_wants_a_teacher_with_it(tmp
 OF_TEACHER = SqueezeRecover(squeeze="teacher", ipc=2, iterations=2)
 
 
-def test_what_takes_long_has_a_bar_and_what_is_cached_has_none(tmp_path):
-    told: dict[str, list[tuple[int, int]]] = {}
+def test_slow_preparations_have_a_progress_bar_and_cached_ones_have_none(tmp_path):
+    bars: dict[str, list[tuple[int, int]]] = {}
 
     class Bars(Silent):
         @contextmanager
         def bar(self, name):
-            told[name] = []
-            yield lambda *step: told[name].append(step)
+            bars[name] = []
+            yield lambda *step: bars[name].append(step)
 
-    Workshop(tmp_path, view=Bars()).prepare_all([using(LIVELY)])
-    assert told["distribution_matching, seed 0"] == [(1, 2), (2, 2)]
-    assert [done for done, total in told["teacher resnet-8-4 on digits"] if done == total] == [24]
-    told.clear()
-    Workshop(tmp_path, view=Bars()).prepare_all([using(LIVELY)])
-    assert not told
+    Workshop(tmp_path, view=Bars()).prepare_all([using(MATCHING)])
+    assert bars["distribution_matching, seed 0"] == [(1, 2), (2, 2)]
+    assert [done for done, total in bars["teacher resnet-8-4 on digits"] if done == total] == [24]
+    bars.clear()
+    Workshop(tmp_path, view=Bars()).prepare_all([using(MATCHING)])
+    assert not bars
 
 
-def test_a_set_made_of_the_teacher_is_another_for_another_teacher(tmp_path, workshop, logged):
+def test_a_set_condensed_from_the_teacher_differs_for_another_teacher(tmp_path, workshop, logged):
     fresh = Workshop(tmp_path)
-    of_teacher, own = fresh.prepare_all([using(OF_TEACHER), using(replace(LIVELY, ipc=2))])
+    of_teacher, own = fresh.prepare_all([using(OF_TEACHER), using(replace(MATCHING, ipc=2))])
     assert trainings(logged) == 1
     assert logged[0].startswith("condensing digits by distribution_matching")
     assert any(line == "condensing digits by squeeze_recover (of the teacher), seed 0" for line in logged)
@@ -430,14 +430,14 @@ def test_a_teacher_that_cannot_be_inverted_is_refused_before_it_is_trained(tmp_p
         ({"student_layers": ("penultimate",)}, "attention student_layers is 'penultimate'; accepted: conv, bn, stages"),
     ],
 )
-def test_layers_that_a_loss_cannot_compare_fail_before_the_teacher_is_trained(tmp_path, layers, message, logged):
+def test_layers_that_a_loss_cannot_compare_are_refused_before_the_teacher_is_trained(tmp_path, layers, message, logged):
     loss = Attention(**{"teacher_layers": ("stages.1",), "student_layers": ("stages.1",)} | layers)
     with pytest.raises(InputError, match=message):
         Workshop(tmp_path).prepare(replace(CONFIG, distiller=replace(CONFIG.distiller, loss=loss)))
     assert not logged
 
 
-def test_one_image_a_class_that_nothing_augments_is_too_few_for_a_covariance_before_the_teacher_is_trained(
+def test_one_image_a_class_without_augmentation_is_too_few_for_a_covariance_before_the_teacher_is_trained(
     tmp_path, logged
 ):
     bare = Dafl(steps=1, batch=20, width=8, images_per_round=20)
@@ -454,17 +454,17 @@ def test_one_image_a_class_that_nothing_augments_is_too_few_for_a_covariance_bef
         Workshop(tmp_path).check(replace(config, **fits))
 
 
-def test_what_trials_hold_is_compared_with_what_was_free_for_their_own_rounds(tmp_path, monkeypatch, logged):
-    """A row of the bank takes 128 bytes here, and twice that while it is added."""
-    asked = []
+def test_the_memory_that_trials_need_for_their_rounds_is_compared_with_the_free_memory(tmp_path, monkeypatch, logged):
+    """A row of the bank takes 128 bytes here, and 256 bytes while it is added."""
+    devices = []
     free = [2 * 128 * 20, 0]
-    monkeypatch.setattr(artifacts, "free_bytes", lambda device: asked.append(device) or free.pop(0))
+    monkeypatch.setattr(artifacts, "free_bytes", lambda device: devices.append(device) or free.pop(0))
     workshop, config = Workshop(tmp_path), replace(CONFIG, inversion=Cmi(batch=10))
     for rounds in (1, 2):
         workshop.check(replace(config, rounds=rounds))
     with pytest.raises(InputError, match="memory of inversion bank, 30 rows of 2 x 16 values"):
         workshop.prepare_all([replace(config, rounds=rounds) for rounds in (1, 3)])
-    assert asked == [torch.device("cpu")]
+    assert devices == [torch.device("cpu")]
     assert not logged
 
 
@@ -474,13 +474,13 @@ def test_a_cache_that_cannot_be_written_is_refused(tmp_path):
         Workshop(tmp_path / "file").prepare(CONFIG)
 
 
-def test_nothing_prepared_holds_a_graph(workshop):
+def test_no_prepared_tensor_requires_a_gradient(workshop):
     prepared = workshop.prepare(CONFIG)
     tensors = [prepared.condensed.images, prepared.condensed.logits, prepared.proxy.images, prepared.proxy.logits]
     assert not any(tensor.requires_grad for tensor in [*tensors, *prepared.teacher.network.parameters()])
 
 
-def test_what_is_there_is_not_made_again(tmp_path: Path):
+def test_an_existing_artifact_is_not_made_again(tmp_path: Path):
     path = tmp_path / "teachers" / "a.safetensors"
     first = cached(path, lambda: {"x": torch.arange(3)}, "numbers")
     again = cached(path, lambda: pytest.fail("made again"), "numbers")
@@ -498,13 +498,13 @@ DAMAGES = {
 
 
 def replaced(path: Path, content: bytes) -> None:
-    """By another file: what others have loaded of the one there stays mapped."""
+    """Write a new file, so that processes that have mapped the old one keep its content."""
     path.unlink()
     path.write_bytes(content)
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_what_is_damaged_is_made_anew_and_named(tmp_path: Path, damage, logged):
+def test_a_damaged_artifact_is_made_again_and_logged(tmp_path: Path, damage, logged):
     path = tmp_path / "a.safetensors"
     first = cached(path, lambda: {"x": torch.arange(3)}, "numbers")
     whole = path.read_bytes()
@@ -512,13 +512,13 @@ def test_what_is_damaged_is_made_anew_and_named(tmp_path: Path, damage, logged):
     again = cached(path, lambda: {"x": torch.arange(3)}, "numbers")
     assert torch.equal(first["x"], again["x"])
     assert path.read_bytes() == whole
-    (told,) = logged
-    assert told.startswith(f"{path} is damaged or does not contain numbers (")
-    assert told.endswith("): it will be made again")
+    (message,) = logged
+    assert message.startswith(f"{path} is damaged or does not contain numbers (")
+    assert message.endswith("): it will be made again")
     cached(path, lambda: pytest.fail("made again"), "numbers")
 
 
-def test_who_waits_for_another_process_says_for_what(tmp_path: Path, logged):
+def test_waiting_for_another_process_is_logged_with_what_it_makes(tmp_path: Path, logged):
     path = tmp_path / "a.safetensors"
     held = os.open(path.with_suffix(".lock"), os.O_CREAT | os.O_RDWR)
     fcntl.flock(held, fcntl.LOCK_EX)
@@ -527,7 +527,7 @@ def test_who_waits_for_another_process_says_for_what(tmp_path: Path, logged):
     assert logged == [f"waiting for another process that is making numbers ({path})"]
 
 
-def test_what_is_made_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch):
+def test_an_artifact_is_synced_to_disk_before_it_is_renamed(tmp_path: Path, monkeypatch):
     synced, fsync, replace_ = [], os.fsync, os.replace
     monkeypatch.setattr(
         os, "fsync", lambda number: (synced.append(os.readlink(f"/proc/self/fd/{number}")), fsync(number))
@@ -539,8 +539,8 @@ def test_what_is_made_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monk
     assert file.endswith(".partial")
 
 
-def test_damaged_and_foreign_artifacts_are_made_anew_and_give_equal_trials(tmp_path, logged):
-    config = using(LIVELY)
+def test_damaged_and_foreign_artifacts_are_made_again_and_give_equal_trials(tmp_path, logged):
+    config = using(MATCHING)
     first = Workshop(tmp_path).prepare(config)
     teacher, condensed = (next((tmp_path / kind).glob("*.safetensors")) for kind in ("teachers", "condensed"))
     for one, other in ((teacher, condensed), (condensed, teacher)):
@@ -567,7 +567,7 @@ def test_an_error_while_making_is_passed_on_and_leaves_nothing(tmp_path: Path):
     assert cached(tmp_path / "a.safetensors", lambda: {"x": torch.ones(1)}, "numbers")["x"] == 1
 
 
-def test_a_place_that_cannot_be_written_is_answered_in_words(tmp_path: Path):
+def test_a_cache_folder_that_cannot_be_written_raises_an_input_error(tmp_path: Path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"--cache is .*file.*; accepted: a folder that can be written"):
         cached(tmp_path / "file" / "a.safetensors", lambda: {}, "numbers")
@@ -581,7 +581,7 @@ def test_the_environment_names_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert default_cache() == tmp_path / "mine"
 
 
-def test_an_order_of_classes_of_one_name_is_refused(tmp_path: Path):
+def test_an_order_of_classes_is_refused_if_two_have_the_same_name(tmp_path: Path):
     dataset = replace(Workshop(tmp_path).data(TrialConfig()), class_names=("cat", "dog", "cat"))
     with pytest.raises(
         InputError, match=r"class names of digits for --class-order .* is \['cat'\]; accepted: unique names"

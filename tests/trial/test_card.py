@@ -1,4 +1,4 @@
-"""Cards beside weights: what is read of them, what a config takes of them, and what the data contradict."""
+"""Cards beside weights: reading them, their values in a config, and contradictions with the data."""
 
 import json
 import logging
@@ -23,7 +23,7 @@ def write(path: Path, tree: object) -> Path:
     return path
 
 
-def test_an_exported_card_tells_the_network_and_whether_images_are_mirrored(tmp_path: Path):
+def test_an_exported_card_is_read_and_flip_ok_is_that_of_its_data_set(tmp_path: Path):
     tree = {
         "network": {"name": "resnet", "depth": 8, "width": 4},
         "num_classes": 10,
@@ -41,13 +41,13 @@ def test_an_exported_card_tells_the_network_and_whether_images_are_mirrored(tmp_
     assert read_card(write(tmp_path / "card.json", tree)).flip_ok is False
 
 
-def test_a_card_of_ones_own_may_tell_little_and_spell_the_network(tmp_path: Path):
+def test_a_users_card_may_be_partial_and_name_the_network_by_its_label(tmp_path: Path):
     card = read_card(write(tmp_path / "card.json", {"network": "resnet-8-4", "notes": "mine"}))
     assert card == Card(network=ResNet(depth=8, width=4))
 
 
 @pytest.mark.parametrize(
-    ("tree", "said"),
+    ("tree", "expected"),
     [
         ([1], "holds a list"),
         ({"network": "resnext"}, "network is 'resnext'"),
@@ -57,8 +57,8 @@ def test_a_card_of_ones_own_may_tell_little_and_spell_the_network(tmp_path: Path
         ({"test_accuracy": 91.6}, "test_accuracy is 91.6; accepted: a fraction, 0 to 1"),
     ],
 )
-def test_what_is_no_card_is_refused(tmp_path: Path, tree: object, said: str):
-    with pytest.raises(InputError, match=re.escape(said)):
+def test_invalid_cards_are_refused(tmp_path: Path, tree: object, expected: str):
+    with pytest.raises(InputError, match=re.escape(expected)):
         read_card(write(tmp_path / "card.json", tree))
 
 
@@ -68,12 +68,12 @@ def test_a_card_with_a_key_twice_is_refused(tmp_path: Path):
         read_card(tmp_path / "card.json")
 
 
-def test_a_card_that_is_not_there_is_refused(tmp_path: Path):
+def test_a_missing_card_is_refused(tmp_path: Path):
     with pytest.raises(InputError, match="which cannot be read"):
         read_card(tmp_path / "card.json")
 
 
-def test_the_card_beside_the_weights_is_found_and_another_goes_before_it(tmp_path: Path):
+def test_the_card_beside_the_weights_is_found_unless_another_is_given(tmp_path: Path):
     weights = tmp_path / "teacher.pt"
     assert find_card(weights) is None
     beside = write(tmp_path / "teacher.json", {})
@@ -82,7 +82,7 @@ def test_the_card_beside_the_weights_is_found_and_another_goes_before_it(tmp_pat
     assert find_card(None) is None
 
 
-def test_a_config_takes_what_its_card_tells_where_it_says_nothing_itself(tmp_path: Path):
+def test_a_config_takes_from_its_card_the_values_that_it_does_not_set(tmp_path: Path):
     write(tmp_path / "teacher.json", to_tree(CARD))
     teacher = {"weights": str(tmp_path / "teacher.pt")}
     config = from_tree(with_card({"teacher": teacher}))
@@ -101,13 +101,13 @@ def test_a_config_takes_what_its_card_tells_where_it_says_nothing_itself(tmp_pat
 
 
 @pytest.mark.parametrize("data", [{"name": "digits"}, {"name": "digits", "val_fraction": 0.0}, "digits", {}])
-def test_a_card_lies_under_data_of_any_name(tmp_path: Path, data: object):
+def test_the_values_of_a_card_are_used_with_data_given_in_any_form(tmp_path: Path, data: object):
     write(tmp_path / "teacher.json", to_tree(CARD))
     config = from_tree(with_card({"teacher": {"weights": str(tmp_path / "teacher.pt")}, "data": data}))
     assert (config.data.name, config.data.mean, config.data.std, config.data.size) == ("digits", (0.3,), (0.4,), 8)
 
 
-def test_a_config_without_weights_or_without_a_card_stays_as_it_is(tmp_path: Path):
+def test_a_config_without_weights_or_without_a_card_does_not_change(tmp_path: Path):
     write(tmp_path / "teacher.json", to_tree(CARD))
     for tree in ({}, {"teacher": {"seed": 1}}, {"teacher": {"weights": str(tmp_path / "other.pt")}}):
         assert with_card(tree) is tree
@@ -115,7 +115,7 @@ def test_a_config_without_weights_or_without_a_card_stays_as_it_is(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("card", "said"),
+    ("card", "expected"),
     [
         (
             Card(image_shape=(3, 8, 8)),
@@ -125,10 +125,10 @@ def test_a_config_without_weights_or_without_a_card_stays_as_it_is(tmp_path: Pat
         (Card(num_classes=100), "number of classes of digits is 10; accepted: 100, as card c.json states"),
     ],
 )
-def test_what_the_data_contradict_is_refused(card: Card, said: str):
+def test_a_card_that_contradicts_the_data_is_refused(card: Card, expected: str):
     data = load(DataConfig(name="digits"))
     check_card(Path("c.json"), CARD, data)
-    with pytest.raises(InputError, match=re.escape(said)):
+    with pytest.raises(InputError, match=re.escape(expected)):
         check_card(Path("c.json"), card, data)
 
 
@@ -139,26 +139,26 @@ def test_weights_that_are_no_file_have_no_card(weights: str):
 
 
 @pytest.mark.parametrize(("name", "value"), [("weights", 5), ("weights", [1]), ("card", 3), ("weights", {"a": 1})])
-def test_paths_that_are_none_are_refused(name: str, value: object):
+def test_values_that_are_no_paths_are_refused(name: str, value: object):
     with pytest.raises(InputError, match=re.escape(f"teacher.{name} is {value!r}; accepted: the path of one file")):
         with_card({"teacher": {name: value}})
 
 
 def test_an_open_choice_of_weights_is_refused():
-    said = "teacher.weights is !choice ['a.pt', 'b.pt']; accepted: the path of one file"
-    with pytest.raises(InputError, match=re.escape(said)):
+    expected = "teacher.weights is !choice ['a.pt', 'b.pt']; accepted: the path of one file"
+    with pytest.raises(InputError, match=re.escape(expected)):
         with_card(parse("teacher: {weights: !choice [a.pt, b.pt]}"))
 
 
 @pytest.mark.parametrize("text", ["[1]", "{", '{"network": "resnext"}', "[" * 100_000])
-def test_another_json_beside_the_weights_is_told_of_and_not_read(tmp_path: Path, text: str, caplog):
+def test_another_json_file_beside_the_weights_is_logged_and_ignored(tmp_path: Path, text: str, caplog):
     (tmp_path / "teacher.json").write_text(text)
     tree = {"teacher": {"weights": str(tmp_path / "teacher.pt")}}
     with caplog.at_level(logging.INFO):
         for _ in range(2):
             assert with_card(tree) == tree
-    [told] = caplog.messages
-    assert told.startswith(
+    [message] = caplog.messages
+    assert message.startswith(
         f"{tmp_path / 'teacher.json'}, beside the weights, is not a model card and is ignored: card "
     )
     given = {"teacher": {"weights": str(tmp_path / "teacher.pt"), "card": str(tmp_path / "teacher.json")}}

@@ -1,6 +1,6 @@
-"""Any inversion with any guidance, memory, condensation, targets, weighing and loss: thirty random combinations.
+"""Thirty random combinations of inversion, guidance, memory, condensation, targets, weighing and loss.
 
-Each trains three rounds, is stopped after the first and goes on from its checkpoint to equal numbers, and all are
+Each trains three rounds, is stopped after the first and continues from its checkpoint to equal numbers, and all are
 reported together. Every member of every family is drawn.
 """
 
@@ -56,24 +56,24 @@ FAMILIES = {
 
 
 def combinations() -> list[TrialConfig]:
-    """Each family's members in turn, in an order of their own."""
+    """Return configs in which each family's members alternate, in a random order of each family."""
     rng = random.Random(0)
     drawn = {}
     for name, members in FAMILIES.items():
         turns = list(members) * -(-COUNT // len(members))
         rng.shuffle(turns)
-        # Every member once before any comes again.
+        # Every member occurs once before any occurs again.
         drawn[name] = [*rng.sample(list(members), len(members)), *turns][:COUNT]
         rng.shuffle(drawn[name])
     return [configured(**dict(zip(drawn, one, strict=True))) for one in zip(*drawn.values(), strict=True)]
 
 
 def configured(*, inversion, targets, weighing, guidance, memory, condensation, loss, mix, precision) -> TrialConfig:
-    heard = targets if inversion.uses_targets == "soft" else Balanced
+    supported = targets if inversion.uses_targets == "soft" else Balanced
     distiller = Distiller(steps=2, batch=16, condensed_share=0.25, loss=sized(loss, **LAYERS), mix=mix)
     return toy_config(
         inversion=small(inversion),
-        targets=heard(),
+        targets=supported(),
         weighing=weighing(),
         guidance=small(guidance),
         memory=small(memory),
@@ -88,7 +88,7 @@ CONFIGS = combinations()
 
 
 def prepared_for(config: TrialConfig):
-    """The toy world with this very condensed set."""
+    """Return the toy preparations with the condensed set of this config."""
     prepared = make_prepared()
     made = config.condensation.condense(
         blobs(64, seed=8).samples(MEAN, STD),
@@ -115,7 +115,7 @@ def out(tmp_path_factory):
 
 
 @pytest.mark.parametrize("number", range(COUNT))
-def test_it_trains_resumes_to_equal_numbers_and_is_recorded(number, out, tmp_path):
+def test_a_combination_trains_resumes_to_equal_numbers_and_is_recorded(number, out, tmp_path):
     config = CONFIGS[number]
     prepared = prepared_for(config)
     whole = run_trial(config, prepared, local_store(config, prepared, None))
@@ -131,11 +131,11 @@ def test_it_trains_resumes_to_equal_numbers_and_is_recorded(number, out, tmp_pat
     write_record(out, make_record("test", Plan(f"arm {number:02d}", IPC, 0, config), str(number), prepared, whole))
 
 
-def test_they_are_reported_together(out):
-    told = build(out)
+def test_all_combinations_are_reported_together(out):
+    text = build(out)
     recorded = read_records(out)
     assert recorded
-    assert all(f"arm {int(record.config_hash):02d}" in told for record in recorded)
+    assert all(f"arm {int(record.config_hash):02d}" in text for record in recorded)
 
 
 def test_every_member_of_every_family_is_drawn():

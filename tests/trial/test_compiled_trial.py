@@ -1,4 +1,4 @@
-"""A whole guided trial, compiled and replayed as graphs, comes to what it comes to uncompiled."""
+"""A guided trial that is compiled or replayed as graphs gives nearly the numbers of an uncompiled one."""
 
 import pytest
 from contracts.toy_methods import small
@@ -17,7 +17,7 @@ GUIDED = {"guidance": Discriminator(hidden=16, weight=10.0), "rounds": 3}
 
 
 def history(device, **switches):
-    """What the rounds of a trial log, in float32."""
+    """Return the logged losses of a trial's rounds in float32."""
     settings, prepared = toy_config(**GUIDED | switches, precision="float32"), prepared_on(device)
     compilation.forget()
     live, store = start(settings, prepared), local_store(settings, prepared, None)
@@ -35,8 +35,8 @@ def assert_near(found, wanted, rel):
 
 
 @pytest.mark.slow
-def test_on_a_cpu():
-    """The compiler really builds code here, which takes minutes."""
+def test_a_trial_compiled_on_a_cpu():
+    """The compiler generates code, which takes minutes."""
     try:
         compilation.check("default", False, "cpu")
     except InputError as error:
@@ -47,10 +47,10 @@ def test_on_a_cpu():
 @pytest.mark.parametrize("device", [GPU])
 @pytest.mark.parametrize(("compile", "graphs"), [("off", True), ("default", False), ("default", True)])
 @pytest.mark.parametrize("kind", [Fast, Cmi, Nayer], ids=lambda kind: kind.__name__)
-def test_on_a_gpu(kind, compile, graphs, device):
+def test_a_trial_compiled_or_replayed_on_a_gpu(kind, compile, graphs, device):
     counters.clear()
     found = history(device, inversion=small(kind), rounds=5, compile=compile, graphs=graphs)
-    # Else it would pass where nothing is replayed.
+    # Otherwise the test would pass without a replay.
     assert counters["inductor"]["cudagraph_skips"] == 0
-    # Convolutions in TF32 may be other kernels.
+    # Convolutions in TF32 may use other kernels.
     assert_near(found, history(device, inversion=small(kind), rounds=5), rel=2e-2)

@@ -9,7 +9,7 @@ from condkd_ray.runs.arms import arm
 from condkd_ray.trial.config import Pipeline, from_tree
 
 
-def test_producers_take_turns_and_see_the_student_of_some_rounds_before():
+def test_producers_alternate_and_use_the_student_of_staleness_rounds_before():
     pipeline = Pipeline(producers=3, staleness=2)
     assert [pipeline.producer(round) for round in range(5)] == [0, 1, 2, 0, 1]
     assert [pipeline.shown(round) for round in range(5)] == [0, 0, 0, 1, 2]
@@ -23,7 +23,7 @@ def test_producers_take_turns_and_see_the_student_of_some_rounds_before():
         ({"producers": 3, "staleness": 1}, "pipeline producers is 3; accepted: at most 2"),
     ],
 )
-def test_what_makes_no_sense_is_refused_at_load(fields, message):
+def test_invalid_pipelines_are_refused_at_load(fields, message):
     with pytest.raises(InputError, match=message):
         from_tree({"pipeline": fields})
 
@@ -34,7 +34,7 @@ def test_several_producers_cannot_warm_up_one_inversion():
     toy_config(inversion=Fast(warm_up=1), pipeline=Pipeline())
 
 
-def test_where_nothing_is_made_there_is_no_pipeline():
+def test_a_pipeline_without_an_inversion_is_refused_or_dropped_by_arms():
     with pytest.raises(InputError, match="pipeline without an inversion"):
         toy_config(inversion=NoInversion(), distiller=Distiller(condensed_share=1.0), pipeline=Pipeline())
     base = toy_config(pipeline=Pipeline())
@@ -43,10 +43,12 @@ def test_where_nothing_is_made_there_is_no_pipeline():
 
 
 def test_soft_targets_have_a_temperature_of_their_own():
-    told = "inversion oh_temperature beside targets soft is 8.0; accepted: 1: soft targets have their own temperature"
-    with pytest.raises(InputError, match=told):
+    expected = (
+        "inversion oh_temperature beside targets soft is 8.0; accepted: 1: soft targets have their own temperature"
+    )
+    with pytest.raises(InputError, match=expected):
         toy_config(targets=Soft(), inversion=Fast(oh_temperature=8.0))
-    with pytest.raises(InputError, match=f"config: {told}"):
+    with pytest.raises(InputError, match=f"config: {expected}"):
         from_tree({"targets": "soft", "inversion": {"oh_temperature": 8.0}})
     assert toy_config(targets=Soft(temperature=4.0)).targets.temperature == 4
     assert toy_config(inversion=Fast(oh_temperature=8.0)).inversion.oh_temperature == 8

@@ -15,26 +15,26 @@ SHAPE, CLASSES = toy.IMAGE_SHAPE, toy.NUM_CLASSES
 DATASET = SimpleNamespace(image_shape=SHAPE, num_classes=CLASSES)
 
 
-def test_a_round_has_images_and_labels_and_where_they_are_kept_logits():
+def test_round_bytes_counts_images_labels_and_kept_logits():
     config = toy.toy_config()
     assert round_bytes(config, SHAPE, CLASSES, logits=False) == 16 * (64 + 8)
     assert round_bytes(config, SHAPE, CLASSES, logits=True) == 16 * (64 + 8 + 8)
 
 
-def test_images_in_model_space_are_twice_as_large():
+def test_images_in_model_space_need_twice_the_bytes():
     config = toy.toy_config(inversion=Dafl())
     assert config.inversion.pixel_space == "model"
     assert round_bytes(config, SHAPE, CLASSES, logits=False) == config.inversion.images_per_round * (128 + 8)
 
 
-def test_a_limit_under_a_round_is_refused_with_the_least():
+def test_a_limit_below_a_round_is_refused_with_the_minimum():
     config, least = toy.toy_config(), 16 * (64 + 8)
     for enough in (None, least):
         check_round_fits(enough, config, DATASET)
     message = f"--device-pool-limit is '{least - 1} bytes'; accepted: at least the {least} bytes of a round's 16 images"
     with pytest.raises(InputError, match=message):
         check_round_fits(least - 1, config, DATASET)
-    # Without images none is too small.
+    # Without synthetic images, no limit is too small.
     idle = replace(config, inversion=NoInversion(), distiller=replace(config.distiller, condensed_share=1.0))
     check_round_fits(1, idle, DATASET)
 
@@ -48,7 +48,7 @@ def test_a_limit_for_trials_on_a_cpu_is_refused():
 
 @pytest.mark.parametrize("limit", [2**30, 20 * (64 + 8)], ids=["all on the device", "most on the host"])
 @pytest.mark.parametrize("memory", [Growing(capacity=40), Latest(), Bank(entry_size=8, period=1)], ids=lambda m: m.name)
-def test_a_trial_comes_to_the_same_numbers_with_its_samples_as_rows_on_a_device(memory, limit, tmp_path, monkeypatch):
+def test_a_trial_gives_the_same_numbers_with_its_samples_as_rows_on_a_device(memory, limit, tmp_path, monkeypatch):
     config, prepared = toy.toy_config(memory=memory, rounds=5), toy.make_prepared()
 
     def numbers(folder):

@@ -1,4 +1,4 @@
-"""Where synthetic images lie: against plain loops in float64, and on sets whose place is known."""
+"""The diagnosis of synthetic images, compared with plain loops in float64 and on sets with known values."""
 
 from dataclasses import replace
 from math import dist, exp, isnan, log
@@ -41,7 +41,7 @@ SCALE = features(REAL).square().sum(1).mean().sqrt()
 
 
 def classes(samples: Samples) -> list[list[list[float]]]:
-    """Scaled features by class, as lists."""
+    """Return scaled features by class, as lists."""
     scaled = features(samples) / SCALE
     return [scaled[samples.labels == k].tolist() for k in range(NUM_CLASSES)]
 
@@ -83,7 +83,7 @@ def test_confidence_and_gap_by_plain_loops():
 
 
 @pytest.mark.parametrize(("side", "other"), [("real", REAL), ("condensed", GUIDES)])
-def test_distances_are_those_of_scaled_features_under_the_real_bandwidth(side, other):
+def test_distances_are_of_scaled_features_with_the_bandwidth_of_real_ones(side, other):
     sides = features(FRESH) / SCALE, FRESH.labels, features(other) / SCALE, other.labels
     median = median_distance(features(REAL) / SCALE)
     mmd = class_mmd(*sides, num_classes=NUM_CLASSES, median=median).item()
@@ -96,7 +96,7 @@ def repeated(samples: Samples, each: int) -> Samples:
     return cat([samples] * each)
 
 
-def test_images_collapsed_onto_one_guide_a_class_show_as_that():
+def test_images_collapsed_onto_one_guide_a_class_are_detected():
     one = GUIDES[:NUM_CLASSES]
     figures = found(repeated(one, 6), one)
     assert figures["diversity"] == pytest.approx(0, abs=1e-5)
@@ -115,21 +115,21 @@ def test_real_images_are_as_spread_as_real_ones_and_cover_the_guides():
     assert figures["coverage"] == 1
 
 
-def test_images_far_off_are_farther_from_both_and_cover_nothing():
+def test_distant_images_have_larger_distances_and_a_smaller_coverage():
     near, far = found(FRESH), found(Samples(FRESH.images.flip(3), FRESH.labels, FRESH.logits))
     for name in ("frechet_real", "mmd_real", "frechet_condensed", "mmd_condensed", "nearest_guide"):
         assert far[name] > 1.5 * near[name]
     assert far["coverage"] < near["coverage"]
 
 
-def test_without_condensed_images_the_real_side_alone():
+def test_without_condensed_images_only_the_real_side_is_measured():
     alone, both = found(FRESH, None), found(FRESH)
     assert set(alone) == REAL_SIDE
     assert set(both) == REAL_SIDE | CONDENSED_SIDE
     assert alone == {name: both[name] for name in alone}
 
 
-def test_figures_without_a_meaning_are_left_out_rather_than_guessed():
+def test_undefined_measures_are_left_out():
     assert set(found(FRESH[:3])) == REAL_SIDE - {"diversity"} | CONDENSED_SIDE
     others = Samples(GUIDES.images, torch.full_like(GUIDES.labels, 3), GUIDES.logits)
     first = FRESH[FRESH.labels == 0]
@@ -137,7 +137,7 @@ def test_figures_without_a_meaning_are_left_out_rather_than_guessed():
     assert found(first, others)["coverage"] == 0
 
 
-def test_a_real_image_that_is_a_guide_measures_no_distance_to_guides():
+def test_real_images_that_are_guides_are_left_out_of_distances_to_guides():
     apart, shared = REAL[:-NUM_CLASSES], REAL[-NUM_CLASSES:]
     wanted, landmarks = make_landmarks(TEACHER, apart, shared), make_landmarks(TEACHER, REAL, shared)
     torch.testing.assert_close(landmarks.nearest * landmarks.scale, wanted.nearest * wanted.scale)
@@ -148,14 +148,14 @@ def test_a_real_image_that_is_a_guide_measures_no_distance_to_guides():
     assert not figures.keys() & {"diagnosis/coverage", "diagnosis/nearest_guide"}
 
 
-def test_the_order_of_images_does_not_matter_and_late_ones_do_not_count():
+def test_the_order_of_images_has_no_effect_and_only_the_first_are_used():
     order = torch.randperm(len(FRESH), generator=torch.Generator().manual_seed(0))
     assert found(FRESH[order]) == pytest.approx(found(FRESH), rel=1e-4)
     many = repeated(FRESH, 1 + NUM_IMAGES // len(FRESH))
     assert found(many) == found(many[:NUM_IMAGES])
 
 
-def test_autocast_does_not_touch_it():
+def test_autocast_does_not_change_the_diagnosis():
     wanted = found(FRESH)
     with torch.autocast("cpu", torch.bfloat16):
         assert found(FRESH) == wanted
@@ -171,7 +171,7 @@ def run(prepared, **changes):
     return run_trial(config, prepared, local_store(config, prepared, None))
 
 
-def test_a_trial_diagnoses_the_rounds_it_measures():
+def test_a_trial_diagnoses_the_rounds_it_evaluates():
     warm = Fast(steps=2, batch=16, latent=16, width=8, warm_up=1)
     outcome = run(make_prepared(), inversion=warm, rounds=5, evaluate_every=2)
     measured = [metrics["round"] for metrics in outcome.history if "student/test_accuracy" in metrics]
@@ -192,7 +192,7 @@ def test_without_landmarks_or_synthetic_images_a_trial_has_no_diagnosis():
         assert not [name for name in outcome.metrics if "diagnosis" in name]
 
 
-def test_nothing_that_decides_reads_landmarks_or_diagnosis():
+def test_only_reports_read_landmarks_or_the_diagnosis():
     package = Path(condkd_ray.__file__).parent
     readers = {
         path.relative_to(package).as_posix()
@@ -200,8 +200,8 @@ def test_nothing_that_decides_reads_landmarks_or_diagnosis():
         if any(word in path.read_text() for word in (".landmarks", "diagnosis/"))
     }
     made_and_sent = {f"trial/{name}.py" for name in ("diagnosis", "artifacts", "loop", "outcome")}
-    told = {f"report/{name}.py" for name in ("tables/arms", "figures/rounds", "tensorboard/writer")}
-    assert readers - made_and_sent <= told | {"runs/products.py"}
+    reports = {f"report/{name}.py" for name in ("tables/arms", "figures/rounds", "tensorboard/writer")}
+    assert readers - made_and_sent <= reports | {"runs/products.py"}
     seen = {path.name for path in package.rglob("*.py") if "read_points" in path.read_text()}
     assert seen == {"embeddings.py"}
 
@@ -215,7 +215,7 @@ def test_histograms_count_classes_and_confidences():
     assert len(found["confidence"]) == 20
 
 
-def test_a_trial_goes_the_same_way_with_and_without_a_diagnosis():
+def test_a_diagnosis_does_not_change_the_trial():
     prepared = make_prepared()
     bare = run(replace(prepared, landmarks=None))
     seen = run(prepared)

@@ -18,7 +18,7 @@ from condkd_ray.trial.subset import ROUND_SUBSET
 
 
 class Brightness(nn.Module):
-    """Names a flat image by its grey value, 60 a class; counts the images it sees, and dislikes training mode."""
+    """Classifies a flat image by its grey value, 60 a class; counts its inputs, and raises in training mode."""
 
     seen = 0
 
@@ -38,7 +38,7 @@ def flat(labels: Tensor) -> RealImages:
     return RealImages((60 * labels).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 8, 8), labels)
 
 
-def test_predictions_come_in_the_order_of_the_images_over_all_batches(teacher):
+def test_predictions_have_the_order_of_the_images_over_all_batches(teacher):
     labels = torch.randint(NUM_CLASSES, (1234,), generator=torch.Generator().manual_seed(0))
     network = Brightness().train()
     found = predict(network, flat(labels), teacher)
@@ -47,14 +47,14 @@ def test_predictions_come_in_the_order_of_the_images_over_all_batches(teacher):
     assert network.seen == 1234
 
 
-def test_accuracy_is_the_share_named_right(teacher):
+def test_accuracy_is_the_share_of_correct_predictions(teacher):
     images = flat(torch.arange(NUM_CLASSES).repeat(2))
     wrong = RealImages(images.pixels, torch.tensor([0, 1, 2, 3, 3, 3, 3, 3]))
     assert accuracy(Brightness(), images, teacher) == 1
     assert accuracy(Brightness(), wrong, teacher) == 5 / 8
 
 
-def test_a_round_measures_at_most_a_subset_of_the_test_images(teacher):
+def test_by_default_a_round_measures_a_subset_of_the_test_images(teacher):
     labels = torch.zeros(ROUND_SUBSET + 300, dtype=torch.int64)
     labels[ROUND_SUBSET:] = 1
     images = flat(torch.zeros_like(labels))
@@ -66,8 +66,8 @@ def test_a_round_measures_at_most_a_subset_of_the_test_images(teacher):
     assert set(found) == {"proxy/agreement", "proxy/kl", "student/test_accuracy"}
 
 
-class Reads(TorchDispatchMode):
-    """Counts the values that the host waits for one by one."""
+class ScalarReads(TorchDispatchMode):
+    """Counts values that the host reads one by one from the device."""
 
     count = 0
 
@@ -76,12 +76,12 @@ class Reads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_a_round_reads_all_its_figures_at_once(teacher):
+def test_a_round_reads_all_its_metrics_at_once(teacher):
     images, proxy = blobs(64), views(answered(blobs(4), teacher), teacher, seed=0)
-    with Reads() as one:
+    with ScalarReads() as one:
         accuracy(teacher.network, images, teacher)
     assert one.count == 1
-    with Reads() as round:
+    with ScalarReads() as round:
         found = evaluate(teacher.network, teacher=teacher, proxy=proxy, val=images, test=images)
     assert round.count == 0
     assert all(type(value) is float for value in found.values())
@@ -96,30 +96,30 @@ def test_images_stay_uint8_until_they_are_on_the_device(teacher):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_on_a_gpu_it_is_the_same_where_the_images_lie_and_nothing_is_waited_for():
+def test_an_evaluation_on_a_gpu_does_not_depend_on_where_the_images_are_and_does_not_wait():
     teacher, images = make_teacher().to("cuda"), blobs(1234)
-    there = images.to("cuda")
+    on_device = images.to("cuda")
     expected = predict(teacher.network, images, teacher)
     assert expected.device.type == "cpu"
-    assert torch.equal(predict(teacher.network, there, teacher), expected)
-    proxy = views(answered_on(blobs(4), teacher), teacher, seed=0)
-    measured = {"proxy": proxy, "val": there, "test": there, "test_rounds": "full"}
+    assert torch.equal(predict(teacher.network, on_device, teacher), expected)
+    proxy = views(with_logits(blobs(4), teacher), teacher, seed=0)
+    measured = {"proxy": proxy, "val": on_device, "test": on_device, "test_rounds": "full"}
     evaluate(teacher.network, teacher=teacher, **measured)
     torch.cuda.set_sync_debug_mode("error")
     try:
         compare(teacher.network, proxy)
-        evaluation.accuracy_on_device(teacher.network, there, teacher)
+        evaluation.accuracy_on_device(teacher.network, on_device, teacher)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert evaluate(teacher.network, teacher=teacher, **measured)["student/test_accuracy"] > 0.8
 
 
-def answered_on(images: RealImages, teacher: Teacher) -> Samples:
+def with_logits(images: RealImages, teacher: Teacher) -> Samples:
     samples = images.to(teacher.device).samples(MEAN, STD)
     return Samples(samples.images, samples.labels, teacher.answers(samples.images))
 
 
-def test_or_all_of_them_where_that_is_asked_for(teacher):
+def test_with_test_rounds_full_a_round_measures_all_test_images(teacher):
     test = flat(torch.zeros(ROUND_SUBSET + 300, dtype=torch.int64))
     test.labels[ROUND_SUBSET:] = 1
     network, proxy = Brightness(), views(answered(blobs(4), teacher), teacher, seed=0)
@@ -129,7 +129,7 @@ def test_or_all_of_them_where_that_is_asked_for(teacher):
     assert network.seen == len(test) + ROUND_SUBSET + len(proxy)
 
 
-def test_the_teacher_as_its_own_student(teacher):
+def test_the_teacher_as_its_own_student_agrees_fully(teacher):
     proxy = views(answered(blobs(4), teacher), teacher, seed=0)
     test, val = blobs(64, seed=2), blobs(32, seed=3)
     found = evaluate(teacher.network, teacher=teacher, proxy=proxy, val=val, test=test)
@@ -140,7 +140,7 @@ def test_the_teacher_as_its_own_student(teacher):
 
 
 class Fixed(nn.Module):
-    """A network that gives the images back as logits."""
+    """A network that returns the images as logits."""
 
     def forward(self, images):
         return images.flatten(1)
@@ -162,7 +162,7 @@ def test_a_copy_of_the_teacher_agrees_on_everything():
     assert found["kl"].abs() < 1e-6
 
 
-def test_views_are_fixed_by_the_seed_and_all_differ():
+def test_views_depend_on_the_seed_and_all_differ():
     teacher, images = make_teacher(), samples(6)
     found, again, other = (views(images, teacher, seed=seed) for seed in (0, 0, 1))
     assert len(found) == 6 * VIEWS
@@ -172,7 +172,7 @@ def test_views_are_fixed_by_the_seed_and_all_differ():
 
 
 @given(mean=st.floats(0.05, 0.95), std=st.floats(0.05, 0.5), seed=st.integers(0, 999))
-def test_views_less_their_noise_are_moved_pixels_normalised(mean, std, seed):
+def test_views_without_noise_are_shifted_pixels_normalised(mean, std, seed):
     pixels, found = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(seed)), []
     labels, network = torch.zeros(3, dtype=torch.int64), nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
     options = {"num_classes": 4, "image_shape": (1, 8, 8), "train_size": 1, "flip_ok": True}
@@ -185,7 +185,7 @@ def test_views_less_their_noise_are_moved_pixels_normalised(mean, std, seed):
     assert (found[0] == 0).any()
 
 
-def test_most_views_still_look_like_their_label():
+def test_most_views_are_still_classified_as_their_label():
     teacher = make_teacher()
     images = blobs(8 * NUM_CLASSES, seed=9).samples(teacher.mean, teacher.std)
     found = views(images, teacher, seed=0)
@@ -201,5 +201,5 @@ def test_reference_images_are_some_of_each_class_by_seed():
     assert not torch.equal(rows, choose(labels, REAL_PER_CLASS, seed=2))
 
 
-def test_of_no_images_none_are_chosen():
+def test_choose_accepts_an_empty_set():
     assert choose(torch.zeros(0, dtype=torch.int64), REAL_PER_CLASS, seed=1).tolist() == []

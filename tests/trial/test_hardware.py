@@ -1,4 +1,4 @@
-"""What is chosen for the hardware, and that it is chosen before anything is named by it."""
+"""Settings that depend on the hardware are chosen before trials are identified by them."""
 
 from pathlib import Path
 
@@ -24,24 +24,24 @@ OLD = Hardware("Tesla P100", False, 16 * 10**9)
 
 
 @pytest.mark.parametrize(("hardware", "chosen"), [(CPU, "float32"), (H100, "bfloat16"), (OLD, "float32")])
-def test_a_config_that_leaves_it_open_gets_the_precision_of_the_hardware(hardware, chosen):
+def test_a_config_without_a_precision_gets_that_of_the_hardware(hardware, chosen):
     assert settled(TrialConfig(), hardware) == TrialConfig(precision=chosen)
     for given in ("float32", "bfloat16"):
         assert settled(TrialConfig(precision=given), hardware) == TrialConfig(precision=given)
 
 
-def test_null_is_what_a_file_says_by_default():
+def test_the_default_precision_in_a_file_is_null():
     assert "precision: null" in dump(TrialConfig())
     assert from_tree({"precision": None}) == from_tree({}) == TrialConfig()
 
 
-def test_trials_of_two_precisions_have_two_names():
+def test_trials_of_two_precisions_have_two_hashes():
     prepared = make_prepared()
-    names = {trial_hash(settled(toy_config(), hardware), prepared) for hardware in (CPU, H100)}
-    assert len(names) == 2
+    hashes = {trial_hash(settled(toy_config(), hardware), prepared) for hardware in (CPU, H100)}
+    assert len(hashes) == 2
 
 
-def test_a_config_that_nobody_has_settled_computes_as_if_it_were():
+def test_an_unsettled_config_computes_like_a_settled_one():
     assert not precision(toy_config(), torch.device("cpu"))._enabled
     assert precision(toy_config(precision="bfloat16"), torch.device("cpu"))._enabled
 
@@ -59,7 +59,7 @@ TF32 = "TF32 for convolutions that stay float32; samples on the GPU up to"
         (OLD, Allowance(1, 2), None, f"Tesla P100, 2 each, in float32, {TF32} 4.0 GB a trial"),
     ],
 )
-def test_one_line_says_what_was_chosen(hardware, each, limit, line):
+def test_one_line_states_the_chosen_settings(hardware, each, limit, line):
     configs = [settled(TrialConfig(seed=seed), hardware) for seed in (0, 1)]
     assert compute_line(configs, hardware, each, limit) == f"trials compute on {line}"
 
@@ -73,7 +73,7 @@ def timeless(history: list[Metrics]) -> list[Metrics]:
     return [{name: value for name, value in row.items() if "time/" not in name} for row in history]
 
 
-def test_a_record_says_what_was_computed_and_the_user_is_told(tmp_path: Path, monkeypatch, logged):
+def test_the_precision_is_recorded_and_logged(tmp_path: Path, monkeypatch, logged):
     cache = tmp_path / "cache"
     plain = run_alone(TINY, tmp_path / "cpu", cache=cache, device="cpu")
     assert plain.config["precision"] == "float32"
@@ -82,7 +82,7 @@ def test_a_record_says_what_was_computed_and_the_user_is_told(tmp_path: Path, mo
     assert again.config_hash == plain.config_hash
     assert len(read_records(tmp_path / "cpu")) == 1
     assert api.train(TINY, cache=cache, device="cpu").record.config_hash == plain.config_hash
-    # As on a GPU that has bfloat16, which a CPU emulates.
+    # As on a GPU with bfloat16, which the CPU emulates.
     monkeypatch.setattr(experiment, "hardware_of", lambda device: H100)
     fast = run_alone(TINY, tmp_path / "gpu", cache=cache, device="cpu")
     assert fast.config["precision"] == "bfloat16"
@@ -94,7 +94,7 @@ def test_a_record_says_what_was_computed_and_the_user_is_told(tmp_path: Path, mo
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_real_gpu_is_named_and_its_precision_follows_what_it_can():
+def test_a_real_gpu_is_named_and_its_precision_is_one_it_supports():
     found = hardware_of("cuda")
     assert found.gpu == torch.cuda.get_device_name()
     assert found.bf16 == bf16_pays("cuda")

@@ -1,4 +1,4 @@
-"""A user's own teacher is asked whether it knows the images: what is refused, with which cause, and what is told."""
+"""The check that a user's teacher recognises the images: what is refused, with which causes, and what is logged."""
 
 from dataclasses import replace
 from functools import cache
@@ -23,7 +23,7 @@ NAMES = ("nw", "ne", "sw", "se")
 
 
 def dataset(order: tuple[int, ...] = (0, 1, 2, 3), count: int = 40) -> Dataset:
-    """Blobs, whose corner `order[k]` lies in folder k."""
+    """Return a data set of blobs whose class k is the corner `order[k]`."""
     folder_of = torch.tensor([order.index(corner) for corner in range(NUM_CLASSES)])
     parts = (blobs(count, seed=5), blobs(count, seed=6))
     train, test = (RealImages(part.pixels, folder_of[part.labels]) for part in parts)
@@ -47,59 +47,61 @@ def _weights() -> dict[str, torch.Tensor]:
 
 
 def of_digits(**changes: object) -> Teacher:
-    """A teacher of digits that names nearly all of them, on a data set that is changed so."""
+    """Return an accurate teacher of digits on the data set `digits` with `changes`."""
     network = ResNet(depth=8, width=8).build(digits().image_shape, 10)
     network.load_state_dict(_weights())
     return as_teacher(network, replace(digits(), **changes))  # type: ignore[arg-type]
 
 
-def test_a_teacher_that_knows_the_images_is_told_in_one_sentence():
-    told = check_known(of_digits(), digits(), force=False)
-    assert told.startswith("the teacher classifies 9")
-    assert "% of 970 images of digits correctly (95 % interval " in told
-    assert told.endswith("%)")
-    assert "card" not in told
+def test_a_teacher_that_recognises_the_images_is_described_in_one_sentence():
+    sentence = check_known(of_digits(), digits(), force=False)
+    assert sentence.startswith("the teacher classifies 9")
+    assert "% of 970 images of digits correctly (95 % interval " in sentence
+    assert sentence.endswith("%)")
+    assert "card" not in sentence
 
 
-def test_the_same_images_are_asked_for_every_time_and_as_many_of_each_class():
+def test_the_check_uses_the_same_images_every_time_and_at_most_100_a_class():
     first, again = (examine(of_digits(), digits()) for _ in range(2))
     assert first.number == again.number
     assert first.found == again.found
     assert first.given.labels.bincount().max() <= 100
 
 
-def test_held_out_images_are_asked_for_where_train_has_few():
+def test_held_out_images_are_used_if_train_has_few():
     assert examine(make_teacher(), dataset(count=16)).number == 32
     assert examine(make_teacher(), dataset(count=40)).number == 40
 
 
-def test_of_a_large_network_fewer_images_are_asked_for(monkeypatch: pytest.MonkeyPatch):
+def test_the_check_uses_fewer_images_for_a_large_network(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(known_teacher, "AFFORDABLE", 1.0)
     assert examine(of_digits(), digits()).number == 200
 
 
 @pytest.mark.parametrize("order", [(1, 2, 3, 0), (1, 0, 2, 3)])
-def test_another_order_of_the_classes_is_refused_with_the_teachers(order: tuple[int, ...]):
+def test_another_order_of_the_classes_is_refused_with_the_order_of_the_teacher(order: tuple[int, ...]):
     with pytest.raises(InputError, match=r"in the order nw, ne, sw, se it would be 0\.[89]\d+: --class-order nw ne sw"):
         check_known(make_teacher(), dataset(order), force=False)
-    told = check_known(make_teacher(), dataset(order), force=True)
-    assert told.startswith("taken by force: teacher's accuracy on 40 images of toy is 0.")
-    assert "--force" not in told
+    sentence = check_known(make_teacher(), dataset(order), force=True)
+    assert sentence.startswith("taken by force: teacher's accuracy on 40 images of toy is 0.")
+    assert "--force" not in sentence
 
 
-def test_of_a_teacher_that_knows_most_classes_the_order_is_the_reason_that_is_given():
+def test_the_order_is_the_stated_cause_if_the_teacher_recognises_most_classes():
     train, order = digits().train, torch.tensor([1, 0, 3, 2, *range(4, 10)])
     swapped = replace(digits(), train=RealImages(train.pixels, order[train.labels]))
-    said = r"is 0\.[56]\d+; accepted: the classes in the teacher's order, and the normalisation it was trained with; "
-    with pytest.raises(InputError, match=said):
+    expected = (
+        r"is 0\.[56]\d+; accepted: the classes in the teacher's order, and the normalisation it was trained with; "
+    )
+    with pytest.raises(InputError, match=expected):
         check_known(of_digits(), swapped, force=False)
 
 
-def test_of_folders_their_own_file_is_named_too():
-    asked = examine(make_teacher(), dataset((1, 0, 2, 3)), what="the images in photos", in_folders=True)
-    assert asked.message.startswith("teacher's accuracy on the images in photos is 0.")
+def test_the_message_on_folders_names_their_classes_txt():
+    examined = examine(make_teacher(), dataset((1, 0, 2, 3)), what="the images in photos", in_folders=True)
+    assert examined.message.startswith("teacher's accuracy on the images in photos is 0.")
     given = "write that to its classes.txt, one name per line, or give --class-order nw ne sw se (teacher.clas"
-    assert given in asked.message
+    assert given in examined.message
 
 
 def test_names_with_spaces_are_quoted():
@@ -108,43 +110,43 @@ def test_names_with_spaces_are_quoted():
 
 
 @pytest.mark.parametrize("order", [(1, 2, 3, 0), (3, 1, 0, 2)])
-def test_a_teacher_put_in_order_knows_them(order: tuple[int, ...]):
-    shown = dataset(order)
-    asked = examine(make_teacher(), shown)
-    assert asked.found.order is not None
-    teacher = make_teacher().in_order(asked.found.order)
-    assert examine(teacher, shown).found.share == pytest.approx(asked.found.ordered)
-    assert check_known(teacher, shown, force=False).startswith("the teacher classifies 9")
-    images = shown.train.samples(BLOB_MEAN, BLOB_STD).images
-    assert torch.equal(teacher.logits(images)[:, list(asked.found.order)], make_teacher().logits(images))
+def test_a_teacher_with_reordered_classes_recognises_the_images(order: tuple[int, ...]):
+    reordered = dataset(order)
+    examined = examine(make_teacher(), reordered)
+    assert examined.found.order is not None
+    teacher = make_teacher().in_order(examined.found.order)
+    assert examine(teacher, reordered).found.share == pytest.approx(examined.found.ordered)
+    assert check_known(teacher, reordered, force=False).startswith("the teacher classifies 9")
+    images = reordered.train.samples(BLOB_MEAN, BLOB_STD).images
+    assert torch.equal(teacher.logits(images)[:, list(examined.found.order)], make_teacher().logits(images))
 
 
 @pytest.mark.parametrize(("mean", "std"), [((0.0,), (1.0,)), ((0.5,), (0.5,)), ((0.3,), (1.2,))])
 def test_another_normalisation_is_refused_with_the_one_that_fits(mean: tuple[float, ...], std: tuple[float, ...]):
-    asked = examine(of_digits(mean=mean, std=std), digits())
-    if asked.gain < known_teacher.REFUSED:
-        assert asked.found.share > 0.85
+    examined = examine(of_digits(mean=mean, std=std), digits())
+    if examined.gain < known_teacher.REFUSED:
+        assert examined.found.share > 0.85
         return
     with pytest.raises(InputError, match=r"likely causes: another --mean and --std than it was trained with: with --m"):
         check_known(of_digits(mean=mean, std=std), digits(), force=False)
-    assert asked.better is not None
-    right = of_digits(mean=asked.better.mean, std=asked.better.std)
+    assert examined.better is not None
+    right = of_digits(mean=examined.better.mean, std=examined.better.std)
     assert examine(right, digits()).found.share > 0.9
 
 
-def test_no_normalisation_where_one_was_trained_with_is_refused():
+def test_a_missing_normalisation_is_refused():
     with pytest.raises(
         InputError, match=r"with --mean 0\.305\d* --std 0\.375\d* \(data.mean, data.std\) it would be 0.9"
     ):
         check_known(of_digits(mean=(0.0,), std=(1.0,)), digits(), force=False)
 
 
-def test_grey_values_of_0_to_255_are_found_for_a_teacher_of_these():
+def test_the_range_0_to_255_is_found_for_a_teacher_trained_on_it():
     teacher = of_digits(mean=(0.0,), std=(1 / 255,))
-    with torch.no_grad():  # what it reads is scaled back within, as in networks that have it as a layer
+    with torch.no_grad():  # as in networks with normalisation as a layer, the inputs are scaled inside
         inner, (mean, std) = teacher.network, (digits().mean[0], digits().std[0])
 
-    class Reads(torch.nn.Module):
+    class ScalesInputs(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.inner = inner
@@ -152,13 +154,13 @@ def test_grey_values_of_0_to_255_are_found_for_a_teacher_of_these():
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return self.inner((images / 255 - mean) / std)
 
-    asked = examine(as_teacher(Reads(), digits()), digits())
-    assert asked.better is not None
-    assert (asked.better.mean, asked.better.std) == ((0.0,), (1 / 255,))
-    assert "--mean 0 --std 0.00392157" in asked.message
+    examined = examine(as_teacher(ScalesInputs(), digits()), digits())
+    assert examined.better is not None
+    assert (examined.better.mean, examined.better.std) == ((0.0,), (1 / 255,))
+    assert "--mean 0 --std 0.00392157" in examined.message
 
 
-def test_another_normalisation_and_another_order_are_both_told():
+def test_another_normalisation_and_another_order_are_both_named():
     names = tuple(str((k + 1) % 10) for k in range(10))
     shifted = replace(
         digits(), train=RealImages(digits().train.pixels, (digits().train.labels - 1) % 10), class_names=names
@@ -168,7 +170,7 @@ def test_another_normalisation_and_another_order_are_both_told():
     assert "--class-order 0 1 2 3 4 5 6 7 8 9" in message
 
 
-def test_fresh_statistics_are_named_in_a_refusal_and_told_where_it_knows_the_images_all_the_same():
+def test_untrained_bn_statistics_are_named_in_a_refusal_and_also_if_the_teacher_is_accepted():
     teacher = of_digits()
     assert fresh_bn(teacher) == ()
     network = teacher.network
@@ -181,26 +183,26 @@ def test_fresh_statistics_are_named_in_a_refusal_and_told_where_it_knows_the_ima
         check_known(fresh, digits(), force=False)
     one = of_digits().network
     layer = next(layer for layer in one.modules() if isinstance(layer, BatchNorms))
-    # The same function with its statistics folded into scale and shift.
+    # The network computes the same function, with the statistics folded into scale and shift.
     scale = (layer.running_var + layer.eps).rsqrt() * (1 + layer.eps) ** 0.5
     layer.bias.data -= layer.weight.data * layer.running_mean * (layer.running_var + layer.eps).rsqrt()
     layer.weight.data *= scale
     layer.reset_running_stats()
-    told = check_known(as_teacher(one, digits()), digits(), force=False)
-    assert "; 1 of its 9 BN layers have untrained statistics" in told
+    sentence = check_known(as_teacher(one, digits()), digits(), force=False)
+    assert "; 1 of its 9 BN layers have untrained statistics" in sentence
 
 
-def test_an_untrained_network_gets_no_order_and_no_normalisation_for_advice():
+def test_the_message_on_an_untrained_network_suggests_no_order_and_no_normalisation():
     for seed in range(3):
         with Streams(seed).forked("init/teacher"):
             network = ResNet(depth=8, width=8).build(digits().image_shape, 10)
-        asked = examine(as_teacher(network, digits()), digits())
-        assert asked.refused
-        assert "untrained statistics" in asked.message
-        assert "it would be" not in asked.message
+        examined = examine(as_teacher(network, digits()), digits())
+        assert examined.refused
+        assert "untrained statistics" in examined.message
+        assert "it would be" not in examined.message
 
 
-def test_images_it_does_not_know_are_refused():
+def test_images_that_the_teacher_does_not_recognise_are_refused():
     rng = torch.Generator().manual_seed(0)
     noise = RealImages(torch.randint(0, 256, (40, 1, 8, 8), dtype=torch.uint8, generator=rng), torch.arange(40) % 4)
     with pytest.raises(InputError, match=r"teacher's accuracy on the images in photos is .* likely causes"):
@@ -209,7 +211,7 @@ def test_images_it_does_not_know_are_refused():
         )
 
 
-def test_a_class_with_most_of_the_images_does_not_hide_that_it_knows_only_that():
+def test_a_teacher_that_recognises_only_the_largest_class_is_refused():
     network = TEACHER.build(IMAGE_SHAPE, NUM_CLASSES)
     with torch.no_grad():
         network.classifier.weight.zero_()
@@ -223,31 +225,31 @@ def test_a_class_with_most_of_the_images_does_not_hide_that_it_knows_only_that()
         check_known(wrap(network), replace(dataset(), train=train[rows]), force=False)
 
 
-def test_few_images_are_no_evidence_and_that_is_told():
+def test_few_images_are_accepted_with_a_note_that_they_prove_nothing():
     rows = torch.arange(4)
     few = replace(dataset(), train=blobs(4, seed=5)[rows], test=blobs(4, seed=6)[rows])
     labels = torch.tensor([0, 1, 3, 2])
     few = replace(few, train=RealImages(few.train.pixels, labels), test=RealImages(few.test.pixels, labels))
-    told = check_known(make_teacher(), few, force=False)
-    assert "this does not prove that it recognises them: more than 62.5% would" in told
+    sentence = check_known(make_teacher(), few, force=False)
+    assert "this does not prove that it recognises them: more than 62.5% would" in sentence
 
 
-@pytest.mark.parametrize(("promised", "said"), [(0.97, "; its card states 97.0%"), (None, "")])
-def test_what_its_card_promises_is_told(promised: float | None, said: str):
-    told = check_known(of_digits(), digits(), force=False, promised=promised)
-    assert told.endswith(said) if promised else "card" not in told
+@pytest.mark.parametrize(("promised", "expected"), [(0.97, "; its card states 97.0%"), (None, "")])
+def test_the_accuracy_on_the_teachers_card_is_logged(promised: float | None, expected: str):
+    sentence = check_known(of_digits(), digits(), force=False, promised=promised)
+    assert sentence.endswith(expected) if promised else "card" not in sentence
 
 
 def weak(share: float) -> Dataset:
-    """Digits, of which the labels of so large a share are moved by one place, two, three and so on."""
+    """Return digits, with the labels of a `share` of the images replaced by 0 to 9 in turn."""
     train, count = digits().train, len(digits().train)
     moved = torch.arange(count) < share * count
     return replace(digits(), train=RealImages(train.pixels, torch.where(moved, torch.arange(count) % 10, train.labels)))
 
 
-def test_far_less_than_promised_is_told_and_less_than_half_of_it_refused():
-    told = check_known(of_digits(), weak(0.3), force=False, promised=0.97)
-    assert told.endswith("its card states 97.0%: the measured accuracy is far lower")
+def test_an_accuracy_far_below_the_cards_is_logged_and_below_half_of_it_refused():
+    sentence = check_known(of_digits(), weak(0.3), force=False, promised=0.97)
+    assert sentence.endswith("its card states 97.0%: the measured accuracy is far lower")
     with pytest.raises(
         InputError, match=r"accepted: more than 0\.250 of 10 classes .*near the 0\.970 that its card sta"
     ):
@@ -255,15 +257,15 @@ def test_far_less_than_promised_is_told_and_less_than_half_of_it_refused():
     assert check_known(of_digits(), weak(0.7), force=False).startswith("the teacher classifies 3")
 
 
-def test_a_weak_teacher_near_its_cards_promise_is_not_refused():
-    """With other labels for most images it names a fifth right: hardly more than chance, but as promised."""
-    shown = weak(0.9)
-    assert examine(of_digits(), shown).found.verdict == "unknown"
-    assert examine(of_digits(), shown).refused
-    asked = examine(of_digits(), shown, promised=0.19)
-    assert not asked.refused
-    assert "; this does not prove that it recognises them" in asked.sentence
-    assert examine(of_digits(), shown, promised=0.6).refused
+def test_a_weak_teacher_near_the_accuracy_on_its_card_is_accepted():
+    """Because most labels are changed, it classifies a fifth correctly: little more than chance, but as on its card."""
+    mislabelled = weak(0.9)
+    assert examine(of_digits(), mislabelled).found.verdict == "unknown"
+    assert examine(of_digits(), mislabelled).refused
+    examined = examine(of_digits(), mislabelled, promised=0.19)
+    assert not examined.refused
+    assert "; this does not prove that it recognises them" in examined.sentence
+    assert examine(of_digits(), mislabelled, promised=0.6).refused
     train = digits().train
     mixed = train.labels[torch.randperm(len(train), generator=torch.Generator().manual_seed(0))]
     assert examine(of_digits(), replace(digits(), train=RealImages(train.pixels, mixed)), promised=0.1).refused

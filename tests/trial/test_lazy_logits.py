@@ -1,4 +1,4 @@
-"""How often the teacher is asked about a round's images, and that nobody can tell when it was asked."""
+"""The number of the teacher's passes over a round's images; results do not depend on when logits are computed."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -36,17 +36,17 @@ PLAIN = replace(AUGMENTING, augment=False)
 LAYERED = replace(PLAIN, loss=Attention(teacher_layers=("stages.0",), student_layers=("stages.0",)))
 COUNTS = torch.zeros(NUM_CLASSES, dtype=torch.int64)
 STEPS, TAUGHT = 2 * 16, 3 * 16
-"""Images that the teacher sees in a round's inversion, and in its distillation where this augments."""
+"""Number of images in the teacher's passes in a round's inversion, and in its distillation with augmentation."""
 
 
 @pytest.fixture
 def prepared() -> Prepared:
-    """Without landmarks: what is only looked at for the report is not counted."""
+    """Toy preparations without landmarks, because passes that only the report uses are not counted."""
     return replace(make_prepared(), landmarks=None)
 
 
 def counted(prepared: Prepared, work: Callable[[], Any]) -> int:
-    """Images that the teacher is given in `work`, for its answer or for a look."""
+    """Return the number of images in the teacher's forward passes in `work`."""
     seen: list[int] = []
     teacher = prepared.teacher
     with teacher.network.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0]))):
@@ -65,7 +65,7 @@ def numbers(history: list[Metrics], *, but: str = "time/") -> list[Metrics]:
 
 
 @pytest.mark.parametrize(
-    ("inversion", "distiller", "asked"),
+    ("inversion", "distiller", "passes"),
     [
         (PRE_DFKD, PLAIN, STEPS + 24),
         (PRE_DFKD, AUGMENTING, STEPS + 24 + TAUGHT),
@@ -77,24 +77,22 @@ def numbers(history: list[Metrics], *, but: str = "time/") -> list[Metrics]:
     ],
     ids=lambda value: getattr(value, "name", ""),
 )
-def test_the_teacher_sees_fresh_images_once_and_only_where_somebody_reads_what_it_says(
-    prepared, inversion, distiller, asked
-):
+def test_logits_of_fresh_images_are_computed_once_and_only_if_they_are_read(prepared, inversion, distiller, passes):
     config = config_of(inversion=inversion, distiller=distiller)
     state, store = start(config, prepared), local_store(config, prepared, None)
     for _ in range(2):
-        assert counted(prepared, lambda: run_round(config, prepared, state, store)) == asked
+        assert counted(prepared, lambda: run_round(config, prepared, state, store)) == passes
 
 
 @pytest.mark.parametrize("kind", INVERTERS, ids=lambda kind: kind.__name__)
-def test_no_inversion_asks_the_teacher_about_what_it_hands_out(prepared, kind):
+def test_no_inversion_computes_logits_of_the_images_it_returns(prepared, kind):
     inversion: Any = small(kind)
     config = config_of(inversion=inversion)
     production, student = begin_production(config, prepared), start(config, prepared).distiller.student
-    asked = counted(prepared, lambda: synthesise(config, prepared, production, student, COUNTS))
-    looks = inversion.steps * inversion.batch
-    # Some hosts look at two views a step.
-    assert asked in (looks, 2 * looks)
+    passes = counted(prepared, lambda: synthesise(config, prepared, production, student, COUNTS))
+    of_steps = inversion.steps * inversion.batch
+    # Some hosts observe two views in a step.
+    assert passes in (of_steps, 2 * of_steps)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +107,7 @@ def test_no_inversion_asks_the_teacher_about_what_it_hands_out(prepared, kind):
         *(({"memory": small(kind)}, False) for kind in (Growing, Latest, Bank, Generative, Prioritized)),
     ],
 )
-def test_logits_are_kept_where_somebody_reads_them(prepared, changes, kept):
+def test_logits_are_kept_only_if_they_are_read(prepared, changes, kept):
     config = config_of(**changes)
     assert config.keeps_logits is kept
     state, store = start(config, prepared), local_store(config, prepared, None)
@@ -128,7 +126,7 @@ def ran(config: TrialConfig, prepared: Prepared, folder: Any) -> tuple[Outcome, 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("kind", [Growing, Latest, Bank, Generative, Prioritized])
-def test_asked_at_the_end_the_teacher_says_what_it_would_have_said_at_once(tmp_path, monkeypatch, kind, precision):
+def test_logits_computed_at_the_end_equal_those_computed_at_once(tmp_path, monkeypatch, kind, precision):
     config = config_of(memory=small(kind), distiller=replace(AUGMENTING, condensed_share=0.25), precision=precision)
     lazy, made = ran(config, make_prepared(), tmp_path)
     monkeypatch.setattr(TrialConfig, "keeps_logits", True)
@@ -142,7 +140,7 @@ def test_asked_at_the_end_the_teacher_says_what_it_would_have_said_at_once(tmp_p
     assert lazy.held == histograms(made.logits)
 
 
-def test_the_end_of_a_trial_asks_once_for_all_its_readers(tmp_path, prepared):
+def test_the_end_of_a_trial_computes_logits_once(tmp_path, prepared):
     config = config_of(memory=Growing(), rounds=3)
     state, store = start(config, prepared), local_store(config, prepared, None)
     rounds = counted(prepared, lambda: [run_round(config, prepared, state, store) for _ in range(3)])
@@ -154,7 +152,7 @@ class StopTrialError(Exception):
 
 
 @pytest.mark.parametrize("memory", [Growing(), Latest(), Bank(entry_size=4, period=1, share=0.25)])
-def test_a_trial_goes_on_from_files_of_a_version_that_always_stored_logits(tmp_path, monkeypatch, prepared, memory):
+def test_a_trial_continues_from_files_of_a_version_that_always_stored_logits(tmp_path, monkeypatch, prepared, memory):
     config = config_of(memory=memory, rounds=4)
     files: dict[str, Any] = {"checkpoint": tmp_path / "state", "checkpoint_seconds": 0.0}
 
@@ -181,13 +179,13 @@ def test_a_store_whose_trial_reads_logits_refuses_files_without_them(tmp_path):
 
 
 class Clipped(PreDfkd):
-    """Stored as pixels in [0, 1], so that its images change much as they are stored."""
+    """Its images are stored as pixels in [0, 1], so storing changes them much."""
 
     pixel_space = "unit"
     name: Literal["pre_dfkd"] = "pre_dfkd"
 
 
-def test_labels_by_the_teacher_are_those_of_the_images_that_are_stored(prepared):
+def test_the_teachers_labels_are_those_of_the_stored_images(prepared):
     config = config_of(inversion=Clipped(steps=2, batch=16, latent=16, width=8, images_per_round=64))
     student = start(config, prepared).distiller.student
     raw, _ = synthesise(config, prepared, begin_production(config, prepared), student, COUNTS)
@@ -200,19 +198,19 @@ def test_labels_by_the_teacher_are_those_of_the_images_that_are_stored(prepared)
     assert not torch.equal(answers(teacher, raw.images).argmax(1), wanted)
 
 
-def test_settled_samples_keep_the_labels_that_were_asked_for(prepared):
+def test_settled_samples_keep_their_target_labels(prepared):
     wanted = unseen(samples(8).images, torch.arange(8) % NUM_CLASSES)
     code = Codec("unit", (0.25,), (0.25,))
-    for ask in (False, True):
-        settled = settle(wanted, code, prepared.teacher, logits=ask)
+    for with_logits in (False, True):
+        settled = settle(wanted, code, prepared.teacher, logits=with_logits)
         assert torch.equal(settled.labels, wanted.labels)
-        assert settled.has_logits is ask
+        assert settled.has_logits is with_logits
     settled = settle(unseen(wanted.images, torch.full((8,), UNLABELLED)), code, prepared.teacher, relabel=True)
     assert torch.equal(settled.labels, settled.classes)
     assert not settled.labels.eq(UNLABELLED).any()
 
 
-def test_a_step_without_stored_logits_asks_the_teacher():
+def test_a_step_without_stored_logits_computes_them():
     teacher, batch, found = make_teacher(), samples(8), []
     bare, answered = unseen(batch.images, batch.labels), replace(batch, logits=teacher.logits(batch.images).detach())
     for given in (bare, answered):

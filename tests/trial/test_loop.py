@@ -43,7 +43,7 @@ def prepared() -> Prepared:
 
 
 def numbers(metrics: Metrics) -> Metrics:
-    """Without what a clock says."""
+    """Return the metrics without times."""
     return {name: value for name, value in metrics.items() if not name.startswith("time/")}
 
 
@@ -72,13 +72,13 @@ def test_a_round_reports_what_it_did(prepared):
     assert state.history[-1]["memory/bytes"] == store.num_bytes == 32 * (64 + 8)
 
 
-def test_the_last_round_is_measured_whatever_the_interval(prepared):
+def test_the_last_round_is_always_evaluated(prepared):
     state, _ = rounds(toy_config(rounds=5, evaluate_every=2), prepared, 5)
     measured = [int(m["round"]) for m in state.history if "student/test_accuracy" in m]
     assert measured == [2, 4, 5]
 
 
-def test_measuring_changes_nothing(prepared):
+def test_evaluations_do_not_change_the_training(prepared):
     often = rounds(toy_config(), prepared, 3)[0].history[-1]
     seldom = rounds(toy_config(evaluate_every=3), prepared, 3)[0].history[-1]
     assert numbers(often) == numbers(seldom)
@@ -93,7 +93,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, prepared, inversion,
     straight, _ = rounds(config, prepared, 4)
     stopped, store = rounds(config, prepared, 2, tmp_path)
     states.save(stopped, tmp_path / "state")
-    run_round(config, prepared, stopped, store)  # lost: nobody saved it
+    run_round(config, prepared, stopped, store)  # lost, because it is not saved
     torch.manual_seed(99)
     resumed = states.load(start(config, make_prepared()), tmp_path / "state")
     store = local_store(config, prepared, tmp_path)
@@ -109,8 +109,8 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, prepared, inversion,
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("memory", MEMORIES)
-def test_on_a_gpu_a_trial_resumes_to_the_same_numbers(tmp_path, memory):
-    """Near the same: not all of a GPU's sums have an order. Ids are drawn on the host and must be equal."""
+def test_a_trial_on_a_gpu_resumes_to_nearly_the_same_numbers(tmp_path, memory):
+    """A GPU computes some sums in varying order. Ids are drawn on the host and must be equal."""
     prepared = on_gpu(make_prepared())
     config = toy_config(inversion=FAST, memory=MEMORIES[memory], guidance=Discriminator(), distiller=MIXED, rounds=4)
     with torch.backends.cudnn.flags(deterministic=True, benchmark=False):
@@ -132,7 +132,7 @@ def test_on_a_gpu_a_trial_resumes_to_the_same_numbers(tmp_path, memory):
 
 
 def on_gpu(prepared: Prepared) -> Prepared:
-    """All but test and validation images, which stay where they are read."""
+    """Move all but test and validation images, which stay on the host."""
     assert prepared.condensed is not None
     return replace(
         prepared,
@@ -153,7 +153,7 @@ def _streams(state: TrialState) -> dict[str, torch.Tensor]:
     assert state.production is not None
     both = [state.streams.state_dict(), state.production.streams.state_dict()]
     found = [(f"{kind}/{name}", opened[kind][name]) for opened in both for kind in opened for name in opened[kind]]
-    assert len(dict(found)) == len(found), "a stream that two draw from"
+    assert len(dict(found)) == len(found), "two random streams have the same name"
     return dict(sorted(found))
 
 
@@ -171,7 +171,7 @@ def test_every_guidance_resumes_bit_for_bit(tmp_path, prepared, guidance):
 
 
 @pytest.mark.parametrize("memory", MEMORIES)
-def test_all_arms_see_the_same_draws(prepared, memory):
+def test_all_arms_use_the_same_draws(prepared, memory):
     arms = {
         "none": {"condensation": None, "distiller": PURE},
         "mixed": {"distiller": MIXED},
@@ -202,7 +202,7 @@ def test_equal_seeds_give_equal_trials_and_others_do_not(prepared):
     assert numbers(first[0]) != numbers(other[0])
 
 
-def test_without_inversion_the_condensed_images_alone_are_learned(prepared):
+def test_without_inversion_the_student_learns_only_from_condensed_images(prepared):
     alone = Distiller(steps=2, batch=16, condensed_share=1.0)
     state, store = rounds(toy_config(inversion=NoInversion(), distiller=alone), prepared, 2)
     assert (store.num_ids, store.num_bytes) == (0, 0)
@@ -210,13 +210,13 @@ def test_without_inversion_the_condensed_images_alone_are_learned(prepared):
     assert state.history[-1]["kd/loss"] > 0
 
 
-def test_the_student_learns_in_training_mode_and_helps_the_inversion_in_eval_mode(prepared):
+def test_the_student_is_in_training_mode_in_its_steps_and_in_eval_mode_in_the_inversion(prepared):
     state, _ = rounds(toy_config(), prepared, 2)
-    # Each step in training mode counts a batch; the inversion's looks at the student count none.
+    # Each forward pass in training mode counts a batch; those of the inversion count none.
     assert state.distiller.student.bn.num_batches_tracked == 2 * 2
 
 
-def test_nothing_of_what_is_shared_changes(prepared):
+def test_shared_teacher_and_images_do_not_change(prepared):
     own = make_prepared()
     assert own.condensed is not None
     before = {name: value.clone() for name, value in own.teacher.network.state_dict().items()}
@@ -226,7 +226,7 @@ def test_nothing_of_what_is_shared_changes(prepared):
     assert torch.equal(own.proxy.images, prepared.proxy.images)
 
 
-def test_settled_samples_are_what_a_store_gives_back(prepared):
+def test_settled_samples_equal_those_that_a_store_returns(prepared):
     store = local_store(toy_config(), prepared, None)
     settled = settle(samples(6), store.codec, prepared.teacher)
     back = store.gather(store.append(settled))
@@ -235,7 +235,7 @@ def test_settled_samples_are_what_a_store_gives_back(prepared):
     assert torch.allclose(settled.logits, prepared.teacher.logits(back.images), atol=1e-2)
 
 
-def test_what_is_not_finite_is_named_before_anything_is_kept(prepared):
+def test_a_loss_that_is_not_finite_raises_before_anything_is_stored(prepared):
     config = toy_config(inversion=Fast(steps=2, batch=16, latent=16, width=8, bn_weight=1e39))  # infinite in float32
     state, store = start(config, prepared), local_store(config, prepared, None)
     with pytest.raises(NonFiniteError, match=r"loss term inversion/loss is not finite at step 1"):
@@ -244,8 +244,8 @@ def test_what_is_not_finite_is_named_before_anything_is_kept(prepared):
 
 
 def test_bfloat16_trains_the_same_trial(prepared):
-    """Over enough steps that a student whose rounded weights lag behind (autocast's cache) would not have learnt."""
-    # At a rate at which the last bits, other ones on each kind of CPU, grow to less than a hundredth.
+    """With this number of steps, a student with stale rounded weights (autocast's cache) would not learn."""
+    # At this learning rate, rounding differences between CPUs grow to less than 1 %.
     distiller = Distiller(steps=20, batch=16, condensed_share=0.25, lr=3e-3)
     exact = rounds(toy_config(distiller=distiller), prepared, 3)[0].history
     rough = rounds(toy_config(distiller=distiller, precision="bfloat16"), prepared, 3)[0].history
@@ -267,7 +267,7 @@ def test_bfloat16_trains_the_same_trial(prepared):
         ({"inversion": NoInversion()}, "condensed_share without inversion is 0.25; accepted: 1"),
     ],
 )
-def test_configs_that_make_no_sense_are_refused(changes, message):
+def test_contradictory_configs_are_refused(changes, message):
     with pytest.raises(InputError, match=message):
         toy_config(**changes)
 
@@ -276,33 +276,33 @@ def test_the_arms_without_condensed_images_are_accepted():
     assert toy_config(condensation=None, distiller=PURE, guidance=NoGuidance()).condensation is None
 
 
-def test_a_student_too_large_for_the_images_is_refused(prepared):
+def test_a_student_for_larger_images_is_refused(prepared):
     with pytest.raises(InputError, match="network convnet-4-8 on images of 8x8: smallest side is 8; accepted: 16"):
         start(toy_config(student=ConvNet(depth=4, width=8)), prepared)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Listening(Growing):
-    """Growing, writing down what it hears."""
+class RecordingFeedback(Growing):
+    """A growing memory that records its feedback."""
 
     def init(self, teacher, rng):
         state = super().init(teacher, rng)
-        state.heard = []
+        state.feedback = []
         return state
 
     def feedback(self, state, ids, priority):
-        state.heard.append((ids, priority))
+        state.feedback.append((ids, priority))
 
 
-def test_the_memory_hears_of_each_drawn_sample_how_far_the_student_is_from_the_teacher(prepared):
-    config = replace(toy_config(rounds=2), memory=Listening())
+def test_the_memory_gets_the_gap_between_student_and_teacher_for_each_drawn_sample(prepared):
+    config = replace(toy_config(rounds=2), memory=RecordingFeedback())
     state = start(config, prepared)
     store = local_store(config, prepared, None)
     for _ in range(2):
         run_round(config, prepared, state, store)
     distiller = config.distiller
-    assert len(state.memory.heard) == 2 * distiller.steps
-    for ids, gap in state.memory.heard:
+    assert len(state.memory.feedback) == 2 * distiller.steps
+    for ids, gap in state.memory.feedback:
         assert len(ids) == len(gap) == distiller.batch - distiller.num_condensed(0)
         assert (ids >= 0).all()
         assert (ids < store.num_ids).all()

@@ -1,4 +1,4 @@
-"""A GPU that is out of memory ends a trial by name. It cannot be had on a CPU, but its error can be raised there."""
+"""A GPU that is out of memory ends a trial with a clear reason. On a CPU, the tests raise the error themselves."""
 
 import subprocess
 import sys
@@ -30,7 +30,7 @@ REASON = f"out of GPU memory: 37.50 GiB of 39.00 GiB were in use, and 2.00 GiB m
 
 @dataclass(frozen=True, kw_only=True)
 class Hungry(Fast):
-    """Has no memory in its round `breaks`, counted from 1."""
+    """Runs out of memory in its round `breaks`, counted from 1."""
 
     breaks: int = 2
 
@@ -46,7 +46,7 @@ def hungry(**changes) -> TrialConfig:
     return toy_config(inversion=Hungry(steps=2, batch=16, latent=16, width=8, **changes))
 
 
-def test_the_error_is_told_with_what_was_taken_and_what_helps():
+def test_the_message_contains_the_used_memory_and_what_helps():
     assert out_of_memory(torch.cuda.OutOfMemoryError(WORDS)) == REASON
     whole = torch.cuda.OutOfMemoryError(WORDS.replace(" 39.00 GiB allowed;", ""))
     assert "37.50 GiB of 79.11 GiB were in use, and" in out_of_memory(whole)
@@ -68,12 +68,12 @@ OTHERS = [
 ]
 
 
-def test_libraries_that_allocate_by_themselves_are_understood_too():
+def test_errors_of_libraries_that_allocate_themselves_are_recognised():
     assert [is_out_of_memory(error) for error in LACKING + OTHERS] == [True] * 4 + [False] * 4
 
 
 @pytest.mark.parametrize("error", LACKING[1:] + OTHERS, ids=str)
-def test_a_trial_fails_by_their_words_and_by_no_others(error, monkeypatch):
+def test_a_trial_fails_with_these_errors_and_raises_others(error, monkeypatch):
     def raising(*args, **rest):
         raise error
 
@@ -90,12 +90,12 @@ def test_a_trial_fails_by_their_words_and_by_no_others(error, monkeypatch):
         assert outcome.reason.startswith(f"round 1: out of GPU memory: {str(error).split()[0]}")
 
 
-def test_a_trial_fails_with_the_rounds_it_had():
-    config, prepared, heard = hungry(), make_prepared(), []
+def test_a_failed_trial_keeps_its_rounds():
+    config, prepared, round_numbers = hungry(), make_prepared(), []
     store = local_store(config, prepared, None)
-    outcome = run_trial(config, prepared, store, on_round=lambda metrics: heard.append(metrics["round"]))
+    outcome = run_trial(config, prepared, store, on_round=lambda metrics: round_numbers.append(metrics["round"]))
     assert (outcome.status, outcome.reason) == ("failed", f"round 2: {REASON}")
-    assert [row["round"] for row in outcome.history] == heard == [1]
+    assert [row["round"] for row in outcome.history] == round_numbers == [1]
 
 
 def failing(*args, **rest):
@@ -103,14 +103,14 @@ def failing(*args, **rest):
 
 
 @pytest.mark.parametrize(("what", "when"), [("resume", "before the first round"), ("end", "after the last round")])
-def test_so_it_does_where_it_begins_and_where_it_ends(what, when, monkeypatch):
+def test_a_lack_of_memory_at_the_start_or_end_ends_the_trial_as_failed(what, when, monkeypatch):
     config, prepared = toy_config(rounds=1), make_prepared()
     monkeypatch.setattr(running, what, failing)
     outcome = run_trial(config, prepared, local_store(config, prepared, None))
     assert (outcome.status, outcome.reason) == ("failed", f"{when}: {REASON}")
 
 
-def test_condkd_train_fails_by_name_and_leaves_a_record(tmp_path, monkeypatch, logged, capsys):
+def test_condkd_train_fails_with_the_reason_and_writes_a_record(tmp_path, monkeypatch, logged, capsys):
     teacher = TeacherConfig(network=ResNet(depth=8, width=4), training=Supervised(epochs=4))
     config = replace(toy_config(), teacher=teacher, rounds=1)
     (tmp_path / "trial.yaml").write_text(yaml.safe_dump(to_tree(config)))
@@ -124,8 +124,8 @@ def test_condkd_train_fails_by_name_and_leaves_a_record(tmp_path, monkeypatch, l
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_whoever_takes_more_than_its_part_of_a_gpu_is_told_so():
-    """Of a twentieth of it; in a process of its own, as a part once given stays with a process."""
+def test_a_process_that_exceeds_its_share_of_a_gpu_gets_the_message():
+    """The share is a twentieth; the test needs its own process, because the share of a process cannot be changed."""
     done = subprocess.run([sys.executable, "-c", GREEDY], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("out of GPU memory: ")
     assert "were in use" in done.stdout

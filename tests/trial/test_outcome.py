@@ -1,4 +1,4 @@
-"""What comes of a trial, and that the test set comes last."""
+"""The outcome of a trial. The test set is evaluated after everything else."""
 
 from dataclasses import replace
 
@@ -27,12 +27,12 @@ def prepared() -> Prepared:
     return make_prepared()
 
 
-def test_an_outcome_holds_what_a_record_needs(prepared):
-    heard: list[Metrics] = []
+def test_an_outcome_contains_what_a_record_needs(prepared):
+    rows: list[Metrics] = []
     config = toy_config()
-    outcome = run_trial(config, prepared, local_store(config, prepared, None), on_round=heard.append)
+    outcome = run_trial(config, prepared, local_store(config, prepared, None), on_round=rows.append)
     assert (outcome.status, outcome.reason) == ("finished", "")
-    assert heard == outcome.history
+    assert rows == outcome.history
     right = torch.tensor(outcome.predictions) == prepared.test.labels
     assert outcome.metrics["student/test_accuracy"] == right.double().mean().item()
     assert len(outcome.predictions) == len(prepared.test)
@@ -52,7 +52,7 @@ def test_a_run_without_synthetic_images_shows_the_condensed_ones(prepared):
     assert outcome.held == {}
 
 
-def test_the_summary_of_a_history():
+def test_the_summary_of_a_history_is_correct():
     history: list[Metrics] = [
         {"round": 1, "student/test_accuracy": 0.2, "proxy/kl": 3.0, "time/wall_seconds": 1.0, "kd/loss": 4.0},
         {"round": 2, "time/wall_seconds": 2.0},
@@ -76,15 +76,15 @@ def test_the_summary_of_a_history():
     }
 
 
-def test_nothing_is_forgotten_where_the_last_round_is_the_best():
+def test_forgetting_is_0_if_the_last_round_is_the_best():
     history: list[Metrics] = [{"round": k, "student/test_accuracy": 0.1 * k} for k in (1, 2, 3)]
     assert summary(history, 600)["student/forgetting"] == 0
 
 
 @pytest.mark.parametrize("test_rounds", ["subset", "full"])
-def test_the_last_round_measures_what_the_final_test_does_just_where_all_images_are_measured(prepared, test_rounds):
+def test_the_last_round_equals_the_final_test_only_if_all_images_are_measured(prepared, test_rounds):
     test = blobs(ROUND_SUBSET + 500, seed=7)
-    # The first of them are of some classes only.
+    # Sorted by label, so the first images contain only some classes.
     many = replace(prepared, test=test[test.labels.argsort(stable=True)])
     config = toy_config(test_rounds=test_rounds)
     outcome = run_trial(config, many, local_store(config, many, None))
@@ -93,11 +93,11 @@ def test_the_last_round_measures_what_the_final_test_does_just_where_all_images_
     images = {"subset": ROUND_SUBSET, "full": ROUND_SUBSET + 500}[test_rounds]
     assert outcome.metrics["student/test_images"] == images
     assert isinstance(outcome.metrics["student/test_images"], float)
-    # An accuracy of so many images.
+    # Each accuracy is a multiple of 1 / images.
     assert all(accuracy * images == pytest.approx(round(accuracy * images), abs=1e-9) for accuracy in measured)
 
 
-def test_measuring_more_test_images_shapes_no_training(prepared):
+def test_measuring_more_test_images_does_not_change_the_training(prepared):
     many = replace(prepared, test=blobs(ROUND_SUBSET + 500, seed=7))
     found = []
     for test_rounds in ("subset", "full"):
@@ -108,33 +108,33 @@ def test_measuring_more_test_images_shapes_no_training(prepared):
     assert found[0] == found[1]
 
 
-def test_no_test_image_is_looked_at_before_all_else_was_told(prepared, monkeypatch):
-    config, looked, told = replace(CONFIG, rounds=2), [], []
+def test_no_test_image_is_used_before_all_other_results_are_passed_on(prepared, monkeypatch):
+    config, are_test_images, outcomes = replace(CONFIG, rounds=2), [], []
     whole, real = prepared.test, evaluation.RealImages.samples
     rows = {row.numpy().tobytes() for row in whole.pixels}
 
     def samples(self, mean, std):
-        looked.extend(row.numpy().tobytes() in rows for row in self.pixels)
+        are_test_images.extend(row.numpy().tobytes() in rows for row in self.pixels)
         return real(self, mean, std)
 
     def before_test(outcome):
-        told.append((any(looked), outcome))
+        outcomes.append((any(are_test_images), outcome))
 
     monkeypatch.setattr(evaluation.RealImages, "samples", samples)
     outcome = run_trial(config, prepared, local_store(config, prepared, None), before_test=before_test)
-    ((seen, untested),) = told
+    ((seen, untested),) = outcomes
     assert not seen
-    assert any(looked)
+    assert any(are_test_images)
     assert untested.predictions == []
     assert not any("test" in name for row in [untested.metrics, *untested.history] for name in row)
-    # All else, but times, is as where the test set is looked at in every round.
-    open_to_all = run_trial(config, prepared, local_store(config, prepared, None))
-    assert outcome.predictions == open_to_all.predictions
-    assert outcome.metrics["proxy/agreement"] == open_to_all.metrics["proxy/agreement"]
-    assert outcome.metrics["student/test_accuracy"] == open_to_all.metrics["student/test_accuracy"]
+    # Except for times, the results equal those of a trial that uses the test set in every round.
+    tested_each_round = run_trial(config, prepared, local_store(config, prepared, None))
+    assert outcome.predictions == tested_each_round.predictions
+    assert outcome.metrics["proxy/agreement"] == tested_each_round.metrics["proxy/agreement"]
+    assert outcome.metrics["student/test_accuracy"] == tested_each_round.metrics["student/test_accuracy"]
 
 
-def test_an_outcome_survives_its_file(tmp_path, prepared):
+def test_an_outcome_is_equal_after_saving_and_loading(tmp_path, prepared):
     config = replace(CONFIG, rounds=1)
     outcome = run_trial(config, prepared, local_store(config, prepared, None))
     save_outcome(outcome, tmp_path / "outcome.safetensors")

@@ -18,7 +18,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_tensor_survives_as_numpy_with_its_strides(name):
+def test_a_tensor_is_equal_after_conversion_to_numpy_with_its_strides(name):
     tensor = CASES[name]
     back = to_tensor(to_plain(tensor))
     assert torch.equal(back, tensor)

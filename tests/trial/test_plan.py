@@ -19,7 +19,7 @@ from condkd_ray.trial.plan import NUMBERS, can_share, pool_key, production_key, 
 from condkd_ray.trial.synthesis import begin, produce
 
 FREE = toy.toy_config(inversion=DeepInversion(steps=2, batch=16))
-"""Its images depend on no student."""
+"""A config whose images do not depend on the student."""
 
 
 def key(**changes) -> str:
@@ -36,7 +36,7 @@ def key(**changes) -> str:
         {"evaluate_every": 2},
     ],
 )
-def test_what_does_not_shape_images_is_not_in_the_key(changes):
+def test_settings_that_do_not_change_images_are_not_in_the_key(changes):
     assert key(**changes) == key()
 
 
@@ -50,11 +50,11 @@ def test_what_does_not_shape_images_is_not_in_the_key(changes):
         {"data": replace(FREE.data, seed=1)},
     ],
 )
-def test_what_shapes_images_is_in_the_key(changes):
+def test_settings_that_change_images_are_in_the_key(changes):
     assert key(**changes) != key()
 
 
-def test_condensed_images_count_just_where_they_guide():
+def test_condensed_images_are_in_the_key_only_with_guidance():
     prepared = toy.make_prepared()
     other = replace(prepared, hashes=prepared.hashes | {"condensed": "others"})
     guided = replace(FREE, guidance=Discriminator())
@@ -62,19 +62,19 @@ def test_condensed_images_count_just_where_they_guide():
     assert production_key(guided, prepared) != production_key(guided, other)
 
 
-def test_rounds_count_where_a_schedule_stretches_over_them():
+def test_the_number_of_rounds_is_in_the_key_only_with_a_schedule():
     curriculum = Discriminator(schedule=Schedule(start=1.0, end=0.0))
     assert key(guidance=curriculum) != key(guidance=curriculum, rounds=9)
     assert key(guidance=Discriminator()) == key(guidance=Discriminator(), rounds=9)
 
 
-def test_other_weights_of_the_teacher_make_other_images():
+def test_the_teachers_weights_are_in_the_key():
     prepared = toy.make_prepared()
     other = replace(prepared, hashes=prepared.hashes | {"teacher": "others"})
     assert production_key(FREE, prepared) != production_key(FREE, other)
 
 
-def test_a_trial_that_cannot_share_keeps_its_own():
+def test_a_trial_that_cannot_share_images_has_its_own_pool_key():
     prepared = toy.make_prepared()
     alone = {
         "asks": toy.toy_config(),
@@ -98,7 +98,7 @@ FORMS.append(replace(small(DeepInversion), adv_weight=1.0))
 
 
 @pytest.mark.parametrize("inversion", FORMS, ids=lambda form: f"{form.name}-{getattr(form, 'adv_weight', '')}")
-def test_images_depend_on_the_student_just_where_the_method_says_so(inversion):
+def test_images_depend_on_the_student_exactly_if_uses_student_is_true(inversion):
     config, prepared = toy.toy_config(inversion=inversion), toy.make_prepared()
     found, student = [], copy.deepcopy(prepared.teacher.network)
     for _ in range(2):
@@ -113,7 +113,7 @@ def test_images_depend_on_the_student_just_where_the_method_says_so(inversion):
     assert equal is not inversion.uses_student
 
 
-def test_a_weighing_says_whether_it_reads_the_memory():
+def test_weights_depend_on_the_memory_exactly_if_reads_memory_is_true():
     prepared = toy.make_prepared()
     for weighing in (Modulating(), toy.toy_config().weighing):
         config = replace(FREE, weighing=weighing)
@@ -124,7 +124,7 @@ def test_a_weighing_says_whether_it_reads_the_memory():
         assert (terms[0] == terms[1]) is not weighing.reads_memory
 
 
-def test_trials_of_other_numbers_are_others_and_share_nothing(monkeypatch):
+def test_all_keys_depend_on_the_version_of_the_numbers(monkeypatch):
     prepared = toy.make_prepared()
 
     def keys() -> list[str]:
@@ -136,7 +136,7 @@ def test_trials_of_other_numbers_are_others_and_share_nothing(monkeypatch):
     assert all(one != other for one, other in zip(now, keys(), strict=True))
 
 
-def test_how_a_trial_is_tested_is_in_its_name_and_not_in_that_of_its_images():
+def test_test_rounds_is_in_the_hash_of_the_trial_and_not_in_the_key_of_its_images():
     prepared, full = toy.make_prepared(), replace(FREE, test_rounds="full")
     assert trial_hash(full, prepared) != trial_hash(FREE, prepared)
     assert key(test_rounds="full") == key()

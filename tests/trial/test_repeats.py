@@ -1,4 +1,4 @@
-"""One seed gives one run on one device: a trial that is run twice comes to the same numbers, to the last bit."""
+"""A trial that is run twice with one seed on one device gives the same numbers, bit for bit."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from trial.devices import DEVICES, prepared_on
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("precision", ["float32", None])
-def test_a_trial_repeats(device, precision):
+def test_a_repeated_trial_gives_the_same_numbers(device, precision):
     set_up_process(torch.get_num_threads())
     config, prepared, found = settled(toy_config(precision=precision), hardware_of(device)), prepared_on(device), []
     for _ in range(2):

@@ -37,12 +37,12 @@ from condkd_ray.trial.run import local_store, run_trial
 from condkd_ray.trial.loop import own_images
 from toy import make_prepared
 folder = Path(sys.argv[1])
-stays = int(sys.argv[2])
+stop_at = int(sys.argv[2])
 
 
 def source(config, prepared, state, store):
     made = own_images(config, prepared, state, store)
-    while state.round == stays:
+    while state.round == stop_at:
         time.sleep(60)
     return made
 
@@ -74,17 +74,17 @@ def run(config: TrialConfig, prepared: Prepared, folder: Path | None = None, **o
     return run_trial(config, prepared, local_store(config, prepared, folder), **options)
 
 
-def start_child(folder: Path, stays: int = -1) -> subprocess.Popen[str]:
+def start_child(folder: Path, stop_at: int = -1) -> subprocess.Popen[str]:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)}
     return subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(folder), str(stays)], stdout=subprocess.PIPE, text=True, env=environment
+        [sys.executable, "-c", CHILD, str(folder), str(stop_at)], stdout=subprocess.PIPE, text=True, env=environment
     )
 
 
-def test_killed_in_the_middle_it_goes_on_to_the_same_numbers(tmp_path, prepared):
+def test_a_trial_killed_in_the_middle_continues_to_the_same_numbers(tmp_path, prepared):
     (tmp_path / "task").write_text(json.dumps(to_tree(CONFIG)))
-    # In its fifth round, whose images are made, it goes no further.
-    with start_child(tmp_path, stays=4) as child:
+    # The child stops in its fifth round, after making the images.
+    with start_child(tmp_path, stop_at=4) as child:
         assert child.stdout is not None
         for line in child.stdout:
             if int(line) == 4:
@@ -95,9 +95,9 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_numbers(tmp_path, prepared)
     assert not (tmp_path / "outcome").exists()
     with start_child(tmp_path) as child:
         assert child.stdout is not None
-        heard = [int(line) for line in child.stdout]
+        printed = [int(line) for line in child.stdout]
     assert child.returncode == 0
-    assert heard == list(range(1, 11))
+    assert printed == list(range(1, 11))
     continued = load_outcome(tmp_path / "outcome")
     undisturbed = run(CONFIG, prepared)
     assert numbers(continued.history) == numbers(undisturbed.history)
@@ -113,7 +113,7 @@ def test_a_finished_checkpoint_is_only_evaluated_again(tmp_path, prepared):
     assert (again.metrics, again.predictions) == (first.metrics, first.predictions)
 
 
-def test_chunks_of_a_run_killed_before_its_first_checkpoint_do_not_count(tmp_path, prepared):
+def test_chunks_of_a_run_killed_before_its_first_checkpoint_are_ignored(tmp_path, prepared):
     lost = toy_config(seed=7, memory=Latest(), guidance=Discriminator(), rounds=1)
     run(lost, prepared, tmp_path)
     assert any((tmp_path / "chunks").iterdir())
@@ -127,12 +127,14 @@ def test_with_rare_checkpoints_the_numbers_are_the_same(tmp_path, prepared):
     assert (tmp_path / "b" / "state").is_file()  # the last round is always saved
 
 
-def test_at_its_deadline_it_leaves_a_checkpoint_and_later_goes_on_to_the_same_numbers(tmp_path, prepared, monkeypatch):
-    told, deadline = [], time.time() + 3600
+def test_a_trial_stopped_at_its_deadline_continues_from_its_checkpoint_to_the_same_numbers(
+    tmp_path, prepared, monkeypatch
+):
+    rows, deadline = [], time.time() + 3600
 
     def on_round(metrics: Metrics) -> None:
-        told.append(metrics)
-        if len(told) == 3:
+        rows.append(metrics)
+        if len(rows) == 3:
             late = SimpleNamespace(time=lambda: deadline, monotonic=time.monotonic)
             monkeypatch.setattr("condkd_ray.trial.run.time", late)
 
@@ -141,91 +143,91 @@ def test_at_its_deadline_it_leaves_a_checkpoint_and_later_goes_on_to_the_same_nu
     with pytest.raises(OutOfTimeError):
         run(config, prepared, tmp_path, on_round=on_round, deadline=deadline, **rest)
     # The clock is read between the end of a round and its `on_round`.
-    assert len(told) == 4
+    assert len(rows) == 4
     whole = run(config, prepared, tmp_path, deadline=deadline + 1, **rest)
-    # Equal times, too: these rounds were not computed again.
-    assert whole.history[:4] == told
+    # The times are equal too, so these rounds were not computed again.
+    assert whole.history[:4] == rows
     assert numbers(whole.history) == numbers(run(config, prepared).history)
 
 
 def test_a_nan_ends_the_trial_as_failed_naming_round_and_term(tmp_path, prepared):
-    heard: list[Metrics] = []
+    rows: list[Metrics] = []
     healthy = toy_config(rounds=4, distiller=Distiller(steps=2, batch=16, condensed_share=0.25))
     broken = make_prepared()
 
     def sabotage(metrics: Metrics) -> None:
-        heard.append(metrics)
-        if len(heard) == 2:
+        rows.append(metrics)
+        if len(rows) == 2:
             assert broken.condensed is not None
             broken.condensed.images.fill_(float("nan"))
 
     outcome = run(healthy, broken, tmp_path, checkpoint=tmp_path / "state", on_round=sabotage)
     assert outcome.status == "failed"
     assert outcome.reason == "round 3: loss term kd/loss is not finite at step 1"
-    assert outcome.history == heard
+    assert outcome.history == rows
     assert (outcome.predictions, outcome.images) == ([], None)
     assert outcome.threads == torch.get_num_threads()
     assert outcome.peak_bytes > 10_000_000
 
 
-def test_a_student_gone_astray_ends_the_trial_as_failed_under_a_memory_that_hears_of_it_too(prepared):
-    wild = Distiller(steps=4, batch=16, lr=1e20, warm_up=0.0)
-    outcome = run(toy_config(memory=Prioritized(scale=0.02), distiller=wild), prepared)
+def test_a_diverged_student_ends_the_trial_as_failed_also_under_a_memory_with_feedback(prepared):
+    diverging = Distiller(steps=4, batch=16, lr=1e20, warm_up=0.0)
+    outcome = run(toy_config(memory=Prioritized(scale=0.02), distiller=diverging), prepared)
     assert outcome.status == "failed"
     assert outcome.reason == "round 1: loss term kd/loss is not finite at step 2"
 
 
-def test_the_memory_of_a_run_without_a_folder_does_not_grow_beyond_what_lives(prepared):
+def test_a_run_without_a_folder_keeps_only_live_samples_in_memory(prepared):
     history = run(toy_config(memory=Latest(), rounds=5), prepared).history
     assert {metrics["memory/bytes"] for metrics in history} == {16 * (64 + 8)}
     growing = run(toy_config(rounds=3), prepared).history
     assert [metrics["memory/bytes"] for metrics in growing] == [k * 16 * (64 + 8) for k in (1, 2, 3)]
 
 
-def test_files_of_dropped_samples_go_with_the_checkpoint_that_no_longer_needs_them(tmp_path, prepared):
+def test_files_of_dropped_samples_are_deleted_once_no_checkpoint_needs_them(tmp_path, prepared):
     config = toy_config(memory=Latest(), rounds=3)
     run(config, prepared, tmp_path, checkpoint=tmp_path / "state", checkpoint_seconds=0)
     assert [path.name for path in (tmp_path / "chunks").glob("*.arrow")] == ["0000000032-0000000048.arrow"]
 
 
-RESTING = toy_config(rounds=4, distiller=Distiller(steps=2, batch=16, condensed_share=0.25, lr=0.1, momentum=0.9))
+PAUSING = toy_config(rounds=4, distiller=Distiller(steps=2, batch=16, condensed_share=0.25, lr=0.1, momentum=0.9))
 
 
 @pytest.fixture(scope="module")
-def rested(prepared, tmp_path_factory):
-    path = tmp_path_factory.mktemp("rested") / "state.safetensors"
+def paused(prepared, tmp_path_factory):
+    path = tmp_path_factory.mktemp("paused") / "state.safetensors"
     with pytest.raises(PausedError):
         run_trial(
-            *(RESTING, prepared, local_store(RESTING, prepared, path.parent)),
+            *(PAUSING, prepared, local_store(PAUSING, prepared, path.parent)),
             **{"checkpoint": path, "pause_after": 2, "checkpoint_seconds": math.inf},
         )
     return path
 
 
-def test_it_rests_after_its_round_with_a_checkpoint(prepared, rested):
-    assert states.load(start(RESTING, prepared), rested).round == 2
+def test_a_paused_trial_leaves_a_checkpoint_of_its_round(prepared, paused):
+    assert states.load(start(PAUSING, prepared), paused).round == 2
 
 
-def test_an_heir_of_the_same_config_comes_to_the_same_numbers(prepared, rested):
-    inherit(RESTING, prepared, rested, rested.with_name("heir.safetensors"))
-    store = local_store(RESTING, prepared, rested.parent)
-    heir = run_trial(RESTING, prepared, store, checkpoint=rested.with_name("heir.safetensors"))
-    whole = run_trial(RESTING, prepared, local_store(RESTING, prepared, None))
-    assert heir.predictions == whole.predictions
-    assert heir.history[-1]["proxy/kl"] == whole.history[-1]["proxy/kl"]
+def test_a_trial_that_inherits_a_state_of_the_same_config_gives_the_same_numbers(prepared, paused):
+    inherit(PAUSING, prepared, paused, paused.with_name("inherited.safetensors"))
+    store = local_store(PAUSING, prepared, paused.parent)
+    inherited = run_trial(PAUSING, prepared, store, checkpoint=paused.with_name("inherited.safetensors"))
+    whole = run_trial(PAUSING, prepared, local_store(PAUSING, prepared, None))
+    assert inherited.predictions == whole.predictions
+    assert inherited.history[-1]["proxy/kl"] == whole.history[-1]["proxy/kl"]
 
 
-def test_weights_are_the_others_and_rates_its_own_where_the_schedule_stands(prepared, rested):
+def test_an_inherited_state_keeps_weights_and_schedule_step_and_gets_the_rates_of_the_new_config(prepared, paused):
     config = dataclasses.replace(
-        RESTING,
-        distiller=dataclasses.replace(RESTING.distiller, lr=0.02, momentum=0.5),
-        inversion=dataclasses.replace(RESTING.inversion, lr=3e-4)
-        if hasattr(RESTING.inversion, "lr")
-        else RESTING.inversion,
+        PAUSING,
+        distiller=dataclasses.replace(PAUSING.distiller, lr=0.02, momentum=0.5),
+        inversion=dataclasses.replace(PAUSING.inversion, lr=3e-4)
+        if hasattr(PAUSING.inversion, "lr")
+        else PAUSING.inversion,
     )
-    before = states.load(start(RESTING, prepared), rested)
-    inherit(config, prepared, rested, rested.with_name("other.safetensors"))
-    after = states.load(start(config, prepared), rested.with_name("other.safetensors"))
+    before = states.load(start(PAUSING, prepared), paused)
+    inherit(config, prepared, paused, paused.with_name("other.safetensors"))
+    after = states.load(start(config, prepared), paused.with_name("other.safetensors"))
     for ours, theirs in zip(after.distiller.student.parameters(), before.distiller.student.parameters(), strict=True):
         assert torch.equal(ours, theirs)
     (group,), (old,) = after.distiller.optimizer.param_groups, before.distiller.optimizer.param_groups

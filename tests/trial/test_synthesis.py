@@ -21,10 +21,10 @@ from condkd_ray.trial.synthesis import begin, codec, compiled_apart, produce, se
 
 CPU = torch.device("cpu")
 FAST = Fast(steps=2, batch=16, latent=16, width=8)
-ASKS = toy.toy_config(inversion=FAST, guidance=Discriminator(hidden=16), rounds=6)
+USES_STUDENT = toy.toy_config(inversion=FAST, guidance=Discriminator(hidden=16), rounds=6)
 FREE = toy.toy_config(inversion=DeepInversion(steps=2, batch=16), rounds=5)
 WEIGHS = replace(FREE, weighing=Modulating(), memory=Latest())
-WARMS = replace(ASKS, inversion=replace(FAST, warm_up=2), rounds=3)
+WARMS = replace(USES_STUDENT, inversion=replace(FAST, warm_up=2), rounds=3)
 
 
 @cache
@@ -46,8 +46,8 @@ def piped(config: TrialConfig, **fields: int) -> TrialConfig:
     return replace(config, pipeline=Pipeline(**fields))
 
 
-def by_the_book(config: TrialConfig, prepared: Prepared) -> list[Metrics]:
-    """Every round by its definition: whole students and counts of all earlier rounds are kept."""
+def by_definition(config: TrialConfig, prepared: Prepared) -> list[Metrics]:
+    """Compute every round by its definition, with copies of the students and counts of all earlier rounds."""
     assert config.pipeline is not None
     producers, staleness = config.pipeline.producers, config.pipeline.staleness
     productions = [begin(config, prepared, number) for number in range(producers)]
@@ -65,27 +65,27 @@ def by_the_book(config: TrialConfig, prepared: Prepared) -> list[Metrics]:
     return state.history
 
 
-@pytest.mark.parametrize("config", [ASKS, WEIGHS, WARMS], ids=["asks", "weighs", "warms up"])
-def test_staleness_0_is_the_plain_loop(config):
+@pytest.mark.parametrize("config", [USES_STUDENT, WEIGHS, WARMS], ids=["asks", "weighs", "warms up"])
+def test_staleness_0_equals_the_plain_loop(config):
     assert numbers(undisturbed(piped(config, staleness=0)).history) == numbers(undisturbed(config).history)
 
 
-def test_where_nobody_asks_any_staleness_is_the_plain_loop():
+def test_without_use_of_the_student_any_staleness_equals_the_plain_loop():
     assert numbers(undisturbed(piped(FREE, staleness=3)).history) == numbers(undisturbed(FREE).history)
 
 
 @pytest.mark.parametrize(
     "config",
     [
-        piped(ASKS, staleness=1),
-        piped(ASKS, staleness=2, producers=2),
+        piped(USES_STUDENT, staleness=1),
+        piped(USES_STUDENT, staleness=2, producers=2),
         piped(WARMS, staleness=2),
         piped(WEIGHS, staleness=2, producers=3),
     ],
 )
-def test_each_round_is_made_with_the_student_and_the_counts_of_just_so_many_rounds_before(config, prepared):
+def test_each_round_uses_the_student_and_the_counts_of_staleness_rounds_before(config, prepared):
     history = numbers(undisturbed(config).history)
-    assert history == numbers(by_the_book(config, prepared))
+    assert history == numbers(by_definition(config, prepared))
     assert history != numbers(undisturbed(replace(config, pipeline=None)).history)
 
 
@@ -93,9 +93,9 @@ class StopTrialError(Exception):
     """Raised by a test to leave a trial."""
 
 
-@pytest.mark.parametrize("config", [piped(ASKS, staleness=2, producers=2), piped(WARMS, staleness=1)])
+@pytest.mark.parametrize("config", [piped(USES_STUDENT, staleness=2, producers=2), piped(WARMS, staleness=1)])
 @pytest.mark.parametrize("left_after", [1, 4])
-def test_from_a_checkpoint_it_goes_on_to_the_same_numbers(config, left_after, prepared, tmp_path):
+def test_a_pipelined_trial_continues_from_a_checkpoint_to_the_same_numbers(config, left_after, prepared, tmp_path):
     def leave(metrics: Metrics) -> None:
         if metrics["round"] == left_after:
             raise StopTrialError
@@ -108,8 +108,8 @@ def test_from_a_checkpoint_it_goes_on_to_the_same_numbers(config, left_after, pr
     assert continued.predictions == undisturbed(config).predictions
 
 
-def test_a_trial_keeps_no_more_of_its_past_than_coming_rounds_are_shown(prepared):
-    config = piped(ASKS, staleness=2)
+def test_a_trial_keeps_only_the_snapshots_that_later_rounds_use(prepared):
+    config = piped(USES_STUDENT, staleness=2)
     state, store = start(config, prepared), local_store(config, prepared, None)
     kept = []
     for _ in range(config.total_rounds):
@@ -118,7 +118,7 @@ def test_a_trial_keeps_no_more_of_its_past_than_coming_rounds_are_shown(prepared
     assert kept == [[0], [0, 1], [1, 2], [2, 3], [3, 4], [4, 5]]
 
 
-def test_producers_draw_from_streams_of_their_own(prepared):
+def test_producers_draw_from_their_own_streams(prepared):
     config = piped(FREE, producers=2)
     counts = torch.zeros(toy.NUM_CLASSES, dtype=torch.int64)
     student = prepared.teacher.network
@@ -127,10 +127,10 @@ def test_producers_draw_from_streams_of_their_own(prepared):
     assert not any(torch.equal(left, right) for left, right in [(made[0], made[1]), (made[0], alone)])
 
 
-def test_settled_samples_share_no_memory_with_what_a_step_may_overwrite(prepared):
+def test_settled_samples_share_no_memory_with_the_given_ones(prepared):
     code, given = codec(FREE, prepared.teacher), toy.samples(6)
-    for ask in (False, True):
-        kept = settle(given, code, prepared.teacher, logits=ask)
+    for with_logits in (False, True):
+        kept = settle(given, code, prepared.teacher, logits=with_logits)
         encoded = code.encode(kept)
         own = {tensor.untyped_storage().data_ptr() for tensor in (given.images, given.labels)}
         assert torch.equal(kept.labels, given.labels)
@@ -161,7 +161,7 @@ def compile_calls(monkeypatch):
 
 
 @pytest.mark.parametrize("ending", ["an outcome", "a lack of memory", "another error"])
-def test_nothing_compiled_outlives_its_trial(ending, prepared, compile_calls):
+def test_compiled_functions_are_dropped_at_the_end_of_a_trial(ending, prepared, compile_calls):
     """A function that the trial compiled is compiled anew after it."""
     held = []
 
@@ -181,7 +181,7 @@ def test_nothing_compiled_outlives_its_trial(ending, prepared, compile_calls):
     assert len(compile_calls) == 2
 
 
-def test_what_a_device_cannot_do_is_refused_before_anything_is_made_apart(prepared, compile_calls):
+def test_settings_that_a_device_does_not_support_are_refused_at_the_start(prepared, compile_calls):
     with pytest.raises(InputError, match="graphs on a CPU is True"), compiled_apart(replace(FREE, graphs=True), CPU):
         pytest.fail("not to be reached")
     with compiled_apart(FREE, CPU):

@@ -15,7 +15,7 @@ from data.image_files import as_image, random_pixels, write_folder
 NAMES = ["ant", "bee", "cow"]
 
 
-def test_folder_gives_back_what_was_saved_class_by_class(tmp_path: Path):
+def test_a_folder_is_read_class_by_class(tmp_path: Path):
     pixels, labels = random_pixels(9), torch.arange(9) % 3
     raw = read_folder(write_folder(tmp_path, pixels, labels, ["b", "a", "c"]))
     assert raw.class_names == ("a", "b", "c")
@@ -54,7 +54,7 @@ def test_half_of_each_class_is_held_out_and_no_image_is_on_both_sides(tmp_path: 
     assert len(rows.unique(dim=0)) == 14
 
 
-def test_the_split_follows_the_data_seed_and_the_digest_follows_the_split(tmp_path: Path):
+def test_the_split_depends_on_the_data_seed_and_the_digest_on_the_split(tmp_path: Path):
     root = folder(tmp_path, [9, 9, 9])
     one, again, other = (load(DataConfig(name="class_folders", root=root, seed=seed)) for seed in (0, 0, 1))
     assert one.digest == again.digest != other.digest
@@ -83,7 +83,7 @@ def test_a_folder_without_class_folders_is_refused(tmp_path: Path):
         read_halves(tmp_path, None, 0)
 
 
-def test_all_images_are_read_and_what_is_passed_over_is_told(tmp_path: Path):
+def test_all_images_are_read_and_ignored_files_are_noted(tmp_path: Path):
     for place, suffix in enumerate(("png", "TIF", "pgm", "gif", "ppm")):
         (tmp_path / "ab"[place % 2]).mkdir(exist_ok=True)
         as_image(random_pixels(1, 1)[0]).save(tmp_path / "ab"[place % 2] / f"{place}.{suffix}")
@@ -99,7 +99,7 @@ def test_all_images_are_read_and_what_is_passed_over_is_told(tmp_path: Path):
     )
 
 
-def test_what_systems_leave_behind_is_neither_class_nor_image(tmp_path: Path):
+def test_files_and_folders_of_operating_systems_are_ignored(tmp_path: Path):
     root = folder(tmp_path, [3, 3, 3])
     for name in (".ipynb_checkpoints", "__MACOSX", ".git", "@eaDir"):
         (root / name).mkdir()
@@ -113,14 +113,14 @@ def test_what_systems_leave_behind_is_neither_class_nor_image(tmp_path: Path):
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252", "cp850", "mac_roman"])
-def test_classes_txt_is_read_as_it_was_saved(tmp_path: Path, encoding: str):
+def test_classes_txt_is_read_in_common_encodings(tmp_path: Path, encoding: str):
     write_folder(tmp_path, random_pixels(6), torch.arange(6) % 2, ["caf\u00e9", "na\u00efve"])
     (tmp_path / "classes.txt").write_bytes("na\u00efve\r\ncaf\u00e9\r\n".encode(encoding))
     raw = read_folder(tmp_path)
     assert raw.class_names == ("na\u00efve", "caf\u00e9")
     assert torch.equal(raw.pixels, random_pixels(6)[[1, 3, 5, 0, 2, 4]])
-    told = [note.startswith(f"{tmp_path / 'classes.txt'} is read as ") for note in raw.notes]
-    assert told == [True] * (not encoding.startswith("utf"))
+    noted = [note.startswith(f"{tmp_path / 'classes.txt'} is read as ") for note in raw.notes]
+    assert noted == [True] * (not encoding.startswith("utf"))
 
 
 def test_classes_txt_in_no_known_encoding_is_refused(tmp_path: Path):
@@ -135,13 +135,13 @@ def test_classes_txt_in_no_known_encoding_is_refused(tmp_path: Path):
         read_folder(tmp_path)
 
 
-def test_accents_stored_apart_are_the_same_name(tmp_path: Path):
+def test_names_with_composed_and_decomposed_accents_are_equal(tmp_path: Path):
     write_folder(tmp_path, random_pixels(6), torch.arange(6) % 2, ["cafe\u0301", "na\u00efve"])
     (tmp_path / "classes.txt").write_text("nai\u0308ve\ncaf\u00e9\n", encoding="utf-8")
     assert read_folder(tmp_path).class_names == ("na\u00efve", "caf\u00e9")
 
 
-def test_names_are_read_whatever_the_locale(tmp_path: Path):
+def test_names_are_read_in_every_locale(tmp_path: Path):
     names = ["caf\u00e9", "na\u00efve"]
     for split in ("train", "test"):
         write_folder(tmp_path / split, random_pixels(6), torch.arange(6) % 2, names)
@@ -156,11 +156,11 @@ def test_names_are_read_whatever_the_locale(tmp_path: Path):
     )
     posix = {"LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
     command = [sys.executable, "-c", program, str(tmp_path / "a.yaml")]
-    said = subprocess.run(command, env=os.environ | posix, capture_output=True, check=True, timeout=100).stdout
-    assert ast.literal_eval(said.decode()) == ("na\u00efve", "caf\u00e9")
+    output = subprocess.run(command, env=os.environ | posix, capture_output=True, check=True, timeout=100).stdout
+    assert ast.literal_eval(output.decode()) == ("na\u00efve", "caf\u00e9")
 
 
-def test_copies_are_held_out_or_guide_never_both(tmp_path: Path):
+def test_copies_are_on_one_side_of_the_split(tmp_path: Path):
     images = random_pixels(18)
     images[9:15] = images[:6]  # two copies of six; row 12 is of another class than its original in row 3
     labels = torch.tensor([0, 1, 2] * 6)
@@ -172,7 +172,7 @@ def test_copies_are_held_out_or_guide_never_both(tmp_path: Path):
     assert any(note.startswith("2 of 18 images have an identical copy with another label") for note in dataset.notes)
 
 
-def test_copies_count_once(tmp_path: Path):
+def test_copies_count_as_one_image(tmp_path: Path):
     root = folder(tmp_path, [4, 4, 4])
     files = sorted((root / "bee").iterdir())
     for file in files[1:3]:
@@ -181,7 +181,7 @@ def test_copies_count_once(tmp_path: Path):
         read_halves(root, None, 0)
 
 
-def test_a_split_without_copies_is_what_it_was(tmp_path: Path):
+def test_a_split_without_copies_is_that_of_earlier_versions(tmp_path: Path):
     root = folder(tmp_path, [9, 9, 9])
     assert [load(DataConfig(name="class_folders", root=root, seed=seed)).digest for seed in (0, 1)] == [
         "d9214f9e3084498c",

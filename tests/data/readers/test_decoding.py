@@ -48,7 +48,7 @@ def test_floating_grey_and_other_formats_are_refused(tmp_path: Path):
     Image.fromarray(np.full((8, 8), 70_000, np.int32)).save(path, "TIFF")
     with pytest.raises(InputError, match=r"grey values of .* is \(70000, 70000\); accepted: 0 to 65535"):
         read_folder(tmp_path)
-    # Pillow would hand PostScript to another program.
+    # Pillow would pass PostScript to another program.
     file = io.BytesIO()
     as_image(random_pixels(1)[0]).save(file, "EPS")
     path.write_bytes(file.getvalue())
@@ -57,7 +57,7 @@ def test_floating_grey_and_other_formats_are_refused(tmp_path: Path):
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "jpeg", "bmp", "webp", "PNG", "ppm", "tif", "tiff", "TIFF", "gif", "jfif"])
-def test_formats_of_folders(tmp_path: Path, suffix: str):
+def test_image_files_of_all_formats_are_read(tmp_path: Path, suffix: str):
     (tmp_path / "a").mkdir()
     as_image(random_pixels(1)[0]).save(tmp_path / "a" / f"0.{suffix}")
     (tmp_path / "a" / "notes.txt").write_text("no image")
@@ -76,17 +76,17 @@ def decoded(*files: bytes, size: int | None = None, ground=None) -> Decoded:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
-def test_images_are_turned_as_their_exif_says(kind: str, orientation: int):
+def test_images_are_rotated_by_their_exif_orientation(kind: str, orientation: int):
     tag = Image.Exif()
     tag[0x0112] = orientation
     file = encoded(as_image(random_pixels(1, side=8)[0, :, :4]), kind, exif=tag)
     with Image.open(io.BytesIO(file)) as image:
-        shown = np.array(ImageOps.exif_transpose(image))
-    assert shown.shape[:2] == ((8, 4) if orientation > 4 else (4, 8))
-    assert torch.equal(decoded(file).pixels[0], torch.from_numpy(shown).permute(2, 0, 1))
+        upright = np.array(ImageOps.exif_transpose(image))
+    assert upright.shape[:2] == ((8, 4) if orientation > 4 else (4, 8))
+    assert torch.equal(decoded(file).pixels[0], torch.from_numpy(upright).permute(2, 0, 1))
 
 
-def test_images_in_parquet_are_turned_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_images_in_parquet_are_rotated_by_their_exif_orientation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     tag = Image.Exif()
     tag[0x0112] = 6
     monkeypatch.setattr("data.image_files.png", lambda pixels: encoded(as_image(pixels), exif=tag))
@@ -95,14 +95,14 @@ def test_images_in_parquet_are_turned_too(tmp_path: Path, monkeypatch: pytest.Mo
     assert torch.equal(read_parquet([path]).pixels, pixels.rot90(-1, (2, 3)))
 
 
-def test_a_broken_exif_block_is_told():
+def test_a_broken_exif_block_gives_a_note():
     found = decoded(encoded(as_image(random_pixels(1)[0]), "PNG", exif=b"Exif\0\0no such thing"))
     assert torch.equal(found.pixels, random_pixels(1))
     assert found.notes == ("1 image with an EXIF block that cannot be read in the set: used without rotation",)
 
 
 def glyphs(grey: int, count: int = 3) -> list[Image.Image]:
-    """RGBA images of one colour everywhere, whose glyph, a square that differs in size, is in the alpha channel."""
+    """Return RGBA images of a single colour, whose glyphs, squares of different sizes, are in the alpha channel."""
     images = []
     for k in range(count):
         values = np.full((8, 8, 4), grey, np.uint8)
@@ -116,7 +116,7 @@ def glyphs(grey: int, count: int = 3) -> list[Image.Image]:
     ("grey", "ground"), [(0, "white"), (90, "white"), (180, "white"), (230, "black"), (255, "black")]
 )
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
-def test_glyphs_in_the_alpha_channel_are_seen(mode: str, grey: int, ground: str):
+def test_glyphs_in_the_alpha_channel_contrast_with_the_ground(mode: str, grey: int, ground: str):
     found = decoded(*(encoded(image.convert(mode)) for image in glyphs(grey)))
     assert found.pixels.shape[1] == len(mode) - 1
     assert found.ground == ground
@@ -146,7 +146,7 @@ def test_resized_images_have_no_seam_where_they_are_transparent():
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "RGB", "P"])
-def test_a_transparent_colour_lets_the_ground_through(mode: str):
+def test_pixels_of_the_transparent_colour_get_the_colour_of_the_ground(mode: str):
     image = Image.new(mode, (4, 4), 0)
     image.putpixel((1, 1), 1 if mode in "1P" else (9,) * 3 if mode == "RGB" else 9)
     file = encoded(image, transparency=(0,) * 3 if mode == "RGB" else 0)
@@ -157,14 +157,14 @@ def test_a_transparent_colour_lets_the_ground_through(mode: str):
     assert not torch.equal(found.pixels[0, :, 1, 1], corner)
 
 
-def test_opaque_alpha_changes_nothing_and_is_not_told():
+def test_opaque_alpha_changes_nothing_and_gives_no_note():
     plain = as_image(random_pixels(1)[0])
     found = decoded(encoded(plain.convert("RGBA")))
     assert torch.equal(found.pixels, random_pixels(1))
     assert (found.ground, found.notes) == (None, ())
 
 
-def test_an_alpha_of_zero_everywhere_hides_nothing():
+def test_the_colours_of_fully_transparent_images_are_used():
     image = as_image(random_pixels(1)[0]).convert("RGBA")
     image.putalpha(0)
     found = decoded(encoded(image))
@@ -172,7 +172,7 @@ def test_an_alpha_of_zero_everywhere_hides_nothing():
     assert "fully transparent in the set: their colours are used" in found.notes[0]
 
 
-def test_train_and_test_lie_on_one_ground(tmp_path: Path):
+def test_train_and_test_images_are_placed_on_the_same_ground(tmp_path: Path):
     for split, grey in (("train", 0), ("test", 255)):
         for k, image in enumerate(glyphs(grey, 12)):
             path = tmp_path / split / "ab"[k % 2] / f"{k}.png"
@@ -193,7 +193,7 @@ def test_grey_of_sixteen_bits_is_scaled(kind: str):
     assert found.notes == ("1 image of 16 bits a channel in the set: converted to 8 bits, 65 535 to 255",)
 
 
-def test_the_first_of_several_frames_is_read_and_that_is_told():
+def test_only_the_first_of_several_frames_is_read_with_a_note():
     frames = [as_image(pixels) for pixels in random_pixels(3, 1)]
     found = decoded(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]))
     assert found.pixels.shape == (1, 3, 8, 8)
@@ -201,13 +201,13 @@ def test_the_first_of_several_frames_is_read_and_that_is_told():
     assert found.notes == ("1 image of several frames in the set: only the first frame is used",)
 
 
-def test_cmyk_is_colour():
+def test_cmyk_is_converted_to_colour():
     image = as_image(random_pixels(1)[0]).convert("CMYK")
     assert torch.equal(decoded(encoded(image, "TIFF")).pixels, random_pixels(1))
 
 
 def bomb() -> bytes:
-    """A PNG that says to be of 100 000 x 100 000."""
+    """Return a PNG whose header declares 100 000 x 100 000 pixels."""
     data = png(random_pixels(1)[0])
     header = b"IHDR" + struct.pack(">II", 100_000, 100_000) + data[24:29]
     return data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:]
@@ -246,7 +246,7 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path: Path, name: str):
     assert "\n" not in str(error.value)
 
 
-def test_few_large_images_are_decoded_before_they_are_resized(monkeypatch: pytest.MonkeyPatch):
+def test_decoding_in_small_batches_gives_the_same_pixels(monkeypatch: pytest.MonkeyPatch):
     files = [png(pixels) for pixels in random_pixels(7, side=16)]
     whole = decoded(*files, size=8)
     monkeypatch.setattr("condkd_ray.data.readers.decoding.BATCH_BYTES", 2 * 3 * 16 * 16)

@@ -14,7 +14,7 @@ from data.image_files import idx_bytes, random_pixels
 
 @settings(max_examples=20, deadline=None)
 @given(shape=st.lists(st.integers(1, 5), min_size=1, max_size=4), zipped=st.booleans())
-def test_idx_gives_back_any_array(tmp_path_factory: pytest.TempPathFactory, shape: list[int], zipped: bool):
+def test_any_array_is_read_back_from_idx(tmp_path_factory: pytest.TempPathFactory, shape: list[int], zipped: bool):
     values = torch.randint(0, 256, shape, dtype=torch.uint8)
     path = tmp_path_factory.mktemp("idx") / "values"
     path.write_bytes(gzip.compress(idx_bytes(values)) if zipped else idx_bytes(values))
@@ -25,7 +25,7 @@ def test_idx_gives_back_any_array(tmp_path_factory: pytest.TempPathFactory, shap
     "data",
     [b"", b"\x00", b"\x1f\x8bno", b"\x00\x00\x0d\x01\x00\x00\x00\x01\x00", b"\x00\x00\x08\x03\x00", b"PK\x03\x04"],
 )
-def test_what_is_no_idx_is_refused(tmp_path: Path, data: bytes):
+def test_other_files_are_refused(tmp_path: Path, data: bytes):
     path = tmp_path / "values"
     path.write_bytes(data)
     with pytest.raises(InputError, match="values"):

@@ -14,7 +14,7 @@ from data.image_files import png, random_pixels, write_parquet
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("plain", [False, True])
 @pytest.mark.parametrize("columns", [("image", "label"), ("img", "labels"), ("img", "fine_label")])
-def test_parquet_gives_back_what_was_saved(tmp_path: Path, channels: int, plain: bool, columns: tuple[str, str]):
+def test_written_parquet_is_read_back(tmp_path: Path, channels: int, plain: bool, columns: tuple[str, str]):
     pixels, labels = random_pixels(7, channels), torch.tensor([0, 1, 2, 0, 1, 2, 2])
     path = write_parquet(tmp_path / "x.parquet", pixels, labels, plain=plain, columns=columns)
     raw = read_parquet([path])
@@ -23,7 +23,7 @@ def test_parquet_gives_back_what_was_saved(tmp_path: Path, channels: int, plain:
     assert raw.class_names == ("0", "1", "2")
 
 
-def test_parquet_shards_follow_each_other_and_name_their_classes(tmp_path: Path):
+def test_parquet_shards_are_read_in_order_with_their_class_names(tmp_path: Path):
     pixels, labels, names = random_pixels(2500, side=4), torch.arange(2500) % 2, ["cat", "dog", "cow"]
     files = [
         write_parquet(tmp_path / f"{place}.parquet", part, marks, names=names)
@@ -86,7 +86,9 @@ def test_real_parquet():
         ([-(2**63), 0], pa.int64(), r"lowest of the labels in .* is -9223372036854775808"),
     ],
 )
-def test_labels_that_number_no_class_are_refused_before_any_image_is_read(tmp_path: Path, labels, kind, problem: str):
+def test_labels_outside_the_class_numbers_are_refused_before_any_image_is_read(
+    tmp_path: Path, labels, kind, problem: str
+):
     path = tmp_path / "x.parquet"
     pq.write_table(pa.table({"image": [b"no image"] * 2, "label": pa.array(labels, kind)}), path)
     with pytest.raises(InputError, match=problem):
@@ -113,7 +115,7 @@ def test_a_damaged_page_is_named(tmp_path: Path, column: str):
         read_parquet([path])
 
 
-def test_a_column_whose_name_is_no_text_is_named(tmp_path: Path):
+def test_a_column_name_that_is_no_text_is_refused(tmp_path: Path):
     path = write_parquet(tmp_path / "x.parquet", random_pixels(3), torch.arange(3))
     path.write_bytes(path.read_bytes().replace(b"label", b"lab\xfdl"))
     with pytest.raises(InputError, match=r"cannot read Parquet file .*x\.parquet: .*decode"):

@@ -19,7 +19,7 @@ def found(root: Path, train: str | None = None, test: str | None = None) -> tupl
     return [path.name for path in files.train.files], [[path.name for path in one.files] for one in files.tests]
 
 
-def test_shards_are_one_set(tmp_path: Path):
+def test_shards_form_one_set(tmp_path: Path):
     shards = [f"train-{place:05d}-of-00003.parquet" for place in range(3)]
     touch(tmp_path, *reversed(shards), "test-00000-of-00001.parquet")
     assert found(tmp_path) == (shards, [["test-00000-of-00001.parquet"]])
@@ -28,7 +28,7 @@ def test_shards_are_one_set(tmp_path: Path):
         found(tmp_path)
 
 
-def test_several_test_files_are_several_sets(tmp_path: Path):
+def test_several_test_files_form_several_sets(tmp_path: Path):
     touch(tmp_path, "train.parquet", "test_a.parquet", "test_b.parquet")
     assert found(tmp_path) == (["train.parquet"], [["test_a.parquet"], ["test_b.parquet"]])
     assert found(tmp_path, test="test_b.parquet") == (["train.parquet"], [["test_b.parquet"]])
@@ -37,7 +37,7 @@ def test_several_test_files_are_several_sets(tmp_path: Path):
         found(tmp_path, test="test_c.parquet")
 
 
-def test_several_train_files_are_never_mixed_unasked(tmp_path: Path):
+def test_several_train_files_are_refused_unless_named(tmp_path: Path):
     touch(tmp_path, "train.parquet", "train_small.parquet")
     with pytest.raises(InputError, match="name it with --train-file"):
         found(tmp_path)
@@ -51,7 +51,7 @@ def test_one_file_is_never_train_and_test(tmp_path: Path):
         found(tmp_path, test="train.parquet")
 
 
-def test_parquet_in_a_sub_folder_or_named_itself(tmp_path: Path):
+def test_parquet_is_found_in_a_subfolder_or_by_its_path(tmp_path: Path):
     touch(tmp_path, "data/train.parquet", "data/test.parquet", "docs/other.txt")
     assert found(tmp_path) == (["train.parquet"], [["test.parquet"]])
     assert found(tmp_path / "data" / "train.parquet") == (["train.parquet"], [["test.parquet"]])
@@ -60,7 +60,7 @@ def test_parquet_in_a_sub_folder_or_named_itself(tmp_path: Path):
         found(tmp_path)
 
 
-def test_no_parquet_is_none(tmp_path: Path):
+def test_without_parquet_files_none_is_returned(tmp_path: Path):
     assert find_parquet(tmp_path, None, None) is None
 
 
@@ -70,7 +70,7 @@ def notes(root: Path, train: str | None = None, test: str | None = None) -> tupl
     return files.notes
 
 
-def test_shards_may_have_a_hash_behind(tmp_path: Path):
+def test_names_of_shards_may_end_with_a_hash(tmp_path: Path):
     shards = [
         f"test-{k:05d}-of-00002-{code}.parquet" for k, code in enumerate(("70d52db3c749a935", "a35b4ffe0a3a0fbb"))
     ]
@@ -83,9 +83,9 @@ def test_shards_may_have_a_hash_behind(tmp_path: Path):
 
 
 @pytest.mark.parametrize("name", ["valid", "validation", "val", "dev"])
-@pytest.mark.parametrize("behind", ["", "-00000-of-00001", "-00000-of-00001-70d52db3c749a935"])
-def test_without_a_test_set_the_validation_set_is_it(tmp_path: Path, name: str, behind: str):
-    file = f"{name}{behind}.parquet"
+@pytest.mark.parametrize("suffix", ["", "-00000-of-00001", "-00000-of-00001-70d52db3c749a935"])
+def test_without_a_test_set_the_validation_set_is_used(tmp_path: Path, name: str, suffix: str):
+    file = f"{name}{suffix}.parquet"
     touch(tmp_path, "train.parquet", file)
     assert found(tmp_path) == (["train.parquet"], [[file]])
     assert notes(tmp_path) == (f"{file} is used as the test set, because there is no test file",)
@@ -95,25 +95,25 @@ def test_without_a_test_set_the_validation_set_is_it(tmp_path: Path, name: str, 
     assert notes(tmp_path, test=file) == ()
 
 
-def test_other_files_are_named_and_never_taken(tmp_path: Path):
+def test_other_files_are_named_in_a_note_and_not_read(tmp_path: Path):
     touch(tmp_path, "train.parquet", "unsupervised.parquet", "value.parquet", "device.parquet", ".train.parquet")
     assert found(tmp_path) == (["train.parquet"], [])
     assert notes(tmp_path) == ("Parquet files that are not read: device.parquet, unsupervised.parquet, value.parquet",)
 
 
-def test_of_several_validation_sets_none_is_guessed(tmp_path: Path):
+def test_several_validation_sets_are_several_test_sets(tmp_path: Path):
     touch(tmp_path, "train.parquet", "dev.parquet", "val.parquet")
     assert found(tmp_path)[1] == [["dev.parquet"], ["val.parquet"]]
 
 
 @pytest.mark.parametrize("above", ["", "plain_text/", "default/"])
 @pytest.mark.parametrize("partial", ["", "partial-"])
-def test_a_folder_a_split_as_the_hub_converts(tmp_path: Path, above: str, partial: str):
+def test_one_folder_for_each_split_is_read_as_the_hub_converts_data_sets(tmp_path: Path, above: str, partial: str):
     shards = [f"{number:04d}.parquet" for number in range(3)]
     touch(tmp_path, *(f"{above}{partial}train/{name}" for name in shards), f"{above}test/0000.parquet")
     assert found(tmp_path) == (shards, [["0000.parquet"]])
-    told = ("partial-train/ is only a part of the split: the Hub has not converted the rest",) if partial else ()
-    assert notes(tmp_path) == told
+    expected = ("partial-train/ is only a part of the split: the Hub has not converted the rest",) if partial else ()
+    assert notes(tmp_path) == expected
     (tmp_path / f"{above}{partial}train" / shards[1]).unlink()
     with pytest.raises(InputError, match=r"numbers of the Parquet files in .*train is \[0, 2\]"):
         found(tmp_path)
@@ -125,7 +125,7 @@ def test_a_converted_validation_split_is_the_test_set(tmp_path: Path):
 
 
 @pytest.mark.parametrize("file", ["{}/train/0000.parquet", "{}/train-00000-of-00001.parquet"])
-def test_of_several_configs_none_is_guessed(tmp_path: Path, file: str):
+def test_several_configs_are_refused_unless_one_is_named(tmp_path: Path, file: str):
     touch(tmp_path, file.format("fine"), file.format("coarse"))
     with pytest.raises(InputError, match=r"folders of Parquet files in .* is \['coarse', 'fine'\]; accepted: one"):
         found(tmp_path)
@@ -133,7 +133,7 @@ def test_of_several_configs_none_is_guessed(tmp_path: Path, file: str):
 
 
 @pytest.mark.parametrize("name", ["run[1]", "a*b", "what?", "[!x]"])
-def test_a_folder_may_be_called_like_a_pattern(tmp_path: Path, name: str):
+def test_the_name_of_a_folder_may_look_like_a_pattern(tmp_path: Path, name: str):
     root = tmp_path / name
     touch(tmp_path, f"{name}/train-a.parquet", f"{name}/test.parquet", "run1/train-b.parquet", "acb/train-c.parquet")
     for pattern in ("train-*.parquet", str(root / "train-*.parquet"), "train-a.parquet", "train-[a-c].parquet"):
@@ -147,7 +147,7 @@ def test_a_pattern_may_name_folders(tmp_path: Path):
     assert found(tmp_path, train=str(tmp_path / "*" / "train-*.parquet"))[0] == ["train-0.parquet", "train-1.parquet"]
 
 
-def test_only_sets_that_are_read_must_be_whole(tmp_path: Path):
+def test_only_sets_that_are_read_must_be_complete(tmp_path: Path):
     touch(tmp_path, "train.parquet", "test.parquet", "extra-00000-of-00002.parquet")
     assert found(tmp_path) == (["train.parquet"], [["test.parquet"]])
     assert found(tmp_path, "train.parquet", "test.parquet") == (["train.parquet"], [["test.parquet"]])
@@ -158,7 +158,7 @@ def test_only_sets_that_are_read_must_be_whole(tmp_path: Path):
         found(tmp_path)
 
 
-def test_numbers_without_zeros_before_them_count_as_numbers(tmp_path: Path):
+def test_file_numbers_without_leading_zeros_are_sorted_as_numbers(tmp_path: Path):
     touch(tmp_path, *(f"train/{number}.parquet" for number in range(12)), "test/0.parquet")
     train, _ = found(tmp_path)
     assert [Path(name).stem for name in train] == list(map(str, range(12)))

@@ -1,4 +1,4 @@
-"""Small real data, and every condenser on it with the same call."""
+"""Small real data, and a common call of all condensers on it."""
 
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ COUNTS = (20, 31, 25, 40)
 
 
 def real_pixels(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """uint8 (N, 3, 8, 8): each class has its own pattern under noise; unequal counts, mixed order."""
+    """Return uint8 images (N, 3, 8, 8) and labels: a noisy pattern for each class, unequal counts, mixed order."""
     rng = torch.Generator().manual_seed(seed)
     labels = torch.arange(NUM_CLASSES).repeat_interleave(torch.tensor(COUNTS))
     labels = labels[torch.randperm(len(labels), generator=rng)]
@@ -46,7 +46,7 @@ def condense(method: AnyCondensation, seed: int = 0, **changes: Any) -> Samples:
 
 
 def nested_methods(ipc: int, folder: Path) -> list[AnyCondensation]:
-    """One of each condenser whose sets are nested over ipc."""
+    """Return one of each condenser whose sets are nested over ipc."""
     path = folder / "set.parquet"
     if not path.exists():
         write_parquet(path, *real_pixels())

@@ -1,4 +1,4 @@
-"""What a network learns of the bundled digits from a condensed set alone."""
+"""The accuracy of a network that is trained only on a condensed set of the bundled digits."""
 
 from functools import cache
 
@@ -18,7 +18,7 @@ def digits() -> datasets.Dataset:
 
 
 def accuracy_on_digits(method: AnyCondensation, *, seed: int = 0) -> float:
-    """Fraction of the test images that a ConvNet names right which saw only what `method` makes of the train images."""
+    """Return the test accuracy of a ConvNet that is trained only on the condensed set of `method`."""
     whole, rng = digits(), Streams(seed)
     real, test = (part.samples(whole.mean, whole.std) for part in (whole.train, whole.test))
     options = {"num_classes": whole.num_classes, "mean": whole.mean, "std": whole.std, "flip_ok": whole.flip_ok}

@@ -26,14 +26,14 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def test_what_takes_long_tells_how_far_it_has_come(tmp_path: Path):
+def test_slow_condensers_report_their_progress(tmp_path: Path):
     for method in nested_methods(2, tmp_path):
-        told: list[tuple[int, int]] = []
-        condense(method, on_step=lambda done, total, told=told: told.append((done, total)))
+        steps: list[tuple[int, int]] = []
+        condense(method, on_step=lambda done, total, steps=steps: steps.append((done, total)))
         quick = isinstance(method, (RandomReal, Imported))
-        assert quick != bool(told), method.name
-        assert [done for done, _ in told] == list(range(1, len(told) + 1)), method.name
-        assert {total for _, total in told} <= {len(told)}, method.name
+        assert quick != bool(steps), method.name
+        assert [done for done, _ in steps] == list(range(1, len(steps) + 1)), method.name
+        assert {total for _, total in steps} <= {len(steps)}, method.name
 
 
 def test_sets_are_nested_sorted_and_without_logits(tmp_path: Path):
@@ -51,7 +51,7 @@ def test_sets_are_nested_sorted_and_without_logits(tmp_path: Path):
             assert torch.equal(part.images, first_per_class(cached, method.ipc, NUM_CLASSES).images)
 
 
-def test_a_seed_is_a_set_and_real_images_are_left_alone(tmp_path: Path):
+def test_the_set_depends_on_the_seed_and_the_global_generator_is_not_used(tmp_path: Path):
     for method in nested_methods(5, tmp_path):
         before = torch.random.get_rng_state()
         first, again, other = condense(method), condense(method), condense(method, seed=1)

@@ -19,7 +19,7 @@ def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-def test_it_learns_and_comes_back_frozen():
+def test_a_trained_network_is_accurate_and_frozen():
     network = train(fresh(), real_samples(), epochs=8, batch=16, lr=0.05, momentum=0.9, rng=generator())
     other = real_samples(seed=1)
     assert not network.training
@@ -27,15 +27,15 @@ def test_it_learns_and_comes_back_frozen():
     assert (network(other.images).argmax(1) == other.labels).float().mean() > 0.9
 
 
-@pytest.mark.parametrize("falls", [False, True])
-def test_whole_batches_equal_plain_gradient_descent(falls: bool):
-    """Three epochs of one step each, written out."""
+@pytest.mark.parametrize("decays", [False, True])
+def test_whole_batches_equal_plain_gradient_descent(decays: bool):
+    """Compare three epochs of one step each with plain code."""
     real, network, plain = real_samples(), fresh().double(), fresh().double()
     real = type(real)(real.images.double(), real.labels, real.logits)
-    train(network, real, epochs=3, batch=1000, lr=0.1, weight_decay=0.01, linear_decay=falls, rng=generator())
+    train(network, real, epochs=3, batch=1000, lr=0.1, weight_decay=0.01, linear_decay=decays, rng=generator())
     for step in range(3):
         gradients = torch.autograd.grad(F.cross_entropy(plain(real.images), real.labels), list(plain.parameters()))
-        lr = 0.1 * (1 - step / 3) if falls else 0.1
+        lr = 0.1 * (1 - step / 3) if decays else 0.1
         with torch.no_grad():
             for parameter, gradient in zip(plain.parameters(), gradients, strict=True):
                 parameter -= lr * (gradient + 0.01 * parameter)
@@ -43,7 +43,7 @@ def test_whole_batches_equal_plain_gradient_descent(falls: bool):
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
 
 
-def test_every_image_is_seen_once_an_epoch_through_the_augmentation():
+def test_every_image_is_augmented_once_an_epoch():
     seen: list[torch.Tensor] = []
     ends: list[int] = []
 
@@ -53,10 +53,10 @@ def test_every_image_is_seen_once_an_epoch_through_the_augmentation():
 
     real = real_samples()
 
-    def told() -> None:
+    def record_epoch() -> None:
         ends.append(len(seen))
 
-    train(fresh(), real, epochs=2, batch=50, lr=0.01, augment=augment, on_epoch=told, rng=generator())
+    train(fresh(), real, epochs=2, batch=50, lr=0.01, augment=augment, on_epoch=record_epoch, rng=generator())
     assert ends == [3, 6]
     assert [len(part) for part in seen] == [39, 39, 38] * 2
     for epoch in (seen[:3], seen[3:]):
@@ -65,7 +65,7 @@ def test_every_image_is_seen_once_an_epoch_through_the_augmentation():
     assert not torch.equal(seen[0], seen[3])
 
 
-def test_divergence_is_named():
+def test_divergence_raises_an_error_that_names_the_loss_term():
     with pytest.raises(NonFiniteError, match="condensation/training is not finite at step"):
         train(fresh(), real_samples(), epochs=3, batch=16, lr=1e30, rng=generator())
 

@@ -15,7 +15,7 @@ from methods.condensation.condensers import MEAN, NUM_CLASSES, STD, condense, re
 from methods.condensation.learning import accuracy_on_digits
 
 sizes = st.sampled_from((1, 3, 4, 5, 6))
-"""Of classes; of two images either is as near to their mean."""
+"""Sizes of classes, without 2, because both of two images are equally near to their mean."""
 
 
 @given(counts=st.lists(sizes, min_size=1, max_size=4), seed=st.integers(0, 99), data=st.data())
@@ -30,44 +30,44 @@ def test_choice_equals_a_naive_greedy_loop(counts: list[int], seed: int, data: s
 
 
 def test_choice_by_hand():
-    """Mean 3: first 3 itself, then 2, for 2.5 is nearer than 2 or 4.5. Of equals the first row, and never one twice."""
+    """The mean is 3: first 3 is chosen, then 2, because 2.5 is nearer to 3 than 2 or 4.5; of equal rows the first."""
     embedded = torch.tensor([[1.0], [2.0], [3.0], [6.0], [7.0], [7.0]])
     labels = torch.tensor([0, 0, 0, 0, 1, 1])
     assert herd(embedded, labels, 2, 2).tolist() == [2, 1, 4, 5]
 
 
-def test_images_are_real_ones_of_their_class_and_none_twice():
+def test_images_are_different_real_images_of_their_class():
     real, made = real_samples(), condense(Herding(ipc=7, epochs=1, width=4))
     rows = [(real.images == image).flatten(1).all(1).nonzero().item() for image in made.images]
     assert len(set(rows)) == len(rows) == 7 * NUM_CLASSES
     assert torch.equal(real.labels[rows], made.labels)
 
 
-def test_chosen_images_lie_nearer_to_the_class_mean_than_random_ones():
-    """In the eyes of a network that chose none of them."""
+def test_the_mean_of_chosen_images_is_nearer_to_the_class_mean_than_that_of_random_ones():
+    """The features are those of a network that was not used for the choice."""
     with Streams(5).forked("other"):
         network = ConvNet(width=16, depth=2).build((3, 8, 8), NUM_CLASSES)
     real = real_samples()
 
     def distance(samples: Samples) -> float:
         with torch.no_grad():
-            there, here = network.embed(real.images), network.embed(samples.images)  # type: ignore[operator]
-        gaps = [there[real.labels == k].mean(0) - here[samples.labels == k].mean(0) for k in range(NUM_CLASSES)]
+            of_real, of_chosen = network.embed(real.images), network.embed(samples.images)  # type: ignore[operator]
+        gaps = [of_real[real.labels == k].mean(0) - of_chosen[samples.labels == k].mean(0) for k in range(NUM_CLASSES)]
         return torch.stack(gaps).square().sum().item()
 
     random = [distance(condense(RandomReal(ipc=3), seed=seed)) for seed in range(5)]
     assert distance(condense(Herding(ipc=3))) < min(random)
 
 
-def test_the_embedding_is_trained_where_epochs_say_so():
+def test_the_embedding_is_trained_for_epochs():
     assert not torch.equal(condense(Herding(epochs=0)).images, condense(Herding(epochs=3)).images)
 
 
-def test_a_network_learns_digits_from_it():
+def test_a_network_learns_digits_from_chosen_images():
     assert accuracy_on_digits(Herding(ipc=5)) > 0.75
 
 
-def test_grey_images_too_small_for_all_blocks():
+def test_grey_images_too_small_for_all_blocks_are_condensed():
     real = real_samples()
     tiny = Samples(real.images[:, :1, :4, :4], real.labels, real.logits)
     options = {"num_classes": NUM_CLASSES, "mean": MEAN[:1], "std": STD[:1], "flip_ok": True, "rng": Streams(0)}
@@ -81,7 +81,7 @@ def test_too_few_images_are_refused_before_the_network_is_trained(monkeypatch: p
         condense(Herding(ipc=21))
 
 
-def test_divergence_is_named():
+def test_divergence_raises_an_error_that_names_the_loss_term():
     with pytest.raises(NonFiniteError, match="condensation/training is not finite at step"):
         condense(Herding(ipc=1, lr=1e30))
 
@@ -102,5 +102,5 @@ def test_impossible_fields_are_refused(fields: dict, problem: str):
         Herding(**fields)
 
 
-def test_whole_is_itself():
+def test_cached_config_is_the_config_itself():
     assert Herding(ipc=3).cached_config() == Herding(ipc=3)

@@ -13,7 +13,7 @@ def test_images_are_real_ones_of_their_class():
         assert real.labels[same].tolist() == [label]
 
 
-def test_no_more_than_the_smallest_class_has():
+def test_more_images_than_the_smallest_class_has_are_refused():
     assert len(condense(RandomReal(ipc=min(COUNTS)))) == min(COUNTS) * len(COUNTS)
     with pytest.raises(InputError, match="is 21; accepted: at most 20, the images of class 0"):
         condense(RandomReal(ipc=min(COUNTS) + 1))

@@ -28,7 +28,7 @@ def in_space(space: str) -> tuple[Tensor, Tensor]:
 
 
 def save(path: Path, *pairs: Any, accuracies: Any = None) -> Path:
-    """As the code of DC, DSA and DM saves: numpy scalars beside the tensors."""
+    """Save a file like the code of DC, DSA and DM, with numpy scalars beside the tensors."""
     accuracies = [np.float64(0.5)] if accuracies is None else accuracies
     torch.save({"data": [list(pair) for pair in pairs], "accs_all_exps": {"ConvNet": accuracies}}, path)
     return path
@@ -40,7 +40,7 @@ def read(path: Path, **fields: Any) -> Samples:
 
 @pytest.mark.parametrize("declared", ["auto", "own"])
 @pytest.mark.parametrize("space", ["uint8", "unit", "normalised"])
-def test_torch_files_come_back_from_every_space(tmp_path: Path, space: str, declared: str):
+def test_torch_files_are_read_from_every_space(tmp_path: Path, space: str, declared: str):
     images, labels = in_space(space)
     samples = read(save(tmp_path / "x.pt", (images, labels)), space=space if declared == "own" else "auto")
     torch.testing.assert_close(samples.images, in_space("normalised")[0], atol=1e-6, rtol=0)
@@ -48,7 +48,7 @@ def test_torch_files_come_back_from_every_space(tmp_path: Path, space: str, decl
 
 
 @pytest.mark.parametrize("layout", ["parquet", "folder"])
-def test_image_layouts_come_back(tmp_path: Path, layout: str):
+def test_parquet_files_and_folders_are_read(tmp_path: Path, layout: str):
     pixels, labels = real_pixels()
     names = [str(label) for label in range(NUM_CLASSES)]
     if layout == "parquet":
@@ -71,7 +71,7 @@ def test_every_wrong_declaration_is_refused_unless_forced(tmp_path: Path, space:
     assert len(read(path, space=declared, force=True)) == len(real_pixels()[1])
 
 
-def test_constants_of_others_are_declared_or_found(tmp_path: Path):
+def test_other_normalisation_constants_are_declared_or_found(tmp_path: Path):
     unit = in_space("unit")[0]
     own = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
     path = save(tmp_path / "x.pt", (to_model(unit, **own), real_pixels()[1]))
@@ -94,15 +94,14 @@ def test_declarations_that_do_not_fit_are_refused(fields: dict[str, Any], messag
         Imported(path=Path("x.pt"), **fields)
 
 
-def test_the_order_of_the_classes_is_that_of_the_file(tmp_path: Path):
-    """At place k stands the label that class k has there."""
+def test_order_lists_the_files_label_of_each_class(tmp_path: Path):
     images, labels = in_space("normalised")
     order = torch.tensor([2, 0, 3, 1])
     path = save(tmp_path / "x.pt", (images, order[labels]))
     assert torch.equal(read(path, order=tuple(order.tolist())).labels, labels)
 
 
-def test_which_repeat(tmp_path: Path):
+def test_which_selects_the_repeat(tmp_path: Path):
     images, labels = in_space("normalised")
     path = save(tmp_path / "x.pt", (images, labels), (0.9 * images, labels))
     assert torch.equal(read(path).images, 0.9 * images)
@@ -111,7 +110,7 @@ def test_which_repeat(tmp_path: Path):
         read(path, which=2)
 
 
-def test_any_smaller_ipc_is_served_and_none_larger(tmp_path: Path):
+def test_any_ipc_up_to_that_of_the_file_is_accepted(tmp_path: Path):
     pixels, labels = real_pixels()
     path = write_parquet(tmp_path / "x.parquet", pixels, labels)
     assert condense(Imported(path=path, ipc=20)).labels.bincount().tolist() == [20] * NUM_CLASSES
@@ -171,7 +170,7 @@ def test_sets_that_do_not_fit_are_refused(tmp_path: Path, change: Any, problem: 
         read(path)
 
 
-def test_what_is_no_condensed_set_is_refused(tmp_path: Path):
+def test_files_without_a_condensed_set_are_refused(tmp_path: Path):
     with pytest.raises(InputError, match="an existing file or folder"):
         read(tmp_path / "x.pt")
     (tmp_path / "x.mat").touch()
@@ -186,7 +185,7 @@ def test_what_is_no_condensed_set_is_refused(tmp_path: Path):
             read(tmp_path / "x.pt")
 
 
-STRANGERS = [
+PUBLISHED = [
     ("dc_cifar10_ipc1.pt", "cifar10", 1, 1.36),
     ("dc_cifar10_ipc10.pt", "cifar10", 10, 1.58),
     ("dc_cifar10_ipc10_3runs.pt", "cifar10", 10, 1.65),
@@ -199,8 +198,8 @@ STRANGERS = [
 ]
 
 
-@pytest.mark.parametrize(("file", "data", "ipc", "spread"), STRANGERS)
-def test_strangers_sets(file: str, data: str, ipc: int, spread: float):
+@pytest.mark.parametrize(("file", "data", "ipc", "spread"), PUBLISHED)
+def test_condensed_sets_of_other_projects_are_read(file: str, data: str, ipc: int, spread: float):
     path = shared("condensed", file)
     mean, std = CONSTANTS[data]
     shape = (1, 28, 28) if data == "fashion_mnist" else (3, 32, 32)
@@ -213,7 +212,7 @@ def test_strangers_sets(file: str, data: str, ipc: int, spread: float):
     wrong = "normalised" if path.suffix == ".parquet" else "unit"
     declared = Imported(path=path, ipc=1, space=wrong)  # type: ignore[arg-type]
     if "unconverged" in file:
-        # Of noise that nobody knows the mean tells little: it is told.
+        # The mean of an unconverged set decides little, so there is only a note.
         found = declared.judged(declared.stored(10, shape), **options)
         assert any("is more likely normalised by the teacher's constants" in note for note in found.notes)
     else:
@@ -221,7 +220,7 @@ def test_strangers_sets(file: str, data: str, ipc: int, spread: float):
             declared.read(image_shape=shape, **options)
 
 
-def test_classes_that_both_sides_name_are_taken_by_their_names(tmp_path: Path):
+def test_classes_that_file_and_data_set_name_are_matched_by_name(tmp_path: Path):
     pixels = torch.arange(3, dtype=torch.uint8).mul(80)[:, None, None, None].repeat(1, 1, 8, 8)
     write_folder(tmp_path, pixels, torch.arange(3), ["ant", "bee", "cat"])
     read = Imported(path=tmp_path, ipc=1, force=True).stored
@@ -241,7 +240,7 @@ def test_classes_that_both_sides_name_are_taken_by_their_names(tmp_path: Path):
     ],
     ids=["sparse images", "images of 8 bits", "sparse labels", "labels beyond 64 bits"],
 )
-def test_what_torch_can_save_and_we_cannot_read_is_refused(tmp_path: Path, pair: Any):
+def test_unsupported_tensors_are_refused(tmp_path: Path, pair: Any):
     torch.save(list(pair), tmp_path / "data.pt")
     with pytest.raises(InputError, match=r"(cannot read|images in|labels (in|of)) .*data\.pt.*; accepted: "):
         Imported(path=tmp_path / "data.pt", ipc=1).stored(4, (1, 8, 8))

@@ -1,4 +1,4 @@
-"""Sets of digits as others save them, judged by a small teacher of digits through the workshop or the command."""
+"""Imported condensed sets of digits, which a small teacher checks in `Workshop` or in the program `condkd`."""
 
 import sys
 from dataclasses import replace
@@ -50,14 +50,14 @@ def dataset(workshop) -> Dataset:
 
 
 def few(dataset: Dataset, each: int) -> tuple[Tensor, Tensor]:
-    """[0, 1] pixels and labels of `each` digits a class."""
+    """Return pixels in [0, 1] and labels of `each` digits per class."""
     labels = dataset.train.labels
     rows = torch.cat([(labels == k).nonzero()[:each, 0] for k in range(10)])
     return dataset.train.pixels[rows].float() / 255, labels[rows]
 
 
 def condensed(dataset: Dataset, each: int) -> tuple[Tensor, Tensor]:
-    """The same, moved as optimised pixels are: beyond all bounds and off the grid of grey values."""
+    """Return digits with noise as in optimised pixels: values beyond [0, 1], and between the 256 grey values."""
     unit, labels = few(dataset, each)
     noise = torch.randn(unit.shape, generator=torch.Generator().manual_seed(0))
     return 1.1 * unit - 0.03 + 0.12 * noise, labels
@@ -80,7 +80,7 @@ def saved_as(unit: Tensor, kind: str, mean: Values, std: Values) -> Tensor:
 
 
 def saved_unit(images: Tensor, kind: str, mean: Values, std: Values) -> Tensor:
-    """The inverse."""
+    """The inverse of `saved_as`."""
     return {
         "unit": images,
         "signed": (images + 1) / 2,
@@ -90,7 +90,7 @@ def saved_unit(images: Tensor, kind: str, mean: Values, std: Values) -> Tensor:
 
 
 def write(folder: Path, images: Tensor, labels: Any) -> Path:
-    """In a folder of its own: a workshop reads each file once."""
+    """Write the set to a new folder, because a workshop reads each file once."""
     path = folder / str(len(list(folder.iterdir()))) / "set.pt"
     path.parent.mkdir()
     torch.save({"data": [[images, labels]]}, path)
@@ -98,7 +98,7 @@ def write(folder: Path, images: Tensor, labels: Any) -> Path:
 
 
 def same(found: Tensor, wanted: Tensor, tolerance: float = 1e-3) -> bool:
-    """Whether the images of each class are the same, in whatever order; both class-major."""
+    """Return true if both class-major sets have the same images of each class, in any order."""
     count = len(found) // 10
     rows = [images.flatten(1).view(10, count, 1, -1) for images in (found, wanted)]
     distances = (rows[0] - rows[1].transpose(1, 2)).abs().amax(-1)
@@ -109,13 +109,13 @@ def using(path: Path, **fields: Any) -> TrialConfig:
     return replace(CONFIG, condensation=Imported(path=path, **({"ipc": 1} | fields)))
 
 
-def taken(workshop: Workshop, path: Path, **fields: Any) -> Samples:
+def imported(workshop: Workshop, path: Path, **fields: Any) -> Samples:
     made = workshop.prepare(using(path, **fields)).condensed
     assert made is not None
     return made
 
 
-TOLD = {
+LOGGED = {
     "unit": "read as [0, 1]",
     "signed": "read as [-1, 1]",
     "uint8": "read as 0 to 255",
@@ -124,46 +124,48 @@ TOLD = {
 }
 
 
-@pytest.mark.parametrize("kind", TOLD)
-def test_real_images_are_read_in_whatever_space_they_are(tmp_path, workshop, dataset, logged, kind):
+@pytest.mark.parametrize("kind", LOGGED)
+def test_the_space_of_real_images_is_recognised(tmp_path, workshop, dataset, logged, kind):
     unit, labels = few(dataset, 4)
     path = write(tmp_path, saved_as(unit, kind, dataset.mean, dataset.std), labels)
-    found = taken(workshop, path, ipc=4)
+    found = imported(workshop, path, ipc=4)
     assert same(found.images, to_model(unit, dataset.mean, dataset.std))
     assert torch.equal(found.labels, labels)
     assert any(
-        "condensed set set.pt, 4 a class: the teacher classifies " in line and TOLD[kind] in line for line in logged
+        "condensed set set.pt, 4 a class: the teacher classifies " in line and LOGGED[kind] in line for line in logged
     )
 
 
 @pytest.mark.parametrize("each", [1, 10])
 @pytest.mark.parametrize("kind", ["unit", "signed", "uint8", "normalised"])
-def test_pixels_beyond_all_bounds_are_too(tmp_path, workshop, dataset, logged, kind, each):
+def test_the_space_of_pixels_beyond_the_bounds_is_recognised(tmp_path, workshop, dataset, logged, kind, each):
     unit, labels = condensed(dataset, each)
-    found = taken(workshop, write(tmp_path, saved_as(unit, kind, dataset.mean, dataset.std), labels), ipc=each)
+    found = imported(workshop, write(tmp_path, saved_as(unit, kind, dataset.mean, dataset.std), labels), ipc=each)
     assert same(found.images, to_model(unit, dataset.mean, dataset.std))
-    assert any(TOLD[kind] in line for line in logged)
+    assert any(LOGGED[kind] in line for line in logged)
 
 
-def test_half_precision_is_no_hindrance(tmp_path, workshop, dataset):
+def test_images_in_half_precision_are_read(tmp_path, workshop, dataset):
     unit, labels = few(dataset, 4)
-    found = taken(workshop, write(tmp_path, saved_as(unit, "signed", dataset.mean, dataset.std).half(), labels), ipc=4)
+    found = imported(
+        workshop, write(tmp_path, saved_as(unit, "signed", dataset.mean, dataset.std).half(), labels), ipc=4
+    )
     assert same(found.images, to_model(unit, dataset.mean, dataset.std), 0.01)
 
 
 @pytest.mark.parametrize("factor", [0.4, 1.0, 5.0])
-def test_no_spread_alone_refuses_a_set(tmp_path, workshop, dataset, factor):
-    """Means of images have little, one image a class of distribution matching has five times that of real ones."""
+def test_a_set_is_not_refused_for_its_spread_alone(tmp_path, workshop, dataset, factor):
+    """Mean images have little spread; one image a class of distribution matching has five times that of real images."""
     unit, labels = condensed(dataset, 1)
     images = factor * saved_as(unit, "normalised", dataset.mean, dataset.std)
-    found = taken(workshop, write(tmp_path, images, labels), space="auto" if factor > 1 else "normalised")
+    found = imported(workshop, write(tmp_path, images, labels), space="auto" if factor > 1 else "normalised")
     assert same(found.images, images, 1e-6)
 
 
 @pytest.mark.parametrize("kind", ["unit", "signed", "uint8", "normalised"])
 @pytest.mark.parametrize("constants", [(0.5, 0.5), (0.13, 0.9), (0.02, 0.06)])
 def test_spread_is_compared_with_that_of_real_images(kind, constants):
-    """Medical images are mostly black: in a teacher's space they may have any spread."""
+    """Medical images are mostly black, so their spread in a teacher's space may have any value."""
     rng = torch.Generator().manual_seed(0)
     discs = torch.nn.functional.interpolate(torch.rand(200, 1, 4, 4, generator=rng), size=28, mode="bilinear")
     unit = (2 * discs - 1.2).clamp(0, 1).mul(255).round() / 255
@@ -178,8 +180,8 @@ def test_spread_is_compared_with_that_of_real_images(kind, constants):
         assert same(found.space.convert(images, mean, std), to_model(saved_unit(images, kind, mean, std), mean, std))
 
 
-def test_without_a_teacher_only_certainty_undoes_a_normalisation(dataset):
-    """Optimised pixels of digits leave it open; what is read then is told with the doubt."""
+def test_without_a_teacher_an_ambiguous_set_is_read_as_normalised_once_with_a_note(dataset):
+    """Optimised pixels of digits do not show whether they were normalised once or twice."""
     unit, labels = condensed(dataset, 10)
     twice = saved_as(unit, "twice", dataset.mean, dataset.std)
     real = dataset.train.samples(dataset.mean, dataset.std)
@@ -188,90 +190,90 @@ def test_without_a_teacher_only_certainty_undoes_a_normalisation(dataset):
     assert any("it may also be normalised twice (--condensed-mean" in note for note in found.notes)
 
 
-def test_images_normalised_twice_are_refused_with_how_to_take_them(tmp_path, workshop, dataset):
+def test_images_normalised_twice_are_refused_with_the_flags_that_accept_them(tmp_path, workshop, dataset):
     for make in (few, condensed):
         unit, labels = make(dataset, 10)
         path = write(tmp_path, saved_as(unit, "twice", dataset.mean, dataset.std), labels)
         with pytest.raises(
             InputError, match=r"normalised twice, .*--condensed-mean [\d.]+ --condensed-std [\d.]+ accepts"
         ):
-            taken(workshop, path)
+            imported(workshop, path)
         (m,), (s,) = dataset.mean, dataset.std
-        found = taken(workshop, path, ipc=10, mean=(m + m * s,), std=(s * s,))
+        found = imported(workshop, path, ipc=10, mean=(m + m * s,), std=(s * s,))
         assert same(found.images, to_model(unit, dataset.mean, dataset.std))
 
 
 @pytest.mark.parametrize(("kind", "declared"), [("normalised", "unit"), ("unit", "normalised"), ("signed", "uint8")])
-def test_what_is_declared_wrongly_is_refused_unless_forced(tmp_path, workshop, dataset, logged, kind, declared):
+def test_a_wrongly_declared_space_is_refused_unless_forced(tmp_path, workshop, dataset, logged, kind, declared):
     unit, labels = condensed(dataset, 10)
     path = write(tmp_path, saved_as(unit, kind, dataset.mean, dataset.std), labels)
     with pytest.raises(
         InputError, match=rf"space of condensed set set.pt, 10 a class is .*{kind}.*or --force-condensed"
     ):
-        taken(workshop, path, space=declared)
+        imported(workshop, path, space=declared)
     logged.clear()
-    assert len(taken(workshop, path, ipc=10, space=declared, force=True)) == 100
+    assert len(imported(workshop, path, ipc=10, space=declared, force=True)) == 100
     assert any("set.pt, 10 a class is taken by force: space of" in line for line in logged)
 
 
-def test_what_the_pixels_leave_open_is_told_by_the_teachers_answers(tmp_path, workshop, dataset):
-    """Images of little contrast in the teacher's space look much like ones in [-1, 1]."""
+def test_an_ambiguous_space_is_decided_by_the_teachers_accuracy(tmp_path, workshop, dataset):
+    """Normalised images of low contrast have values similar to those of images in [-1, 1]."""
     unit, labels = condensed(dataset, 40)
     pale = 0.8 * saved_as(unit, "normalised", dataset.mean, dataset.std)
     path = write(tmp_path, pale, labels)
     with pytest.raises(
         InputError, match=r"normalised\), in which the teacher classifies 9.* correctly, in the declared one"
     ):
-        taken(workshop, path, space="signed")
-    assert same(taken(workshop, path, ipc=40).images, pale)
+        imported(workshop, path, space="signed")
+    assert same(imported(workshop, path, ipc=40).images, pale)
 
 
-def test_the_teacher_is_asked_about_the_parts_of_a_set_of_idc(tmp_path, workshop, dataset, logged):
-    """Of four images in one it knows none; and whole grey values are those of the file, not of what is blown up."""
+def test_the_teacher_classifies_the_parts_of_a_set_of_idc(tmp_path, workshop, dataset, logged):
+    """An image of four parts is classified wrongly; integer values are found in the file, not in the enlarged parts."""
     unit, labels = few(dataset, 16)
     small = torch.nn.functional.interpolate(unit, size=4, mode="area").mul(255).round()
     fours = small.view(10, 4, 2, 2, 4, 4).permute(0, 1, 2, 4, 3, 5).reshape(40, 1, 8, 8)
     path = write(tmp_path, fours, labels[::4])
-    assert len(taken(workshop, path, ipc=16, factor=2)) == 160
-    told = next(line for line in logged if "set.pt, 16 a class: the teacher classifies" in line)
-    assert "read as 0 to 255, by its pixels" in told
-    assert float(told.partition("classifies ")[2].partition("%")[0]) > 25
+    assert len(imported(workshop, path, ipc=16, factor=2)) == 160
+    message = next(line for line in logged if "set.pt, 16 a class: the teacher classifies" in line)
+    assert "read as 0 to 255, by its pixels" in message
+    assert float(message.partition("classifies ")[2].partition("%")[0]) > 25
     with pytest.raises(InputError, match=r"teacher's accuracy on condensed set set\.pt, 4 a class is"):
-        taken(workshop, path)
+        imported(workshop, path)
 
 
-def test_two_classes_that_changed_places_are_named_and_can_be_declared(tmp_path, workshop, dataset):
+def test_two_swapped_classes_are_named_and_can_be_declared(tmp_path, workshop, dataset):
     unit, labels = condensed(dataset, 10)
     path = write(tmp_path, unit, torch.tensor(SWAPPED)[labels])
     with pytest.raises(InputError) as caught:
-        taken(workshop, path)
+        imported(workshop, path)
     order = " ".join(map(str, SWAPPED))
     assert "the images labelled 8 are 3, 3 are 8; --condensed-order " + order in str(caught.value)
-    assert torch.equal(taken(workshop, path, ipc=10, order=tuple(SWAPPED)).labels, labels)
-    assert len(taken(workshop, path, force=True)) == 10
+    assert torch.equal(imported(workshop, path, ipc=10, order=tuple(SWAPPED)).labels, labels)
+    assert len(imported(workshop, path, force=True)) == 10
     right = write(tmp_path, unit, labels)
     with pytest.raises(InputError, match=f"--condensed-order {' '.join(map(str, range(10)))} corrects"):
-        taken(workshop, right, order=tuple(SWAPPED))
+        imported(workshop, right, order=tuple(SWAPPED))
 
 
-def test_all_classes_in_another_order_are_named_too(tmp_path, workshop, dataset):
+def test_another_order_of_all_classes_is_named(tmp_path, workshop, dataset):
     unit, labels = condensed(dataset, 10)
     with pytest.raises(InputError, match=r"the images labelled 1 are 0, 2 are 1, .*-order 1 2 3 4 5 6 7 8 9 0"):
-        taken(workshop, write(tmp_path, unit, (labels + 1) % 10))
+        imported(workshop, write(tmp_path, unit, (labels + 1) % 10))
 
 
-def test_labels_without_any_order_are_refused(tmp_path, workshop, dataset):
+def test_shuffled_labels_are_refused(tmp_path, workshop, dataset):
     unit, labels = condensed(dataset, 10)
     shuffled = labels[torch.randperm(100, generator=torch.Generator().manual_seed(0))]
     path = write(tmp_path, unit, shuffled)
     with pytest.raises(
         InputError, match=r"teacher's accuracy on .* is 0\.\d+; accepted: more than 0.250.*another data"
     ):
-        taken(workshop, path, ipc=1)
-    assert len(taken(workshop, path, ipc=1, force=True)) == 10
+        imported(workshop, path, ipc=1)
+    assert len(imported(workshop, path, ipc=1, force=True)) == 10
 
 
-def test_whitening_is_named_only_where_neighbours_are_unlike(tmp_path, workshop, dataset, logged):
+def test_whitening_is_named_only_if_neighbouring_pixels_differ(tmp_path, workshop, dataset, logged):
     unit, labels = few(dataset, 20)
     flat = (dataset.train.pixels.float() / 255).flatten(1)
     values, vectors = torch.linalg.eigh(torch.cov(flat.T))
@@ -279,17 +281,17 @@ def test_whitening_is_named_only_where_neighbours_are_unlike(tmp_path, workshop,
     shuffled = labels[torch.randperm(200, generator=torch.Generator().manual_seed(0))]
     for images, whitened in ((white, True), (unit, False)):
         with pytest.raises(InputError) as caught:
-            taken(workshop, write(tmp_path, images, shuffled))
+            imported(workshop, write(tmp_path, images, shuffled))
         assert ("ZCA-whitened" in str(caught.value)) == whitened
         assert "normalised twice" not in str(caught.value)
 
 
 @pytest.mark.parametrize("right", [0, 1, 2, 10])
-def test_ten_images_are_no_evidence_against_a_set(tmp_path, workshop, dataset, logged, right):
+def test_a_set_of_ten_images_is_never_refused_for_its_accuracy(tmp_path, workshop, dataset, logged, right):
     unit, labels = condensed(dataset, 1)
     given = torch.where(labels < right, labels, right + (labels + 1 - right) % max(1, 10 - right))
     logged.clear()
-    assert len(taken(workshop, write(tmp_path, unit, given))) == 10
+    assert len(imported(workshop, write(tmp_path, unit, given))) == 10
     doubted = any("too low to show that the teacher recognises its images" in line for line in logged)
     assert doubted == (right < 3)
     assert right == 10 or any("no image of these classes is classified correctly" in line for line in logged)
@@ -303,7 +305,7 @@ def test_a_set_is_judged_once_and_as_a_whole(tmp_path, workshop, dataset, logged
     assert sum("the teacher classifies" in line for line in logged) == 1
 
 
-def test_what_the_file_refutes_is_refused_before_a_teacher_is_trained(tmp_path, dataset, logged):
+def test_faults_found_in_the_file_alone_are_refused_before_a_teacher_is_trained(tmp_path, dataset, logged):
     unit, labels = few(dataset, 4)
     cases = [
         (saved_as(unit, "twice", dataset.mean, dataset.std), {}, "normalised twice"),
@@ -319,24 +321,24 @@ def test_what_the_file_refutes_is_refused_before_a_teacher_is_trained(tmp_path, 
     assert not (tmp_path / "new").exists()
 
 
-def test_an_estimate_takes_what_only_the_teacher_can_refuse(tmp_path, dataset, logged):
+def test_an_estimate_accepts_a_set_that_only_the_teacher_can_refuse(tmp_path, dataset, logged):
     unit, labels = condensed(dataset, 10)
     stand_ins = StandIns()
     made = Workshop(tmp_path, stand_ins=stand_ins).prepare(using(write(tmp_path, unit, (labels + 1) % 10)))
     assert (len(made.condensed or ()), logged, len(stand_ins.teachers)) == (10, [], 1)
 
 
-def test_soft_labels_are_told(tmp_path, workshop, dataset, logged):
+def test_soft_labels_are_logged(tmp_path, workshop, dataset, logged):
     unit, labels = few(dataset, 4)
     hot = torch.nn.functional.one_hot(labels, 10).float()
-    taken(workshop, write(tmp_path, unit, hot - 0.1))
+    imported(workshop, write(tmp_path, unit, hot - 0.1))
     assert not any("soft labels" in line for line in logged)
     softened = 0.9 * hot + 0.01 * torch.arange(10)
-    assert torch.equal(taken(workshop, write(tmp_path, unit, softened), ipc=4).labels, labels)
+    assert torch.equal(imported(workshop, write(tmp_path, unit, softened), ipc=4).labels, labels)
     assert any("only the largest class of its soft labels is used" in line for line in logged)
 
 
-def test_a_set_of_kip_by_the_command(tmp_path, cache, workshop, dataset, monkeypatch, capsys):
+def test_the_command_trains_with_a_set_of_kip(tmp_path, cache, workshop, dataset, monkeypatch, capsys):
     unit, labels = few(dataset, 4)
     workshop.teacher(CONFIG)  # cached for the command
     hot = torch.nn.functional.one_hot(labels, 10).float() - 0.1
@@ -354,6 +356,6 @@ def test_a_set_of_kip_by_the_command(tmp_path, cache, workshop, dataset, monkeyp
     monkeypatch.setattr(sys, "argv", line)
     with pytest.raises(SystemExit) as caught:
         __main__.main()
-    said = capsys.readouterr()
-    assert caught.value.code == 0, said.err
-    assert "condensed set kip.npz, 4 a class: the teacher classifies " in said.out + said.err
+    output = capsys.readouterr()
+    assert caught.value.code == 0, output.err
+    assert "condensed set kip.npz, 4 a class: the teacher classifies " in output.out + output.err

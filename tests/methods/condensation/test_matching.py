@@ -15,7 +15,7 @@ from methods.condensation.condensers import MEAN, NUM_CLASSES, STD, condense, re
 
 
 def reference_embedding(weights: list[Tensor], image: Tensor) -> Tensor:
-    """One image (C, H, W) through blocks of convolution, instance normalisation, ReLU and pooling, in float64."""
+    """Embed one image (C, H, W) by blocks of convolution, instance normalisation, ReLU and pooling, in float64."""
     maps = image[None]
     for kernel, bias, scale, offset in zip(*[iter(weights)] * 4, strict=True):
         maps = F.conv2d(maps, kernel, bias, padding=1)
@@ -28,30 +28,32 @@ def reference_embedding(weights: list[Tensor], image: Tensor) -> Tensor:
 
 
 def reference_loss(real: list[list[Tensor]], synthetic: list[list[Tensor]]) -> Tensor:
-    """Embeddings by class, plain loops."""
+    """Compute the loss of embeddings by class in plain loops."""
     total = torch.zeros((), dtype=torch.float64)
-    for there, here in zip(real, synthetic, strict=True):
-        for feature in range(len(there[0])):
-            mean_real = sum(float(e[feature]) for e in there) / len(there)
-            mean_here = torch.stack([e[feature] for e in here]).sum() / len(here)
-            total = total + (mean_real - mean_here) ** 2
+    for of_real, of_synthetic in zip(real, synthetic, strict=True):
+        for feature in range(len(of_real[0])):
+            mean_real = sum(float(e[feature]) for e in of_real) / len(of_real)
+            mean_synthetic = torch.stack([e[feature] for e in of_synthetic]).sum() / len(of_synthetic)
+            total = total + (mean_real - mean_synthetic) ** 2
     return total
 
 
 @given(classes=st.integers(1, 4), real=st.integers(1, 5), synthetic=st.integers(1, 5), seed=st.integers(0, 99))
 def test_loss_equals_plain_loops(classes: int, real: int, synthetic: int, seed: int):
     rng = torch.Generator().manual_seed(seed)
-    there = torch.randn(classes, real, 3, generator=rng, dtype=torch.float64)
-    here = torch.randn(classes, synthetic, 3, generator=rng, dtype=torch.float64)
-    expected = reference_loss([list(c) for c in there], [list(c) for c in here])
-    torch.testing.assert_close(matching_loss(there, here), expected)
+    real_embedded = torch.randn(classes, real, 3, generator=rng, dtype=torch.float64)
+    synthetic_embedded = torch.randn(classes, synthetic, 3, generator=rng, dtype=torch.float64)
+    expected = reference_loss([list(c) for c in real_embedded], [list(c) for c in synthetic_embedded])
+    torch.testing.assert_close(matching_loss(real_embedded, synthetic_embedded), expected)
 
 
 def test_prefix_loss_is_the_mean_over_prefixes():
     rng = torch.Generator().manual_seed(0)
-    there, here = (torch.randn(3, size, 4, generator=rng, dtype=torch.float64) for size in (6, 5))
-    by_prefix = [reference_loss([list(c) for c in there], [list(c[:m]) for c in here]) for m in range(1, 6)]
-    torch.testing.assert_close(prefix_matching_loss(there, here), sum(by_prefix) / 5)
+    real_embedded, synthetic_embedded = (torch.randn(3, size, 4, generator=rng, dtype=torch.float64) for size in (6, 5))
+    by_prefix = [
+        reference_loss([list(c) for c in real_embedded], [list(c[:m]) for c in synthetic_embedded]) for m in range(1, 6)
+    ]
+    torch.testing.assert_close(prefix_matching_loss(real_embedded, synthetic_embedded), sum(by_prefix) / 5)
 
 
 def test_loss_by_hand():
@@ -61,7 +63,7 @@ def test_loss_by_hand():
 
 
 def test_two_steps_equal_a_plain_loop(monkeypatch: pytest.MonkeyPatch):
-    """Real batches of the whole class, so that only the networks are drawn; they are recorded as they are built."""
+    """Real batches contain the whole class, so only the networks are random; the test records each when it is built."""
     built: list[list[Tensor]] = []
     build = ConvNet.build
 
@@ -92,9 +94,11 @@ def test_two_steps_equal_a_plain_loop(monkeypatch: pytest.MonkeyPatch):
     assert len(built) == 2
     for weights in built:
         images.requires_grad_(True)
-        there = [[reference_embedding(weights, i.double()) for i in few.images[few.labels == c]] for c in range(4)]
-        here = [[reference_embedding(weights, i) for i in images[start.labels == c]] for c in range(4)]
-        (gradient,) = torch.autograd.grad(reference_loss(there, here), images)
+        real_embedded = [
+            [reference_embedding(weights, i.double()) for i in few.images[few.labels == c]] for c in range(4)
+        ]
+        synthetic_embedded = [[reference_embedding(weights, i) for i in images[start.labels == c]] for c in range(4)]
+        (gradient,) = torch.autograd.grad(reference_loss(real_embedded, synthetic_embedded), images)
         velocity = 0.5 * velocity + gradient
         images = (images - 2.0 * velocity).detach()
     assert (images - start.images).abs().max() > 0.01
@@ -102,22 +106,22 @@ def test_two_steps_equal_a_plain_loop(monkeypatch: pytest.MonkeyPatch):
 
 
 def held_out_loss(samples: Samples) -> float:
-    """On real images and networks that the condenser has not seen."""
+    """Return the loss on other real images and networks than those of the condensation."""
     other = real_samples(seed=1)
     total = 0.0
     for place in range(20):
         with Streams(99).forked(str(place)):
             network = ConvNet(width=16, depth=2).build((3, 8, 8), NUM_CLASSES)
         with torch.no_grad():
-            there, here = network.embed(other.images), network.embed(samples.images)  # type: ignore[operator]
+            real_embedded, synthetic_embedded = network.embed(other.images), network.embed(samples.images)  # type: ignore[operator]
         for label in range(NUM_CLASSES):
-            gap = there[other.labels == label].mean(0) - here[samples.labels == label].mean(0)
+            gap = real_embedded[other.labels == label].mean(0) - synthetic_embedded[samples.labels == label].mean(0)
             total += gap.square().sum().item()
     return total
 
 
 @pytest.mark.parametrize("augment", ["dsa", "none"])
-def test_images_move_to_match_unseen_images_in_unseen_networks(augment: str):
+def test_matching_reduces_the_loss_on_unseen_images_and_networks(augment: str):
     method = DistributionMatching(ipc=5, condensed_together=5, iterations=60, width=16, augment=augment)  # type: ignore[arg-type]
     start, matched = condense(RandomReal(ipc=5)), condense(method)
     assert (matched.images - start.images).abs().max() > 0.1
@@ -129,7 +133,7 @@ def test_mirroring_is_left_out_where_it_changes_the_class():
     assert not torch.equal(condense(method, flip_ok=True).images, condense(method, flip_ok=False).images)
 
 
-def test_grey_images_too_small_for_all_blocks():
+def test_grey_images_too_small_for_all_blocks_are_condensed():
     real = real_samples()
     tiny = Samples(real.images[:, :1, :4, :4], real.labels, real.logits)
     method = DistributionMatching(ipc=2, iterations=2, width=4)
@@ -137,7 +141,7 @@ def test_grey_images_too_small_for_all_blocks():
     assert made.images.shape == (2 * NUM_CLASSES, 1, 4, 4)
 
 
-def test_divergence_is_named():
+def test_divergence_raises_an_error_that_names_the_loss_term():
     with pytest.raises(NonFiniteError, match="condensation/matching is not finite at step"):
         condense(DistributionMatching(ipc=1, iterations=6, lr=1e38, width=4))
 
@@ -159,7 +163,7 @@ def test_impossible_fields_are_refused(fields: dict, problem: str):
         DistributionMatching(**fields)
 
 
-def test_whole_is_what_is_optimised_together():
+def test_cached_config_has_the_ipc_that_is_optimised_together():
     assert DistributionMatching(ipc=1, condensed_together=7).cached_config() == DistributionMatching(
         ipc=7, condensed_together=7
     )

@@ -27,13 +27,13 @@ def fresh(name: str = "network", width: int = 4) -> nn.Module:
 def test_distance_equals_plain_loops(layers: int, classes: int, channels: int, seed: int):
     rng = torch.Generator().manual_seed(seed)
     shape = (layers, classes, channels, 2, 3)
-    there, here = (torch.randn(shape, generator=rng, dtype=torch.float64) for _ in range(2))
-    expected = reference.gradient_distance(there.flatten(3).tolist(), here.flatten(3).tolist())
-    assert gradient_distance(list(there), list(here)).item() == pytest.approx(expected, abs=1e-10)
+    real_gradient, synthetic_gradient = (torch.randn(shape, generator=rng, dtype=torch.float64) for _ in range(2))
+    expected = reference.gradient_distance(real_gradient.flatten(3).tolist(), synthetic_gradient.flatten(3).tolist())
+    assert gradient_distance(list(real_gradient), list(synthetic_gradient)).item() == pytest.approx(expected, abs=1e-10)
 
 
 def test_distance_by_hand():
-    """Four channels: alike but for length, opposite, at right angles, and one that gets no gradient."""
+    """The gradients of the four channels are parallel, opposite, orthogonal, and zero on the synthetic side."""
     real = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [1.0, 0.0]]])
     synthetic = torch.tensor([[[5.0, 0.0], [-2.0, 0.0], [0.0, 3.0], [0.0, 0.0]]], requires_grad=True)
     distance = gradient_distance([real], [synthetic])
@@ -43,7 +43,7 @@ def test_distance_by_hand():
     assert synthetic.grad.isfinite().all()
 
 
-def test_gradients_are_means_over_the_images_of_a_class_and_of_weights_alone():
+def test_class_gradients_are_means_over_images_and_leave_out_biases_and_norms():
     network, images = fresh().double(), torch.randn(NUM_CLASSES, 2, 3, 8, 8, dtype=torch.float64)
     found = class_gradients(network, images, differentiable=False)
     weights = [p for name, p in network.named_parameters() if name.endswith("weight") and p.ndim > 1]
@@ -63,21 +63,21 @@ def weights_of(network: nn.Module) -> list[nn.Parameter]:
 
 
 def distance_by_class(network: nn.Module, real: Samples, images: Tensor, labels: Tensor) -> Tensor:
-    """Class after class, channel after channel."""
+    """Sum the distance over classes and channels in plain loops."""
     total = torch.zeros((), dtype=torch.float64)
     for label in range(NUM_CLASSES):
         pair = []
         for part in (real.images[real.labels == label].double(), images[labels == label]):
             loss = F.cross_entropy(network(part), torch.full((len(part),), label))
             pair.append(torch.autograd.grad(loss, weights_of(network), create_graph=True))
-        for there, here in zip(*pair, strict=True):
-            for a, b in zip(there.detach().flatten(1), here.flatten(1), strict=True):
+        for real_gradient, synthetic_gradient in zip(*pair, strict=True):
+            for a, b in zip(real_gradient.detach().flatten(1), synthetic_gradient.flatten(1), strict=True):
                 total = total + 1 - (a @ b) / (a.norm() * b.norm())
     return total
 
 
 def test_two_networks_equal_a_plain_loop(monkeypatch: pytest.MonkeyPatch):
-    """Real batches of the whole class, so that only the networks are drawn; they are recorded as they are built."""
+    """Real batches contain the whole class, so only the networks are random; the test records each when it is built."""
     built: list[nn.Module] = []
     build = ConvNet.build
 
@@ -123,7 +123,7 @@ def test_two_networks_equal_a_plain_loop(monkeypatch: pytest.MonkeyPatch):
 
 
 def held_out_distance(samples: Samples) -> float:
-    """On real images and networks that the condenser has not seen."""
+    """Return the mean distance on other real images and networks than those of the condensation."""
     other = real_samples(seed=1)
     networks = [fresh(str(place), width=8).double() for place in range(8)]
     parts = [distance_by_class(n, other, samples.images.double(), samples.labels).item() for n in networks]
@@ -131,7 +131,7 @@ def held_out_distance(samples: Samples) -> float:
 
 
 @pytest.mark.parametrize(("augment", "start"), [("dsa", "real"), ("none", "real"), ("none", "noise")])
-def test_gradients_come_to_match_on_unseen_images_and_networks(augment: str, start: str):
+def test_matching_reduces_the_distance_on_unseen_images_and_networks(augment: str, start: str):
     options = {"ipc": 2, "condensed_together": 2, "width": 8, "real_batch": 16, "augment": augment, "start": start}
     before = condense(GradientMatching(**options, iterations=1, outer=1, lr=1e-9))  # type: ignore[arg-type]
     matched = condense(GradientMatching(**options, iterations=12, outer=3, inner=1, lr=1.0))  # type: ignore[arg-type]
@@ -139,7 +139,7 @@ def test_gradients_come_to_match_on_unseen_images_and_networks(augment: str, sta
     assert held_out_distance(matched) < 0.9 * held_out_distance(before)
 
 
-def test_a_network_learns_digits_from_what_began_as_noise():
+def test_a_network_learns_digits_from_matched_noise():
     options = {"ipc": 1, "condensed_together": 1, "iterations": 8, "real_batch": 32, "width": 16, "start": "noise"}
     unmatched = accuracy_on_digits(GradientMatching(**options, outer=1, lr=1e-9))  # type: ignore[arg-type]
     matched = accuracy_on_digits(GradientMatching(**options, lr=2.0))  # type: ignore[arg-type]
@@ -148,7 +148,7 @@ def test_a_network_learns_digits_from_what_began_as_noise():
 
 
 def test_prefixes_are_the_first_images_of_each_class():
-    """One iteration moves only as many images of each class as it used: those and no others."""
+    """One iteration changes exactly the images of each class that it used."""
     used = set()
     for seed in range(8):
         options = {"ipc": 3, "condensed_together": 3, "iterations": 1, "outer": 2, "inner": 1, "width": 4}
@@ -162,25 +162,25 @@ def test_prefixes_are_the_first_images_of_each_class():
 
 @pytest.mark.parametrize("flip_ok", [False, True])
 def test_images_are_mirrored_only_where_that_keeps_the_class(flip_ok: bool, monkeypatch: pytest.MonkeyPatch):
-    asked = []
+    flips = []
     dsa = matching.dsa
 
     def recorded(*args, flip: bool, **options) -> Tensor:
-        asked.append(flip)
+        flips.append(flip)
         return dsa(*args, flip=flip, **options)
 
     monkeypatch.setattr(matching, "dsa", recorded)
     condense(GradientMatching(ipc=1, iterations=1, outer=2, inner=1, width=4), flip_ok=flip_ok)
-    assert asked == [flip_ok] * 3
+    assert flips == [flip_ok] * 3
 
 
-def test_one_image_a_class_and_a_network_that_never_learns():
+def test_one_image_a_class_with_an_untrained_network_stays_finite():
     made = condense(GradientMatching(ipc=1, condensed_together=1, iterations=3, outer=3, inner=0, width=4))
     assert made.labels.tolist() == list(range(NUM_CLASSES))
     assert made.images.isfinite().all()
 
 
-def test_noise_is_drawn_by_the_seed():
+def test_noise_depends_on_the_seed():
     options = {"ipc": 10, "iterations": 1, "outer": 1, "width": 4, "lr": 1e-9, "start": "noise"}
     noise, other = (condense(GradientMatching(**options), seed=seed).images for seed in (0, 1))  # type: ignore[arg-type]
     assert abs(noise.std().item() - 1) < 0.05
@@ -192,7 +192,7 @@ def test_too_few_images_are_refused():
         condense(GradientMatching(condensed_together=21))
 
 
-def test_grey_images_too_small_for_all_blocks():
+def test_grey_images_too_small_for_all_blocks_are_condensed():
     real = real_samples()
     tiny = Samples(real.images[:, :1, :4, :4], real.labels, real.logits)
     options = {"num_classes": NUM_CLASSES, "mean": MEAN[:1], "std": STD[:1], "flip_ok": True, "rng": Streams(0)}
@@ -200,7 +200,7 @@ def test_grey_images_too_small_for_all_blocks():
     assert made.images.shape == (2 * NUM_CLASSES, 1, 4, 4)
 
 
-def test_divergence_is_named():
+def test_divergence_raises_an_error_that_names_the_loss_term():
     with pytest.raises(NonFiniteError, match="condensation/matching is not finite at step"):
         condense(GradientMatching(ipc=1, iterations=3, outer=2, inner=0, lr=1e38, width=4, augment="none"))
 
@@ -225,7 +225,7 @@ def test_impossible_fields_are_refused(fields: dict, problem: str):
         GradientMatching(**fields)
 
 
-def test_whole_is_what_is_optimised_together():
+def test_cached_config_has_the_ipc_that_is_optimised_together():
     assert GradientMatching(ipc=1, condensed_together=7).cached_config() == GradientMatching(
         ipc=7, condensed_together=7
     )

@@ -1,4 +1,4 @@
-"""What pixels tell of the space they are in, and how spaces are converted."""
+"""The detection of the space of pixels, and conversions between spaces."""
 
 import math
 
@@ -25,7 +25,7 @@ IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def photos(grey: bool = True, count: int = 20) -> Tensor:
-    """[0, 1] pixels (N, 3, 8, 8) with the mean and spread of photographs, whole grey values or not."""
+    """Return pixels (N, 3, 8, 8) in [0, 1] with mean and spread of photographs; with `grey`, in steps of 1 / 255."""
     rng = torch.Generator().manual_seed(0)
     unit = torch.tensor(MEAN).view(1, 3, 1, 1) + 0.24 * torch.randn(count, 3, 8, 8, generator=rng)
     return unit.clamp(0, 1).mul(255).round() / 255 if grey else unit
@@ -53,7 +53,7 @@ def test_every_space_is_found(name: str, grey: bool):
     assert apart > (GREY_VALUES / 2 if grey else 1)
 
 
-def test_whole_grey_values_tell_constants_that_hardly_differ():
+def test_whole_grey_values_distinguish_similar_constants():
     (best, space), (next_best, _), *_ = ranked(to_model(photos(), *IMAGENET))
     assert space.whose == "imagenet's"
     assert best - next_best > GREY_VALUES / 2
@@ -73,13 +73,13 @@ def test_a_spread_of_five_is_not_normalised_twice():
     assert space.name == "normalised"
 
 
-def test_bytes_are_bytes():
+def test_uint8_pixels_are_recognised():
     (_, space), *_ = ranked(photos().mul(255).to(torch.uint8))
     assert space.name == "uint8"
 
 
-def test_spaces_are_converted_as_they_always_were():
-    """To the last bit: recorded numbers depend on it."""
+def test_conversions_of_spaces_are_those_of_earlier_versions():
+    """They are equal bit for bit, because recorded numbers depend on them."""
     pixels = photos().mul(255).to(torch.uint8)
     assert torch.equal(plain("uint8", 3).convert(pixels, MEAN, STD), to_model(pixels.float() / 255, MEAN, STD))
     unit = photos(grey=False)
@@ -89,8 +89,8 @@ def test_spaces_are_converted_as_they_always_were():
     torch.testing.assert_close(signed, to_model(unit, MEAN, STD), atol=1e-5, rtol=1e-5)
 
 
-def test_each_space_is_known_once():
-    """A teacher with 0.5 as mean and deviation reads [-1, 1]; sets of MNIST are not in the constants of CIFAR-10."""
+def test_each_space_is_listed_once():
+    """With mean and deviation 0.5, the teacher's space is [-1, 1]. Constants have the data's number of channels."""
     halves = (0.5,) * 3
     assert [space.name for space in known_spaces(halves, halves)].count("signed") == 0
     for channels, mean, std in ((1, (0.3,), (0.3,)), (3, MEAN, STD)):
@@ -99,7 +99,7 @@ def test_each_space_is_known_once():
         assert len({(space.mean, space.std) for space in found}) == len(found)
 
 
-def test_looks():
+def test_image_statistics():
     ramp = torch.arange(8.0).expand(2, 1, 8, 8)
     assert image_statistics(ramp).neighbours == pytest.approx(1)
     noise = torch.randn(50, 2, 8, 8, generator=torch.Generator().manual_seed(0)) + 3

@@ -39,22 +39,22 @@ def accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> float:
     return (network(images).argmax(1) == labels).float().mean().item()
 
 
-def test_an_independent_network_knows_the_images():
-    """One of another architecture, seed and sample of the data; noise it does not know."""
-    ours, theirs = (toy.blobs(256, seed).samples(toy.MEAN, toy.STD) for seed in (0, 1))
+def test_an_independent_network_recognises_the_images():
+    """The network has another architecture and seed, and is trained on other data. It does not recognise noise."""
+    ours, other_data = (toy.blobs(256, seed).samples(toy.MEAN, toy.STD) for seed in (0, 1))
     options = {"num_classes": toy.NUM_CLASSES, "mean": toy.MEAN, "std": toy.STD, "flip_ok": False, "rng": Streams(0)}
     made = replace(SMALL, ipc=5, epochs=4, bn_weight=0.02).condense(ours, **options)  # type: ignore[arg-type]
     with Streams(9).forked("stranger"):
         stranger = convnet_for(toy.IMAGE_SHAPE, width=16, depth=3).build(toy.IMAGE_SHAPE, toy.NUM_CLASSES)
     rng = torch.Generator().manual_seed(1)
-    train(stranger, theirs, epochs=6, batch=16, lr=0.05, momentum=0.9, linear_decay=True, rng=rng)
+    train(stranger, other_data, epochs=6, batch=16, lr=0.05, momentum=0.9, linear_decay=True, rng=rng)
     assert accuracy(stranger, made.images, made.labels) > 2 / toy.NUM_CLASSES
     assert accuracy(stranger, torch.randn(made.images.shape, generator=rng), made.labels) < 2 / toy.NUM_CLASSES
 
 
-def test_the_inverted_network_knows_them_and_its_statistics_are_matched():
+def test_the_inverted_network_recognises_the_images_and_its_statistics_are_matched():
     network = as_teacher(trained(ResNet(width=4)))
-    # Its classes are patterns of single pixels: moved by one they are no classes.
+    # The classes are patterns of single pixels, which a shift by one pixel destroys.
     method = replace(SMALL, squeeze="teacher", ipc=3, shift=0.0)
     made = condense(method, teacher=network)
     assert accuracy(network.network, made.images, made.labels) > 0.9
@@ -62,8 +62,8 @@ def test_the_inverted_network_knows_them_and_its_statistics_are_matched():
     def distance(images: Tensor) -> float:
         return bn_distance(network.observe(images.view(NUM_CLASSES, 3, 3, 8, 8)[:, 0]).bn, *network.bn, FIRST).item()
 
-    careless = condense(replace(method, bn_weight=0.0), teacher=network)
-    assert distance(made.images) < 0.8 * distance(careless.images)
+    unmatched = condense(replace(method, bn_weight=0.0), teacher=network)
+    assert distance(made.images) < 0.8 * distance(unmatched.images)
 
 
 def test_the_first_layer_counts_ten_times():
@@ -82,7 +82,7 @@ def test_pixels_stay_in_the_valid_range_and_images_differ():
     assert (by_class[:, 0] - by_class[:, 1]).abs().mean() > 0.1
 
 
-def test_with_the_teacher_real_images_do_not_count_and_the_teacher_does():
+def test_with_squeeze_teacher_the_set_depends_on_the_teacher_and_not_on_real_images():
     method = replace(SMALL, squeeze="teacher", iterations=5)
     first, second = (as_teacher(trained(ResNet(width=4), seed)) for seed in (3, 4))
     before = {name: value.clone() for name, value in first.network.state_dict().items()}
@@ -96,7 +96,7 @@ def test_with_the_teacher_real_images_do_not_count_and_the_teacher_does():
     assert all(parameter.grad is None for parameter in first.network.parameters())
 
 
-def test_of_the_teacher_is_told():
+def test_the_label_states_that_the_teacher_is_inverted():
     own, of_teacher = SMALL, replace(SMALL, squeeze="teacher")
     assert (own.needs_teacher, own.label) == (False, "squeeze_recover")
     assert (of_teacher.needs_teacher, of_teacher.label) == (True, "squeeze_recover (of the teacher)")
@@ -110,19 +110,19 @@ def test_a_teacher_without_batch_normalisation_is_refused():
         condense(replace(SMALL, squeeze="teacher"), teacher=teacher)
 
 
-def test_crops_and_jitter_change_the_images():
+def test_crops_and_shifts_change_the_images():
     made = [condense(replace(SMALL, iterations=3, **c)).images for c in ({}, {"least_crop": 0.5}, {"shift": 0.25})]
     assert not torch.equal(made[0], made[1])
     assert not torch.equal(made[0], made[2])
 
 
-class Watched(ResNet):
-    """A network that keeps what it is shown in training, and what after it."""
+class RecordedResNet(ResNet):
+    """A network that records its inputs in training and those after it."""
 
     def build(self, image_shape, num_classes):
         module = super().build(image_shape, num_classes)
         module.register_forward_pre_hook(
-            lambda network, shown: (TRAINED if network.training else INVERTED).append(shown[0].detach().clone())
+            lambda network, inputs: (TRAINED if network.training else INVERTED).append(inputs[0].detach().clone())
         )
         return module
 
@@ -131,41 +131,43 @@ TRAINED: list[Tensor] = []
 INVERTED: list[Tensor] = []
 
 
-def watched(mean: tuple[float, ...], std: tuple[float, ...], **fields: float) -> tuple[list[Tensor], list[Tensor]]:
-    """What its own network sees of one set of pixels, in this normalisation: in training, in inversion."""
+def network_inputs(
+    mean: tuple[float, ...], std: tuple[float, ...], **fields: float
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the squeezed network's inputs in training and in inversion, for pixels normalised by `mean` and `std`."""
     TRAINED.clear()
     INVERTED.clear()
     pixels, labels = real_pixels()
     options = {"num_classes": NUM_CLASSES, "mean": mean, "std": std, "flip_ok": True, "rng": Streams(0)}
-    method = SqueezeRecover(ipc=1, network=Watched(width=2), epochs=1, **{"iterations": 1, **fields})  # type: ignore[arg-type]
+    method = SqueezeRecover(ipc=1, network=RecordedResNet(width=2), epochs=1, **{"iterations": 1, **fields})  # type: ignore[arg-type]
     method.condense(unseen(to_model(pixels / 255, mean, std), labels), **options)  # type: ignore[arg-type]
-    # The first look after training is the teacher's own, of one blank image.
-    return list(TRAINED), [shown for shown in INVERTED if len(shown) == NUM_CLASSES]
+    # The first input after training is a blank image with which `Teacher` inspects the network.
+    return list(TRAINED), [batch for batch in INVERTED if len(batch) == NUM_CLASSES]
 
 
 @settings(max_examples=10)
 @given(mean=st.floats(0.05, 0.95), std=st.floats(0.05, 0.5))
-def test_its_network_is_trained_on_pixels_moved_before_they_are_normalised(mean, std):
-    plain, _ = watched((0.0,) * 3, (1.0,) * 3)
-    found, _ = watched((mean,) * 3, (std,) * 3)
+def test_the_network_is_trained_on_pixels_that_are_augmented_before_they_are_normalised(mean, std):
+    plain, _ = network_inputs((0.0,) * 3, (1.0,) * 3)
+    found, _ = network_inputs((mean,) * 3, (std,) * 3)
     assert all((batch == 0).any() for batch in plain)
     for before, after in zip(plain, found, strict=True):
         assert torch.equal(to_model(before, (mean,) * 3, (std,) * 3), after)
 
 
 def test_images_are_inverted_under_rolls_of_one_offset_for_the_batch():
-    """At 8x8 too: the share of the side is at least one pixel."""
-    _, [start] = watched(MEAN, STD, shift=0.0)
-    _, shown = watched(MEAN, STD, iterations=12, lr=1e-12)
-    start = min((start, start.flip(3)), key=lambda images: (images - shown[0]).abs().sum().item())
+    """This also holds for 8x8 pixels, because the offset is at least one pixel."""
+    _, [start] = network_inputs(MEAN, STD, shift=0.0)
+    _, batches = network_inputs(MEAN, STD, iterations=12, lr=1e-12)
+    start = min((start, start.flip(3)), key=lambda images: (images - batches[0]).abs().sum().item())
     offsets = [(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1)]
     rolls = {(o, m): images.roll(o, (2, 3)) for m, images in enumerate((start, start.flip(3))) for o in offsets}
-    found = [[key for key, images in rolls.items() if torch.allclose(images, batch)] for batch in shown]
+    found = [[key for key, images in rolls.items() if torch.allclose(images, batch)] for batch in batches]
     assert all(len(keys) == 1 for keys in found)
     assert len({key for [key] in found}) > 4
 
 
-def test_divergence_is_named():
+def test_divergence_raises_an_error_that_names_the_loss_term():
     with pytest.raises(NonFiniteError, match="condensation/training is not finite"):
         condense(replace(SMALL, train_lr=1e30))
 

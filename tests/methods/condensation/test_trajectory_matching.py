@@ -27,12 +27,12 @@ SMALL = TrajectoryMatching(
 
 
 def expert(method: TrajectoryMatching, number: int = 0, seed: int = 0) -> Tensor:
-    """The trajectory (E + 1, P) that `method` matches, or one it has not seen."""
+    """Return the trajectory (E + 1, P) that `method` matches; with another `number` or `seed`, one it does not."""
     return method.expert(number, real_samples(), NUM_CLASSES, lambda images, _: images, Streams(seed))
 
 
 def reference_logits(parameters: list[Tensor], images: Tensor) -> Tensor:
-    """One block: convolution, instance normalisation, ReLU, pooling; then the linear layer."""
+    """Compute one block (convolution, instance normalisation, ReLU, pooling) and the linear layer."""
     kernel, bias, scale, offset, weight, last = parameters
     maps = F.conv2d(images, kernel, bias, padding=1)
     centred = maps - maps.mean((2, 3), keepdim=True)
@@ -43,7 +43,7 @@ def reference_logits(parameters: list[Tensor], images: Tensor) -> Tensor:
 
 
 def reference_loss(images: Tensor, step_size: Tensor, labels: Tensor, before: Tensor, after: Tensor) -> Tensor:
-    """Plain SGD in float64, parameter by parameter."""
+    """Compute the loss with plain SGD in float64, parameter by parameter."""
     shapes = [(3, 3, 3, 3), (3,), (3,), (3,), (4, 3 * 4 * 4), (4,)]
     sizes = [torch.Size(shape).numel() for shape in shapes]
     parameters = [p.view(s).requires_grad_() for p, s in zip(before.split(sizes), shapes, strict=True)]
@@ -90,7 +90,7 @@ def test_an_expert_is_its_parameters_before_and_after_each_epoch():
     assert torch.equal(trajectory[:3], expert(SMALL))
 
 
-def test_images_lead_where_an_expert_that_was_not_matched_went():
+def test_images_train_a_network_towards_the_end_of_an_expert_that_was_not_matched():
     method = replace(SMALL, ipc=5, condensed_together=5, iterations=60, experts=3, steps=4, width=8, lr=30.0)
 
     def left(images: Tensor, labels: Tensor) -> float:
@@ -102,7 +102,7 @@ def test_images_lead_where_an_expert_that_was_not_matched_went():
     assert left(made.images, made.labels) < 0.9 * left(start.images, start.labels)
 
 
-def test_batches_are_new_images_until_all_were_used():
+def test_batches_contain_new_images_until_all_are_used():
     method, rng = replace(SMALL, batch=4, steps=7), torch.Generator().manual_seed(0)
     batches = method.batches(10, rng)
     assert [len(batch) for batch in batches] == [4] * 7
@@ -121,14 +121,14 @@ def test_batches_and_prefixes_and_augmentation_change_the_images():
         assert not any(torch.equal(images, other) for other in made[:place])
 
 
-def test_what_does_not_fit_into_memory_is_refused_before_anything_is_trained(monkeypatch: pytest.MonkeyPatch):
+def test_settings_that_do_not_fit_into_memory_are_refused_before_training(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(TrajectoryMatching, "expert", None)
     monkeypatch.setattr(trajectory_matching, "free_bytes", lambda device: 4_000_000)
     big = replace(SMALL, steps=40, width=32)
     what = r"memory of steps 40, batch 12, width 32 is .* GiB'; accepted: at most .* which are free, as with"
-    with pytest.raises(InputError, match=what) as told:
+    with pytest.raises(InputError, match=what) as error:
         condense(big)
-    sizes = dict(part.split() for part in str(told.value).split("as with ")[1].split(" or "))
+    sizes = dict(part.split() for part in str(error.value).split("as with ")[1].split(" or "))
     assert sizes.keys() == {"steps", "batch", "width"}
     for name, size in sizes.items():
         replace(big, **{name: int(size)}).require_memory((3, 8, 8), NUM_CLASSES, 4_000_000)
@@ -136,7 +136,7 @@ def test_what_does_not_fit_into_memory_is_refused_before_anything_is_trained(mon
             replace(big, **{name: int(size) + 1}).require_memory((3, 8, 8), NUM_CLASSES, 4_000_000)
 
 
-def test_divergence_is_named():
+def test_divergence_raises_an_error_that_names_the_loss_term():
     with pytest.raises(NonFiniteError, match="condensation/trajectory is not finite at step"):
         condense(replace(SMALL, lr=1e38, iterations=4))
 

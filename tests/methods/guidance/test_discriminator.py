@@ -18,7 +18,7 @@ LABELS = torch.arange(24) % 4
 
 
 def seen(offset=0.0):
-    """Features that tell the class."""
+    """Return features from which the class can be read."""
     features = torch.randn(24, 16, generator=RNG) + offset
     features[torch.arange(24), LABELS] += 5
     return 7 * features
@@ -29,12 +29,12 @@ CONDENSED = seen()
 
 @pytest.fixture(autouse=True)
 def same_draws():
-    """A test draws the same whichever others ran before it."""
+    """Seed the generator, so that the draws of a test do not depend on earlier tests."""
     RNG.manual_seed(1)
 
 
 def started(**settings):
-    # The class head unless a test says otherwise: with it every term takes part.
+    # The default is the condition with the class head, because it has all loss terms.
     guidance = Discriminator(**{"hidden": 16, "condition": "auxiliary"} | settings)
     return guidance, guidance.init(make_teacher(), CONDENSED, LABELS, Streams(0))
 
@@ -46,37 +46,37 @@ def test_condensed_features_are_scaled_to_unit_mean_square():
 
 @pytest.mark.parametrize("class_weight", [0.0, 1.0, 2.5])
 @pytest.mark.parametrize("adversarial_weight", [0.0, 1.0, 0.5])
-def test_the_penalty_is_to_pass_for_a_condensed_image_of_ones_class(adversarial_weight, class_weight):
+def test_the_penalty_is_the_generator_loss_plus_the_class_loss(adversarial_weight, class_weight):
     guidance, state = started(class_weight=class_weight, adversarial_weight=adversarial_weight, spectral_norm=False)
     fake = seen(1.0)
-    judged, classes = state.network(fake * state.scale, LABELS)
-    naming = reference.mean(reference.class_prior(classes.tolist(), LABELS.tolist()))
-    wanted = adversarial_weight * reference.generator_loss(judged.tolist()) + class_weight * naming
+    logits, classes = state.network(fake * state.scale, LABELS)
+    class_loss = reference.mean(reference.class_prior(classes.tolist(), LABELS.tolist()))
+    wanted = adversarial_weight * reference.generator_loss(logits.tolist()) + class_weight * class_loss
     assert guidance.penalty(state, fake, LABELS, rng=RNG).item() == pytest.approx(wanted, rel=1e-5)
 
 
-def test_what_it_logs_are_the_losses_before_its_step():
+def test_logged_losses_are_those_before_the_update():
     guidance, state = started(spectral_norm=False)
     fake, real = seen(1.0), seen()
-    judged = [state.network(look * state.scale, LABELS) for look in (real, fake)]
+    logits = [state.network(features * state.scale, LABELS) for features in (real, fake)]
     terms = guidance.update(state, fake, real, LABELS, rng=RNG)
-    told = reference.discriminator_loss(*(adversarial.tolist() for adversarial, _ in judged))
-    assert terms["adversarial"].item() == pytest.approx(told, rel=1e-5)
-    naming = reference.mean(reference.class_prior(judged[0][1].tolist(), LABELS.tolist()))
-    assert terms["class"].item() == pytest.approx(naming, rel=1e-5)
-    right = [(judged[0][0] > 0).double().mean(), (judged[1][0] < 0).double().mean()]
+    expected = reference.discriminator_loss(*(adversarial.tolist() for adversarial, _ in logits))
+    assert terms["adversarial"].item() == pytest.approx(expected, rel=1e-5)
+    class_loss = reference.mean(reference.class_prior(logits[0][1].tolist(), LABELS.tolist()))
+    assert terms["class"].item() == pytest.approx(class_loss, rel=1e-5)
+    right = [(logits[0][0] > 0).double().mean(), (logits[1][0] < 0).double().mean()]
     assert terms["accuracy"].item() == pytest.approx(sum(right).item() / 2)
 
 
 @each_condition
 @each_loss
-def test_it_starts_from_ignorance_and_learns_the_sides(condition, loss):
+def test_the_loss_starts_at_chance_and_falls(condition, loss):
     guidance, state = started(lr=1e-2, condition=condition, loss=loss)
     terms = [guidance.update(state, seen(1.0), seen(), LABELS, rng=RNG) for _ in range(200)]
-    ignorant = 2 * log(2) if loss == "non_saturating" else 2.0
-    assert terms[0]["adversarial"].item() == pytest.approx(ignorant, rel=0.15)
-    assert terms[-1]["adversarial"] < 0.7 * ignorant
-    # One step judges 48 images. How many it gets right after 200 steps the last bits tell, which differ between CPUs.
+    at_chance = 2 * log(2) if loss == "non_saturating" else 2.0
+    assert terms[0]["adversarial"].item() == pytest.approx(at_chance, rel=0.15)
+    assert terms[-1]["adversarial"] < 0.7 * at_chance
+    # One step classifies only 48 images, and its accuracy depends on rounding, which differs between CPUs.
     assert torch.stack([one["accuracy"] for one in terms[-50:]]).mean() > 0.94
     if condition == "auxiliary":
         assert terms[-1]["class"] < 0.5 * terms[0]["class"]
@@ -90,15 +90,17 @@ def test_sgd_learns_as_well():
     assert terms["accuracy"] > 0.8
 
 
-@pytest.mark.parametrize(("condition", "hears"), [("projection", True), ("per_class", True), ("none", False)])
-def test_only_who_hears_of_the_class_learns_fakes_that_are_condensed_ones_of_another(condition, hears):
-    """Both sides are the same images, under exchanged labels on the fakes' side."""
+@pytest.mark.parametrize(("condition", "conditional"), [("projection", True), ("per_class", True), ("none", False)])
+def test_only_a_conditional_discriminator_learns_fakes_that_are_condensed_images_of_another_class(
+    condition, conditional
+):
+    """Both sides are the same images; the labels on the fakes' side are exchanged."""
     guidance, state = started(lr=1e-2, condition=condition, spectral_norm=False)
     for _ in range(200):
         real = seen()
         terms = guidance.update(state, real.roll(1, 0), real, LABELS, rng=RNG)
-    assert (terms["accuracy"] > 0.95) == hears
-    assert (abs(terms["accuracy"] - 0.5) < 0.1) != hears
+    assert (terms["accuracy"] > 0.95) == conditional
+    assert (abs(terms["accuracy"] - 0.5) < 0.1) != conditional
 
 
 def test_the_class_head_learns_from_condensed_images_alone():
@@ -112,7 +114,7 @@ def test_the_class_head_learns_from_condensed_images_alone():
         torch.testing.assert_close(found, wanted)
 
 
-def test_more_steps_are_as_many_updates_on_the_same_images():
+def test_steps_is_the_number_of_updates_on_the_same_images():
     fake, real = seen(1.0), seen()
     guidance, state = started(steps=3)
     guidance.update(state, fake, real, LABELS, rng=RNG)
@@ -133,11 +135,11 @@ def test_losses_are_float32_under_autocast(condition, settings):
     assert {term.dtype for term in terms.values()} == {torch.float32}
 
 
-# Against over-fitting.
+# Settings against over-fitting.
 
 
 @each_condition
-def test_the_class_weight_counts_where_there_is_a_class_head_and_nowhere_else(condition):
+def test_the_class_weight_has_an_effect_only_with_a_class_head(condition):
     fake, real, found = seen(1.0), seen(), []
     for class_weight in (0.0, 2.0):
         guidance, state = started(condition=condition, class_weight=class_weight)
@@ -153,16 +155,16 @@ def test_r1_is_half_the_squared_gradient_at_condensed_features_by_finite_differe
     network, wanted = copy.deepcopy(state.network).double(), []
     for row, label in zip((real * state.scale).double(), LABELS[:4], strict=True):
 
-        def judge(point, label=label):
+        def logit_at(point, label=label):
             return network(torch.tensor([point], dtype=torch.float64), label[None])[0].item()
 
-        # Judgements are float32: a step far above their last bits.
-        wanted.append(reference.gradient_penalty(judge, [row.tolist()], step=1e-3))
+        # The outputs are float32, so the step must be far above their rounding.
+        wanted.append(reference.gradient_penalty(logit_at, [row.tolist()], step=1e-3))
     logged = guidance.update(state, fake, real, LABELS[:4], rng=RNG)["r1"].item()
     assert logged == pytest.approx(reference.mean(wanted), rel=0.02)
 
 
-def test_r1_makes_the_judgement_flatter():
+def test_r1_reduces_the_gradient_of_the_output():
     found = []
     for r1_weight in (0.0, 10.0):
         guidance, state = started(r1_weight=r1_weight, spectral_norm=False, lr=1e-2)
@@ -174,15 +176,15 @@ def test_r1_makes_the_judgement_flatter():
     assert found[1] < 0.5 * found[0]
 
 
-def test_smoothed_targets_are_those_of_the_loss():
+def test_the_loss_uses_smoothed_targets():
     guidance, state = started(label_smoothing=0.2, spectral_norm=False)
     fake, real = seen(1.0), seen()
-    judged = [state.network(look * state.scale, LABELS)[0].tolist() for look in (real, fake)]
+    logits = [state.network(features * state.scale, LABELS)[0].tolist() for features in (real, fake)]
     logged = guidance.update(state, fake, real, LABELS, rng=RNG)["adversarial"].item()
-    assert logged == pytest.approx(reference.discriminator_loss(*judged, 0.2), rel=1e-5)
+    assert logged == pytest.approx(reference.discriminator_loss(*logits, 0.2), rel=1e-5)
 
 
-def test_noise_is_on_all_it_sees_from_the_stream_it_is_given_and_in_units_of_the_features():
+def test_instance_noise_is_added_to_all_inputs_from_the_given_stream_in_units_of_the_features():
     guidance, state = started(instance_noise=0.5, spectral_norm=False)
 
     def stream():
@@ -192,19 +194,19 @@ def test_noise_is_on_all_it_sees_from_the_stream_it_is_given_and_in_units_of_the
         return features * state.scale + 0.5 * torch.randn(features.shape, generator=stream())
 
     fake, real = seen(1.0), seen()
-    judged = state.network(noisy(fake), LABELS)
-    naming = reference.mean(reference.class_prior(judged[1].tolist(), LABELS.tolist()))
-    wanted = reference.generator_loss(judged[0].tolist()) + naming
+    logits = state.network(noisy(fake), LABELS)
+    class_loss = reference.mean(reference.class_prior(logits[1].tolist(), LABELS.tolist()))
+    wanted = reference.generator_loss(logits[0].tolist()) + class_loss
     assert guidance.penalty(state, fake, LABELS, rng=stream()).item() == pytest.approx(wanted, rel=1e-5)
-    takes = (state.network(noisy(real), LABELS)[0] > 0).float().mean()
-    assert guidance.evaluate_held_out(state, real, real, real, LABELS, rng=stream())["held_out_accuracy"] == takes
+    accuracy = (state.network(noisy(real), LABELS)[0] > 0).float().mean()
+    assert guidance.evaluate_held_out(state, real, real, real, LABELS, rng=stream())["held_out_accuracy"] == accuracy
     both = state.network(noisy(torch.cat([real, fake])), LABELS.repeat(2))[0].tolist()
     logged = guidance.update(state, fake, real, LABELS, rng=stream())["adversarial"].item()
     assert logged == pytest.approx(reference.discriminator_loss(both[:24], both[24:]), rel=1e-5)
 
 
-def test_what_it_learns_by_heart_shows_in_the_images_held_out():
-    """Condensed and fake features of one distribution, few condensed ones: there is nothing to be learnt but them."""
+def test_memorised_images_are_detected_by_held_out_images():
+    """Condensed and fake features have the same distribution, so only the few condensed ones can be memorised."""
     noise = torch.Generator().manual_seed(1)
     few, held_out = torch.randn(8, 64, generator=noise), torch.randn(400, 64, generator=noise)
     guidance = Discriminator(hidden=64, lr=1e-2, spectral_norm=False, condition="none")
@@ -216,13 +218,13 @@ def test_what_it_learns_by_heart_shows_in_the_images_held_out():
     found = guidance.evaluate_held_out(state, few.repeat(50, 1), held_out, held_out, torch.arange(400) % 4, rng=RNG)
     assert seen_right > 0.95
     assert found["held_out_accuracy"] < 0.6
-    # What it tells of fakes that are as good as can be is what it knows by heart.
+    # The accuracy on perfect fakes above one half is due to memorised images.
     assert found["perfect_accuracy"].item() == pytest.approx((seen_right + 1 - found["held_out_accuracy"]).item() / 2)
     assert found["perfect_accuracy"] > 0.65
 
 
 @each_condition
-def test_perfect_accuracy_is_the_share_told_right_of_condensed_images_and_of_those_that_play_the_fakes(condition):
+def test_perfect_accuracy_is_the_accuracy_on_condensed_images_and_on_held_out_images_used_as_fakes(condition):
     guidance, state = started(condition=condition)
     for _ in range(30):
         guidance.update(state, seen(1.0), seen(), LABELS, rng=RNG)
@@ -231,18 +233,18 @@ def test_perfect_accuracy_is_the_share_told_right_of_condensed_images_and_of_tho
     found = guidance.evaluate_held_out(state, shown, held_out, fakes, LABELS, rng=RNG)
     assert all(map(torch.equal, before, state.network.state_dict().values()))
     state.network.eval()
-    judged = [state.network(look * state.scale, LABELS)[0].tolist() for look in (shown, held_out, fakes)]
-    right = sum(value > 0 for value in judged[0]), sum(value < 0 for value in judged[2])
+    logits = [state.network(features * state.scale, LABELS)[0].tolist() for features in (shown, held_out, fakes)]
+    right = sum(value > 0 for value in logits[0]), sum(value < 0 for value in logits[2])
     assert found["perfect_accuracy"].item() == pytest.approx(sum(right) / 48)
-    assert found["held_out_accuracy"].item() == pytest.approx(sum(value > 0 for value in judged[1]) / 24)
+    assert found["held_out_accuracy"].item() == pytest.approx(sum(value > 0 for value in logits[1]) / 24)
     assert found.keys() == {"held_out_accuracy", "perfect_accuracy"}
 
 
-def test_after_it_is_examined_it_learns_as_if_it_had_not_been():
+def test_an_evaluation_does_not_change_later_updates():
     fake, real, found = seen(1.0), seen(), []
-    for examined in (False, True):
+    for evaluated in (False, True):
         guidance, state = started()
-        if examined:
+        if evaluated:
             guidance.evaluate_held_out(state, real, real, real, LABELS, rng=RNG)
         guidance.update(state, fake, real, LABELS, rng=RNG)
         found.append(list(state.network.state_dict().values()))
@@ -266,6 +268,6 @@ def test_after_it_is_examined_it_learns_as_if_it_had_not_been():
     ],
     ids=str,
 )
-def test_settings_that_make_no_sense_are_refused(change):
+def test_invalid_settings_are_refused(change):
     with pytest.raises(InputError, match=f"{next(iter(change))}.* is .*; accepted"):
         Discriminator(**change)

@@ -19,33 +19,33 @@ def discriminator(condition="auxiliary", *, spectral=True):
 
 @each_condition
 @pytest.mark.parametrize("spectral", [True, False])
-def test_gives_one_judgement_and_the_classes_where_it_has_a_head(condition, spectral):
-    judged, classes = discriminator(condition, spectral=spectral)(FEATURES, LABELS)
-    assert judged.shape == (10,)
-    assert judged.isfinite().all()
+def test_outputs_are_a_logit_and_class_logits_if_there_is_a_class_head(condition, spectral):
+    logits, classes = discriminator(condition, spectral=spectral)(FEATURES, LABELS)
+    assert logits.shape == (10,)
+    assert logits.isfinite().all()
     assert (classes is not None) == (condition == "auxiliary")
     assert classes is None or classes.shape == (10, 5)
 
 
 @each_condition
 @pytest.mark.parametrize("spectral", [True, False])
-def test_untrained_it_judges_all_about_alike(condition, spectral):
-    judged, _ = discriminator(condition, spectral=spectral)(FEATURES, LABELS)
-    assert judged.abs().max() < 1
+def test_logits_of_an_untrained_discriminator_are_small(condition, spectral):
+    logits, _ = discriminator(condition, spectral=spectral)(FEATURES, LABELS)
+    assert logits.abs().max() < 1
 
 
 @pytest.mark.parametrize(
-    ("condition", "looks"), [("auxiliary", False), ("projection", True), ("per_class", True), ("none", False)]
+    ("condition", "conditional"), [("auxiliary", False), ("projection", True), ("per_class", True), ("none", False)]
 )
-def test_the_label_moves_the_judgement_where_it_is_a_condition_of_it(condition, looks):
+def test_the_logit_depends_on_the_label_only_in_conditional_forms(condition, conditional):
     network = discriminator(condition, spectral=False)
-    judged = [network(FEATURES, labels)[0] for labels in (LABELS, (LABELS + 1) % 5)]
-    assert (judged[0] != judged[1]).all() == looks
-    assert torch.equal(*judged) != looks
+    logits = [network(FEATURES, labels)[0] for labels in (LABELS, (LABELS + 1) % 5)]
+    assert (logits[0] != logits[1]).all() == conditional
+    assert torch.equal(*logits) != conditional
 
 
 def layers(network):
-    """Weights and biases of the hidden layers, and what they make of the features."""
+    """Return the output of the hidden layers for the features."""
     first, second = network.trunk[0], network.trunk[2]
     return nn.functional.leaky_relu(second(nn.functional.leaky_relu(first(FEATURES), 0.2)), 0.2)
 
@@ -78,7 +78,7 @@ def test_per_class_takes_the_logit_of_the_label():
 
 @each_condition
 @pytest.mark.parametrize("spectral", [True, False])
-def test_spectral_normalisation_bounds_how_fast_the_judgement_changes(condition, spectral):
+def test_spectral_normalisation_bounds_the_slope_of_the_logit(condition, spectral):
     network = discriminator(condition, spectral=spectral)
     with torch.no_grad():
         for layer in network.modules():
@@ -96,8 +96,8 @@ def test_spectral_normalisation_bounds_how_fast_the_judgement_changes(condition,
 
 
 @each_condition
-def test_judgements_are_float32_under_autocast(condition):
+def test_logits_are_float32_under_autocast(condition):
     with torch.autocast("cpu", torch.bfloat16):
-        judged, classes = discriminator(condition)(FEATURES, LABELS)
-    assert judged.dtype == torch.float32
+        logits, classes = discriminator(condition)(FEATURES, LABELS)
+    assert logits.dtype == torch.float32
     assert classes is None or classes.dtype == torch.float32

@@ -23,7 +23,7 @@ def started(labels=GUIDE_LABELS, guides=GUIDES, layout=Layout(), **settings):  #
 
 
 def within(features, labels):
-    """Covariance within classes by degrees of freedom, by loops over classes."""
+    """Return the covariance within classes and its degrees of freedom, computed in a loop over classes."""
     scatter, freedom = np.zeros((features.shape[1],) * 2), 0
     for label in np.unique(labels):
         rest = features[labels == label] - features[labels == label].mean(0)
@@ -52,7 +52,7 @@ def test_the_moments_are_those_of_the_guides(shrinkage):
     np.testing.assert_allclose(found, target, rtol=1e-4, atol=1e-6)
 
 
-def test_contrasts_are_as_many_as_degrees_of_freedom_with_the_covariance_within_groups():
+def test_contrasts_have_the_covariance_within_groups_and_a_row_per_degree_of_freedom():
     features, groups = GUIDES.double().numpy(), np.array([0, 0, 1, 2, 2, 2, 0, 2, 0, 4, 4, 5])
     draws, (wanted, freedom) = contrasts(features, groups), within(features, groups)
     assert len(draws) == freedom == 7
@@ -60,7 +60,7 @@ def test_contrasts_are_as_many_as_degrees_of_freedom_with_the_covariance_within_
 
 
 @pytest.mark.parametrize("several", [True, False])
-def test_where_a_class_has_one_image_the_covariance_is_that_of_its_views(several):
+def test_the_covariance_is_within_each_view_or_across_views_if_classes_have_one_image(several):
     images = 8 if several else 4
     each = torch.randn(5, images, 6, generator=RNG)
     labels = torch.arange(images) % 4
@@ -77,7 +77,7 @@ def test_where_a_class_has_one_image_the_covariance_is_that_of_its_views(several
 
 
 @pytest.mark.parametrize("unbiased", [True, False])
-def test_the_penalty_is_that_of_the_formula(unbiased):
+def test_the_penalty_equals_the_formula(unbiased):
     guidance, state = started(unbiased=unbiased, covariance_weight=2.0)
     fake, labels = (state.scale * FAKES).double().numpy(), FAKE_LABELS.numpy()
     spread, freedom = within(fake, labels)
@@ -108,19 +108,19 @@ def test_marginal_is_the_mean_and_total_covariance_of_the_mixture():
     spread = np.cov(fake.T, bias=True)
     wanted = ((fake.mean(0) - centre) ** 2).sum() + 2 * ((spread - total) ** 2).sum() / (total**2).sum()
     assert guidance.penalty(state, FAKES, FAKE_LABELS, rng=RNG).item() == pytest.approx(wanted, rel=1e-4)
-    # Which image of the batch has which label is the same to it.
+    # The penalty does not depend on which image of the batch has which label.
     moved = guidance.penalty(state, FAKES[known], FAKE_LABELS[known].flip(0), rng=RNG).item()
     assert moved == pytest.approx(wanted, rel=1e-4)
 
 
 def drawn(state, count, shrink=1.0):
-    """Features that are distributed as the state says, narrower by `shrink`; with labels."""
+    """Return features drawn from the state's distribution, with deviations scaled by `shrink`, and their labels."""
     labels = torch.arange(count) % 3
     root = torch.linalg.cholesky(state.covariances[0])
     return (state.means[labels] + shrink * torch.randn(count, 6, generator=RNG) @ root.T) / state.scale, labels
 
 
-def test_the_distance_of_means_of_unbiased_perfect_fakes_is_0_in_the_mean_and_of_biased_ones_is_not():
+def test_the_distance_of_means_of_perfect_fakes_is_0_on_average_only_if_unbiased():
     for unbiased in (True, False):
         guidance, state = started(unbiased=unbiased)
         found = torch.stack([guidance.distances(state, *drawn(state, 12))["mean"] for _ in range(400)])
@@ -129,8 +129,8 @@ def test_the_distance_of_means_of_unbiased_perfect_fakes_is_0_in_the_mean_and_of
 
 
 @pytest.mark.parametrize("shrinkage", ["oas", "none"])
-def test_covariances_of_batches_come_nearest_to_the_target_where_the_distribution_has_it(shrinkage):
-    """The gradient at the true distribution, along its own covariance and along the identity: 0 in the mean."""
+def test_the_covariance_distance_is_least_at_the_true_distribution_only_if_unbiased(shrinkage):
+    """The distances at 0.99 and 1.01 times the true deviation differ by 0 on average if `unbiased`."""
     for unbiased in (True, False):
         guidance, state = started(unbiased=unbiased, shrinkage=shrinkage)
         slopes = []
@@ -143,13 +143,13 @@ def test_covariances_of_batches_come_nearest_to_the_target_where_the_distributio
         change = slopes[1] - slopes[0]
         error = change.std() / len(change) ** 0.5
         assert (abs(change.mean()) < 4 * error) == unbiased
-        assert unbiased or change.mean() > 0  # wider is worse, though narrower is wrong
+        assert unbiased or change.mean() > 0  # the biased distance is least at a narrower distribution
 
 
 @pytest.mark.parametrize("unbiased", [True, False])
 @pytest.mark.parametrize("size", [20, 64])
-def test_features_of_a_batch_that_are_moved_themselves_do_not_spread_without_end(unbiased, size):
-    """Also where a batch has fewer features than values, so that its covariance has not full rank."""
+def test_directly_optimised_features_do_not_spread_without_bound(unbiased, size):
+    """This also holds if a batch has fewer features than dimensions, so that its covariance is singular."""
     rng = torch.Generator().manual_seed(0)
     guides, labels = torch.randn(80, size, generator=rng), torch.arange(80) % 4
     guidance, state = started(labels, guides, unbiased=unbiased)
@@ -161,13 +161,13 @@ def test_features_of_a_batch_that_are_moved_themselves_do_not_spread_without_end
         (features.grad,) = torch.autograd.grad(loss, [features])
         optimizer.step()
     trace = np.trace(within((state.scale * features).detach().numpy(), known.numpy())[0])
-    # 16 features of 4 classes have a covariance of rank 12: that is as near as it comes.
+    # The covariance of 16 features of 4 classes has at most rank 12, which limits its trace.
     target = state.covariances[0].trace().item()
     assert 0.8 * 12 / size * target < trace < (12 if unbiased else 1.2) * target
     assert guidance.distances(state, features, known)["covariance"] >= 0
 
 
-def test_what_batches_must_be_nearest_to_is_more_the_fewer_they_are():
+def test_the_target_of_batch_covariances_is_larger_for_fewer_degrees_of_freedom():
     covariance = torch.diag(torch.tensor([1.0, 3.0]))
     torch.testing.assert_close(as_sampled(covariance, torch.tensor(4.0)), torch.diag(torch.tensor([2.25, 4.75])))
     torch.testing.assert_close(as_sampled(covariance, torch.tensor(1e9)), covariance)
@@ -183,7 +183,7 @@ def test_a_batch_without_two_fakes_a_class_is_refused_where_covariances_are_comp
     Gaussian(alignment="marginal").check_use(teacher, 10, 2, lambda images, stream: images)
 
 
-def test_stages_beside_it_leave_the_units_of_the_layer_as_they_are():
+def test_stages_do_not_change_the_scale_of_the_main_layer():
     plain, beside = (
         started()[1],
         started(guides=torch.cat([GUIDES, 5 * GUIDES], 1), layout=Layout((6, 6), 1), stages=1)[1],
@@ -193,8 +193,8 @@ def test_stages_beside_it_leave_the_units_of_the_layer_as_they_are():
     torch.testing.assert_close(plain.covariances[0], beside.covariances[0])
 
 
-def test_narrower_fakes_are_worse_only_where_the_bias_is_taken_off():
-    """That is what the correction is for: by the biased distance of means, a collapse is the best there is."""
+def test_narrower_fakes_have_a_higher_penalty_only_if_unbiased():
+    """This is the reason for the correction: the biased distance of means is least for collapsed fakes."""
     found = {}
     for unbiased in (True, False):
         guidance, state = started(unbiased=unbiased, covariance_weight=0.03)
@@ -207,7 +207,7 @@ def test_narrower_fakes_are_worse_only_where_the_bias_is_taken_off():
 
 @pytest.mark.parametrize("alignment", ["class", "marginal"])
 @pytest.mark.parametrize("unbiased", [True, False])
-def test_gradients_are_those_of_the_values(alignment, unbiased):
+def test_gradients_equal_finite_differences(alignment, unbiased):
     guidance, state = started(alignment=alignment, unbiased=unbiased)
     state.scale, state.means, state.known = (x.double() for x in (state.scale, state.means, state.known))
     state.covariances = tuple(x.double() for x in state.covariances)
@@ -215,7 +215,7 @@ def test_gradients_are_those_of_the_values(alignment, unbiased):
     assert torch.autograd.gradcheck(lambda x: guidance.penalty(state, x, FAKE_LABELS, rng=RNG), (left,))
 
 
-def test_following_the_penalty_brings_the_moments_together():
+def test_gradient_descent_on_the_penalty_matches_the_moments():
     guidance, state = started(unbiased=False, shrinkage="none")
     labels = torch.arange(30) % 3
     features = torch.randn(30, 6, generator=RNG).requires_grad_()
@@ -236,13 +236,13 @@ def test_a_batch_of_one_fake_a_class_is_matched_by_means_alone():
     assert gradient.isfinite().all()
 
 
-def test_units_of_the_features_do_not_matter():
+def test_the_penalty_does_not_depend_on_the_scale_of_the_features():
     (guidance, state), (_, other) = started(), started(guides=100 * GUIDES)
     once, scaled = (guidance.penalty(s, f * FAKES, FAKE_LABELS, rng=RNG).item() for s, f in ((state, 1), (other, 100)))
     assert scaled == pytest.approx(once, rel=1e-4)
 
 
-def test_autocast_does_not_touch_it():
+def test_autocast_does_not_change_the_penalty():
     guidance, state = started()
     wanted = guidance.penalty(state, FAKES, FAKE_LABELS, rng=RNG)
     with torch.autocast("cpu", torch.bfloat16):
@@ -250,7 +250,7 @@ def test_autocast_does_not_touch_it():
 
 
 @pytest.mark.parametrize("settings", [{"covariance": "none"}, {"covariance_weight": 0.0}], ids=str)
-def test_means_alone(settings):
+def test_without_covariances_the_penalty_compares_means_alone(settings):
     guidance, state = started(**settings)
     assert state.covariances == ()
     rows = [(state.scale * FAKES)[label == FAKE_LABELS].mean(0) - state.means[label] for label in range(3)]
@@ -259,28 +259,28 @@ def test_means_alone(settings):
     assert guidance.update(state, FAKES, FAKES[:0], FAKE_LABELS, rng=RNG).keys() == {"mean"}
 
 
-# How it begins, and what it looks at.
+# The initial state, and the images that are observed.
 
 
 def noisy(images, stream):
-    """Some host's augmentation."""
+    """An example of a host's augmentation."""
     return images + 0.3 * torch.randn(images.shape, generator=stream)
 
 
 @pytest.mark.parametrize("augment", ["host", "condensed", "dsa"])
-def test_no_step_looks_at_condensed_images(augment):
+def test_steps_observe_no_condensed_images(augment):
     teacher = make_teacher()
     guide, carried = bound(Gaussian(augment=augment, views=3), teacher=teacher, host_augment=noisy)
-    asked, real = [], teacher.observe
-    teacher.observe = lambda images, *rest, **wishes: (asked.append(images), real(images, *rest, **wishes))[1]
+    observed, real = [], teacher.observe
+    teacher.observe = lambda images, *rest, **options: (observed.append(images), real(images, *rest, **options))[1]
     guide.update(fakes(), real(fakes(), guide.layers), LABELS)
-    # Under DSA at its own view of the fakes.
-    assert [len(images) for images in asked] == ([len(LABELS)] if augment == "dsa" else [])
+    # With DSA, a step observes its own view of the fakes.
+    assert [len(images) for images in observed] == ([len(LABELS)] if augment == "dsa" else [])
     assert carried.covariances[0].trace() > 0
 
 
 @pytest.mark.parametrize("augment", ["host", "dsa"])
-def test_the_moments_are_of_views_under_the_augmentation_of_the_fakes(augment):
+def test_the_moments_are_computed_under_the_augmentation_of_the_fakes(augment):
     teacher, few = make_teacher(), blobs(NUM_CLASSES, seed=4).samples(MEAN, STD)
     _, carried = bound(Gaussian(augment=augment, views=64), teacher=teacher, condensed=few, host_augment=noisy)
     rng, guidance = Streams(1), Gaussian(augment=augment)
@@ -294,7 +294,7 @@ def test_the_moments_are_of_views_under_the_augmentation_of_the_fakes(augment):
     assert carried.covariances[0].trace().item() == pytest.approx(np.trace(spread), rel=0.2)
 
 
-def test_of_many_images_there_are_fewer_views(monkeypatch):
+def test_many_images_have_fewer_views(monkeypatch):
     from condkd_ray.methods.guidance import guidance as module
 
     monkeypatch.setattr(module, "MAX_INIT_FEATURES", 20)
@@ -303,7 +303,7 @@ def test_of_many_images_there_are_fewer_views(monkeypatch):
     assert len(seen) == 2
 
 
-def test_one_image_a_class_that_nothing_augments_has_no_covariance():
+def test_covariances_of_one_image_a_class_without_augmentation_are_refused():
     one = blobs(NUM_CLASSES, seed=4).samples(MEAN, STD)
     accepted = "above 0: views that differ .augment dsa., or covariance none"
     with pytest.raises(InputError, match=f"spread of the condensed features within their classes is .*{accepted}"):
@@ -323,12 +323,12 @@ def test_one_image_a_class_that_nothing_augments_has_no_covariance():
         ({"noise": 0.5}, "gaussian noise is 0.5; accepted: 0: it reads no condensed images in a step"),
     ],
 )
-def test_what_it_cannot_do_is_refused(settings, message):
+def test_unsupported_settings_are_refused(settings, message):
     with pytest.raises(InputError, match=message):
         Gaussian(**settings)
 
 
-def test_of_several_layers_it_is_the_weighted_sum_of_theirs():
+def test_the_distance_of_several_layers_is_the_weighted_sum_of_their_distances():
     layout = Layout((2, 3, 1))
     guidance, state = started(layout=layout, stages_weight=0.5, stage_covariances=True)
     assert [len(x) for x in state.covariances] == [2, 3, 1]

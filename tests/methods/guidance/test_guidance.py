@@ -1,4 +1,4 @@
-"""Which condensed images a guide looks at, how both sides are augmented, and which images it never learns from."""
+"""The condensed images that a guide reads, the augmentation of both sides, and the held-out images."""
 
 from dataclasses import dataclass, fields
 from typing import get_args
@@ -25,7 +25,7 @@ from condkd_ray.models import observation
     wanted=st.lists(st.integers(0, 6), max_size=30),
     seed=st.integers(0, 2**32),
 )
-def test_rows_are_of_the_wanted_class_where_it_has_any(known, wanted, seed):
+def test_rows_are_of_the_wanted_class_if_it_has_any(known, wanted, seed):
     known, wanted = torch.tensor(known), torch.tensor(wanted, dtype=torch.int64)
     rows = same_class_rows(known, wanted, torch.Generator().manual_seed(seed))
     assert rows.shape == wanted.shape
@@ -70,23 +70,23 @@ def test_weights_are_finite_and_not_negative(kind, value):
     ],
     ids=str,
 )
-def test_what_does_nothing_is_known(guidance, idle):
+def test_idle_lists_settings_without_effect(guidance, idle):
     assert guidance.idle == idle
 
 
 @dataclass
-class Shown:
+class Recorded:
     pairs: list
 
 
 @dataclass(frozen=True, kw_only=True)
-class Witness(Guidance[Shown]):
-    """A guidance that writes down what it is shown."""
+class Witness(Guidance[Recorded]):
+    """A guidance that records its arguments."""
 
     name: str = "witness"
 
     def init(self, teacher, condensed, labels, rng, layout):
-        return Shown([(condensed, labels)])
+        return Recorded([(condensed, labels)])
 
     def penalty(self, state, fake, labels, *, rng):
         return fake.mean()
@@ -98,13 +98,13 @@ class Witness(Guidance[Shown]):
 
 @dataclass(frozen=True, kw_only=True)
 class Older(Witness):
-    """As guidances were written before there were layouts."""
+    """A guidance of the older interface, without layouts."""
 
     def init(self, teacher, condensed, labels, rng):
-        return Shown([(condensed, labels)])
+        return Recorded([(condensed, labels)])
 
 
-def test_a_guidance_without_layouts_goes_on_and_is_refused_where_it_would_have_to_know_them():
+def test_a_guidance_without_layouts_works_but_is_refused_with_stages_or_noise():
     teacher = make_teacher()
     guide, carried = bound(Older(), teacher=teacher)
     step(guide, fakes(), teacher)
@@ -117,7 +117,7 @@ def test_a_guidance_without_layouts_goes_on_and_is_refused_where_it_would_have_t
         bound(Older(stages=2), teacher=teacher)
     for kind in (Older, Witness):
         with pytest.raises(
-            InputError, match="state of guidance witness with stages or noise is 'Shown'; accepted: a sub"
+            InputError, match="state of guidance witness with stages or noise is 'Recorded'; accepted: a sub"
         ):
             bound(kind(noise=0.5), teacher=teacher)
 
@@ -126,8 +126,8 @@ def test_a_guidance_without_layouts_goes_on_and_is_refused_where_it_would_have_t
 FLAT = unseen(torch.linspace(-1, 2, NUM_CLASSES).view(-1, 1, 1, 1).expand(-1, *IMAGE_SHAPE), torch.arange(NUM_CLASSES))
 
 
-def looked_at(augment, host_augment=identity):
-    """(features of fakes as the host saw them, as the guide saw them, of condensed images) in one step."""
+def step_features(augment, host_augment=identity):
+    """Return one step's features of fakes in the host's view, of fakes in the guide's view, and of condensed images."""
     teacher = make_teacher()
     guide, carried = bound(Witness(augment=augment), teacher=teacher, condensed=FLAT, host_augment=host_augment)
     step(guide, fakes(), teacher)
@@ -140,7 +140,7 @@ def expected(images):
 
 
 @pytest.mark.parametrize(("limit", "rows"), [(8, slice(None)), (7, slice(0, 8, 2)), (3, slice(0, 8, 3))])
-def test_it_begins_with_the_whole_condensed_set_unless_that_is_large(monkeypatch, limit, rows):
+def test_the_initial_features_are_of_the_whole_condensed_set_unless_it_is_large(monkeypatch, limit, rows):
     monkeypatch.setattr(guidance_module, "MAX_INIT_FEATURES", limit)
     condensed = condensed_set(2)
     _, carried = bound(Witness(), condensed=condensed)
@@ -151,30 +151,30 @@ def test_it_begins_with_the_whole_condensed_set_unless_that_is_large(monkeypatch
 
 
 def test_the_real_side_has_the_classes_of_the_fakes():
-    _, _, real = looked_at("host")
+    _, _, real = step_features("host")
     torch.testing.assert_close(real, expected(FLAT.images[LABELS]))
 
 
-def test_host_shows_fakes_as_the_host_saw_them_and_condensed_under_its_augmentation():
-    host, fake, real = looked_at("host", lambda images, stream: images.flip(2) * 0.5 + 3)
+def test_augment_host_compares_fakes_and_condensed_images_under_the_hosts_augmentation():
+    host, fake, real = step_features("host", lambda images, stream: images.flip(2) * 0.5 + 3)
     assert torch.equal(fake, host)
     torch.testing.assert_close(real, expected(FLAT.images[LABELS].flip(2) * 0.5 + 3))
 
 
-def test_condensed_augments_the_condensed_side_besides():
-    host, fake, real = looked_at("condensed", lambda images, stream: images + 1)
+def test_augment_condensed_also_augments_the_condensed_side():
+    host, fake, real = step_features("condensed", lambda images, stream: images + 1)
     assert torch.equal(fake, host)
-    assert not torch.allclose(real, looked_at("host", lambda images, stream: images + 1)[2])
+    assert not torch.allclose(real, step_features("host", lambda images, stream: images + 1)[2])
 
 
-def test_dsa_looks_itself_and_leaves_the_hosts_augmentation_out():
+def test_augment_dsa_replaces_the_hosts_augmentation():
     def never(images, stream):
-        raise AssertionError("the host's augmentation was asked for")
+        raise AssertionError("the host's augmentation was called")
 
-    host, fake, real = looked_at("dsa", never)
+    host, fake, real = step_features("dsa", never)
     assert fake.shape == host.shape
     assert not torch.allclose(fake, host)
-    assert not torch.allclose(real, looked_at("host")[2])
+    assert not torch.allclose(real, step_features("host")[2])
 
 
 def test_the_hosts_augmentation_of_condensed_images_draws_from_the_guides_stream():
@@ -189,7 +189,7 @@ def test_the_hosts_augmentation_of_condensed_images_draws_from_the_guides_stream
     step(guide, fakes(), teacher)
 
 
-# What D never learns from.
+# Held-out images.
 
 
 def condensed_set(ipc):
@@ -200,7 +200,7 @@ def condensed_set(ipc):
     labels=st.lists(st.integers(0, NUM_CLASSES - 1), min_size=1, max_size=60),
     held_out=st.floats(0, 0.95),
 )
-def test_of_each_class_the_last_are_held_out_in_any_order_of_labels(labels, held_out):
+def test_the_last_images_of_each_class_are_held_out_in_any_order_of_labels(labels, held_out):
     images = unseen(torch.arange(len(labels)).view(-1, 1, 1, 1).float(), torch.tensor(labels))
     shown, kept = Discriminator(held_out=held_out).hold_out(images, NUM_CLASSES)
     for label in range(NUM_CLASSES):
@@ -214,24 +214,24 @@ def test_of_each_class_the_last_are_held_out_in_any_order_of_labels(labels, held
 
 
 @pytest.mark.parametrize(("ipc", "held_out"), [(1, 0), (5, 0), (9, 0), (10, 1), (25, 2)])
-def test_what_is_held_out_is_logged_where_there_is_any(ipc, held_out):
+def test_metrics_of_held_out_images_are_logged_only_if_there_are_any(ipc, held_out):
     guidance, teacher = Discriminator(hidden=8), make_teacher()
     guide, _ = bound(guidance, teacher=teacher, condensed=condensed_set(ipc))
     assert len(guide.held_out) == held_out * NUM_CLASSES
     assert len(guide.condensed) == (ipc - held_out) * NUM_CLASSES
     step(guide, fakes(), teacher)
-    told = guidance.read(guide)
+    metrics = guidance.read(guide)
     for name in ("held_out_accuracy", "perfect_accuracy"):
-        assert (f"guidance/{name}" in told) == (held_out > 0)
+        assert (f"guidance/{name}" in metrics) == (held_out > 0)
 
 
 @pytest.mark.parametrize("condition", CONDITIONS)
-def test_poison_among_the_images_held_out_changes_no_bit_of_what_is_learnt(condition):
+def test_the_content_of_held_out_images_has_no_effect_on_training(condition):
     teacher, found = make_teacher(), []
     few = condensed_set(10)
-    for poison in (0.0, 1e3):
+    for offset in (0.0, 1e3):
         images = few.images.clone()
-        images[-NUM_CLASSES:] += poison
+        images[-NUM_CLASSES:] += offset
         guidance = Discriminator(hidden=8, condition=condition, held_out=0.1)
         guide, carried = bound(guidance, teacher=teacher, condensed=Samples(images, few.labels, few.logits))
         assert torch.equal(guide.held_out.images, images[-NUM_CLASSES:])
@@ -243,7 +243,7 @@ def test_poison_among_the_images_held_out_changes_no_bit_of_what_is_learnt(condi
 
 @dataclass(frozen=True, kw_only=True)
 class Examiner(Witness):
-    """A guidance that writes down what it is examined on."""
+    """A guidance that records the arguments of its evaluation."""
 
     held_out: float = 0.5
 
@@ -253,7 +253,10 @@ class Examiner(Witness):
 
 
 def examined(augment, host_augment, condensed):
-    """(features of images it learns from, of those held out, of these as fakes, labels), and the images held out."""
+    """Return the arguments of one evaluation, and the held-out images.
+
+    The arguments are the features of training images, of held-out images, of these in the role of fakes, and labels.
+    """
     teacher = make_teacher()
     guidance = Examiner(augment=augment)
     guide, carried = bound(guidance, teacher=teacher, condensed=condensed, host_augment=host_augment)
@@ -262,7 +265,7 @@ def examined(augment, host_augment, condensed):
 
 
 @pytest.mark.parametrize("augment", ["host", "condensed", "dsa"])
-def test_images_held_out_play_the_fakes_under_the_views_of_fakes(augment):
+def test_held_out_images_in_the_role_of_fakes_have_the_augmentation_of_fakes(augment):
     def darker(images, stream):
         return images * 0.5 - 0.2
 
@@ -284,7 +287,7 @@ def test_images_held_out_play_the_fakes_under_the_views_of_fakes(augment):
 
 
 @pytest.mark.parametrize(("classes", "views"), [(NUM_CLASSES, 16), (1, 16)])
-def test_few_images_held_out_are_looked_at_in_several_views_that_differ(classes, views):
+def test_few_held_out_images_are_evaluated_in_several_different_views(classes, views):
     rng = torch.Generator().manual_seed(0)
     few = condensed_set(2)
     few = few[few.labels < classes]
@@ -294,14 +297,14 @@ def test_few_images_held_out_are_looked_at_in_several_views_that_differ(classes,
 
 
 @pytest.mark.parametrize(("ipc", "views"), [(128, 1), (32, 4)])
-def test_many_images_held_out_need_few_views(ipc, views):
+def test_many_held_out_images_are_evaluated_in_few_views(ipc, views):
     (_, held_out, _, labels), kept = examined("host", identity, condensed_set(ipc))
     assert len(kept) == ipc * NUM_CLASSES // 2
     assert len(held_out) == len(labels) == views * len(kept)
 
 
 @pytest.mark.parametrize("augment", ["host", "condensed", "dsa"])
-def test_no_look_of_a_guide_computes_bn_statistics(augment, monkeypatch):
+def test_a_guide_computes_no_bn_statistics(augment, monkeypatch):
     teacher, computed = make_teacher(), []
     real = observation.moments
     monkeypatch.setattr(observation, "moments", lambda x: (computed.append(1), real(x))[1])
@@ -316,16 +319,16 @@ def test_no_look_of_a_guide_computes_bn_statistics(augment, monkeypatch):
     assert len(computed) == len(teacher.bn_inputs)
 
 
-# Whether the two sides are augmented alike.
+# Equal augmentation of both sides.
 
 
 def noisy(images, stream):
-    """Some host's augmentation."""
+    """An example of a host's augmentation."""
     return images + 0.3 * torch.randn(images.shape, generator=stream)
 
 
 def accuracies(augment, condition, shift=0.0, steps=60):
-    """Of a discriminator in each step, on images it has not yet learnt from; fakes are condensed images, shifted."""
+    """Return a discriminator's accuracy on each batch before it learns from it. Fakes are shifted condensed images."""
     teacher, rng = make_teacher(), Streams(0)
     few = condensed_set(10)
     guidance = Discriminator(hidden=32, lr=3e-3, condition=condition, augment=augment, held_out=0.0)
@@ -352,14 +355,14 @@ def test_by_default_dsa_is_on_neither_side(monkeypatch):
 @pytest.mark.parametrize("condition", CONDITIONS)
 def test_a_discriminator_stays_at_chance_on_equal_images_and_learns_a_difference(augment, condition):
     equal = accuracies(augment, condition)
-    # All images of a batch share the kind of DSA: the error is that of means of batches.
+    # All images of a batch get the same kind of DSA, so the standard error is that of batch means.
     error = equal.std() / len(equal) ** 0.5
     assert error < 0.03
     assert abs(equal.mean() - 0.5) < 3 * error
     assert accuracies(augment, condition, shift=1.0)[20:].mean() > 0.7
 
 
-def test_it_says_nothing_and_draws_nothing():
+def test_no_guidance_has_no_penalty_and_draws_nothing():
     prepared, rng = make_prepared(), Streams(0)
     images = torch.randn(4, 1, 8, 8, requires_grad=True)
     seen = prepared.teacher.observe(images)

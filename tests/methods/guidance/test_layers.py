@@ -1,4 +1,4 @@
-"""Which layers are compared, in which units, and what is done to condensed features before they are."""
+"""The layers that guidances compare, their units, and the perturbation of condensed features."""
 
 from dataclasses import replace
 
@@ -25,7 +25,7 @@ def condensed_set(ipc=2):
 
 
 def by_hand(features, labels):
-    """The spread of a layer, by loops."""
+    """Return the spread of a layer, computed in loops."""
     apart, freedom = 0.0, 0
     for label in set(labels.tolist()):
         rows = features[labels == label].double()
@@ -37,19 +37,19 @@ def by_hand(features, labels):
 
 
 @pytest.mark.parametrize("labels", [PLACES, torch.arange(12), torch.tensor([0, 1, 1, *range(2, 11)])], ids=str)
-def test_the_spread_is_about_class_means_where_a_class_has_two_else_about_the_mean_of_all(labels):
+def test_the_spread_is_around_class_means_or_around_the_common_mean_if_no_class_has_two_images(labels):
     assert spread(RIGHT, labels, 12).item() == pytest.approx(by_hand(RIGHT, labels), rel=1e-5)
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, 1e4])
-def test_equal_images_count_as_one_and_a_layer_that_never_differs_keeps_its_units(value):
+def test_the_spread_counts_equal_images_once_and_is_1_for_a_constant_layer(value):
     assert spread(torch.full((6, 3), value), torch.arange(6) % 3, 3) == 1
     twice = RIGHT[:3].repeat(2, 1)
     wanted = (twice - twice.mean(0)).square().sum().div(5).sqrt().item()
     assert spread(twice, torch.arange(6) % 3, 3).item() == pytest.approx(wanted, rel=1e-5)
 
 
-def test_several_layers_stand_side_by_side_each_in_units_of_its_spread():
+def test_several_layers_are_concatenated_each_in_units_of_its_spread():
     teacher, few = make_teacher(), condensed_set()
     guide, carried = bound(Mmd(stages=2), teacher=teacher)
     seen = teacher.observe(few.images, ("stages.0", "stages.1"))
@@ -98,7 +98,7 @@ def test_moments_sum_over_layers(alignment, stage_covariances):
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.25, 1.0])
-def test_a_discriminator_sees_all_layers_and_the_stages_by_their_weight(weight):
+def test_a_discriminator_reads_all_layers_with_stages_scaled_by_their_weight(weight):
     guidance = Discriminator(hidden=8, stages=2, stages_weight=weight)
     state = guidance.init(make_teacher(), RIGHT, PLACES, Streams(0), LAYOUT)
     once = RIGHT.square().mean().rsqrt()
@@ -109,7 +109,7 @@ def test_a_discriminator_sees_all_layers_and_the_stages_by_their_weight(weight):
 
 
 @pytest.mark.parametrize("augment", ["host", "condensed"])
-def test_images_held_out_are_judged_by_all_layers_too(augment):
+def test_held_out_images_are_evaluated_on_all_layers(augment):
     teacher = make_teacher()
     guidance = Discriminator(hidden=8, stages=2, augment=augment, held_out=0.5)
     guide, _ = bound(guidance, teacher=teacher)
@@ -118,7 +118,7 @@ def test_images_held_out_are_judged_by_all_layers_too(augment):
 
 
 class Bare(torch.nn.Module):
-    """A network of somebody's own: no stage is named."""
+    """A user's network without named stages."""
 
     def __init__(self, pools=2):
         super().__init__()
@@ -132,7 +132,7 @@ class Bare(torch.nn.Module):
 
 
 class Flat(torch.nn.Module):
-    """No map at all."""
+    """A network without feature maps."""
 
     def __init__(self):
         super().__init__()
@@ -142,7 +142,7 @@ class Flat(torch.nn.Module):
         return self.last(self.first(images.flatten(1)).relu())
 
 
-def test_the_stages_of_somebodys_own_network_end_where_maps_shrink_and_the_features_do_not_count_twice():
+def test_stages_of_a_users_network_end_where_maps_shrink_and_do_not_repeat_the_features():
     teacher = wrap(Bare())
     assert teacher.stage_outputs == ("trunk.1", "trunk.4")
     guide, _ = bound(Moments(stages=2), teacher=teacher)
@@ -160,7 +160,7 @@ def test_the_stages_of_somebodys_own_network_end_where_maps_shrink_and_the_featu
         (None, {"layer": "nowhere"}, "teacher layer is 'nowhere'"),
     ],
 )
-def test_layers_that_a_teacher_has_not_are_refused_at_the_check_and_at_the_start(network, settings, message):
+def test_layers_that_the_teacher_lacks_are_refused_by_check_and_by_start(network, settings, message):
     teacher, guidance = (wrap(network()) if network else make_teacher()), Moments(**settings)
     with pytest.raises(InputError, match=message):
         guidance.check(teacher)
@@ -186,7 +186,7 @@ def test_settings_out_of_range_are_refused(settings, message):
 
 
 @pytest.mark.parametrize("condition", ["auxiliary", "projection", "per_class"])
-def test_a_discriminator_that_hears_of_the_class_is_not_marginal(condition):
+def test_a_conditional_discriminator_cannot_be_marginal(condition):
     message = "discriminator condition under alignment marginal is .*; accepted: none .* or alignment class"
     with pytest.raises(InputError, match=message):
         Discriminator(condition=condition, alignment="marginal")
@@ -194,29 +194,29 @@ def test_a_discriminator_that_hears_of_the_class_is_not_marginal(condition):
 
 
 @pytest.mark.parametrize("form", [Mmd(), Moments(), Gaussian(), Discriminator(condition="none")], ids=lambda f: f.name)
-def test_a_marginal_form_asks_no_class_of_any_image(form):
+def test_a_marginal_penalty_does_not_depend_on_labels(form):
     form = replace(form, alignment="marginal")
     state = form.init(make_teacher(), RIGHT, PLACES, Streams(0))
     order = torch.randperm(12, generator=RNG)
     found, other = (form.penalty(state, LEFT, labels, rng=RNG) for labels in (PLACES, PLACES[order]))
-    # Each look moves the estimate of a spectral norm.
+    # Each call updates the estimates of spectral norms.
     torch.testing.assert_close(found, other, rtol=1e-3, atol=1e-4)
 
 
-# What is done to condensed features.
+# Perturbation of condensed features.
 
 
-def learnt(teacher, **settings):
-    """The condensed features of one step."""
+def compared_features(teacher, **settings):
+    """Return the condensed features that one step compares."""
     guide, carried = bound(Moments(**settings), teacher=teacher)
     step(guide, fakes(), teacher)
     return carried.features
 
 
-def test_mixing_is_within_a_class_and_between_two_features():
+def test_mixup_interpolates_two_features_of_a_class():
     teacher, few = make_teacher(), condensed_set()
     seen = teacher.observe(few.images).features
-    mixed, plain = learnt(teacher, mixup=1.0), learnt(teacher)
+    mixed, plain = compared_features(teacher, mixup=1.0), compared_features(teacher)
     assert not torch.allclose(mixed, plain)
     shares = []
     for row, label in zip(mixed, LABELS, strict=True):
@@ -228,7 +228,7 @@ def test_mixing_is_within_a_class_and_between_two_features():
     assert sum(1e-3 < share < 1 - 1e-3 for share in shares) >= 3
 
 
-def test_the_others_share_is_uniform_up_to_the_setting():
+def test_the_share_of_the_second_feature_is_uniform_up_to_mixup():
     guidance, labels = Moments(mixup=0.5), torch.arange(2).repeat(4000)
     real = labels[:, None].float() * 10 + torch.randn(8000, 1, generator=RNG)
     mixed = guidance.perturbed(None, real, labels, torch.Generator().manual_seed(0))
@@ -254,7 +254,7 @@ def test_noise_is_in_units_of_each_layers_spread(stages):
         assert layer.square().sum(1).mean().sqrt().item() == pytest.approx(0.5 * unit, rel=0.05)
 
 
-# Whether both sides are seen alike.
+# Equal augmentation of both sides.
 
 
 def host_views(kind, teacher):
@@ -263,7 +263,7 @@ def host_views(kind, teacher):
 
 
 def distances(guide, teacher, views, rng, steps, shift=0.0):
-    """What a guide logs of perfect fakes, shifted, that the host sees under `views`, in each step."""
+    """Return the distance that a guide logs in each step for perfect fakes, shifted, under the host's `views`."""
     found, few = [], guide.condensed
     for _ in range(steps):
         images = few.images[same_class_rows(few.labels, LABELS, rng["fakes"])] + shift
@@ -275,14 +275,14 @@ def distances(guide, teacher, views, rng, steps, shift=0.0):
 
 @pytest.mark.parametrize("augment", ["host", "dsa"])
 @pytest.mark.parametrize("kind", INVERTERS, ids=lambda kind: kind.__name__)
-def test_perfect_fakes_are_as_far_as_condensed_images_are_from_each_other(kind, augment):
+def test_the_distance_of_perfect_fakes_equals_that_between_condensed_images(kind, augment):
     teacher, few = make_teacher(), condensed_set(8)
     views = host_views(kind, teacher)
     for form in (Mmd(augment=augment), Moments(augment=augment)):
         guide, _ = bound(form, rng=Streams(0), teacher=teacher, condensed=few, host_augment=views)
         rng = Streams(1)
         found = distances(guide, teacher, views, rng, steps=40)
-        # Two draws of condensed images, both under views of the condensed side.
+        # The distance between two draws of condensed images, both augmented as the condensed side.
         between = []
         for _ in range(40):
             one, other = guide.real_features(LABELS), guide.real_features(LABELS)

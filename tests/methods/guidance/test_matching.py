@@ -35,22 +35,22 @@ def test_the_penalty_is_the_weighted_sum_of_both_distances(covariance_weight):
     assert logged.keys() == {"mean", "covariance"}
 
 
-def test_units_of_the_features_do_not_matter():
+def test_the_penalty_does_not_depend_on_the_scale_of_the_features():
     guidance, state = started()
     other = guidance.init(make_teacher(), 100 * CONDENSED, LABELS, Streams(0))
     once, scaled = (guidance.penalty(s, f * FAKE, LABELS, rng=RNG).item() for s, f in ((state, 1), (other, 100)))
     assert scaled == pytest.approx(once, rel=1e-4)
 
 
-def test_it_compares_with_the_condensed_features_last_seen():
+def test_the_penalty_is_relative_to_the_condensed_features_of_the_last_update():
     guidance, state = started()
     assert guidance.penalty(state, FAKE, LABELS, rng=RNG) > 0.1
     guidance.update(state, CONDENSED, FAKE, LABELS, rng=RNG)
     assert guidance.penalty(state, FAKE, LABELS, rng=RNG).item() == pytest.approx(0, abs=1e-6)
 
 
-@pytest.mark.parametrize(("covariance_weight", "moved"), [(0.0, [True, False]), (1.0, [True, True])])
-def test_following_the_penalty_brings_the_moments_together(covariance_weight, moved):
+@pytest.mark.parametrize(("covariance_weight", "matched"), [(0.0, [True, False]), (1.0, [True, True])])
+def test_gradient_descent_on_the_penalty_matches_the_moments(covariance_weight, matched):
     guidance, state = started(covariance_weight=covariance_weight)
     features = FAKE.clone().requires_grad_()
     optimizer = torch.optim.Adam([features], 0.1)
@@ -59,10 +59,10 @@ def test_following_the_penalty_brings_the_moments_together(covariance_weight, mo
         (features.grad,) = torch.autograd.grad(guidance.penalty(state, features, LABELS, rng=RNG), [features])
         optimizer.step()
     logged.append(guidance.update(state, features.detach(), CONDENSED, LABELS, rng=RNG))
-    assert [bool(logged[1][name] < 0.1 * logged[0][name]) for name in ("mean", "covariance")] == moved
+    assert [bool(logged[1][name] < 0.1 * logged[0][name]) for name in ("mean", "covariance")] == matched
 
 
-def test_autocast_does_not_touch_it():
+def test_autocast_does_not_change_the_penalty():
     guidance, state = started()
     wanted = guidance.penalty(state, FAKE, LABELS, rng=RNG)
     with torch.autocast("cpu", torch.bfloat16):

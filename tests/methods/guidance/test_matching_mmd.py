@@ -17,7 +17,7 @@ def test_the_bandwidth_is_the_median_of_the_condensed_distances():
     assert state.median.item() == pytest.approx(reference.median_distance(RIGHT.tolist()), rel=1e-4)
 
 
-def test_it_compares_with_the_condensed_features_last_seen():
+def test_the_penalty_is_relative_to_the_condensed_features_of_the_last_update():
     guidance, labels = Mmd(), RIGHT_LABELS
     state = guidance.init(make_teacher(), RIGHT.float(), labels, Streams(0))
     fake, real = LEFT[:9].float(), LEFT[:9].float()
@@ -28,7 +28,7 @@ def test_it_compares_with_the_condensed_features_last_seen():
     assert guidance.penalty(state, fake, labels, rng=RNG).item() == pytest.approx(0, abs=1e-5)
 
 
-def test_following_the_penalty_brings_the_images_nearer():
+def test_gradient_descent_reduces_the_penalty():
     guidance, labels = Mmd(), torch.arange(9) % 3
     state = guidance.init(make_teacher(), RIGHT.float(), labels, Streams(0))
     features = (RIGHT.float() + 2).requires_grad_()

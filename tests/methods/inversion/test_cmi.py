@@ -20,7 +20,7 @@ def project(head, features):
 
 
 def contrast(cmi, head, local, whole, cached):
-    """The two means: over the batch, and over cached rows."""
+    """Return the sum of the mean losses over the batch and over cached rows."""
     count = len(local)
     local, whole = (torch.cat([now, *then]) for now, then in zip((local, whole), cached, strict=True))
     alike = project(head, local) @ project(head, whole).detach().T / cmi.cr_temperature
@@ -29,7 +29,7 @@ def contrast(cmi, head, local, whole, cached):
 
 
 def means(cmi, teacher, images):
-    """What is compared: channel means of what enters the three stages of the toy teacher, or all its BN layers."""
+    """Return the compared features: channel means of the inputs of the teacher's three stages or of all BN layers."""
     if cmi.layers == "all":
         return teacher.observe(images, input_means=tuple(teacher.bn_inputs)).input_means
     network = teacher.network
@@ -40,7 +40,7 @@ def means(cmi, teacher, images):
 
 
 def by_hand(cmi, number, head, optimizer, bank, rng, teacher, student):
-    """One round of CMI written out; its losses, and (images, features) of the lowest."""
+    """Run one round of CMI in plain code. Return the loss, the images and the features of each step."""
     targets = Balanced().sample(cmi.batch, teacher, rng=rng)
     with rng.forked(f"init/generator/{number}"):
         generator = Generator(cmi.latent, cmi.width, teacher.image_shape, init="normal")
@@ -57,9 +57,9 @@ def by_hand(cmi, number, head, optimizer, bank, rng, teacher, student):
         pairs = zip(by_layer(seen.bn, teacher), by_layer(teacher.bn[0], teacher), strict=True)
         for (mean, var), (running_mean, running_var) in pairs:
             loss = loss + cmi.bn_weight * ((running_mean - mean).norm() + (running_var - var).norm())
-        answers = student(shifted)
-        kl = (seen.logits.softmax(1) * (seen.logits.log_softmax(1) - answers.log_softmax(1))).sum(1)
-        loss = loss - cmi.adv_weight * (kl * (answers.argmax(1) == seen.logits.argmax(1))).mean()
+        logits = student(shifted)
+        kl = (seen.logits.softmax(1) * (seen.logits.log_softmax(1) - logits.log_softmax(1))).sum(1)
+        loss = loss - cmi.adv_weight * (kl * (logits.argmax(1) == seen.logits.argmax(1))).mean()
         cached = ([], [])
         if bank is not None:
             rows = torch.randperm(len(bank), generator=rng["negatives"])[: cmi.negatives]
@@ -75,7 +75,7 @@ def by_hand(cmi, number, head, optimizer, bank, rng, teacher, student):
 
 
 @pytest.mark.parametrize("layers", ["stages", "all"])
-def test_two_rounds_as_written_out_by_hand(layers):
+def test_two_rounds_equal_plain_code(layers):
     cmi, teacher, student = small(Cmi, steps=3, layers=layers), make_teacher(), make_student()
     rng, own = Streams(0), Streams(0)
     state, other = cmi.init(teacher, rng), cmi.init(teacher, own)
@@ -90,7 +90,7 @@ def test_two_rounds_as_written_out_by_hand(layers):
         bank = bank[-cmi.bank :]
         torch.testing.assert_close(state.bank, bank, rtol=1e-2, atol=1e-2)
         for found, wanted in zip(state.head.parameters(), other.head.parameters(), strict=True):
-            # Adam's first step has the size of the rate, whatever the gradient: its sign may hang on a last bit.
+            # Adam's first step has the size of its rate even for tiny gradients, whose sign may be due to rounding.
             assert torch.isclose(found, wanted, rtol=1e-3, atol=1e-4).double().mean() > 0.99
 
 
@@ -117,7 +117,7 @@ def test_images_and_features_of_the_lowest_loss_are_kept(best):
     torch.testing.assert_close(state.bank.chunk(2, 1)[1], whole, rtol=1e-4, atol=1e-4)
 
 
-def test_each_round_has_a_generator_of_its_own_and_one_head():
+def test_each_round_has_a_new_generator_and_all_share_one_head():
     cmi, teacher, rng, firsts = small(Cmi, steps=1, lr=0.0), make_teacher(), Streams(0), []
     state = cmi.init(teacher, rng)
     head = [p.clone() for p in state.head.parameters()]
@@ -131,7 +131,7 @@ def test_each_round_has_a_generator_of_its_own_and_one_head():
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_the_head_tells_views_apart_better_than_one_that_does_not_learn(seed):
+def test_a_trained_head_separates_views_better_than_an_untrained_one(seed):
     cmi, teacher, found = small(Cmi, steps=20, cr_weight=1.0, head=32), make_teacher(), []
     for rate in (cmi.lr, 0.0):
         rng = Streams(seed)
@@ -143,7 +143,7 @@ def test_the_head_tells_views_apart_better_than_one_that_does_not_learn(seed):
 
 
 @pytest.mark.parametrize("change", [{"steps": 0}, {"batch": 1}, {"head": 0}, {"negatives": 0}, {"cr_temperature": 0.0}])
-def test_settings_that_make_no_sense_are_refused(change):
+def test_invalid_settings_are_refused(change):
     with pytest.raises(InputError, match="accepted"):
         Cmi(**change)
 
@@ -158,8 +158,8 @@ def test_layers_that_do_not_exist_are_refused():
         Cmi(layers="blocks")
 
 
-def test_a_teacher_without_a_stage_that_reads_a_feature_map_is_refused():
-    """Its one BN layer reads the image itself."""
+def test_a_teacher_without_a_stage_on_a_feature_map_is_refused():
+    """The teacher's only BN layer has the image as input."""
     flat = torch.nn.Sequential(torch.nn.BatchNorm2d(1), torch.nn.Flatten(), torch.nn.Linear(64, NUM_CLASSES))
     with pytest.raises(InputError, match=r"stages that read a feature map is 0; accepted: 1 or more.* layers all"):
         Cmi().init(wrap(flat), Streams(0))
@@ -172,7 +172,7 @@ def resnet34():
 
 
 def test_a_bank_that_does_not_fit_is_refused_with_its_size(resnet34):
-    """Of 1e9 bytes that are free, half are left for the bank: adding rows copies it."""
+    """Half of 1e9 free bytes can be used, because adding rows copies the bank."""
     with pytest.raises(InputError) as caught:
         Cmi(layers="all").check_memory(resnet34, 10**9, 1000)
     assert str(caught.value) == (
@@ -185,7 +185,7 @@ def test_a_bank_that_does_not_fit_is_refused_with_its_size(resnet34):
     Cmi().check_memory(resnet34, 10**9, 1000)
 
 
-def test_only_the_rows_that_a_trial_makes_count(resnet34):
+def test_only_the_rows_that_a_trial_produces_count(resnet34):
     Cmi(layers="all").check_memory(resnet34, 10**9, 57)
     with pytest.raises(InputError, match="7424 rows"):
         Cmi(layers="all").check_memory(resnet34, 10**9, 58)

@@ -13,32 +13,32 @@ LOCAL, WHOLE = F.normalize(torch.randn(2, 9, 5, generator=RNG, dtype=torch.float
 
 @pytest.mark.parametrize("count", [1, 4, 9])
 @pytest.mark.parametrize("temperature", [0.1, 1.0])
-def test_it_equals_the_plain_loop(count, temperature):
+def test_the_loss_equals_the_plain_loop(count, temperature):
     found = instance_discrimination(LOCAL, WHOLE, count, temperature)
     wanted = reference.instance_discrimination(LOCAL.tolist(), WHOLE.tolist(), count, temperature)
     assert found.item() == pytest.approx(wanted, rel=1e-5)
 
 
-def test_views_all_alike_cost_the_logarithm_of_their_number_for_each_half():
+def test_equal_views_have_a_loss_of_the_logarithm_of_their_number_for_each_half():
     same = F.normalize(torch.ones(8, 3))
     assert instance_discrimination(same, same, 8).item() == pytest.approx(log(8), rel=1e-5)
     assert instance_discrimination(same, same, 2).item() == pytest.approx(2 * log(8), rel=1e-5)
 
 
-def test_pairs_apart_from_all_others_cost_nothing():
+def test_pairs_orthogonal_to_all_others_have_a_loss_of_0():
     apart = torch.eye(6)
     assert instance_discrimination(apart, apart, 3, 0.05).item() == pytest.approx(0, abs=1e-5)
     assert instance_discrimination(apart, apart.flip(0), 3, 0.05) > 10
 
 
-def test_nothing_flows_back_into_the_global_side():
+def test_the_global_side_has_no_gradient():
     local, whole = LOCAL.clone().requires_grad_(), WHOLE.clone().requires_grad_()
     instance_discrimination(local, whole, 4).backward()
     assert whole.grad is None
     assert (local.grad.abs().sum(1) > 0).all()
 
 
-def test_gradients_are_those_of_the_values():
+def test_gradients_equal_finite_differences():
     local = LOCAL.float().requires_grad_()
     instance_discrimination(local, WHOLE.float(), 4, 1.0).backward()
     for row, column in ((0, 0), (3, 4), (8, 2)):
@@ -51,7 +51,7 @@ def test_gradients_are_those_of_the_values():
         assert local.grad[row, column].item() == pytest.approx((up - down) / 2e-5, rel=1e-3, abs=1e-6)
 
 
-def test_it_is_float32_also_under_autocast():
+def test_the_loss_is_float32_under_autocast():
     exact = instance_discrimination(LOCAL.float(), WHOLE.float(), 4)
     with torch.autocast("cpu", torch.bfloat16):
         assert instance_discrimination(LOCAL.float(), WHOLE.float(), 4) == exact

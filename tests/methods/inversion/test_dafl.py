@@ -18,7 +18,7 @@ from condkd_ray.methods.targets import Targets
 from condkd_ray.methods.weighing import equal_weights
 
 
-def test_the_generator_moves_as_written_out_by_hand():
+def test_the_steps_of_the_generator_equal_plain_code():
     dafl, teacher, rng, own = small(Dafl, steps=2), make_teacher(), Streams(0), Streams(0)
     state = dafl.init(teacher, rng)
     generator = copy.deepcopy(state.generator)
@@ -36,11 +36,11 @@ def test_the_generator_moves_as_written_out_by_hand():
         loss.backward()
         optimizer.step()
     for found, wanted in zip(state.generator.parameters(), generator.parameters(), strict=True):
-        # Adam's first step has the size of the rate, whatever the gradient: its sign may hang on a last bit.
+        # Adam's first step has the size of its rate even for tiny gradients, whose sign may be due to rounding.
         assert torch.isclose(found, wanted, rtol=1e-3, atol=1e-4).double().mean() > 0.99
 
 
-def test_images_are_drawn_after_the_steps_from_latents_of_their_own():
+def test_images_are_generated_after_the_steps_from_new_latents():
     dafl, teacher, rng, own = small(Dafl), make_teacher(), Streams(0), Streams(0)
     state = dafl.init(teacher, rng)
     made, _ = synthesize(dafl, state, rng=rng, teacher=teacher)
@@ -50,7 +50,7 @@ def test_images_are_drawn_after_the_steps_from_latents_of_their_own():
     assert made.labels.eq(UNLABELLED).all()
 
 
-def test_the_targets_are_not_heard():
+def test_the_targets_have_no_effect():
     def images(labels):
         teacher, rng, dafl = make_teacher(), Streams(0), small(Dafl)
         made, _ = dafl.synthesize(
@@ -69,7 +69,7 @@ def test_the_targets_are_not_heard():
 
 @settings(max_examples=25)
 @given(batch=st.integers(2, 9), count=st.integers(2, 40))
-def test_the_generator_never_sees_a_single_image(batch, count):
+def test_the_generator_never_gets_a_batch_of_one_image(batch, count):
     dafl, teacher, rng, batches = (
         small(Dafl, steps=1, batch=batch, images_per_round=count),
         make_teacher(),
@@ -95,6 +95,6 @@ def test_classes_become_evenly_used():
 
 
 @pytest.mark.parametrize("change", [{"steps": 0}, {"batch": 1}, {"images_per_round": 1}])
-def test_settings_that_make_no_sense_are_refused(change):
+def test_invalid_settings_are_refused(change):
     with pytest.raises(InputError, match="accepted"):
         Dafl(**change)

@@ -21,7 +21,7 @@ def test_the_images_of_the_lowest_loss_are_kept(best):
     assert len({image.sum().item() for image in guide.penalty_calls}) == 4
 
 
-def test_no_step_leaves_the_valid_range():
+def test_pixels_stay_in_the_valid_range_in_every_step():
     guide, teacher = ConstantPenalties(*[0.0] * 6), make_teacher()
     synthesize(small(DeepInversion, steps=6, lr=1.0), teacher=teacher, guide=guide)
     for images in guide.penalty_calls:
@@ -29,7 +29,7 @@ def test_no_step_leaves_the_valid_range():
         assert images.max() <= teacher.normalise(torch.ones(1, 1, 1, 1)).item()
 
 
-def test_inversion_brings_the_statistics_of_the_images_nearer_to_the_teachers():
+def test_inversion_reduces_the_distance_of_bn_statistics():
     teacher = make_teacher()
 
     def distance(steps):
@@ -39,34 +39,34 @@ def test_inversion_brings_the_statistics_of_the_images_nearer_to_the_teachers():
     assert distance(40) < 0.5 * distance(1)
 
 
-def test_it_ends_with_the_classes_it_was_asked_for():
+def test_the_images_are_classified_as_their_target_classes():
     teacher = make_teacher()
-    # So few images cannot have the teacher's statistics and 16 given classes: the class has to weigh more.
+    # So few images cannot have both the teacher's statistics and 16 given classes, so the weight of BN is small.
     made, _ = synthesize(small(DeepInversion, steps=60, bn_weight=0.3), teacher=teacher)
     assert (teacher.logits(made.images).argmax(1) == made.labels).double().mean() > 0.8
 
 
-class Unasked(torch.nn.Module):
-    """A student that must not be asked."""
+class Unused(torch.nn.Module):
+    """A student that must not be called."""
 
     def forward(self, images):
         raise AssertionError
 
 
-class Listening(torch.nn.Module):
-    """A student that writes down its answers."""
+class RecordingStudent(torch.nn.Module):
+    """A student that records its logits."""
 
     def __init__(self):
         super().__init__()
-        self.network, self.said = make_student(), []
+        self.network, self.logits = make_student(), []
 
     def forward(self, images):
-        self.said.append(self.network(images))
-        return self.said[-1]
+        self.logits.append(self.network(images))
+        return self.logits[-1]
 
 
 class CopyingGuide(RecordingGuide):
-    """A guide that wants nothing and keeps copies: the pixels are moved in place."""
+    """A guide without a penalty that copies the images, because the pixels are optimised in place."""
 
     def penalty(self, images, seen, labels):
         self.penalty_calls.append((images.detach().clone(), seen, labels))
@@ -83,25 +83,25 @@ def lists(layers):
 
 @pytest.mark.parametrize("reduction", ["batchmean", "mean"])
 @pytest.mark.parametrize("first", [1.0, 10.0])
-def test_the_loss_is_the_sum_written_in_loops(first, reduction):
+def test_the_loss_equals_the_sum_in_plain_loops(first, reduction):
     weights = {"bn_weight": 3.0, "oh_weight": 0.7, "tv_weight": 0.01, "l2_weight": 0.02, "adv_weight": 5.0}
     method = small(DeepInversion, first_bn_factor=first, js_reduction=reduction, **weights)
-    teacher, student, guide, losses = make_teacher(), Listening(), CopyingGuide(), []
+    teacher, student, guide, losses = make_teacher(), RecordingStudent(), CopyingGuide(), []
     _, metrics = synthesize(method, teacher=teacher, student=student, guide=guide, weigh=uneven)
-    for (images, seen, labels), said in zip(guide.penalty_calls, student.said, strict=True):
+    for (images, seen, labels), ours in zip(guide.penalty_calls, student.logits, strict=True):
         weight, logits = uneven(seen, labels).tolist(), seen.logits.tolist()
         statistics = lists(by_layer(seen.bn, teacher)), lists(by_layer(teacher.bn[0], teacher))
-        told = reference.deep_inversion(
+        expected = reference.deep_inversion(
             *(logits, labels.tolist(), weight, *statistics, images.tolist()),
             **{"first": first, "bn": 3.0, "oh": 0.7, "tv": 0.01, "l2": 0.02},
         )
-        losses.append(told + 5 * reference.competition(said.tolist(), logits, weight, 3.0, reduction))
+        losses.append(expected + 5 * reference.competition(ours.tolist(), logits, weight, 3.0, reduction))
     assert metrics["inversion/loss"] == pytest.approx(reference.mean(losses), rel=1e-4)
 
 
-def test_without_competition_it_is_deep_inversion_bit_for_bit():
+def test_without_competition_the_images_equal_deep_inversion_bit_for_bit():
     method, teacher, rng = small(DeepInversion, steps=4), make_teacher(), Streams(0)
-    made, metrics = synthesize(method, teacher=teacher, student=Unasked())
+    made, metrics = synthesize(method, teacher=teacher, student=Unused())
     labels = Balanced().sample(method.batch, teacher, rng=rng).labels
     low, high = (teacher.normalise(torch.full((1, 1, 1, 1), pixel)) for pixel in (0.0, 1.0))
     images = torch.randn(method.batch, *teacher.image_shape, generator=rng["latents"])
@@ -122,16 +122,16 @@ def test_without_competition_it_is_deep_inversion_bit_for_bit():
     assert metrics["inversion/adv"] == 0
 
 
-def test_competition_drives_teacher_and_student_apart():
+def test_competition_increases_the_disagreement_of_teacher_and_student():
     teacher, student, apart = make_teacher(), make_student(), []
     for weight in (0.0, 30.0):
         made, _ = synthesize(small(DeepInversion, steps=30, adv_weight=weight), teacher=teacher, student=student)
-        answers = (student(made.images).tolist(), teacher.logits(made.images).tolist(), [1.0] * len(made))
-        apart.append(1 - reference.competition(*answers, 3.0, "batchmean"))
+        outputs = (student(made.images).tolist(), teacher.logits(made.images).tolist(), [1.0] * len(made))
+        apart.append(1 - reference.competition(*outputs, 3.0, "batchmean"))
     assert apart[1] > apart[0]
 
 
 @pytest.mark.parametrize("change", [{"steps": 0}, {"batch": 1}, {"temperature": 0.0}])
-def test_settings_that_make_no_sense_are_refused(change):
+def test_invalid_settings_are_refused(change):
     with pytest.raises(InputError, match="accepted"):
         DeepInversion(**change)

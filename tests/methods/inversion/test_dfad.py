@@ -15,7 +15,7 @@ def uneven(seen, labels):
     return torch.arange(len(labels)) % 3.0
 
 
-def test_the_loss_is_minus_the_logits_distance_as_written_in_loops():
+def test_the_loss_equals_minus_the_distance_of_logits_in_plain_loops():
     dfad, student, guide = small(Dfad, adv_weight=0.7), make_student(), RecordingGuide()
     _, metrics = synthesize(dfad, student=student, guide=guide, weigh=uneven)
     losses = [
@@ -23,11 +23,11 @@ def test_the_loss_is_minus_the_logits_distance_as_written_in_loops():
         for images, seen, labels in guide.penalty_calls
     ]
     assert metrics["inversion/adv"] == pytest.approx(reference.mean(losses), rel=1e-4)
-    told = 0.7 * reference.mean(losses) + metrics["inversion/guide"]
-    assert metrics["inversion/loss"] == pytest.approx(told, rel=1e-4)
+    expected = 0.7 * reference.mean(losses) + metrics["inversion/guide"]
+    assert metrics["inversion/loss"] == pytest.approx(expected, rel=1e-4)
 
 
-def test_the_generator_moves_as_written_out_by_hand():
+def test_the_steps_of_the_generator_equal_plain_code():
     dfad, teacher, student = small(Dfad, steps=2), make_teacher(), make_student()
     rng, own = Streams(0), Streams(0)
     state = dfad.init(teacher, rng)
@@ -40,11 +40,11 @@ def test_the_generator_moves_as_written_out_by_hand():
         (-(teacher.logits(images) - student(images)).abs().mean()).backward()
         optimizer.step()
     for found, wanted in zip(state.generator.parameters(), generator.parameters(), strict=True):
-        # Adam's first step has the size of the rate, whatever the gradient: its sign may hang on a last bit.
+        # Adam's first step has the size of its rate even for tiny gradients, whose sign may be due to rounding.
         assert torch.isclose(found, wanted, rtol=1e-3, atol=1e-5).double().mean() > 0.99
 
 
-def test_every_weight_of_the_generator_is_reached_and_no_other():
+def test_exactly_the_weights_of_the_generator_have_gradients():
     dfad, teacher, student, rng = small(Dfad), make_teacher(), make_student(), Streams(0)
     state = dfad.init(teacher, rng)
     gradients = last_gradients(state)
@@ -57,7 +57,7 @@ def test_every_weight_of_the_generator_is_reached_and_no_other():
     )
 
 
-def test_its_images_drive_the_logits_apart():
+def test_the_adversarial_loss_decreases():
     dfad, teacher, student, rng = small(Dfad, steps=30), make_teacher(), make_student(), Streams(0)
     state = dfad.init(teacher, rng)
     _, first = synthesize(dfad, state, rng=rng, teacher=teacher, student=student)
@@ -66,6 +66,6 @@ def test_its_images_drive_the_logits_apart():
 
 
 @pytest.mark.parametrize("change", [{"steps": 0}, {"batch": 1}, {"images_per_round": 1}])
-def test_settings_that_make_no_sense_are_refused(change):
+def test_invalid_settings_are_refused(change):
     with pytest.raises(InputError, match="accepted"):
         Dfad(**change)

@@ -25,7 +25,7 @@ def lists(layers):
 
 
 @pytest.mark.parametrize("first", [1.0, 5.0])
-def test_the_loss_is_the_sum_written_in_loops(first):
+def test_the_loss_equals_the_sum_in_plain_loops(first):
     dfq, teacher, student, guide = small(Dfq, first_bn_factor=first), make_teacher(), make_student(), RecordingGuide()
     _, metrics = synthesize(dfq, teacher=teacher, student=student, guide=guide, weigh=uneven)
     losses = [
@@ -40,11 +40,11 @@ def test_the_loss_is_the_sum_written_in_loops(first):
         )
         for images, seen, labels in guide.penalty_calls
     ]
-    told = reference.mean(losses) + metrics["inversion/guide"]
-    assert metrics["inversion/loss"] == pytest.approx(told, rel=1e-4)
+    expected = reference.mean(losses) + metrics["inversion/guide"]
+    assert metrics["inversion/loss"] == pytest.approx(expected, rel=1e-4)
 
 
-def test_the_generator_moves_as_written_out_by_hand():
+def test_the_steps_of_the_generator_equal_plain_code():
     dfq, teacher, student = small(Dfq, steps=2), make_teacher(), make_student()
     rng, own = Streams(0), Streams(0)
     state = dfq.init(teacher, rng)
@@ -66,11 +66,11 @@ def test_the_generator_moves_as_written_out_by_hand():
         (0.1 * (5 * apart[0] + sum(apart[1:]) + ice + bce) - kl).backward()
         optimizer.step()
     for found, wanted in zip(state.generator.parameters(), generator.parameters(), strict=True):
-        # Adam's first step has the size of the rate, whatever the gradient: its sign may hang on a last bit.
+        # Adam's first step has the size of its rate even for tiny gradients, whose sign may be due to rounding.
         assert torch.isclose(found, wanted, rtol=1e-3, atol=1e-5).double().mean() > 0.99
 
 
-def test_every_weight_of_the_generator_is_reached_and_no_other():
+def test_exactly_the_weights_of_the_generator_have_gradients():
     dfq, teacher, student, rng = small(Dfq), make_teacher(), make_student(), Streams(0)
     state = dfq.init(teacher, rng)
     gradients = last_gradients(state)
@@ -84,7 +84,7 @@ def test_every_weight_of_the_generator_is_reached_and_no_other():
 
 
 @pytest.mark.parametrize(("term", "least"), [("ice", 0.0), ("bce", -log(NUM_CLASSES) / log(10))])
-def test_alone_the_entropies_make_images_certain_or_classes_evenly_used(term, least):
+def test_each_entropy_alone_makes_images_certain_or_classes_evenly_used(term, least):
     dfq, rng, teacher = small(Dfq, steps=60, batch=32, **ALONE | {f"{term}_weight": 1.0}), Streams(0), make_teacher()
     state = dfq.init(teacher, rng)
     _, first = synthesize(dfq, state, rng=rng, teacher=teacher)
@@ -100,6 +100,6 @@ def test_a_teacher_without_bn_is_refused():
 
 
 @pytest.mark.parametrize("change", [{"steps": 0}, {"batch": 1}, {"images_per_round": 1}])
-def test_settings_that_make_no_sense_are_refused(change):
+def test_invalid_settings_are_refused(change):
     with pytest.raises(InputError, match="accepted"):
         Dfq(**change)

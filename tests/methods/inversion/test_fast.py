@@ -15,7 +15,7 @@ from condkd_ray.methods.targets import Balanced
 
 
 def by_hand(fast, generator, optimizer, memory, rng, teacher, student):
-    """One round of Fast written out; gives the last batch's BN statistics. `memory`: those of earlier rounds."""
+    """Run one round of Fast in plain code with remembered BN statistics `memory`; return those of the last batch."""
     targets = Balanced().sample(fast.batch, teacher, rng=rng)
     clone = copy.deepcopy(generator)
     latents = torch.randn(fast.batch, fast.latent, generator=rng["latents"]).requires_grad_()
@@ -34,9 +34,9 @@ def by_hand(fast, generator, optimizer, memory, rng, teacher, student):
                 mean, var = 0.1 * mean + 0.9 * memory[layer][0], 0.1 * var + 0.9 * memory[layer][1]
             loss = loss + fast.bn_weight * ((running_mean - mean).norm() + (running_var - var).norm())
         loss = loss + fast.oh_weight * F.cross_entropy(seen.logits, targets.labels)
-        answers = student(images)
-        kl = (seen.logits.softmax(1) * (seen.logits.log_softmax(1) - answers.log_softmax(1))).sum(1)
-        loss = loss - fast.adv_weight * (kl * (answers.argmax(1) == seen.logits.argmax(1))).mean()
+        logits = student(images)
+        kl = (seen.logits.softmax(1) * (seen.logits.log_softmax(1) - logits.log_softmax(1))).sum(1)
+        loss = loss - fast.adv_weight * (kl * (logits.argmax(1) == seen.logits.argmax(1))).mean()
         inner.zero_grad()
         inner_latent.zero_grad()
         loss.backward()
@@ -50,7 +50,7 @@ def by_hand(fast, generator, optimizer, memory, rng, teacher, student):
 
 
 @pytest.mark.parametrize("steps", [1, 3])
-def test_the_meta_generator_moves_by_the_summed_gradients_of_its_clone(steps):
+def test_the_meta_generator_is_updated_by_the_summed_gradients_of_its_clone(steps):
     fast, teacher, student = small(Fast, steps=steps), make_teacher(), make_student()
     rng, own = Streams(0), Streams(0)
     state = fast.init(teacher, rng)
@@ -70,7 +70,7 @@ def test_the_meta_generator_moves_by_the_summed_gradients_of_its_clone(steps):
         )
         memory = mixed
         for found, wanted in zip(state.generator.parameters(), generator.parameters(), strict=True):
-            # Adam's first step has the size of the rate, whatever the gradient: its sign must not hang on a last bit.
+            # Adam's first step has the size of its rate even for tiny gradients, whose sign may be due to rounding.
             close = torch.isclose(found, wanted, rtol=1e-3, atol=1e-5)
             assert close.double().mean() > 0.99, number
         for found, wanted in zip(by_layer(state.bn_memory, teacher), memory, strict=True):
@@ -85,7 +85,7 @@ def test_the_images_of_the_lowest_loss_are_kept(best):
     assert len({images.sum().item() for images in guide.penalty_calls}) == 4
 
 
-def test_latents_are_fresh_each_round_and_learn_at_a_rate_of_their_own():
+def test_latents_are_drawn_each_round_and_learn_at_their_own_rate():
     teacher, made = make_teacher(), []
     for lr_latent in (0.0, 0.1):
         guide = ConstantPenalties(0.0, -1e6)
@@ -96,20 +96,20 @@ def test_latents_are_fresh_each_round_and_learn_at_a_rate_of_their_own():
             guide.penalty_calls.clear()
             synthesize(fast, state, rng=rng, teacher=teacher, guide=guide)
             made.append(list(guide.penalty_calls))
-    # Nothing learns: both steps show the same images, and the next round others.
+    # Without learning, both steps have the same images, and the next round has others.
     torch.testing.assert_close(*made[0])
     assert not torch.allclose(made[0][0], made[1][0])
     assert not torch.allclose(*made[2])
 
 
 @pytest.mark.parametrize("change", [{"steps": 0}, {"batch": 1}, {"bn_momentum": 1.0}, {"bn_momentum": -0.1}])
-def test_settings_that_make_no_sense_are_refused(change):
+def test_invalid_settings_are_refused(change):
     with pytest.raises(InputError, match="accepted"):
         Fast(**change)
 
 
 def rounds(fast, count, student=None):
-    """(state, generators after each round, metrics) over rounds from seed 0."""
+    """Run rounds from seed 0. Return the state, the generator's weights after each round, and the metrics."""
     teacher, rng, generators, metrics = make_teacher(), Streams(0), [], []
     state = fast.init(teacher, rng)
     for _ in range(count):
@@ -119,8 +119,8 @@ def rounds(fast, count, student=None):
     return state, generators, metrics
 
 
-def spied(monkeypatch):
-    """The clones a run makes of its generator."""
+def recorded_clones(monkeypatch):
+    """Return a list that collects the clones of the generator."""
     clones = []
 
     def deepcopy(generator):
@@ -131,8 +131,8 @@ def spied(monkeypatch):
     return clones
 
 
-def test_under_reptile_the_original_follows_where_its_clone_went(monkeypatch):
-    clones, fast = spied(monkeypatch), small(Fast, steps=2, meta="reptile")
+def test_reptile_moves_the_generator_towards_its_clone(monkeypatch):
+    clones, fast = recorded_clones(monkeypatch), small(Fast, steps=2, meta="reptile")
     teacher, rng = make_teacher(), Streams(0)
     state = fast.init(teacher, rng)
     wanted = [p.detach().clone().requires_grad_() for p in state.generator.parameters()]
@@ -144,18 +144,18 @@ def test_under_reptile_the_original_follows_where_its_clone_went(monkeypatch):
         optimizer.step()
         for found, one in zip(state.generator.parameters(), wanted, strict=True):
             torch.testing.assert_close(found, one)
-    assert len(clones) == 1  # which begins each round where the original is
+    assert len(clones) == 1  # each round resets it to the generator
 
 
-def test_without_a_meta_step_the_generator_itself_goes_on(monkeypatch):
-    clones, guide = spied(monkeypatch), ConstantPenalties(*[0.0] * 6)
+def test_without_a_meta_step_the_generator_itself_is_optimised(monkeypatch):
+    clones, guide = recorded_clones(monkeypatch), ConstantPenalties(*[0.0] * 6)
     fast, teacher, rng = small(Fast, steps=3, meta="none", lr_latent=0.0), make_teacher(), Streams(0)
     state = fast.init(teacher, rng)
     before = copy.deepcopy(state.generator)
     synthesize(fast, state, rng=rng, teacher=teacher, guide=guide)
     assert not clones
     assert not state.optimizer.state
-    # Adam's steps are about as long as its rate: the generator made all three of them.
+    # Adam's steps are about as long as its rate, so the generator has made all three steps.
     length = max((a - b).abs().max() for a, b in zip(state.generator.parameters(), before.parameters(), strict=True))
     assert 2 * fast.lr < length < 4 * fast.lr
 
@@ -166,20 +166,20 @@ def test_the_three_meta_steps_differ():
         assert not all(map(torch.equal, ends[one], ends[other]))
 
 
-def test_in_the_warm_up_the_student_is_not_asked():
-    asked = []
+def test_the_student_is_not_used_in_the_warm_up():
+    used_in = []
     student = make_student()
-    student.register_forward_hook(lambda *_: asked.append(len(metrics)))
+    student.register_forward_hook(lambda *_: used_in.append(len(metrics)))
     fast, metrics, teacher, rng = small(Fast, warm_up=2), [], make_teacher(), Streams(0)
     state = fast.init(teacher, rng)
     for _ in range(4):
         metrics.append(synthesize(fast, state, rng=rng, teacher=teacher, student=student)[1])
-    assert asked == [2] * 3 + [3] * 3
+    assert used_in == [2] * 3 + [3] * 3
     assert [terms["inversion/adv"] == 0 for terms in metrics] == [True, True, False, False]
     assert metrics[0].keys() == metrics[3].keys()
 
 
-def test_a_reset_draws_the_first_layers_anew_and_only_them():
+def test_a_reset_draws_only_the_first_layers_again():
     plain, reset = (rounds(small(Fast, lr=0.0, resets=resets), 3)[1] for resets in ((), (2,)))
     names = [name for name, _ in small(Fast).init(make_teacher(), Streams(0)).generator.named_parameters()]
     changed = [name for name, a, b in zip(names, plain[1], reset[1], strict=True) if not torch.equal(a, b)]
@@ -198,6 +198,6 @@ def test_resets_of_two_rounds_are_two_draws():
 
 
 @pytest.mark.parametrize("change", [{"warm_up": -1}, {"resets": (0,)}, {"reptile_scale": 0.0}])
-def test_schedules_that_make_no_sense_are_refused(change):
+def test_invalid_schedules_are_refused(change):
     with pytest.raises(InputError, match="accepted"):
         Fast(**change)

@@ -1,4 +1,4 @@
-"""What several inversions share, and none at all."""
+"""Code shared by several inversions, and `NoInversion`."""
 
 import torch
 from hypothesis import given
@@ -25,7 +25,7 @@ def test_the_values_of_the_first_lowest_loss_are_kept(losses):
     assert not images.requires_grad
 
 
-def test_what_is_kept_is_a_copy():
+def test_kept_values_are_copies():
     best, leaf = BestStep(), torch.ones(3, requires_grad=True)
     best.update(torch.tensor(1.0), leaf)
     with torch.no_grad():
@@ -34,7 +34,7 @@ def test_what_is_kept_is_a_copy():
     assert torch.equal(best.kept[0], torch.ones(3))
 
 
-def test_it_makes_no_images_and_opens_no_stream():
+def test_no_inversion_makes_no_images_and_uses_no_random_stream():
     prepared, rng = make_prepared(), Streams(0)
     samples, terms = NoInversion().synthesize(
         None,

@@ -34,23 +34,23 @@ def lists(statistics):
 
 
 class Recorder:
-    """A guide that adds nothing and writes down the images and what the teacher saw in them."""
+    """A guide without a penalty that records the images and the teacher's observations of them."""
 
     layers = ()
 
     def __init__(self):
-        self.images, self.looks = [], []
+        self.images, self.observations = [], []
 
     def penalty(self, images, seen, labels):
         self.images.append(images.detach().clone())
-        self.looks.append(seen.detach())
+        self.observations.append(seen.detach())
         return seen.logits.new_zeros(())
 
     def update(self, images, seen, labels):
         pass
 
 
-def test_the_loss_is_the_reference_also_with_remembered_statistics():
+def test_the_loss_equals_the_reference_also_with_remembered_statistics():
     method, teacher, student, rng, guide = (
         small(Nayer, steps=1, shift=0),
         make_teacher(),
@@ -62,7 +62,7 @@ def test_the_loss_is_the_reference_also_with_remembered_statistics():
     for _ in range(3):
         memory = state.bn_memory
         made, metrics = synthesize(method, state, rng=rng, teacher=teacher, student=student, guide=guide)
-        seen = guide.looks[-1]
+        seen = guide.observations[-1]
         wanted = nayer(
             seen.logits.double().tolist(),
             student(guide.images[-1]).detach().double().tolist(),
@@ -81,7 +81,7 @@ def test_the_loss_is_the_reference_also_with_remembered_statistics():
         torch.testing.assert_close(state.bn_memory, share * seen.bn + (1 - share) * old)
 
 
-def test_an_image_is_its_class_through_the_layer_of_its_place():
+def test_an_image_is_generated_from_its_class_embedding_by_the_noisy_layer_of_its_place():
     generator = EmbeddingGenerator(6, 5, 4, (1, 8, 8))
     embeddings, rng = torch.randn(3, 6), torch.Generator().manual_seed(0)
     noisy = NoisyLayers(torch.randn(2, 5, 6, generator=rng), torch.randn(2, 5, generator=rng))
@@ -98,13 +98,13 @@ def test_places_count_the_earlier_images_of_a_class():
     assert count == 3
 
 
-def test_no_two_images_are_alike():
+def test_no_two_images_are_equal():
     made, _ = synthesize(small(Nayer, batch=24))
     assert torch.pdist(made.images.flatten(1)).min() > 1e-3
 
 
-def test_the_noisy_layers_are_drawn_anew_each_round_and_nothing_else_is():
-    # A rate of 0: what differs from round to round is drawn.
+def test_only_the_noisy_layers_are_drawn_again_each_round():
+    # With a learning rate of 0, only draws differ between rounds.
     method, teacher, rng, guide = small(Nayer, lr=0.0, shift=0), make_teacher(), Streams(0), Recorder()
     state = method.init(teacher, rng)
     before = copy.deepcopy(state.generator)
@@ -133,8 +133,8 @@ def test_gradients_reach_every_weight_of_the_generator():
 
 
 @pytest.fixture
-def births(monkeypatch):
-    """Names of the streams from which generators were drawn."""
+def initialised(monkeypatch):
+    """The names of the random streams from which generators are initialised."""
     streams, real = [], nayer_module.drawn
 
     def watched(make, stream, *place):
@@ -145,17 +145,17 @@ def births(monkeypatch):
     return streams
 
 
-def test_a_generator_lives_as_many_rounds_as_told(births):
+def test_a_generator_is_replaced_after_life_rounds(initialised):
     method, teacher, rng = small(Nayer, life=2), make_teacher(), Streams(0)
     state = method.init(teacher, rng)
     first = state.generator
     for _ in range(5):
         synthesize(method, state, rng=rng, teacher=teacher)
-    assert births == ["init/generator", "init/generator/3", "init/generator/5"]
-    assert state.generator is first  # with the weights of the last one
+    assert initialised == ["init/generator", "init/generator/3", "init/generator/5"]
+    assert state.generator is first  # its weights are those of the last one
 
 
-def test_a_new_generator_begins_as_it_was_drawn():
+def test_a_new_generator_starts_from_its_initialisation():
     method, teacher, rng = small(Nayer, life=1, lr=1e-12), make_teacher(), Streams(0)
     state, found = method.init(teacher, rng), []
     for _ in range(2):
@@ -174,15 +174,15 @@ def test_a_new_generator_begins_as_it_was_drawn():
         ({"warm_up": 3, "life": 2}, [3, 4, 6, 8]),
     ],
 )
-def test_the_warm_up_has_a_life_of_its_own_and_its_end_draws_a_new_generator(change, rounds, births):
+def test_the_warm_up_has_its_own_life_and_ends_with_a_new_generator(change, rounds, initialised):
     method, teacher, rng = small(Nayer, steps=1, **change), make_teacher(), Streams(0)
     state = method.init(teacher, rng)
     for _ in range(8):
         synthesize(method, state, rng=rng, teacher=teacher)
-    assert births[1:] == [f"init/generator/{number}" for number in rounds]
+    assert initialised[1:] == [f"init/generator/{number}" for number in rounds]
 
 
-def test_each_loop_has_its_share_of_every_class():
+def test_each_loop_has_an_equal_share_of_every_class():
     labels = Balanced().sample(803, make_teacher(), rng=Streams(0)).labels
     parts = split_evenly(labels, 2)
     assert [len(part) for part in parts] == [402, 401]
@@ -192,7 +192,7 @@ def test_each_loop_has_its_share_of_every_class():
     assert torch.equal(split_evenly(labels, 1)[0], labels)
 
 
-def test_a_round_of_two_loops_is_two_rounds_of_one():
+def test_a_round_of_two_loops_equals_two_rounds_of_one_loop():
     teacher, student, targets = make_teacher(), make_student(), Balanced().sample(32, make_teacher(), rng=Streams(1))
     found = []
     for loops, parts in ((2, [targets]), (1, [Targets(part) for part in split_evenly(targets.labels, 2)])):
@@ -211,14 +211,14 @@ def test_a_round_of_two_loops_is_two_rounds_of_one():
 
 
 @pytest.mark.parametrize("warm_up", [0, 2])
-def test_the_student_is_asked_after_the_warm_up_alone(warm_up):
+def test_the_adversarial_loss_is_used_only_after_the_warm_up(warm_up):
     method, teacher, rng = small(Nayer, warm_up=warm_up), make_teacher(), Streams(0)
     state = method.init(teacher, rng)
-    pushed = [synthesize(method, state, rng=rng, teacher=teacher)[1]["inversion/adv"] != 0 for _ in range(3)]
-    assert pushed == [number > warm_up for number in (1, 2, 3)]
+    adversarial = [synthesize(method, state, rng=rng, teacher=teacher)[1]["inversion/adv"] != 0 for _ in range(3)]
+    assert adversarial == [number > warm_up for number in (1, 2, 3)]
 
 
-def test_drawn_embeddings_are_orthogonal_and_of_the_seed():
+def test_drawn_embeddings_are_orthogonal_and_depend_on_the_seed():
     first, again, other = (small(Nayer).init(make_teacher(), Streams(seed)).embeddings for seed in (0, 0, 1))
     assert first.shape == (NUM_CLASSES, 512)
     torch.testing.assert_close(first @ first.T, torch.eye(NUM_CLASSES), atol=1e-5, rtol=0)
@@ -232,7 +232,7 @@ def written(path, tensor, name="embeddings"):
     return path
 
 
-def test_embeddings_of_a_file_are_used_as_they_are(tmp_path):
+def test_embeddings_of_a_file_are_used_unchanged(tmp_path):
     table = torch.randn(NUM_CLASSES, 7).half()
     method = small(Nayer, embeddings=written(tmp_path / "names.safetensors", table))
     state = method.init(make_teacher(), Streams(0))
@@ -269,7 +269,7 @@ def test_a_missing_file_is_refused(tmp_path):
         content_hash(toy_config(inversion=method))
 
 
-def test_the_content_of_the_file_names_the_trial_and_its_place_does_not(tmp_path):
+def test_the_trials_hash_depends_on_the_content_of_the_file_not_on_its_path(tmp_path):
     ones, twos = (torch.full((NUM_CLASSES, 5), value) for value in (1.0, 2.0))
     paths = [
         written(tmp_path / f"{name}.safetensors", table) for name, table in (("a", ones), ("b", ones), ("c", twos))
@@ -280,7 +280,7 @@ def test_the_content_of_the_file_names_the_trial_and_its_place_does_not(tmp_path
     assert first != content_hash(toy_config(inversion=Nayer()))
 
 
-def test_where_the_file_lies_is_written_to_yaml(tmp_path):
+def test_the_path_of_the_file_is_written_to_yaml(tmp_path):
     complete = toy_config(inversion=Nayer(embeddings=tmp_path / "names.safetensors"))
     assert from_tree(yaml.safe_load(dump(complete))) == complete
 
@@ -292,7 +292,7 @@ def test_a_teacher_without_bn_is_refused():
         Nayer().init(teacher, Streams(0))
 
 
-def test_fewer_images_than_classes_will_do():
+def test_fewer_images_than_classes_are_accepted():
     made, _ = synthesize(small(Nayer, batch=2))
     assert len(made) == 2
 
@@ -310,6 +310,6 @@ def test_fewer_images_than_classes_will_do():
         {"warm_up_life": 0},
     ],
 )
-def test_settings_that_make_no_sense_are_refused(change):
+def test_invalid_settings_are_refused(change):
     with pytest.raises(InputError, match="accepted"):
         Nayer(**change)

@@ -23,7 +23,7 @@ def js_by_hand(student, teacher, reduction):
 
 
 @pytest.mark.parametrize("reduction", ["mean", "batchmean"])
-def test_the_generator_moves_as_written_out_by_hand(reduction):
+def test_the_steps_of_the_generator_equal_plain_code(reduction):
     method, teacher, student = small(PreDfkd, steps=2, js_reduction=reduction), make_teacher(), make_student()
     rng, own = Streams(0), Streams(0)
     state = method.init(teacher, rng)
@@ -47,13 +47,13 @@ def test_the_generator_moves_as_written_out_by_hand(reduction):
         optimizer.step()
     assert metrics["inversion/loss"] == pytest.approx(sum(losses) / 2, rel=1e-4)
     for found, wanted in zip(state.generator.parameters(), generator.parameters(), strict=True):
-        # Adam's first step has the size of the rate, whatever the gradient: its sign may hang on a last bit.
+        # Adam's first step has the size of its rate even for tiny gradients, whose sign may be due to rounding.
         assert torch.isclose(found, wanted, rtol=1e-3, atol=1e-4).double().mean() > 0.99
 
 
 @pytest.mark.parametrize("reduction", ["mean", "batchmean"])
-def test_the_gradient_of_the_adversarial_term_is_that_for_a_constant_answer_of_the_teacher(reduction):
-    """Against central differences in float64 of plain loops, in which the teacher's answer stays the same."""
+def test_the_gradient_of_the_adversarial_term_treats_the_teachers_logits_as_constant(reduction):
+    """Compare with central differences of plain loops in float64, in which the teacher's logits are constant."""
     method, teacher, student = small(PreDfkd, js_reduction=reduction), make_teacher(), make_student()
     images = samples(2, seed=1).images.requires_grad_()
     seen = teacher.observe(images)
@@ -73,18 +73,18 @@ def test_the_gradient_of_the_adversarial_term_is_that_for_a_constant_answer_of_t
             assert gradient[image].view(-1)[place].item() == pytest.approx(wanted, rel=1e-2, abs=1e-5)
 
 
-def test_images_are_drawn_after_the_steps_from_latents_of_their_own():
+def test_images_are_generated_after_the_steps_from_new_latents():
     method, teacher, rng, own = small(PreDfkd), make_teacher(), Streams(0), Streams(0)
-    state, shown = method.init(teacher, rng), []
-    state.generator.register_forward_hook(lambda _, inputs, images: shown.append((inputs[0], images)))
+    state, calls = method.init(teacher, rng), []
+    state.generator.register_forward_hook(lambda _, inputs, images: calls.append((inputs[0], images)))
     made, _ = synthesize(method, state, rng=rng, teacher=teacher)
     latents = torch.randn((method.steps + 2) * method.batch, method.latent, generator=own["latents"])
-    assert torch.equal(torch.cat([z for z, _ in shown]), latents)
-    assert torch.equal(made.images, torch.cat([images for _, images in shown[-2:]]))
+    assert torch.equal(torch.cat([z for z, _ in calls]), latents)
+    assert torch.equal(made.images, torch.cat([images for _, images in calls[-2:]]))
     assert made.labels.eq(UNLABELLED).all()
 
 
-def test_convolutions_are_of_norm_1_and_weights_start_small():
+def test_convolutions_have_norm_1_and_initial_weights_are_small():
     generator = PreDfkd(width=16, latent=40).init(make_teacher(), Streams(0)).generator
     for layer in (generator.middle[0], generator.end[0], generator.end[3]):
         assert torch.linalg.matrix_norm(layer.weight.flatten(1), 2).item() == pytest.approx(1, abs=0.1)
@@ -92,6 +92,6 @@ def test_convolutions_are_of_norm_1_and_weights_start_small():
 
 
 @pytest.mark.parametrize("change", [{"steps": 0}, {"batch": 1}, {"images_per_round": 1}, {"temperature": 0.0}])
-def test_settings_that_make_no_sense_are_refused(change):
+def test_invalid_settings_are_refused(change):
     with pytest.raises(InputError, match="accepted"):
         PreDfkd(**change)

@@ -15,7 +15,7 @@ from condkd_ray.models.teacher import Teacher
 
 
 def lenet():
-    """A teacher without BN."""
+    """Return a teacher without BN."""
     with Streams(0).forked("init/teacher"):
         module = LeNet5().build((1, 16, 16), NUM_CLASSES)
     return Teacher.from_module(module, num_classes=NUM_CLASSES, image_shape=(1, 16, 16), mean=MEAN, std=STD)
@@ -30,27 +30,27 @@ def run(inversion, teacher, targets, guide=None, weigh=equal_weights, seed=0):
 
 
 class Recorder(Unguided):
-    """A guide that writes down what it is shown and adds nothing."""
+    """A guide without a penalty that records the images and the teacher's observations of them."""
 
     def __init__(self):
-        self.images, self.looks = [], []
+        self.images, self.observations = [], []
 
     def penalty(self, images, seen, labels):
         self.images.append(images)
-        self.looks.append(seen.detach())
+        self.observations.append(seen.detach())
         return super().penalty(images, seen, labels)
 
 
 @pytest.mark.parametrize("teacher", [make_teacher(), lenet()], ids=["resnet", "lenet"])
 @pytest.mark.parametrize("source", [Soft(sigma=9.0, temperature=5.0), Balanced()], ids=["soft", "labels"])
-def test_the_loss_is_the_reference(teacher, source):
+def test_the_loss_equals_the_reference(teacher, source):
     method, guide = small(SoftTarget, steps=1, oh_weight=0.7, act_weight=0.3), Recorder()
     targets = source.sample(method.images_per_round, teacher, rng=Streams(0))
     _, metrics = run(method, teacher, targets, guide)
     soft = torch.eye(NUM_CLASSES)[targets.labels] if targets.soft is None else targets.soft
     wanted = soft_target(
-        guide.looks[0].logits.double().tolist(),
-        guide.looks[0].features.double().tolist(),
+        guide.observations[0].logits.double().tolist(),
+        guide.observations[0].features.double().tolist(),
         soft.double().tolist(),
         temperature=targets.temperature,
         oh_weight=0.7,
@@ -59,20 +59,20 @@ def test_the_loss_is_the_reference(teacher, source):
     assert metrics["inversion/loss"] == pytest.approx(wanted, rel=1e-5)
 
 
-def test_the_teacher_sees_the_very_images_that_adam_moves():
+def test_the_teacher_observes_the_optimised_images_themselves():
     method, guide, teacher = small(SoftTarget, steps=20, shift=0.25), Recorder(), lenet()
     made, _ = run(method, teacher, Soft().sample(16, teacher, rng=Streams(0)), guide)
     leaf = guide.images[0]
     assert leaf.is_leaf
     assert all(images is leaf for images in guide.images)
-    # What it saw before the first step, and after the last, up to moves: other pixels, not the same in other places.
+    # After the last step the images have other pixel values than after the first, not only shifted ones.
     still, _ = run(small(SoftTarget, steps=1), teacher, Soft().sample(16, teacher, rng=Streams(0)))
     assert not torch.equal(made.images.flatten().sort().values, still.images.flatten().sort().values)
 
 
 @pytest.mark.parametrize(("teacher", "temperature"), [(make_teacher(), 1.0), (lenet(), 0.02)], ids=["resnet", "lenet"])
-def test_the_teacher_ends_with_the_answers_it_was_asked_for(teacher, temperature):
-    # Answers it does give, to other images; a low temperature tells those of an untrained teacher apart.
+def test_the_teachers_soft_outputs_approach_the_targets(teacher, temperature):
+    # The targets are its outputs for other images. A low temperature makes those of an untrained teacher differ.
     others = torch.randn(16, *teacher.image_shape, generator=torch.Generator().manual_seed(1))
     soft = torch.softmax(teacher.logits(others) / temperature, 1)
     targets = Targets(soft.argmax(1), soft, temperature)
@@ -95,7 +95,7 @@ def test_the_targets_of_a_round_are_drawn_once():
     assert torch.equal(rng.state_dict()["device"]["targets"], before)
 
 
-def test_weights_of_samples_are_those_of_the_cross_entropy_alone():
+def test_sample_weights_apply_only_to_the_cross_entropy():
     teacher = lenet()
     targets = Soft().sample(16, teacher, rng=Streams(0))
     plain, twice = (
@@ -113,7 +113,7 @@ def test_the_images_of_the_lowest_loss_are_kept(best):
     assert torch.equal(made.images, guide.penalty_calls[best])
 
 
-def test_no_step_leaves_the_valid_range():
+def test_pixels_stay_in_the_valid_range_in_every_step():
     guide, teacher = ConstantPenalties(*[0.0] * 6), lenet()
     run(small(SoftTarget, steps=6, lr=1.0), teacher, Balanced().sample(16, teacher, rng=Streams(0)), guide)
     darkest, brightest = ((v - MEAN[0]) / STD[0] for v in (0.0, 1.0))
@@ -122,6 +122,6 @@ def test_no_step_leaves_the_valid_range():
 
 
 @pytest.mark.parametrize("change", [{"steps": 0}, {"batch": 1}, {"lr": 0.0}])
-def test_settings_that_make_no_sense_are_refused(change):
+def test_invalid_settings_are_refused(change):
     with pytest.raises(InputError, match="accepted"):
         SoftTarget(**change)

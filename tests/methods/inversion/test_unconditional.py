@@ -1,4 +1,4 @@
-"""What the unconditional inversions share."""
+"""Code shared by the unconditional inversions."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def unlabelled(count):
 
 @settings(max_examples=50)
 @given(batch=st.integers(2, 9), count=st.integers(2, 40))
-def test_fresh_images_come_in_near_equal_parts_never_one_alone(batch, count):
+def test_fresh_images_are_drawn_in_nearly_equal_parts_of_at_least_two(batch, count):
     parts = []
 
     def draw(labels):
@@ -31,7 +31,7 @@ def test_fresh_images_come_in_near_equal_parts_never_one_alone(batch, count):
     assert max(parts) <= 2 * batch
 
 
-def test_fresh_images_wait_for_their_labels():
+def test_fresh_images_have_no_labels_yet():
     leaf = torch.ones(1, requires_grad=True)
     made = fresh_images(lambda labels: leaf * torch.randn(len(labels), *IMAGE_SHAPE), unlabelled(20), 8)
     assert made.labels.eq(UNLABELLED).all()
@@ -40,7 +40,7 @@ def test_fresh_images_wait_for_their_labels():
 
 
 @pytest.mark.parametrize("count", [2, 3])
-def test_two_or_three_images_are_one_part_whatever_the_batch(count):
+def test_two_or_three_images_are_one_part_for_every_batch(count):
     parts = []
     fresh_images(
         lambda labels: parts.append(len(labels)) or torch.zeros(len(labels), *IMAGE_SHAPE), unlabelled(count), 2

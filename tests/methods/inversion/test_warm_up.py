@@ -16,7 +16,7 @@ from condkd_ray.trial.run import local_store
 SETTINGS = toy_config(inversion=Fast(steps=2, batch=16, latent=16, width=8, warm_up=2, resets=(3,)), rounds=2)
 
 
-def told(metrics: dict[str, float]) -> dict[str, float]:
+def without_times(metrics: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if not name.startswith("time/")}
 
 
@@ -31,15 +31,15 @@ def begin(folder: Any = None, settings: TrialConfig = SETTINGS) -> tuple[Any, An
     return start(settings, prepared), local_store(settings, prepared, folder)
 
 
-def test_they_come_before_the_rounds_of_the_student():
+def test_warm_up_rounds_come_before_the_rounds_of_the_student():
     assert SETTINGS.total_rounds == 4
     assert [SETTINGS.progress(number) for number in range(4)] == [0, 0, 0, 1]
     assert from_tree(to_tree(SETTINGS)) == SETTINGS
 
 
-def test_the_memory_fills_and_the_student_stands_still():
+def test_in_the_warm_up_the_memory_fills_and_the_student_does_not_change():
     live, store = begin()
-    # Weights, BN statistics and gradients; it is asked in eval mode and may stay there.
+    # Weights, BN statistics and gradients. The student's mode may change, because the inversion uses eval mode.
     before = snapshot(live.distiller.student)[:2]
     rounds(SETTINGS, live, store, 2)
     assert same(before, snapshot(live.distiller.student)[:2])
@@ -53,7 +53,7 @@ def test_the_memory_fills_and_the_student_stands_still():
     assert all("kd/loss" in metrics and "student/test_accuracy" in metrics for metrics in live.history[2:])
 
 
-def test_a_trial_resumed_in_or_after_its_warm_up_goes_on_bit_for_bit(tmp_path):
+def test_a_trial_resumed_in_or_after_its_warm_up_continues_bit_for_bit(tmp_path):
     straight, store = begin()
     rounds(SETTINGS, straight, store, 4)
     for done in (1, 2, 3):
@@ -65,13 +65,13 @@ def test_a_trial_resumed_in_or_after_its_warm_up_goes_on_bit_for_bit(tmp_path):
         resumed = checkpoint.load(fresh, folder / "state")
         store.restore(resumed.num_ids, SETTINGS.memory.live(resumed.memory))
         rounds(SETTINGS, resumed, store, 4 - done)
-        assert list(map(told, resumed.history)) == list(map(told, straight.history))
+        assert list(map(without_times, resumed.history)) == list(map(without_times, straight.history))
         assert same(list(tensors(resumed.production.inversion)), list(tensors(straight.production.inversion)))
         assert same(snapshot(resumed.distiller.student)[0], snapshot(straight.distiller.student)[0])
         assert resumed.production.inversion.round == 4
 
 
-def test_the_students_steps_are_those_of_a_trial_with_the_same_rounds_and_no_warm_up():
+def test_the_student_takes_as_many_steps_as_in_a_trial_without_warm_up():
     live, store = begin()
     rounds(SETTINGS, live, store, 4)
     plain = toy_config(inversion=Fast(steps=2, batch=16, latent=16, width=8), rounds=2)

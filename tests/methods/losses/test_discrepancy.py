@@ -47,22 +47,22 @@ def plain(*sides):
     return [side.tolist() for side in sides]
 
 
-def test_the_sides_share_three_classes_and_one_is_the_lefts_alone():
+def test_the_sides_share_three_classes_and_the_left_has_one_more():
     assert set(LEFT_LABELS.tolist()) == {0, 1, 2, 3}
     assert set(RIGHT_LABELS.tolist()) == {0, 1, 2}
 
 
-# What holds of each.
+# Properties of all distances.
 
 
 @each_distance
-def test_gradients_are_those_of_the_values(apart):
+def test_gradients_equal_finite_differences(apart):
     left = LEFT.clone().requires_grad_()
     assert torch.autograd.gradcheck(lambda x: apart(x, LEFT_LABELS, RIGHT, RIGHT_LABELS), (left,))
 
 
 @each_distance
-def test_a_set_is_at_distance_0_from_itself_in_any_order_and_away_from_a_shifted_one(apart):
+def test_the_distance_is_0_between_equal_sets_in_any_order_and_grows_with_a_shift(apart):
     order = torch.randperm(14, generator=RNG)
     assert apart(LEFT, LEFT_LABELS, LEFT[order], LEFT_LABELS[order]).item() == pytest.approx(0, abs=1e-12)
     near, far = (apart(LEFT, LEFT_LABELS, LEFT + shift, LEFT_LABELS).item() for shift in (0.1, 1.0))
@@ -70,7 +70,7 @@ def test_a_set_is_at_distance_0_from_itself_in_any_order_and_away_from_a_shifted
 
 
 @each_discrepancy
-def test_the_same_images_under_exchanged_labels_are_apart(apart):
+def test_equal_images_with_exchanged_labels_have_a_positive_distance(apart):
     features = torch.tensor([[0.0], [9.0]], dtype=torch.float64)
     labels = torch.tensor([0, 1])
     assert apart(features, labels, features, labels).item() == pytest.approx(0, abs=1e-12)
@@ -78,7 +78,7 @@ def test_the_same_images_under_exchanged_labels_are_apart(apart):
 
 
 @each_distance
-def test_without_a_common_class_it_is_0(apart):
+def test_without_a_common_class_the_distance_is_0(apart):
     left = LEFT.clone().requires_grad_()
     value = apart(left, torch.zeros_like(LEFT_LABELS), RIGHT, torch.ones_like(RIGHT_LABELS))
     value.backward()
@@ -87,14 +87,14 @@ def test_without_a_common_class_it_is_0(apart):
 
 
 @each_distance
-def test_a_class_of_one_side_alone_has_no_part_in_it(apart):
+def test_a_class_of_only_one_side_has_no_effect(apart):
     wanted = apart(LEFT, LEFT_LABELS, RIGHT, RIGHT_LABELS)
     moved = LEFT + 7 * (LEFT_LABELS == 3)[:, None]
     torch.testing.assert_close(apart(moved, LEFT_LABELS, RIGHT, RIGHT_LABELS), wanted)
 
 
 @each_distance
-def test_autocast_does_not_touch_it(apart):
+def test_autocast_does_not_change_the_distance(apart):
     left, right = LEFT.float() + 30, RIGHT.float() + 30
     wanted = apart(left, LEFT_LABELS, right, RIGHT_LABELS)
     with torch.autocast("cpu", torch.bfloat16):
@@ -133,7 +133,7 @@ def test_moments_equal_those_of_covariance_matrices():
     assert min(wanted) > 0.1
 
 
-def test_a_shift_is_of_the_means_and_a_stretch_about_them_of_the_covariances():
+def test_a_shift_changes_only_the_mean_term_and_a_scaling_only_the_covariance_term():
     mean, covariance = moments(LEFT, LEFT_LABELS, LEFT + 2, LEFT_LABELS)
     assert mean.item() == pytest.approx(4 * 6, rel=1e-9)
     assert covariance.item() == pytest.approx(0, abs=1e-9)
@@ -143,7 +143,7 @@ def test_a_shift_is_of_the_means_and_a_stretch_about_them_of_the_covariances():
     assert covariance > 1
 
 
-def test_classes_of_one_image_have_means_alone():
+def test_classes_of_one_image_have_only_a_mean_term():
     features, labels = LEFT[:3], torch.arange(3)
     mean, covariance = moments(features, labels, RIGHT[:3], labels)
     assert mean.item() == pytest.approx((features - RIGHT[:3]).square().sum(1).mean().item())
@@ -154,7 +154,7 @@ def test_classes_of_one_image_have_means_alone():
 
 
 def by_matrix_roots(x, y):
-    """Of one class, by the root of a matrix that nothing but the definition needs."""
+    """Return the Frechet distance of one class by the definition, with a matrix square root."""
     (mean, cov), (mean_, cov_) = ((side.mean(0), np.cov(side.T, bias=True)) for side in (x, y))
     return ((mean - mean_) ** 2).sum() + np.trace(cov + cov_ - 2 * linalg.sqrtm(cov @ cov_).real)
 
@@ -173,7 +173,7 @@ def test_frechet_equals_the_definition_by_matrix_roots():
     assert found.item() == pytest.approx(np.mean([by_matrix_roots(x, y) for x, y in zip(left, right, strict=True)]))
 
 
-def test_frechet_of_a_shift_is_its_square_and_of_a_stretch_that_of_the_deviations():
+def test_frechet_of_a_shift_is_its_square_and_of_a_scaling_that_of_the_deviations():
     assert frechet(LEFT, LEFT_LABELS, LEFT + 2, LEFT_LABELS).item() == pytest.approx(4 * 6)
     assert frechet(LEFT, LEFT_LABELS, LEFT, LEFT_LABELS).item() == pytest.approx(0, abs=1e-9)
     one = torch.zeros(14, dtype=torch.long)
@@ -182,7 +182,7 @@ def test_frechet_of_a_shift_is_its_square_and_of_a_stretch_that_of_the_deviation
     assert frechet(centred, one, 3 * centred, one).item() == pytest.approx(wanted)
 
 
-def test_frechet_is_over_common_classes_and_of_one_image_has_means_alone():
+def test_frechet_is_over_common_classes_and_of_single_images_the_distance_of_means():
     moved = LEFT + 7 * (LEFT_LABELS == 3)[:, None]
     wanted = frechet(LEFT, LEFT_LABELS, RIGHT, RIGHT_LABELS)
     torch.testing.assert_close(frechet(moved, LEFT_LABELS, RIGHT, RIGHT_LABELS), wanted)
@@ -192,14 +192,14 @@ def test_frechet_is_over_common_classes_and_of_one_image_has_means_alone():
     assert frechet(LEFT[:3], labels, RIGHT[:3], labels).item() == pytest.approx(apart)
 
 
-def test_autocast_does_not_touch_frechet():
+def test_autocast_does_not_change_the_frechet_distance():
     sides = LEFT.float() + 30, LEFT_LABELS, RIGHT.float() + 30, RIGHT_LABELS
     wanted = frechet(*sides)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(frechet(*sides), wanted)
 
 
-# Both sides as wholes.
+# Marginal distances, over all classes at once.
 
 
 def test_marginal_distances_equal_the_plain_loops():
@@ -218,7 +218,7 @@ def test_the_right_side_is_weighted_to_the_proportions_of_the_left():
 
 
 @pytest.mark.parametrize("apart", [whole_mmd, all_moments], ids=["mmd", "moments"])
-def test_to_a_marginal_distance_it_is_the_same_which_image_has_which_label(apart):
+def test_a_marginal_distance_does_not_depend_on_which_image_has_which_label(apart):
     features, labels = LEFT[:8], torch.arange(8) % 4
     assert apart(features, labels, features, labels.flip(0)).item() == pytest.approx(0, abs=1e-12)
     assert mmd(features, labels, features, labels.flip(0)) > 0.1

@@ -32,7 +32,7 @@ LAYERS = torch.block_diag(*(torch.ones(1, size, dtype=torch.float64) for size in
 
 
 def lists(bn):
-    """(Means, variances) of each layer."""
+    """Return (means, variances) of each layer."""
     return [(mean.tolist(), var.tolist()) for mean, var in zip(*(row.split(SIZES) for row in bn), strict=True)]
 
 
@@ -40,7 +40,7 @@ def close(got, wanted):
     torch.testing.assert_close(got, torch.tensor(wanted, dtype=torch.float64), rtol=1e-9, atol=1e-12)
 
 
-def test_class_prior():
+def test_class_prior_equals_the_plain_loop():
     close(class_prior(LOGITS, LABELS), reference.class_prior(LOGITS.tolist(), LABELS.tolist()))
 
 
@@ -50,8 +50,8 @@ def test_class_prior_of_labels_at_a_temperature(temperature):
     close(found, reference.class_prior(LOGITS.tolist(), LABELS.tolist(), temperature))
 
 
-def test_a_class_prior_saturates_at_1_and_goes_on_at_a_higher_temperature():
-    """Of logits that are 20 ahead the gradient by hand: (softmax(f / T) - onehot) / T."""
+def test_a_class_prior_saturates_at_temperature_1_and_not_at_a_higher_one():
+    """With a logit 20 above the others, the gradient is (softmax(f / T) - onehot) / T."""
     pulls = {}
     for temperature in (1.0, 8.0):
         logits = (20 * torch.nn.functional.one_hot(LABELS, 5)).double().requires_grad_()
@@ -65,20 +65,20 @@ def test_a_class_prior_saturates_at_1_and_goes_on_at_a_higher_temperature():
 
 def test_class_prior_of_soft_targets_at_a_temperature():
     wanted = torch.softmax(LOGITS.flip(0) / 3, 1)
-    told = [
+    expected = [
         -sum(p * math.log(q) for p, q in zip(row, torch.softmax(logits / 3, 0).tolist(), strict=True))
         for row, logits in zip(wanted.tolist(), LOGITS, strict=True)
     ]
-    close(class_prior(LOGITS, wanted, 3.0), told)
+    close(class_prior(LOGITS, wanted, 3.0), expected)
     hot = torch.nn.functional.one_hot(LABELS, LOGITS.shape[1]).to(LOGITS.dtype)
     close(class_prior(LOGITS, hot), class_prior(LOGITS, LABELS).tolist())
 
 
-def test_bn_distance():
+def test_bn_distance_equals_the_plain_loop():
     close(bn_distance(SEEN, RUNNING, LAYERS), reference.bn_distance(lists(SEEN), lists(RUNNING)))
 
 
-def test_the_first_bn_layer_may_count_more():
+def test_the_first_bn_layer_can_have_a_larger_weight():
     wanted = adversaries.first_counting(5, lists(SEEN), lists(RUNNING))
     close(bn_distance(SEEN, RUNNING, LAYERS, 5), wanted)
     assert torch.equal(bn_distance(SEEN, RUNNING, LAYERS, 1), bn_distance(SEEN, RUNNING, LAYERS))
@@ -98,7 +98,7 @@ def test_matching_statistics_are_at_distance_0_with_a_finite_gradient():
     assert seen.grad.isfinite().all()
 
 
-def test_the_statistics_of_a_look_are_means_and_biased_variances_of_the_layers_input():
+def test_observed_statistics_are_means_and_biased_variances_of_the_layers_input():
     class First(torch.nn.Module):
         def __init__(self):
             super().__init__()
@@ -117,17 +117,17 @@ def test_the_statistics_of_a_look_are_means_and_biased_variances_of_the_layers_i
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_mixed_statistics(momentum):
+def test_mixed_statistics_equal_the_plain_loop(momentum):
     mixed = mix_bn(SEEN, RUNNING, momentum)
     wanted = reference.mix_bn(lists(SEEN), lists(RUNNING), momentum)
     close(mixed, [[value for layer in wanted for value in layer[row]] for row in (0, 1)])
 
 
-def test_without_a_memory_the_batch_alone_counts():
+def test_without_a_memory_the_statistics_are_those_of_the_batch():
     assert mix_bn(SEEN, None, 0.9) is SEEN
 
 
-def test_negative_entropy():
+def test_negative_entropy_equals_the_plain_loop():
     close(negative_entropy(LOGITS), reference.negative_entropy(LOGITS.tolist()))
 
 
@@ -137,11 +137,11 @@ def test_entropy_is_lowest_for_evenly_used_classes_however_certain_each_image():
     assert negative_entropy(certain[:1].repeat(10, 1)).item() == pytest.approx(0.0, abs=1e-9)
 
 
-def test_negative_activation():
+def test_negative_activation_equals_the_plain_loop():
     close(negative_activation(LOGITS), reference.negative_activation(LOGITS.tolist()))
 
 
-def test_total_variation():
+def test_total_variation_equals_the_plain_loop():
     close(total_variation(IMAGES), reference.total_variation(IMAGES.tolist()))
 
 
@@ -165,7 +165,7 @@ def test_a_constant_image_has_no_variation_and_a_finite_gradient():
     ],
     ids=["class_prior", "tempered", "negative_entropy", "negative_activation", "total_variation", "bn"],
 )
-def test_gradients_are_those_of_the_values(loss, at):
+def test_gradients_equal_finite_differences(loss, at):
     assert torch.autograd.gradcheck(loss, (at.clone().requires_grad_(),))
 
 
@@ -180,7 +180,7 @@ def test_gradients_are_those_of_the_values(loss, at):
     ],
     ids=["bn", "class_prior", "negative_entropy", "negative_activation", "total_variation"],
 )
-def test_every_image_of_a_batch_feels_every_term_through_the_teacher(term):
+def test_every_term_has_a_gradient_to_every_image_through_the_teacher(term):
     images = samples(8).images.requires_grad_()
     (gradient,) = torch.autograd.grad(term(make_teacher().observe(images), images), images)
     assert gradient.isfinite().all()

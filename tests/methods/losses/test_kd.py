@@ -1,4 +1,4 @@
-"""What holds for every distillation loss."""
+"""Properties of all distillation losses."""
 
 from typing import get_args
 
@@ -20,19 +20,19 @@ every = pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.name)
 
 
 @every
-def test_each_sample_has_a_loss_of_its_own(loss):
+def test_each_sample_has_its_own_loss(loss):
     check_one_value_an_image(loss)
 
 
 @every
-def test_a_perfect_student_costs_least(loss):
+def test_a_perfect_student_has_the_lowest_loss(loss):
     check_perfect_student(loss)
     perfect = loss(outputs(1), outputs(1), LABELS)
     if not isinstance(loss, SoftCrossEntropy):
         assert perfect.abs().max() <= 1e-4
     student = outputs(1).logits.clone().requires_grad_()
     loss(NetworkOutputs(student, outputs(1).taps), outputs(1), LABELS).sum().backward()
-    if loss.name != "l1":  # it has a kink there
+    if loss.name != "l1":  # the L1 distance is not differentiable there
         assert student.grad.abs().max() <= 1e-4
 
 

@@ -24,14 +24,14 @@ def close(got, wanted):
 
 
 @pytest.mark.parametrize(("tau", "weight"), [(1.0, 250.0), (4.0, 1.0)])
-def test_it_equals_the_plain_loop(tau, weight):
+def test_attention_equals_the_plain_loop(tau, weight):
     loss = Attention(**TWO, temperature=tau, weight=weight)
     got = loss(NetworkOutputs(STUDENT, (SHALLOW, DEEP)), NetworkOutputs(TEACHER, (WIDE_SHALLOW, WIDE_DEEP)), LABELS)
     pairs = [(SHALLOW.tolist(), WIDE_SHALLOW.tolist()), (DEEP.tolist(), WIDE_DEEP.tolist())]
     close(got, kd.attention(STUDENT.tolist(), TEACHER.tolist(), tau, weight, pairs))
 
 
-def test_by_hand_two_networks_that_look_at_opposite_corners():
+def test_attention_at_opposite_corners_by_hand():
     ours, wanted = torch.zeros(1, 1, 2, 2), torch.zeros(1, 3, 2, 2)
     ours[0, 0, 0, 0], wanted[0, :, 1, 1] = 5.0, 2.0
     logits = torch.zeros(1, 5)
@@ -56,19 +56,19 @@ def test_the_larger_map_is_averaged_down(larger):
     close(got, distances)
 
 
-def test_scale_and_channels_do_not_count():
+def test_attention_does_not_depend_on_scale_and_number_of_channels():
     same = torch.cat([3 * SHALLOW, 3 * SHALLOW], 1)
     got = Attention(**ONE)(NetworkOutputs(STUDENT, (same,)), NetworkOutputs(STUDENT, (SHALLOW,)), LABELS)
     assert got.abs().max() <= 1e-4
 
 
-def test_without_weight_it_is_hintons():
+def test_with_weight_0_attention_equals_hinton():
     loss = Attention(**ONE, weight=0.0, temperature=4.0)
     got = loss(NetworkOutputs(STUDENT, (SHALLOW,)), NetworkOutputs(TEACHER, (WIDE_SHALLOW,)), LABELS)
     assert torch.equal(got, Hinton(temperature=4.0)(NetworkOutputs(STUDENT), NetworkOutputs(TEACHER), LABELS))
 
 
-def test_a_layer_that_says_nothing_leaves_the_gradient_finite():
+def test_a_layer_of_zeros_has_a_finite_gradient():
     dead = torch.zeros(6, 3, 4, 4, requires_grad=True)
     Attention(**ONE)(
         NetworkOutputs(STUDENT, (dead,)), NetworkOutputs(TEACHER, (WIDE_SHALLOW,)), LABELS
@@ -98,7 +98,7 @@ def test_layers_of_any_two_networks_are_accepted_if_they_have_a_map():
         ({"teacher_layers": ("penultimate",)}, "attention teacher_layers is 'penultimate'; accepted: conv, "),
     ],
 )
-def test_layers_without_a_map_are_refused_with_those_there_are(fields, message):
+def test_layers_without_a_map_are_refused_with_a_list_of_the_others(fields, message):
     teacher = make_teacher()
     loss = Attention(**{"teacher_layers": ("stages.1",), "student_layers": ("stages.1",)} | fields)
     with pytest.raises(InputError) as caught:
@@ -122,6 +122,6 @@ def test_layers_without_a_map_are_refused_with_those_there_are(fields, message):
         ({"temperature": 0.0}, "temperature is 0.0; accepted: > 0"),
     ],
 )
-def test_odd_settings_are_refused(fields, message):
+def test_invalid_settings_are_refused(fields, message):
     with pytest.raises(InputError, match=message):
         Attention(**ONE | fields)

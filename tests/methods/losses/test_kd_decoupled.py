@@ -16,19 +16,19 @@ def found(loss, student=STUDENT, teacher=TEACHER, labels=LABELS):
 
 @pytest.mark.parametrize("tau", [1.0, 4.0])
 @pytest.mark.parametrize(("alpha", "beta"), [(1.0, 8.0), (1.0, 0.0), (0.0, 1.0)])
-def test_it_equals_the_plain_loop(tau, alpha, beta):
+def test_the_loss_equals_the_plain_loop(tau, alpha, beta):
     wanted = kd.decoupled(STUDENT.tolist(), TEACHER.tolist(), LABELS.tolist(), tau, alpha, beta)
     got = found(Dkd(alpha=alpha, beta=beta, temperature=tau)).double()
     torch.testing.assert_close(got, torch.tensor(wanted, dtype=torch.float64), rtol=1e-5, atol=1e-6)
 
 
-def test_hintons_loss_is_made_of_its_two_parts():
+def test_hintons_loss_is_a_sum_of_the_two_parts():
     sure, others = (found(Dkd(alpha=alpha, beta=1 - alpha, temperature=4.0)) for alpha in (1.0, 0.0))
     p = torch.softmax(TEACHER / 4, 1).gather(1, LABELS[:, None])[:, 0]
     torch.testing.assert_close(sure + (1 - p) * others, found(Hinton(temperature=4.0)), rtol=1e-5, atol=1e-5)
 
 
-def test_it_is_finite_where_the_teacher_is_as_sure_as_can_be():
+def test_the_loss_is_finite_for_an_extremely_confident_teacher():
     student = torch.zeros(2, 5, requires_grad=True)
     teacher = torch.zeros(2, 5)
     teacher[0, 0], teacher[1, 3] = 1e4, -1e4
@@ -39,7 +39,7 @@ def test_it_is_finite_where_the_teacher_is_as_sure_as_can_be():
     assert student.grad.isfinite().all()
 
 
-def test_two_classes_have_no_others_to_tell_apart():
+def test_with_two_classes_the_non_target_part_is_0():
     student, teacher, labels = STUDENT[:, :2], TEACHER[:, :2], LABELS % 2
     assert found(Dkd(alpha=0.0), student, teacher, labels).abs().max() == 0
 
@@ -52,6 +52,6 @@ def test_two_classes_have_no_others_to_tell_apart():
         ({"beta": float("nan")}, "dkd beta is nan; accepted: >= 0"),
     ],
 )
-def test_odd_settings_are_refused(fields, message):
+def test_invalid_settings_are_refused(fields, message):
     with pytest.raises(InputError, match=message):
         Dkd(**fields)

@@ -1,4 +1,4 @@
-"""Rounds of samples for tests of the policies, in which a sample's label, and the teacher's class, is its round."""
+"""Rounds of samples for tests of memories. A sample's label and the teacher's class are the number of its round."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +21,7 @@ def round_of(number: int, size: int) -> Samples:
 
 @contextmanager
 def waiting_is_an_error() -> Iterator[None]:
-    """On a GPU, of which whatever makes the host wait for it raises; on a CPU nothing."""
+    """On a GPU, raise an error if the host waits for it; on a CPU, do nothing."""
     if not torch.cuda.is_available():
         yield
         return
@@ -34,9 +34,9 @@ def waiting_is_an_error() -> Iterator[None]:
 
 
 def draws_without_waiting(store: Store, rounds: int) -> list[Samples]:
-    """Rounds of 40 appended, and, as soon as each is there, 64 samples drawn; it raises where a draw waits for a GPU.
+    """Append rounds of 40 samples, and draw 64 samples after each. Raises an error if a draw waits for a GPU.
 
-    Images are (1, 4, 4), of 7 classes. Now and then the oldest go.
+    Images are (1, 4, 4), of 7 classes. After every third round the oldest samples are dropped.
     """
     found = []
     for number in range(rounds):
@@ -53,7 +53,7 @@ def draws_without_waiting(store: Store, rounds: int) -> list[Samples]:
 
 
 def assert_alike(on_host: list[Samples], on_device: list[Samples]) -> None:
-    """The same samples, the latter on a GPU, where a division may round otherwise."""
+    """Check that samples on a GPU equal those on the host, except for rounding in a division."""
     for left, right in zip(on_host, on_device, strict=True):
         assert right.images.is_cuda
         assert torch.equal(left.labels, right.labels.cpu())

@@ -27,7 +27,7 @@ _kind = ["chunks"]
     scope="module",
 )
 def kind(request):
-    """Tables in this machine's memory, and on a device, where that has room for all samples and where not."""
+    """Run the tests with tables in host memory and on a device that has room for all samples or only for some."""
     _kind[0] = request.param
 
 
@@ -36,18 +36,18 @@ def new() -> Rows:
     return KINDS[name]() if name in KINDS else DeviceRows(torch.device("cuda"), ON_CUDA[name])
 
 
-def taken(table: Rows, ids: torch.Tensor) -> Encoded:
-    """Gathered, on the CPU."""
+def gathered(table: Rows, ids: torch.Tensor) -> Encoded:
+    """Return the gathered samples on the CPU."""
     found = table.gather(ids)
     return Encoded(found.images.cpu(), found.labels.cpu(), found.logits.cpu())
 
 
 @st.composite
 def tables(draw):
-    """A table of up to 6 chunks, all with logits or none, gaps between them, put in any order, and samples by id."""
-    table, by_id, start, puts, asked = new(), {}, draw(st.integers(0, 5)), [], draw(st.booleans())
+    """A table of up to 6 chunks, put in any order with gaps, all with logits or none; and the samples by id."""
+    table, by_id, start, puts, with_logits = new(), {}, draw(st.integers(0, 5)), [], draw(st.booleans())
     for _ in range(draw(st.integers(1, 6))):
-        chunk = encoded(draw(st.integers(1, 5)), shape=(1, 2, 2), asked=asked)
+        chunk = encoded(draw(st.integers(1, 5)), shape=(1, 2, 2), with_logits=with_logits)
         puts.append((start, chunk))
         by_id |= {start + row: chunk[slice(row, row + 1)] for row in range(len(chunk))}
         start += len(chunk) + draw(st.integers(0, 3))
@@ -57,28 +57,28 @@ def tables(draw):
 
 
 @given(tables(), st.data())
-def test_gathering_is_picking_from_all_chunks_in_the_order_asked_for(made, data):
+def test_samples_are_gathered_from_all_chunks_in_the_given_order(made, data):
     table, by_id = made
     ids = data.draw(st.lists(st.sampled_from(sorted(by_id)), min_size=1, max_size=20))
-    assert equal(taken(table, torch.tensor(ids)), join([by_id[i] for i in ids]))
+    assert equal(gathered(table, torch.tensor(ids)), join([by_id[i] for i in ids]))
 
 
 @given(tables(), st.data())
-def test_an_id_that_no_chunk_holds_is_a_key_error_that_names_it(made, data):
+def test_an_unknown_id_raises_a_key_error_that_names_it(made, data):
     table, by_id = made
     unknown = data.draw(st.integers(-3, max(by_id) + 3).filter(lambda i: i not in by_id))
     with pytest.raises(KeyError, match=f"sample {unknown}'"):
         table.gather(torch.tensor([min(by_id), unknown]))
 
 
-def test_a_removed_chunk_is_unknown_and_its_neighbours_stay():
+def test_a_removed_chunk_is_unknown_and_the_others_are_kept():
     table, chunks = new(), [encoded(3) for _ in range(3)]
     for number, chunk in enumerate(chunks):
         table.put(3 * number, chunk)
     table.remove(3)
     with pytest.raises(KeyError):
         table.gather(torch.tensor([4]))
-    assert equal(taken(table, torch.tensor([0, 1, 2, 6, 7, 8])), join([chunks[0], chunks[2]]))
+    assert equal(gathered(table, torch.tensor([0, 1, 2, 6, 7, 8])), join([chunks[0], chunks[2]]))
 
 
 def test_gathered_samples_share_no_memory_with_the_table():
@@ -90,36 +90,36 @@ def test_gathered_samples_share_no_memory_with_the_table():
         for tensor in (found.images, found.labels, found.logits):
             tensor.zero_()
     assert equal(chunk, kept)
-    assert equal(taken(table, torch.arange(4)), kept)
+    assert equal(gathered(table, torch.arange(4)), kept)
 
 
-def test_chunks_come_in_the_order_of_their_ids():
+def test_spans_are_sorted_by_id():
     table, ids = new(), [10**6, 5, 99_999]
     for start in ids:
         table.put(start, encoded(1))
     assert table.spans() == [(start, 1) for start in sorted(ids)]
 
 
-def test_images_in_channels_last_are_gathered_in_their_own_order():
+def test_images_in_channels_last_are_gathered_correctly():
     table, chunk = new(), encoded(6)
     table.put(0, Encoded(chunk.images.to(memory_format=torch.channels_last), chunk.labels, chunk.logits))
     table.put(6, encoded(2))
-    assert equal(taken(table, torch.arange(6)), chunk)
+    assert equal(gathered(table, torch.arange(6)), chunk)
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float16], ids=str)
-def test_chunks_far_apart_in_memory_are_gathered_like_any(dtype):
-    # The large ones lie in mappings of their own, the small ones on the heap.
+def test_chunks_far_apart_in_memory_are_gathered_correctly(dtype):
+    # The allocator maps large chunks separately, and puts small ones on the heap.
     chunks = [encoded(count, dtype, shape=(3, 16, 16)) for count in (2, 900, 1, 700, 3)]
     table, start = ChunkTable(), 0
     for chunk in chunks:
         table.put(start, chunk)
         start += len(chunk)
     ids = torch.randint(start, (400,), generator=torch.Generator().manual_seed(0))
-    assert equal(taken(table, ids), join(chunks)[ids])
+    assert equal(gathered(table, ids), join(chunks)[ids])
 
 
-def test_of_no_ids_nothing_is_gathered_in_the_right_shape():
+def test_gathering_no_ids_gives_an_empty_result_of_the_right_shape():
     table = new()
     table.put(0, encoded(3))
-    assert equal(taken(table, torch.empty(0, dtype=torch.int64)), encoded(0))
+    assert equal(gathered(table, torch.empty(0, dtype=torch.int64)), encoded(0))

@@ -16,7 +16,7 @@ from methods.memory.rounds import assert_alike, draws_without_waiting
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 CPU, SHAPE = torch.device("cpu"), (1, 4, 4)
 ROW = 16 + 8 + 2 * 7
-"""Bytes of a sample of `chunk`."""
+"""Number of bytes of a sample of `chunk`."""
 
 
 def chunk(count: int) -> Encoded:
@@ -24,7 +24,7 @@ def chunk(count: int) -> Encoded:
 
 
 def filled(rows: DeviceRows, *sizes: int) -> list[Encoded]:
-    """The chunks put there, one after the other."""
+    """Put chunks of these sizes into `rows`, one after the other, and return them."""
     chunks, start = [chunk(size) for size in sizes], 0
     for one in chunks:
         rows.put(start, one)
@@ -32,7 +32,7 @@ def filled(rows: DeviceRows, *sizes: int) -> list[Encoded]:
     return chunks
 
 
-def test_room_grows_by_half_at_least_and_to_the_limit_at_most():
+def test_capacity_grows_by_at_least_half_and_at_most_to_the_limit():
     rows, room = DeviceRows(CPU, 100 * ROW + ROW - 1), []
     chunks = [chunk(10) for _ in range(12)]
     for number, one in enumerate(chunks):
@@ -45,7 +45,7 @@ def test_room_grows_by_half_at_least_and_to_the_limit_at_most():
     assert large.num_rows == 100
 
 
-def test_rows_of_removed_chunks_are_used_again_before_room_is_made():
+def test_rows_of_removed_chunks_are_used_again_before_the_capacity_grows():
     rows = DeviceRows(CPU, 10**6)
     chunks = filled(rows, 10, 10, 10)
     rows.remove(0)
@@ -62,7 +62,7 @@ def test_rows_of_removed_chunks_are_used_again_before_room_is_made():
             rows.check(torch.tensor([30, gone]))
 
 
-def test_what_finds_no_room_is_kept_on_the_host_from_that_very_sample_on():
+def test_samples_beyond_the_limit_are_kept_on_the_host():
     rows = DeviceRows(CPU, 25 * ROW)
     chunks = filled(rows, 10, 10, 10, 10)
     assert rows.num_rows == 25
@@ -70,7 +70,7 @@ def test_what_finds_no_room_is_kept_on_the_host_from_that_very_sample_on():
     ids = torch.tensor([24, 25, 3, 39, 29, 0, 25])
     assert equal(rows.gather(ids), join(chunks)[ids])
     assert equal(rows.gather(torch.arange(25, 40)), join(chunks)[slice(25, 40)])
-    # A sample never moves, but room that others leave is the next chunk's.
+    # Samples never move, but the next chunk uses the rows of removed ones.
     rows.remove(0)
     rows.put(40, last := chunk(12))
     assert rows.host.spans() == [(25, 5), (30, 10), (50, 2)]
@@ -82,7 +82,7 @@ def test_what_finds_no_room_is_kept_on_the_host_from_that_very_sample_on():
     assert equal(rows.gather(torch.arange(30, 52)), join([chunks[3], last]))
 
 
-def test_beyond_the_limit_a_chunk_of_the_host_is_kept_where_it_lies():
+def test_beyond_the_limit_a_chunk_of_the_host_is_kept_without_a_copy():
     rows, host = DeviceRows(CPU, 4 * ROW), chunk(10)
     near = join([host])
     rows.put(0, host, near)
@@ -93,7 +93,7 @@ def test_beyond_the_limit_a_chunk_of_the_host_is_kept_where_it_lies():
     assert not rows.host.gather(torch.arange(4, 10)).images.any()
 
 
-def test_a_draw_of_a_batch_takes_as_few_calls_however_many_chunks_there_are():
+def test_the_number_of_calls_of_a_draw_does_not_depend_on_the_number_of_chunks():
     def calls(size: int) -> list[str]:
         rows = DeviceRows(CPU, 10**6)
         filled(rows, *[size] * (400 // size))
@@ -104,57 +104,57 @@ def test_a_draw_of_a_batch_takes_as_few_calls_however_many_chunks_there_are():
     assert len(calls(2)) == len(calls(100)) == 3
 
 
-class Telling:
-    """In the place of a `CopyStream`: what it was asked for, in order."""
+class RecordingStream:
+    """A replacement of `CopyStream` that records its calls in order."""
 
     def __init__(self) -> None:
-        self.told: list[object] = []
+        self.calls: list[object] = []
         self.lent: list[torch.Tensor] = []
 
     @contextmanager
     def copying(self, *, after_all: bool) -> Iterator[None]:
-        self.told.append("after all" if after_all else "at once")
+        self.calls.append("after all" if after_all else "at once")
         yield
-        self.told.append("made")
+        self.calls.append("made")
 
     def awaited(self) -> None:
-        self.told.append("awaited")
+        self.calls.append("awaited")
 
     def lend(self, tensor: torch.Tensor) -> None:
-        self.told.append("lent")
+        self.calls.append("lent")
         self.lent.append(tensor)
 
     def hand_over(self, tensor: torch.Tensor) -> None:
-        self.told.append("handed over")
+        self.calls.append("handed over")
 
 
-def test_copies_and_draws_are_put_in_order(monkeypatch):
-    copies = Telling()
+def test_copies_and_draws_are_ordered(monkeypatch):
+    copies = RecordingStream()
     monkeypatch.setattr(device_rows, "CopyStream", lambda device: copies)
     rows, near = DeviceRows(CPU, 15 * ROW), chunk(10)
     rows.put(0, join([near]), near)
-    # Neither the rows nor what is copied into them may be freed before it is done.
+    # Neither the rows nor the tensors copied into them may be freed before the copy is done.
     into, given = copies.lent[::2], copies.lent[1::2]
     assert [part.data_ptr() for part in given] == [column.data_ptr() for column in columns(near)]
     assert all(torch.equal(row, part) for row, part in zip(into, given, strict=True))
     for row in into:
         row.zero_()
     assert not any(column.any() for column in columns(rows.gather(torch.arange(10))))
-    assert copies.told == ["after all", *["lent"] * 6, "made", "awaited"]
-    copies.told.clear()
+    assert copies.calls == ["after all", *["lent"] * 6, "made", "awaited"]
+    copies.calls.clear()
     rows.gather(torch.arange(10))
-    assert copies.told == ["awaited"]
-    copies.told.clear()
+    assert copies.calls == ["awaited"]
+    copies.calls.clear()
     rows.put(10, chunk(10))
-    # To larger room only what is there goes.
-    assert copies.told == ["awaited", "after all", *["lent"] * 6, "made"]
-    copies.told.clear()
+    # When the capacity grows, only existing rows are copied.
+    assert copies.calls == ["awaited", "after all", *["lent"] * 6, "made"]
+    copies.calls.clear()
     rows.gather(torch.arange(20))
-    assert copies.told == ["awaited", "at once", "made", "awaited", *["handed over"] * 4]
+    assert copies.calls == ["awaited", "at once", "made", "awaited", *["handed over"] * 4]
 
 
-def test_rows_are_looked_up_on_the_device_as_on_the_host_whatever_has_changed(monkeypatch):
-    # On a CPU it would be the host's own table, on a GPU it is a copy.
+def test_lookups_on_the_device_equal_those_on_the_host_after_every_change(monkeypatch):
+    # On a CPU the lookup would use the host's table itself, on a GPU it uses a copy.
     monkeypatch.setattr(device_rows, "sent", lambda tensor, device: tensor.to(device, copy=True))
     rows = DeviceRows(CPU, 10**6)
     filled(rows, 10, 10, 10)
@@ -172,18 +172,18 @@ def test_rows_are_looked_up_on_the_device_as_on_the_host_whatever_has_changed(mo
     assert alike(range(14), range(20, 45))
 
 
-def test_a_limit_under_a_sample_is_refused():
+def test_a_limit_below_one_sample_is_refused():
     with pytest.raises(InputError, match=rf"device pool limit is '{ROW - 1} bytes'; accepted: at least the {ROW} of"):
         DeviceRows(CPU, ROW - 1).put(0, chunk(3))
 
 
-def test_on_a_cpu_chunks_stay_where_they_are_and_a_limit_is_refused():
+def test_a_cpu_uses_a_chunk_table_and_refuses_a_limit():
     assert isinstance(rows_on(CPU), ChunkTable)
     with pytest.raises(InputError, match="device pool limit on a CPU is '5 bytes'; accepted: none, or a GPU"):
         LocalStore(Codec("unit", (0.5,), (0.5,)), 7, device_limit=5)
 
 
-def test_a_gpu_has_rows_within_a_quarter_of_the_trials_part(monkeypatch):
+def test_the_default_limit_on_a_gpu_is_a_quarter_of_the_trials_share(monkeypatch):
     class Properties:
         total_memory = 80 * 10**9
 
@@ -197,7 +197,7 @@ def test_a_gpu_has_rows_within_a_quarter_of_the_trials_part(monkeypatch):
     assert made == [(cuda, 20 * 10**9), (cuda, 7)]
 
 
-def test_the_most_they_take_is_while_the_last_room_is_made(monkeypatch):
+def test_most_bytes_is_the_peak_during_the_last_growth(monkeypatch):
     held, most = 0, []
 
     def counted(shape, dtype, device):
@@ -221,14 +221,14 @@ def test_the_most_they_take_is_while_the_last_room_is_made(monkeypatch):
 
 @pytest.mark.parametrize("limit", [10**6, 50 * ROW], ids=["all on the device", "most on the host"])
 @pytest.mark.parametrize("space", ["unit", "model"])
-def test_neither_filling_nor_a_draw_reads_from_the_device_or_waits_for_it(limit, space):
-    """Of `guard`, which stands in for a GPU: no value can be read on it."""
+def test_neither_put_nor_gather_reads_from_the_device_or_waits_for_it(limit, space):
+    """The device is that of `guard`, which replaces a GPU and on which no value can be read."""
     store = LocalStore(Codec(space, (0.5,), (0.5,)), 7, device=DEVICE, device_limit=limit)
     dtype = torch.uint8 if space == "unit" else torch.float16
     with Guard():
         for number in range(8):
             store.table.put(40 * number, encoded(40, dtype, SHAPE))
-    store.gather(torch.arange(3))  # makes what is made once
+    store.gather(torch.arange(3))  # the first call creates constants
     places = [CPU] if store.table.host.spans() else [CPU, DEVICE]
     for place in places:
         ids = torch.randint(320, (64,)).to(place)
@@ -236,7 +236,7 @@ def test_neither_filling_nor_a_draw_reads_from_the_device_or_waits_for_it(limit,
             drawn = store.gather(ids)
         assert (drawn.images.device, drawn.images.shape, drawn.images.dtype) == (DEVICE, (64, *SHAPE), torch.float32)
     if DEVICE not in places:
-        # Which of them lie on the host, the host must know.
+        # The host must read the ids to find the rows that it stores.
         ids = torch.randint(320, (64,)).to(DEVICE)
         with pytest.raises(WaitsError, match="from the device to the host"), Guard():
             store.gather(ids)
@@ -247,7 +247,7 @@ def test_neither_filling_nor_a_draw_reads_from_the_device_or_waits_for_it(limit,
 @pytest.mark.parametrize("limit", [None, 100 * ROW], ids=["all on the device", "most on the host"])
 @pytest.mark.parametrize("kept", ["memory", "folder"])
 @pytest.mark.parametrize("space", ["unit", "model"])
-def test_on_a_gpu_no_draw_waits_for_it_and_all_is_as_on_the_cpu(limit, kept, space, tmp_path):
+def test_on_a_gpu_no_draw_waits_and_all_draws_equal_those_on_the_cpu(limit, kept, space, tmp_path):
     code = Codec(space, (0.5,), (0.5,))
     folders = {name: tmp_path / name if kept == "folder" else None for name in ("cpu", "cuda")}
     host = LocalStore(code, 7, folders["cpu"], "cpu")

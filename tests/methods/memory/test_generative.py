@@ -1,4 +1,4 @@
-"""The memory that keeps a network of the past. What a recalled image is of, the toy teacher says."""
+"""The generative memory. The toy teacher classifies the recalled images."""
 
 from dataclasses import replace
 
@@ -22,13 +22,13 @@ LEARNING = Generative(steps=15, batch=32, latent=8, width=16, lr=5e-3, share=0.5
 
 
 def of(classes, seed, count=64):
-    """Blobs of these classes, with the teacher's answers."""
+    """Return blobs of these classes with the teacher's logits."""
     images = answered(blobs(1024, seed=seed), TEACHER)
     return images[torch.isin(images.labels, torch.tensor(classes)).nonzero().squeeze(1)[:count]]
 
 
-class Played:
-    """A generative memory over a store."""
+class MemoryRun:
+    """A generative memory with a store."""
 
     def __init__(self, memory, seed=0, teacher=TEACHER):
         self.memory, self.rng, self.teacher = memory, Streams(seed), teacher
@@ -44,38 +44,38 @@ class Played:
 
 
 def after(memory, rounds, seed=0):
-    played = Played(memory, seed)
+    played = MemoryRun(memory, seed)
     return played, [played.add(of(classes, seed=number + 10)) for number, classes in enumerate(rounds)]
 
 
 EVERY = range(NUM_CLASSES)
 
 
-def test_rebuilding_improves_with_the_rounds_for_pixels_and_for_the_teacher():
+def test_reconstructions_improve_over_the_rounds_in_pixels_and_in_logits():
     _, metrics = after(LEARNING, [list(EVERY)] * 5)
     assert set(metrics[0]) == {"memory/reconstruction", "memory/logits", "memory/kl"}
     assert metrics[-1]["memory/reconstruction"] < 0.8 * metrics[0]["memory/reconstruction"]
     assert metrics[-1]["memory/logits"] < 0.5 * metrics[0]["memory/logits"]
 
 
-def test_the_teachers_half_is_what_keeps_its_answers():
+def test_the_logits_term_improves_the_logits_of_reconstructions():
     aware, blind = (after(replace(LEARNING, logits_weight=w), [list(EVERY)] * 4)[1][-1] for w in (1.0, 0.0))
     assert aware["memory/logits"] < 0.8 * blind["memory/logits"]
     assert blind["memory/reconstruction"] < aware["memory/reconstruction"]
 
 
-def test_the_divergences_weight_draws_latents_to_the_prior():
+def test_a_larger_kl_weight_reduces_the_divergence_from_the_prior():
     light, heavy = (after(replace(LEARNING, kl_weight=w), [list(EVERY)] * 4)[1][-1] for w in (1e-5, 1e-1))
     assert heavy["memory/kl"] < 0.5 * light["memory/kl"]
 
 
 @pytest.mark.slow
-def test_what_only_earlier_rounds_had_is_recalled_where_no_replay_has_lost_it():
-    """Of 100 recalled images the rarer of two earlier classes had 3, 18, 46, 31, 22, 19, 17, 32 by the seeds 0 to 7."""
+def test_classes_of_earlier_rounds_are_recalled():
+    """Measured: with seeds 0 to 7, the rarer of two earlier classes had 3, 18, 46, 31, 22, 19, 17, 32 of 100 images."""
     rarer = []
     for seed in range(3):
         memory = Generative(steps=100, batch=16, latent=4, width=16, lr=2e-3, share=0.5, kl_weight=0.05, replay=3.0)
-        played, latest, kept = Played(memory, seed), Latest(), LocalStore(Codec("unit", MEAN, STD), NUM_CLASSES)
+        played, latest, kept = MemoryRun(memory, seed), Latest(), LocalStore(Codec("unit", MEAN, STD), NUM_CLASSES)
         other = latest.init(TEACHER, played.rng)
         for number, (classes, steps) in enumerate([([0, 2], 100), ([0, 2], 100), ([1], 8)]):
             images = of(classes, seed=number + 1)
@@ -105,8 +105,8 @@ def test_the_step_of_recalled_latents_lowers_its_loss_and_spreads_the_classes(lr
     assert spread < crowded
 
 
-def test_recollections_go_beside_fresh_images_once_there_has_been_a_round():
-    sizes, played = [], Played(small(Generative, replay=0.25))
+def test_recalled_images_are_replayed_from_the_second_round_on():
+    sizes, played = [], MemoryRun(small(Generative, replay=0.25))
     played.state.encoder.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
     for number in range(3):
         played.add(of([number], seed=number))
@@ -122,8 +122,8 @@ def test_a_draw_changes_neither_memory_nor_teacher(statistics):
     assert same([snapshot(network)[:2] for network in networks], before)
 
 
-def test_with_the_batchs_own_statistics_recalled_images_differ_as_much_as_fresh_ones():
-    """Running ones are of encoded images; what the prior's latents become under them is nearly one image."""
+def test_with_batch_statistics_recalled_images_vary_as_much_as_fresh_ones():
+    """Running statistics are of encoded images; with them, latents of the prior give nearly equal images."""
     spreads = []
     for statistics in ("running", "batch"):
         played, _ = after(replace(LEARNING, latent=64, statistics=statistics), [list(EVERY)] * 4)
@@ -134,7 +134,7 @@ def test_with_the_batchs_own_statistics_recalled_images_differ_as_much_as_fresh_
     assert spreads[1] > 0.8
 
 
-def test_what_is_drawn_is_outside_any_graph_and_named_by_the_teacher():
+def test_drawn_samples_require_no_gradient_and_recalled_ones_have_the_teachers_labels():
     played, _ = after(small(Generative), [[0], [1]])
     drawn = played.draw(16)
     recalled = drawn.samples[drawn.ids < 0]
@@ -145,16 +145,16 @@ def test_what_is_drawn_is_outside_any_graph_and_named_by_the_teacher():
 
 
 @pytest.mark.parametrize(("share", "recalled"), [(0.0, 0), (1 / 9, 2), (1.0, 18)])
-def test_a_draw_has_its_share_of_recollections(share, recalled):
+def test_a_draw_contains_the_share_of_recalled_images(share, recalled):
     played, _ = after(small(Generative, share=share), [[0], [1]])
     assert (played.draw(18).ids < 0).sum() == recalled
 
 
-def test_bytes_are_those_of_the_networks_and_of_adam():
-    played = Played(small(Generative))
+def test_held_bytes_are_those_of_the_networks_and_of_adam():
+    played = MemoryRun(small(Generative))
     networks = [played.state.encoder, played.state.decoder]
     weights = sum(p.numel() for network in networks for p in network.parameters())
-    # Running means and variances, and an int64 count, of each BN layer.
+    # Each BN layer has running means and variances, and an int64 count.
     layers = [m for network in networks for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
     buffers = sum(4 * 2 * layer.num_features + 8 for layer in layers)
     assert played.memory.held_bytes(played.state) == 4 * weights + buffers
@@ -163,13 +163,13 @@ def test_bytes_are_those_of_the_networks_and_of_adam():
     assert played.memory.held_bytes(played.state) == 3 * 4 * weights + buffers + 4 * count
 
 
-def test_a_vae_step_does_not_ask_the_teacher_what_it_would_call_recollections():
+def test_a_vae_step_does_not_compute_labels_of_recalled_images():
     teacher, seen = make_teacher(), []
-    played = Played(Generative(steps=2, batch=8, latent=4, width=4, replay=0.5), teacher=teacher)
+    played = MemoryRun(Generative(steps=2, batch=8, latent=4, width=4, replay=0.5), teacher=teacher)
     played.add(of([0], seed=0))
     teacher.network.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
     played.add(of([0], seed=1))
-    # Where latents are to move to; what the images are to keep; whether the rebuilt ones do.
+    # The teacher's passes for the step of latents, for the images, and for their reconstructions.
     assert seen == 2 * [4, 12, 12]
 
 
@@ -182,7 +182,7 @@ def test_a_trial_reports_the_vaes_terms_and_its_bytes():
     assert {"memory/reconstruction", "memory/logits", "memory/kl"} <= metrics.keys()
 
 
-def test_bfloat16_remembers_alike():
+def test_bfloat16_gives_similar_losses():
     found = []
     for precision in ("float32", "bfloat16"):
         prepared, config = make_prepared(), toy_config(memory=small(Generative), precision=precision)
@@ -193,10 +193,10 @@ def test_bfloat16_remembers_alike():
     assert rough != exact
 
 
-def test_a_nan_is_named_before_anything_is_kept():
+def test_a_nan_raises_an_error_before_anything_is_stored():
     network = NanNetwork(make_teacher().network)
-    played = Played(small(Generative), teacher=wrap(network))
-    network.nan_in(4)  # a step asks twice: about the images, then about the rebuilt ones
+    played = MemoryRun(small(Generative), teacher=wrap(network))
+    network.nan_in(4)  # a step has two passes of the teacher: for the images, then for their reconstructions
     with pytest.raises(NonFiniteError, match="loss term memory/logits is not finite at step 2"):
         played.add(of([0], seed=0))
     assert played.store.num_ids == 0
@@ -223,6 +223,6 @@ def test_images_too_small_to_be_halved_three_times_are_refused(shape):
         ({"kl_weight": -1.0}, "generative kl_weight is -1.0; accepted: >= 0"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(changes, message):
+def test_invalid_settings_are_refused(changes, message):
     with pytest.raises(InputError, match=message):
         Generative(**changes)

@@ -20,7 +20,7 @@ def test_divergence_equals_the_plain_loop():
     close(divergence(mean, log_var), reference.divergence(mean.tolist(), log_var.tolist()))
 
 
-def test_divergence_equals_pytorchs_and_is_nothing_at_the_prior():
+def test_divergence_equals_pytorchs_and_is_0_at_the_prior():
     mean, log_var = normal(4, 6), normal(4, 6)
     made = torch.distributions.Normal(mean, (log_var / 2).exp())
     prior = torch.distributions.Normal(torch.zeros_like(mean), torch.ones_like(mean))
@@ -36,7 +36,7 @@ def test_off_normal_equals_the_plain_loop(rows):
     close(off_normal(latents), reference.off_normal(latents.tolist()))
 
 
-def test_off_normal_is_nothing_for_mean_0_and_unbiased_variance_1_and_is_there_for_a_single_latent():
+def test_off_normal_is_0_for_mean_0_and_unbiased_variance_1_and_is_defined_for_a_single_latent():
     side = 0.5**0.5
     close(off_normal(torch.tensor([[side, -side], [-side, side]], dtype=torch.float64)), 0.0)
     close(off_normal(torch.tensor([[2.0, 0.0]]).double()), 1.0 + (4.0 + 0.0) / 2)

@@ -11,7 +11,7 @@ def draw(count, first_id, weight):
 
 
 @pytest.mark.parametrize(("fresh", "old"), [(114, 14), (12, 4), (9, 0), (0, 5), (3, 7), (1, 1)])
-def test_any_front_of_a_mixed_draw_has_its_share_of_both(fresh, old):
+def test_every_prefix_of_a_mixed_draw_has_the_share_of_both(fresh, old):
     mixed = interleaved(draw(fresh, 0, 1.0), draw(old, 1000, 2.0))
     assert sorted(mixed.ids.tolist()) == [*range(fresh), *range(1000, 1000 + old)]
     assert torch.equal(mixed.weights, 1.0 + (mixed.ids >= 1000))
@@ -20,7 +20,7 @@ def test_any_front_of_a_mixed_draw_has_its_share_of_both(fresh, old):
         assert abs(int((mixed.ids[:count] >= 1000).sum()) - share * count) <= 1
 
 
-def test_what_is_mixed_stays_together():
+def test_mixed_samples_keep_their_labels_logits_and_ids():
     fresh, old = draw(5, 0, 1.0), draw(3, 1000, 2.0)
     mixed = interleaved(fresh, old)
     for row, id in enumerate(mixed.ids.tolist()):
@@ -29,7 +29,7 @@ def test_what_is_mixed_stays_together():
             assert torch.equal(getattr(mixed.samples, name)[row], getattr(source.samples, name)[place])
 
 
-def test_a_deck_gives_none_where_none_are_asked_for():
+def test_an_id_queue_returns_no_ids_for_a_count_of_0():
     queue, rng = IdQueue(torch.arange(4)), Streams(0)
     assert queue.take(0, rng).tolist() == []
     assert sorted(queue.take(4, rng).tolist()) == [0, 1, 2, 3]

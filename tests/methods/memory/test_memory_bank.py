@@ -15,7 +15,7 @@ def after(rounds: int, memory: Bank):
     return state, kept
 
 
-def test_every_period_the_first_of_a_round_become_an_entry_and_the_oldest_falls_out():
+def test_every_period_the_first_samples_of_a_round_become_an_entry_and_the_oldest_is_dropped():
     state, kept = after(8, Bank(entries=2, entry_size=3, period=3))
     assert [entry.tolist() for entry in state.entries] == [[24, 25, 26], [48, 49, 50]]
     assert kept.class_counts[:8].tolist() == [0, 0, 0, 3, 0, 0, 3, 8]

@@ -10,7 +10,7 @@ from methods.memory.rounds import round_of, store
 TEACHER = make_teacher()
 
 
-def test_beyond_its_capacity_the_oldest_go():
+def test_the_oldest_samples_beyond_the_capacity_are_dropped():
     memory, kept = Growing(capacity=5), store()
     state = memory.init(TEACHER, Streams(0))
     for number in range(4):
@@ -19,18 +19,18 @@ def test_beyond_its_capacity_the_oldest_go():
     assert kept.class_counts[:4].tolist() == [0, 1, 2, 2]
 
 
-def test_draws_are_uniform_over_all_that_is_kept():
+def test_draws_are_uniform_over_all_kept_samples():
     memory, kept = Growing(), store()
     state = memory.init(TEACHER, Streams(0))
     for number in range(4):
         memory.add(state, kept, round_of(number, 8), teacher=TEACHER, rng=Streams(0))
     drawn = memory.draw(state, kept, 8000, teacher=TEACHER, rng=Streams(0))
     shares = drawn.samples.labels.bincount() / 8000
-    # Four standard errors of a share of 1/4.
+    # The tolerance is four standard errors of a share of 1/4.
     assert (shares - 0.25).abs().max() < 4 * (0.25 * 0.75 / 8000) ** 0.5
     assert torch.equal(drawn.weights, torch.ones(8000))
 
 
-def test_a_capacity_of_nothing_is_refused():
+def test_a_capacity_of_0_is_refused():
     with pytest.raises(InputError, match="memory capacity is 0; accepted: null or >= 1"):
         Growing(capacity=0)

@@ -8,12 +8,12 @@ from methods.memory.rounds import round_of, store
 TEACHER = make_teacher()
 
 
-def test_hands_are_disjoint_until_the_round_is_dealt_out_and_then_shuffled_anew():
+def test_draws_are_disjoint_until_all_samples_are_drawn_and_then_shuffled_again():
     memory, kept, rng = Latest(), store(), Streams(0)
     state = memory.init(TEACHER, rng)
     memory.add(state, kept, round_of(0, 12), teacher=TEACHER, rng=rng)
-    hands = [memory.draw(state, kept, 4, teacher=TEACHER, rng=rng).ids for _ in range(6)]
-    first, second = torch.cat(hands[:3]), torch.cat(hands[3:])
+    draws = [memory.draw(state, kept, 4, teacher=TEACHER, rng=rng).ids for _ in range(6)]
+    first, second = torch.cat(draws[:3]), torch.cat(draws[3:])
     assert first.sort().values.tolist() == second.sort().values.tolist() == list(range(12))
     assert first.tolist() != second.tolist()
 

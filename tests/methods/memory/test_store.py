@@ -10,7 +10,7 @@ def filled() -> LiveIds:
     return ids
 
 
-def test_class_counts_are_of_the_living():
+def test_class_counts_are_of_live_samples():
     ids = filled()
     assert ids.class_counts.tolist() == [1, 3, 2]
     ids.drop(torch.tensor([1, 3, 3, 99, -1]))
@@ -18,20 +18,20 @@ def test_class_counts_are_of_the_living():
     assert (ids.class_counts.tolist(), ids.num_live, ids.num_ids) == ([1, 2, 1], 4, 6)
 
 
-def test_those_of_which_the_teacher_has_not_been_asked_live_and_count_nowhere():
+def test_samples_without_a_class_are_live_and_in_no_class_count():
     ids = filled()
     ids.cover(6, torch.tensor([-1, 2, -1]))
     assert (ids.class_counts.tolist(), ids.num_live, ids.num_ids) == ([1, 3, 3], 9, 9)
 
 
-def test_a_chunk_read_again_wakes_nobody():
+def test_covering_a_chunk_again_does_not_revive_dropped_samples():
     ids = filled()
     ids.drop(torch.tensor([0, 1]))
     ids.cover(0, torch.tensor([0, 1, 2, 2]))
     assert ids.class_counts.tolist() == [0, 2, 2]
 
 
-def test_restored_it_is_as_at_the_checkpoint():
+def test_a_restored_state_is_that_of_the_checkpoint():
     ids = filled()
     ids.drop(torch.tensor([0]))
     ids.restore(4, torch.tensor([0, 2]))

@@ -1,4 +1,4 @@
-"""A data set: `read` returns all images. Splits, resizing and normalisation are those of the base class."""
+"""A data set: `read` returns all images, and the base class splits, resizes and normalises them."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -19,7 +19,7 @@ class Blobs(DataSource):
     flip_ok: bool | None = False
     """A mirrored blob is in another corner."""
     count: int = 400
-    """Train images; a fourth as many are test images."""
+    """Number of train images; a quarter of it is the number of test images."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,4 +1,4 @@
-"""A guidance: a penalty on the teacher's features of synthetic images, from those of the condensed images."""
+"""A guidance: a penalty on the distance of synthetic and condensed images in the teacher's features."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -14,7 +14,7 @@ from condkd_ray.models.teacher import Teacher
 
 @dataclass
 class Means(GuidanceState):
-    """The state: mean condensed features of each class (K, D). Tensors in a state go to checkpoints by themselves."""
+    """The state: mean condensed features of each class (K, D). Checkpoints contain the tensors of a state."""
 
     means: Tensor
 
@@ -30,17 +30,17 @@ class ClassMeans(Guidance[Means]):
     def init(
         self, teacher: Teacher, condensed: Tensor, labels: Tensor, rng: Streams, layout: Layout = ONE_LAYER
     ) -> Means:
-        """The class means of condensed features (N, D) with `labels` (N,)."""
+        """Return the class means of condensed features (N, D) with `labels` (N,)."""
         sums = condensed.new_zeros(teacher.num_classes, condensed.shape[1]).index_add(0, labels, condensed)
         counts = labels.bincount(minlength=teacher.num_classes).clamp(min=1)
         return Means(means=sums / counts[:, None])
 
     def penalty(self, state: Means, fake: Tensor, labels: Tensor, *, rng: torch.Generator) -> Tensor:
-        """A scalar, differentiable in the features `fake` (B, D) of images of classes `labels` (B,)."""
+        """Return a scalar, differentiable in the features `fake` (B, D) of images of classes `labels` (B,)."""
         return (fake - state.means[labels]).square().mean()
 
     def update(
         self, state: Means, fake: Tensor, real: Tensor, labels: Tensor, *, rng: torch.Generator
     ) -> dict[str, Tensor]:
-        """Nothing to learn; a value to log."""
+        """Return a value to log. This guidance has nothing to learn."""
         return {"distance": (fake - state.means[labels]).square().mean()}

@@ -30,7 +30,7 @@ class Smooth(Pixelwise):
     """Weight of the mean squared difference of neighbouring pixels."""
 
     def terms(self, batch: StepBatch, *, teacher: Teacher, student: nn.Module) -> dict[str, Tensor]:
-        """Two scalars; `<name>_weight` is the factor of each."""
+        """Return two scalar loss terms; the field `<name>_weight` is the factor of each."""
         rows = (batch.images[:, :, 1:] - batch.images[:, :, :-1]).square().mean((1, 2, 3))
         columns = (batch.images[..., 1:] - batch.images[..., :-1]).square().mean((1, 2, 3))
         return {"oh": batch.oh, "smooth": batch.mean(rows + columns)}

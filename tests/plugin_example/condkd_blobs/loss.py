@@ -16,5 +16,5 @@ class LogitL2(KdLoss):
     name: Literal["logit_l2"] = "logit_l2"
 
     def __call__(self, student: NetworkOutputs, teacher: NetworkOutputs, labels: Tensor) -> Tensor:
-        """(B,) losses of logits (B, K)."""
+        """Return (B,) losses of logits (B, K)."""
         return (student.logits.float() - teacher.logits.float()).square().mean(1)

@@ -1,4 +1,4 @@
-"""A network: its fields are one word on a command line, here `tiny-8`."""
+"""A network. On a command line, its name and fields are one word, here `tiny-8`."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,7 +10,7 @@ from condkd_ray.models.network import Network
 
 
 class TinyModule(nn.Module):
-    """Two stages, then a linear layer, which has to be the last module."""
+    """Two stages and a linear layer, which must be the last module."""
 
     def __init__(self, channels: int, width: int, num_classes: int) -> None:
         super().__init__()
@@ -18,17 +18,17 @@ class TinyModule(nn.Module):
         self.classifier = nn.Linear(2 * width, num_classes)
 
     def forward(self, images):
-        """Logits (B, K) of images (B, C, H, W)."""
+        """Return logits (B, K) of images (B, C, H, W)."""
         return self.classifier(self.stages(images).mean((2, 3)))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tiny(Network):
-    """Two convolutions with batch normalisation, each halving the image."""
+    """Two convolutions with batch normalisation, each of which halves the image."""
 
     name: Literal["tiny"] = "tiny"
     width: int = 8
-    """Channels of the first convolution."""
+    """Number of output channels of the first convolution."""
 
     def __post_init__(self) -> None:
         require(self.width >= 1, "tiny width", self.width, "1 or more")

@@ -1,4 +1,4 @@
-"""Figures: there, deterministic, complete and with labels that do not touch."""
+"""Figures are written, deterministic and complete, and their labels do not overlap."""
 
 import sys
 
@@ -20,14 +20,14 @@ STYLES = looks(LEVEL)
 
 
 def far_below(records):
-    """The same trials at a fifth of their accuracy, the references left where they are."""
+    """Return the trials with a fifth of their accuracy, and the references unchanged."""
     return [
         r if r.arm == "real" else altered(r, metrics=r.metrics | {ACCURACY: r.metrics[ACCURACY] / 5}) for r in records
     ]
 
 
-def test_files_are_there_and_equal_each_time(tmp_path, monkeypatch):
-    # Whoever draws with pyplot changes global state; here its import fails.
+def test_files_are_written_and_equal_each_time(tmp_path, monkeypatch):
+    # Drawing with pyplot would change global state, so its import fails here.
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
     records = [diagnosed(record) for record in sweep(seeds=(0, 1, 2))]
     content = []
@@ -51,7 +51,7 @@ def test_the_svg_names_arms_references_and_n(tmp_path):
     assert "broken" not in svg
 
 
-def test_far_references_stand_beyond_a_marked_break(tmp_path):
+def test_far_references_are_drawn_beyond_a_marked_break(tmp_path):
     records = far_below(sweep())
     accuracy.save(tmp_path, accuracy.draw(records, make_manifest(records)))
     svg = (tmp_path / "figure.svg").read_text()
@@ -105,7 +105,7 @@ def test_all_of_many_arms_lie_within_the_axis(arms, ipcs):
     assert last >= ipcs[-1]
 
 
-def test_labels_of_any_length_lie_within_the_picture():
+def test_labels_of_any_length_fit_into_the_picture():
     def drawn(name):
         records = [make_record(name, ipc, seed) for ipc in (1, 5) for seed in (0, 1)]
         return accuracy.draw(records, make_manifest(records))["figure"]
@@ -120,19 +120,19 @@ def test_labels_of_any_length_lie_within_the_picture():
     assert inches[0] == pytest.approx(inches[1])
 
 
-def test_one_seed_says_so(tmp_path):
+def test_a_single_seed_is_stated(tmp_path):
     records = sweep(seeds=(0,))
     accuracy.save(tmp_path, accuracy.draw(records, make_manifest(records)))
     assert "One seed (n = 1), so no spread is known." in (tmp_path / "figure.svg").read_text()
 
 
-def test_uneven_seeds_say_so(tmp_path):
+def test_the_range_of_seed_counts_is_stated(tmp_path):
     records = [make_record("guided", 1, s) for s in range(4)] + [make_record("guided", 5, s) for s in range(2)]
     accuracy.save(tmp_path, accuracy.draw(records, make_manifest(records)))
     assert "n = 2 to 4 seeds" in (tmp_path / "figure.svg").read_text()
 
 
-def test_no_trial_no_picture_not_even_an_old_one(tmp_path):
+def test_without_finished_trials_old_pictures_are_deleted(tmp_path):
     accuracy.save(tmp_path, accuracy.draw(sweep(seeds=(0,)), make_manifest()))
     accuracy.save(tmp_path, accuracy.draw([make_record(status="failed")], make_manifest()))
     assert list(tmp_path.iterdir()) == []
@@ -142,7 +142,7 @@ def texts(figure):
     return " | ".join(text.get_text() for text in figure.findobj(Text))
 
 
-def test_with_one_ipc_a_row_an_arm_and_the_baseline_as_a_line():
+def test_with_one_ipc_the_figure_has_a_row_for_each_arm_and_the_baseline_as_a_line():
     records = sweep(("none", "mixed", "guided"), (10,), (0, 1, 2))
     figure = dots_figure(records, make_manifest(baseline="mixed"), STYLES)
     (axes,) = figure.axes
@@ -154,11 +154,11 @@ def test_with_one_ipc_a_row_an_arm_and_the_baseline_as_a_line():
     assert all(any(value == pytest.approx(100 * r.metrics[ACCURACY]) for value in drawn) for r in records)
     low, high = axes.get_xlim()
     assert all(low < 100 * r.metrics[ACCURACY] < high for r in records)
-    for told in (f"{means['guided']:.1f} ± ", "at IPC 10", "Dashed: mixed.", "Teacher: 97.2 %.", "n = 3 seeds"):
-        assert told in texts(figure)
+    for text in (f"{means['guided']:.1f} ± ", "at IPC 10", "Dashed: mixed.", "Teacher: 97.2 %.", "n = 3 seeds"):
+        assert text in texts(figure)
 
 
-def test_real_data_far_off_are_told_and_do_not_crush_the_rest():
+def test_far_real_data_are_stated_as_text_and_do_not_widen_the_axis():
     records = far_below(sweep(ipcs=(10,)))
     (axes,) = dots_figure(records, make_manifest(), STYLES).axes
     assert axes.get_xlim()[1] < 30
@@ -166,7 +166,7 @@ def test_real_data_far_off_are_told_and_do_not_crush_the_rest():
     assert f"{np.mean([100 * r.metrics[ACCURACY] for r in records if r.arm == 'real']):.1f} ± " in texts(axes)
 
 
-def test_the_figure_follows_how_many_ipcs_are_planned(tmp_path):
+def test_the_kind_of_figure_depends_on_the_number_of_planned_ipcs(tmp_path):
     planned = sweep(ipcs=(1, 10), seeds=(0,))
     done = [record for record in planned if record.ipc != 10]
     for manifest, is_dots in ((make_manifest(done), True), (make_manifest(planned), False)):
@@ -175,7 +175,7 @@ def test_the_figure_follows_how_many_ipcs_are_planned(tmp_path):
 
 
 def boxes(figure):
-    """Where texts stand, less the ticks: matplotlib also has some beyond the axes, which it does not draw."""
+    """Return the boxes of all texts without numeric ticks, some of which matplotlib has but does not draw."""
     parts = [*figure.texts, *(text for legend in figure.legends for text in legend.get_texts())]
     for axes in figure.axes:
         parts += [*axes.texts, axes.title, axes._left_title, axes.xaxis.label, axes.yaxis.label]

@@ -1,4 +1,4 @@
-"""Image grids: what is in the file is what was given, enlarged; and side by side all of them are whole."""
+"""Image grids contain the given images, enlarged; several grids side by side are complete."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ def pixels(count: int, channels: int, size: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("channels", "size", "factor"), [(1, 8, 6), (3, 32, 2), (1, 28, 2), (3, 64, 1)])
-def test_every_image_stands_in_its_place(tmp_path, channels, size, factor):
+def test_every_image_is_in_its_place(tmp_path, channels, size, factor):
     images = pixels(6, channels, size)
     write_grid(tmp_path / "deep" / "grid.png", images, per_class=3)
     with Image.open(tmp_path / "deep" / "grid.png") as picture:
@@ -29,7 +29,7 @@ def test_every_image_stands_in_its_place(tmp_path, channels, size, factor):
     assert (grid[:, -2:] == 255).all()
 
 
-def test_torch_images_and_a_short_last_row(tmp_path):
+def test_torch_images_and_a_short_last_row_are_drawn(tmp_path):
     images = pixels(3, 1, 8)
     write_grid(tmp_path / "a.png", torch.from_numpy(images), per_class=2)
     write_grid(tmp_path / "b.png", images, per_class=2)
@@ -49,13 +49,13 @@ def test_torch_images_and_a_short_last_row(tmp_path):
         (np.zeros((2, 1, 8, 8), dtype=np.uint8), 0),
     ],
 )
-def test_other_things_are_refused(tmp_path, images, per_class):
+def test_invalid_images_are_refused(tmp_path, images, per_class):
     with pytest.raises(ValueError, match="accepted"):
         write_grid(tmp_path / "grid.png", images, per_class)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_grey_beside_colour_is_colour_and_both_are_whole(tmp_path):
+def test_grey_and_colour_grids_side_by_side_are_complete_and_in_colour(tmp_path):
     rng = np.random.default_rng(0)
     for name, channels, rows in (("grey", 1, 2), ("colour", 3, 4)):
         write_grid(tmp_path / name, rng.integers(0, 256, (3 * rows, channels, 8, 8), dtype=np.uint8), 3)

@@ -1,4 +1,4 @@
-"""The picture of what the memories held: there where one did, and true to the counts."""
+"""The picture of the memories' content: it is drawn if a memory has samples, and shows the counts."""
 
 import matplotlib
 import pytest
@@ -12,7 +12,7 @@ STYLES = looks(LEVEL)
 
 
 def held(figure):
-    """(left, right) panels of each row; and every text."""
+    """Return the (left, right) panels of each row, and all texts."""
     axes = figure.axes
     texts = [text.get_text() for text in figure.texts]
     texts += [text.get_text() for one in axes for text in [*one.texts, one.title, one._left_title, one._right_title]]
@@ -25,13 +25,13 @@ def test_bars_are_mean_shares_over_seeds():
     ((left, right),), texts = held(held_figure([one, other], STYLES))
     assert [bar.get_height() for bar in left.patches] == pytest.approx([62.5, 37.5])
     assert [bar.get_height() for bar in right.patches] == pytest.approx([0, 12.5, 12.5, 75])
-    # 25 % of the first trial's samples are too many in a class, none of the second's.
+    # In the first trial 25 % of the samples exceed equal class sizes, in the second none.
     assert "uneven: 12.5 %" in texts
     assert "mean 0.78" in texts
     assert any("n = 2 seeds; whiskers" in text for text in texts)
 
 
-def test_a_row_an_arm_at_the_largest_ipc_all_to_one_scale():
+def test_each_arm_has_a_row_at_the_largest_ipc_in_the_same_scale():
     records = [remembering(record) for record in sweep(("none", "mixed", "guided"), (1, 10), (0, 1))]
     panels, texts = held(held_figure([*records, *sweep(("condensed_only",), (10,), (0,))], STYLES))
     assert len(panels) == 3
@@ -42,11 +42,11 @@ def test_a_row_an_arm_at_the_largest_ipc_all_to_one_scale():
     assert any("at IPC 10" in text for text in texts)
 
 
-def test_where_no_memory_held_anything_there_is_no_picture():
+def test_without_samples_in_a_memory_there_is_no_picture():
     assert held_figure(sweep(seeds=(0,)), STYLES) is None
 
 
-def test_many_classes_and_arms_fit():
+def test_texts_of_many_classes_and_arms_fit_into_the_picture():
     many = [
         altered(make_record(f"prioritized 0.{i}", 0, 0), held={"class": [3] * 100, "confidence": [15] * 20})
         for i in range(14)
@@ -63,7 +63,7 @@ def test_many_classes_and_arms_fit():
             assert 0 <= box.y0 < box.y1 <= height
 
 
-def test_it_is_written_with_the_others_and_equal_each_time(tmp_path):
+def test_the_picture_is_written_with_the_others_and_equal_each_time(tmp_path):
     records = [remembering(record) for record in sweep(("none", "mixed"), (5,), (0, 1))]
     content = []
     for name in ("a", "b"):

@@ -1,4 +1,4 @@
-"""A page as a parser sees it, and a search to make one of."""
+"""A parser of pages, and an example search with its study."""
 
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,7 +12,7 @@ SEARCH = {"objective": ["proxy/agreement"], "directions": ["maximize"], "paramet
 
 
 class Seen(HTMLParser):
-    """Tags, attributes, the cells of each table row, and all text."""
+    """The tags, attributes, cells of each table row, and text of a page."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class Seen(HTMLParser):
 
 
 def searched(out: Path, *, several: bool = False) -> tuple[list, dict]:
-    """A search of twelve trials whose best is the one of weight 3, with its study."""
+    """Store the study of a search of twelve trials, the best with weight 3; return its records and description."""
     directions = ["maximize", "minimize"][: 1 + several]
     study = optuna.create_study(study_name="search", storage=open_storage(None, out), directions=directions)
     weights = [1.0, 9.0, 3.0, 0.3, 5.0, 7.0, 2.0, 8.0, 4.0, 0.1, 6.0, 0.2]

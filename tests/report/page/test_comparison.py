@@ -1,4 +1,4 @@
-"""The page on two folders: pairs that may be compared, what differs, and folders that cannot be."""
+"""The page that compares two folders: comparable pairs, differing settings, and folders that are refused."""
 
 import math
 from dataclasses import replace
@@ -48,7 +48,7 @@ def test_differences_are_paired_by_seed():
         assert one.std == pytest.approx(np.std([0, 0.002, 0.004], ddof=1))
 
 
-def test_a_pair_that_differs_in_more_is_not_compared():
+def test_a_pair_that_differs_in_more_settings_is_not_compared():
     first = sweep(ARMS, (5,), SEEDS)
     second = [changed(record) for record in first]
     second[4] = changed(first[4], rounds=99)
@@ -59,7 +59,7 @@ def test_a_pair_that_differs_in_more_is_not_compared():
     assert {one.n for one in differences(found, [])} == {2, 3}
 
 
-def test_a_leaf_that_only_some_arms_have_is_what_the_runs_differ_in():
+def test_a_differing_setting_that_only_some_arms_have_is_listed():
     first = [
         replace(one, config={"guidance": {"weight": 1.0} if one.arm == "mixed" else {}})
         for one in sweep(ARMS, (5,), SEEDS)
@@ -70,12 +70,12 @@ def test_a_leaf_that_only_some_arms_have_is_what_the_runs_differ_in():
     assert found.changes == {"guidance/weight": (("1.0", "2.0"), 3)}
 
 
-def test_trials_of_one_run_alone_are_in_no_pair():
+def test_trials_of_only_one_run_are_in_no_pair():
     found = paired(sweep(ARMS, (5,), SEEDS), sweep(("mixed", "guided"), (5, 10), (1, 2, 3)))
     assert [(a.arm, a.ipc, a.seed) for a, _ in found.pairs] == [("mixed", 5, 1), ("mixed", 5, 2)]
 
 
-def test_the_page(two):
+def test_the_page_shows_differences_and_settings(two):
     path = page.compare(*two)
     assert path == two[0] / "comparison.html"
     seen = Seen(path)
@@ -91,24 +91,24 @@ def test_the_page(two):
     assert sorted(path.name for path in two[1].iterdir()) == ["experiment.json", "records"]
 
 
-def test_elsewhere(two, tmp_path):
+def test_the_page_can_be_written_to_another_path(two, tmp_path):
     assert page.compare(*two, tmp_path / "x" / "page.html").read_bytes().startswith(b"<!DOCTYPE html>")
     assert not (two[0] / "comparison.html").exists()
 
 
-def test_a_run_equals_itself(two):
+def test_a_run_compared_with_itself_has_no_differences(two):
     seen = Seen(page.compare(two[0], two[0]))
     assert "Each trial that is in both runs has the same test accuracy in both." in seen.text
     assert "None: trials of equal arm, IPC and seed have equal configs." in seen.text
 
 
-def test_nothing_in_common(tmp_path):
+def test_runs_without_common_trials_are_stated(tmp_path):
     a = store(tmp_path / "a", sweep(("none",), (), (0,)))
     b = store(tmp_path / "b", sweep(("mixed",), (5,), (0,)))
     assert "no finished trials of equal arm, IPC and seed that may be compared" in Seen(page.compare(a, b)).text
 
 
-def test_two_searches(tmp_path):
+def test_two_searches_are_compared(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         records, about = searched(tmp_path / name)
@@ -140,14 +140,14 @@ def test_a_search_and_an_ablation_are_refused(two, tmp_path):
         page.compare(two[0], search)
 
 
-def test_trials_without_a_test_accuracy_are_passed_over(tmp_path):
+def test_trials_without_a_test_accuracy_are_ignored(tmp_path):
     records = [make_record("mixed", 5, seed) for seed in SEEDS]
     broken = [altered(one, metrics=one.metrics | {"student/test_accuracy": math.nan}) for one in records]
     a, b = store(tmp_path / "a", records), store(tmp_path / "b", broken)
     assert "no finished trial" in Seen(page.compare(a, b)).text
 
 
-def test_the_command_line(two, tmp_path, capsys, logged):
+def test_the_command_compares_two_folders(two, tmp_path, capsys, logged):
     assert rebuild(Report(two[0], two[1])) == 0
     assert capsys.readouterr().out.strip() == str(two[0] / "comparison.html")
     with pytest.raises(InputError, match=r"--to is .*accepted: --to only with two folders"):

@@ -1,4 +1,4 @@
-"""What a page is made of becomes HTML with all text escaped and nothing empty."""
+"""The elements of a page are rendered as HTML with all text escaped, and empty ones are left out."""
 
 from types import SimpleNamespace
 
@@ -37,11 +37,11 @@ def test_text_of_every_kind_is_escaped(tmp_path):
     assert found.text.count(evil) >= 6
 
 
-def test_a_section_of_nothing_is_left_out(tmp_path):
+def test_an_empty_section_is_left_out(tmp_path):
     assert "Hollow" not in seen(tmp_path, Section("Hollow", []), Section("Full", [Text("of words")])).text
 
 
-def test_the_rows_of_a_long_table_beyond_the_most_are_folded_away(tmp_path):
+def test_rows_beyond_the_maximum_are_folded_away(tmp_path):
     folded = seen(tmp_path, Section("Rows", tables(table(5), most=3)))
     assert "2 more rows" in folded.text
     assert [row for row in folded.rows if row[0].isdigit()] == [[str(n), str(n * n)] for n in range(5)]
@@ -49,12 +49,12 @@ def test_the_rows_of_a_long_table_beyond_the_most_are_folded_away(tmp_path):
     assert "more row" not in seen(tmp_path, Section("Rows", tables(table(3), most=3))).text
 
 
-def test_tables_without_rows_are_no_elements():
+def test_tables_without_rows_are_left_out():
     full = table(2)
     assert tables(table(0), full) == [Rows(full)]
 
 
-def test_a_section_is_reached_by_the_letters_of_its_title():
+def test_the_anchor_of_a_section_is_made_of_its_title():
     assert Section("Cost by phase", []).anchor == "cost-by-phase"
     assert Section("What? 2 of 3", []).anchor == "what--2-of-3"
 

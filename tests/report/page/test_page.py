@@ -1,4 +1,4 @@
-"""The page: the numbers of the tables, everything inline, nothing that a name could break out of."""
+"""The page has the numbers of the tables, embeds everything, and escapes all names."""
 
 import base64
 import re
@@ -35,16 +35,16 @@ def whole(tmp_path_factory) -> tuple[list, Path]:
     return records, written(tmp_path_factory.mktemp("page"), records)
 
 
-def test_its_numbers_are_those_of_the_tables(whole):
+def test_the_numbers_are_those_of_the_tables(whole):
     records, path = whole
     rows = Seen(path).rows
     found = results(records, make_manifest())
     for table in (accuracy_table(found), difference_table(found.judged)):
-        told = [list(row) for row in (table.header, *table.rows)]
-        assert [row for row in rows if row in told] == told
+        expected = [list(row) for row in (table.header, *table.rows)]
+        assert [row for row in rows if row in expected] == expected
 
 
-def test_the_first_screen_tells_the_largest_ipc(whole):
+def test_the_first_screen_shows_the_largest_ipc(whole):
     records, path = whole
     seen = Seen(path)
     (one,) = [one for one in comparisons(records) if (one.left, one.right, one.ipc) == ("guided", "mixed", 10)]
@@ -58,7 +58,7 @@ def test_the_first_screen_tells_the_largest_ipc(whole):
     )
 
 
-def test_it_has_every_part(whole):
+def test_the_page_has_every_part(whole):
     seen = Seen(whole[1])
     for words in ("Accuracy", "Paired differences", "Over the rounds", "Where the synthetic images lie", "Failures",
                   "Proxy against test accuracy", "Spearman's rho", "Cost by phase", "Notes", "Repeat it",
@@ -66,7 +66,7 @@ def test_it_has_every_part(whole):
         assert words in seen.text, words
 
 
-def test_nothing_is_asked_for_from_outside(whole):
+def test_nothing_is_loaded_from_outside(whole):
     seen = Seen(whole[1])
     assert not {"script", "link", "iframe", "object", "base", "form"} & set(seen.tags)
     for tag, name, value in seen.attributes:
@@ -82,7 +82,7 @@ def test_nothing_is_asked_for_from_outside(whole):
     assert {value[1:] for _, name, value in seen.attributes if name == "href"} <= anchors
 
 
-def test_every_picture_is_whole_and_told_in_words(folder):
+def test_every_picture_is_embedded_and_has_a_text(folder):
     records = sweep(ipcs=(1, 10), seeds=(0, 1))
     out = folder(records)
     page.write(results(records, out=out), accuracy.draw(records, make_manifest(records)))
@@ -96,7 +96,7 @@ def test_every_picture_is_whole_and_told_in_words(folder):
     assert len([value for tag, name, value in found if (tag, name) == ("img", "alt") and value]) == len(pictures)
 
 
-def test_no_name_can_break_out(tmp_path):
+def test_names_are_escaped(tmp_path):
     records = [*sweep(("none",), (), (0, 1)), *(make_record(EVIL, 5, seed, node=EVIL) for seed in (0, 1))]
     seen = Seen(
         written(
@@ -109,29 +109,29 @@ def test_no_name_can_break_out(tmp_path):
                    if name != "aria-label")  # fmt: skip
 
 
-def test_read_from_files_that_were_written_in_another_order_it_is_the_same_to_the_byte(whole, tmp_path):
+def test_the_page_does_not_depend_on_the_order_in_which_records_are_written(whole, tmp_path):
     records, path = whole
     write_manifest(tmp_path, make_manifest(records))
     for record in reversed(records):
         write_record(tmp_path, record)
     found = read(tmp_path)
     page.write(found, accuracy.draw(found.records, found.manifest))
-    # Failures name the folder that they lie in.
+    # Failures contain the path of the folder.
     again = (tmp_path / page.PAGE).read_text(encoding="utf-8")
     assert again.replace(str(tmp_path), str(path.parent)) == path.read_text(encoding="utf-8")
 
 
-def test_nothing_has_run_yet(tmp_path):
+def test_the_page_without_trials(tmp_path):
     assert "No two arms can be compared yet." in Seen(written(tmp_path, [])).text
 
 
-def test_a_single_trial(tmp_path):
+def test_the_page_of_a_single_trial(tmp_path):
     record = make_record("guided", 10, 0, metrics={"student/test_accuracy": 0.5})
     text = Seen(written(tmp_path, [record])).text
     assert "Test accuracy: guided IPC 10 seed 0 (50.00 %). No two arms can be compared yet." in text
 
 
-def test_a_search(tmp_path):
+def test_the_page_of_a_search(tmp_path):
     records, about = searched(tmp_path)
     seen = Seen(written(tmp_path, records, search=about))
     assert "Trial 2 is the best of 12 by proxy/agreement, 1.0000: guidance/weight 3." in seen.text
@@ -141,23 +141,23 @@ def test_a_search(tmp_path):
     assert "Pareto" not in seen.text
 
 
-def test_the_front_of_a_search(tmp_path):
+def test_the_page_of_a_search_shows_the_pareto_front(tmp_path):
     records, about = searched(tmp_path, several=True)
     seen = Seen(written(tmp_path, records, search=about))
     at = seen.text.index("Trials that no other trial beats")
     front = [row[0] for row in seen.rows if len(row) == 8 and row[1] == "finished"]
-    # Heavier than 3 is worse and dearer; of the lighter ones each is cheaper than all that are better.
+    # Weights above 3 are worse and cost more; each smaller weight costs less than all better ones.
     assert front[:6] == ["2", "6", "0", "3", "11", "9"]
     assert at > 0
 
 
-def test_a_flag_that_has_lost_its_value_counts_as_not_given(tmp_path):
+def test_a_flag_without_its_value_is_ignored(tmp_path):
     records, about = searched(tmp_path)
     seen = Seen(written(tmp_path, records, search=about, command="condkd search space.yaml --study-storage --study"))
     assert "importance of each parameter" in [value for _, name, value in seen.attributes if name == "alt"]
 
 
-def test_a_search_whose_study_is_gone_says_so(tmp_path):
+def test_a_missing_study_of_a_search_is_stated(tmp_path):
     records, about = searched(tmp_path)
     (tmp_path / "study.journal").unlink()
     seen = Seen(written(tmp_path, records, search=about))
@@ -165,7 +165,7 @@ def test_a_search_whose_study_is_gone_says_so(tmp_path):
     assert not (tmp_path / "study.journal").exists()
 
 
-def test_a_search_tells_what_came_of_the_best_with_new_seeds(tmp_path):
+def test_a_search_shows_the_results_of_its_best_with_new_seeds(tmp_path):
     records, about = searched(tmp_path)
     again = [
         make_record(arm, 5, seed, config_hash=f"{arm} {seed}", metrics={"student/test_accuracy": 0.6 + gain + noise})
@@ -180,7 +180,7 @@ def test_a_search_tells_what_came_of_the_best_with_new_seeds(tmp_path):
     assert "All trials share one seed" not in seen.text
 
 
-def test_build_writes_it(folder):
+def test_build_writes_the_page(folder):
     out = folder(sweep(seeds=(0,)))
     build(out, tensorboard=False)
     assert b"Against none with 10" in (out / "report.html").read_bytes()

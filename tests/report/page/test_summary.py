@@ -1,4 +1,4 @@
-"""The first sentences of a page: guidance is not praised for what its class prior does."""
+"""The first sentences of a page, which separate the effect of guidance from that of its class prior."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +15,7 @@ NOISE = (0.001, -0.001, 0.0)
 
 
 def trials(tail: str = "", noise: Sequence[float] = NOISE, **means: float) -> list[Record]:
-    """Three seeds an arm around these means, each arm with its own order of one noise."""
+    """Return trials of three seeds an arm around these means; each arm has the noise in another order."""
     found = []
     for turn, (arm, mean) in enumerate(means.items()):
         values = [mean + noise[(seed + turn) % len(noise)] for seed in range(len(noise))]
@@ -23,12 +23,12 @@ def trials(tail: str = "", noise: Sequence[float] = NOISE, **means: float) -> li
     return found
 
 
-def told(records: Sequence[Record]) -> list[str]:
+def sentences(records: Sequence[Record]) -> list[str]:
     return guides(judged(comparisons(records)))
 
 
 def test_guided_must_beat_both_controls():
-    first, second = told(trials(mixed=0.60, mixed_prior=0.62, guided=0.65))
+    first, second = sentences(trials(mixed=0.60, mixed_prior=0.62, guided=0.65))
     assert first.startswith("Guided beats both mixed and mixed_prior: guided - mixed is +5.00 points (95 % +4.")
     assert "; guided - mixed_prior is +3.00 points (95 % +2." in first
     assert second.startswith("The condensed images give +3.00 points as guides; a class prior alone gives part of the ")
@@ -45,8 +45,8 @@ def test_guided_must_beat_both_controls():
         ((0.60, 0.55, 0.60), "The condensed images give +5.00 points as guides", "a class prior alone does harm"),
     ],
 )
-def test_what_is_not_shown_is_not_claimed(means: tuple[float, float, float], needs: str, prior: str):
-    first, second = told(trials(**dict(zip(("mixed", "mixed_prior", "guided"), means, strict=True))))
+def test_effects_that_are_not_shown_are_not_claimed(means: tuple[float, float, float], needs: str, prior: str):
+    first, second = sentences(trials(**dict(zip(("mixed", "mixed_prior", "guided"), means, strict=True))))
     assert first.startswith("It is not shown that guided beats both mixed and mixed_prior: guided - mixed is ")
     assert second.startswith(needs)
     assert prior in second.split("; ")[1]
@@ -65,24 +65,24 @@ def test_what_is_not_shown_is_not_claimed(means: tuple[float, float, float], nee
         ((0.60, 0.65, 0.60), "It is not shown that guided beats both mixed and ", "a class prior alone helps: "),
     ],
 )
-def test_without_a_gain_there_is_no_part_of_it(means: tuple[float, float, float], first: str, second: str):
-    lines = told(trials(**dict(zip(("mixed", "mixed_prior", "guided"), means, strict=True))))
+def test_without_a_gain_no_part_of_it_is_stated(means: tuple[float, float, float], first: str, second: str):
+    lines = sentences(trials(**dict(zip(("mixed", "mixed_prior", "guided"), means, strict=True))))
     assert lines[0].startswith(first)
     assert lines[1].split("; ")[1].startswith(second)
     assert "part" not in " ".join(lines)
     assert "needs no condensed image" not in " ".join(lines)
 
 
-def test_without_a_gain_nothing_of_it_is_asked():
-    (only,) = told(trials(mixed=0.60, guided=0.55))
+def test_without_a_gain_and_a_prior_arm_the_gain_is_unknown():
+    (only,) = sentences(trials(mixed=0.60, guided=0.55))
     assert only.endswith(
         "; the gain from the condensed images as guides is unknown, because there is no arm mixed_prior."
     )
 
 
 @pytest.mark.parametrize(("mean", "needless"), [(0.65, True), (0.63, True), (0.68, False)])
-def test_a_gain_that_a_class_prior_gives_alone_is_said_to_need_no_guide(mean: float, needless: bool):
-    _, second = told(trials(mixed=0.60, mixed_prior=0.65, guided=mean))
+def test_a_gain_due_to_the_class_prior_alone_is_stated_to_need_no_guide(mean: float, needless: bool):
+    _, second = sentences(trials(mixed=0.60, mixed_prior=0.65, guided=mean))
     words = (
         "; so all of the gain over mixed that is shown is due to the class prior and needs no condensed image as a "
         "guide."
@@ -91,13 +91,13 @@ def test_a_gain_that_a_class_prior_gives_alone_is_said_to_need_no_guide(mean: fl
 
 
 @pytest.mark.parametrize("baseline", ["none", "mixed", "mixed_prior", "guided"])
-def test_the_baseline_changes_nothing_of_what_guides_are_worth(baseline: str):
+def test_the_sentences_on_guides_do_not_depend_on_the_baseline(baseline: str):
     records = trials(none=0.3, mixed=0.60, mixed_prior=0.62, guided=0.65)
     assert guides(comparisons(records, baseline=baseline)) == guides(comparisons(records))
 
 
 def test_one_seed_shows_nothing():
-    first, second = told(trials(noise=(0.0,), mixed=0.60, mixed_prior=0.62, guided=0.65))
+    first, second = sentences(trials(noise=(0.0,), mixed=0.60, mixed_prior=0.62, guided=0.65))
     assert first.startswith("It is not shown that guided beats both")
     assert "guided - mixed is +5.00 points (no interval, n = 1)" in first
     assert second.startswith(
@@ -105,37 +105,37 @@ def test_one_seed_shows_nothing():
     )
 
 
-def test_where_a_control_is_missing_it_says_so():
-    (only,) = told(trials(mixed=0.60, guided=0.65))
+def test_a_missing_control_is_stated():
+    (only,) = sentences(trials(mixed=0.60, guided=0.65))
     assert only.startswith("Guided - mixed is +5.00 points (95 % +4.")
     assert only.endswith(
         "; the part of it that needs the condensed images as guides is unknown, because there is no arm mixed_prior."
     )
-    (only,) = told(trials(mixed_prior=0.60, guided=0.65))
+    (only,) = sentences(trials(mixed_prior=0.60, guided=0.65))
     assert only.startswith("Guided - mixed_prior is +5.00 points (95 % +4.")
     assert only.endswith("; there is no arm mixed to compare with.")
-    assert told(trials(mixed=0.60, mixed_prior=0.62, none=0.5)) == []
-    assert told(trials(none=0.60, guided=0.65)) == []
+    assert sentences(trials(mixed=0.60, mixed_prior=0.62, none=0.5)) == []
+    assert sentences(trials(none=0.60, guided=0.65)) == []
 
 
-def test_each_guided_arm_is_read_against_the_controls_of_its_name():
+def test_each_guided_arm_is_compared_with_the_controls_of_its_name():
     records = [one for tail in (" fast", " cmi") for one in trials(tail, mixed=0.60, mixed_prior=0.62, guided=0.65)]
-    lines = told(records)
+    lines = sentences(records)
     assert len(lines) == 4
     assert lines[0].startswith("Guided cmi beats both mixed cmi and mixed_prior cmi: ")
     assert lines[2].startswith("Guided fast beats both ")
 
 
-def test_how_many_guided_arms_no_sentence_tells_of():
+def test_the_number_of_guided_arms_without_a_sentence_is_stated():
     tails = [f" {name}" for name in ("a", "b", "c", "d")]
     records = [one for tail in tails for one in trials(tail, mixed=0.60, mixed_prior=0.62, guided=0.65)]
-    assert told(records)[4:] == ["2 more guided arms are compared in the table of paired differences."]
-    assert told([one for one in records if not one.arm.endswith(" d")])[4:] == [
+    assert sentences(records)[4:] == ["2 more guided arms are compared in the table of paired differences."]
+    assert sentences([one for one in records if not one.arm.endswith(" d")])[4:] == [
         "1 more guided arm is compared in the table of paired differences."
     ]
 
 
-def test_an_arm_is_read_against_itself_without_guidance():
+def test_an_arm_is_compared_with_itself_without_guidance():
     means: dict[str, Any] = {
         "trial 1": 0.6,
         "trial 1 unguided": 0.65,
@@ -153,7 +153,7 @@ def test_an_arm_is_read_against_itself_without_guidance():
     )
 
 
-def test_the_number_of_condensed_images_stands_where_an_arm_has_them():
+def test_the_number_of_condensed_images_is_stated_if_an_arm_has_any():
     records = [*sweep(("mixed", "guided"), (1,), (0, 1, 2)), *sweep(("none", "real"), (), (0, 1, 2))]
     lines = verdict(judged(comparisons(records)))
     (against,) = [line for line in lines if line.startswith("Against none")]
@@ -166,8 +166,8 @@ def test_the_number_of_condensed_images_stands_where_an_arm_has_them():
     assert "Against none, " in " ".join(verdict(beside))
 
 
-def test_what_an_interval_shows_and_the_correction_does_not_is_told_apart():
-    """One of two arms: its own interval lies above 0, its p is corrected for both."""
+def test_a_difference_that_is_not_significant_after_correction_is_stated_as_such():
+    """The intervals of both arms lie above 0, but p is corrected for two arms."""
     noisy = [0.006, -0.006, 0.003, -0.003, 0.0]
     records = [
         make_record(arm, 10, seed, metrics={ACCURACY: 0.6 + 0.01 * seed + mean + share * noisy[seed]})

@@ -1,4 +1,4 @@
-"""Tables: right numbers, never a mean without its n, and nothing hidden."""
+"""The tables of arms: their numbers, the n of each mean, and the count of failed and pruned trials."""
 
 import csv
 import dataclasses
@@ -60,7 +60,7 @@ def test_failed_and_pruned_trials_are_counted():
     assert (row["n"], row["test accuracy (%)"], row["failed"], row["CPU s a trial"]) == ("0", "-", "1", "-")
 
 
-def test_a_mean_over_fewer_trials_says_so():
+def test_a_mean_over_fewer_trials_shows_its_n():
     with_val = make_record("mixed", 5, 0, metrics={ACCURACY: 0.5, "student/val_accuracy": 0.4})
     without = make_record("mixed", 5, 1, metrics={ACCURACY: 0.6})
     row = cells(accuracy_table(results([with_val, without])))
@@ -83,14 +83,14 @@ def test_notes_name_what_went_wrong():
     records = [*sweep(("none", "mixed"), (5,), (0, 1, 2)), failed("guided", 5, 2, status="pruned", reason="too\n slow")]
     manifest = make_manifest(records, cpu_seconds=321.0)
     manifest.dataset["notes"].append("The test set is lossy.")
-    said = notes(results(records, manifest))
-    assert "Data digits: 400 test images." in said
-    assert "Teacher lenet: accuracy test 97.22 %, validation 98.00 %." in said
-    assert "6 of 7 planned trials have finished." in said
-    assert "Trial guided, IPC 5, seed 2 pruned: too slow" in said
-    assert "CPU time of all trials: 66 s." in said
-    assert "CPU time of the last run as a whole: 321 s." in said
-    assert said[-2:] == ["The test set is lossy.", "Synthetic numbers."]
+    found = notes(results(records, manifest))
+    assert "Data digits: 400 test images." in found
+    assert "Teacher lenet: accuracy test 97.22 %, validation 98.00 %." in found
+    assert "6 of 7 planned trials have finished." in found
+    assert "Trial guided, IPC 5, seed 2 pruned: too slow" in found
+    assert "CPU time of all trials: 66 s." in found
+    assert "CPU time of the last run as a whole: 321 s." in found
+    assert found[-2:] == ["The test set is lossy.", "Synthetic numbers."]
 
 
 def test_markdown_has_every_row_and_note(tmp_path):
@@ -127,7 +127,7 @@ def test_csv_is_tidy_and_in_fractions(tmp_path):
     assert all(r["n"] for r in rows)
 
 
-def test_the_terminal_gets_aligned_columns():
+def test_columns_are_aligned_in_the_terminal():
     records = sweep(ipcs=(1,), seeds=(0, 1))
     text = terminal_table(results(records))
     lines = text.splitlines()
@@ -141,7 +141,7 @@ def test_the_terminal_gets_aligned_columns():
 
 
 @pytest.mark.parametrize("records", [[], [make_record(status="running")]])
-def test_nothing_finished_yet(tmp_path, records):
+def test_tables_without_finished_trials_state_this(tmp_path, records):
     manifest = make_manifest(sweep())
     arms.write(results(records, manifest, tmp_path))
     assert "No trial has ended yet." in (tmp_path / "table.md").read_text()
@@ -180,21 +180,21 @@ MEAN, IMAGES = "student/test_accuracy_mean", "student/test_images"
 
 
 @pytest.mark.parametrize(
-    ("images", "tested", "said"),
+    ("images", "tested", "expected"),
     [(1000.0, 10_000, "1 000 of 10 000"), (10_000.0, 10_000, "all 10 000"), (360.0, 360, "all 360"),
      (None, 10_000, "1 000 of 10 000"), (None, 360, "all 360"), (None, 0, "at most 1000"), (1000.0, 0, "1 000")],
 )  # fmt: skip
-def test_the_mean_over_the_rounds_says_on_how_many_images_it_is(images, tested, said):
-    """Records of before there was a choice do not say it: they measured a subset of at most 1 000."""
+def test_the_mean_over_rounds_shows_its_number_of_images(images, tested, expected):
+    """Records of older versions lack this number; they were measured on at most 1 000 images."""
     metrics = {ACCURACY: 0.6, MEAN: 0.5} | ({} if images is None else {IMAGES: images})
     table = rounds_table(
         results([make_record("mixed", 5, s, metrics=metrics, predictions=[0] * tested) for s in (0, 1)])
     )
-    assert cells(table)["test images"] == said
+    assert cells(table)["test images"] == expected
     assert "--test-rounds full" in table.legend
 
 
-def test_arms_measured_on_different_images_are_told_apart():
+def test_arms_measured_on_different_numbers_of_images_are_distinguished():
     made = [
         make_record(arm, 5, 0, metrics={ACCURACY: 0.6, MEAN: 0.5, IMAGES: images}, predictions=[0] * 2000)
         for arm, images in (("mixed", 1000.0), ("guided", 2000.0))
@@ -206,7 +206,7 @@ def test_arms_measured_on_different_images_are_told_apart():
     assert cells(rounds_table(results(both)))["test images"] == "1 000 of 2 000 and all 2 000"
 
 
-def test_where_synthetic_images_lie_has_a_row_for_each_arm_that_made_some():
+def test_the_table_of_places_has_a_row_for_each_arm_with_synthetic_images():
     made = [diagnosed(make_record(arm, ipc, 0)) for arm, ipc in (("none", 0), ("mixed", 5), ("guided", 5))]
     table = places_table(results([*made, make_record("condensed_only", 5, 0), failed("guided_only", 5, 0)]))
     assert [row[0] for row in table.rows] == ["none", "mixed", "guided"]
@@ -216,7 +216,7 @@ def test_where_synthetic_images_lie_has_a_row_for_each_arm_that_made_some():
     assert "report only" in table.legend
 
 
-def test_the_diagnosis_is_told_where_there_is_one(tmp_path):
+def test_the_diagnosis_is_shown_only_if_records_have_one(tmp_path):
     records = sweep(ipcs=(5,), seeds=(0, 1))
     manifest = make_manifest(records)
     assert "Where the synthetic images lie" not in terminal_table(results(records, manifest))
@@ -234,7 +234,7 @@ def test_no_line_is_wider_than_a_terminal():
     manifest = make_manifest(made, baseline=names["mixed"])
     text = terminal_table(results(made, manifest))
     assert max(map(len, text.splitlines())) <= WIDTH
-    # Each of the two IPCs in both blocks of the folded table.
+    # One row for each of the two IPCs, in both blocks of the folded table.
     assert text.count("none with a long name - mixed with a long name") == 4
 
 
@@ -245,7 +245,7 @@ def test_differences_are_to_the_baseline():
     assert "guided - mixed" not in text
 
 
-def test_a_narrow_terminal_gets_more_blocks_none_wider_than_it():
+def test_a_narrow_terminal_gets_more_blocks_that_fit_its_width():
     records = [make_record(arm, 1, seed) for arm in ("none", "mixed") for seed in (0, 1)]
     blocks = []
     for width in (120, 50):

@@ -17,12 +17,12 @@ def commands(records: list[Record], **changes) -> tuple[str, str]:
     return lines[-3].strip(), lines[-1].strip()
 
 
-def test_nothing_is_said_where_nothing_failed():
+def test_without_failures_the_text_is_empty():
     records = [make_record(), make_record(seed=1, status="pruned"), make_record(seed=2, status="running")]
     assert screen(results(records, out=OUT)) == ""
 
 
-def test_equal_reasons_are_told_once_the_commonest_first():
+def test_equal_reasons_are_listed_once_with_the_most_frequent_first():
     records = [make_record(), failed(1, "a full\n disk"), failed(2, "NaN"), failed(3, "NaN")]
     lines = screen(results(records, out=OUT)).splitlines()
     assert lines[:6] == [
@@ -40,11 +40,11 @@ def test_the_traces_of_exceptions_are_named(tmp_path):
     kept = tmp_path / "trials" / records[0].config_hash / "attempts.json"
     kept.parent.mkdir(parents=True)
     kept.write_text("{}")
-    said = screen(results(records, out=tmp_path))
-    assert [line.strip() for line in said.splitlines() if "traces:" in line] == [f"traces: {kept}"]
+    text = screen(results(records, out=tmp_path))
+    assert [line.strip() for line in text.splitlines() if "traces:" in line] == [f"traces: {kept}"]
 
 
-def test_it_stays_one_screen_whatever_failed():
+def test_the_text_fits_one_screen():
     records = [failed(seed, "x" * 500) for seed in range(40)]
     lines = screen(results(records, out=OUT)).splitlines()
     assert len(lines) == 9
@@ -56,14 +56,14 @@ def test_it_stays_one_screen_whatever_failed():
     assert len(lines) == 20
 
 
-def test_the_trial_that_failed_soonest_is_repeated_with_the_cache_and_threads_it_had():
+def test_the_command_repeats_the_earliest_failure_with_its_cache_and_threads():
     records = [failed(3, "NaN"), failed(1, "NaN", threads=4), failed(2, "NaN")]
     command = "python experiments/x.py --seeds 0 1 --cache 'my cache' --out 'runs/a sweep'"
     one, _ = commands(records, command=command)
     assert one == "condkd train --from-record 'runs/a sweep' 0001be --cache 'my cache' --threads 4"
 
 
-def test_only_the_failed_ones_are_run_again():
+def test_the_second_command_runs_only_failed_trials_again():
     records = [make_record(), failed(1, "NaN"), failed(2, "NaN")]
     command = "python x.py --only ffff eeee --seeds 0 1 --fresh --out=a"
     assert commands(records, command=command)[1] == "python x.py --seeds 0 1 --out=a --only 0001be 0002be"
@@ -73,16 +73,16 @@ def test_only_the_failed_ones_are_run_again():
     assert single.endswith("\n\nTo run it again:\n  condkd train x.yaml\n")
 
 
-def test_a_search_which_runs_no_failed_trial_again_names_no_command_that_would():
+def test_a_search_shows_no_command_to_run_failed_trials_again():
     records = [make_record(), failed(1, "NaN"), failed(2, "NaN")]
     search = {"objective": ["proxy/agreement"], "directions": ["maximize"], "constraints": [], "parameters": []}
     changes = {"command": "condkd search x.yaml --out a", "experiment": "search", "search": search}
-    said = screen(results(records, make_manifest(records, **changes), OUT))
-    assert said.endswith("\n  condkd train --from-record 'runs/a sweep' 0001be\n")
-    assert "--only" not in said
+    text = screen(results(records, make_manifest(records, **changes), OUT))
+    assert text.endswith("\n  condkd train --from-record 'runs/a sweep' 0001be\n")
+    assert "--only" not in text
 
 
-def test_hashes_are_as_long_as_they_need_to_be():
+def test_hashes_are_as_long_as_needed_to_be_unique():
     records = [failed(1, "NaN", config_hash="0001beef00"), make_record(config_hash="0001beef11")]
     assert "(0001beef0)" in screen(results(records, out=OUT))
     twins = [failed(1, "NaN", config_hash="0001beef"), make_record(config_hash="0001beef11")]

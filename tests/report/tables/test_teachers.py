@@ -1,4 +1,4 @@
-"""One teacher or several: what is said of the intervals, and what comes of each teacher apart."""
+"""Results with one or several teachers: the sentence on the intervals, and the tables for each teacher."""
 
 import csv
 import dataclasses
@@ -22,8 +22,8 @@ SHARED = "seeds share one teacher: the intervals do not cover other teachers."
 ARMS = ("none", "condensed_only", "mixed", "guided")
 
 
-def taught(record: Record, teacher: int | str) -> Record:
-    """The same trial under the teacher of that seed, or with that hash and a config that has no teacher's seed."""
+def with_teacher(record: Record, teacher: int | str) -> Record:
+    """Return the trial with the teacher of that seed, or with that hash and a config without a teacher's seed."""
     if isinstance(teacher, str):
         return dataclasses.replace(record, teacher_hash=teacher)
     tree = record.config | {"teacher": {"name": "trained", "seed": teacher}}
@@ -31,8 +31,8 @@ def taught(record: Record, teacher: int | str) -> Record:
 
 
 def spread_out(number: int, seeds=range(6), arms=ARMS) -> list[Record]:
-    """Seed i under teacher i mod `number`, as with `--teachers`."""
-    return [taught(record, record.seed % number) for record in sweep(arms, (1, 10), seeds)]
+    """Return trials in which seed i has teacher i mod `number`, as with `--teachers`."""
+    return [with_teacher(record, record.seed % number) for record in sweep(arms, (1, 10), seeds)]
 
 
 def manifest_of(records, number: int):
@@ -46,31 +46,31 @@ def cells(table, **where):
     return found
 
 
-def test_seeds_of_one_teacher_are_said_to_share_it(tmp_path):
+def test_seeds_of_one_teacher_are_stated_to_share_it(tmp_path):
     records = spread_out(1)
     manifest = manifest_of(records, 1)
     assert teachers.sentence(results(records)) == f"All 6 {SHARED}"
-    told = results(records, manifest, tmp_path)
-    tables.write(told)
-    page.write(told, accuracy.draw(records, manifest))
+    found = results(records, manifest, tmp_path)
+    tables.write(found)
+    page.write(found, accuracy.draw(records, manifest))
     assert f"All 6 {SHARED}" in (tmp_path / "table.md").read_text()
-    assert f"All 6 {SHARED}" in tables.terminal_table(told)
+    assert f"All 6 {SHARED}" in tables.terminal_table(found)
     # On the first screen below the intervals, and among the notes.
     assert Seen(tmp_path / "report.html").text.count(f"All 6 {SHARED}") == 2
     for table in (teachers.accuracy_table(results(records)), teachers.difference_table(results(records))):
         assert table.rows == []
 
 
-def test_nothing_is_said_where_there_is_nothing_to_say():
+def test_without_several_seeds_or_known_teachers_there_is_no_sentence():
     assert teachers.sentence(results([])) == ""
     assert teachers.sentence(results(spread_out(1, seeds=(0,)))) == ""
-    # Records of before there were hashes.
+    # Records of older versions have no hashes.
     assert teachers.sentence(results(sweep(ARMS, (1,), (0, 1)))) == ""
     assert teachers.lines(results(sweep(ARMS, (1,), (0, 1)), make_manifest(teacher={}))) == ["", ""]
 
 
 def test_arms_with_a_teacher_each_share_it_within_the_arm():
-    records = [taught(make_record(arm, 5, seed), arm) for arm in ("mixed", "guided") for seed in (0, 1)]
+    records = [with_teacher(make_record(arm, 5, seed), arm) for arm in ("mixed", "guided") for seed in (0, 1)]
     assert teachers.sentence(results(records)) == (
         "All seeds of an arm share one teacher: the intervals do not cover other teachers."
     )
@@ -78,26 +78,29 @@ def test_arms_with_a_teacher_each_share_it_within_the_arm():
 
 
 def test_spread_seeds_are_listed_and_no_teacher_is_hidden():
-    told = teachers.sentence(results(spread_out(2)))
-    assert told.startswith(
+    sentence = teachers.sentence(results(spread_out(2)))
+    assert sentence.startswith(
         "The 6 seeds are spread over 2 teachers (teacher 0: seeds 0, 2, 4; teacher 1: seeds 1, 3, 5)."
     )
-    assert SHARED not in told
+    assert SHARED not in sentence
     assert teachers.sentence(results(spread_out(3, range(3)))) == (
         "Each of the 3 seeds has its own teacher: the intervals over seeds hold for other teachers too."
     )
     assert "teacher 0: 15 seeds" in teachers.sentence(results(spread_out(2, range(30), ("mixed",))))
 
 
-def test_a_failed_trial_of_another_teacher_spreads_nothing():
-    records = [*spread_out(1), taught(make_record("mixed", 10, 9, status="failed", metrics={}, predictions=[]), 1)]
+def test_a_failed_trial_of_another_teacher_is_ignored():
+    records = [
+        *spread_out(1),
+        with_teacher(make_record("mixed", 10, 9, status="failed", metrics={}, predictions=[]), 1),
+    ]
     assert by_teacher(records) == {}
     assert teachers.sentence(results(records)) == f"All 6 {SHARED}"
 
 
 def test_each_teachers_mean_by_hand():
     values = {0: 0.70, 1: 0.60, 2: 0.72, 3: 0.66, 4: 0.80}
-    records = [taught(make_record("mixed", 5, s, metrics={ACCURACY: v}), s % 2) for s, v in values.items()]
+    records = [with_teacher(make_record("mixed", 5, s, metrics={ACCURACY: v}), s % 2) for s, v in values.items()]
     row = cells(teachers.accuracy_table(results(records)), arm="mixed")
     assert row["teacher 0"] == f"74.00 ± {100 * np.std([0.70, 0.72, 0.80], ddof=1):.2f} (n = 3)"
     assert row["teacher 1"] == f"63.00 ± {100 * np.std([0.60, 0.66], ddof=1):.2f} (n = 2)"
@@ -105,14 +108,14 @@ def test_each_teachers_mean_by_hand():
 
 def test_each_teachers_paired_difference_by_hand():
     none, gains = 0.5, {0: 0.02, 1: 0.08, 2: 0.04, 3: 0.10}
-    records = [taught(make_record("none", 0, s, metrics={ACCURACY: none + 0.01 * s}), s % 2) for s in gains]
+    records = [with_teacher(make_record("none", 0, s, metrics={ACCURACY: none + 0.01 * s}), s % 2) for s in gains]
     records += [
-        taught(make_record("mixed", 5, s, metrics={ACCURACY: none + 0.01 * s + gain}), s % 2)
+        with_teacher(make_record("mixed", 5, s, metrics={ACCURACY: none + 0.01 * s + gain}), s % 2)
         for s, gain in gains.items()
     ]
     row = cells(teachers.difference_table(results(records)), difference="mixed - none")
     assert (row["teacher 0"], row["teacher 1"]) == ("+3.00 ± 1.41 (n = 2)", "+9.00 ± 1.41 (n = 2)")
-    # Of the two means 3 and 9 points: their standard error is 3.
+    # The standard error of the two means, 3 and 9 points, is 3.
     half = stats.t.ppf(0.975, 1) * 3
     assert row["95 % over teachers"] == f"{6 - half:+.2f} to {6 + half:+.2f}"
 
@@ -127,27 +130,27 @@ def test_a_pair_that_one_teacher_lacks_is_a_dash():
 def test_every_teacher_is_in_tables_page_and_notes(tmp_path):
     records = spread_out(2)
     manifest = manifest_of(records, 2)
-    told = results(records, manifest, tmp_path)
-    tables.write(told)
-    page.write(told, accuracy.draw(records, manifest))
+    found = results(records, manifest, tmp_path)
+    tables.write(found)
+    page.write(found, accuracy.draw(records, manifest))
     text, seen = (tmp_path / "table.md").read_text(), Seen(tmp_path / "report.html")
-    for said in (text, tables.terminal_table(told), seen.text):
-        assert "Test accuracy of each teacher's students" in said or said is seen.text
-        assert "Teacher 0 (lenet): accuracy test 90.00 %." in said
-        assert "Teacher 1 (lenet): accuracy test 92.00 %." in said
-        assert "spread over 2 teachers" in said
-        assert SHARED not in said
+    for shown in (text, tables.terminal_table(found), seen.text):
+        assert "Test accuracy of each teacher's students" in shown or shown is seen.text
+        assert "Teacher 0 (lenet): accuracy test 90.00 %." in shown
+        assert "Teacher 1 (lenet): accuracy test 92.00 %." in shown
+        assert "spread over 2 teachers" in shown
+        assert SHARED not in shown
     assert ["arm", "IPC", "teacher 0", "teacher 1"] in seen.rows
     assert ["difference", "IPC", "teacher 0", "teacher 1", "95 % over teachers"] in seen.rows
-    assert ("2 teachers", "lenet 90.00 / 92.00 %") in facts(told)
+    assert ("2 teachers", "lenet 90.00 / 92.00 %") in facts(found)
     rows = list(csv.DictReader(io.StringIO((tmp_path / "table.csv").read_text())))
     (row,) = [row for row in rows if (row["table"], row["arm"], row["ipc"]) == ("accuracy, teacher 1", "guided", "10")]
     values = [r.metrics[ACCURACY] for r in records if (r.arm, r.ipc, r.seed % 2) == ("guided", 10, 1)]
     assert (float(row["mean"]), row["n"]) == (pytest.approx(np.mean(values)), "3")
 
 
-def test_teachers_of_equal_seed_are_told_apart_by_their_hash():
-    records = [taught(make_record("mixed", 5, seed), f"{seed % 2}abcdef0123") for seed in range(4)]
+def test_teachers_of_equal_seed_are_distinguished_by_their_hash():
+    records = [with_teacher(make_record("mixed", 5, seed), f"{seed % 2}abcdef0123") for seed in range(4)]
     assert list(by_teacher(records)) == ["teacher lenet 0abcdef0", "teacher lenet 1abcdef0"]
 
 

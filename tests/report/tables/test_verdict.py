@@ -11,8 +11,8 @@ from report.report_factory import LABELS, altered, make_record
 TRUTH = LABELS.tolist()
 
 
-def answers(wrong: int, seed: int) -> list[int]:
-    """Right for all images but the first `wrong` of a random order by seed."""
+def predicted(wrong: int, seed: int) -> list[int]:
+    """Return correct predictions for all images but `wrong` random ones."""
     found = LABELS.copy()
     rows = np.random.default_rng(seed).permutation(len(found))[:wrong]
     found[rows] = (found[rows] + 1) % 10
@@ -22,7 +22,7 @@ def answers(wrong: int, seed: int) -> list[int]:
 def trial(arm: str, seed: int, wrong: int, cpu: float = 10.0) -> Record:
     ipc = 0 if arm == "none" else 4
     record = make_record(arm, ipc, seed)
-    return altered(record, predictions=answers(wrong, seed), metrics=record.metrics | {"time/cpu_seconds": cpu})
+    return altered(record, predictions=predicted(wrong, seed), metrics=record.metrics | {"time/cpu_seconds": cpu})
 
 
 def trials(
@@ -38,7 +38,7 @@ def trials(
 
 
 @pytest.mark.parametrize(
-    ("guided", "said"),
+    ("guided", "expected"),
     [
         ((60, 62, 64), "guidance helps here: guided - mixed is +9.5 points"),
         ((140, 141, 144), "guidance hurts here: guided - mixed is -10.4 points"),
@@ -46,16 +46,16 @@ def trials(
         ((99, 98, 99), "it is not shown that guidance helps or hurts here"),
     ],
 )
-def test_it_speaks_as_both_intervals_do(guided: tuple[int, ...], said: str):
-    told = sentence(trials(guided), TRUTH)
-    assert told.startswith(f"Verdict: with 3 seeds {said}")
-    assert "at 1.50 times the CPU time of mixing" in told
-    assert told.count(". ") == 0
-    assert told.endswith(".")
+def test_the_verdict_follows_both_intervals(guided: tuple[int, ...], expected: str):
+    text = sentence(trials(guided), TRUTH)
+    assert text.startswith(f"Verdict: with 3 seeds {expected}")
+    assert "at 1.50 times the CPU time of mixing" in text
+    assert text.count(". ") == 0
+    assert text.endswith(".")
 
 
 @pytest.mark.parametrize(
-    ("prior", "said", "parts"),
+    ("prior", "expected", "parts"),
     [
         ((99, 98, 100), "guidance helps here: ", "; as guides your images give +9.2 of these points (over seeds +"),
         (
@@ -76,19 +76,17 @@ def test_it_speaks_as_both_intervals_do(guided: tuple[int, ...], said: str):
         ),
     ],
 )
-def test_guidance_does_not_help_by_what_a_class_prior_gives_without_guides(
-    prior: tuple[int, ...], said: str, parts: str
-):
-    told = sentence(trials((60, 62, 64), prior=prior), TRUTH)
-    assert told.startswith(f"Verdict: with 3 seeds {said}guided - mixed is +9.5 points")
-    assert parts in told
-    assert ("; not distinguishable from 0), and a class prior" in told) == ("give -" in parts)
-    assert ("and a class prior without guides gives +" in told) == bool(prior)
-    assert told.count(". ") == 0
+def test_a_gain_of_the_class_prior_is_not_attributed_to_guidance(prior: tuple[int, ...], expected: str, parts: str):
+    text = sentence(trials((60, 62, 64), prior=prior), TRUTH)
+    assert text.startswith(f"Verdict: with 3 seeds {expected}guided - mixed is +9.5 points")
+    assert parts in text
+    assert ("; not distinguishable from 0), and a class prior" in text) == ("give -" in parts)
+    assert ("and a class prior without guides gives +" in text) == bool(prior)
+    assert text.count(". ") == 0
 
 
 @pytest.mark.parametrize(
-    ("prior", "said"),
+    ("prior", "expected"),
     [
         ((200, 201, 203), "; as guides your images give +14.9 points (over seeds"),
         (
@@ -98,16 +96,16 @@ def test_guidance_does_not_help_by_what_a_class_prior_gives_without_guides(
         ),
     ],
 )
-def test_without_a_gain_nothing_is_a_part_of_it(prior: tuple[int, ...], said: str):
-    told = sentence(trials((140, 141, 144), prior=prior), TRUTH)
-    assert said in told
-    assert "of these points" not in told
+def test_without_a_gain_no_part_of_it_is_stated(prior: tuple[int, ...], expected: str):
+    text = sentence(trials((140, 141, 144), prior=prior), TRUTH)
+    assert expected in text
+    assert "of these points" not in text
 
 
 def test_one_seed_shows_nothing():
-    told = sentence(trials((50,)), TRUTH)
-    assert told.startswith("Verdict: with 1 seed it is not shown")
-    assert "over seeds unknown" in told
+    text = sentence(trials((50,)), TRUTH)
+    assert text.startswith("Verdict: with 1 seed it is not shown")
+    assert "over seeds unknown" in text
 
 
 def test_without_a_pair_there_is_no_verdict():
@@ -119,22 +117,24 @@ def test_without_a_pair_there_is_no_verdict():
 
 
 @pytest.mark.parametrize(
-    ("alone", "said"),
+    ("alone", "expected"),
     [
         ((10, 12, 13), "; your images alone are better (-12.6, over seeds "),
         ((20, 60, 120), "; guided is not shown to beat your images alone (+1.2, over seeds "),
         ((200, 201, 202), ""),
     ],
 )
-def test_what_is_known_of_the_images_alone_is_told_as_far_as_it_is(alone: tuple[int, ...], said: str):
+def test_the_comparison_with_the_images_alone_is_stated_only_if_guided_is_not_better(
+    alone: tuple[int, ...], expected: str
+):
     found = [one for one in trials((60, 62, 64)) if one.arm != "condensed_only"]
-    told_now = sentence(found + [trial("condensed_only", seed, wrong) for seed, wrong in enumerate(alone)], TRUTH)
-    assert said in told_now
-    assert bool(said) == ("images alone" in told_now)
+    text = sentence(found + [trial("condensed_only", seed, wrong) for seed, wrong in enumerate(alone)], TRUTH)
+    assert expected in text
+    assert bool(expected) == ("images alone" in text)
 
 
-def test_agreement_is_with_the_teacher_and_accuracy_with_the_folders():
-    found, teacher = trials((60, 62, 64)), answers(60, 0)
+def test_agreement_is_with_the_teacher_and_accuracy_with_the_labels_of_the_folders():
+    found, teacher = trials((60, 62, 64)), predicted(60, 0)
     first = next(record for record in graded(found, teacher) if (record.arm, record.seed) == ("guided", 0))
     assert first.metrics[ACCURACY] == 1
     rows = {row[0]: row for row in arms_table(found, TRUTH, teacher).rows}
@@ -148,7 +148,7 @@ def test_agreement_is_with_the_teacher_and_accuracy_with_the_folders():
     assert len(differences) == 8
 
 
-def test_students_that_are_barely_taught_are_told_of_before_the_verdict():
+def test_students_that_barely_agree_with_the_teacher_are_stated_before_the_verdict():
     found = lines(trials((250, 251, 252), (255, 260, 265), prior=(255, 261, 262)), TRUTH, TRUTH)
     assert len(found) == 2
     assert found[0].startswith("The students agree with the teacher on at most 37% of the held-out images")

@@ -1,4 +1,4 @@
-"""The layout of the custom scalars, as TensorBoard's own plugin reads it."""
+"""The layout of the custom scalars, read by TensorBoard's own plugin."""
 
 import json
 import math
@@ -19,7 +19,7 @@ from condkd_ray.report.tensorboard.writer import EventFiles, hparams, rebuild, r
 from report.report_factory import altered, diagnosed, make_record
 
 with warnings.catch_warnings():
-    # What TensorBoard carries with it warns of itself.
+    # TensorBoard's bundled code raises deprecation warnings.
     warnings.simplefilter("ignore", DeprecationWarning)
     from tensorboard.plugins.custom_scalar.custom_scalars_plugin import CustomScalarsPlugin
     from tensorboard.plugins.scalar.scalars_plugin import ScalarsPlugin
@@ -36,8 +36,8 @@ def plugin(root: Path) -> CustomScalarsPlugin:
     return CustomScalarsPlugin(context)
 
 
-def shown(root: Path) -> dict[str, tuple[str, list[str]]]:
-    """Category and expressions of each chart, by title."""
+def charts_by_title(root: Path) -> dict[str, tuple[str, list[str]]]:
+    """Return the category and the expressions of each chart, by title."""
     found: Any = plugin(root).layout_impl(RequestContext(), "")
     return {
         chart["title"]: (category["title"], chart["multiline"]["tag"])
@@ -52,11 +52,11 @@ def with_losses(arm: str, seed: int):
     return altered(record, history=[row | LOSSES for row in record.history])
 
 
-def test_each_chart_has_every_trial_in_it_and_one_scalar_alone(tmp_path):
+def test_each_chart_has_every_trial_and_a_single_scalar(tmp_path):
     records = [with_losses(arm, seed) for arm in ("mixed", "guided") for seed in (0, 1)]
     rebuild(tmp_path, records)
     root = tmp_path / "tensorboard"
-    charts, reader = shown(root), plugin(root)
+    charts, reader = charts_by_title(root), plugin(root)
     assert {"student/test_accuracy", "proxy/agreement", "diagnosis/frechet_real", *LOSSES} <= set(charts)
     for title, (category, expressions) in charts.items():
         (expression,) = expressions
@@ -67,14 +67,14 @@ def test_each_chart_has_every_trial_in_it_and_one_scalar_alone(tmp_path):
             assert list(matched["tag_to_events"]) == [title]
 
 
-def test_of_what_is_written_while_trials_run_the_last_layout_counts(tmp_path):
+def test_of_the_layouts_written_while_trials_run_the_last_is_used(tmp_path):
     record = make_record("mixed", 10, 0)
     files = EventFiles(tmp_path)
     for arm, row in (("mixed", {"kd/loss": 1.0, "inversion/bn": math.nan}), ("guided", LOSSES)):
         files.trial_started(run := f"ipc10/{arm}", hparams(record))
         files.round(run, 1, row)
         files.close() if arm == "guided" else None
-    assert set(shown(tmp_path / "tensorboard")) == set(LOSSES)
+    assert set(charts_by_title(tmp_path / "tensorboard")) == set(LOSSES)
 
 
 def test_without_any_scalar_there_is_no_layout(tmp_path):
@@ -83,7 +83,7 @@ def test_without_any_scalar_there_is_no_layout(tmp_path):
 
 
 @pytest.mark.parametrize("tag", ["student/test_rounds", "time/wall_seconds", "pool/made", "round", "kd", "other/term"])
-def test_what_tells_nothing_has_no_chart(tag):
+def test_uninformative_tags_have_no_chart(tag):
     assert charted([tag, "kd/loss"]) == {"kd/loss"}
 
 
@@ -95,7 +95,7 @@ def test_categories_are_in_order_and_expressions_literal():
     assert not re.match(expression, "diagnosis/aab")
 
 
-def test_what_a_perfect_generator_would_get_stands_in_the_chart_of_the_accuracy():
+def test_perfect_accuracy_is_in_the_chart_of_the_accuracy():
     tags = ["guidance/accuracy", "guidance/adversarial", "guidance/perfect_accuracy"]
     (charts,) = layout(tags).values()
     assert list(charts.items()) == [
@@ -106,7 +106,7 @@ def test_what_a_perfect_generator_would_get_stands_in_the_chart_of_the_accuracy(
     assert alone == {tags[2]: ("Multiline", ["^guidance/perfect_accuracy$"])}
 
 
-def test_charts_with_bands_are_given_in_the_order_that_tensorboard_turns_round():
+def test_charts_with_bands_are_listed_in_reverse_because_tensorboard_reverses_them():
     (arms,) = layout([], ["student/test_accuracy", "proxy/kl"]).values()
     assert [title.partition(",")[0] for title in arms] == ["proxy/kl", "student/test_accuracy"]
 
@@ -132,7 +132,7 @@ def test_arms_come_first_with_mean_and_range_over_their_seeds(tmp_path):
     assert not list((tmp_path / "tensorboard" / "none").glob("events*"))
 
 
-def test_a_round_that_one_seed_lacks_and_trials_that_failed_do_not_count():
+def test_rounds_that_a_seed_lacks_and_failed_trials_are_ignored():
     first, second = (make_record("mixed", 10, seed) for seed in (0, 1))
     shorter = altered(second, history=second.history[:2])
     failed = make_record("mixed", 10, 2, status="failed")
@@ -143,7 +143,7 @@ def test_a_round_that_one_seed_lacks_and_trials_that_failed_do_not_count():
     assert list(over_seeds([first, failed])) == []
 
 
-def test_whoever_goes_on_writing_removes_what_lacks_seeds(tmp_path):
+def test_a_continuing_writer_removes_curves_over_seeds(tmp_path):
     records = [make_record("mixed", 10, seed) for seed in (0, 1)]
     rebuild(tmp_path, records)
     EventFiles(tmp_path).close()

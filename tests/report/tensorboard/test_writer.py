@@ -24,7 +24,7 @@ API: Any = api_pb2
 
 
 def content(run: Path, tag: str) -> bytes | None:
-    """HParams plugin data of one run under `tag`; there may be one at most."""
+    """Return the HParams plugin data of one run under `tag`, of which there is at most one."""
     found = [
         value.metadata.plugin_data.content
         for file in run.glob("events.out.tfevents.*")
@@ -53,7 +53,7 @@ def points(run: Path, tag: str) -> list[tuple[int, float]]:
     return [(point.step, pytest.approx(point.value)) for point in read(run).Scalars(tag)]
 
 
-def test_a_full_disk_is_raised_and_nothing_else_is_said(tmp_path, capfd):
+def test_a_full_disk_raises_an_error_and_prints_nothing(tmp_path, capfd):
     with permitted(), small_disk(tmp_path / "tensorboard", "16k") as folder:
         fill(folder)
         with pytest.raises(OSError, match="No space left on device"):
@@ -61,7 +61,7 @@ def test_a_full_disk_is_raised_and_nothing_else_is_said(tmp_path, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_run_names_compare():
+def test_run_names_contain_ipc_arm_seed_and_hash():
     assert run_name(make_record("guided", 10, 0, config_hash="1a2b3c4d")) == "ipc10/guided/seed0-1a2b3c"
     assert run_name(make_record("none", 0, 3, config_hash="1a2b3c4d")) == "none/seed3-1a2b3c"
 
@@ -100,7 +100,7 @@ def test_rebuild_writes_every_trial_once(folder):
         scalars = read(run).Tags()["scalars"]
         assert set(scalars) == set(record.metrics) | {name for row in record.history for name in row} - {"round"}
         assert len(read(run).Scalars("kd/loss")) == ROUNDS
-        # The last round gave the same accuracy as the final measurement: not written twice.
+        # The last round has the same accuracy as the final measurement, so it is written once.
         assert points(run, "student/test_accuracy") == [
             (int(row["round"]), row["student/test_accuracy"]) for row in record.history
         ]
@@ -109,7 +109,7 @@ def test_rebuild_writes_every_trial_once(folder):
         assert end(run).status == API.STATUS_SUCCESS
 
 
-def test_the_diagnosis_is_there_by_round_and_among_the_metrics(tmp_path):
+def test_the_diagnosis_is_written_for_each_round_and_as_metrics(tmp_path):
     record = diagnosed(make_record("guided", 5, 0))
     rebuild(tmp_path, [record])
     run = tmp_path / "tensorboard" / run_name(record)
@@ -118,7 +118,7 @@ def test_the_diagnosis_is_there_by_round_and_among_the_metrics(tmp_path):
     assert {"student/forgetting", "diagnosis/frechet_real", "diagnosis/diversity"} <= set(METRICS)
 
 
-def test_what_the_memory_held_is_there_as_histograms(tmp_path):
+def test_the_content_of_the_memory_is_written_as_histograms(tmp_path):
     record = remembering(make_record("none", 0, 0))
     rebuild(tmp_path, [record])
     found = read(tmp_path / "tensorboard" / run_name(record))
@@ -134,12 +134,12 @@ def test_what_the_memory_held_is_there_as_histograms(tmp_path):
 
 def picture(run: Path) -> np.ndarray:
     (image,) = read(run).Images(GRID)
-    with Image.open(io.BytesIO(image.encoded_image_string)) as shown:
-        assert (image.width, image.height) == shown.size
-        return np.asarray(shown)
+    with Image.open(io.BytesIO(image.encoded_image_string)) as opened:
+        assert (image.width, image.height) == opened.size
+        return np.asarray(opened)
 
 
-def test_condensed_images_stand_beside_synthetic_ones(folder):
+def test_condensed_images_are_shown_beside_synthetic_ones(folder):
     (record,) = records = [make_record("guided", 1, 0, condensed_hash="c0ffee")]
     out = folder(records)
     rebuild(out, records)
@@ -198,7 +198,7 @@ def test_a_live_board_equals_the_rebuilt_one(folder):
     for row in record.history[:2]:
         files.round(run_name(record), int(row["round"]), row)
     files.close()
-    # The driver was killed here: TensorBoard shows a trial without an end. Another driver goes on with it.
+    # As if the driver were killed here: the trial has no end in TensorBoard. Another driver continues it.
     assert start(run).hparams["arm"].string_value == "guided"
     assert end(run) is None
     files = EventFiles(out, [hparams(record, names)])
@@ -219,7 +219,7 @@ def test_a_live_board_equals_the_rebuilt_one(folder):
 @pytest.mark.parametrize(
     ("status", "shown"), [("failed", API.STATUS_FAILURE), ("pruned", API.STATUS_UNKNOWN), ("running", None)]
 )
-def test_other_ends(tmp_path, status, shown):
+def test_the_status_of_failed_pruned_and_running_trials_is_written(tmp_path, status, shown):
     record = make_record(status=status, metrics={"student/test_accuracy": math.nan}, history=[])
     rebuild(tmp_path, [record])
     run = tmp_path / "tensorboard" / run_name(record)
@@ -228,7 +228,7 @@ def test_other_ends(tmp_path, status, shown):
     assert (found and found.status) == shown
 
 
-def test_a_final_value_of_its_own_is_added(tmp_path):
+def test_a_final_value_that_differs_from_the_last_round_is_added(tmp_path):
     record = make_record()
     record = altered(record, metrics=record.metrics | {"student/test_accuracy": 0.5})
     files = EventFiles(tmp_path)
@@ -258,7 +258,7 @@ def test_a_search_has_its_open_leaves_as_columns_before_any_trial_has_ended(tmp_
     assert end(root / "ipc2" / "trial-0" / f"seed0-{record.config_hash[:6]}") is None
 
 
-def test_varying_names_only_what_tells_trials_apart():
+def test_varying_lists_only_settings_in_which_trials_differ():
     configs = [
         {"seed": 0, "rounds": 3, "inversion": {"name": "dafl", "steps": 10, "flat": None}, "layers": [1, 2]},
         {"seed": 1, "rounds": 3, "inversion": {"name": "cmi", "steps": 20, "mix": True}, "layers": [1, 3]},
