@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from condkd_ray.core.rng import Streams
+from condkd_ray.methods.memory.store import LiveIds
 
 DEVICE = torch.device("meta")
 WAITING = {"_local_scalar_dense", "nonzero", "nonzero_static", "masked_select", "unique_dim", "_unique2", "bincount"}
@@ -87,6 +88,14 @@ def _autocast(real):
 def _plain(kind, parameters, *args, fused=False, **settings):
     """Build an optimiser that is not fused: fused ones reject meta tensors, and a host step counter causes no wait."""
     return kind(parameters, *args, foreach=False, **settings)
+
+
+_cover = LiveIds.cover
+
+
+def covered_without_classes(ids, start, classes):
+    """Replacement for `LiveIds.cover`, which reads the classes from the copy that is made once per round."""
+    _cover(ids, start, torch.zeros(len(classes), dtype=torch.int32))
 
 
 def without_logits(state):

@@ -298,7 +298,7 @@ def _job_env() -> dict[str, Any]:
 def private() -> Iterator[None]:
     """Set the environment of a private cluster; nodes started in the block reach each other on this machine only."""
     with _environment(QUIET | _private_environment()):
-        _read_environment(several_nodes=True)
+        read_environment(several_nodes=True)
         yield
 
 
@@ -348,8 +348,8 @@ def _init(address: str | None, cpus: int | None, gpus: int | None, received: Seq
 
     debug = log.isEnabledFor(logging.DEBUG)
     common: Any = {"namespace": "condkd", "logging_level": "INFO" if debug else "ERROR", "log_to_driver": debug}
-    _read_environment(several_nodes=True)
-    _read_environment(several_nodes=address is not None and not on_loopback_alone(address))
+    read_environment(several_nodes=True)
+    read_environment(several_nodes=address is not None and not on_loopback_alone(address))
     if address is not None:
         try:
             check_versions(address)
@@ -400,7 +400,7 @@ def _kill_rays(processes: Iterable[psutil.Process]) -> None:
     psutil.wait_procs(ended, timeout=10)
 
 
-def _read_environment(*, several_nodes: bool) -> None:
+def read_environment(*, several_nodes: bool) -> None:
     """Make Ray and its core read the environment again, as Ray may have been imported before the variables were set."""
     from ray._private import ray_constants, ray_logging
 

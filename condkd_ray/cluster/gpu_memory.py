@@ -66,8 +66,8 @@ def check_packing(
     if not any(0 < part < 1 for part in (gpus, per_producer)):
         return
     measure = ray.remote(num_gpus=1, num_cpus=0, max_calls=1)(_need)
-    for job in _kinds(jobs):
-        for role in _roles(job):
+    for job in kinds(jobs):
+        for role in roles(job):
             part, flag = (per_producer, "--gpus-per-producer") if role == "producer" else (gpus, "--gpus-per-trial")
             if not 0 < part < 1:
                 continue
@@ -110,11 +110,12 @@ def with_samples(need: Need, job: Job, part: float, limit: int | None) -> Need:
     return need._replace(peak=need.peak + held, samples=held)
 
 
-def _roles(job: Job) -> tuple[Role, ...]:
+def roles(job: Job) -> tuple[Role, ...]:
+    """Return the roles of the processes that run a trial."""
     return ("trial",) if job.config.pipeline is None else ("learner", "producer")
 
 
-def _kinds(jobs: Iterable[Job]) -> list[Job]:
+def kinds(jobs: Iterable[Job]) -> list[Job]:
     """Return one trial of each kind: trials that differ only in their seed need the same memory."""
     found: dict[str, Job] = {}
     for job in jobs:

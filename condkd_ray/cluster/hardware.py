@@ -30,7 +30,7 @@ def trial_hardware(gpus_per_trial: float) -> Hardware:
     nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU", 0) > 0]
     # Ray hides a node's GPUs from a driver that has requested none, such as a job's.
     here = nodes == [ray.get_runtime_context().get_node_id()] and default_device() != "cpu"
-    found = _own() if here else merged(_answers([_request(node, min(1.0, gpus_per_trial)) for node in nodes]))
+    found = _own() if here else merged(_answers([request_hardware(node, min(1.0, gpus_per_trial)) for node in nodes]))
     if found.gpu:
         check_part(gpus_per_trial, found.memory, "--gpus-per-trial")
     return found
@@ -76,7 +76,8 @@ def _own() -> Hardware:
     return hardware_of(default_device())
 
 
-def _request(node: str, gpus: float) -> Any:
+def request_hardware(node: str, gpus: float) -> Any:
+    """Return the reference of the hardware of the node with this id, which determines it with `gpus` of its GPUs."""
     place = NodeAffinitySchedulingStrategy(node, soft=False)
     # The process keeps GPU memory, so it must run no other task.
     options: dict[str, Any] = {"num_gpus": gpus, "num_cpus": 0, "max_calls": 1, "scheduling_strategy": place}

@@ -194,16 +194,16 @@ class PoolStore(PooledStore):
             self._own = {}
 
     def _truncate(self, num_ids: int) -> None:
-        if any(start + count > num_ids for start, count in self._table.spans()):
+        if any(start + count > num_ids for start, count in self.table.spans()):
             self._call("truncate", num_ids)
         self._sealed = num_ids
 
     def _mapped(self, start: int, chunk: Encoded) -> None:
-        self._table.put(start, chunk, self._own.get(start))
+        self.table.put(start, chunk, self._own.get(start))
         self._ids.cover(start, chunk.classes)
 
     def _unmapped(self, start: int) -> None:
-        self._table.remove(start)
+        self.table.remove(start)
 
 
 class AdoptingStore(PooledStore):
@@ -224,10 +224,10 @@ class AdoptingStore(PooledStore):
 
     def _adopt(self, num_ids: int) -> None:
         """Take over all ids below `num_ids`, the number given by a checkpoint."""
-        for start, count in self._table.spans():
+        for start, count in self.table.spans():
             if start < num_ids:
                 ids = torch.arange(start, min(start + count, num_ids))
-                self._ids.cover(start, self._table.gather(ids).classes)
+                self._ids.cover(start, self.table.gather(ids).classes)
 
     def _dead_starts(self) -> list[int]:
         """Return the first ids of chunks without live samples that are wholly below `num_ids`."""
@@ -235,11 +235,11 @@ class AdoptingStore(PooledStore):
 
     def _mapped(self, start: int, chunk: Encoded) -> None:
         if start + len(chunk) > self.num_ids or self._ids.any_live(start, len(chunk)):
-            self._table.put(start, chunk)
+            self.table.put(start, chunk)
 
     def _unmapped(self, start: int) -> None:
-        if start in dict(self._table.spans()):
-            self._table.remove(start)
+        if start in dict(self.table.spans()):
+            self.table.remove(start)
 
 
 class FilledStore(AdoptingStore):
@@ -283,7 +283,7 @@ class SharedStore(AdoptingStore):
     def commit(self) -> None:
         """Unmap chunks without live samples."""
         for start in self._dead_starts():
-            self._table.remove(start)
+            self.table.remove(start)
 
     def _truncate(self, num_ids: int) -> None:
         """Take over the ids below `num_ids`; the pool keeps later rounds, because they are shared."""
@@ -316,7 +316,7 @@ class SweepStore(PooledStore):
     def commit(self) -> None:
         """Unmap chunks without live samples."""
         for start, _ in self._dead():
-            self._table.remove(start)
+            self.table.remove(start)
 
     def _append(self, start: int, samples: Samples) -> None:
         self._enter(self._queue.pop(0))
@@ -336,13 +336,13 @@ class SweepStore(PooledStore):
     def _enter(self, pool_start: int) -> None:
         start, chunk = self.num_ids, self._chunks[pool_start]
         self._places[pool_start] = start
-        self._table.put(start, chunk)
+        self.table.put(start, chunk)
         self._ids.cover(start, chunk.classes)
 
     def _mapped(self, start: int, chunk: Encoded) -> None:
         self._chunks[start] = chunk
         if start in self._places and self._ids.any_live(self._places[start], len(chunk)):
-            self._table.put(self._places[start], chunk)
+            self.table.put(self._places[start], chunk)
 
     def _unmapped(self, start: int) -> None:
         del self._chunks[start]

@@ -260,7 +260,8 @@ class SearchListener(Listener, Protocol):
         ...
 
 
-_listeners: dict[str, Listener] = {}
+LISTENERS: dict[str, Listener] = {}
+"""Listeners of the running sweeps and searches, by token. Tune pickles its hooks, so a hook holds only the token."""
 
 
 class _Hook:
@@ -272,7 +273,7 @@ class _Hook:
 
     def call(self, what: str, *rest: Any) -> Any:
         """Call method `what` of the listener; return None if it raises, or has raised before."""
-        listener = _listeners[self.token]
+        listener = LISTENERS[self.token]
         if listener.error is None:
             try:
                 return getattr(listener, what)(*rest)
@@ -281,7 +282,7 @@ class _Hook:
         return None
 
 
-class _Events(_Hook, Callback):
+class Events(_Hook, Callback):
     """Passes Tune's events on to the listener, and limits the attempts of each trial."""
 
     def __init__(self, token: str) -> None:
@@ -332,6 +333,7 @@ class _Events(_Hook, Callback):
             trial.max_failures = 0
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any):
+        """Report that the trial ended without an exception."""
         self.call("completed", trial.config["key"])
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any):
@@ -360,7 +362,7 @@ class _StopOnError(_Hook, Stopper):
         return False
 
     def stop_all(self) -> bool:
-        listener = _listeners[self.token]
+        listener = LISTENERS[self.token]
         return listener.error is not None or listener.over
 
 
@@ -380,7 +382,7 @@ class _Proposing(_Hook, Searcher):
         return Searcher.FINISHED if setup is None else setup
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Do nothing: `_Events` reports the end to the listener."""
+        """Do nothing: `Events` reports the end to the listener."""
 
     def save(self, checkpoint_path: str) -> None:
         """Do nothing."""
@@ -514,7 +516,7 @@ def run_in_tune(listener: Listener, context: WorkerContext, producers_of: Mappin
     # No report carries a checkpoint, so workers never read this folder: other nodes need not see it.
     scratch = options.folder.resolve() / "tune"
     token = secrets.token_hex(8)
-    _listeners[token], events = listener, _Events(token)
+    LISTENERS[token], events = listener, Events(token)
 
     def run_tune(keys: Sequence[str]) -> bool:
         """Run the trials `keys`, or, in a search, the proposed ones; return whether Ctrl-C ended the run."""
@@ -550,7 +552,7 @@ def run_in_tune(listener: Listener, context: WorkerContext, producers_of: Mappin
         while not interrupted and listener.error is None and (dropped := listener.take_dropped()):
             interrupted = run_tune(dropped)
     finally:
-        del _listeners[token]
+        del LISTENERS[token]
         remove(scratch)
     if listener.error is not None:
         raise listener.error

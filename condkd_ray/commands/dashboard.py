@@ -101,10 +101,10 @@ def servers(command: Dashboard) -> Iterator[list[Server]]:
     running: list[Server] = []
     commands = list(_commands(command))
     for name, wanted, _ in commands:
-        _free(name, wanted)  # raises for a port in use before either server starts
+        free_port(name, wanted)  # raises for a port in use before either server starts
     try:
         for name, wanted, arguments in commands:
-            port = _free(name, wanted)
+            port = free_port(name, wanted)
             running.append(_started(name, port, arguments))
             while not _responds_in_time(running[-1], port):
                 # Another program may have taken the port between the check and the server's start.
@@ -113,7 +113,7 @@ def servers(command: Dashboard) -> Iterator[list[Server]]:
                     accepted = "a free port, and files that the server can show"
                     require(False, f"{name} at port {port}", "no answer", accepted)
                 running.pop().output.close()
-                port = _free(name, wanted)
+                port = free_port(name, wanted)
                 running.append(_started(name, port, arguments))
             show(f"{name:11}  http://{HOST}:{port}/")
         yield running
@@ -136,7 +136,7 @@ def _responds_in_time(server: Server, port: int) -> bool:
     """Return True if the server answers in time. An answer after its process has ended is another program's."""
     deadline = time.monotonic() + START_SECONDS
     while server.process.poll() is None and time.monotonic() < deadline:
-        if _answers(port) and server.process.poll() is None:
+        if answers(port) and server.process.poll() is None:
             return True
         time.sleep(0.1)
     return False
@@ -159,7 +159,7 @@ def _has_study(command: Dashboard) -> bool:
     return command.study_storage is not None or (command.out / JOURNAL).is_file()
 
 
-def _free(name: str, wanted: int) -> int:
+def free_port(name: str, wanted: int) -> int:
     """Return a free port: `wanted`, or any if that is 0. Raises `InputError` if `wanted` is in use or invalid."""
     accepted = "one that is free, or 0 for any"
     require(0 <= wanted < 2**16, f"port of {name}", wanted, accepted)
@@ -188,7 +188,8 @@ def _environment() -> dict[str, str]:
     return os.environ | {"no_grpc_proxy": ",".join(filter(None, (exempt, HOST, "localhost")))}
 
 
-def _answers(port: int) -> bool:
+def answers(port: int) -> bool:
+    """Return whether an HTTP server answers at this port of this machine."""
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with suppress(OSError, HTTPException), direct.open(f"http://{HOST}:{port}/", timeout=5):
         return True

@@ -23,32 +23,34 @@ Compile = Literal["off", "default", "max-autotune"]
 """`default` fuses operations; `max-autotune` also measures kernels, which takes minutes at the start."""
 
 
-class _Mode(NamedTuple):
+class Mode(NamedTuple):
     """Arguments of `torch.compile`."""
 
     backend: str = "inductor"
     mode: str | None = None
 
 
-_MODE: ContextVar[_Mode | None] = ContextVar("_MODE", default=None)
-_MODES = {
-    ("off", True): _Mode("cudagraphs"),
-    ("default", False): _Mode(),
-    ("default", True): _Mode(mode="reduce-overhead"),
-    ("max-autotune", False): _Mode(mode="max-autotune-no-cudagraphs"),
-    ("max-autotune", True): _Mode(mode="max-autotune"),
+_MODE: ContextVar[Mode | None] = ContextVar("_MODE", default=None)
+MODES = {
+    ("off", True): Mode("cudagraphs"),
+    ("default", False): Mode(),
+    ("default", True): Mode(mode="reduce-overhead"),
+    ("max-autotune", False): Mode(mode="max-autotune-no-cudagraphs"),
+    ("max-autotune", True): Mode(mode="max-autotune"),
 }
+"""Modes by the trial's `compile` and `graphs`; other values of both compile nothing."""
 
 
 @contextmanager
 def compiling(compile: Compile, graphs: bool) -> Iterator[None]:
     """Compile `whole` functions in the context as given; with `graphs`, replay them as CUDA graphs."""
-    with _in_mode(_MODES.get((compile, graphs))):
+    with in_mode(MODES.get((compile, graphs))):
         yield
 
 
 @contextmanager
-def _in_mode(mode: _Mode | None) -> Iterator[None]:
+def in_mode(mode: Mode | None) -> Iterator[None]:
+    """Compile `whole` functions in the context with these arguments; with None nothing is compiled."""
     before = _MODE.set(mode)
     try:
         with warnings.catch_warnings():
@@ -82,7 +84,7 @@ def whole(function: Callable[P, R]) -> Whole[P, R]:
 
 
 @functools.cache
-def _compiled(function: Callable[..., Any], mode: _Mode) -> Callable[..., Any]:
+def _compiled(function: Callable[..., Any], mode: Mode) -> Callable[..., Any]:
     return torch.compile(function, fullgraph=True, dynamic=False, backend=mode.backend, mode=mode.mode)
 
 
@@ -111,12 +113,12 @@ def check(compile: Compile, graphs: bool, device: torch.device | str) -> None:
     cuda = torch.device(device).type == "cuda"
     require(cuda or not graphs, "graphs on a CPU", graphs, "false, or a trial on a GPU")
     if compile != "off":
-        fault = _fault(str(device))
+        fault = compiler_fault(str(device))
         require(fault is None, "compile", compile, f"off, or a machine on which PyTorch's compiler works: here {fault}")
 
 
 @functools.cache
-def _fault(device: str) -> str | None:
+def compiler_fault(device: str) -> str | None:
     """Return the reason why nothing can be compiled for `device`, found by compiling a function; None if it works."""
     try:
         torch.compile(lambda x: x.cos() + x.sin(), fullgraph=True)(torch.ones(8, device=device))

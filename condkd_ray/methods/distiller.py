@@ -276,7 +276,7 @@ class Distiller(Method):
         `condensed`: number of condensed images in the batch, which come last.
         """
         begin_step()
-        images = self._student_images(batch.images, condensed, teacher, rng)
+        images = self.student_images(batch.images, condensed, teacher, rng)
         run_teacher = self.runs_teacher or not batch.has_logits
         # The compiler cannot follow the temporary hooks that read pairs of layers.
         compare = comparison.uncompiled if self.loss.layer_pairs else comparison
@@ -298,7 +298,7 @@ class Distiller(Method):
         state.schedule.step()
         return Step({"loss": loss, "agreement": agree}, gap)
 
-    def _student_images(self, images: Tensor, condensed: int, teacher: Teacher, rng: Streams) -> Tensor:
+    def student_images(self, images: Tensor, condensed: int, teacher: Teacher, rng: Streams) -> Tensor:
         """Return `images` (B, C, H, W) augmented for the student; the last `condensed` of them are condensed images."""
         separate = condensed if self.condensed_augment == "dsa" else 0
         synthetic = len(images) - separate

@@ -146,7 +146,7 @@ def run(
         manifest = describe_experiment(experiment, question, trials, workshop, options.out, baseline=baseline)
         write_manifest(options.out, manifest)
         log.info(teacher_line(manifest))
-        _log_idle([plan.config for plan in planned])
+        log_idle([plan.config for plan in planned])
         each, limit = options.per_trial, options.device_pool_bytes
         log.info(compute_line((plan.config for plan in planned), hardware, each, limit))
         missing = _missing(trials, options, only)
@@ -219,7 +219,7 @@ def checked(plans: Sequence[Plan], options: Options, workshop: Workshop) -> list
     return planned if options.gpus_per_trial else settled_plans(planned, CPU)
 
 
-def _log_idle(configs: Sequence[TrialConfig]) -> None:
+def log_idle(configs: Sequence[TrialConfig]) -> None:
     """Log each option that is set but has no effect, once."""
     for what in dict.fromkeys(what for config in configs for what in config.idle):
         log.info(f"{what} has no effect")
@@ -304,10 +304,10 @@ def run_alone(
     manifest = describe_experiment(ALONE, "One trial.", [trial], workshop, out)
     write_manifest(out, manifest)
     log.info(teacher_line(manifest))
-    _log_idle([config])
+    log_idle([config])
     log.info(compute_line([config], hardware, Allowance(torch.get_num_threads(), 1), limit))
     if trial.key not in finished(out):
-        _record(trial, out, view, limit)
+        run_and_record(trial, out, view, limit)
     write_manifest(out, dataclasses.replace(manifest, cpu_seconds=CpuClock().measure()))
     return find_record(out, trial.key)
 
@@ -323,7 +323,7 @@ def alone_limit(given: str | None, config: TrialConfig, workshop: Workshop) -> i
     return limit
 
 
-def _record(trial: Trial, out: Path, view: View, device_limit: int | None) -> None:
+def run_and_record(trial: Trial, out: Path, view: View, device_limit: int | None) -> None:
     """Run the trial and write its record.
 
     The trial starts from its checkpoint, or from the beginning if the checkpoint is damaged or its samples are missing.

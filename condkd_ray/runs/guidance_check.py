@@ -152,7 +152,7 @@ def _both(
 ) -> tuple[Ending, Ending]:
     """Return the results from real and from collapsed features."""
     deal = Streams(seed)
-    guides, perfect, unseen = _thirds(labels, deal)
+    guides, perfect, unseen = thirds(labels, deal)
     classes = teacher.num_classes
 
     def begun(rng: Streams) -> Any:
@@ -224,7 +224,7 @@ def _spread(features: Tensor, labels: Tensor, classes: int) -> float:
     return mean(torch.pdist(part).mean().item() for part in parts)
 
 
-def _thirds(labels: Tensor, rng: Streams) -> list[Tensor]:
+def thirds(labels: Tensor, rng: Streams) -> list[Tensor]:
     """Return the rows of three parts of the images, in random order, with equal numbers of each class in all parts."""
     order = torch.randperm(len(labels), generator=rng["deal"])
     sizes = labels.bincount()

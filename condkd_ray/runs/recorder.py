@@ -118,7 +118,7 @@ def describe_experiment(
             "notes": list(dataset.notes),
         },
         test_labels=dataset.test.labels.tolist(),
-        notes=[*_own_teachers(plans, workshop), *_notes(plans, dataset.val is not None)],
+        notes=[*_own_teachers(plans, workshop), *notes_of(plans, dataset.val is not None)],
     )
 
 
@@ -151,7 +151,8 @@ def _own_teachers(plans: Sequence[Plan], workshop: Workshop) -> list[str]:
     return [f"{line[0].upper()}{line[1:]}." for line in lines if line]
 
 
-def _notes(plans: Sequence[Plan], has_val: bool) -> list[str]:
+def notes_of(plans: Sequence[Plan], has_val: bool) -> list[str]:
+    """Return the report's notes on the condensed sets of the plans; `has_val`: there are validation images."""
     used = {plan.config.condensation for plan in plans if plan.config.condensation is not None}
     held_out = "the proxy images" + (" and the validation images" if has_val else "")
     notes = []

@@ -163,7 +163,7 @@ class Known:
 def _check_all(tree: dict[str, Any], spec: SearchSpec, workshop: Workshop) -> Known:
     """Check the space, the options, the points and the teacher, before anything is written. Raises `InputError`."""
     check(tree, spec)
-    known = Known(_points(tree, spec), _earlier(spec))
+    known = Known(_points(tree, spec), earlier_studies(spec))
     _check_device_pool(tree, spec, workshop)
     _check_configs(tree, spec, known.points, workshop)
     # Check the teacher of the space's default; other teachers are checked when they are proposed.
@@ -223,7 +223,7 @@ def _rounds(tree: dict[str, Any]) -> int:
     return max(from_tree({"rounds": value}, "search space").rounds for value in values)
 
 
-def _earlier(spec: SearchSpec) -> dict[str, optuna.Study]:
+def earlier_studies(spec: SearchSpec) -> dict[str, optuna.Study]:
     """Return copies of the studies to learn from, by STORAGE#NAME. Creates no file.
 
     Raises `InputError` if a study does not exist or has other objectives.

@@ -69,7 +69,7 @@ def restore_trials(
     lost = {number: one for number, one in own.items() if one.config_hash not in known}
     _log_nameless(records, known | {one.config_hash for one in own.values()})
     params = _params(tree, lost, hardware)
-    begun = _begun(records, spec) if params else ()
+    begun = begun_numbers(records, spec) if params else ()
     # Moved trials come last, so that no new number is one that another trial had.
     moves = [number for number in params if number < 0 or not study.may_become(number, params[number])]
     for number in [*(number for number in params if number not in moves), *moves]:
@@ -119,7 +119,7 @@ def _params(tree: dict[str, Any], records: Mapping[int, Record], hardware: Hardw
     return found
 
 
-def _begun(records: Sequence[Record], spec: SearchSpec) -> Collection[int]:
+def begun_numbers(records: Sequence[Record], spec: SearchSpec) -> Collection[int]:
     """Return the numbers of the study's planned trials, from the folder's manifest.
 
     A manifest of an earlier version does not name the study: trials with a record of another study are left out.

@@ -150,7 +150,7 @@ class Population:
             parent = stream.choice(best)
             if member in worst and self._score(member, generation - 1) < self._score(parent, generation - 1):
                 params = parent.life[generation - 1]["params"]
-                life = {"params": self._explored(params, member.number, generation), "from": parent.number}
+                life = {"params": self.explored(params, member.number, generation), "from": parent.number}
             self._study.note(member.number, {LIFE: [*member.life, life]})
 
     def _score(self, member: Member, generation: int) -> float:
@@ -164,7 +164,8 @@ class Population:
             return -math.inf
         return measured[max(steps)] * (1 if self._study.directions[0] == "maximize" else -1)
 
-    def _explored(self, params: Mapping[str, float], number: int, generation: int) -> dict[str, float]:
+    def explored(self, params: Mapping[str, float], number: int, generation: int) -> dict[str, float]:
+        """Return `params`, each moved by one of `FACTORS` or drawn anew, for the member `number` in a generation."""
         found = {}
         for name, leaf in self._leaves.items():
             stream = self._stream(number, generation, name)

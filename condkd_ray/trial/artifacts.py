@@ -270,7 +270,7 @@ class Workshop:
         card, in_folders = self._card(config), config.data.name == "class_folders"
         about: dict[str, Any] = {"stated": card.test_accuracy, "in_folders": in_folders}
         if config.teacher.class_order is not None:
-            about["order"] = _places(config.teacher.class_order, self.data(config))
+            about["order"] = class_places(config.teacher.class_order, self.data(config))
         about["in_python"] = self._given is not None and config.teacher.module == self._given.name
         about |= {"what": f"the images in {config.data.root}"} if in_folders else {}
         sentence = check_known(self.teacher(config), self.data(config), force=config.teacher.force, **about)
@@ -378,7 +378,7 @@ class Workshop:
                 load(cached(path, train, name, load))
         teacher = as_teacher(network.to(memory_format=torch.channels_last), dataset)  # type: ignore[call-overload]
         if recipe.class_order is not None:
-            teacher.in_order(_places(recipe.class_order, dataset))
+            teacher.in_order(class_places(recipe.class_order, dataset))
         return teacher.to(self.device)
 
     def condensed(self, config: TrialConfig) -> Samples | None:
@@ -549,7 +549,7 @@ def _uses_teacher(method: AnyCondensation | None) -> bool:
     return method is not None and (method.needs_teacher or isinstance(method, Imported))
 
 
-def _places(order: Sequence[str], dataset: Dataset) -> list[int]:
+def class_places(order: Sequence[str], dataset: Dataset) -> list[int]:
     """Return the class labels in the `order` of names. Raises `InputError` if a name is missing or not unique."""
     names = dataset.class_names
     twice = sorted({name for name in names if names.count(name) > 1})

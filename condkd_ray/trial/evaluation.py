@@ -62,7 +62,7 @@ def predict(network: nn.Module, images: RealImages, teacher: Teacher) -> Tensor:
 
 def accuracy(network: nn.Module, images: RealImages, teacher: Teacher) -> float:
     """Return the fraction of images that `network` classifies correctly."""
-    return _right(network, images, teacher).item()
+    return accuracy_on_device(network, images, teacher).item()
 
 
 def _named(network: nn.Module, images: RealImages, teacher: Teacher) -> Tensor:
@@ -70,7 +70,7 @@ def _named(network: nn.Module, images: RealImages, teacher: Teacher) -> Tensor:
     return predicted_classes(network, images, teacher.mean, teacher.std, teacher.device)
 
 
-def _right(network: nn.Module, images: RealImages, teacher: Teacher) -> Tensor:
+def accuracy_on_device(network: nn.Module, images: RealImages, teacher: Teacher) -> Tensor:
     """Return the fraction of correctly classified images, a float64 scalar on the teacher's device."""
     return (_named(network, images, teacher) == sent(images.labels, teacher.device)).double().mean()
 
@@ -93,8 +93,8 @@ def evaluate(
     student.eval()
     found = {f"proxy/{name}": value for name, value in compare(student, proxy).items()}
     if val is not None:
-        found["student/val_accuracy"] = _right(student, val[slice(ROUND_SUBSET)], teacher)
+        found["student/val_accuracy"] = accuracy_on_device(student, val[slice(ROUND_SUBSET)], teacher)
     if test is not None:
-        found["student/test_accuracy"] = _right(student, in_round(test, test_rounds), teacher)
+        found["student/test_accuracy"] = accuracy_on_device(student, in_round(test, test_rounds), teacher)
     values = torch.stack([value.double() for value in found.values()]).tolist()
     return dict(zip(found, values, strict=True))

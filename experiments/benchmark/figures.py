@@ -84,7 +84,7 @@ def draw() -> Iterator[Measured]:
         for _ in range(6):
             turns = [{name: seconds(call, time.thread_time) for name, call in draws.items()} for _ in range(300)]
             runs.append({name: median(turn[name] for turn in turns) for name in draws})
-        chunks = {name: len(store._table.spans()) for name, store in stores.items()}
+        chunks = {name: len(store.table.spans()) for name, store in stores.items()}
     for name, bound in (("after", 1.2), ("before", 2.0)):
         what = (
             f"draw of {BATCH} normalised float32 images 3x32x32 of {HELD}, with labels and logits, from the pool "

@@ -152,12 +152,12 @@ def run(parts: Sequence[Part], setup: Setup, report: Report, minutes: float) -> 
     for number, part in enumerate(parts):
         later = scale * sum(one.seconds for one in parts[number + 1 :])
         rest = end - time.monotonic() - later
-        status = _run(part, setup, report, rest if part.takes_rest else min(rest, scale * part.seconds))
+        status = run_part(part, setup, report, rest if part.takes_rest else min(rest, scale * part.seconds))
         failed = failed or status == "failed"
     return int(failed)
 
 
-def _run(part: Part, setup: Setup, report: Report, seconds: float) -> Status:
+def run_part(part: Part, setup: Setup, report: Report, seconds: float) -> Status:
     """Run a part and return its status. Figures of earlier calls are kept together with new ones."""
     print(f"({part.letter}) {part.name}, {max(seconds, 0):.0f} s at most", flush=True)
     begun, more, earlier = time.monotonic(), {}, report.parts.get(part.letter)

@@ -41,7 +41,7 @@ def published(setup: Setup, box: Box) -> Verdict:
 
     The setting is the fastest that (d) has measured, or the setting of the checkpoint.
     """
-    plain, by = _config(setup)
+    plain, by = config_of(setup)
     # The folder is named by the recipe without the setting, so that it is found whatever was chosen.
     folder = _folder(setup, plain)
     setting = choose(box, plain, folder if (folder / CHECKPOINT).is_file() else None)
@@ -54,7 +54,7 @@ def published(setup: Setup, box: Box) -> Verdict:
     figures = watch.figures()
     box.note(watch.name, figures)
     if outcome is None:
-        return _unfinished(setup, figures, by)
+        return unfinished(setup, figures, by)
     if outcome.status != "finished":
         return Verdict(False, f"the trial has {outcome.status}: {outcome.reason}")
     found, seconds = outcome.metrics["student/test_accuracy"], figures["seconds"]
@@ -64,7 +64,7 @@ def published(setup: Setup, box: Box) -> Verdict:
     return setup.verdict(met, f"{found:.2%} in {seconds:.0f} s, {by.text}, which has {of_teacher:.2%}", goal)
 
 
-def _unfinished(setup: Setup, figures: dict[str, Any], by: Kept) -> Verdict:
+def unfinished(setup: Setup, figures: dict[str, Any], by: Kept) -> Verdict:
     """Fail if the projected end misses the goal. Raises `SkippedError` if it does not, or cannot be projected yet."""
     projected: float | None = figures.get("projected_seconds")
     end = "no end can be projected yet" if projected is None else f"projected end at {projected:.0f} s"
@@ -77,7 +77,7 @@ def _unfinished(setup: Setup, figures: dict[str, Any], by: Kept) -> Verdict:
 def arms(setup: Setup, box: Box) -> Verdict:
     """Note accuracies of one seed per arm, with the same few random real images; there is no goal at this scale."""
     texts = []
-    for name, config in arms_of(setup, _config(setup)[0]).items():
+    for name, config in arms_of(setup, config_of(setup)[0]).items():
         watch = Watch(box, config, name)
         outcome = _run(setup, box, config, watch, _folder(setup, config))
         if outcome is None:
@@ -156,7 +156,7 @@ def _run(setup: Setup, box: Box, config: TrialConfig, watch: Callable[[Metrics],
         return None
 
 
-def _config(setup: Setup) -> tuple[TrialConfig, Kept]:
+def config_of(setup: Setup) -> tuple[TrialConfig, Kept]:
     """Return the recipe without compilation or graphs, with the data, and the teacher of (f).
 
     Raises `SkippedError` if data or teacher do not exist.

@@ -36,7 +36,7 @@ def suite(setup: Setup, box: Box) -> Verdict:
     plain = ["-v", "-rs", "--tb=short", "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "gpu.left_out"]
     command = [sys.executable, "-m", "pytest", "-m", "gpu", *plain, *map(str, files)]
     seconds = max(box.left - 1, 1)
-    code, lines = _output(command, seconds)
+    code, lines = output_of(command, seconds)
     if code is None:
         return _unfinished(box, lines, seconds)
     box.note("left out", [line for line in lines if LEFT_OUT.search(line)])
@@ -44,12 +44,12 @@ def suite(setup: Setup, box: Box) -> Verdict:
     return Verdict(code == 0, f"{lines[-1].strip('= ') if lines else 'no output'} (exit code {code})")
 
 
-def _output(command: list[str], seconds: float) -> tuple[int | None, list[str]]:
+def output_of(command: list[str], seconds: float) -> tuple[int | None, list[str]]:
     """Return exit code and output lines of a program; if its time ended, None and the lines so far.
 
     Afterwards neither the program nor a process that it started is running, which would occupy the GPU.
     """
-    given: dict[str, Any] = {"cwd": CHECKOUT, "env": _environment(), "text": True, "stdout": PIPE, "stderr": STDOUT}
+    given: dict[str, Any] = {"cwd": CHECKOUT, "env": environment(), "text": True, "stdout": PIPE, "stderr": STDOUT}
     # A separate session, so that all its processes can be killed at once.
     with subprocess.Popen(command, start_new_session=True, errors="replace", **given) as program:
         code = None
@@ -124,7 +124,8 @@ def _module(path: Path, tests: Path) -> str:
     return ".".join(path.relative_to(tests).with_suffix("").parts)
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
+    """Return the environment of the tests: the user's, without settings for other tests, and with this checkout."""
     paths = [str(CHECKOUT), str(CHECKOUT / "experiments"), *filter(None, [os.environ.get("PYTHONPATH")])]
     # Leave out variables that another pytest process or the user has set for other tests.
     own = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "COV_"))}

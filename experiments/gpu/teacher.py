@@ -135,14 +135,14 @@ class Training:
         whole, known = self.recipe.training.epochs, 0 if there is None else there.epochs
         if known == whole:
             return whole
-        epoch = self._epoch()
+        epoch = self.epoch_seconds()
         fit = min(whole, int(RESERVE * box.left / epoch))
         box.note("estimate", {"epochs_that_fit": fit, "of_the_recipe": whole, "seconds_each": epoch})
         if not max(fit, known):
             raise SkippedError(f"time: an epoch takes {epoch:.1f} s")
         return fit if fit >= MORE * known else known
 
-    def _epoch(self) -> float:
+    def epoch_seconds(self) -> float:
         """Return the estimated seconds per epoch, measured on some of the images."""
         images, labels = self._images()
         tried = min(TRIED, len(images))

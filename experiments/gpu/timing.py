@@ -67,10 +67,10 @@ def launched(call: Call, device: torch.device, *, operators: bool = True) -> dic
         wait(device)
     events: Sequence[FunctionEvent] = profiled.events() or []
     host = sum(_is_operator(event) and not _is_operator(event.cpu_parent) for event in events)
-    return ({"operators": host} if counted else {}) | (_there(events) if on_gpu else {})
+    return ({"operators": host} if counted else {}) | (gpu_work(events) if on_gpu else {})
 
 
-def _there(events: Sequence[FunctionEvent]) -> dict[str, Any]:
+def gpu_work(events: Sequence[FunctionEvent]) -> dict[str, Any]:
     """Count the events that ran on the GPU."""
     there = [event for event in events if _on_device(event)]
     copies = sum(event.name.startswith(("Memcpy", "Memset")) for event in there)

@@ -36,7 +36,7 @@ SMALL = {
     "head": 8,
 }
 SMALL |= {"capacity": 40, "entries": 3, "entry_size": 4, "period": 1, "share": 0.25, "scale": 0.02}
-ALLOWED: tuple[tuple[Any, str], ...] = ((Meter, "read"), (nayer, "occurrences"), (Guidance, "_split"))
+ALLOWED: tuple[tuple[Any, str], ...] = ((Meter, "read"), (nayer, "occurrences"), (Guidance, "hold_out"))
 """Functions that may wait once per round: reading the loss terms at its end, counting classes at its beginning (NAYER),
 and finding the held-out images of a guidance."""
 SHAPE, CLASSES, PER_CLASS = (3, 8, 8), 4, 2
@@ -53,9 +53,9 @@ def waits(setup: Setup, box: Box) -> Verdict:
     failed: dict[str, str] = {}
     for name, config in names.items():
         try:
-            _rounds(config, what)
+            check_rounds(config, what)
         except Exception as error:
-            failed[name] = f"{error} at {_where(error)}".splitlines()[0][:300]
+            failed[name] = f"{error} at {place_of(error)}".splitlines()[0][:300]
             box.note("failed", dict(failed))
     checked = setup.device.type == "cuda"
     box.note("rounds", {"run": len(names), "failed": len(failed), "checked": checked})
@@ -88,7 +88,8 @@ def small(kind: type[T]) -> T:
     return kind(**{name: value for name, value in SMALL.items() if name in names})
 
 
-def _rounds(config: TrialConfig, what: Any) -> None:
+def check_rounds(config: TrialConfig, what: Any) -> None:
+    """Run two rounds on the prepared data `what`; raise the error of an operation of the second that waits."""
     # One-time work, such as constants moved to the device, may wait: the first round does it outside the check.
     device = what.teacher.device
     config = replace(config, precision="bfloat16" if device.type == "cuda" else "float32")
@@ -133,7 +134,7 @@ def _relaxed(function: Callable[..., Any]) -> Callable[..., Any]:
     return allowed
 
 
-def _where(error: Exception) -> str:
+def place_of(error: Exception) -> str:
     """Return the last line of this package in the error's traceback."""
     ours = [frame for frame in traceback.extract_tb(error.__traceback__) if "condkd_ray" in frame.filename]
     return f"{Path(ours[-1].filename).name}:{ours[-1].lineno}" if ours else "unknown place"

@@ -64,7 +64,7 @@ def test_an_address_from_the_environment_is_checked_too(monkeypatch):
 def test_the_environment_is_restored(monkeypatch):
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
-    with module._environment(module._private_environment()):
+    with module.private():
         assert os.environ["RAY_AUTH_MODE"] == "token"
         assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
     assert os.environ["RAY_AUTH_MODE"] == "disabled"
@@ -212,7 +212,7 @@ def test_a_single_node_gets_longer_timeouts_unless_the_user_has_set_them(fails_t
     def read_environment(*, several_nodes: bool) -> None:
         found[:] = [os.environ.get(name) for name in names]
 
-    monkeypatch.setattr(module, "_read_environment", read_environment)
+    monkeypatch.setattr(module, "read_environment", read_environment)
     for exported, expected in ((None, ["20", "120"]), ("7", ["7", "7"]), ("", ["20", "120"])):
         for name in names if exported is not None else ():
             monkeypatch.setenv(name, exported)

@@ -11,15 +11,14 @@ import toy
 from trial.devices import DEVICES, prepared_on
 
 from cluster.drivers import PATH, assert_equal_numbers, direct
-from condkd_ray.cluster import gpu_memory, trainable
 from condkd_ray.cluster.gpu_memory import (
     TOO_LARGE,
     Need,
-    _kinds,
-    _roles,
     check_need,
     check_packing,
+    kinds,
     measured,
+    roles,
     short,
     with_samples,
     work,
@@ -86,28 +85,13 @@ def test_only_an_out_of_memory_error_is_measured_as_too_large(words, known, monk
 
     for name in ("init", "reset_peak_memory_stats"):
         monkeypatch.setattr(torch.cuda, name, lambda: None)
-    monkeypatch.setattr(gpu_memory, "_outside", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (0, 0))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 0)
     if known:
         assert measured(fail) == TOO_LARGE
     else:
         with pytest.raises(RuntimeError, match=words):
             measured(fail)
-
-
-def test_before_the_first_round_only_an_out_of_memory_error_fails_a_trial(monkeypatch):
-    def attempt(*_):
-        raise error
-
-    monkeypatch.setattr(trainable, "_attempt", attempt)
-    monkeypatch.setattr(trainable, "own_device", lambda: "cpu")
-    error = RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
-    outcome = trainable._outcome(job("a", toy.toy_config()), None, print)
-    assert outcome.status == "failed"
-    assert outcome.reason.startswith("before the first round: out of GPU memory: CUDA error: CUBLAS_STATUS_ALLOC_FAIL")
-    error = RuntimeError("CUDA error: device-side assert triggered")
-    with pytest.raises(RuntimeError, match="device-side") as caught:
-        trainable._outcome(job("a", toy.toy_config()), None, print)
-    assert caught.value is error
 
 
 def test_memory_held_by_other_programs_is_not_available_to_trials():
@@ -131,7 +115,7 @@ def test_two_steps_of_each_part_are_measured():
 def test_trials_that_differ_only_in_seed_and_length_are_measured_once():
     wide = toy.toy_config(inversion=Fast(steps=2, batch=32, latent=16, width=8))
     jobs = [job("a", toy.toy_config()), job("b", toy.toy_config(seed=1, rounds=9)), job("c", wide)]
-    assert [job.key for job in _kinds(jobs)] == ["a", "c"]
+    assert [job.key for job in kinds(jobs)] == ["a", "c"]
 
 
 @pytest.mark.parametrize("role", ["trial", "learner", "producer"])
@@ -145,8 +129,8 @@ def test_each_process_of_a_trial_is_measured_with_its_own_work(role, monkeypatch
 
 
 def test_a_trial_with_producers_has_two_kinds_of_process():
-    assert _roles(job("a", toy.toy_config())) == ("trial",)
-    assert _roles(job("a", toy.toy_config(pipeline=Pipeline()))) == ("learner", "producer")
+    assert roles(job("a", toy.toy_config())) == ("trial",)
+    assert roles(job("a", toy.toy_config(pipeline=Pipeline()))) == ("learner", "producer")
 
 
 def test_simulated_gpus_and_whole_gpus_are_accepted(cluster):

@@ -69,17 +69,28 @@ def test_a_gpu_share_without_memory_for_a_trial_is_refused_before_it_starts(clus
 
 def test_a_driver_without_visible_gpus_queries_its_own_node(cluster, monkeypatch):
     requested = []
-    monkeypatch.setattr(hardware_module, "_own", lambda: pytest.fail("the driver's own view says nothing of the node"))
-    monkeypatch.setattr(hardware_module, "_request", lambda node, gpus: requested.append(gpus) or ray.put(H100))
+    monkeypatch.setattr(
+        hardware_module, "hardware_of", lambda _: pytest.fail("the driver's own view says nothing of the node")
+    )
+    monkeypatch.setattr(hardware_module, "request_hardware", lambda node, gpus: requested.append(gpus) or ray.put(H100))
     assert trial_hardware(0.5) == H100
     assert requested == [0.5]
+
+
+def of_nodes(monkeypatch, answers: list) -> Hardware:
+    """Return the hardware of trials on nodes with a GPU each, whose answers are these references."""
+    nodes = {f"node {number}": answer for number, answer in enumerate(answers)}
+    alive = [{"NodeID": name, "Alive": True, "Resources": {"GPU": 1.0}} for name in nodes]
+    monkeypatch.setattr(ray, "nodes", lambda: alive)
+    monkeypatch.setattr(hardware_module, "request_hardware", lambda node, gpus: nodes[node])
+    return trial_hardware(1.0)
 
 
 def test_the_query_of_a_node_that_does_not_answer_in_time_is_cancelled(cluster, monkeypatch):
     """The task of this node waits for a resource that no node has."""
     monkeypatch.setattr(hardware_module, "PATIENCE_SECONDS", 0.1)
     never = ray.remote(num_cpus=0, resources={"nowhere": 1})(lambda: H100).remote()
-    assert hardware_module._answers([ray.put(A100), never]) == [A100]
+    assert of_nodes(monkeypatch, [ray.put(A100), never]) == A100
     with pytest.raises(TaskCancelledError):
         ray.get(never, timeout=20)
 
@@ -128,11 +139,11 @@ def test_a_search_computes_in_one_precision(cluster, fake, tmp_path, logged):
         search.run("?", SPACE, SearchSpec(**spec | {"trials": 2}))
 
 
-def test_a_lost_node_is_left_out_and_an_error_is_raised_if_no_node_answers(cluster):
+def test_a_lost_node_is_left_out_and_an_error_is_raised_if_no_node_answers(cluster, monkeypatch):
     def die() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     lost = ray.remote(num_cpus=0, max_retries=0)(die)
-    assert hardware_module._answers([ray.put(A100), lost.remote()]) == [A100]
+    assert of_nodes(monkeypatch, [ray.put(A100), lost.remote()]) == A100
     with pytest.raises(ClusterError, match=r"^no node with a GPU has answered"):
-        hardware_module._answers([lost.remote()])
+        of_nodes(monkeypatch, [lost.remote()])

@@ -1,6 +1,9 @@
+import io
 import pickle
+import weakref
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pytest
 import torch
 import toy
@@ -45,9 +48,22 @@ def test_a_trial_unpickles_only_its_own_job(cluster, monkeypatch):
 
 
 def test_references_are_stored_once_for_all_jobs(cluster):
+    import ray
+
+    class Pickler(pickle.Pickler):
+        """Writes each object reference as a number, and counts them."""
+
+        references = 0
+
+        def persistent_id(self, value):
+            self.references += isinstance(value, ray.ObjectRef)
+            return self.references if isinstance(value, ray.ObjectRef) else None
+
     jobs = SweepJobs(made(20))
-    assert len(jobs._refs) == len(next(iter(jobs.values())).prepared.contents)
-    assert len(pickle.dumps(jobs._places)) + jobs._bytes.nbytes < 20 * 4000
+    pickler = Pickler(pickled := io.BytesIO(), protocol=5)
+    pickler.dump(jobs)
+    assert pickler.references == len(next(iter(jobs.values())).prepared.contents)
+    assert len(pickled.getvalue()) < 20 * 4000
 
 
 class Converting(nn.Module):
@@ -142,18 +158,24 @@ def test_equal_contents_are_stored_once_and_unpacked_once(cluster):
     one, two = (unpack(toy.toy_config(), refs, "cpu") for refs in (first, second))
     assert one.teacher is two.teacher
     assert one.test is two.test
-    assert len(module._unpacked) == 5
+    released = [weakref.ref(kept) for kept in (one.condensed, one.landmarks)]
+    del one
+    assert [kept() for kept in released] == [None, None]
+    again = unpack(toy.toy_config(), second, "cpu")
+    assert all(getattr(again, kind) is getattr(two, kind) for kind in second.contents)
 
 
 def test_a_users_module_is_stored_again_if_a_node_is_lost(monkeypatch):
-    results = iter([module.ray.exceptions.NodeDiedError("gone"), "ref"])
+    lost = [b"pickled"]
 
     def put(content):
-        result = next(results)
-        if isinstance(result, Exception):
-            raise result
-        return result
+        if isinstance(content, np.ndarray) and content.tobytes() in lost:
+            lost.clear()
+            raise module.ray.exceptions.NodeDiedError("gone")
+        return "ref"
 
     monkeypatch.setattr(module.ray, "put", put)
     monkeypatch.setattr(module, "by_value", lambda network, function: b"pickled")
-    assert Packer()._store_module(toy.make_prepared(), "own:network").ref == "ref"
+    prepared = replace(toy.make_prepared(), own_module="own:network")
+    assert Packer().pack(prepared).contents["module"].ref == "ref"
+    assert not lost

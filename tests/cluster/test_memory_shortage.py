@@ -14,7 +14,7 @@ from cluster.drivers import assert_undisturbed, driving
 from condkd_ray.cluster import memory_shortage
 from condkd_ray.cluster.lost import in_words
 from condkd_ray.cluster.memory_shortage import MAX_SHORTAGES, PAUSES, MemoryShortage
-from condkd_ray.cluster.sweep import MAX_STALLED, UNLIMITED, Monitor, _Events, _listeners
+from condkd_ray.cluster.sweep import LISTENERS, MAX_STALLED, UNLIMITED, Events, Monitor
 
 SHORT = in_words(OutOfMemoryError("actual memory used=0.75GB"))
 
@@ -109,8 +109,8 @@ def ends_of(monkeypatch, tmp_path, *reasons: str, twice: bool = False) -> tuple[
 
     names = ("retried", "ended_for_memory", "drop", "failed", "reported", "started")
     listener = SimpleNamespace(error=None, **{name: recording(name) for name in names})
-    monkeypatch.setitem(_listeners, "word", listener)
-    events, file = _Events("word"), tmp_path / "error.txt"
+    monkeypatch.setitem(LISTENERS, "word", listener)
+    events, file = Events("word"), tmp_path / "error.txt"
     trial, allowed, rounds = SimpleNamespace(config={"key": "a"}, error_file=str(file), max_failures=UNLIMITED), [], 0
     for step, reason in enumerate(reasons):
         if reason == "round":

@@ -17,7 +17,7 @@ from condkd_ray.cluster.files import clear, empty, trial_file, trial_folder
 from condkd_ray.cluster.options import ClusterOptions
 from condkd_ray.cluster.pool import make_pool
 from condkd_ray.cluster.stores import PoolStore
-from condkd_ray.cluster.sweep import MAX_STALLED, Monitor, _Events, _listeners, reason_in, sweep
+from condkd_ray.cluster.sweep import LISTENERS, MAX_STALLED, Events, Monitor, reason_in, sweep
 from condkd_ray.commands.console.exit_codes import log_to_stderr
 from condkd_ray.core.method import InputError, Metrics
 from condkd_ray.core.records import Outcome
@@ -233,8 +233,8 @@ def test_a_trial_that_tune_gives_up_too_early_is_retried_a_limited_number_of_tim
         failed=lambda key, reason: calls.append(reason),
         retried=lambda key, reason: None,
     )
-    monkeypatch.setitem(_listeners, "word", listener)
-    events, trial = _Events("word"), SimpleNamespace(config={"key": "a"}, error_file=None, max_failures=-1)
+    monkeypatch.setitem(LISTENERS, "word", listener)
+    events, trial = Events("word"), SimpleNamespace(config={"key": "a"}, error_file=None, max_failures=-1)
     for step in range(MAX_STALLED):
         # One death of the process, which Tune reports once or twice.
         if put_back:
@@ -247,8 +247,8 @@ def test_a_trial_that_tune_gives_up_too_early_is_retried_a_limited_number_of_tim
 def test_a_process_that_never_starts_is_given_up_after_the_same_number_of_attempts(monkeypatch):
     reasons: list[str] = []
     listener = SimpleNamespace(error=None, failed=lambda key, reason: reasons.append(reason), retried=lambda *_: None)
-    monkeypatch.setitem(_listeners, "word", listener)
-    events, trial = _Events("word"), SimpleNamespace(config={"key": "a"}, error_file=None, max_failures=-1)
+    monkeypatch.setitem(LISTENERS, "word", listener)
+    events, trial = Events("word"), SimpleNamespace(config={"key": "a"}, error_file=None, max_failures=-1)
     for step in range(MAX_STALLED - 1):
         assert trial.max_failures == -1
         events.on_trial_recover(step, [], trial)

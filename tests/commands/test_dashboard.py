@@ -4,6 +4,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -41,7 +42,6 @@ def test_an_unavailable_port_is_refused_before_its_server_starts(tmp_path, monke
     wanted = taken if port is None else port
     started: list[list[str]] = []
     monkeypatch.setattr(dashboard.subprocess, "Popen", lambda command, **_: started.append(command))
-    monkeypatch.setattr(dashboard, "_commands", only(which))
     message = rf"^port of \w+ is {wanted}; accepted: one that is free, or 0 for any"
     command = Dashboard(out=tmp_path, **{f"{which}_port": wanted})
     with pytest.raises(InputError, match=message), servers(command):
@@ -58,23 +58,36 @@ def test_if_one_port_is_unavailable_no_server_starts(tmp_path, monkeypatch, take
     assert not started
 
 
-def only(which: str):
-    """Return a replacement for `_commands` that returns the command of one server."""
-    real = dashboard._commands
-    return lambda command: [entry for entry in real(command) if entry[0].lower() == which]
+@pytest.fixture
+def server_calls(monkeypatch) -> list[tuple[list[str], dict[str, str]]]:
+    """Arguments and environment of each server, which ends at once instead of starting."""
+    calls = []
+    ended = SimpleNamespace(poll=lambda: 1, terminate=lambda: None, wait=lambda: 1)
+
+    def start(command, *, env, **_):
+        calls.append((command, env))
+        return ended
+
+    monkeypatch.setattr(dashboard.subprocess, "Popen", start)
+    return calls
+
+
+def start_servers(command: Dashboard) -> None:
+    """Start servers that end at once."""
+    with pytest.raises(InputError, match="no answer"), servers(command):
+        pass
 
 
 def test_a_port_taken_by_another_program_at_the_start_is_replaced(tmp_path, monkeypatch, taken, capsys):
     (tmp_path / FOLDER).mkdir()
-    real, calls = dashboard._free, []
+    real, calls = dashboard.free_port, []
 
     def late(name: str, wanted: int) -> int:
         calls.append(wanted)
         # The first call only checks the port; after the second, another program has taken the port.
         return taken if len(calls) == 2 else real(name, wanted)
 
-    monkeypatch.setattr(dashboard, "_free", late)
-    monkeypatch.setattr(dashboard, "_commands", only("tensorboard"))
+    monkeypatch.setattr(dashboard, "free_port", late)
     with servers(Dashboard(out=tmp_path)) as running:
         assert [server.process.poll() for server in running] == [None]
     printed = capsys.readouterr().out
@@ -83,7 +96,7 @@ def test_a_port_taken_by_another_program_at_the_start_is_replaced(tmp_path, monk
 
 
 def test_a_server_without_http_does_not_count_as_an_answer(taken):
-    assert not dashboard._answers(taken)
+    assert not dashboard.answers(taken)
 
 
 @pytest.mark.parametrize(
@@ -94,20 +107,22 @@ def test_a_server_without_http_does_not_count_as_an_answer(taken):
         ({"no_proxy": "a.b", "no_grpc_proxy": "c.d"}, f"c.d,{HOST},localhost"),
     ],
 )
-def test_the_servers_reach_each_other_without_a_proxy_and_other_hosts_as_before(monkeypatch, set_before, spared):
+def test_the_servers_reach_each_other_without_a_proxy_and_other_hosts_as_before(
+    tmp_path, monkeypatch, server_calls, set_before, spared
+):
     for name in ("no_proxy", "NO_PROXY", "no_grpc_proxy"):
         monkeypatch.delenv(name, raising=False)
     for name, value in set_before.items():
         monkeypatch.setenv(name, value)
-    found = dashboard._environment()
+    start_servers(Dashboard(out=tmp_path))
+    (found,) = [environment for _, environment in server_calls]
     assert found.get("no_proxy") == set_before.get("no_proxy")
     assert found["no_grpc_proxy"] == spared
 
 
-def test_an_invalid_study_is_refused_before_a_server_starts(tmp_path, monkeypatch):
+def test_an_invalid_study_is_refused_before_a_server_starts(tmp_path, monkeypatch, server_calls):
     monkeypatch.chdir(tmp_path)
     write_manifest(Path("out"), Manifest(experiment="search", question="", command="", created=""))
-    monkeypatch.setattr(dashboard.subprocess, "Popen", lambda command, **_: pytest.fail("started"))
     journal = Path("out") / JOURNAL
     for content, message in (
         (
@@ -123,8 +138,9 @@ def test_an_invalid_study_is_refused_before_a_server_starts(tmp_path, monkeypatc
     with pytest.raises(InputError, match=r"--study-storage is 'none\.journal'; accepted: the storage"):
         dashboard.dashboard(Dashboard(out=Path("out"), study_storage="none.journal"))
     assert not Path("none.journal").exists()
+    assert not server_calls
     # The path is absolute, because the link of Optuna's lock must lead to the journal from any working directory.
-    _, _, arguments = next(dashboard._commands(Dashboard(out=Path("out"))))
-    assert str(tmp_path / "out" / JOURNAL) in arguments
-    _, _, arguments = next(dashboard._commands(Dashboard(out=Path("out"), study_storage="sqlite:///s.db")))
-    assert "sqlite:///s.db" in arguments
+    start_servers(Dashboard(out=Path("out")))
+    assert str(tmp_path / "out" / JOURNAL) in server_calls[-1][0]
+    start_servers(Dashboard(out=Path("out"), study_storage="sqlite:///s.db"))
+    assert "sqlite:///s.db" in server_calls[-1][0]

@@ -25,7 +25,7 @@ from contracts.test_device import CONDITIONAL, LOSSES, SETTINGS, STARTING
 from contracts.toy_guides import FORMS, OPTIONS, bound, fakes, step
 from contracts.toy_methods import INVERTERS, make_student, small, synthesize
 
-PLAIN = compilation._Mode("aot_eager")
+PLAIN = compilation.Mode("aot_eager")
 GRAPHS = {"Fast": 3, "Cmi": 3, "Nayer": 3}
 """Graphs of hosts with a memory, which is empty in the first round. Others have two: one makes images, one the loss."""
 
@@ -43,7 +43,7 @@ def both(run):
     """Return the results of `run` without and with compilation, and the number of graphs compiled."""
     plain = run()
     assert not counters["stats"]
-    with compilation._in_mode(PLAIN):
+    with compilation.in_mode(PLAIN):
         compiled = run()
     return plain, compiled, counters["stats"]["unique_graphs"]
 

@@ -6,7 +6,7 @@ from typing import get_args
 
 import pytest
 import torch
-from guard import DEVICE, Guard, WaitsError, simulated, without_logits
+from guard import DEVICE, Guard, WaitsError, covered_without_classes, simulated, without_logits
 from thinned import thinned
 from toy import NUM_CLASSES, blobs, make_teacher
 
@@ -95,7 +95,7 @@ def world(device, monkeypatch):
     """Teacher, student, random streams and condensed images on the device, which is simulated for `meta`."""
     if device == "meta":
         # The shrinkage of a Gaussian's covariance is computed on the host before the first round.
-        monkeypatch.setattr(Gaussian, "_pooled", lambda self, features, labels, views: features.T @ features)
+        monkeypatch.setattr(Gaussian, "pooled_covariance", lambda self, features, labels, views: features.T @ features)
     with simulated() if device == "meta" else nullcontext():
         teacher, student = make_teacher().to(device), make_student().to(device)
         images = blobs(8, seed=4).samples(teacher.mean, teacher.std).to(device)
@@ -177,8 +177,8 @@ def test_the_steps_of_a_generative_memory(world, device):
     memory = small(Generative)
     state = memory.init(teacher, rng)
     with steps(device):
-        memory._step(state, condensed.images, teacher=teacher, rng=rng)
-        memory._recall(state, 4, teacher=teacher, rng=rng)
+        memory.vae_step(state, condensed.images, teacher=teacher, rng=rng)
+        memory.recall(state, 4, teacher=teacher, rng=rng)
 
 
 MEMORIES = [small(kind) for kind in get_args(AnyMemory) if kind is not Generative]
@@ -202,7 +202,7 @@ def filled(memory, world, device):
 def test_draws(memory, mix, world, device, monkeypatch):
     if device == "meta":
         # The store counts classes on the host, from the copy that is made once per round.
-        monkeypatch.setattr(LiveIds, "cover", lambda self, start, classes: self._resize(start + len(classes)))
+        monkeypatch.setattr(LiveIds, "cover", covered_without_classes)
         monkeypatch.setattr(PrioritizedState, "read", without_logits)
     teacher, _, rng, condensed = world
     state, store = filled(memory, world, device)

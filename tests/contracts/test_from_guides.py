@@ -149,8 +149,8 @@ def test_a_guide_without_start_does_not_change_the_host(kind):
 
 def test_fast_moves_only_latents_and_without_meta_steps(monkeypatch):
     """Compared with a direct implementation."""
-    added, add = [], fast._add_gradients
-    monkeypatch.setattr(fast, "_add_gradients", lambda *given: (added.append(1), add(*given)))
+    added, add = [], fast.add_gradients
+    monkeypatch.setattr(fast, "add_gradients", lambda *given: (added.append(1), add(*given)))
     images, started, metrics = first_images(Fast, replace(HALF, steps=4))
     assert len(added) == 3
     teacher, rng = make_teacher(), Streams(0)

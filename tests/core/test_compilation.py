@@ -23,9 +23,9 @@ def compile_calls(monkeypatch):
     """Replace `torch.compile`, which takes minutes, by a function that records its arguments and compiles nothing."""
     calls = []
     monkeypatch.setattr(torch, "compile", lambda function, **settings: (calls.append(settings), function)[1])
-    compilation._compiled.cache_clear()
+    clear_compiled()
     yield calls
-    compilation._compiled.cache_clear()
+    clear_compiled()
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_without_a_compiler_the_error_says_what_is_missing(monkeypatch):
     def fails(*_, **__):
         raise RuntimeError("\n  No working C++ compiler found\nand more")
 
-    compilation._fault.cache_clear()
+    compilation.compiler_fault.cache_clear()
     monkeypatch.setattr(torch, "compile", fails)
     wanted = "compile is 'default'; accepted: off, or a machine on which PyTorch's compiler works: here No working C"
     for call in (lambda: check("default", False, "cpu"), lambda: settled(TrialConfig(compile="default"), CPU)):
@@ -94,4 +94,4 @@ def test_without_a_compiler_the_error_says_what_is_missing(monkeypatch):
             call()
     settled(TrialConfig(compile="default"), GPU)  # the compiler must be on the machine that runs the trial
     check("off", False, "cpu")
-    compilation._fault.cache_clear()
+    compilation.compiler_fault.cache_clear()

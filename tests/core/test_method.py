@@ -1,4 +1,3 @@
-import dataclasses
 import weakref
 
 import pytest
@@ -64,11 +63,9 @@ def test_the_message_of_require_has_thing_value_and_accepted_values():
         require(False, "steps", 0, "an integer >= 1")
 
 
-def test_methods_are_frozen_and_compare_by_value():
+def test_methods_compare_by_value():
     assert Fast(steps=3) == Fast(steps=3) != Fast(steps=4)
     assert hash(Fast(steps=3)) == hash(Fast(steps=3))
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        Fast().steps = 4  # type: ignore[misc]
 
 
 factors = st.floats(0, 10)

@@ -1,10 +1,8 @@
-import inspect
 from math import nan
 
 import pytest
 
-from condkd_ray.commands.console.live import TERMINAL, Live
-from condkd_ray.core.view import SILENT, Best, Goal, Silent, TrialsView, View
+from condkd_ray.core.view import SILENT, Best, Goal
 
 
 def test_the_silent_view_prints_nothing(capfd):
@@ -16,25 +14,6 @@ def test_the_silent_view_prints_nothing(capfd):
     trials.finished("b", "mixed seed 1", "failed", None)
     trials.close()
     assert capfd.readouterr() == ("", "")
-
-
-@pytest.mark.parametrize("view", [SILENT, TERMINAL], ids=["silent", "terminal"])
-@pytest.mark.parametrize("name", ["bar", "trials"])
-def test_views_have_the_parameters_of_their_protocol(view, name):
-    assert (
-        list(inspect.signature(getattr(view, name)).parameters)
-        == list(inspect.signature(getattr(View, name)).parameters)[1:]
-    )
-
-
-@pytest.mark.parametrize("kind", [Silent, Live])
-def test_the_trials_of_a_view_have_the_parameters_of_their_protocol(kind):
-    for name in ("round", "finished", "close"):
-        given = inspect.signature(getattr(TrialsView, name))
-        values = {key: None for key in given.parameters}
-        inspect.signature(getattr(kind, name)).bind(*(None for key in values if key not in ("group", "leaves")))
-        if name == "finished":
-            inspect.signature(getattr(kind, name)).bind(*(None,) * 5, group="", leaves={})
 
 
 @pytest.mark.parametrize(("larger", "value", "other", "better"), [

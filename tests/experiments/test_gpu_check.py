@@ -17,13 +17,13 @@ import psutil
 import pytest
 import torch
 from gpu import halves, parts, recipes, steps, suite, waits, world
-from gpu.parts import Box, BoxEndedError, Part, Report, Setup, SkippedError, Verdict, _run, boxed, run
+from gpu.parts import Box, BoxEndedError, Part, Report, Setup, SkippedError, Verdict, boxed, run, run_part
 from gpu.plan import MINUTES, PARTS
 from gpu.settings import FIELDS, choose, write
 from gpu.sizes import RECIPE, full, tiny
 from gpu.teacher import Kept, Training, read, teacher
-from gpu.timing import PEAKS, _there, launched, milliseconds
-from guard import DEVICE, Guard, WaitsError, simulated, without_logits
+from gpu.timing import PEAKS, gpu_work, launched, milliseconds
+from guard import DEVICE, Guard, WaitsError, covered_without_classes, simulated, without_logits
 from places import EXPERIMENTS, TESTS
 from torch import Tensor
 from torch._dynamo.utils import counters
@@ -356,7 +356,8 @@ def test_the_exit_code_is_0_and_unused_time_goes_to_the_part_that_takes_the_rest
 def test_a_part_without_time_left_is_skipped(tmp_path, seconds):
     begun: list[Box] = []
     found = report(tmp_path)
-    _run(Part("b", "late", 1, lambda _, box: Verdict(True, str(begun.append(box)))), setup(tmp_path), found, seconds)
+    late = Part("b", "late", 1, lambda _, box: Verdict(True, str(begun.append(box))))
+    run_part(late, setup(tmp_path), found, seconds)
     assert not begun
     assert found.parts["b"]["status"] == "skipped"
     assert found.parts["b"]["told"] == "time: 0 s were not enough"
@@ -513,7 +514,7 @@ def test_a_teacher_is_trained_once_and_the_full_recipe_continues_from_its_checkp
     # Another setting is faster now, but the checkpoint was made under the first one.
     rows = {"bfloat16": 0.3, "float32": 0.2, "bfloat16, graphs": 0.1}
     figures = {f"{row}, batch 16, distillation": {"ms": ms} for row, ms in rows.items()}
-    assert choose(measured_as(rest, figures), recipes._config(given)[0], None).fields["graphs"]
+    assert choose(measured_as(rest, figures), recipes.config_of(given)[0], None).fields["graphs"]
     assert recipes.published(given, rest).passed
     settings = [one.report.parts["g"]["figures"]["setting"] for one in (stopped, rest)]
     assert [one["graphs"] for one in settings] == [False, False]
@@ -537,18 +538,18 @@ def test_a_teacher_with_fewer_epochs_is_reported_and_trained_anew_where_more_epo
     monkeypatch.setattr(Training, "run", lambda self, box, epochs: trained.append(epochs) or run(self, box, epochs))
     # Seconds of an epoch; the part has 100, of which it plans to use 80.
     for seconds, wanted in ((50.0, 1), (70.0, 1), (1000.0, 1), (39.0, 2), (1.0, 3), (1000.0, 3)):
-        monkeypatch.setattr(Training, "_epoch", lambda self, seconds=seconds: seconds)
+        monkeypatch.setattr(Training, "epoch_seconds", lambda self, seconds=seconds: seconds)
         one = box(tmp_path, "f")
         assert f"teacher of {wanted} of 3 epochs" in teacher(given, one).text
         assert one.report.parts["f"]["figures"]["epochs"] == {"trained": wanted, "of_the_recipe": 3}
-        config, by = recipes._config(given)
+        config, by = recipes.config_of(given)
         assert (by.epochs, by.of) == (wanted, 3)
         assert config.teacher.weights == by.path
     assert trained == [1, 2, 3]
 
 
 def test_training_is_skipped_without_time_for_one_epoch(tmp_path, monkeypatch):
-    monkeypatch.setattr(Training, "_epoch", lambda self: 1000.0)
+    monkeypatch.setattr(Training, "epoch_seconds", lambda self: 1000.0)
     with pytest.raises(SkippedError, match=r"^time: an epoch takes 1000\.0 s$"):
         teacher(setup(tmp_path), box(tmp_path, "f"))
 
@@ -557,7 +558,7 @@ def test_a_little_more_time_trains_no_teacher_anew(tmp_path, monkeypatch, clock)
     given, kept = setup(tmp_path, sizes=full()), Kept(tmp_path / "weights", 60, 80)
     training = Training(given, None, given.sizes.teacher)  # type: ignore[arg-type]
     for fit, wanted in ((40, 60), (65, 60), (66, 66), (80, 80)):
-        monkeypatch.setattr(Training, "_epoch", lambda self, fit=fit: 79.9 / fit)
+        monkeypatch.setattr(Training, "epoch_seconds", lambda self, fit=fit: 79.9 / fit)
         assert training.planned(box(tmp_path, "f"), kept) == wanted
 
 
@@ -626,13 +627,13 @@ def test_a_projected_end_beyond_the_goal_is_a_failure(tmp_path):
     late = {"rounds": 30, "of": 220, "projected_seconds": 601.0}
     whole = setup(tmp_path, sizes=full())
     by = Kept(tmp_path / "weights", 60, 80)
-    passed, text = recipes._unfinished(whole, late, by)
+    passed, text = recipes.unfinished(whole, late, by)
     assert not passed
     assert text == (
         "30 of 220 rounds, projected end at 601 s, teacher of 60 of 80 epochs; the same command continues; goal: 600 s"
     )
     with pytest.raises(SkippedError, match="no end can be projected yet"):
-        recipes._unfinished(whole, {"rounds": 3, "of": 220}, by)
+        recipes.unfinished(whole, {"rounds": 3, "of": 220}, by)
 
 
 def test_arms_differ_in_the_prior_or_the_guidance_alone(tmp_path):
@@ -664,7 +665,7 @@ def few() -> dict[str, TrialConfig]:
 ONCE_A_ROUND = {
     (Meter, "read"): lambda self: {},
     (nayer, "occurrences"): lambda labels, classes: (torch.zeros_like(labels), len(labels)),
-    (Guidance, "_split"): lambda self, condensed, _: (
+    (Guidance, "hold_out"): lambda self, condensed, _: (
         condensed[:-2],
         condensed[-2:] if self.held_out else condensed[:0],
     ),
@@ -685,11 +686,11 @@ def without_values(monkeypatch):
     monkeypatch.setattr(waits, "no_waits", guarded)
     for (owner, name), stand_in in ONCE_A_ROUND.items():
         monkeypatch.setattr(owner, name, stand_in)
-    # These are outside the check: the memory's part of a round, and the amount of free device memory.
-    monkeypatch.setattr(LiveIds, "cover", lambda self, start, classes: self._resize(start + len(classes)))
+    # Outside of what is checked: the memory's part of a round, and how much room the device has.
+    monkeypatch.setattr(LiveIds, "cover", covered_without_classes)
     monkeypatch.setattr(PrioritizedState, "read", without_logits)
     # A Gaussian's covariance is shrunk on the host, before the first round.
-    monkeypatch.setattr(Gaussian, "_pooled", lambda self, features, labels, views: features.T @ features)
+    monkeypatch.setattr(Gaussian, "pooled_covariance", lambda self, features, labels, views: features.T @ features)
     monkeypatch.setattr(device_rows, "default_limit", lambda device: 10**6)
     with simulated():
         yield world.prepared(
@@ -702,9 +703,9 @@ def test_no_round_of_part_c_waits_for_a_device_without_values(without_values):
     assert set(ONCE_A_ROUND) == set(waits.ALLOWED)
     for name, config in few().items():
         try:
-            waits._rounds(config, without_values)
+            waits.check_rounds(config, without_values)
         except WaitsError as error:
-            pytest.fail(f"{name}: {error} at {waits._where(error)}")
+            pytest.fail(f"{name}: {error} at {waits.place_of(error)}")
 
 
 def test_part_c_reports_the_line_that_reads_from_the_device_in_a_step(without_values, monkeypatch):
@@ -718,8 +719,8 @@ def test_part_c_reports_the_line_that_reads_from_the_device_in_a_step(without_va
 
     monkeypatch.setattr(Prioritized, "feedback", reading)
     with pytest.raises(WaitsError, match="from the device to the host") as found:
-        waits._rounds(few()[name], without_values)
-    assert waits._where(found.value).startswith("loop.py:")
+        waits.check_rounds(few()[name], without_values)
+    assert waits.place_of(found.value).startswith("loop.py:")
 
 
 @pytest.mark.gpu
@@ -780,7 +781,7 @@ def test_concurrent_kernels_are_counted_each_and_their_overlap_in_time_once():
         event("a block of the user's", DeviceType.CUDA, 0, 9000, noted=True),
         event("aten::mm", DeviceType.CPU, 0, 9000),
     ]
-    assert _there(events) == {"launches": 2, "copies": 2, "busy_ms": pytest.approx(1.3)}
+    assert gpu_work(events) == {"launches": 2, "copies": 2, "busy_ms": pytest.approx(1.3)}
 
 
 @pytest.mark.parametrize(
@@ -804,7 +805,7 @@ def test_the_recipe_of_the_full_teacher_states_its_operations_and_time():
 @pytest.fixture
 def followed(monkeypatch):
     """A function that returns the number of graphs traced so far; no code is built from them, as it takes minutes."""
-    monkeypatch.setitem(compilation._MODES, ("default", False), compilation._Mode("aot_eager"))
+    monkeypatch.setitem(compilation.MODES, ("default", False), compilation.Mode("aot_eager"))
     torch.compiler.reset()
     counters.clear()
     yield lambda: counters["stats"]["unique_graphs"]
@@ -813,7 +814,7 @@ def followed(monkeypatch):
 
 @pytest.mark.slow
 def test_compiled_rows_are_compiled_and_graphs_on_a_cpu_are_refused(tmp_path, monkeypatch, followed):
-    monkeypatch.setattr(compilation, "_fault", lambda device: None)
+    monkeypatch.setattr(compilation, "compiler_fault", lambda device: None)
     given = setup(tmp_path, sizes=replace(tiny(), compiled=True, batches=(8,), repeats=1))
     rows, graphs = box(tmp_path, "d"), []
     with pytest.raises(SkippedError, match="no share of a peak is known"):
@@ -946,7 +947,7 @@ def test_processes_started_by_tests_end_with_the_tests(tmp_path, monkeypatch):
     )
     starter.chmod(0o755)
     begun = time.monotonic()
-    code, lines = suite._output([str(starter)], 4.0)
+    code, lines = suite.output_of([str(starter)], 4.0)
     assert code is None
     # The grandchild holds the output pipe too; without a kill, reading would wait for its end.
     assert time.monotonic() - begun < 30
@@ -975,7 +976,7 @@ def test_gpu_tests_are_called_without_another_pytests_options(monkeypatch):
     others = {"PYTEST_ADDOPTS": "-x", "PYTEST_XDIST_WORKER": "gw0", "COV_CORE_SOURCE": "there"}
     for name, value in (others | {"PYTHONPATH": "mine", "MINE": "kept"}).items():
         monkeypatch.setenv(name, value)
-    found = suite._environment()
+    found = suite.environment()
     assert not others.keys() & found.keys()
     assert found["MINE"] == "kept"
     assert found["PYTHONPATH"].split(os.pathsep)[-1] == "mine"
@@ -997,7 +998,7 @@ def test_processes_started_by_tests_end_when_the_time_of_the_part_is_over(tmp_pa
     ending.start()
     try:
         with pytest.raises(BoxEndedError), boxed(300.0):
-            suite._output([sys.executable, "-c", program], 300.0)
+            suite.output_of([sys.executable, "-c", program], 300.0)
     finally:
         over.set()
         ending.join()

@@ -80,8 +80,8 @@ def test_concatenation_does_not_change_shared_random_streams():
 def test_synthetic_images_are_augmented_equally_with_and_without_condensed_ones(teacher):
     seen = []
     distiller, batch = replace(CONCAT, batch=6), samples(9)
-    for rows in (slice(0, 6), slice(0, 9)):
-        seen.append(distiller._augmented(batch.images[rows], teacher, Streams(0)))
+    for condensed in (0, 3):
+        seen.append(distiller.student_images(batch.images[: 6 + condensed], condensed, teacher, Streams(0)))
     assert torch.equal(seen[0], seen[1][:6])
 
 

@@ -148,8 +148,8 @@ def test_a_trial_passes_the_number_of_condensed_images_to_each_step(distiller, m
         counts.append((len(images), condensed))
         return original(self, images, condensed, teacher, rng)
 
-    original = Distiller._student_images
-    monkeypatch.setattr(Distiller, "_student_images", counted)
+    original = Distiller.student_images
+    monkeypatch.setattr(Distiller, "student_images", counted)
     run(distiller, rounds=1)
     assert counts == [(16, 4) if distiller.mix == "share" else (24, 8)] * 2
 

@@ -13,7 +13,6 @@ from condkd_ray.core.method import InputError
 from condkd_ray.core.rng import Streams
 from condkd_ray.models import Torchvision
 from condkd_ray.models.network import label
-from condkd_ray.models.observation import moments, to_inputs
 from condkd_ray.models.teacher import Teacher
 
 KNOWN = {"image_shape": IMAGE_SHAPE, "mean": MEAN, "std": STD, "train_size": 10, "flip_ok": False}
@@ -94,35 +93,6 @@ def test_bn_statistics_are_those_of_the_layers_inputs(teacher):
         flat = inputs.transpose(0, 1).flatten(1)
         assert torch.allclose(found[0], flat.mean(1), atol=1e-6)
         assert torch.allclose(found[1], flat.var(1, correction=0), atol=1e-6)
-
-
-@pytest.mark.parametrize("shape", [(7, 5), (7, 5, 6), (7, 5, 3, 4), (2, 5, 3, 4, 2)], ids=str)
-def test_moments_and_their_gradient(shape):
-    values = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    if len(shape) == 4:
-        values = values.contiguous(memory_format=torch.channels_last)
-    flat = values.transpose(0, 1).flatten(1)
-    torch.testing.assert_close(moments(values), (flat.mean(1), flat.var(1, correction=0)))
-    assert torch.autograd.gradcheck(moments, values.requires_grad_())
-
-
-@pytest.mark.parametrize("centre", [0.0, 3.0, 10.0])
-def test_the_gradient_of_moments_in_half_precision_is_no_worse_than_its_rounding(centre):
-    rng = torch.Generator().manual_seed(0)
-    x = (centre + torch.randn(32, 4, 8, 8, generator=rng)).bfloat16()
-    to_mean, to_var = 0.02 * torch.randn(4, generator=rng), torch.randn(4, generator=rng)
-    exact = x.double()
-    mean = exact.mean((0, 2, 3))
-    wanted = to_inputs(exact, mean, to_mean.double(), to_var.double())
-    found = to_inputs(x, mean.float(), to_mean, to_var)
-    assert found.dtype == torch.bfloat16
-    assert (found.double() - wanted).norm() < 0.01 * wanted.norm()
-
-
-def test_moments_of_values_far_from_zero_keep_their_precision():
-    values = 1000 + torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    for found in (values, values.contiguous(memory_format=torch.channels_last)):
-        torch.testing.assert_close(moments(found)[1], values.double().var((0, 2, 3), correction=0).float())
 
 
 def test_input_means_are_each_images_channel_means_of_the_inputs_of_the_named_layers(teacher):

@@ -269,7 +269,7 @@ class Stopped(BaseException):
 def test_a_trial_with_damaged_files_restarts_and_logs_it(tmp_path, which, damage, monkeypatch, logged):
     config = toy.toy_config(memory=Latest(), rounds=4)
     trial = PlannedTrial("0" * 16, Plan("trial", 1, 0, config), toy.make_prepared())
-    experiment._record(trial, tmp_path / "whole", SILENT, None)
+    experiment.run_and_record(trial, tmp_path / "whole", SILENT, None)
 
     def stop(self, trial, metrics):
         if metrics["round"] == 3:
@@ -279,14 +279,14 @@ def test_a_trial_with_damaged_files_restarts_and_logs_it(tmp_path, which, damage
         patch.setattr(experiment.Recorder, "round", stop)
         patch.setattr(experiment, "run_trial", partial(experiment.run_trial, checkpoint_seconds=0))
         with pytest.raises(Stopped):
-            experiment._record(trial, tmp_path / "out", SILENT, None)
+            experiment.run_and_record(trial, tmp_path / "out", SILENT, None)
     folder = tmp_path / "out" / "trials" / trial.key
     path = sorted(folder.glob(which))[-1]
     whole = path.read_bytes()
     path.unlink()  # maps of the old file stay valid
     path.write_bytes(damage(whole))
     logged.clear()
-    experiment._record(trial, tmp_path / "out", SILENT, None)
+    experiment.run_and_record(trial, tmp_path / "out", SILENT, None)
     assert any(str(path) in line for line in logged)
     assert any("the trial restarts from the beginning" in line for line in logged)
     (first,), (again,) = read_records(tmp_path / "whole"), read_records(tmp_path / "out")
@@ -298,7 +298,7 @@ def test_an_option_without_effect_is_logged_once(caplog):
     configs = [toy.toy_config(guidance=guidance, seed=seed) for seed in (0, 1)]
     configs += [toy.toy_config(distiller=seen), toy.toy_config()]
     with caplog.at_level("INFO", "condkd_ray"):
-        experiment._log_idle(configs)
+        experiment.log_idle(configs)
     assert caplog.messages == [
         "guidance stages_weight 3 without stages has no effect",
         "condensed_augment dsa with condensed_share 0 has no effect",

@@ -69,7 +69,7 @@ def test_at_the_chosen_rate_optimiser_noise_hardly_moves_real_features(monkeypat
 
 def test_parts_are_disjoint_and_balanced():
     labels = torch.tensor([0] * 7 + [2] * 9 + [3] * 6)
-    parts = guidance_check._thirds(labels, guidance_check.Streams(0))
+    parts = guidance_check.thirds(labels, guidance_check.Streams(0))
     rows = torch.cat(parts).tolist()
     assert len(set(rows)) == len(rows)
     assert all(labels[part].bincount().tolist() == [2, 0, 2, 2] for part in parts)

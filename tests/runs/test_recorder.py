@@ -37,9 +37,9 @@ from condkd_ray.runs.arms import spread
 from condkd_ray.runs.recorder import (
     Recorder,
     StudyRecorder,
-    _notes,
     describe_experiment,
     make_record,
+    notes_of,
     round_line,
     teacher_line,
 )
@@ -104,7 +104,7 @@ def test_a_set_made_with_the_teacher_is_marked_in_record_and_notes(prepared, key
     plan = Plan("guided", 2, 0, dataclasses.replace(CONFIG, condensation=SqueezeRecover(ipc=2, squeeze=squeeze)))
     assert make_record("train", plan, key, prepared, None).condensation == name
     notes = [
-        note for note in _notes([PLAN, plan], has_val=True) if "made with the teacher: it adds no information" in note
+        note for note in notes_of([PLAN, plan], has_val=True) if "made with the teacher: it adds no information" in note
     ]
     assert len(notes) == (squeeze == "teacher")
 

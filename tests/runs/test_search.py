@@ -32,7 +32,7 @@ from condkd_ray.runs import search_driver as module
 from condkd_ray.runs.options import RunResult
 from condkd_ray.runs.search import SearchDriver, SearchRecorder
 from condkd_ray.runs.search import confirm as run_again
-from condkd_ray.runs.search_records import _begun
+from condkd_ray.runs.search_records import begun_numbers
 from condkd_ray.runs.search_spec import SearchSpec
 from condkd_ray.study.objective import Objective, parse_constraints
 from condkd_ray.study.space import Open, read
@@ -230,8 +230,11 @@ def test_a_cut_journal_keeps_all_finished_trials(home: Path, finished: Path, sha
     lines = (out / "study.journal").read_bytes().splitlines(keepends=True)
     whole = round(share * len(lines))
     if share == 0.5:
-        # Cut within a trial, after one of its rounds.
-        whole = next(i for i in range(whole, len(lines)) if json.loads(lines[i])["op_code"] == 7) + 1
+        # Within a trial, after one of its rounds, and before the last trial was created. Trials run at the same time:
+        # all may have been created in the first half.
+        operations = [json.loads(line)["op_code"] for line in lines]
+        created, rounds = ([i for i, one in enumerate(operations) if one == code] for code in (4, 7))
+        whole = min((i for i in rounds if i < created[-1]), key=lambda i: abs(i - whole)) + 1
     (out / "study.journal").write_bytes(b"".join(lines[:whole]))
     known = [summary_of(trial) for trial in stored(finished).trials]
     done = search(home, out.name, "--trials", str(len(known)))
@@ -405,6 +408,7 @@ class Whole(SearchDriver):
     def __init__(self, recorder: SearchRecorder) -> None:
         super().__init__(recorder)
         self.describe, self.close = recorder.describe, recorder.records.close
+        self.study = recorder.study
 
 
 def driver_of(out: Path, trials: int = 3, limits: tuple[str, ...] = (), tree: dict = TREE) -> Whole:
@@ -695,9 +699,9 @@ def test_numbers_in_an_earlier_manifest_are_not_attributed_to_another_study(tmp_
         del one["study"]
     (tmp_path / "experiment.json").write_text(json.dumps(manifest))
     spec = SearchSpec(out=tmp_path)
-    assert _begun(records, spec) == {0, 1, 2}
+    assert begun_numbers(records, spec) == {0, 1, 2}
     others = [dataclasses.replace(record, study="second") for record in records if record.arm == "trial 1"]
-    assert _begun(others, spec) == {0, 2}
+    assert begun_numbers(others, spec) == {0, 2}
 
 
 def test_a_suggested_point_that_was_restored_from_a_record_is_not_tried_again(tmp_path):
@@ -705,7 +709,7 @@ def test_a_suggested_point_that_was_restored_from_a_record_is_not_tried_again(tm
     rounds = stored(tmp_path).trials[1].params["rounds"]
     journal.unlink()
     driver = driver_of(tmp_path, 3, tree=WIDE)
-    driver._study.suggest_first([{"rounds": rounds}, {"rounds": 59_000}])
+    driver.study.suggest_first([{"rounds": rounds}, {"rounds": 59_000}])
     assert len(stored(tmp_path).trials) == 4
     driver.close()
 
@@ -730,14 +734,14 @@ def test_records_without_the_name_of_a_study_belong_to_the_only_study_of_the_fol
 def test_a_suggested_point_that_ran_when_the_study_was_lost_is_proposed_again(tmp_path):
     points = [{"rounds": 7}, {"rounds": 8}]
     first = driver_of(tmp_path, 2, tree=WIDE)
-    first._study.suggest_first(points)
+    first.study.suggest_first(points)
     running, other = first.propose(), first.propose()
     report_trial(first, other, "finished")
     first.describe()
     first.close()
     (tmp_path / "study.journal").unlink()
     again = driver_of(tmp_path, 2, tree=WIDE)
-    again._study.suggest_first(points)
+    again.study.suggest_first(points)
     proposed = again.propose()
     assert (proposed.key, proposed.plan.arm) == (running.key, "trial 0")
     report_trial(again, proposed, "finished")

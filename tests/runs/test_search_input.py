@@ -3,7 +3,6 @@
 import dataclasses
 from pathlib import Path
 
-import optuna
 import pytest
 import yaml
 
@@ -108,9 +107,8 @@ def test_a_study_that_is_moved_aside_can_still_be_learnt_from(tmp_path):
     study = Study(open_storage(None, tmp_path / "out"), "s", TREE, Objective())
     study.complete(study.propose().number, [0.5])
     journal = tmp_path / "out" / "study.journal"
-    (earlier,) = searches._earlier(SearchSpec(learn_from=(f"{journal}#s",))).values()
+    (earlier,) = searches.earlier_studies(SearchSpec(learn_from=(f"{journal}#s",))).values()
     journal.unlink()
-    assert isinstance(earlier, optuna.Study)
     assert Study(open_storage(None, tmp_path / "new"), "s", TREE, Objective()).learn_from(earlier) == 1
 
 

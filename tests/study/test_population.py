@@ -74,13 +74,13 @@ def test_the_worst_quarter_continues_from_the_best_quarter(tmp_path):
 def test_values_are_scaled_or_drawn_anew(tmp_path):
     found = population(tmp_path)[1]
     params = {"inversion/bn_weight": 10.0, "inversion/adv_weight": 1.0}
-    explored = [found._explored(params, number, 1) for number in range(400)]
+    explored = [found.explored(params, number, 1) for number in range(400)]
     weights = [params_of_member["inversion/bn_weight"] for params_of_member in explored]
     moved = [weight for weight in weights if weight in (8.0, 12.0)]
     assert 0.68 < len(moved) / 400 < 0.82
     assert {8.0, 12.0} == set(moved)
     assert sum(weight < 1 for weight in weights) > 20
-    edge = [found._explored(params | {"inversion/bn_weight": 99.0}, number, 1) for number in range(40)]
+    edge = [found.explored(params | {"inversion/bn_weight": 99.0}, number, 1) for number in range(40)]
     assert max(params_of_member["inversion/bn_weight"] for params_of_member in edge) == 100.0
 
 

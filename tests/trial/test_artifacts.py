@@ -668,4 +668,4 @@ def test_an_order_of_classes_is_refused_if_two_have_the_same_name(tmp_path: Path
     with pytest.raises(
         InputError, match=r"class names of digits for --class-order .* is \['cat'\]; accepted: unique names"
     ):
-        artifacts._places(("dog", "cat", "cat"), dataset)
+        artifacts.class_places(("dog", "cat", "cat"), dataset)

@@ -108,7 +108,7 @@ def test_an_evaluation_on_a_gpu_does_not_depend_on_where_the_images_are_and_does
     torch.cuda.set_sync_debug_mode("error")
     try:
         compare(teacher.network, proxy)
-        evaluation._right(teacher.network, on_device, teacher)
+        evaluation.accuracy_on_device(teacher.network, on_device, teacher)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert evaluate(teacher.network, teacher=teacher, **measured)["student/test_accuracy"] > 0.8

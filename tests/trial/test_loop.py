@@ -144,11 +144,9 @@ def on_gpu(prepared: Prepared) -> Prepared:
 
 
 def _tensors(state: TrialState) -> list[torch.Tensor]:
-    found: dict[str, torch.Tensor] = {}
-    states._pack(state.distiller, found)
-    states._pack(state.production, found)
-    states._pack(state.memory, found)
-    return [*found.values(), *_streams(state).values()]
+    parts = (state.distiller, state.production, state.memory)
+    found = [tensor for part in parts for tensor in states.pack(part)["tensors"].values()]
+    return [*found, *_streams(state).values()]
 
 
 def _streams(state: TrialState) -> dict[str, torch.Tensor]:

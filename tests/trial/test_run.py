@@ -237,6 +237,7 @@ def test_an_inherited_state_keeps_weights_and_schedule_step_and_gets_the_rates_o
     assert after.distiller.schedule.base_lrs == [0.02]
     after.distiller.optimizer.step()
     after.distiller.schedule.step()
-    factor = config.distiller._rate(8)(5)
+    whole = config.distiller.init(after.distiller.student, 8 // config.distiller.steps)
+    factor = whole.schedule.lr_lambdas[0](5)
     assert group["lr"] == pytest.approx(0.02 * factor)
     assert (after.round, after.num_ids) == (before.round, before.num_ids)

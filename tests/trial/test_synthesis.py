@@ -138,14 +138,37 @@ def test_settled_samples_share_no_memory_with_the_given_ones(prepared):
             assert tensor.untyped_storage().data_ptr() not in own
 
 
+@compilation.whole
+def doubled(x: torch.Tensor) -> torch.Tensor:
+    """Return 2 x."""
+    return x + x
+
+
+def compile_doubled() -> None:
+    """Call `doubled`, compiled unless it has been compiled already."""
+    with compilation.in_mode(compilation.Mode("eager")):
+        doubled(torch.ones(2))
+
+
+@pytest.fixture
+def compile_calls(monkeypatch):
+    """Replace `torch.compile`, which takes minutes, by a function that records its calls and compiles nothing."""
+    calls = []
+    monkeypatch.setattr(torch, "compile", lambda function, **_: (calls.append(function), function)[1])
+    compilation.clear_compiled()
+    yield calls
+    compilation.clear_compiled()
+
+
 @pytest.mark.parametrize("ending", ["an outcome", "a lack of memory", "another error"])
-def test_compiled_functions_are_dropped_at_the_end_of_a_trial(ending, prepared, monkeypatch):
-    """On a CPU without a compiler, the test checks the table of compiled functions."""
+def test_compiled_functions_are_dropped_at_the_end_of_a_trial(ending, prepared, compile_calls):
+    """A function that the trial compiled is compiled anew after it."""
     held = []
 
     def round(metrics: Metrics) -> None:
-        compilation._compiled(torch.relu, compilation._Mode("eager"))
-        held.append(compilation._compiled.cache_info().currsize)
+        compile_doubled()
+        compile_doubled()
+        held.append(len(compile_calls))
         if ending == "a lack of memory":
             raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
         if ending == "another error":
@@ -153,13 +176,17 @@ def test_compiled_functions_are_dropped_at_the_end_of_a_trial(ending, prepared, 
 
     with pytest.raises(StopTrialError) if ending == "another error" else contextlib.nullcontext():
         run_trial(FREE, prepared, local_store(FREE, prepared, None), on_round=round)
-    assert held[0] == 1
-    assert compilation._compiled.cache_info().currsize == 0
+    assert set(held) == {1}
+    compile_doubled()
+    assert len(compile_calls) == 2
 
 
-def test_settings_that_a_device_does_not_support_are_refused_at_the_start(prepared):
+def test_settings_that_a_device_does_not_support_are_refused_at_the_start(prepared, compile_calls):
     with pytest.raises(InputError, match="graphs on a CPU is True"), own_compilation(replace(FREE, graphs=True), CPU):
         pytest.fail("not to be reached")
     with own_compilation(FREE, CPU):
-        compilation._compiled(torch.relu, compilation._Mode("eager"))
-    assert compilation._compiled.cache_info().currsize == 0
+        compile_doubled()
+        compile_doubled()
+        assert len(compile_calls) == 1
+    compile_doubled()
+    assert len(compile_calls) == 2

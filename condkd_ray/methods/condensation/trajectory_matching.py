@@ -117,7 +117,7 @@ class TrajectoryMatching(Joint):
         images = num_classes * self.condensed_together
         require_memory(needed, free, steps=self.steps, batch=min(self.batch or images, images), width=self.width)
 
-    def _expert(
+    def expert(
         self,
         number: int,
         real: Samples,
@@ -161,7 +161,7 @@ class TrajectoryMatching(Joint):
             return self.augmented(images, use, flip_ok=flip_ok, rng=rng)
 
         every = range(self.experts)
-        experts = [self._expert(number, real, num_classes, augment, rng, on_step) for number in every]
+        experts = [self.expert(number, real, num_classes, augment, rng, on_step) for number in every]
         network = self.network(start.images, num_classes, "condenser", rng)
         images = start.images.clone().requires_grad_()
         step_size = torch.tensor(self.expert_lr, device=images.device, requires_grad=True)
@@ -172,7 +172,7 @@ class TrajectoryMatching(Joint):
             expert, begin, first = self._draw(rng.host("condensation"))
             before, after = experts[expert][begin], experts[expert][begin + self.ahead]
             rows = torch.arange(len(images), device=images.device).view(num_classes, -1)[:, :first].flatten()
-            parts = [rows[part] for part in self._batches(len(rows), rng["condensation/batches"])]
+            parts = [rows[part] for part in self.batches(len(rows), rng["condensation/batches"])]
             batches = ((augment(images[part], "condensation"), start.labels[part]) for part in parts)
             loss = trajectory_loss(unroll(network, before, step_size, batches), before, after)
             images.grad, step_size.grad = torch.autograd.grad(loss, [images, step_size])
@@ -193,7 +193,7 @@ class TrajectoryMatching(Joint):
         expert, begin, last = (int(torch.randint(end, (1,), generator=rng)) for end in ends)
         return expert, begin, last + 1 if self.prefixes else self.condensed_together
 
-    def _batches(self, count: int, rng: torch.Generator) -> list[Tensor]:
+    def batches(self, count: int, rng: torch.Generator) -> list[Tensor]:
         """Return `steps` batches of numbers below `count`: parts of permutations, a new one when all are used."""
         size = min(self.batch or count, count)
         if size == count:

@@ -131,10 +131,10 @@ class Gaussian(Guidance[GaussianState]):
         covariances: list[Tensor] = []
         if self.matches_covariance:
             parts = layout.split(scaled)[: None if self.stage_covariances else 1]
-            covariances = [self._pooled(part, labels, layout.views) for part in parts]
+            covariances = [self.pooled_covariance(part, labels, layout.views) for part in parts]
         return GaussianState(scale, means, (counts > 0).to(means.dtype), tuple(covariances), layout)
 
-    def _pooled(self, features: Tensor, labels: Tensor, views: int) -> Tensor:
+    def pooled_covariance(self, features: Tensor, labels: Tensor, views: int) -> Tensor:
         """Return the shrunk covariance (D, D) within classes of features (V N, D)."""
         each = features.cpu().double().numpy().reshape(views, -1, features.shape[1])
         groups = labels[: each.shape[1]].cpu().numpy()

@@ -246,7 +246,7 @@ class Guidance(Method, ABC, Generic[State]):
         """
         require(condensed is not None, "condensed set of a guided run", None, "a condensation (or guidance none)")
         assert condensed is not None
-        learnt, _ = self._split(condensed, teacher.num_classes)
+        learnt, _ = self.hold_out(condensed, teacher.num_classes)
         self.check(teacher)
         learnt = learnt[:: -(-len(learnt) // MAX_INIT_FEATURES)]
         with torch.no_grad():
@@ -348,7 +348,7 @@ class Guidance(Method, ABC, Generic[State]):
     ) -> Guide:
         """Return the guide for one round, at `progress` of the trial (0: first round, 1: last)."""
         assert condensed is not None
-        learnt, held_out = self._split(condensed, teacher.num_classes)
+        learnt, held_out = self.hold_out(condensed, teacher.num_classes)
         weight = self.weight * self.schedule.at(progress)
         return BoundGuide(self, state, teacher, learnt, held_out, host_augment, rng, weight)
 
@@ -357,7 +357,7 @@ class Guidance(Method, ABC, Generic[State]):
         assert isinstance(guide, BoundGuide)
         return guide.read()
 
-    def _split(self, condensed: Samples, num_classes: int) -> tuple[Samples, Samples]:
+    def hold_out(self, condensed: Samples, num_classes: int) -> tuple[Samples, Samples]:
         """Return (images to learn from, images held out: the last of each class)."""
         if not self.held_out:
             return condensed, condensed[:0]
@@ -400,7 +400,7 @@ class BoundGuide:
         """Update the guidance on condensed images of the same labels, and on the fakes that `penalty` last received."""
         fake = self._fake(images, observation).detach() if self._last is None else self._last
         self._last = None
-        real = self._real(labels) if self.guidance.uses_condensed_batches else fake[:0]
+        real = self.real_features(labels) if self.guidance.uses_condensed_batches else fake[:0]
         with torch.enable_grad():
             terms = self.guidance.update(self.state, fake, real, labels, rng=self.rng["augment/guide"])
         self.meter.add(**terms)
@@ -416,7 +416,8 @@ class BoundGuide:
         return from_guides.start(self.condensed.images[rows], rng)
 
     @torch.no_grad()
-    def _real(self, labels: Tensor) -> Tensor:
+    def real_features(self, labels: Tensor) -> Tensor:
+        """Return features (B, D) of views of condensed images of the classes `labels` (B,), drawn for one update."""
         rng = self.rng["augment/guide"]
         rows = same_class_rows(self.condensed.labels, labels, rng)
         real = self._features(self._view(self.condensed.images[rows]))

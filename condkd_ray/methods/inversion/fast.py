@@ -146,11 +146,11 @@ class Fast(Conditional[FastState]):
             forward = call.forward(make, losses, targets)
             gradients = call.step(forward, leaves, optimizer.step, keep=True)
             if self.meta == "maml":
-                _add_gradients(state.generator, gradients[:-1])
+                add_gradients(state.generator, gradients[:-1])
             last_bn = forward.batch.observation.bn.detach().clone()
         metrics = call.meter.read()
         if self.meta == "reptile":
-            _set_reptile_gradients(state.generator, inner, self.reptile_scale)
+            set_reptile_gradients(state.generator, inner, self.reptile_scale)
         if self.meta != "none":
             state.optimizer.step()
         assert last_bn is not None
@@ -158,13 +158,13 @@ class Fast(Conditional[FastState]):
         return unseen(call.best_step.kept[0], targets.labels), metrics
 
 
-def _add_gradients(generator: nn.Module, gradients: Sequence[Tensor]) -> None:
+def add_gradients(generator: nn.Module, gradients: Sequence[Tensor]) -> None:
     """Add these gradients to those that the original generator has accumulated this round."""
     for original, gradient in zip(generator.parameters(), gradients, strict=True):
         original.grad = gradient.clone() if original.grad is None else original.grad.add_(gradient)
 
 
-def _set_reptile_gradients(generator: nn.Module, inner: nn.Module, scale: float) -> None:
+def set_reptile_gradients(generator: nn.Module, inner: nn.Module, scale: float) -> None:
     """Set Reptile's gradient: `scale` times (original weights - the clone's last weights)."""
     for original, moved in zip(generator.parameters(), inner.parameters(), strict=True):
         original.grad = scale * (original - moved).detach()

@@ -74,7 +74,8 @@ class DeviceRows:
         self._row_of = np.full(1, NO_ROW, np.int32)
         # A copy of `_row_of` on the device; None if it has changed since the last draw there.
         self._device_row_of: Tensor | None = None
-        self._host = ChunkTable(pinned=device.type == "cuda")
+        self.host = ChunkTable(pinned=device.type == "cuda")
+        """Table of the samples beyond the limit, in the host's memory."""
 
     @torch.no_grad()
     def put(self, start: int, chunk: Encoded, near: Encoded | None = None) -> None:
@@ -94,7 +95,7 @@ class DeviceRows:
         if on_device:
             self._fill(rows, (chunk if near is None else near)[slice(on_device)])
         if on_device < len(chunk):
-            self._host.put(start + on_device, moved(chunk[slice(on_device, None)], "cpu"))
+            self.host.put(start + on_device, moved(chunk[slice(on_device, None)], "cpu"))
         self._chunks[start] = _Chunk(len(chunk), rows)
         self._mark(start, self._chunks[start])
 
@@ -105,7 +106,7 @@ class DeviceRows:
         self._row_of[start : start + size] = NO_ROW
         self._free = np.concatenate([rows, self._free])
         if len(rows) < size:
-            self._host.remove(start + len(rows))
+            self.host.remove(start + len(rows))
 
     def compact(self) -> None:
         """Do nothing: the duration of a draw does not depend on the number of chunks."""
@@ -126,7 +127,7 @@ class DeviceRows:
 
     def check(self, ids: Tensor) -> None:
         """Raise `KeyError` if no chunk holds one of `ids` (N,)."""
-        self._locate(ids.cpu().numpy())
+        self.locate(ids.cpu().numpy())
 
     def gather(self, ids: Tensor) -> Encoded:
         """Return copies on the device of the samples `ids` (N,), in that order.
@@ -134,10 +135,10 @@ class DeviceRows:
         Raises `KeyError` for an id that no chunk holds. For ids on the device it does so only if samples are beyond the
         limit, since only then the CPU reads these ids and waits for them.
         """
-        if ids.device.type != "cpu" and not self._host.spans():
-            return self._picked(self._device_rows(ids))
+        if ids.device.type != "cpu" and not self.host.spans():
+            return self._picked(self.locate_on_device(ids))
         wanted = ids.cpu().numpy()
-        rows = self._locate(wanted)
+        rows = self.locate(wanted)
         on_host = np.flatnonzero(rows == ON_HOST)
         # Any valid row stands in for them; `_overwrite` replaces it.
         rows[on_host] = 0
@@ -153,7 +154,7 @@ class DeviceRows:
         self._copies.awaited()
         return Encoded(*(column.index_select(0, rows) for column in columns(self._columns)))
 
-    def _device_rows(self, ids: Tensor) -> Tensor:
+    def locate_on_device(self, ids: Tensor) -> Tensor:
         """Return the row of each of `ids` (N,), which are on the device."""
         if self._device_row_of is None:
             self._device_row_of = sent(torch.from_numpy(self._row_of), self._device)
@@ -163,14 +164,14 @@ class DeviceRows:
         """Write the samples `ids`, which are in CPU memory, to these positions of `found`."""
         with self._copies.copying(after_all=False):
             positions = sent(torch.from_numpy(at), self._device)
-            parts = moved(self._host.gather(ids), self._device)
+            parts = moved(self.host.gather(ids), self._device)
         self._copies.awaited()
         for made in (positions, *columns(parts)):
             self._copies.keep_until_used(made)
         for column, part in zip(columns(found), columns(parts), strict=True):
             column.index_copy_(0, positions, part)
 
-    def _locate(self, ids: np.ndarray) -> np.ndarray:
+    def locate(self, ids: np.ndarray) -> np.ndarray:
         """Return the row of each of `ids` (N,) int64, or `ON_HOST`. Raises `KeyError` for an id that no chunk holds."""
         outside = (ids < 0) | (ids >= len(self._row_of))
         rows = np.where(outside, NO_ROW, self._row_of.take(ids, mode="clip")).astype(np.int64)

@@ -114,8 +114,8 @@ class Generative(ReplayMemory[GenerativeState]):
             rows = torch.randint(len(images), (self.batch,), generator=rng["replay"], device=images.device)
             batch = images[rows]
             if recalled:
-                batch = torch.cat([batch, self._recall(state, recalled, teacher=teacher, rng=rng)])
-            meter.add(**self._step(state, batch, teacher=teacher, rng=rng))
+                batch = torch.cat([batch, self.recall(state, recalled, teacher=teacher, rng=rng)])
+            meter.add(**self.vae_step(state, batch, teacher=teacher, rng=rng))
         metrics = meter.read()
         store.drop(state.fresh.ids)
         state.fresh = IdQueue(store.append(samples))
@@ -130,7 +130,7 @@ class Generative(ReplayMemory[GenerativeState]):
         fresh = gathered(store, state.fresh.take(count - recalled, rng))
         if not recalled:
             return fresh
-        images = self._recall(state, recalled, teacher=teacher, rng=rng)
+        images = self.recall(state, recalled, teacher=teacher, rng=rng)
         with torch.no_grad():
             logits = teacher.logits(images)
         old = Samples(images, logits.argmax(1), logits)
@@ -171,13 +171,13 @@ class Generative(ReplayMemory[GenerativeState]):
         return latents.detach()
 
     @torch.no_grad()
-    def _recall(self, state: GenerativeState, count: int, *, teacher: Teacher, rng: Streams) -> Tensor:
+    def recall(self, state: GenerativeState, count: int, *, teacher: Teacher, rng: Streams) -> Tensor:
         """Return `count` recalled images (B, C, H, W)."""
         with torch.enable_grad():
             latents = self.latents(state, count, teacher=teacher, rng=rng)
         return self.decode(state, latents)
 
-    def _step(self, state: GenerativeState, images: Tensor, *, teacher: Teacher, rng: Streams) -> dict[str, Tensor]:
+    def vae_step(self, state: GenerativeState, images: Tensor, *, teacher: Teacher, rng: Streams) -> dict[str, Tensor]:
         """Take one step of encoder and decoder on `images` (B, C, H, W); returns its loss terms."""
         mean, log_var = state.encoder.train()(images)
         noise = torch.randn(mean.shape, generator=rng["replay"], device=mean.device)

@@ -114,7 +114,7 @@ class Prioritized(ReplayMemory[PrioritizedState]):
         """Draw by P, with replacement. The ids are on the device, too."""
         chances = self._chances(state.deltas)
         at = torch.rand(count, dtype=torch.float64, generator=rng.host("draw"))
-        rows = _rows_at(chances, sent(at, chances.device))
+        rows = rows_at(chances, sent(at, chances.device))
         corrections = (len(chances) * chances) ** -self.beta
         # Rows whose chance underflows to 0 are never drawn and need no correction.
         corrections = torch.where(chances > 0, corrections, 0)
@@ -155,7 +155,7 @@ class Prioritized(ReplayMemory[PrioritizedState]):
         return masses / masses.sum()
 
 
-def _rows_at(chances: Tensor, at: Tensor) -> Tensor:
+def rows_at(chances: Tensor, at: Tensor) -> Tensor:
     """Return the row whose interval contains each of `at` (n,) in [0, 1); interval lengths are the `chances` (N,).
 
     Lengths are counted in units of 2^-53: sums of integers do not depend on a GPU's order of summation.

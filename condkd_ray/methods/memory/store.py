@@ -214,7 +214,8 @@ class Store(ABC):
     ) -> None:
         self.codec = codec
         self.device = torch.device(device)
-        self._table = rows_on(self.device, device_limit)
+        self.table = rows_on(self.device, device_limit)
+        """Table of the samples; only the store itself changes it."""
         self._ids = LiveIds(num_classes)
 
     @property
@@ -230,7 +231,7 @@ class Store(ABC):
     @property
     def num_bytes(self) -> int:
         """Bytes of the live samples, encoded. Chunks that contain dropped samples take somewhat more."""
-        return self._ids.num_live * self._table.row_bytes
+        return self._ids.num_live * self.table.row_bytes
 
     def append(self, samples: Samples) -> Tensor:
         """Store a round's samples as one chunk; returns their ids (B,), consecutive, on the CPU."""
@@ -246,7 +247,7 @@ class Store(ABC):
         there, without a wait of the CPU, unless some samples are beyond the store's `device_limit`; an unknown id is
         then an error of the device.
         """
-        return self.codec.decode(self._table.gather(ids))
+        return self.codec.decode(self.table.gather(ids))
 
     def drop(self, ids: Tensor) -> None:
         """Record that no memory refers to `ids` any more."""
@@ -263,7 +264,7 @@ class Store(ABC):
         """
         self._truncate(num_ids)
         try:
-            self._table.check(live)
+            self.table.check(live)
         except KeyError as error:
             message = f"a checkpoint after {num_ids} samples refers to missing samples: {error.args[0]}"
             raise MissingSamplesError(message) from None
@@ -290,7 +291,7 @@ class Store(ABC):
 
     def _dead(self) -> list[tuple[int, int]]:
         """Return (first id, number of samples) of chunks without live samples."""
-        return [(start, count) for start, count in self._table.spans() if not self._ids.any_live(start, count)]
+        return [(start, count) for start, count in self.table.spans() if not self._ids.any_live(start, count)]
 
 
 class LocalStore(Store):
@@ -328,18 +329,18 @@ class LocalStore(Store):
             self._remove(start, count)
         # With a folder, each chunk in memory must equal a file, one per round; so chunks are joined only without one.
         if self._folder is None:
-            self._table.compact()
+            self.table.compact()
 
     def _truncate(self, num_ids: int) -> None:
-        for start, count in self._table.spans():
+        for start, count in self.table.spans():
             if start >= num_ids:
                 self._remove(start, count)
 
     def _put(self, start: int, chunk: Encoded, near: Encoded | None = None) -> None:
-        self._table.put(start, chunk, near)
+        self.table.put(start, chunk, near)
         self._ids.cover(start, chunk.classes)
 
     def _remove(self, start: int, count: int) -> None:
-        self._table.remove(start)
+        self.table.remove(start)
         if self._folder is not None:
             chunk_path(self._folder, start, start + count).unlink(missing_ok=True)

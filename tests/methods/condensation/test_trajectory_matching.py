@@ -28,7 +28,7 @@ SMALL = TrajectoryMatching(
 
 def expert(method: TrajectoryMatching, number: int = 0, seed: int = 0) -> Tensor:
     """Return the trajectory (E + 1, P) that `method` matches; with another `number` or `seed`, one it does not."""
-    return method._expert(number, real_samples(), NUM_CLASSES, lambda images, _: images, Streams(seed))
+    return method.expert(number, real_samples(), NUM_CLASSES, lambda images, _: images, Streams(seed))
 
 
 def reference_logits(parameters: list[Tensor], images: Tensor) -> Tensor:
@@ -104,13 +104,13 @@ def test_images_train_a_network_towards_the_end_of_an_expert_that_was_not_matche
 
 def test_batches_contain_new_images_until_all_are_used():
     method, rng = replace(SMALL, batch=4, steps=7), torch.Generator().manual_seed(0)
-    batches = method._batches(10, rng)
+    batches = method.batches(10, rng)
     assert [len(batch) for batch in batches] == [4] * 7
     for first, second in zip(batches[:6:2], batches[1:6:2], strict=True):
         assert len(set(first.tolist() + second.tolist())) == 8
     assert len(set(torch.cat(batches).tolist())) == 10
     for all_of_them in (0, 10, 50):
-        whole = replace(method, batch=all_of_them)._batches(10, rng)
+        whole = replace(method, batch=all_of_them).batches(10, rng)
         assert [batch.tolist() for batch in whole] == [list(range(10))] * 7
 
 
@@ -122,7 +122,7 @@ def test_batches_and_prefixes_and_augmentation_change_the_images():
 
 
 def test_settings_that_do_not_fit_into_memory_are_refused_before_training(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(TrajectoryMatching, "_expert", None)
+    monkeypatch.setattr(TrajectoryMatching, "expert", None)
     monkeypatch.setattr(trajectory_matching, "free_bytes", lambda device: 4_000_000)
     big = replace(SMALL, steps=40, width=32)
     what = r"memory of steps 40, batch 12, width 32 is .* MB'; accepted: at most .* which are free, as with"

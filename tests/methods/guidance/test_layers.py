@@ -285,7 +285,7 @@ def test_the_distance_of_perfect_fakes_equals_that_between_condensed_images(kind
         # The distance between two draws of condensed images, both augmented as the condensed side.
         between = []
         for _ in range(40):
-            one, other = guide._real(LABELS), guide._real(LABELS)
+            one, other = guide.real_features(LABELS), guide.real_features(LABELS)
             between.append(next(iter(form.update(guide.state, one, other, LABELS, rng=rng["none"]).values())).item())
         between = torch.tensor(between, dtype=torch.float64)
         error = ((found.var() + between.var()) / 40) ** 0.5

@@ -66,19 +66,19 @@ def test_samples_beyond_the_limit_are_kept_on_the_host():
     rows = DeviceRows(CPU, 25 * ROW)
     chunks = filled(rows, 10, 10, 10, 10)
     assert rows.num_rows == 25
-    assert rows._host.spans() == [(25, 5), (30, 10)]
+    assert rows.host.spans() == [(25, 5), (30, 10)]
     ids = torch.tensor([24, 25, 3, 39, 29, 0, 25])
     assert equal(rows.gather(ids), join(chunks)[ids])
     assert equal(rows.gather(torch.arange(25, 40)), join(chunks)[slice(25, 40)])
     # Samples never move, but the next chunk uses the rows of removed ones.
     rows.remove(0)
     rows.put(40, last := chunk(12))
-    assert rows._host.spans() == [(25, 5), (30, 10), (50, 2)]
+    assert rows.host.spans() == [(25, 5), (30, 10), (50, 2)]
     rows.remove(20)
     rows.remove(40)
-    assert rows._host.spans() == [(30, 10)]
+    assert rows.host.spans() == [(30, 10)]
     rows.put(40, last)
-    assert rows._host.spans() == [(30, 10)]
+    assert rows.host.spans() == [(30, 10)]
     assert equal(rows.gather(torch.arange(30, 52)), join([chunks[3], last]))
 
 
@@ -86,12 +86,11 @@ def test_beyond_the_limit_a_chunk_of_the_host_is_kept_without_a_copy():
     rows, host = DeviceRows(CPU, 4 * ROW), chunk(10)
     near = join([host])
     rows.put(0, host, near)
-    kept = rows._host._chunks[4]
-    assert kept.images.data_ptr() == host.images[4:].data_ptr()
     host.images.zero_()
     found = rows.gather(torch.arange(10))
     assert torch.equal(found.images[:4], near.images[:4])
     assert not found.images[4:].any()
+    assert not rows.host.gather(torch.arange(4, 10)).images.any()
 
 
 def test_the_number_of_calls_of_a_draw_does_not_depend_on_the_number_of_chunks():
@@ -110,6 +109,7 @@ class RecordingStream:
 
     def __init__(self) -> None:
         self.calls: list[object] = []
+        self.lent: list[torch.Tensor] = []
 
     @contextmanager
     def copying(self, *, after_all: bool) -> Iterator[None]:
@@ -121,27 +121,33 @@ class RecordingStream:
         self.calls.append("awaited")
 
     def keep_until_copied(self, tensor: torch.Tensor) -> None:
-        self.calls.append(tensor.data_ptr())
+        self.calls.append("lent")
+        self.lent.append(tensor)
 
     def keep_until_used(self, tensor: torch.Tensor) -> None:
         self.calls.append("handed over")
 
 
-def test_copies_and_draws_are_ordered():
+def test_copies_and_draws_are_ordered(monkeypatch):
+    copies = RecordingStream()
+    monkeypatch.setattr(device_rows, "CopyStream", lambda device: copies)
     rows, near = DeviceRows(CPU, 15 * ROW), chunk(10)
-    rows._copies = copies = RecordingStream()
     rows.put(0, join([near]), near)
-    lent = copies.calls[1:-1]
     # Neither the rows nor the tensors copied into them may be freed before the copy is done.
-    assert {column.data_ptr() for column in (*columns(near), *columns(rows._columns))} == set(lent)
-    assert [word for word in copies.calls if word not in lent] == ["after all", "made"]
+    into, given = copies.lent[::2], copies.lent[1::2]
+    assert [part.data_ptr() for part in given] == [column.data_ptr() for column in columns(near)]
+    assert all(torch.equal(row, part) for row, part in zip(into, given, strict=True))
+    for row in into:
+        row.zero_()
+    assert not any(column.any() for column in columns(rows.gather(torch.arange(10))))
+    assert copies.calls == ["after all", *["lent"] * 6, "made", "awaited"]
     copies.calls.clear()
     rows.gather(torch.arange(10))
     assert copies.calls == ["awaited"]
     copies.calls.clear()
     rows.put(10, chunk(10))
     # When the capacity grows, only existing rows are copied.
-    assert [word for word in copies.calls if isinstance(word, str)] == ["awaited", "after all", "made"]
+    assert copies.calls == ["awaited", "after all", *["lent"] * 6, "made"]
     copies.calls.clear()
     rows.gather(torch.arange(20))
     assert copies.calls == ["awaited", "at once", "made", "awaited", *["handed over"] * 4]
@@ -155,7 +161,7 @@ def test_lookups_on_the_device_equal_those_on_the_host_after_every_change(monkey
 
     def alike(*spans: range) -> bool:
         ids = torch.tensor([i for span in reversed(spans) for i in span])
-        return rows._device_rows(ids).tolist() == rows._locate(ids.numpy()).tolist()
+        return rows.locate_on_device(ids).tolist() == rows.locate(ids.numpy()).tolist()
 
     assert alike(range(30))
     rows.remove(10)
@@ -221,9 +227,9 @@ def test_neither_put_nor_gather_reads_from_the_device_or_waits_for_it(limit, spa
     dtype = torch.uint8 if space == "unit" else torch.float16
     with Guard():
         for number in range(8):
-            store._table.put(40 * number, encoded(40, dtype, SHAPE))
+            store.table.put(40 * number, encoded(40, dtype, SHAPE))
     store.gather(torch.arange(3))  # the first call creates constants
-    places = [CPU] if store._table._host.spans() else [CPU, DEVICE]
+    places = [CPU] if store.table.host.spans() else [CPU, DEVICE]
     for place in places:
         ids = torch.randint(320, (64,)).to(place)
         with Guard():

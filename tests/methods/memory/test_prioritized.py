@@ -9,7 +9,7 @@ from reference.ssd_kd import Buffer
 from condkd_ray.core.method import InputError, NonFiniteError
 from condkd_ray.core.rng import Streams
 from condkd_ray.methods.memory import Prioritized
-from condkd_ray.methods.memory.prioritized import _rows_at
+from condkd_ray.methods.memory.prioritized import rows_at
 from methods.memory.rounds import round_of, store
 
 TEACHER = SimpleNamespace(train_size=100, num_classes=3)
@@ -90,13 +90,13 @@ def test_draws_equal_those_of_pytorch_for_the_same_random_numbers():
     chances /= chances.sum()
     wanted = torch.multinomial(chances, 5000, replacement=True, generator=rng.manual_seed(1))
     at = torch.rand(5000, dtype=torch.float64, generator=rng.manual_seed(1))
-    assert torch.equal(_rows_at(chances, at), wanted)
+    assert torch.equal(rows_at(chances, at), wanted)
 
 
 def test_rows_of_probability_0_are_never_drawn():
     chances = torch.tensor([0.0, 0.5, 0.0, 0.5, 0.0], dtype=torch.float64)
     at = torch.tensor([0.0, 0.25, 0.5 - 2**-53, 0.5, 1 - 2**-53], dtype=torch.float64)
-    assert _rows_at(chances, at).tolist() == [1, 1, 1, 3, 3]
+    assert rows_at(chances, at).tolist() == [1, 1, 1, 3, 3]
 
 
 @pytest.mark.parametrize(("beta", "corrected"), [(1.0, True), (0.4, False), (0.0, False)])

@@ -5,15 +5,13 @@ import sys
 import matplotlib
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from matplotlib.text import Text
 from PIL import Image
 
 from condkd_ray.report.figures import accuracy
 from condkd_ray.report.figures.accuracy import dots_figure
 from condkd_ray.report.figures.rounds import diagnosis_figure
-from condkd_ray.report.figures.style import STYLE, arm_styles, separated
+from condkd_ray.report.figures.style import STYLE, arm_styles
 from condkd_ray.report.statistics import ACCURACY
 from report.report_factory import LEVEL, altered, diagnosed, make_manifest, make_record, sweep
 
@@ -63,13 +61,12 @@ def test_far_references_are_drawn_beyond_a_marked_break(tmp_path):
 
 def test_every_point_lies_within_the_limits():
     for records in (sweep(), far_below(sweep())):
-        found = accuracy._tested(records)
-        levels, curves = accuracy._levels(found, make_manifest(), STYLES), accuracy._curves(found)
-        bounds = accuracy._limits(levels, curves)
-        values = [value for points in curves.values() for seeds in points.values() for value in seeds]
+        bounds = [panel.get_ylim() for panel in accuracy.draw(records, make_manifest())["figure"].axes]
+        values = [100 * record.metrics[ACCURACY] for record in records if record.ipc]
         assert all(bounds[-1][0] < value < bounds[-1][1] for value in values)
-        for level in levels:
-            assert any(low < level.mean < high for low, high in bounds)
+        of_arms = {arm: [100 * r.metrics[ACCURACY] for r in records if r.arm == arm] for arm in ("none", "real")}
+        for level in (*map(np.mean, of_arms.values()), 100 * make_manifest().teacher["test_accuracy"]):
+            assert any(low < level < high for low, high in bounds)
 
 
 @pytest.mark.parametrize(
@@ -141,36 +138,6 @@ def test_without_finished_trials_old_pictures_are_deleted(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@settings(max_examples=60, deadline=None)
-@given(wanted=st.lists(st.floats(-1, 2), min_size=1, max_size=9))
-def test_labels_are_placed_apart_and_in_order(wanted):
-    placed = separated(wanted, 0.05, 0.2, 0.9)
-    order = np.argsort(wanted, kind="stable")
-    assert (np.diff(np.asarray(placed)[order]) >= 0.05 - 1e-9).all()
-    assert min(placed) >= 0.2 - 1e-9
-    assert max(placed) <= 0.9 + 1e-9
-
-
-def test_labels_with_room_stay_where_they_are():
-    assert separated([0.5, 0.3, 0.7], 0.05, 0.2, 0.9) == pytest.approx([0.5, 0.3, 0.7])
-    assert separated([0.5, 0.5], 0.1, 0.2, 0.9) == pytest.approx([0.45, 0.55])
-    assert separated([], 0.1, 0, 1) == []
-
-
-def test_standard_arms_keep_their_own_colours_beside_other_arms():
-    assert len({color for color, _ in STYLES.values()}) == len(LEVEL)
-    others = arm_styles([*LEVEL, "another", "a third"])
-    assert {arm: others[arm] for arm in LEVEL} == STYLES
-
-
-@pytest.mark.parametrize("named", [(), ("none", "mixed"), tuple(LEVEL)])
-def test_arms_of_any_names_have_distinct_colours_and_beyond_them_distinct_markers(named):
-    few = arm_styles([*named, *(f"form {i}" for i in range(9))])
-    assert len({color for color, _ in few.values()}) == len(few)
-    many = arm_styles([*named, *(f"form {i}" for i in range(25))])
-    assert len(set(many.values())) == len(many)
-
-
 def texts(figure):
     return " | ".join(text.get_text() for text in figure.findobj(Text))
 
@@ -205,25 +172,6 @@ def test_the_kind_of_figure_depends_on_the_number_of_planned_ipcs(tmp_path):
     for manifest, is_dots in ((make_manifest(done), True), (make_manifest(planned), False)):
         accuracy.save(tmp_path, accuracy.draw(done, manifest))
         assert ("condensed images per class (IPC)" in (tmp_path / "figure.svg").read_text()) is not is_dots
-
-
-def test_the_diagnosis_has_a_panel_for_each_measure_at_the_largest_ipc():
-    records = [diagnosed(one) for one in sweep(("none", "mixed", "guided"), (1, 10), (0, 1))]
-    figure = diagnosis_figure(records, STYLES)
-    assert len(figure.axes) == 6
-    first = figure.axes[0]
-    (guided,) = [line for line in first.get_lines() if line.get_label() == "guided"]
-    trials = [r for r in records if (r.arm, r.ipc) == ("guided", 10)]
-    wanted = np.mean([[row["diagnosis/frechet_real"] for row in r.history] for r in trials], 0)
-    assert guided.get_ydata() == pytest.approx(wanted)
-    assert "none (no condensed)" in texts(figure)
-    assert "at IPC 10; for the report only" in texts(figure)
-
-
-def test_the_diagnosis_without_condensed_images_has_only_the_real_side_and_without_records_no_picture():
-    records = [diagnosed(make_record(arm, 0, seed)) for arm in ("none", "real") for seed in (0, 1)]
-    assert len(diagnosis_figure(records, STYLES).axes) == 3
-    assert diagnosis_figure(sweep(seeds=(0,)), STYLES) is None
 
 
 def boxes(figure):

@@ -140,10 +140,6 @@ def test_columns_are_aligned_in_the_terminal():
     assert "|" not in text
 
 
-def test_a_bar_in_a_cell_does_not_break_markdown():
-    assert "a\\|b" in Table("t", ["x"], [["a|b"]], "").markdown()
-
-
 @pytest.mark.parametrize("records", [[], [make_record(status="running")]])
 def test_tables_without_finished_trials_state_this(tmp_path, records):
     manifest = make_manifest(sweep())
@@ -240,13 +236,6 @@ def test_no_line_is_wider_than_a_terminal():
     assert max(map(len, text.splitlines())) <= WIDTH
     # One row for each of the two IPCs, in both blocks of the folded table.
     assert text.count("none with a long name - mixed with a long name") == 4
-
-
-def test_a_wide_table_is_folded_into_blocks_of_the_same_rows():
-    header = ["arm", "n", *(f"column {i}".ljust(40) for i in range(4))]
-    lines = Table("t", header, [["a", "3", "w", "x", "y", "z"]], "", keys=2).text().splitlines()
-    assert [line.split() for line in lines if line.startswith("a ")] == [["a", "3", "w", "x"], ["a", "3", "y", "z"]]
-    assert max(map(len, lines)) <= WIDTH
 
 
 def test_differences_are_to_the_baseline():

@@ -8,17 +8,14 @@ from typing import get_args
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from places import DOCS
 from toy import make_prepared, toy_config
 
 from condkd_ray.commands.experiment import Flags
 from condkd_ray.core.config import read_tree
 from condkd_ray.core.method import InputError
 from condkd_ray.methods.memory import Growing
-from condkd_ray.models.cost import cost_of
 from condkd_ray.runs import presets
 from condkd_ray.runs.arms import Arm, arm
-from condkd_ray.runs.compute import compute, table
 from condkd_ray.runs.presets import FOLDER, LEAST_BATCH, NAMES, PARTS, equal_rounds, published, scaled, with_rounds
 from condkd_ray.trial.loop import start
 
@@ -169,32 +166,6 @@ def test_a_trial_of_a_scaled_recipe_starts(name):
     memory = Growing() if name == "pre_dfkd" else recipe.memory
     parts = {part: getattr(recipe, part) for part in PARTS} | {"inversion": inversion, "memory": memory}
     assert start(replace(toy, **parts), make_prepared()).round == 0
-
-
-def test_the_work_of_a_recipe_is_counted():
-    fast, shape = published("fast"), (3, 32, 32)
-    teacher, student = (cost_of(net, shape, 10).multiply_adds for net in (fast.teacher.network, fast.student))
-    # Linear 256 -> 128 x 8 x 8, and convolutions 128 -> 128 at 16 x 16, 128 -> 64 and 64 -> 3 at 32 x 32. A convolution
-    # after an upsampling has four different taps instead of nine.
-    generator = 256 * 128 * 64 + 4 * (128 * 128 * 256 + 128 * 64 * 1024) + 9 * 64 * 3 * 1024
-    synthesis = 220 * 10 * 256 * (3 * generator + 2 * teacher) + 200 * 10 * 256 * 2 * student
-    found = compute(fast)
-    assert (found.images, found.student_images) == (220 * 256, 200 * 400 * 256)
-    assert found.multiply_adds == synthesis + 200 * 400 * 256 * (teacher + 3 * student)
-    plain = replace(fast, distiller=replace(fast.distiller, augment=False))
-    assert compute(plain).multiply_adds == found.multiply_adds - (200 * 400 - 220) * 256 * teacher
-
-
-def test_the_documentation_has_the_current_table():
-    page = (DOCS / "methods.md").read_text(encoding="utf-8")
-    stored = page.split("<!-- condkd methods --published -->\n")[1].split("<!-- end published -->")[0]
-    assert stored == table(), "the table in docs/methods.md is old: put in what `condkd methods --published` prints"
-
-
-def test_the_table_has_one_row_per_system():
-    rows = table().splitlines()
-    assert [row.split("`")[1] for row in rows[2 : 2 + len(NAMES)]] == list(NAMES)
-    assert rows[2 + NAMES.index("fast")].startswith("| `fast` | Fang et al., AAAI 2022 | 200 + 20 | 56.3 k | 20.5 M |")
 
 
 @pytest.mark.parametrize("name", NAMES)
