@@ -89,7 +89,7 @@ class Try(TeacherFlags):
     size: int | None = None
     """Side in pixels to which images are resized; default: the card's value, else the images keep their size."""
     flip_ok: bool | None = None
-    """Whether a mirrored image keeps its class; default: the card's value, else measured with the teacher."""
+    """True if a mirrored image keeps its class; default: the card's value, else measured with the teacher."""
     guides: int | None = None
     """Images per class that guide; default: all that are not held out, less one for the proxy set, but at most 10."""
     seeds: tuple[int, ...] = (0, 1, 2)

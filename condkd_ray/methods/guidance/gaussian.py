@@ -135,7 +135,10 @@ class Gaussian(Guidance[GaussianState]):
         return GaussianState(scale, means, (counts > 0).to(means.dtype), tuple(covariances), layout)
 
     def pooled_covariance(self, features: Tensor, labels: Tensor, views: int) -> Tensor:
-        """Return the shrunk covariance (D, D) within classes of features (V N, D)."""
+        """Return the shrunk covariance (D, D) within classes of features (V N, D), of `views` V and `labels` (V N,).
+
+        Raises `InputError` if the views of condensed images have no covariance.
+        """
         each = features.cpu().double().numpy().reshape(views, -1, features.shape[1])
         groups = labels[: each.shape[1]].cpu().numpy()
         several = len(np.unique(groups)) < len(groups)

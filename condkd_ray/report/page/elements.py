@@ -75,9 +75,9 @@ class Forest:
     high: float
     """Right end of the scale."""
     ipcs: bool
-    """Whether the rows have their IPC."""
+    """True if the rows show their IPC."""
     p: bool
-    """Whether any row has a p-value."""
+    """True if any row has a p-value."""
     legend: str
     """Explanation of the lines of the plot."""
 
