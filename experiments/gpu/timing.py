@@ -1,4 +1,4 @@
-"""Times calls on a device and counts their launches; the host waits for the device only outside of the timed part."""
+"""Times calls on a device and counts their launches; the CPU waits for the device only outside of the timed part."""
 
 import time
 from collections.abc import Callable, Sequence

@@ -75,7 +75,7 @@ class DeviceRows:
         # A copy of `_row_of` on the device; None if it has changed since the last draw there.
         self._device_row_of: Tensor | None = None
         self.host = ChunkTable(pinned=device.type == "cuda")
-        """Table of the samples beyond the limit, in the host's memory."""
+        """Table of the samples beyond the limit, in CPU memory."""
 
     @torch.no_grad()
     def put(self, start: int, chunk: Encoded, near: Encoded | None = None) -> None:
