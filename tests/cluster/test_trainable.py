@@ -12,7 +12,7 @@ from cluster.drivers import assert_equal_numbers, direct
 from condkd_ray.cluster import trainable
 from condkd_ray.cluster.files import halt_path, last_reason, trial_file, trial_folder
 from condkd_ray.cluster.options import ClusterOptions
-from condkd_ray.cluster.trainable import FULL, MEMORY, OUT_OF_TIME, RESTS, UNTESTED, WorkerContext
+from condkd_ray.cluster.trainable import FULL, MEMORY, OUT_OF_TIME, PAUSED, UNTESTED, WorkerContext
 from condkd_ray.core.checkpoint import DamagedError
 from condkd_ray.core.method import ClusterError, InputError
 from condkd_ray.core.records import Outcome
@@ -141,7 +141,7 @@ def test_a_blind_trial_reports_its_outcome_before_the_test(worker, monkeypatch):
 
 def test_a_trial_that_pauses_leaves_its_checkpoint_and_continues_from_it(worker):
     worker.run(lineage=Lineage(pause_after=2))
-    assert (worker.rounds, worker.last, worker.outcome) == ([1, 2], {RESTS: 1}, None)
+    assert (worker.rounds, worker.last, worker.outcome) == ([1, 2], {PAUSED: 1}, None)
     assert trial_file(worker.folder, "a", "state").is_file()
     worker.run()
     assert worker.rounds[-1] == 3

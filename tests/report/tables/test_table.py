@@ -8,13 +8,13 @@ from condkd_ray.report.statistics import ACCURACY, Difference, Spread
 from condkd_ray.report.tables.table import (
     WIDTH,
     Table,
-    between,
-    chance,
-    compared,
+    arm_cells,
+    comparison_cells,
     count,
+    interval_text,
+    mean_of,
     mean_text,
-    over,
-    place,
+    p_text,
     signed,
 )
 from report.report_factory import make_record
@@ -56,10 +56,10 @@ def test_a_column_wider_than_the_terminal_has_a_block_of_its_own():
 def test_means_are_over_the_trials_that_have_the_metric():
     records = [make_record("guided", 10, seed, metrics={ACCURACY: value}) for seed, value in enumerate((0.5, 0.7))]
     records.append(make_record("guided", 10, 2, metrics={}))
-    found = over(records, ACCURACY)
+    found = mean_of(records, ACCURACY)
     assert (found.mean, found.n) == (pytest.approx(0.6), 2)
     assert count(records) == 2
-    assert over(records, "proxy/kl") is None
+    assert mean_of(records, "proxy/kl") is None
     assert count(records[2:]) == 0
 
 
@@ -79,9 +79,9 @@ def test_a_mean_stands_with_its_deviation_and_with_its_n_where_that_differs(foun
 
 
 def test_an_ipc_of_0_is_a_dash():
-    assert place("none", 0) == ["none", "-"]
-    assert place("guided", 10) == ["guided", "10"]
-    assert compared(difference()) == ["guided - mixed", "10"]
+    assert arm_cells("none", 0) == ["none", "-"]
+    assert arm_cells("guided", 10) == ["guided", "10"]
+    assert comparison_cells(difference()) == ["guided - mixed", "10"]
 
 
 def test_a_difference_has_a_sign_and_is_in_percentage_points():
@@ -95,11 +95,11 @@ def test_a_difference_has_a_sign_and_is_in_percentage_points():
     ("p", "text"), [(None, "-"), (0.0009, "< 0.001"), (0.001, "0.001"), (0.04567, "0.046"), (1.0, "1.000")]
 )
 def test_a_p_value_has_three_decimals(p, text):
-    assert chance(p) == text
+    assert p_text(p) == text
 
 
 def test_an_interval_has_two_signs():
-    assert between((-0.01, 0.025)) == "-1.00 to +2.50"
-    assert between((0.5, math.inf), factor=1.0, digits=1) == "+0.5 to +inf"
-    assert between(None) == "-"
-    assert between(None, unknown="not known") == "not known"
+    assert interval_text((-0.01, 0.025)) == "-1.00 to +2.50"
+    assert interval_text((0.5, math.inf), factor=1.0, digits=1) == "+0.5 to +inf"
+    assert interval_text(None) == "-"
+    assert interval_text(None, unknown="not known") == "not known"
