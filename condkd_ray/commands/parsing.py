@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import replace
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import tyro
@@ -30,6 +31,8 @@ def parse(kind: Any, arguments: list[str] | None = None, **settings: Any) -> Any
     The docstring of `kind` is the description in the help, and the docstrings of its attributes are the help of flags.
     """
     given = sys.argv[1:] if arguments is None else arguments
+    # Not the whole path of a script, at which the usage would be broken.
+    settings = {"prog": Path(sys.argv[0]).name} | settings
     text = inspect.getdoc(kind) or ""
     if "\n" in text:  # a docstring of one line may be a signature, made by `dataclass`
         settings = {"description": unwrapped(text), **settings}
