@@ -112,6 +112,7 @@ def test_report_writes_deleted_files_again(trained, monkeypatch, capsys):
     assert results(capsys.readouterr().out) == results(printed)
 
 
+@pytest.mark.slow
 def test_a_killed_trial_continues_to_the_same_numbers(trained, folder, monkeypatch):
     with spawn(*command(folder, "killed")) as process:
         while not any(folder.glob("killed/trials/*/chunks/*.arrow")) and process.poll() is None:

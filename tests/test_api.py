@@ -472,6 +472,7 @@ def test_arms_are_swept_over_seeds(cluster, cache, tmp_path, capfd):
         assert ray.is_initialized()
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_search_returns_ranked_records_figures_and_a_student(cluster, cache, tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(sys.modules["__main__"], "__file__", "program.py", raising=False)

@@ -258,7 +258,7 @@ def cache(tmp_path_factory) -> Path:
                 "guided nayer - mixed nayer",
             ),
         ],
-        lambda case: case[0] == "few_shot",
+        lambda case: case[0] == "ablate_memory",
     ),
 )
 def test_a_script_runs_and_compares_with_its_baseline(cluster, name, flags, comparison, tmp_path, cache):

@@ -98,6 +98,7 @@ def whole(cluster, home) -> list[Row]:
     return read_rows(calm.results / "tiny.parquet")
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_every_arm_of_every_unit_gets_a_complete_row(whole, home):
     assert len(whole) == 16
@@ -121,6 +122,7 @@ def test_every_arm_of_every_unit_gets_a_complete_row(whole, home):
     assert (home / "rows-calm" / "tiny.parquet").stat().st_size < 60_000
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_the_same_call_runs_nothing_and_does_not_change_the_file(whole, home):
     path = home / "rows-calm" / "tiny.parquet"
@@ -139,6 +141,7 @@ def test_running_one_seed_at_a_time_gives_the_same_rows(whole, home):
     assert numbers(read_rows(turn.results / "tiny.parquet")) == numbers(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_lost_rows_are_restored_from_the_records(whole, home):
     shutil.copytree(home / "calm", home / "lost")
@@ -146,6 +149,7 @@ def test_lost_rows_are_restored_from_the_records(whole, home):
     assert numbers(read_rows(home / "rows-lost" / "tiny.parquet")) == numbers(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_claim_with_renamed_and_reordered_cells_gets_its_rows_from_the_records(whole, home, tmp_path, logged):
     cells = {"zwei": TINY["cells"]["two"], "eins": TINY["cells"]["one"]}
@@ -159,6 +163,7 @@ def test_a_claim_with_renamed_and_reordered_cells_gets_its_rows_from_the_records
     assert (state.missing, len(state.rows)) == ([], 16)
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_trials_still_missing_after_a_run_are_logged_and_counted_as_failed(whole, home, logged, monkeypatch):
     shutil.copytree(home / "calm", home / "short")

@@ -214,6 +214,7 @@ def test_the_study_contains_nothing_of_the_test_images(finished: Path):
     assert "test" not in journal
 
 
+@pytest.mark.slow
 def test_the_same_command_with_more_trials_runs_only_the_new_ones(home: Path, finished: Path):
     before = {path: path.stat().st_mtime_ns for path in (finished / "records").iterdir()}
     again = search(home, "whole", "--trials", "6")
