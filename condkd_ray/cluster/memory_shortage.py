@@ -14,7 +14,7 @@ from condkd_ray.cluster.lost import SHORT, gigabytes
 log = logging.getLogger(__name__)
 
 MAX_SHORTAGES = 3
-"""Number of times in a row, without a new round between, that Ray ends a trial for lack of memory before the trial
+"""After Ray has ended a trial this many times in a row for lack of memory, without a new round in between, the trial
 waits for all others (our choice)."""
 PAUSES = (5.0, 30.0, 120.0)
 """Seconds of the first, the second, and each later pause before trials that were set aside are tried again.

@@ -252,7 +252,10 @@ def register_class(kind: M, version: str | None = None) -> M:
 
 
 def unregister(kind: type) -> None:
-    """Undo `register` in this process: configs no longer accept the class by its name."""
+    """Undo `register` in this process: configs no longer accept the class by its name.
+
+    A class that is also an entry point stays accepted.
+    """
     family = family_of(kind)
     if family is not None:
         family.unregister(kind)
@@ -311,7 +314,7 @@ def plugin_kinds(value: Any) -> list[type]:
 
 
 def plugin_modules(value: Any) -> set[str]:
-    """Return the names of the modules that define the plug-ins in a config, and of modules of theirs that these use.
+    """Return the names of the modules that define the plug-ins in a config, and of the modules that they use.
 
     Installed modules that the plug-ins use are left out.
     """

@@ -28,7 +28,7 @@ GAINED = 0.25
 two classes gains less."""
 MAX_PER_CLASS, MAX_TOTAL = 100, 2000
 """Limits of the images per class, and in all, that a teacher classifies: its accuracy is then known to 2 or 3
-points."""
+points if there are ten classes or more."""
 BATCH = 500
 """Images per forward pass."""
 
@@ -41,12 +41,12 @@ class Recognition:
     """Balanced accuracy: the share of correct predictions, averaged over the classes that have images."""
     low: float
     high: float
-    """Ends of its 95 % interval: Wilson's, with the effective number of images that gives the mean its binomial
-    variance."""
+    """Ends of its 95 % interval: Wilson's, for the number of images with which one binomial share would have the
+    variance of this mean."""
     num_classes: int
     """Number of classes that have images."""
     order: tuple[int, ...] | None = None
-    """Another order of the K classes, if one certainly fits better: the label of the images predicted as k, at position
+    """Another order of the K classes, if one certainly fits better: `order[k]` is the label of the images predicted as
     k."""
     ordered: float = 0.0
     """Balanced accuracy in that order."""
@@ -85,7 +85,10 @@ def least_recognised(num_classes: int) -> float:
 
 
 def max_images_per_class(num_classes: int, most: int = MAX_TOTAL) -> int:
-    """Return the number of images per class that a teacher classifies: at most `most` in all, but at least 1."""
+    """Return the number of images per class that a teacher classifies, at least 1.
+
+    At most `MAX_PER_CLASS`, and at most `most` and `MAX_TOTAL` in all.
+    """
     return max(1, min(MAX_PER_CLASS, min(MAX_TOTAL, most) // num_classes))
 
 

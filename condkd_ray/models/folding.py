@@ -30,11 +30,12 @@ class _Tracer(fx.Tracer):
 
 
 def folded(network: nn.Module, dtype: torch.dtype, images: Tensor) -> nn.Module:
-    """Return a copy in eval mode with each BN folded into the layer before it, and weights converted to `dtype` once.
+    """Return a copy in eval mode with BN folded where possible, and weights converted to `dtype` once.
 
-    Run the copy under autocast to `dtype`. BN is removed after a convolution or linear layer whose output nothing else
-    reads; other BN stays. The copy is tested on `images` (B, C, H, W). If the forward pass cannot be traced, gives
-    different logits, or does not accept weights of this type, the network itself is returned and the reason is logged.
+    `network` must be in eval mode. Run the copy under autocast to `dtype`. BN is folded into a convolution or linear
+    layer before it whose output nothing else reads; other BN stays. The copy is tested on `images` (B, C, H, W). If the
+    forward pass cannot be traced, gives different logits, or does not accept weights of this type, the network itself
+    is returned and the reason is logged.
     """
     try:
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
@@ -90,7 +91,10 @@ def _is_of_outputs(bn: nn.Module, layer: nn.Module) -> bool:
 
 
 def _affine(bn: nn.Module) -> nn.Module:
-    """Give BN without scale and shift those of the identity in place, which PyTorch's fusion needs; return it."""
+    """Give BN without scale and shift a scale of 1 and a shift of 0, in place, and return it.
+
+    PyTorch's fusion needs both.
+    """
     for name, value in (("weight", 1.0), ("bias", 0.0)):
         if getattr(bn, name) is None:
             setattr(bn, name, nn.Parameter(torch.full_like(bn.running_var, value), requires_grad=False))  # type: ignore[arg-type]

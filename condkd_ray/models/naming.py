@@ -113,7 +113,10 @@ SCHEMES = (
 
 @dataclass(frozen=True)
 class Recognised:
-    """Weights whose names and shapes are exactly those of `network`, and the scheme of their original names."""
+    """Weights whose names and shapes are exactly those of `network`, and the scheme of their original names.
+
+    BN's `num_batches_tracked` may be missing.
+    """
 
     network: AnyNetwork
     weights: Weights

@@ -70,7 +70,10 @@ class Network(Method, ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class WideNetwork(Network):
-    """Base class of architectures with the fields `name` and `width` only, which halve the image at most 3 times."""
+    """Base class of architectures with the fields `name` and `width` only, which halve images.
+
+    They halve an image of less than 64 pixels at most 3 times.
+    """
 
     width: int
     """Number of channels, or a factor of it; the subclass documents which."""
@@ -101,10 +104,10 @@ def stage(block: Callable[[int, int, int], nn.Module], inputs: int, outputs: int
 
 
 class _ShapesAlone(TorchFunctionMode):
-    """Makes modules whose parameters and buffers are on the meta device, and does not compute initial values.
+    """Makes tensors of `torch.empty`, `zeros` and `ones` on the meta device, and computes no initial values of them.
 
-    Under `torch.device("meta")` PyTorch would first import packages for a second, to draw nothing; and torchvision's
-    `regnet` models would fail, because they compute their widths with tensors.
+    `torch.device("meta")` is not used: under it PyTorch's initialisers import packages, which takes a second although
+    nothing is drawn, and torchvision's `regnet` models fail, because they compute their widths with tensors.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -120,8 +123,8 @@ class _ShapesAlone(TorchFunctionMode):
 def _weight_bytes(make: Callable[[], nn.Module]) -> float:
     """Return the bytes of the parameters of the module that `make` builds; infinity if a tensor cannot be that large.
 
-    Takes milliseconds: nothing is allocated or drawn. Returns 0 for a module that cannot be made without values, such
-    as one whose constructor reads its weights.
+    Takes milliseconds: PyTorch's layers allocate and draw nothing. Returns 0 for a module that cannot be made without
+    values, such as one whose constructor reads its weights.
     """
     try:
         with torch.random.fork_rng(devices=[]), _ShapesAlone():
@@ -145,6 +148,7 @@ def _check_memory(needed: float, what: str) -> None:
 def seeded_module(make: Callable[[], Module], stream: str, device: torch.device, rng: Streams) -> Module:
     """Return the module that `make` builds with random numbers of `stream`, on `device`, in channels-last format.
 
+    `stream`: a name of the form "group/module", such as "init/generator"; a message names the module.
     Raises `InputError` if its weights exceed the free memory.
     """
     _check_memory(_weight_bytes(make), stream.split("/")[1])

@@ -2,7 +2,8 @@
 
 Teachers that are trained here, and condensed sets that are made here, are also cached in files, under locks. The name
 of a file is the hash of its config, its data and `RECIPE`, so a cache can be shared, kept or deleted at any time. The
-device and the version of PyTorch are not part of the name: a process with a GPU reads a set that was made on a CPU.
+name of a teacher, and of a set that is made with one, also contains the precision of the training, which is bfloat16 on
+a device that multiplies it in hardware. Otherwise neither the device nor the version of PyTorch is part of the name.
 """
 
 import logging
@@ -72,11 +73,11 @@ def cached(
 ) -> Tensors:
     """Return the tensors stored at `path`; if there are none, call `make` and store its result first.
 
-    A lock file makes a second process wait for the first. A stored file is read without the lock, because it is written
-    at once: a user who cannot write to the cache can use what is in it. Users who can write to it share the lock files.
-    The file is logged and made again if it is truncated (for example by a power loss), or if `check` raises
-    `InputError` for its content. `what` describes the content in log lines and in the file's metadata. Raises
-    `InputError` if the file must be made and the folder is not writable.
+    A lock file makes a second process wait for the first. A stored file is read without the lock, because it appears
+    complete, by renaming: a user who cannot write to the cache can use what is in it. Users who can write to it share
+    the lock files. If the file is truncated (for example by a power loss), or if `check` raises `InputError` for its
+    content, this is logged and the file is made again. `what` describes the content in log lines and in the file's
+    metadata. Raises `InputError` if the file must be made and the folder is not writable.
     """
     found = _identity(path)
     if (stored := _stored_tensors(path, what, check)) is not None:
@@ -151,7 +152,8 @@ class Workshop:
     With `stand_ins`, slow artifacts are replaced by stand-ins and listed in it. If `train_to_check` is false, no
     teacher is trained only to check an imported condensed set; only a teacher that is loaded checks it. With
     `stand_ins` no teacher checks it. `given`: a teacher object from Python; it is the teacher of the configs whose
-    `teacher.module` is its name.
+    `teacher.module` is its name. `cache`: folder of teachers and condensed sets; default: `default_cache()`. `device`:
+    name of the device on which teachers are trained and sets are made. `view`: shows their progress.
     """
 
     def __init__(
@@ -219,7 +221,7 @@ class Workshop:
         return dataset
 
     def check(self, config: TrialConfig) -> None:
-        """Build the trial's networks and methods without training, and test a teacher that is loaded on some images.
+        """Build the trial's networks and methods without training; a loaded teacher also classifies some images.
 
         Raises `InputError` if networks, methods, data and weights do not fit together, or if the model card or the
         teacher's predictions contradict the data.

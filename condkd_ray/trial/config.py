@@ -32,8 +32,9 @@ from condkd_ray.trial.subset import TestRounds
 
 STARTS = "0; or an inversion that optimises pixels or latents: fast, cmi, nayer, deep_inversion, soft_target"
 CONDITIONAL = (
-    "false; or an oh_weight > 0, or a guidance of classes with a weight > 0 (of a discriminator also "
-    "adversarial_weight, or with the class head class_weight): otherwise images are independent of their labels"
+    "false; or an oh_weight > 0; or a class-conditional guidance with a weight > 0 (a discriminator also needs an "
+    "adversarial_weight > 0, or with the class head a class_weight > 0): otherwise images are independent of their "
+    "labels"
 )
 SOFT = "balanced; or an inversion that takes soft targets, such as fast, cmi, deep_inversion, soft_target"
 
@@ -53,7 +54,7 @@ class Pipeline(Method):
     producers: int = 1
     """Number of image producers. Under Ray each is a separate process, with its own share of a GPU."""
     staleness: int = 1
-    """Number of rounds by which the student of an inversion may lag; as many rounds are made ahead. 0: no lag."""
+    """Number of rounds by which the student of an inversion lags, fewer only in the first rounds. 0: no lag."""
 
     def __post_init__(self) -> None:
         require(self.producers >= 1, "pipeline producers", self.producers, "an integer >= 1")
@@ -98,7 +99,7 @@ class TrialConfig(Method):
     distiller: Distiller = Distiller()
     """Training of the student."""
     pipeline: Pipeline | None = None
-    """Null: inversion and distillation alternate (our choice; as in the papers)."""
+    """Null: inversion and distillation alternate, as in the papers."""
     rounds: int = 12
     """Rounds in which the student learns; the rounds of the inversion's warm-up come before them."""
     evaluate_every: int = 1
@@ -127,14 +128,15 @@ class TrialConfig(Method):
         require(condensed or not guided, "guidance without a condensation", name, "none, or a condensation")
         idle, least = isinstance(self.inversion, NoInversion), share * self.distiller.share_schedule.smallest
         require(not idle or not guided, "guidance without an inversion", name, "none, or an inversion")
-        require(not idle or not self.distiller.needs_synthetic, "condensed_share without inversion", least, "1")
+        what = "smallest condensed_share without an inversion"
+        require(not idle or not self.distiller.needs_synthetic, what, least, "1")
         takes = not self.targets.soft or self.inversion.uses_targets == "soft"
         require(takes, f"targets {self.targets.name} for inversion {self.inversion.name}", "soft", SOFT)
         temperature = getattr(self.inversion, "oh_temperature", 1.0)
         accepted = "1: soft targets have their own temperature, which the class prior then uses as well"
         fits = temperature == 1 or not self.targets.soft
         require(fits, f"inversion oh_temperature with targets {self.targets.name}", temperature, accepted)
-        require(not idle or self.pipeline is None, "pipeline without an inversion", self.pipeline, "none")
+        require(not idle or self.pipeline is None, "pipeline without an inversion", self.pipeline, "null")
         self._check_labels_and_starts()
         several = self.producers > 1 and self.inversion.warm_up > 0
         require(not several, "pipeline producers for an inversion that warms up", self.producers, "1")

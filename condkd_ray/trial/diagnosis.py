@@ -1,9 +1,9 @@
 """Distances of synthetic images to real and to condensed images, to detect collapse onto the condensed images.
 
-These metrics are for reports only. Half of them are computed with real train images, which no inversion may use; so no
-inversion, search or scheduler reads them. All of this is our choice.
+These metrics are for reports only. All but `confidence` and `gap` are computed with real train images, which no
+inversion may use; so no inversion, search or scheduler reads them. All of this is our choice.
 
-Letters: M condensed images that guide ("guides"), D features of the teacher's penultimate layer.
+Letters: N images, K classes, M condensed images that guide ("guides"), D features of the teacher's penultimate layer.
 """
 
 import math
@@ -22,8 +22,10 @@ from condkd_ray.trial.evaluation import compare
 NUM_IMAGES = 256
 """Number of synthetic images measured in a round: the first ones."""
 REAL_PER_CLASS, GUIDES_PER_CLASS = 50, 100
+"""Numbers of real images, and of condensed images, of each class with which the synthetic images are compared."""
 NEIGHBOUR = 5
-"""The neighbourhood of a guide reaches to its fifth-nearest real image of the same class."""
+"""The neighbourhood of a guide reaches to its fifth-nearest real image of the same class, or to the farthest if there
+are fewer."""
 CONFIDENCE_BINS = 20
 """Number of equal bins of [0, 1] in the histogram of confidences."""
 
@@ -86,11 +88,12 @@ def diagnose(fresh: Samples, landmarks: Landmarks, *, teacher: Teacher, student:
     """Return the metrics `diagnosis/*` of a round's first `NUM_IMAGES` synthetic images; undefined ones are left out.
 
     `mmd_real`, `frechet_real`, `mmd_condensed`, `frechet_condensed`: class-wise distance to the real or condensed
-    images, averaged over the classes that both sets contain. The Frechet distance of few images is biased upwards,
-    equally in all arms with equal numbers of images.
+    images, averaged over the classes that both sets contain. The Frechet distance is the squared one, as in FID; of few
+    images it is biased upwards, equally in all arms with equal numbers of images.
     `diversity`: mean distance between two images of a class, relative to real images (1: as spread as real, 0:
     collapsed).
-    `coverage`: fraction of guides with a synthetic image of their class in their neighbourhood.
+    `coverage`: fraction of guides with a synthetic image of their class in their neighbourhood; guides of unknown
+    neighbourhood are left out.
     `nearest_guide`: mean distance to the nearest guide of the class, relative to real images (below 1: nearer than
     real).
     `confidence`: mean of the teacher's largest probability. `gap`: mean KL(teacher || student); the student is set to

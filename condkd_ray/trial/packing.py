@@ -36,7 +36,10 @@ class ContentRef:
 
 @dataclass(frozen=True)
 class PreparedRefs:
-    """Represents a `Prepared` in messages: its `contents` by kind, and the teacher's `TEACHER_FIELDS`."""
+    """Represents a `Prepared` in messages.
+
+    `contents`: by kind. `teacher`: its `TEACHER_FIELDS`. `hashes`: as in `Prepared`.
+    """
 
     contents: dict[str, ContentRef]
     teacher: dict[str, Any]

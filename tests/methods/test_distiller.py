@@ -66,7 +66,7 @@ def test_synthetic_images_are_needed_if_the_condensed_share_of_any_round_is_belo
     assert distiller.needs_synthetic == synthetic
     if synthetic:
         least = share * min(start, end)
-        with pytest.raises(InputError, match=f"condensed_share without inversion is {least}; accepted: 1"):
+        with pytest.raises(InputError, match=f"smallest condensed_share without an inversion is {least}; accepted: 1"):
             toy_config(inversion=NoInversion(), distiller=distiller)
     else:
         assert toy_config(inversion=NoInversion(), distiller=distiller).distiller == distiller

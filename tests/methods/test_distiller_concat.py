@@ -96,7 +96,7 @@ def test_concatenation_of_a_single_kind_is_a_batch_of_that_kind(share, size):
 
 
 def test_concatenation_without_both_kinds_is_refused():
-    with pytest.raises(InputError, match=r"condensed_share without inversion is 0\.25; accepted: 1"):
+    with pytest.raises(InputError, match=r"smallest condensed_share without an inversion is 0\.25; accepted: 1"):
         toy_config(inversion=NoInversion(), distiller=CONCAT)
     with pytest.raises(InputError, match=r"condensed_share without a condensation is 0\.25"):
         toy_config(condensation=None, distiller=CONCAT)

@@ -264,7 +264,7 @@ def test_bfloat16_trains_the_same_trial(prepared):
             {"condensation": None, "distiller": PURE, "guidance": Discriminator()},
             "guidance without a condensation is 'discriminator'; accepted: none, or a condensation",
         ),
-        ({"inversion": NoInversion()}, "condensed_share without inversion is 0.25; accepted: 1"),
+        ({"inversion": NoInversion()}, "smallest condensed_share without an inversion is 0.25; accepted: 1"),
     ],
 )
 def test_contradictory_configs_are_refused(changes, message):

@@ -39,8 +39,9 @@ class Pixelwise(Host[None]):
     lr: float = 0.1
     """Learning rate of Adam, in units of normalised pixels: usually the most by which one step moves a pixel."""
     shift: float = 0.0625
-    """Largest shift as a share of the side (2 of 32 pixels, 1 of 8). The batch is rolled: pixels that leave at one edge
-    enter at the opposite one. It is also mirrored, with probability 1/2, if that keeps the class."""
+    """Largest shift as a share of the side (2 of 32 pixels), rounded, but at least 1 pixel. The batch is rolled: pixels
+    that leave at one edge enter at the opposite one. It is also mirrored, with probability 1/2, if that keeps the
+    class."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

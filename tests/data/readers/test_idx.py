@@ -43,7 +43,7 @@ def test_idx_images_and_labels_must_agree(tmp_path: Path):
     images, labels = tmp_path / "images", tmp_path / "labels"
     images.write_bytes(idx_bytes(random_pixels(3, 1)[:, 0]))
     labels.write_bytes(idx_bytes(torch.arange(2)))
-    with pytest.raises(InputError, match="one per image"):
+    with pytest.raises(InputError, match="one label per image"):
         read_idx_pair(images, labels)
 
 
