@@ -3,6 +3,7 @@
 A chunk is a file with consecutive synthetic samples of a trial, see `condkd_ray.cluster.pool`.
 """
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -85,7 +86,7 @@ class ClusterOptions:
 
     def _num_fitting(self, producers: int, most: float = math.inf) -> int:
         """Return how many trials with `producers` producers fit on the nodes, at most `most`."""
-        return _fitting([self.bundle, *[self.per_producer.bundle] * producers], most)
+        return _fitting(self.bundle, most, self.per_producer.bundle, producers)
 
 
 class _Node:
@@ -95,23 +96,37 @@ class _Node:
     """
 
     def __init__(self, resources: Mapping[str, float]) -> None:
-        self._free = {name: _units(amount) for name, amount in resources.items()}
+        # Ray reports whole units, which a float may miss by a little.
+        self._free = {name: round(amount * UNITS) for name, amount in resources.items()}
         self._gpus = [UNITS] * (self._free.pop("GPU", 0) // UNITS)
 
-    def take(self, bundle: Mapping[str, float]) -> bool:
-        """Take the resources of a bundle if all of them are free; return whether they were."""
-        wanted = {name: _units(amount) for name, amount in bundle.items()}
-        gpus = wanted.pop("GPU", 0)
-        part, count = min(gpus, UNITS), -(-gpus // UNITS)
-        # Like Ray, take a part of a GPU from the GPU with the smallest free part.
-        chosen = sorted((i for i, free in enumerate(self._gpus) if free >= part), key=self._gpus.__getitem__)[:count]
-        if len(chosen) < count or any(self._free.get(name, 0) < amount for name, amount in wanted.items()):
-            return False
-        for i in chosen:
-            self._gpus[i] -= part
+    def room(self, bundle: Mapping[str, float], beside: Mapping[str, float] | None = None) -> int:
+        """Return how many times the resources of a bundle are free, once those of `beside` are taken.
+
+        Returns -1 if `beside` does not fit.
+        """
+        if beside is not None:
+            if not self.room(beside):
+                return -1
+            node = copy.deepcopy(self)
+            node.take(beside)
+            return node.room(bundle)
+        wanted, part, count = _wanted(bundle)
+        rooms = [self._free.get(name, 0) // amount for name, amount in wanted.items()]
+        if count:
+            rooms.append(sum(free // part for free in self._gpus) // count)
+        return min(rooms)
+
+    def take(self, bundle: Mapping[str, float], times: int = 1) -> None:
+        """Take the resources of a bundle so many times; there must be room for it."""
+        wanted, part, count = _wanted(bundle)
         for name, amount in wanted.items():
-            self._free[name] -= amount
-        return True
+            self._free[name] = self._free.get(name, 0) - amount * times
+        for _ in range(times if count else 0):
+            # Like Ray, take a part of a GPU from the GPU with the smallest free part.
+            fitting = [i for i, free in enumerate(self._gpus) if free >= part]
+            for i in sorted(fitting, key=self._gpus.__getitem__)[:count]:
+                self._gpus[i] -= part
 
 
 def check_resources(cpus_per_trial: float, gpus_per_trial: float, more: Mapping[str, float] | None = None) -> None:
@@ -124,7 +139,7 @@ def check_resources(cpus_per_trial: float, gpus_per_trial: float, more: Mapping[
     offers = sorted(map(_countable, _nodes()), key=lambda offer: (-offer["GPU"], -offer["CPU"]))
     there = "; ".join(dict.fromkeys(map(_amounts, offers)))
     accepted = f"at most what one machine has, of {there or 'none'}"
-    require(_fitting([requested], 1) > 0, "resources per trial", _amounts(requested), accepted)
+    require(_fitting(requested, 1) > 0, "resources per trial", _amounts(requested), accepted)
 
 
 def slots(cpus_per_trial: float, gpus_per_trial: float, more: Mapping[str, float] | None = None) -> int:
@@ -132,16 +147,40 @@ def slots(cpus_per_trial: float, gpus_per_trial: float, more: Mapping[str, float
 
     `more`: amounts of custom resources by name.
     """
-    return _fitting([_bundle(cpus_per_trial, gpus_per_trial, more or {})])
+    return _fitting(_bundle(cpus_per_trial, gpus_per_trial, more or {}))
 
 
-def _fitting(bundles: Sequence[Mapping[str, float]], most: float = math.inf) -> int:
-    """Return how many times all of these bundles fit on the nodes, at most `most`; large bundles are placed first."""
-    nodes, placed = [_Node(resources) for resources in _nodes()], 0
-    ordered = sorted(bundles, key=lambda bundle: (len(bundle), bundle.get("GPU", 0), bundle["CPU"]), reverse=True)
-    while placed < most and all(any(node.take(bundle) for node in nodes) for bundle in ordered):
+def _fitting(
+    trial: Mapping[str, float], most: float = math.inf, producer: Mapping[str, float] | None = None, producers: int = 0
+) -> int:
+    """Return how many trials fit on the nodes, each with its `producers`, at most `most`."""
+    nodes = [_Node(resources) for resources in _nodes()]
+    if producer is None or not producers:
+        return int(min(most, sum(node.room(trial) for node in nodes)))
+    rooms, left, placed = [node.room(producer) for node in nodes], [node.room(producer, trial) for node in nodes], 0
+    while placed < most:
+        # The trial goes to the node on which it leaves room for the most producers in all.
+        best = max(range(len(nodes)), key=lambda n: left[n] - rooms[n] if left[n] >= 0 else -math.inf, default=None)
+        if best is None or left[best] < 0 or sum(rooms) - rooms[best] + left[best] < producers:
+            break
+        nodes[best].take(trial)
+        rooms[best], changed, open_places = left[best], {best}, producers
+        for n, room in enumerate(rooms):
+            here = min(room, open_places)
+            nodes[n].take(producer, here)
+            open_places -= here
+            changed |= {n} if here else set()
+        for n in changed:
+            rooms[n], left[n] = nodes[n].room(producer), nodes[n].room(producer, trial)
         placed += 1
     return placed
+
+
+def _wanted(bundle: Mapping[str, float]) -> tuple[dict[str, int], int, int]:
+    """Return the resources of a bundle without GPUs, the part that it takes of each of its GPUs, and their number."""
+    wanted = {name: _units(amount) for name, amount in bundle.items()}
+    gpus = wanted.pop("GPU", 0)
+    return wanted, min(gpus, UNITS), -(-gpus // UNITS)
 
 
 def _bundle(cpus: float, gpus: float, more: Mapping[str, float]) -> dict[str, float]:

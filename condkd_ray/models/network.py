@@ -15,7 +15,9 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from condkd_ray.core.code_digest import OWN
 from condkd_ray.core.environment import free_bytes
+from condkd_ray.core.families import is_plugin
 from condkd_ray.core.method import Method, require
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.units import byte_size
@@ -58,8 +60,9 @@ class Network(Method, ABC):
         side = min(height, width)
         what = f"network {label(self)} on images of {height}x{width}: smallest side"
         require(side >= self.min_size, what, side, f"{self.min_size} or more")
-        # On the meta device, where callers count costs, weights take no memory.
-        if torch.get_default_device().type != "meta":
+        # On the meta device, where callers count costs, weights take no memory. A plug-in is built only once, because
+        # it may keep a tensor of its first module for later ones.
+        if torch.get_default_device().type != "meta" and not is_plugin(type(self)):
             _check_memory(_network_bytes(self, tuple(image_shape), num_classes), label(self))
         return self._build(image_shape, num_classes)
 
@@ -148,10 +151,11 @@ def _check_memory(needed: float, what: str) -> None:
 def seeded_module(make: Callable[[], Module], stream: str, device: torch.device, rng: Streams) -> Module:
     """Return the module that `make` builds with random numbers of `stream`, on `device`, in channels-last format.
 
-    `stream`: a name of the form "group/module", such as "init/generator"; a message names the module.
-    Raises `InputError` if its weights exceed the free memory.
+    `stream`: a name such as "init/generator" or "init/generator/3"; a message names the second part.
+    Raises `InputError` if its weights exceed the free memory; a function of another package is not checked.
     """
-    _check_memory(_weight_bytes(make), stream.split("/")[1])
+    if (getattr(make, "__module__", None) or "").partition(".")[0] == OWN:  # a plug-in: see `Network.build`
+        _check_memory(_weight_bytes(make), stream.removeprefix("init/").partition("/")[0])
     with rng.forked(stream):
         module = make()
     return module.to(device, non_blocking=True, memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -168,13 +168,19 @@ def _check_all(tree: dict[str, Any], spec: SearchSpec, workshop: Workshop) -> Kn
     _check_configs(tree, spec, known.points, workshop)
     # Check the teacher of the space's default; other teachers are checked when they are proposed.
     workshop.check_teacher(default(tree))
+    experiment.own_modules(_modules(tree), workshop)
     return known
 
 
 def _modules(tree: dict[str, Any]) -> list[str | None]:
-    """Return the names of the users' own teacher modules that configs of a space can contain; None: another teacher."""
+    """Return the names of the users' own teacher modules that configs of a space can contain; None: another teacher.
+
+    Raises `InputError` if a value of an open `teacher/module` is no name.
+    """
     leaf = leaves(tree).get("teacher/module")
-    return [default(tree).teacher.module] if leaf is None else list(leaf.values)
+    if leaf is None:
+        return [default(tree).teacher.module]
+    return [from_tree({"teacher": {"module": value}}, "search space").teacher.module for value in leaf.values]
 
 
 def _learn(study: Study, known: Known) -> None:

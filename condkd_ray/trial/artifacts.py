@@ -117,7 +117,7 @@ def _make_folder(folder: Path) -> None:
     """Make a folder with the permissions of the folder around it: whoever shares the cache can write to it."""
     if not folder.is_dir():
         folder.mkdir(parents=True, exist_ok=True)
-        with suppress(PermissionError):  # another user has just made it
+        with suppress(OSError):  # another user has just made it, or the file system has no permissions
             folder.chmod(stat.S_IMODE(folder.parent.stat().st_mode))
 
 

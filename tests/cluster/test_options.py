@@ -142,6 +142,23 @@ def test_producers_with_gpus_are_placed_before_processes_without(nodes, tmp_path
     options(tmp_path, 1, 0, producer=(1, 0.5)).check([trial(2)])
 
 
+def test_the_trial_goes_to_the_node_that_leaves_its_producers_room(nodes, tmp_path):
+    nodes({"CPU": 3, "GPU": 1}, {"CPU": 2, "GPU": 1})
+    one = options(tmp_path, 3, 0, producer=(2, 1))
+    one.check([trial(1)])
+    assert one.at_once([trial(1)]) == 1
+
+
+def test_trials_with_producers_are_counted_quickly_on_many_nodes(nodes, tmp_path):
+    nodes(*[{"CPU": 64, "GPU": 4}] * 200)
+    assert options(tmp_path, 1, 0.1, producer=(1, 0.1)).at_once([trial(1)]) == 200 * 20
+
+
+def test_amounts_of_nodes_that_a_float_misses_by_a_little_are_whole_units(nodes):
+    nodes({"CPU": 1.13, "big": 1.1299})  # 1.1299 * 10_000 is 11298.999999999998
+    assert slots(1.13, 0, {"big": 1.1299}) == 1
+
+
 LOSING = TESTS / "cluster" / "losing_nodes.py"
 
 

@@ -1,5 +1,6 @@
 import re
 from dataclasses import dataclass
+from functools import cache
 from itertools import combinations
 from math import prod
 from typing import Annotated, get_args
@@ -10,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import Field, TypeAdapter
 from torch import nn
+from toy import make_teacher
 
 from condkd_ray.core.method import InputError
 from condkd_ray.core.rng import Streams
+from condkd_ray.methods.inversion import Dafl, Fast, Nayer, PreDfkd
 from condkd_ray.models import (
     AlexNet,
     AlexNetHalf,
@@ -32,7 +35,6 @@ from condkd_ray.models import (
 )
 from condkd_ray.models import network as network_module
 from condkd_ray.models.cost import cost_of
-from condkd_ray.models.generator import Generator
 from condkd_ray.models.network import Network, label, seeded_module
 from condkd_ray.models.teacher import Teacher
 from condkd_ray.models.torchvision import SMALLEST
@@ -111,13 +113,39 @@ def test_the_widening_factor_of_a_wrn_is_checked_too(monkeypatch):
         Wrn(width=256).build((3, 32, 32), 10)
 
 
-@pytest.mark.parametrize("spectral", [False, True])
-def test_a_generator_that_fits_no_memory_is_refused(spectral):
-    shape, cpu = (3, 32, 32), torch.device("cpu")
+@pytest.mark.parametrize("kind", [Fast, Dafl, Nayer, PreDfkd])
+def test_a_generator_that_fits_no_memory_is_refused(kind):
     with pytest.raises(InputError, match=r"^memory for the weights of generator is '\d+\.\d GB'; accepted: "):
-        seeded_module(lambda: Generator(100, 10**7, shape, spectral=spectral), "init/generator/3", cpu, Streams(0))
-    small = seeded_module(lambda: Generator(8, 4, shape, spectral=spectral), "init/generator/3", cpu, Streams(0))
-    assert small(torch.randn(2, 8)).isfinite().all()
+        kind(width=10**7).init(make_teacher(), Streams(0))
+
+
+@cache
+def kernel() -> torch.Tensor:
+    """Return a tensor that is made once and used by all modules, such as a blur."""
+    return torch.ones(1, 1, 3, 3) / 9
+
+
+class Blurred(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(36, 2))
+        self.register_buffer("kernel", kernel())
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(nn.functional.conv2d(images, self.kernel))
+
+
+def test_a_network_of_another_package_that_keeps_a_tensor_of_its_first_module_is_built():
+    @dataclass(frozen=True, kw_only=True)
+    class Keeping(Network):
+        name: str = "keeping"
+
+        def _build(self, image_shape, num_classes):
+            return Blurred()
+
+    kernel.cache_clear()
+    assert Keeping().build((1, 8, 8), 2).kernel.sum() == pytest.approx(1.0)
+    kernel.cache_clear()
+    assert seeded_module(Blurred, "init/guide", torch.device("cpu"), Streams(0)).kernel.sum() == pytest.approx(1.0)
 
 
 def test_costs_of_a_network_that_fits_no_memory_are_counted():

@@ -55,6 +55,23 @@ def test_points_outside_the_space_are_refused(tmp_path, points, message):
     refused(tmp_path, message, points=tmp_path / "p.yaml")
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ("!choice [3, null]", "teacher: module is 3; accepted: "),
+        ("!uniform [0, 1]", "teacher: module is 0.0; accepted: "),
+        ("!choice [null, 'no_such_package:teacher']", "no_such_package"),
+    ],
+)
+def test_every_teacher_module_that_a_space_can_choose_is_checked(tmp_path, values, message):
+    tree = parse(f"{{data: {{name: digits}}, teacher: {{module: {values}}}}}")
+    spec = SearchSpec(out=tmp_path / "out", cache=tmp_path / "cache")
+    for begin in (lambda: searches.run("Which?", tree, spec), lambda: searches.explained(tree, spec)):
+        with pytest.raises(InputError, match=message):
+            begin()
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("rounds", ["", "many", "!choice [2, many]", "0"])
 def test_rounds_that_are_no_number_are_refused(tmp_path, rounds):
     tree = parse(f"inversion: {{bn_weight: !log_uniform [0.1, 100]}}\nrounds: {rounds}")
