@@ -4,6 +4,7 @@ import errno
 import logging
 import os
 import signal
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -57,10 +58,16 @@ def show(text: str, end: str = "\n") -> None:
     try:
         print(text, end=end, flush=True)
     except OSError as error:
+        gone = error.errno in CLOSED or (error.errno == errno.EIO and _is_device())
         # Otherwise Python would flush once more at exit, and print that error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if error.errno not in CLOSED:
+        if not gone:
             raise OSError(error.errno, error.strerror, "standard output") from error
+
+
+def _is_device() -> bool:
+    """Return whether standard output is a device, such as a terminal: writing to one that was closed gives EIO."""
+    return stat.S_ISCHR(os.fstat(sys.stdout.fileno()).st_mode)
 
 
 @contextmanager
