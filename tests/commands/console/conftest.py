@@ -8,7 +8,7 @@ from condkd_ray.commands.console.screen import Screen
 
 @pytest.fixture
 def screen_on(monkeypatch) -> Callable[[object], Screen]:
-    """Makes a screen of a stream, which is standard error from then on, and the one that all is shown on."""
+    """Return a function that makes a screen of a stream; both replace standard error and the screen of the package."""
 
     def screen_on(stream: object) -> Screen:
         monkeypatch.setattr("sys.stderr", stream)

@@ -8,7 +8,7 @@ pyte = pytest.importorskip("pyte", reason="the terminal of the tests is not inst
 
 
 class Terminal(io.StringIO):
-    """A stream shown on a simulated screen. `writes`: all writes, one by one."""
+    """A stream whose output appears on a simulated screen. `writes`: all writes in order."""
 
     encoding = "utf-8"  # type: ignore[assignment]
 
@@ -30,5 +30,5 @@ class Terminal(io.StringIO):
 
     @property
     def lines(self) -> list[str]:
-        """The visible lines, without empty lines at the end."""
+        """Visible lines, without empty lines at the end."""
         return "\n".join(line.rstrip() for line in self.screen.display).rstrip().split("\n")

@@ -42,14 +42,14 @@ def test_each_ending_has_its_exit_code_and_one_message(capsys, error, code, word
     assert capsys.readouterr() == ("", words)
 
 
-def test_a_library_that_found_no_memory_is_told_alike(capsys):
+def test_a_library_without_memory_gives_the_same_message(capsys):
     with pytest.raises(SystemExit) as caught, exit_codes():
         raise RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")
     assert caught.value.code == 1
     assert capsys.readouterr().err.startswith("failed: out of GPU memory: cuDNN error: CUDNN_STATUS_ALLOC_FAILED; acc")
 
 
-def test_a_data_base_that_is_locked_or_broken_is_told_in_one_line(capsys, tmp_path):
+def test_a_locked_or_broken_data_base_gives_one_line(capsys, tmp_path):
     place = tmp_path / "study.db"
     storage = open_storage(f"sqlite:///{place}?timeout=0.1", tmp_path)
     with sqlite3.connect(place, isolation_level=None) as other:
@@ -58,35 +58,35 @@ def test_a_data_base_that_is_locked_or_broken_is_told_in_one_line(capsys, tmp_pa
             optuna.create_study(storage=storage)
     other.close()
     assert caught.value.code == 1
-    told = (
+    message = (
         "failed: the study's database cannot be used: (sqlite3.OperationalError) database is locked; the same command"
     )
-    assert capsys.readouterr().err.splitlines()[-1].startswith(told.replace("(sqlite3.OperationalError) ", ""))
+    assert capsys.readouterr().err.splitlines()[-1].startswith(message.replace("(sqlite3.OperationalError) ", ""))
     storage.remove_session()
     storage.engine.dispose()
     place.write_bytes(place.read_bytes()[:4096] + b"\xff" * 50_000)
     with pytest.raises(SystemExit) as caught, exit_codes():
         optuna.create_study(storage=open_storage(f"sqlite:///{place}", tmp_path))
     assert caught.value.code in (1, 2)
-    said = capsys.readouterr().err
-    assert "malformed" in said
-    assert "Traceback" not in said
+    output = capsys.readouterr().err
+    assert "malformed" in output
+    assert "Traceback" not in output
 
 
 @pytest.mark.parametrize("mistake", [ZeroDivisionError(), RuntimeError("CUDA error: misaligned address")])
-def test_our_own_mistakes_are_not_hidden(mistake):
+def test_errors_of_this_package_keep_their_traceback(mistake):
     with pytest.raises(type(mistake)) as caught, exit_codes():
         raise mistake
     assert caught.value is mistake
 
 
-def test_words_go_to_standard_error(capsys):
+def test_log_lines_go_to_standard_error(capsys):
     log_to_stderr()
     log_line("training")
     assert capsys.readouterr() == ("", "training\n")
 
 
-def test_details_are_heard_only_by_who_wants_them(capsys):
+def test_details_are_logged_only_on_request(capsys):
     log = logging.getLogger("condkd_ray.any")
     log_to_stderr()
     log.debug("one")
@@ -100,21 +100,41 @@ def test_details_are_heard_only_by_who_wants_them(capsys):
 
 
 @pytest.mark.parametrize(("stream", "word"), [("stdout", "show"), ("stderr", "log_line")])
-def test_a_closed_pipe_ends_nothing(tmp_path, stream, word):
+def test_a_closed_pipe_does_not_end_a_program(tmp_path, stream, word):
     code = f"""
 from pathlib import Path
 from condkd_ray.commands.console.exit_codes import show, log_to_stderr, log_line
 log_to_stderr()
 for _ in range(3):
     {word}("x" * 70000)
-Path("heard").write_text("went on")
+Path("end").write_text("went on")
 """
     reader, writer = os.pipe()
     os.close(reader)
     with subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, **{stream: writer}) as process:
         os.close(writer)
     assert process.returncode == 0
-    assert (tmp_path / "heard").read_text() == "went on"
+    assert (tmp_path / "end").read_text() == "went on"
+
+
+def test_a_closed_terminal_does_not_end_a_program(tmp_path):
+    code = """
+import sys
+from pathlib import Path
+from condkd_ray.commands.console.exit_codes import show
+sys.stdin.readline()
+show("x")
+show("y")
+Path("end").write_text("reached")
+"""
+    master, slave = os.openpty()
+    run = {"cwd": tmp_path, "stdin": subprocess.PIPE, "stdout": slave, "start_new_session": True}
+    with subprocess.Popen([sys.executable, "-c", code], **run) as process:
+        os.close(slave)
+        os.close(master)
+        process.communicate(b"\n")
+    assert process.returncode == 0
+    assert (tmp_path / "end").read_text() == "reached"
 
 
 FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
@@ -136,7 +156,7 @@ with exit_codes():
 
 @FULL
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["train", "--help"]], ids=" ".join)
-def test_a_command_says_that_standard_output_is_full_and_nothing_if_it_is_closed(arguments):
+def test_a_command_fails_if_standard_output_is_full_and_stays_quiet_if_it_is_closed(arguments):
     command = [sys.executable, "-m", "condkd_ray", *arguments]
     with open("/dev/full", "w", encoding="utf-8") as full:
         found = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
@@ -149,7 +169,7 @@ def test_a_command_says_that_standard_output_is_full_and_nothing_if_it_is_closed
 
 
 @pytest.mark.parametrize(
-    ("run", "code", "told"),
+    ("run", "code", "message"),
     [
         ((True, 0, ("time",)), 0, ""),
         ((True, 2), 1, ""),
@@ -157,7 +177,7 @@ def test_a_command_says_that_standard_output_is_full_and_nothing_if_it_is_closed
         ((False, 1, ("GPU",)), 3, "the GPU budget is spent; the same command continues\n"),
     ],
 )
-def test_how_a_run_has_ended(run, code, told, capsys):
+def test_the_end_of_a_run_has_its_exit_code_and_message(run, code, message, capsys):
     log_to_stderr()
     assert exit_code_of(RunResult(Path("out"), *run)) == code
-    assert capsys.readouterr().err == told
+    assert capsys.readouterr().err == message

@@ -1,4 +1,4 @@
-"""Trials as they run: a table on a terminal that is gone at the end, a line a finished trial in a file."""
+"""Progress of trials: on a terminal a table that disappears at the end, in a file one line per finished trial."""
 
 import io
 import math
@@ -24,7 +24,7 @@ def still(monkeypatch):
 
 
 class Clock:
-    """Stands still, or goes on by `step` whenever it is looked at."""
+    """A clock that stands still, or advances by `step` at every reading."""
 
     def __init__(self) -> None:
         self.now, self.step = 0.0, 0.0
@@ -42,7 +42,7 @@ def clock(monkeypatch):
 
 
 class Trials(Live):
-    """Trials of which no screen tells; a round is told with the value of the goal alone, or without."""
+    """Progress of trials without a screen; a round is reported with the value of the objective only, or without any."""
 
     def round(self, key, label, number, rounds, value=None):
         super().round(key, label, {"round": number} | ({} if value is None else {self.goal.metric: value}), rounds)
@@ -55,7 +55,7 @@ def row(number: int, value: float = 0.5) -> dict[str, float]:
     return {"round": number, "proxy/agreement": value, "student/test_accuracy": 0.999}
 
 
-def test_a_running_trial_shows_its_goal_as_last_measured_and_at_its_best():
+def test_a_running_trial_shows_the_last_and_the_best_value_of_the_objective():
     progress = Trials(2)
     for number, value in ((1, 0.5), (2, None), (3, 0.75), (4, math.nan), (5, 0.625)):
         progress.round("a", "trial a", number, 12, value)
@@ -64,7 +64,7 @@ def test_a_running_trial_shows_its_goal_as_last_measured_and_at_its_best():
 
 
 @pytest.mark.parametrize(("larger", "best"), [(True, "b"), (False, "c")])
-def test_the_best_is_that_of_the_goal_among_finished_trials_of_all_drivers(larger, best):
+def test_the_best_value_is_over_the_finished_trials_of_all_drivers(larger, best):
     progress = Trials(9, Goal("metric", larger), best=Best("earlier", 0.5))
     ends = [("a", 0.4, "finished"), ("b", 0.6, "finished"), ("c", 0.3, "finished"), ("d", 0.9, "pruned")]
     for key, value, status in [*ends, ("e", 0.1, "failed"), ("f", 0.6, "finished")]:
@@ -75,7 +75,7 @@ def test_the_best_is_that_of_the_goal_among_finished_trials_of_all_drivers(large
     assert (progress.done, dict(progress.ended)) == (6, {"finished": 4, "pruned": 1, "failed": 1})
 
 
-def test_means_are_of_finished_trials_by_arm():
+def test_means_per_arm_are_over_finished_trials():
     progress = Trials(9)
     for key, arm, value, status in [
         ("a", "mixed", 0.4, "finished"),
@@ -89,7 +89,7 @@ def test_means_are_of_finished_trials_by_arm():
     assert {arm: (len(v), fmean(v)) for arm, v in progress.groups.items()} == {"mixed": (2, 0.5), "none": (1, 0.25)}
 
 
-def test_time_left_is_unknown_at_first_and_then_right(clock):
+def test_the_time_left_is_unknown_at_first_and_then_estimated(clock):
     progress = Trials(3)
     assert progress.seconds_left() is None
     for number in range(1, 5):
@@ -104,7 +104,7 @@ def test_time_left_is_unknown_at_first_and_then_right(clock):
     assert progress.seconds_left() == 0
 
 
-def test_how_long_the_first_trials_take_to_start_is_not_counted(clock):
+def test_the_start_of_the_first_trials_is_not_counted_in_the_estimate(clock):
     progress = Trials(4)
     clock.now = 1000
     for key in "ab":
@@ -117,7 +117,7 @@ def test_how_long_the_first_trials_take_to_start_is_not_counted(clock):
     assert progress.seconds_left() == pytest.approx(30)
 
 
-def test_trials_of_one_round_give_an_estimate_too(clock):
+def test_trials_of_one_round_give_an_estimate(clock):
     progress = Trials(4)
     for key in "ab":
         clock.now += 10
@@ -126,7 +126,7 @@ def test_trials_of_one_round_give_an_estimate_too(clock):
     assert progress.seconds_left() == pytest.approx(20)
 
 
-def test_a_resumed_trial_counts_only_the_rounds_seen(clock):
+def test_a_resumed_trial_counts_only_its_new_rounds(clock):
     progress = Trials(1)
     for number in (7, 8):
         clock.now += 10
@@ -136,7 +136,7 @@ def test_a_resumed_trial_counts_only_the_rounds_seen(clock):
     assert progress.seconds_left() == pytest.approx(40)
 
 
-def test_failures_alone_give_no_estimate():
+def test_failed_trials_alone_give_no_estimate():
     progress = Trials(2)
     progress.finished("a", "a", "failed")
     assert progress.seconds_left() is None
@@ -163,7 +163,7 @@ def ablation(running: int = 2) -> Trials:
     return progress
 
 
-def test_a_search_shows_the_whole_the_best_and_what_runs():
+def test_a_search_shows_its_progress_the_best_value_and_running_trials():
     head, best, leaves, empty, *running = table(search(), 79, 23, fine=False)
     assert head.startswith("##-----------------  2/24 trials  1 failed  1 pruned  ")
     assert "left " in head
@@ -191,7 +191,7 @@ def test_an_ablation_shows_the_mean_of_each_arm_and_no_best():
     ]
 
 
-def test_of_many_trials_those_that_fit_are_shown_and_the_others_counted():
+def test_trials_that_do_not_fit_on_the_screen_are_counted():
     shown = table(search(64), 79, 23, fine=True)
     assert len(shown) == 23
     assert sum(line.startswith("trial ") for line in shown) == 17
@@ -200,7 +200,7 @@ def test_of_many_trials_those_that_fit_are_shown_and_the_others_counted():
     assert sum(line.startswith("trial ") for line in every) == 64
 
 
-def test_arms_are_left_out_where_they_do_not_fit():
+def test_arms_that_do_not_fit_are_left_out():
     assert not any("finished" in line for line in table(ablation(30), 79, 9, fine=True))
     shown = table(ablation(30), 79, 10, fine=True)
     assert [line[:8] for line in shown[2:]] == [
@@ -218,7 +218,7 @@ def test_arms_are_left_out_where_they_do_not_fit():
 @pytest.mark.parametrize("progress", [search, ablation, lambda: search(64), lambda: ablation(64), lambda: Trials(3)])
 @pytest.mark.parametrize("columns", [1, 9, 19, 39, 79, 199])
 @pytest.mark.parametrize("rows", [0, 1, 4, 9, 23, 49])
-def test_it_fits_everywhere(progress, columns, rows):
+def test_the_table_fits_terminals_of_every_size(progress, columns, rows):
     shown = table(progress(), columns, rows, fine=True)
     assert len(shown) <= rows
     assert all(len(line) <= columns for line in shown)
@@ -230,16 +230,16 @@ def test_in_narrow_windows_the_objective_stays_and_labels_keep_both_ends():
     assert "guided ..seed 1   1/12                -" in shown
 
 
-def test_before_anything_runs_it_says_so():
+def test_before_the_first_trial_a_line_states_that_none_runs():
     assert table(Trials(3), 79, 23, fine=True)[-1] == "waiting for the next round"
 
 
 @pytest.mark.parametrize(("share", "text"), [(0, "----"), (0.5, "##--"), (1, "####"), (7, "####"), (-1, "----")])
-def test_bars(share, text):
+def test_a_bar_has_the_length_of_its_share(share, text):
     assert drawn_bar(share, fine=False, width=4) == text
 
 
-def test_a_file_gets_one_line_a_finished_trial(clock, screen_on):
+def test_a_file_gets_one_line_per_finished_trial(clock, screen_on):
     stream = io.StringIO()
     screen_on(stream)
     live = Live(12)
@@ -257,7 +257,7 @@ def test_a_file_gets_one_line_a_finished_trial(clock, screen_on):
     assert len(lines) == 3
 
 
-def test_of_a_search_a_file_hears_the_objective_and_never_test_accuracy(screen_on):
+def test_lines_of_a_search_have_the_objective_and_never_test_accuracy(screen_on):
     stream = io.StringIO()
     screen_on(stream)
     live = Live(3, Goal(decides=True))
@@ -271,7 +271,7 @@ def test_of_a_search_a_file_hears_the_objective_and_never_test_accuracy(screen_o
     assert "99" not in stream.getvalue()
 
 
-def test_a_terminal_gets_a_table_that_is_one_line_at_the_end(clock, screen_on):
+def test_the_table_on_a_terminal_becomes_one_line_at_the_end(clock, screen_on):
     terminal = Terminal()
     screen = screen_on(terminal)
     live = Live(2, Goal(decides=True))
@@ -288,7 +288,7 @@ def test_a_terminal_gets_a_table_that_is_one_line_at_the_end(clock, screen_on):
     assert "99" not in "".join(terminal.writes)
 
 
-def test_a_bar_shows_share_and_time_left_and_is_gone_at_the_end(monkeypatch, clock, screen_on):
+def test_a_bar_shows_share_and_time_left_and_disappears_at_the_end(monkeypatch, clock, screen_on):
     monkeypatch.setenv("COLUMNS", "60")
     terminal = Terminal(60)
     screen = screen_on(terminal)
@@ -305,7 +305,7 @@ def test_a_bar_shows_share_and_time_left_and_is_gone_at_the_end(monkeypatch, clo
     assert terminal.lines == [""]
 
 
-def test_an_error_takes_the_bar_away(screen_on):
+def test_an_error_removes_the_bar(screen_on):
     terminal = Terminal(60)
     screen = screen_on(terminal)
 
@@ -319,7 +319,7 @@ def test_an_error_takes_the_bar_away(screen_on):
     assert terminal.lines == [""]
 
 
-def test_a_file_hears_nothing_of_a_bar(screen_on):
+def test_a_file_gets_no_bar(screen_on):
     stream = io.StringIO()
     screen_on(stream)
     with TERMINAL.bar("teacher") as on_step:

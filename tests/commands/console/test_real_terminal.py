@@ -1,4 +1,4 @@
-"""Programs in a real pseudo-terminal: what a user sees, and what is left of it, also after Ctrl-C and a hang-up."""
+"""Output of programs in a real pseudo-terminal, also after Ctrl-C and after the terminal was closed."""
 
 import fcntl
 import os
@@ -22,7 +22,7 @@ SECONDS = 240.0
 
 
 class Session:
-    """A program that has a terminal of its own."""
+    """A program in its own terminal."""
 
     def __init__(self, command: Sequence[str], columns: int = 80, rows: int = 24) -> None:
         self.screen = pyte.Screen(columns, rows)
@@ -38,7 +38,7 @@ class Session:
         return [line.rstrip() for line in self.screen.display]
 
     def until(self, seen: Callable[[], bool]) -> bool:
-        """Show what is written until something is seen, or the program has ended; whether it was seen."""
+        """Read the output until `seen` is true or the program has ended; return whether it was true."""
         begin = time.monotonic()
         while time.monotonic() - begin < SECONDS:
             if select.select([self._terminal], [], [], 0.1)[0]:
@@ -56,7 +56,7 @@ class Session:
         os.write(self._terminal, text)
 
     def close(self) -> None:
-        """As if the window was closed."""
+        """Close the terminal, as when its window is closed."""
         os.close(self._terminal)
 
     def end(self) -> int:
@@ -71,7 +71,7 @@ def search(tmp_path: Path, trials: int) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_a_search_shows_a_live_table_and_ends_with_where_all_is(tmp_path: Path):
+def test_a_search_shows_a_live_table_and_finally_the_places_of_its_results(tmp_path: Path):
     session, tables = Session(search(tmp_path, 3), rows=40), set[str]()
 
     def look() -> bool:
@@ -88,15 +88,15 @@ def test_a_search_shows_a_live_table_and_ends_with_where_all_is(tmp_path: Path):
     records = read_records(tmp_path / "out")
     assert {f"trial {number}" for number in range(3)} == {record.arm for record in records}
     true = {f"best: {record.arm}, proxy/agreement {record.metrics['proxy/agreement']:.4f}" for record in records}
-    told = {line for line in tables if line.startswith("best: ")}
-    assert told
-    assert told <= true
+    best = {line for line in tables if line.startswith("best: ")}
+    assert best
+    assert best <= true
     assert any(line.startswith("  inversion/bn_weight ") for line in tables)
     assert session.screen.cursor.hidden is False
     assert b"\x1b[?25l" not in session.written
     shown = "\n".join(session.lines)
-    for told in ("3 of 3 trials in", "3 trials finished.", "page        ", "look live   condkd dashboard "):
-        assert told in shown
+    for text in ("3 of 3 trials in", "3 trials finished.", "page        ", "look live   condkd dashboard "):
+        assert text in shown
     assert "/3 trials  " not in shown
 
 
@@ -115,7 +115,7 @@ def test_ctrl_c_leaves_a_clean_terminal(tmp_path: Path):
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_terminal_that_is_closed_ends_nothing(tmp_path: Path):
+def test_a_closed_terminal_does_not_end_a_search(tmp_path: Path):
     session = Session(search(tmp_path, 3))
     assert session.until(lambda: any("/3 trials" in line for line in session.lines))
     session.close()

@@ -1,4 +1,4 @@
-"""The last lines of a terminal: drawn over themselves, below what is said, on streams that misbehave too."""
+"""The progress lines at the bottom of a terminal: redrawn in place, below messages, also on faulty streams."""
 
 import io
 import logging
@@ -14,7 +14,7 @@ from condkd_ray.commands.console.screen import Screen
 
 @pytest.fixture(autouse=True)
 def size(monkeypatch):
-    """No redrawing by itself; a terminal of 40 by 10, whatever the tests run in."""
+    """Disable the timer that redraws, and set the size of the terminal to 40 by 10."""
     monkeypatch.setattr(module, "REDRAW_SECONDS", 3600)
     resize(monkeypatch, 40, 10)
     monkeypatch.delenv("TERM", raising=False)
@@ -25,7 +25,7 @@ def resize(monkeypatch, columns, rows):
     monkeypatch.setenv("LINES", str(rows))
 
 
-def test_parts_are_drawn_over_themselves_and_leave_nothing_behind(screen_on):
+def test_parts_are_redrawn_in_place_and_removed_at_the_end(screen_on):
     terminal, shown = Terminal(40, 10), ["a", "b", "c"]
     screen = screen_on(terminal)
     screen.message("before")
@@ -40,7 +40,7 @@ def test_parts_are_drawn_over_themselves_and_leave_nothing_behind(screen_on):
     assert not any("\x1b[?25l" in text for text in terminal.writes)
 
 
-def test_what_is_said_meanwhile_goes_above(monkeypatch, screen_on):
+def test_messages_appear_above_the_parts(monkeypatch, screen_on):
     terminal = Terminal(40, 10)
     screen = screen_on(terminal)
     with screen.showing(lambda columns, rows: ["one", "two"]), screen.showing(lambda columns, rows: ["three"]):
@@ -51,7 +51,7 @@ def test_what_is_said_meanwhile_goes_above(monkeypatch, screen_on):
     assert terminal.lines == ["said", "in two lines", "x" * 40, "x" * 5]
 
 
-def test_one_write_a_drawing_and_none_where_nothing_has_changed(screen_on):
+def test_a_drawing_is_one_write_and_an_unchanged_one_none(screen_on):
     terminal, shown = Terminal(40, 10), ["a"]
     screen = screen_on(terminal)
     with screen.showing(lambda columns, rows: list(shown)):
@@ -63,7 +63,7 @@ def test_one_write_a_drawing_and_none_where_nothing_has_changed(screen_on):
         assert len(terminal.writes) == 2
 
 
-def test_it_draws_by_itself_and_not_too_often(monkeypatch, screen_on):
+def test_parts_are_redrawn_by_a_timer_and_not_too_often(monkeypatch, screen_on):
     monkeypatch.setattr(module, "REDRAW_SECONDS", 0.02)
     terminal, count = Terminal(40, 10), 0
     screen = screen_on(terminal)
@@ -85,7 +85,7 @@ def test_it_draws_by_itself_and_not_too_often(monkeypatch, screen_on):
 
 
 @pytest.mark.parametrize(("columns", "rows"), [(1, 1), (2, 2), (10, 3), (40, 10)])
-def test_no_line_is_too_long_and_none_too_many(monkeypatch, columns, rows, screen_on):
+def test_lines_fit_the_width_and_the_height_of_the_terminal(monkeypatch, columns, rows, screen_on):
     resize(monkeypatch, columns, rows)
     terminal = Terminal(columns, rows)
     screen = screen_on(terminal)
@@ -106,7 +106,7 @@ def test_wide_characters_do_not_break_a_line(screen_on):
         assert len(terminal.lines) == 2
 
 
-def test_after_the_window_got_narrower_lines_that_it_broke_are_drawn_over(monkeypatch, screen_on):
+def test_lines_broken_by_a_narrower_window_are_drawn_over(monkeypatch, screen_on):
     terminal = Terminal(40, 10)
     screen = screen_on(terminal)
     with screen.showing(lambda columns, rows: ["x" * 39, "y" * 39]):
@@ -120,7 +120,7 @@ def test_after_the_window_got_narrower_lines_that_it_broke_are_drawn_over(monkey
 @pytest.mark.parametrize(
     ("encoding", "shown"), [("utf-8", "ä ━"), ("latin-1", "ä ?"), ("ascii", "? ?"), ("none", "? ?")]
 )
-def test_characters_that_a_stream_does_not_have_become_question_marks(encoding, shown, screen_on):
+def test_characters_that_the_encoding_lacks_become_question_marks(encoding, shown, screen_on):
     terminal = Terminal(40, 10)
     terminal.encoding = encoding
     screen = screen_on(terminal)
@@ -131,7 +131,7 @@ def test_characters_that_a_stream_does_not_have_become_question_marks(encoding, 
 
 
 @pytest.mark.parametrize("dumb", [True, False])
-def test_where_there_is_no_terminal_nothing_is_drawn(monkeypatch, dumb, screen_on):
+def test_nothing_is_drawn_without_a_terminal(monkeypatch, dumb, screen_on):
     stream = Terminal() if dumb else io.StringIO()
     monkeypatch.setenv("TERM", "dumb" if dumb else "xterm")
     screen = screen_on(stream)
@@ -165,7 +165,7 @@ def closed() -> Terminal:
 
 
 @pytest.mark.parametrize("stream", [Odd(), Gone(), Pipe(), closed(), object()])
-def test_a_stream_that_cannot_be_written_to_is_left_alone(stream, screen_on):
+def test_a_stream_that_cannot_be_written_is_not_used_again(stream, screen_on):
     screen = screen_on(stream)
     with screen.showing(lambda columns, rows: ["line"]):
         screen.draw()
@@ -173,14 +173,14 @@ def test_a_stream_that_cannot_be_written_to_is_left_alone(stream, screen_on):
     screen.message("word")
 
 
-def test_no_standard_error_at_all(monkeypatch):
+def test_a_process_without_standard_error_draws_nothing(monkeypatch):
     monkeypatch.setattr("sys.stderr", None)
     screen = Screen()
     with screen.showing(lambda columns, rows: ["line"]):
         screen.message("word")
 
 
-def test_standard_streams_go_above_while_parts_are_drawn(monkeypatch):
+def test_output_to_standard_streams_appears_above_the_parts(monkeypatch):
     terminal = Terminal(80, 10)
     monkeypatch.setattr("sys.stderr", terminal)
     monkeypatch.setattr("sys.stdout", terminal)
@@ -200,7 +200,7 @@ def test_standard_streams_go_above_while_parts_are_drawn(monkeypatch):
     logger.removeHandler(handler)
 
 
-def test_standard_output_that_is_no_terminal_is_left_alone(monkeypatch, capsys):
+def test_standard_output_that_is_no_terminal_is_not_redirected(monkeypatch, capsys):
     terminal = Terminal()
     monkeypatch.setattr("sys.stderr", terminal)
     with Screen().showing(lambda columns, rows: ["part"]):
