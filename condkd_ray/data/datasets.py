@@ -105,7 +105,10 @@ class DataConfig(DataSource):
         require(known, f"data.download of {self.name}", self.download, "false: torchvision has no such data set")
 
     def read(self) -> Found:
-        """Return the images, resized if the reader resizes them best, and how to split them."""
+        """Return the images, resized if the reader resizes them best, and how to split them.
+
+        Raises `InputError` if files are missing, not readable or not valid.
+        """
         try:
             return _find(self)
         except PermissionError as error:
