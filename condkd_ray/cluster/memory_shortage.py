@@ -47,7 +47,7 @@ class MemoryShortage:
     @property
     def advice(self) -> str:
         """Text with the largest memory of a trial, if known, and with the settings that leave more room."""
-        size = f"the process of a trial takes up to {self._largest:.2g} GB; " if self._largest else ""
+        size = f"the process of a trial takes up to {self._largest:.2f} GB; " if self._largest else ""
         return (
             f"{size}fewer trials at once (--max-concurrent, or more --cpus-per-trial), a lower --pool-limit, or fewer "
             "other programs leave more room"

@@ -305,7 +305,7 @@ def rounds_of(command: Try, base: TrialConfig, workshop: Workshop, begin: float)
     left = 60 * command.minutes - (time.monotonic() - begin) - AROUND
     most = int(left * at_once / each) - base.inversion.warm_up
     rounds = min(max(most, LEAST_ROUNDS), MOST_ROUNDS)
-    log.info(f"a guided round takes {guided:.2g} s: {rounds} rounds per trial, {trials} trials, {at_once} at once")
+    log.info(f"a guided round takes {guided:.2f} s: {rounds} rounds per trial, {trials} trials, {at_once} at once")
     if most < LEAST_ROUNDS:
         log.info(f"this takes longer than {command.minutes:g} minutes and is very little: more --minutes are needed")
     return rounds

@@ -380,9 +380,11 @@ def _paths(tree: Mapping[str, Any], name: str) -> Iterator[str]:
 def _how_to_get(origin: str) -> str:
     """Return which process accepts a plug-in, from the text of its origin."""
     name, _, version = origin.partition(" ")
-    if "source " in version:
+    if "source " in version or not name[0].isalnum():  # no distribution has such a name, but `__main__` does
         return f"a process that imports or defines the class in {name}, and registers it or has it as an entry point"
-    return f"a process that has this plug-in, for example after pip install {name}=={version}"
+    # The text does not show whether the name is of a distribution or of a module outside of any.
+    module = f", or that imports the module {name} and registers the class" if name.isidentifier() else ""
+    return f"a process that has this plug-in, for example after pip install {name}=={version}{module}"
 
 
 def name_of(kind: type) -> str:
@@ -414,7 +416,9 @@ def _is_plain(hint: Any) -> bool:
     if origin in (Union, types.UnionType) or origin is tuple:
         return all(_is_plain(one) for one in args if one is not Ellipsis)
     if isinstance(hint, type) and is_dataclass(hint):
-        return vars(hint)["__dataclass_params__"].frozen
+        # A subclass of a dataclass has parameters of its own only if it is decorated too.
+        params = vars(hint).get("__dataclass_params__")
+        return params is not None and params.frozen
     return hint in LEAVES
 
 

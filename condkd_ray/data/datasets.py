@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 
 from condkd_ray.core.families import Family
-from condkd_ray.core.method import Method, require
+from condkd_ray.core.method import InputError, Method, require
 from condkd_ray.core.rng import derive_seed
 from condkd_ray.data import copies, readers
 from condkd_ray.data.readers import IDX_SETS, TORCHVISION_SETS, ParquetFiles, Raw, RealImages
@@ -105,8 +105,15 @@ class DataConfig(DataSource):
         require(known, f"data.download of {self.name}", self.download, "false: torchvision has no such data set")
 
     def read(self) -> Found:
-        """Return the images, resized if the reader resizes them best, and how to split them."""
-        return _find(self)
+        """Return the images, resized if the reader resizes them best, and how to split them.
+
+        Raises `InputError` if files are missing, not readable or not valid.
+        """
+        try:
+            return _find(self)
+        except PermissionError as error:
+            accepted = f"a folder whose files and folders can be read ({error})"
+            raise InputError(f"data.root of {self.name} is {str(self.root)!r}; accepted: {accepted}") from None
 
 
 AnyData = DataConfig

@@ -5,7 +5,7 @@ On command lines a network is one word, its name and then its fields: "resnet-14
 """
 
 import re
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from typing import Any, Literal, get_args, get_origin
 
 from condkd_ray.core.families import Family, hints
@@ -31,9 +31,11 @@ def _check_spelling(kind: type[Network]) -> None:
     """Raise `InputError` unless the fields of a network fit its one-word spelling: words, then integers."""
     words = [name for name, hint in hints(kind).items() if hint is str or get_origin(hint) is Literal]
     for field in fields(kind):
-        fits = isinstance(field.default, str) if field.name in words else hints(kind)[field.name] is int
-        accepted = "a word with a default, a Literal of words, or int: command lines spell a network name:word-8-16"
-        require(fits, f"networks plug-in {kind.__name__}: field {field.name}", str(hints(kind)[field.name]), accepted)
+        hint = hints(kind)[field.name]
+        fits = isinstance(field.default, str) if field.name in words else hint is int is type(field.default)
+        shown = f"{hint} without a default" if field.default is MISSING else str(hint)
+        accepted = "a word, a Literal of words, or int, with a default: command lines spell a network name:word-8-16"
+        require(fits, f"networks plug-in {kind.__name__}: field {field.name}", shown, accepted)
 
 
 NETWORKS = Family("networks", Network, get_args(AnyNetwork), _check_spelling)

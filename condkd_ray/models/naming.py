@@ -12,7 +12,7 @@ HobbitLong/RepDistiller, polo5's repositories and DAFL), torchvision, and huggin
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -49,12 +49,17 @@ _WRN: Rules = (
     (rf"bn1\.{BN}", "bn.{1}"),
     (rf"fc\.{END}", "classifier.{1}"),
 )
-_VGG: Rules = (
-    # Our stages begin with the pooling layer, so that their other layers are numbered from 1.
-    (rf"block([04])\.(\d+)\.{BN}", "stages.{1}.{2}.{3}"),
-    (rf"block([123])\.(\d+)\.{BN}", "stages.{1}.{2+1}.{3}"),
-    (rf"classifier\.{END}", "classifier.{1}"),
-)
+
+
+def _vgg(unpooled: str, pooled: str) -> Rules:
+    # Our stages with a pooling layer begin with it, so that their other layers are numbered from 1.
+    return (
+        (rf"block([{unpooled}])\.(\d+)\.{BN}", "stages.{1}.{2}.{3}"),
+        (rf"block([{pooled}])\.(\d+)\.{BN}", "stages.{1}.{2+1}.{3}"),
+        (rf"classifier\.{END}", "classifier.{1}"),
+    )
+
+
 _LENET: Rules = (
     (rf"features\.([036])\.{END}", "{1}.{2}"),
     (rf"fc\.([02])\.{END}", "{1+9}.{2}"),
@@ -72,6 +77,10 @@ class Scheme:
     """True if a shortcut without weights is zero padding, as in our networks (option A)."""
     caution: str = ""
     """A difference from our network that the names cannot show; "" if there is none."""
+    same_at: Callable[[int, int], bool] = lambda height, width: True
+    """Returns whether the project's network computes the same function as ours for images of a height and width."""
+    sides: str = ""
+    """Text that lists the image sizes of `same_at`; "" if these are all."""
 
     def renamed(self, weights: Mapping[str, Tensor]) -> Weights | None:
         """Return all weights under our names; None if a name is not in the scheme or two names would become one."""
@@ -95,6 +104,18 @@ def _filled(match: re.Match[str], slot: re.Match[str]) -> str:
     return group if slot[2] is None else str(int(group) + int(slot[2]))
 
 
+def _same_poolings(height: int, width: int) -> bool:
+    return (height == 64) == (min(height, width) >= 64)
+
+
+_VGGS = partial(
+    Scheme,
+    "RepDistiller, CMI, Fast-Datafree, NAYER",
+    (Vgg11,),
+    same_at=_same_poolings,
+    sides="images with sides below 64 pixels, or of 64 x 64: these projects pool before the last stage only if the "
+    "height is exactly 64 pixels, our network if no side is below 64 pixels",
+)
 _POOL = "the project may have a max pooling after the first convolution, which names do not show; our network has none"
 SCHEMES = (
     Scheme(
@@ -106,7 +127,8 @@ SCHEMES = (
     Scheme("pytorch-cifar-models, RepDistiller, CMI, Fast-Datafree, NAYER", (ResNet,), _resnet("downsample", "fc")),
     Scheme("torchvision, timm", (ResNet18, ResNet34), _resnet("downsample", "fc"), caution=_POOL),
     Scheme("ZeroShotKnowledgeTransfer, RepDistiller, CMI, Fast-Datafree, NAYER", (Wrn,), _WRN),
-    Scheme("RepDistiller, CMI, Fast-Datafree, NAYER", (Vgg11,), _VGG),
+    _VGGS(rules=_vgg("04", "123")),
+    _VGGS(rules=_vgg("0", "1234")),
     Scheme("DAFL, CMI, Fast-Datafree, NAYER", (LeNet5, LeNet5Half), _LENET),
 )
 
@@ -126,6 +148,11 @@ class Recognised:
 
 def recognise(weights: Weights) -> Recognised | None:
     """Return the network that fits the weights' names and shapes; None if no known network fits."""
+    return next(recognitions(weights), None)
+
+
+def recognitions(weights: Weights) -> Iterator[Recognised]:
+    """Yield the network that fits the weights' names and shapes, once for each image size that changes our names."""
     for scheme in (None, *SCHEMES):
         renamed = weights if scheme is None else scheme.renamed(weights)
         network = None if renamed is None else network_of(renamed)
@@ -133,8 +160,7 @@ def recognise(weights: Weights) -> Recognised | None:
             continue
         padded = isinstance(network, ResNet) and network.shortcut == "a"
         if scheme is None or (isinstance(network, scheme.kinds) and (scheme.pads or not padded)):
-            return Recognised(network, renamed, scheme)
-    return None
+            yield Recognised(network, renamed, scheme)
 
 
 def network_of(weights: Weights) -> AnyNetwork | None:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from condkd_ray.core.config import file_digest
-from condkd_ray.core.method import InputError
-from condkd_ray.models.naming import SCHEMES, Recognised, recognise
+from condkd_ray.core.method import InputError, require
+from condkd_ray.models.naming import SCHEMES, Recognised, recognise, recognitions
 from condkd_ray.models.network import label
 from condkd_ray.models.state_dicts import COUNTER, Weights, parts, state_dicts, unwrapped
 from condkd_ray.models.weight_files import ACCEPTED, read_file
@@ -134,12 +134,15 @@ class Fitted:
     notes: tuple[str, ...] = ()
 
 
-def fitted(network: nn.Module, path: Path) -> Fitted:
+def fitted(network: nn.Module, path: Path, image_size: tuple[int, int] | None = None) -> Fitted:
     """Return the weights in a file that fit `network`; the network is not changed.
+
+    `image_size`: height and width of the images, in pixels.
 
     The state dict may be under any key, have prefixes of wrappers, and use the names of a known scheme. If a program
     saved more than its network, as Lightning does, the part with one prefix that fits as a whole is used. Raises
-    `InputError` if nothing fits, if several parts fit and `path` does not select one, or if a value is not finite.
+    `InputError` if nothing fits, if several parts fit and `path` does not select one, if a value is not finite, or if
+    the weights belong to a project whose network computes another function for images of `image_size`.
     """
     own, read, file = network.state_dict(), _read(path), located(path)[0]
     fits = _fitting(own, read, path)
@@ -152,6 +155,10 @@ def fitted(network: nn.Module, path: Path) -> Fitted:
         raise _several(file, fits)
     chosen = fits[place]
     _check_values(chosen.weights, f"weights in {path}")
+    scheme = None if chosen.known is None else chosen.known.scheme
+    if scheme is not None and image_size is not None:
+        what = f"size of the images for weights in {path} with names used by {scheme.projects}"
+        require(scheme.same_at(*image_size), what, "{} x {}".format(*image_size), scheme.sides)
     notes = [f"weights in {file} are read from {place!r}{chosen.left_out}"] if [place] != [*read] else []
     return Fitted(chosen.weights, (*notes, *chosen.notes(file)))
 
@@ -202,13 +209,18 @@ def _closest(own: Weights, read: Mapping[str, Weights]) -> tuple[str, "_Attempt"
 
     def near(place: str) -> tuple[float, bool, int]:
         bare = unwrapped(there[place][1])
-        known = recognise(bare)
+        known = _known(own, bare)
         names = (bare if known is None else known.weights).keys()
         return len(own.keys() & names) / len(own.keys() | names), known is not None, len(names)
 
     place = max(there, key=near)
     prefix, part, around = there[place]
     return place, replace(_Attempt.of(own, part), others=_outside(around, [prefix]))
+
+
+def _known(own: Weights, bare: Weights) -> Recognised | None:
+    """Return the network that `bare` belongs to, under the names that fit `own` best; None if it is not recognised."""
+    return min(recognitions(bare), key=lambda known: len(own.keys() ^ known.weights.keys()), default=None)
 
 
 def _size(weights: Mapping[str, Tensor]) -> int:
@@ -238,7 +250,7 @@ class _Attempt:
         for names in (weights, bare):
             if not (problems := misfits(own, names)):
                 return _Attempt(names, ())
-        known = recognise(bare)
+        known = _known(own, bare)
         ours = bare if known is None else known.weights
         return _Attempt(ours, tuple(misfits(own, ours) if known is not None else problems), known)
 
@@ -246,7 +258,7 @@ class _Attempt:
         """Return the problems, and the network that the weights belong to, if it is recognised."""
         if self.known is not None:
             return f"{'; '.join(self.problems)}; they are weights of {label(self.known.network)}{self._named()}"
-        projects = "; ".join(scheme.projects for scheme in SCHEMES)
+        projects = "; ".join(dict.fromkeys(scheme.projects for scheme in SCHEMES))
         return f"{'; '.join(self.problems)}; accepted: the network's own names, or names used by {projects}"
 
     def _named(self) -> str:

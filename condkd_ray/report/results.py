@@ -294,7 +294,7 @@ class Results:
 
     def keeps(self, record: Record) -> bool:
         """Return whether a trial satisfies all constraints of its search, with the values at its end."""
-        return all(not one.excess(value(record, one.name)) > 0 for one in parse_constraints(self.limits))
+        return all(one.allows(value(record, one.name)) for one in parse_constraints(self.limits))
 
 
 def read(out: Path) -> Results:

@@ -84,9 +84,18 @@ class Constraint:
     least: bool
     limit: float
 
+    @property
+    def rounded(self) -> str:
+        """`text` as earlier versions stored it, with six digits of the limit."""
+        return f"{self.name}{'>=' if self.least else '<='}{self.limit:g}"
+
     def excess(self, value: float) -> float:
         """Return the amount by which a value exceeds the limit; 0 or negative if the value satisfies it."""
         return self.limit - value if self.least else value - self.limit
+
+    def allows(self, value: float) -> bool:
+        """Return whether a value satisfies the limit; NaN, a value that was not measured, does not."""
+        return self.excess(value) <= 0
 
 
 def parse_constraints(texts: Sequence[str]) -> tuple[Constraint, ...]:
@@ -112,7 +121,13 @@ def _parsed(text: str) -> Constraint:
     except ValueError:
         limit = math.nan
     require(math.isfinite(limit), "--constraint", text, f"{FORM} {names}")
-    return Constraint(f"{name}{parts[2]}{limit:g}", name, parts[2] == ">=", limit)
+    return Constraint(f"{name}{parts[2]}{_exact(limit)}", name, parts[2] == ">=", limit)
+
+
+def _exact(limit: float) -> str:
+    """Return a text that is parsed as exactly this number; six digits if they suffice, as in earlier studies."""
+    short = f"{limit:g}"
+    return short if float(short) == limit else repr(limit)
 
 
 def excesses(constraints: Sequence[Constraint], history: Sequence[Metrics]) -> dict[str, float]:
@@ -122,7 +137,7 @@ def excesses(constraints: Sequence[Constraint], history: Sequence[Metrics]) -> d
 
 def feasible(constraints: Sequence[Constraint], history: Sequence[Metrics]) -> bool:
     """Return whether a trial with these rounds satisfies all constraints."""
-    return all(value <= 0 for value in excesses(constraints, history).values())
+    return all(one.allows(at_end(one.name, history)) for one in constraints)
 
 
 def known_excesses(

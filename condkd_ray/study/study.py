@@ -205,7 +205,8 @@ class Study(TrialLog):
         limits = [one.text for one in constraints]
         settings = {"space": to_plain(tree), "constraints": limits, "population": list(population)}
         settings |= {"plugins": plugins(tree)}
-        self._study = _open(storage, name, settings | {MADE: list(objective.names)}, objective)
+        earlier = {"constraints": [one.rounded for one in constraints]}
+        self._study = _open(storage, name, settings | {MADE: list(objective.names)}, objective, earlier)
         super().__init__(storage, name, objective, pruner=pruner)
         self._numbers = {content_hash(self._close(trial)): trial.number for trial in reversed(self.own)}
         for trial in self.finished:
@@ -551,10 +552,13 @@ def _may_become(trial: FrozenTrial, params: Mapping[str, Any]) -> bool:
     return (_undecided(trial) or trial.state == TrialState.WAITING) and known.items() <= params.items()
 
 
-def _open(storage: BaseStorage, name: str, settings: dict[str, Any], objective: Objective) -> optuna.Study:
+def _open(
+    storage: BaseStorage, name: str, settings: dict[str, Any], objective: Objective, earlier: Mapping[str, Any]
+) -> optuna.Study:
     """Create the study `name` with `settings` as user attributes, or load it.
 
-    Raises `InputError` if it exists with other settings; it is left unchanged then.
+    `earlier`: settings that earlier versions stored in another form. Raises `InputError` if the study exists with other
+    settings; it is left unchanged then.
     """
     stored = optuna.get_all_study_summaries(storage, include_best_trial=False)
     summary = next((summary for summary in stored if summary.study_name == name), None)
@@ -564,9 +568,8 @@ def _open(storage: BaseStorage, name: str, settings: dict[str, Any], objective: 
     if begun or VERSION in stored_settings:
         check_numbers(name, stored_settings)
     for key, value in settings.items():
-        before = stored_settings.get(key, [])
-        if (begun or key in stored_settings) and before != json.loads(json.dumps(value)):
-            raise InputError(_difference(name, key, before, value))
+        if begun or key in stored_settings:
+            _check_setting(name, key, stored_settings.get(key, []), value, earlier.get(key))
     if summary is not None:
         found = [direction.name.lower() for direction in summary.directions]
         accepted = f"{' '.join(objective.directions)}, or another --out or --study"
@@ -584,6 +587,15 @@ def _open(storage: BaseStorage, name: str, settings: dict[str, Any], objective: 
         if value and key not in stored_settings:
             study.set_user_attr(key, value)
     return study
+
+
+def _check_setting(name: str, key: str, before: Any, now: Any, earlier: Any) -> None:
+    """Raise `InputError` if a setting differs; log it if the study has it in the form of `earlier` versions."""
+    if before == json.loads(json.dumps(now)):
+        return
+    if before != earlier:
+        raise InputError(_difference(name, key, before, now))
+    log.info(f"study {name!r} is continued with {key} {_short(now)}, which it stores as {_short(before)}")
 
 
 def check_numbers(name: str, attributes: Mapping[str, Any]) -> None:

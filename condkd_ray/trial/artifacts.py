@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import torch
@@ -91,10 +92,11 @@ def cached(
             log.info(f"waiting for another process that is making {what} ({path})")
             lock.acquire()
     except OSError as error:
-        raise InputError(f"--cache is {str(path.parent)!r}; accepted: a folder that can be written ({error})") from None
+        raise _not_writable(path.parent, error) from None
     try:
         if _identity(path) != found and (stored := _stored_tensors(path, what, check)) is not None:
             return stored
+        _check_writable(path.parent)  # before the work: another user's lock file may exist in a folder of theirs
         tensors = make()
         with writing(path, durable=True) as fresh:
             save_file(tensors, fresh, metadata={"what": what})
@@ -107,10 +109,23 @@ def cached(
 
 def _identity(path: Path) -> tuple[int, int] | None:
     """Return inode and modification time of a file; None if it does not exist."""
-    if not os.path.isfile(path):
-        return None
-    status = path.stat()
-    return status.st_ino, status.st_mtime_ns
+    if os.path.isfile(path):
+        with suppress(FileNotFoundError):  # it has just been deleted
+            status = path.stat()
+            return status.st_ino, status.st_mtime_ns
+    return None
+
+
+def _check_writable(folder: Path) -> None:
+    """Raise `InputError` unless this process can make files in the folder."""
+    try:
+        TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise _not_writable(folder, error) from None
+
+
+def _not_writable(folder: Path, error: OSError) -> InputError:
+    return InputError(f"--cache is {str(folder)!r}; accepted: a folder that can be written ({error})")
 
 
 def _make_folder(folder: Path) -> None:
@@ -128,6 +143,8 @@ def _stored_tensors(path: Path, what: str, check: Callable[[Tensors], None]) -> 
     try:
         tensors = load_file(path)
         check(tensors)
+    except FileNotFoundError:  # it has just been deleted
+        return None
     except (SafetensorError, InputError) as error:
         log.info(f"{path} is damaged or does not contain {what} ({error}): it will be made again")
         return None
@@ -320,7 +337,8 @@ class Workshop:
         """Return the user's weights under the parameter names of the teacher's network; the file is read once."""
         path = config.teacher.weights
         assert path is not None
-        return self._once(("weights", self._teacher_key(config)), lambda: fitted(network, path))
+        size = self.data(config).image_shape[1:]
+        return self._once(("weights", self._teacher_key(config)), lambda: fitted(network, path, size))
 
     def _proxy_split(self, config: TrialConfig) -> tuple[RealImages, RealImages]:
         """Split the train set into (one image per class, the rest) by the data seed, equally for all trials."""

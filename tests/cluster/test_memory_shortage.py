@@ -44,6 +44,13 @@ def test_the_memory_of_trials_and_the_advice_are_logged_once(logged):
     assert [line.split()[0] for line in logged if "runs alone" in line] == ["first", "second"]
 
 
+@pytest.mark.parametrize(("size", "text"), [(0.456, "0.46 GB"), (99.6, "99.60 GB"), (120.0, "120.00 GB")])
+def test_the_advice_states_sizes_as_plain_numbers(size: float, text: str):
+    shortage = MemoryShortage()
+    shortage.record(size)
+    assert shortage.advice.startswith(f"the process of a trial takes up to {text}; ")
+
+
 def test_a_trial_that_was_set_aside_waits_for_the_others_and_then_for_longer_pauses(clock):
     shortage = MemoryShortage()
     assert not shortage.must_wait("a", alone=True)

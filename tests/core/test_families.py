@@ -459,6 +459,18 @@ def listed():
     return Listed
 
 
+def half_decorated():
+    class Inner(Holder):
+        """A subclass of a dataclass, without a decorator of its own."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Nested(Plain):
+        name: Literal["nested"] = "nested"
+        inner: Inner = Inner()
+
+    return Nested
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -470,6 +482,7 @@ def listed():
         (abstract, r"Abstract: abstract methods is \['act'\]; accepted: none left"),
         (unwritable, "Unwritable: type of field make is .*Callable.*; accepted: what YAML holds: bool, int, float"),
         (listed, r"Listed: type of field sizes is 'list\[int\]'; accepted: what YAML holds: bool, int, float"),
+        (half_decorated, "Nested: type of field inner is 'Inner'; accepted: what YAML holds: .*, frozen dataclass"),
     ],
 )
 def test_a_class_that_breaks_the_contract_is_rejected(make, message):
@@ -636,6 +649,13 @@ def test_check_plugins_reports_missing_plug_ins_and_other_versions(mine, logged)
         InputError, match="accepted: a process that imports or defines the class in __main__, and regis"
     ):
         check_plugins({"things/yours": "__main__ source 0123456789ab"}, "record abc")
+    with pytest.raises(
+        InputError, match="accepted: a process that imports or defines the class in __main__, and registers it"
+    ):
+        check_plugins({"things/yours": "__main__ 2"}, "record abc")
+    either = "pip install helpers==2, or that imports the module helpers and registers the class$"
+    with pytest.raises(InputError, match=f"accepted: a process that has this plug-in, for example after {either}"):
+        check_plugins({"things/yours": "helpers 2"}, "record abc")
 
 
 def test_check_plugins_reports_a_plug_in_whose_import_failed(family):

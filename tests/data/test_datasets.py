@@ -1,5 +1,7 @@
 import itertools
+import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
@@ -136,6 +138,26 @@ def test_missing_idx_files_are_refused_with_the_files_and_folders_searched(tmp_p
         load(DataConfig(name="mnist", root=tmp_path))
     for part in ("t10k-labels-idx1-ubyte", str(tmp_path / "MNIST" / "raw")):
         assert part in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "class_folders", "parquet"])
+@pytest.mark.parametrize("mode", [0o000, 0o444])
+def test_a_folder_without_permission_is_refused(name: str, mode: int):
+    user = os.geteuid()
+    with TemporaryDirectory() as folder:
+        place = Path(folder) / "closed"
+        for inner in ("train", "a"):
+            (place / inner).mkdir(parents=True)
+        place.chmod(mode)
+        Path(folder).chmod(0o755)
+        try:
+            if user == 0:
+                os.seteuid(60_001)
+            with pytest.raises(InputError, match=r"data.root.* is '.*closed'; accepted: a folder w"):
+                load(DataConfig(name=name, root=place))
+        finally:
+            os.seteuid(user)
+            place.chmod(0o700)
 
 
 def test_one_test_file_is_the_test_set(tmp_path: Path):

@@ -103,7 +103,10 @@ class WideResNet(nn.Module):
 
 
 class Vgg(nn.Module):
-    """VGG-11 with BN in five blocks; poolings and the last ReLU of each block are between the blocks."""
+    """VGG-11 with BN in five blocks; poolings and the last ReLU of each block are between the blocks.
+
+    Only images with a height of 64 pixels are pooled before the last block.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -117,9 +120,10 @@ class Vgg(nn.Module):
         self.classifier = nn.Linear(inputs, 10)
 
     def forward(self, x: Tensor) -> Tensor:
+        poolings = 4 if x.shape[2] == 64 else 3
         for number in range(5):
             x = F.relu(getattr(self, f"block{number}")(x))
-            if number < 3:
+            if number < poolings:
                 x = F.max_pool2d(x, 2)
         return self.classifier(F.adaptive_avg_pool2d(x, 1).flatten(1))
 

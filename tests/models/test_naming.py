@@ -130,10 +130,33 @@ def test_unknown_names_are_refused_with_the_known_schemes(tmp_path: Path):
     assert "pytorch-cifar" in message
 
 
-def test_a_vgg_with_another_pooling_is_refused(tmp_path: Path):
+@pytest.mark.parametrize("side", [32, 63, 64])
+def test_a_published_vgg_gives_the_same_logits_at_sides_at_which_both_pool_alike(tmp_path: Path, side: int):
+    theirs, path, images = published.trained(published.Vgg(8)), tmp_path / "w.pth", torch.randn(2, 3, side, side)
+    torch.save(theirs.state_dict(), path)
+    ours = parse("vgg11-8").build((3, side, side), 10)
+    found = fitted(ours, path, (side, side))
+    load_into(ours, found.weights, "weights")
+    torch.testing.assert_close(ours.eval()(images), theirs(images), rtol=1e-4, atol=1e-4)
+    assert len(found.notes) == 1
+
+
+@pytest.mark.parametrize("side", [65, 96])
+def test_a_vgg_with_another_pooling_is_refused(tmp_path: Path, side: int):
     torch.save(CIFAR["vgg11-8"]().state_dict(), tmp_path / "w.pth")
-    with pytest.raises(InputError, match="do not fit the network"):
-        fitted(parse("vgg11-8").build((3, 64, 64), 10), tmp_path / "w.pth")
+    with pytest.raises(InputError, match=rf"RepDistiller.* is '{side} x {side}'; accepted: .*below 64 pixels, or"):
+        fitted(parse("vgg11-8").build((3, side, side), 10), tmp_path / "w.pth", (side, side))
+    # The names of this package stand for this package's network, at every size.
+    own = parse("vgg11-8").build((3, side, side), 10)
+    torch.save(own.state_dict(), tmp_path / "own.pth")
+    assert fitted(own, tmp_path / "own.pth", (side, side)).notes == ()
+
+
+def test_a_vgg_for_images_of_64_pixels_and_other_classes_is_refused_by_its_shapes_alone(tmp_path: Path):
+    torch.save(CIFAR["vgg11-8"]().state_dict(), tmp_path / "w.pth")
+    with pytest.raises(InputError, match=r"network: of another shape: .*they are weights of vgg11-8") as caught:
+        fitted(parse("vgg11-8").build((3, 64, 64), 7), tmp_path / "w.pth")
+    assert "missing" not in str(caught.value)
 
 
 def test_torchvisions_resnet_with_a_small_stem_gives_the_same_logits(tmp_path: Path):

@@ -3,7 +3,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import combinations
 from math import prod
-from typing import Annotated, get_args
+from typing import Annotated, Literal, get_args
 
 import pytest
 import torch
@@ -13,9 +13,11 @@ from pydantic import Field, TypeAdapter
 from torch import nn
 from toy import make_teacher
 
+from condkd_ray.core.families import register
 from condkd_ray.core.method import InputError
 from condkd_ray.core.rng import Streams
 from condkd_ray.methods.inversion import Dafl, Fast, Nayer, PreDfkd
+from condkd_ray.models import NETWORKS as FAMILY
 from condkd_ray.models import (
     AlexNet,
     AlexNetHalf,
@@ -163,6 +165,41 @@ def test_a_network_whose_constructor_reads_its_weights_is_built():
             return module
 
     assert Reading().build((1, 8, 8), 2)[1].weight.detach().abs().max() == pytest.approx(1.0)
+
+
+def sized() -> type[Network]:
+    @dataclass(frozen=True, kw_only=True)
+    class IntNet(Network):
+        name: Literal["intnet"] = "intnet"
+        size: int
+
+        def _build(self, image_shape, num_classes):
+            raise NotImplementedError
+
+    return IntNet
+
+
+def worded() -> type[Network]:
+    @dataclass(frozen=True, kw_only=True)
+    class WordNet(Network):
+        name: Literal["wordnet"] = "wordnet"
+        kind: Literal["a", "b"]
+
+        def _build(self, image_shape, num_classes):
+            raise NotImplementedError
+
+    return WordNet
+
+
+@pytest.mark.parametrize(("make", "field"), [(sized, "field size is .*int"), (worded, "field kind is .*'b'")])
+def test_a_plug_in_network_with_a_field_without_a_default_is_refused(make, field):
+    with pytest.raises(InputError, match=rf"{field}.* without a default.; accepted: .*, with a default"):
+        register(make())
+
+
+def test_each_network_is_spelled_by_its_name_alone():
+    for name, kind in FAMILY.members().items():
+        assert parse(name) == kind(name=name)
 
 
 def test_the_memory_check_of_a_wide_network_draws_no_random_number():

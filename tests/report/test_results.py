@@ -12,7 +12,7 @@ import pytest
 from condkd_ray.core.method import InputError
 from condkd_ray.core.records import write_manifest, write_record
 from condkd_ray.report.results import read
-from report.report_factory import IMAGES, ROUNDS, make_manifest, results, sweep
+from report.report_factory import IMAGES, ROUNDS, make_manifest, make_record, results, sweep
 
 ARMS = ("none", "mixed", "guided")
 RECORDS = sweep(ARMS, ipcs=(1, 10), seeds=range(3))
@@ -87,6 +87,15 @@ def test_a_folder_with_missing_trials_has_results(tmp_path):
         incomplete.best()
     with pytest.raises(InputError, match=r"study of .* is None; accepted: the folder of a search"):
         _ = incomplete.study
+
+
+def test_a_finished_trial_without_a_limited_metric_is_not_ranked():
+    about = {"objective": ["proxy/agreement"], "directions": ["maximize"], "constraints": ["proxy/kl<=2"]}
+    given = [
+        make_record(seed=number, history=[{"round": 1.0}], metrics={"proxy/agreement": 0.5} | more)
+        for number, more in enumerate(({"proxy/kl": 1.0}, {}, {"proxy/kl": math.nan}, {"proxy/kl": 3.0}))
+    ]
+    assert results(given, make_manifest(given, search=about)).ranked == given[:1]
 
 
 def test_figures_need_no_pyplot_and_switch_no_backend():

@@ -61,6 +61,29 @@ def test_the_excess_of_a_trial_over_each_limit():
 
 
 @pytest.mark.parametrize(
+    ("limit", "text"),
+    [
+        ("0.50", "0.5"),
+        ("50000000", "5e+07"),
+        ("2e6", "2e+06"),
+        ("1234567", "1234567.0"),
+        ("0.12345678", "0.12345678"),
+        ("-1e-9", "-1e-09"),
+    ],
+)
+def test_the_text_of_a_limit_is_short_and_exact(limit: str, text: str):
+    [one] = parse_constraints([f"memory/bytes <= {limit}"])
+    assert one.text == f"memory/bytes<={text}"
+    assert parse_constraints([one.text]) == (one,)
+    assert one.limit == float(limit)
+
+
+def test_a_metric_that_was_not_measured_satisfies_no_limit():
+    assert [one.allows(math.nan) for one in LIMITS] == [False, False]
+    assert [one.allows(one.limit) for one in LIMITS] == [True, True]
+
+
+@pytest.mark.parametrize(
     ("texts", "message"),
     [
         (["student/test_accuracy>=0.9"], "--constraint is 'student/test_accuracy>=0.9'; accepted: .*selection by test"),
@@ -151,6 +174,25 @@ def test_a_study_with_other_limits_is_refused(tmp_path):
     study(tmp_path / "none")
     with pytest.raises(InputError, match=r"was made for other constraints, \[\]; accepted: the same constraints"):
         study(tmp_path / "none", constraints=LIMITS)
+
+
+def test_a_study_with_a_limit_that_differs_after_six_digits_is_refused(tmp_path):
+    study(tmp_path, constraints=parse_constraints(["memory/bytes<=1234567"]))
+    study(tmp_path, constraints=parse_constraints(["memory/bytes<=1.234567e6"]))
+    with pytest.raises(InputError, match=r'constraints, \["memory/bytes<=1234567.0"\]; accepted: the same'):
+        study(tmp_path, constraints=parse_constraints(["memory/bytes<=1234568"]))
+
+
+@pytest.mark.parametrize(("limit", "earlier"), [("50000000", "5e+07"), ("1234567", "1.23457e+06")])
+def test_a_study_that_stores_its_limit_with_six_digits_is_continued(tmp_path, logged, limit: str, earlier: str):
+    limits = parse_constraints([f"memory/bytes<={limit}"])
+    first = study(tmp_path, constraints=limits)
+    first._study.set_user_attr("constraints", [f"memory/bytes<={earlier}"])
+    assert study(tmp_path, constraints=limits).propose() is not None
+    noted = [line for line in logged if line.startswith("study 's' is continued with constraints [")]
+    assert len(noted) == (earlier == "1.23457e+06")
+    with pytest.raises(InputError, match="was made for other constraints"):
+        study(tmp_path, constraints=parse_constraints(["memory/bytes<=7"]))
 
 
 def test_only_trials_with_values_of_the_limits_are_learnt_from_an_earlier_study(tmp_path):

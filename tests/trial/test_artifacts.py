@@ -37,7 +37,7 @@ from condkd_ray.methods.inversion import Cmi, Dafl, Fast
 from condkd_ray.methods.losses.kd import Attention
 from condkd_ray.methods.memory import Latest
 from condkd_ray.methods.supervised import Supervised, TeacherConfig, bf16_pays
-from condkd_ray.models import ConvNet, ResNet
+from condkd_ray.models import ConvNet, ResNet, Vgg11
 from condkd_ray.trial import artifacts
 from condkd_ray.trial.artifacts import StandIns, Workshop, cached, default_cache
 from condkd_ray.trial.config import TrialConfig, dump
@@ -375,6 +375,21 @@ def test_weights_that_do_not_fit_are_refused_before_anything_is_made(tmp_path):
     assert not (tmp_path / "cache").exists()
 
 
+def test_weights_whose_project_pools_otherwise_are_refused_before_anything_is_made(tmp_path):
+    def published(name: str) -> str:
+        """Return the name in RepDistiller, whose pooling layers are not in its blocks."""
+        stage, place, rest = name.removeprefix("stages.").split(".")
+        return f"block{stage}.{int(place) - (stage in '123')}.{rest}"
+
+    own = Vgg11(width=2).build((1, 32, 32), 10).state_dict()
+    save_file({name if "fier" in name else published(name): own[name] for name in own}, tmp_path / "w.safetensors")
+    teacher = replace(RECIPE, network=Vgg11(width=2), weights=tmp_path / "w.safetensors")
+    config = using(MATCHING, teacher=teacher, data=DataConfig(size=96))
+    with pytest.raises(InputError, match=r"RepDistiller.* is '96 x 96'; accepted: images with sides below 64 pixels"):
+        Workshop(tmp_path / "cache").prepare_all([config])
+    assert not (tmp_path / "cache").exists()
+
+
 def test_an_inversion_that_needs_batch_normalisation_refuses_a_teacher_without_it(tmp_path):
     lenet = replace(CONFIG, data=DataConfig(size=16), teacher=replace(RECIPE, network=ConvNet(depth=2, width=4)))
     with pytest.raises(InputError, match="batch normalisation"):
@@ -661,6 +676,34 @@ def test_a_user_who_cannot_write_to_a_cache_reads_what_is_there(users):
     path.parent.chmod(0o700)
     with acting(60_001), pytest.raises(InputError, match=r"--cache is .*; accepted: a folder that can be written"):
         cached(path, lambda: {}, "numbers")
+
+
+def test_a_folder_of_another_user_with_a_lock_file_is_refused_before_the_work(users):
+    folder, acting = users
+    path = folder / "teachers" / "a.safetensors"
+    with pytest.raises(ZeroDivisionError):
+        cached(path, lambda: 1 / 0, "numbers")  # leaves its lock file, which all users can lock
+    with acting(60_001), pytest.raises(InputError, match=r"--cache is .*/teachers'; accepted: a folder that can be wr"):
+        cached(path, lambda: pytest.fail("the work has begun"), "numbers")
+    assert [one.name for one in path.parent.iterdir()] == ["a.lock"]
+
+
+def test_an_artifact_that_is_deleted_while_it_is_read_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "a.safetensors"
+
+    def existed(file: Path) -> bool:
+        """Another process deletes the file directly after the check."""
+        there = isfile(file)
+        path.unlink(missing_ok=True)
+        return there
+
+    isfile = os.path.isfile
+    monkeypatch.setattr(os.path, "isfile", existed)
+    for found in (lambda: artifacts._identity(path), lambda: artifacts._stored_tensors(path, "x", lambda _: None)):
+        save_file({"x": torch.zeros(1)}, path)
+        assert found() is None
+    save_file({"x": torch.zeros(1)}, path)
+    assert cached(path, lambda: {"x": torch.ones(1)}, "numbers")["x"].tolist() == [1]
 
 
 def test_an_order_of_classes_is_refused_if_two_have_the_same_name(tmp_path: Path):
