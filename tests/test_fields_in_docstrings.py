@@ -15,7 +15,7 @@ from condkd_ray.trial import config as config  # imports every configurable clas
 def is_of_package(kind: type) -> bool:
     """Return whether a module of this package defines the class; other tests make classes that only seem so."""
     defined = kind.__module__.startswith(f"{condkd_ray.__name__}.")
-    return defined and getattr(sys.modules[kind.__module__], kind.__qualname__, None) is kind
+    return defined and getattr(sys.modules.get(kind.__module__), kind.__qualname__, None) is kind
 
 
 def configurable(kind: type = Method) -> Iterator[type]:
