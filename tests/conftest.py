@@ -65,12 +65,16 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Move the files with Ray tests to the front.
+    """Move the files with long tests and with Ray tests to the front.
 
     They take longest, and the other processes would wait for one that starts late.
     """
-    on_ray = {item.path for item in items if "ray" in item.keywords or "cluster" in getattr(item, "fixturenames", ())}
-    items.sort(key=lambda item: item.path not in on_ray)
+
+    def is_long(item: pytest.Item) -> bool:
+        return bool({"long", "ray"} & {*item.keywords}) or "cluster" in getattr(item, "fixturenames", ())
+
+    first = {item.path for item in items if is_long(item)}
+    items.sort(key=lambda item: item.path not in first)
 
 
 @pytest.fixture(autouse=True)

@@ -87,6 +87,7 @@ def test_every_guidance_has_a_form():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_on_digits_matching_aligns_and_the_class_head_does_not(tmp_path):
     found, what = digits(tmp_path)
     by_form = {one.form: one for one in found}
