@@ -444,6 +444,7 @@ def test_a_folder_is_locked_during_a_call_and_unlocked_afterwards(cache, tmp_pat
     assert not busy(out)
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_arms_are_swept_over_seeds(cluster, cache, tmp_path, capfd):
     with unchanged_process(capfd):

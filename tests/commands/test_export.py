@@ -47,7 +47,10 @@ print(json.dumps([(many.argmax(1)).tolist(), (one - many).abs().max().item()]))
 """
 
 
-@pytest.mark.parametrize("inversion", [None, Dafl(steps=1, batch=16, latent=16, width=8, images_per_round=24)])
+SMALL = Dafl(steps=1, batch=16, latent=16, width=8, images_per_round=24)
+
+
+@pytest.mark.parametrize("inversion", [None, pytest.param(SMALL, marks=pytest.mark.slow)])
 def test_an_exported_student_gives_the_same_predictions_in_plain_torch(tmp_path, inversion):
     out = folder_of(tmp_path / "out")
     record = ran(out, "a", toy_config(rounds=2, **({"inversion": inversion} if inversion else {})))

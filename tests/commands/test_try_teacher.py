@@ -86,6 +86,7 @@ def tried(cluster, home: Path) -> subprocess.CompletedProcess[str]:
     return done
 
 
+@pytest.mark.slow
 def test_a_try_prints_accuracy_table_differences_cost_and_one_verdict(tried: subprocess.CompletedProcess[str]):
     assert (
         "of your 60 images as their folders do; 30 of them are held out for the verdict, and 2 per class guide the "
@@ -107,6 +108,7 @@ def test_a_try_prints_accuracy_table_differences_cost_and_one_verdict(tried: sub
     assert "and a class prior without guides gives " in verdict
 
 
+@pytest.mark.slow
 def test_a_try_writes_a_result_folder_with_the_verdict(tried: subprocess.CompletedProcess[str], home: Path):
     found, verdict = read_records(home / "out"), tried.stdout.strip().splitlines()[-1]
     assert sorted((record.arm, record.seed) for record in found) == sorted(
@@ -121,6 +123,7 @@ def test_a_try_writes_a_result_folder_with_the_verdict(tried: subprocess.Complet
     assert to_tree(settled(read(home / "out" / CONFIG), CPU)) == guided.config
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_the_same_try_again_runs_nothing_and_prints_the_same(
     tried: subprocess.CompletedProcess[str], home: Path, capsys: pytest.CaptureFixture[str], logged: list[str]

@@ -115,7 +115,9 @@ def test_a_guided_trial_continues_from_a_checkpoint_bit_for_bit(kind, tmp_path):
 @each_kind
 def test_labels_without_a_loss_that_uses_them_are_rejected(kind):
     inversion = conditional(kind, **({"oh_weight": 0.0} if hasattr(small(kind), "oh_weight") else {}))
-    accepted = r"conditional for inversion \w+ is True; accepted: false; or an oh_weight > 0, or a guidance of classes"
+    accepted = (
+        r"conditional for inversion \w+ is True; accepted: false; or an oh_weight > 0; or a class-conditional guidance"
+    )
     for guidance in ({}, {"guidance": Discriminator(weight=0.0)}, {"guidance": Discriminator(condition="none")}):
         with pytest.raises(InputError, match=accepted):
             toy_config(inversion=inversion, **guidance)
@@ -130,7 +132,7 @@ def test_a_discriminator_uses_labels_in_one_of_its_terms(condition):
     if condition != "auxiliary":
         with_labels, other = other, with_labels
     with pytest.raises(
-        InputError, match=r"conditional for inversion zskt is True; .* adversarial_weight, or with the .*"
+        InputError, match=r"conditional for inversion zskt is True; .* adversarial_weight > 0, or with the .*"
     ):
         toy_config(inversion=inversion, guidance=Discriminator(condition=condition, **{with_labels: 0.0}))
     toy_config(inversion=inversion, guidance=Discriminator(condition=condition, **{other: 0.0}))

@@ -89,6 +89,7 @@ def test_explaining_a_run_that_never_ran_writes_nothing(cluster, tmp_path):
     assert "each trial making its own images: those that share them" in explain("ablate_ipc", shared, flags, "cpu")
 
 
+@pytest.mark.slow
 def test_producers_need_cpus_and_memory_and_may_save_time(cluster, tmp_path):
     flags = Options(out=tmp_path / "out", cache=tmp_path / "cache", cpus_per_trial=0.5, cpus_per_producer=0.5)
     alone, helped = Workload(plans(seeds=(0,)), {}), Workload(plans(seeds=(0,), pipeline=Pipeline()), {})
@@ -101,6 +102,7 @@ def test_producers_need_cpus_and_memory_and_may_save_time(cluster, tmp_path):
         estimate(helped, replace(flags, cpus_per_producer=9.0), "cpu")
 
 
+@pytest.mark.slow
 def test_more_rounds_have_a_longer_estimate(cluster, tmp_path):
     flags = Options(out=tmp_path / "out", cache=tmp_path / "cache")
     short, long = (

@@ -268,7 +268,8 @@ def test_a_stopped_search_continues_to_the_planned_number_of_trials(home: Path, 
     assert study.trials[0].value == stored(finished).trials[0].value
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_both_dashboards_show_the_search_until_they_are_stopped(finished: Path, number):
     command = [sys.executable, "-m", "condkd_ray", "dashboard", str(finished)]
     # Many clusters have a proxy, which cannot reach the addresses of this machine. This one refuses every connection.
