@@ -154,7 +154,7 @@ def seeded_module(make: Callable[[], Module], stream: str, device: torch.device,
     `stream`: a name such as "init/generator" or "init/generator/3"; a message names the second part.
     Raises `InputError` if its weights exceed the free memory; a function of another package is not checked.
     """
-    if (getattr(make, "__module__", None) or "").partition(".")[0] == OWN:  # a plug-in: see `Network.build`
+    if (getattr(make, "__module__", None) or "").partition(".")[0] == OWN:  # see `Network.build`: a plug-in is built once
         _check_memory(_weight_bytes(make), stream.removeprefix("init/").partition("/")[0])
     with rng.forked(stream):
         module = make()
