@@ -154,7 +154,8 @@ def seeded_module(make: Callable[[], Module], stream: str, device: torch.device,
     `stream`: a name such as "init/generator" or "init/generator/3"; a message names the second part.
     Raises `InputError` if its weights exceed the free memory; a function of another package is not checked.
     """
-    if (getattr(make, "__module__", None) or "").partition(".")[0] == OWN:  # see `Network.build`: a plug-in is built once
+    # A plug-in is built only once: see `Network.build`.
+    if (getattr(make, "__module__", None) or "").partition(".")[0] == OWN:
         _check_memory(_weight_bytes(make), stream.removeprefix("init/").partition("/")[0])
     with rng.forked(stream):
         module = make()
