@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, ClassVar
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from condkd_ray.core.task import Task
+
 Metrics = dict[str, float]
 """Numbers by `family/term`, logged once per round."""
 
@@ -51,6 +53,8 @@ class Method:
     """Publication of the method; empty for generally known methods."""
     ours: ClassVar[tuple[str, ...]] = ()
     """Fields whose meaning or default is our choice instead of a paper's."""
+    tasks: "ClassVar[tuple[Task, ...]]" = ("classification",)
+    """Tasks that the method works for; see `core.task`."""
 
 
 def require(holds: bool, what: str, value: object, accepted: str) -> None:

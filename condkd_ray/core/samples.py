@@ -14,7 +14,10 @@ import torch
 from torch import Tensor
 
 UNLABELLED = -1
-"""Label of an image whose class only the teacher determines, before its logits are computed."""
+"""Label of an image whose class only the teacher determines, before its logits are computed; in segmentation, of a
+pixel without a class."""
+MASK = torch.int16
+"""Type of stored labels per pixel; `Samples` have int64."""
 PixelSpace = Literal["unit", "model"]
 """`unit`: pixels in [0, 1] before normalisation, stored as uint8. `model`: any values, stored as float16."""
 
@@ -49,7 +52,7 @@ class Samples(_Labelled):
 
     `images` (B, C, H, W): float32 in the teacher's normalised space. `labels` (B,): int64; between an unconditional
     inversion and `synthesis.settle` they are `UNLABELLED`. `logits` (B, K): float32, the teacher's for exactly these
-    images, or (B, 0) if they are not computed yet.
+    images, or (B, 0) if they are not computed yet. In segmentation `labels` are (B, H, W) and `logits` (B, K, H, W).
     """
 
     def to(self, device: torch.device | str) -> Samples:

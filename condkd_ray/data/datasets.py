@@ -12,13 +12,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
 from condkd_ray.core.families import Family
 from condkd_ray.core.method import InputError, Method, require
 from condkd_ray.core.rng import derive_seed
+from condkd_ray.core.task import Task
 from condkd_ray.data import copies, readers
 from condkd_ray.data.readers import IDX_SETS, TORCHVISION_SETS, ParquetFiles, Raw, RealImages
 
@@ -50,6 +51,8 @@ class DataSource(Method, ABC):
     `mean`, `std` and `flip_ok` other defaults.
     """
 
+    task: ClassVar[Task] = "classification"
+    """Whether an image has one label, or each of its pixels."""
     name: str
     root: Path | None = field(default=None, metadata={"identity": False})
     """Folder of the data set; not part of a trial's identity. `digits` needs none."""
@@ -139,6 +142,7 @@ class Dataset:
     flip_ok: bool
     digest: str
     notes: tuple[str, ...] = ()
+    task: Task = "classification"
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -18,7 +18,7 @@ MOST_CLASSES = 100_000
 
 @dataclass(frozen=True)
 class RealImages:
-    """Unmodified real images: `pixels` uint8 (N, C, H, W), `labels` int64 (N,)."""
+    """Unmodified real images: `pixels` uint8 (N, C, H, W), `labels` int64 (N,); for segmentation int16 (N, H, W)."""
 
     pixels: Tensor
     labels: Tensor
@@ -35,7 +35,7 @@ class RealImages:
 
     def samples(self, mean: Sequence[float], std: Sequence[float]) -> Samples:
         """Return all images as float32 in the teacher's normalised space: four times the bytes, so index first."""
-        return unseen(to_model(self.pixels.float() / 255, mean, std), self.labels)
+        return unseen(to_model(self.pixels.float() / 255, mean, std), self.labels.long())
 
 
 @dataclass(frozen=True)
