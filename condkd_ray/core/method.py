@@ -7,10 +7,10 @@ import math
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, ClassVar
 
+from condkd_ray.core.task import Task
+
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from condkd_ray.core.task import Task
 
 Metrics = dict[str, float]
 """Numbers by `family/term`, logged once per round."""
@@ -53,7 +53,7 @@ class Method:
     """Publication of the method; empty for generally known methods."""
     ours: ClassVar[tuple[str, ...]] = ()
     """Fields whose meaning or default is our choice instead of a paper's."""
-    tasks: "ClassVar[tuple[Task, ...]]" = ("classification",)
+    tasks: ClassVar[tuple[Task, ...]] = ("classification",)
     """Tasks that the method works for; see `core.task`."""
 
 
