@@ -2,7 +2,8 @@
 
 All draws are vectorised. They are per image, except the draws of `roll_flip` and the group that `dsa` draws for a whole
 batch. A shift fills with black in every space: 0 in [0, 1] pixels, `Teacher.black` in the teacher's. Only the DSA
-family shifts in zeros, as in the released code of DSA.
+family shifts in zeros, as in the released code of DSA. In segmentation the labels are one more channel, which shifts,
+rolls and flips move along; new positions have no label.
 
 Source of the DSA family and its parameters: Zhao & Bilen, "Dataset Condensation with Differentiable Siamese
 Augmentation", ICML 2021, and the authors' released code (github.com/VICO-UoE/DatasetCondensation).
@@ -16,9 +17,26 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from condkd_ray.core.method import require
+from condkd_ray.core.samples import UNLABELLED
 
 BRIGHTNESS, SATURATION, CONTRAST = 1.0, 2.0, 0.5
 CROP_SHARE, CUTOUT_SHARE, SCALE, DEGREES = 0.125, 0.5, 1.2, 15.0
+
+
+def with_labels(images: Tensor, labels: Tensor) -> Tensor:
+    """Return (B, C + 1, H, W): images (B, C, H, W), and their labels (B, H, W) as one more channel that moves along."""
+    return torch.cat([images, labels[:, None].to(images.dtype)], 1)
+
+
+def split_labels(both: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the images (B, C, H, W) and int64 labels (B, H, W) of `with_labels` after a shift, a roll or a flip."""
+    return both[:, :-1], both[:, -1].long()
+
+
+def black_of(black: Tensor, images: Tensor) -> Tensor:
+    """Return the fill value (1, channels of `images`, 1, 1): `black` (1, C, 1, 1), and no label for a label channel."""
+    more = images.shape[1] - black.shape[1]
+    return F.pad(black.to(images), (0, 0, 0, 0, 0, more), value=UNLABELLED) if more else black.to(images)
 
 
 def pixels(share: float, side: int) -> int:

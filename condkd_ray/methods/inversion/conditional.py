@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from condkd_ray.data.augment import shift_flip
+from condkd_ray.data.augment import black_of, shift_flip
 from condkd_ray.methods.inversion.inversion import Host, State, StepBatch
 from condkd_ray.methods.losses.inversion import bn_distance, disagreement
 from condkd_ray.models.teacher import Teacher
@@ -25,7 +25,7 @@ class Conditional(Host[State]):
 
         The released code of CMI, Fast and NAYER does the same: it crops [0, 1] pixels, then normalises.
         """
-        return shift_flip(images, rng=rng, share=self.shift, flip=teacher.flip_ok, black=teacher.black.to(images))
+        return shift_flip(images, rng=rng, share=self.shift, flip=teacher.flip_ok, black=black_of(teacher.black, images))
 
     def terms(self, batch: StepBatch, *, bn: Tensor, teacher: Teacher, student: nn.Module | None) -> dict[str, Tensor]:
         """Return `bn` for the statistics `bn` (2, S), `oh`, and `adv`, which is 0 if `student` is None."""
