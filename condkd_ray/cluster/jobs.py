@@ -52,7 +52,7 @@ class Packer:
         if prepared.own_module is not None:
             contents[MODULE] = self._store_module(prepared, prepared.own_module)
         teacher = {name: getattr(prepared.teacher, name) for name in TEACHER_FIELDS}
-        return PreparedRefs(contents, teacher, prepared.hashes)
+        return PreparedRefs(contents, teacher, prepared.hashes, prepared.class_names)
 
     def job(self, trial: PlannedTrial[Prepared]) -> PlannedTrial[PreparedRefs]:
         """Return the trial in the form that is sent to a worker. Raises as `pack` does."""
@@ -94,7 +94,7 @@ def unpack(config: TrialConfig, refs: PreparedRefs, device: str) -> Prepared:
         del _unpacked[key]
     contents: dict[str, Any] = {"test": None, "val": None, "condensed": None}
     contents |= {kind: _unpacked[key] for kind, key in keys.items()}
-    return Prepared(**contents, hashes=refs.hashes)
+    return Prepared(**contents, hashes=refs.hashes, class_names=refs.class_names)
 
 
 def by_value(network: nn.Module, name: str) -> bytes:

@@ -134,8 +134,8 @@ class ChunkCache:
         for run in joinable(spans):
             parts = [self.read(key, start) for start in run]
             # If the trial reads no logits, an older version that began it may have stored them in its chunks.
-            width = min(logits.shape[1] for _, _, logits in parts)
-            parts = [(images, labels, logits[:, :width]) for images, labels, logits in parts]
+            if not all(logits.shape[1] for _, _, logits in parts):
+                parts = [(images, labels, logits.reshape(len(logits), -1)[:, :0]) for images, labels, logits in parts]
             images, labels, logits = (np.concatenate(columns) for columns in zip(*parts, strict=True))
             # Write the joined file first: after a crash in between, the joined file is used and its parts are ignored.
             self.place(key, run[0], (images, labels, logits))
@@ -475,9 +475,9 @@ def default_limit() -> int:
 def chunk_bytes(config: TrialConfig, prepared: Prepared, scope: Scope = "trial") -> int:
     """Return the bytes of a round's images in the pool: with labels, and with logits if a trial reads them.
 
-    `scope`: the trial's actual scope, see `pool_key`. Samples that trials share always have logits.
+    `scope`: the trial's actual scope, see `pool_key`. Shared samples have logits as `shares_logits` says.
     """
-    teacher, kept = prepared.teacher, config.keeps_logits or scope != "trial"
+    teacher, kept = prepared.teacher, config.shares_logits if scope != "trial" else config.keeps_logits
     return round_bytes(config, teacher.image_shape, teacher.num_classes, logits=kept)
 
 

@@ -191,7 +191,7 @@ class SharedSource(AbstractContextManager):
         self._production, samples, terms = None, None, {}
         while production.round <= state.round:
             parts = (config, prepared, production, state.distiller.student, store.class_counts)
-            samples, terms = produce(*parts, with_logits=True)
+            samples, terms = produce(*parts, with_logits=config.shares_logits)
         assert samples is not None
         self._production = production
         taken = store.deliver(state.round, samples, terms)
@@ -229,7 +229,7 @@ def sweep_source(config: TrialConfig, prepared: Prepared, state: TrialState, sto
     assert isinstance(store, SweepStore)
     assert isinstance(state.production, Production), "trials with a pipeline share nothing"
     parts = (config, prepared, state.production, state.distiller.student, store.class_counts)
-    own, terms = produce(*parts, with_logits=True)
+    own, terms = produce(*parts, with_logits=config.shares_logits)
     taken = 0
     for _ in range(store.contribute(state.round, own) - 1):
         samples = store.peek()

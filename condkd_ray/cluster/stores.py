@@ -266,8 +266,9 @@ class FilledStore(AdoptingStore):
 class SharedStore(AdoptingStore):
     """A trial's view of rounds that several trials share: chunks that it drops stay in the pool for the others.
 
-    The pool stores every shared round with the teacher's logits. The view returns the logits, and counts their bytes,
-    only if its own trial reads them, so that the trial's numbers are those of a trial that shares nothing.
+    The pool stores every shared round with the teacher's logits; in segmentation only if all trials that share it read
+    them. The view returns the logits, and counts their bytes, only if its own trial reads them, so that the trial's
+    numbers are those of a trial that shares nothing.
     """
 
     def take(self, round: int) -> Taken:
@@ -276,7 +277,7 @@ class SharedStore(AdoptingStore):
 
     def deliver(self, round: int, samples: Samples, metrics: Metrics) -> Taken:
         """Add a round, with logits, to the shared ones; return the pool's reply as `take` does."""
-        assert samples.has_logits, "shared samples come with logits"
+        assert samples.has_logits or samples.dense, "shared samples come with logits"
         arrays = to_arrays(self.codec.encode(samples))
         return self._call("deliver", round, self._reader, arrays, metrics, table=attrgetter("table"))
 
@@ -304,7 +305,7 @@ class SweepStore(PooledStore):
 
     def contribute(self, round: int, samples: Samples) -> int:
         """Add a round, with logits, for all trials; return the number of chunks to take over now, the own one last."""
-        assert samples.has_logits, "shared samples come with logits"
+        assert samples.has_logits or samples.dense, "shared samples come with logits"
         arrays = to_arrays(self.codec.encode(samples))
         self._queue = list(self._call("contribute", self._reader, round, arrays, table=itemgetter(0))[1])
         return len(self._queue)

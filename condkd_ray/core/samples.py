@@ -43,8 +43,18 @@ class _Labelled:
 
     @property
     def classes(self) -> Tensor:
-        """(B,) int64: the class that the teacher predicts, or `UNLABELLED` without logits."""
-        return self.logits.argmax(1) if self.has_logits else torch.full_like(self.labels, UNLABELLED)
+        """(B,) int64: the class that the teacher predicts, or `UNLABELLED` without logits.
+
+        In segmentation (B, H, W): without logits, the labels; those of synthetic images are the teacher's predictions.
+        """
+        if self.has_logits:
+            return self.logits.argmax(1)
+        return self.labels if self.dense else torch.full_like(self.labels, UNLABELLED)
+
+    @property
+    def dense(self) -> bool:
+        """True if each pixel has a label (segmentation)."""
+        return self.labels.ndim > 1
 
 
 class Samples(_Labelled):
@@ -76,7 +86,10 @@ def cat(parts: Sequence[Samples]) -> Samples:
 
 
 class Encoded(_Labelled):
-    """Samples in the form that stores keep: `images` uint8 or float16, `labels` int64, `logits` float16 or (B, 0)."""
+    """Samples in the form that stores keep: `images` uint8 or float16, `labels` int64, `logits` float16 or (B, 0).
+
+    In segmentation the labels are int16.
+    """
 
     def without_logits(self) -> Encoded:
         """Return the same images and labels with (B, 0) logits."""
@@ -107,7 +120,8 @@ class Codec:
             images = to_pixels(samples.images, self.mean, self.std)
         else:
             images = samples.images.to(torch.float16)
-        return Encoded(images.contiguous(), samples.labels, samples.logits.to(torch.float16))
+        labels = samples.labels.to(MASK) if samples.dense else samples.labels
+        return Encoded(images.contiguous(), labels, samples.logits.to(torch.float16))
 
     def decode(self, encoded: Encoded) -> Samples:
         """Convert back to float32 in the teacher's normalised space."""
@@ -115,7 +129,7 @@ class Codec:
         if self.space == "unit":
             # In-place operations are twice as fast as four new tensors and give equal bits.
             images = images.div_(255).sub_(_per_channel(self.mean, images)).div_(_per_channel(self.std, images))
-        return Samples(images, encoded.labels, encoded.logits.float())
+        return Samples(images, encoded.labels.long(), encoded.logits.float())
 
 
 def to_model(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

@@ -19,8 +19,9 @@ from condkd_ray.core.device import sent
 from condkd_ray.core.method import Method, Schedule, require
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples, cat
-from condkd_ray.data.augment import dsa, require_shift, shift_flip
-from condkd_ray.methods.losses.kd import AnyKdLoss, Hinton, NetworkOutputs, divergence
+from condkd_ray.core.task import BOTH
+from condkd_ray.data.augment import black_of, dsa, require_shift, shift_flip, split_labels, with_labels
+from condkd_ray.methods.losses.kd import AnyKdLoss, Hinton, NetworkOutputs, divergence, per_image
 from condkd_ray.methods.memory import AnyMemory, Store
 from condkd_ray.models.hooks import tapped
 from condkd_ray.models.teacher import Teacher
@@ -65,6 +66,7 @@ class Distiller(Method):
     None has a warm-up of the learning rate or Nesterov momentum.
     """
 
+    tasks = BOTH
     paper = "Fang et al., IJCAI 2021 (CMI); Fang et al., AAAI 2022 (Fast)"
     ours = (
         *("steps", "batch", "condensed_share", "mix", "share_schedule", "lr_epoch", "warm_up", "condensed_augment"),
@@ -276,7 +278,7 @@ class Distiller(Method):
         `condensed`: number of condensed images in the batch, which come last.
         """
         begin_step()
-        images = self.student_images(batch.images, condensed, teacher, rng)
+        images, labels = self._moved(batch, condensed, teacher, rng)
         run_teacher = self.runs_teacher or not batch.has_logits
         # The compiler cannot follow the temporary hooks that read pairs of layers.
         compare = comparison.uncompiled if self.loss.layer_pairs else comparison
@@ -287,7 +289,7 @@ class Distiller(Method):
             teacher_network if run_teacher else None,
             images,
             batch.logits,
-            batch.labels,
+            labels,
             weights,
         )
         state.optimizer.zero_grad()
@@ -297,6 +299,12 @@ class Distiller(Method):
         state.optimizer.step()
         state.schedule.step()
         return Step({"loss": loss, "agreement": agree}, gap)
+
+    def _moved(self, batch: Samples, condensed: int, teacher: Teacher, rng: Streams) -> tuple[Tensor, Tensor]:
+        """Return the batch's `student_images` and their labels, which move along in segmentation."""
+        if batch.dense and self.augment:
+            return split_labels(self._augmented(with_labels(batch.images, batch.labels), teacher, rng))
+        return self.student_images(batch.images, condensed, teacher, rng), batch.labels
 
     def student_images(self, images: Tensor, condensed: int, teacher: Teacher, rng: Streams) -> Tensor:
         """Return `images` (B, C, H, W) augmented for the student; the last `condensed` of them are condensed images."""
@@ -312,7 +320,9 @@ class Distiller(Method):
         return torch.cat([augmented[:synthetic], own])
 
     def _augmented(self, images: Tensor, teacher: Teacher, rng: Streams) -> Tensor:
-        shift_and_flip = partial(shift_flip, share=self.shift, flip=teacher.flip_ok, black=teacher.black.to(images))
+        shift_and_flip = partial(
+            shift_flip, share=self.shift, flip=teacher.flip_ok, black=black_of(teacher.black, images)
+        )
         parts = [shift_and_flip(images[: self.batch], rng=rng["augment/student"])]
         if len(images) > self.batch:
             # From a separate stream, so that the shifts of synthetic images do not depend on condensed ones.
@@ -333,7 +343,7 @@ def comparison(
     """Return the weighted mean of the losses, the share of equal predictions, and KL(teacher || student), (B,).
 
     The losses are weighted by `weights` (B,). The teacher's logits of `images` (B, C, H, W) are computed, or, if
-    `teacher` is None, they are `logits` (B, K).
+    `teacher` is None, they are `logits` (B, K). In segmentation the KL is the mean over the labelled pixels.
     """
     teacher_outputs = NetworkOutputs(logits)
     if teacher is not None:
@@ -346,7 +356,8 @@ def comparison(
     )
     loss = (weights * kd(student_outputs, teacher_outputs, labels)).mean()
     agree = (student_outputs.logits.argmax(1) == teacher_outputs.logits.argmax(1)).float().mean()
-    return loss, agree, divergence(student_outputs.logits.detach(), teacher_outputs.logits)
+    gap = per_image(divergence(student_outputs.logits.detach(), teacher_outputs.logits), labels)
+    return loss, agree, gap
 
 
 def network_outputs(network: nn.Module, images: Tensor, layers: Sequence[str]) -> NetworkOutputs:

@@ -40,6 +40,12 @@ def mean_iou(counts: Tensor) -> Tensor:
     return class_iou(counts).nanmean()
 
 
+def named_iou(counts: Tensor, class_names: Sequence[str]) -> dict[str, float]:
+    """Return the IoU of each class that has pixels, by name."""
+    values = class_iou(counts).tolist()
+    return {name: value for name, value in zip(class_names, values, strict=True) if not math.isnan(value)}
+
+
 def constant_iou(counts: Tensor) -> float:
     """Return the highest mean IoU of a prediction that is one class everywhere: what a teacher must exceed."""
     shares = counts.sum(1).double() / counts.sum()

@@ -29,6 +29,7 @@ from condkd_ray.core.method import InputError, require
 from condkd_ray.core.rng import Streams, derive_seed
 from condkd_ray.core.samples import Samples
 from condkd_ray.core.storage import writing
+from condkd_ray.core.task import is_dense
 from condkd_ray.core.view import SILENT, View
 from condkd_ray.data import datasets as data
 from condkd_ray.data.condensed_sets import StoredSet
@@ -37,6 +38,7 @@ from condkd_ray.methods.condensation import AllReal, AnyCondensation, Imported, 
 from condkd_ray.methods.condensation.condensation import first_per_class
 from condkd_ray.methods.condensation.judgement import ChosenSpace
 from condkd_ray.methods.recognition import choose
+from condkd_ray.methods.scores import mean_iou, named_iou
 from condkd_ray.methods.supervised import as_teacher, bf16_pays
 from condkd_ray.models.own_module import OwnModule, check_output, copied, own_module
 from condkd_ray.models.teacher import Teacher
@@ -44,7 +46,7 @@ from condkd_ray.models.weights import Fitted, fitted, load_into, weights_digest
 from condkd_ray.trial.card import Card, check_card, overruled, read_card
 from condkd_ray.trial.config import Prepared, TrialConfig, digests, tensor_digest
 from condkd_ray.trial.diagnosis import REAL_PER_CLASS, Landmarks, make_landmarks
-from condkd_ray.trial.evaluation import accuracy, views
+from condkd_ray.trial.evaluation import DENSE_IMAGES, accuracy, dense_confusion, views
 from condkd_ray.trial.given_teacher import GivenTeacher
 from condkd_ray.trial.known_teacher import check_known
 from condkd_ray.trial.synthesis import host_augment
@@ -218,8 +220,10 @@ class Workshop:
         key = ("hashes", *keys, self._condensed_key(config, config.condensation))
         hashes = self._once(key, lambda: self._digests(config, digests(dataset, teacher, condensed, proxy)))
         seen = self._once(("seen", *key), lambda: self._with_logits(config, condensed))
-        landmarks = self._once(("landmarks", *key), lambda: self._landmarks(config, seen))
-        return Prepared(teacher, dataset.test, dataset.val, seen, proxy, hashes, landmarks, config.teacher.module)
+        dense = is_dense(dataset.task)
+        landmarks = None if dense else self._once(("landmarks", *key), lambda: self._landmarks(config, seen))
+        names, own = dataset.class_names, config.teacher.module
+        return Prepared(teacher, dataset.test, dataset.val, seen, proxy, hashes, landmarks, names, own)
 
     def _digests(self, config: TrialConfig, found: dict[str, str]) -> dict[str, str]:
         """Return the hashes of the artifacts; the hash of a user's own module includes its code."""
@@ -341,9 +345,16 @@ class Workshop:
         return self._once(("weights", self._teacher_key(config)), lambda: fitted(network, path, size))
 
     def _proxy_split(self, config: TrialConfig) -> tuple[RealImages, RealImages]:
-        """Split the train set into (one image per class, the rest) by the data seed, equally for all trials."""
+        """Split the train set into (one image per class, the rest) by the data seed, equally for all trials.
+
+        In segmentation the first part has `DENSE_IMAGES` images.
+        """
         train = self.data(config).train
-        held_out = choose(train.labels, 1, seed=derive_seed(config.data.seed, "proxy"))
+        seed = derive_seed(config.data.seed, "proxy")
+        if is_dense(config.data.task):
+            held_out = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:DENSE_IMAGES]
+        else:
+            held_out = choose(train.labels, 1, seed=seed)
         rest = torch.ones(len(train), dtype=torch.bool).index_fill(0, held_out, False)
         return train[held_out], train[rest]
 
@@ -366,13 +377,23 @@ class Workshop:
         """
         return self._once(("teacher", self._teacher_key(config)), lambda: self._teacher(config))
 
-    def teacher_accuracy(self, config: TrialConfig) -> dict[str, float]:
-        """Return the teacher's accuracy (0 to 1) on the test images and, if there are any, the validation images."""
+    def teacher_scores(self, config: TrialConfig) -> dict[str, Any]:
+        """Return the teacher's score (0 to 1) on the test images and, if there are any, the validation images.
+
+        `test_accuracy` and `val_accuracy`; in segmentation `test_miou`, `val_miou`, and `test_iou` of each class that
+        has pixels, by name.
+        """
+        return self._once(("teacher scores", self._teacher_key(config)), lambda: self._teacher_scores(config))
+
+    def _teacher_scores(self, config: TrialConfig) -> dict[str, Any]:
         dataset, teacher = self.data(config), self.teacher(config)
-        parts = {"test_accuracy": dataset.test, "val_accuracy": dataset.val}
+        parts = {"test": dataset.test, "val": dataset.val}
         there = {name: part for name, part in parts.items() if part is not None}
-        key = ("teacher accuracy", self._teacher_key(config))
-        return self._once(key, lambda: {k: accuracy(teacher.network, part, teacher) for k, part in there.items()})
+        if not is_dense(dataset.task):
+            return {f"{name}_accuracy": accuracy(teacher.network, part, teacher) for name, part in there.items()}
+        counts = {name: dense_confusion(teacher.network, part, teacher) for name, part in there.items()}
+        scores: dict[str, Any] = {f"{name}_miou": mean_iou(one).item() for name, one in counts.items()}
+        return scores | {"test_iou": named_iou(counts["test"], dataset.class_names)}
 
     def _teacher(self, config: TrialConfig) -> Teacher:
         dataset, recipe = self.data(config), config.teacher
@@ -443,8 +464,9 @@ class Workshop:
         def check(tensors: Tensors) -> None:
             found, shape = {name: list(tensor.shape) for name, tensor in tensors.items()}, self.data(config).image_shape
             count = (found.get("labels") or [0])[0]
-            accepted = f"images (N, {', '.join(map(str, shape))}) and labels (N,)"
-            require(found == {"images": [count, *shape], "labels": [count]}, "shapes", found, accepted)
+            each = shape[1:] if is_dense(config.data.task) else ()
+            accepted = f"images (N, {', '.join(map(str, shape))}) and labels (N, {', '.join(map(str, each))})"
+            require(found == {"images": [count, *shape], "labels": [count, *each]}, "shapes", found, accepted)
 
         if self._stand_ins is not None and _stored_tensors(path, what, check) is None:
             self._stand_ins.sets[self._condensed_key(config, method)] = (config, method)
@@ -453,7 +475,7 @@ class Workshop:
         def make() -> dict[str, Tensor]:
             log.info(f"condensing {self.data(config).name} by {method.label}, seed {config.seed}")
             made = self._condense(config, method)
-            return {"images": made.images.cpu().contiguous(), "labels": made.labels.cpu()}
+            return {"images": made.images.cpu().contiguous(), "labels": made.labels.cpu().contiguous()}
 
         tensors = cached(path, make, what, check)
         return Samples(tensors["images"], tensors["labels"], torch.zeros(len(tensors["labels"]), 0))
@@ -512,6 +534,8 @@ class Workshop:
         if condensed is None:
             return None
         seen = condensed.to(self.device)
+        if seen.dense:  # the student's step asks the teacher again
+            return seen
         return Samples(seen.images, seen.labels, self.teacher(config).batched_logits(seen.images))
 
     def _log_note(self, text: str) -> None:

@@ -12,20 +12,22 @@ from torch import Tensor
 
 from condkd_ray.core.compilation import Compile
 from condkd_ray.core.config import Tree, build, read_tree, to_tree
-from condkd_ray.core.families import check_plugins
+from condkd_ray.core.families import Family, check_plugins
 from condkd_ray.core.method import Method, require
 from condkd_ray.core.records import Record
 from condkd_ray.core.samples import Samples
+from condkd_ray.core.task import BOTH, Task, is_dense
 from condkd_ray.data.datasets import AnyData, DataConfig, Dataset, RealImages
-from condkd_ray.methods.condensation import AnyCondensation
+from condkd_ray.methods.condensation import CONDENSATIONS, AnyCondensation
 from condkd_ray.methods.distiller import Distiller
-from condkd_ray.methods.guidance import AnyGuidance, NoGuidance
-from condkd_ray.methods.inversion import AnyInversion, Fast, NoInversion
-from condkd_ray.methods.memory import AnyMemory, Growing
+from condkd_ray.methods.guidance import GUIDANCES, AnyGuidance, NoGuidance
+from condkd_ray.methods.inversion import INVERSIONS, AnyInversion, Fast, NoInversion
+from condkd_ray.methods.losses.kd import KD_LOSSES
+from condkd_ray.methods.memory import MEMORIES, AnyMemory, Growing
 from condkd_ray.methods.supervised import Precision, TeacherConfig
-from condkd_ray.methods.targets import AnyTargets, Balanced
-from condkd_ray.methods.weighing import AnyWeighing, Equal
-from condkd_ray.models import AnyNetwork, ResNet
+from condkd_ray.methods.targets import TARGETS, AnyTargets, Balanced
+from condkd_ray.methods.weighing import WEIGHINGS, AnyWeighing, Equal
+from condkd_ray.models import NETWORKS, AnyNetwork, ResNet
 from condkd_ray.models.teacher import Teacher
 from condkd_ray.trial.diagnosis import Landmarks
 from condkd_ray.trial.subset import TestRounds
@@ -36,6 +38,7 @@ CONDITIONAL = (
     "adversarial_weight > 0, or with the class head a class_weight > 0): otherwise images are independent of their "
     "labels"
 )
+LAYOUTS = "a condensation: its masks are the layouts; or targets balanced"
 SOFT = "balanced; or an inversion that takes soft targets, such as fast, cmi, deep_inversion, soft_target"
 
 
@@ -76,6 +79,7 @@ class Pipeline(Method):
 class TrialConfig(Method):
     """The complete configuration of a trial, which determines its numbers. With open leaves it is a search space."""
 
+    tasks = BOTH
     seed: int = 0
     """Seed of everything in the trial except the data split and the teacher, which have their own seeds."""
     data: AnyData = DataConfig()
@@ -105,7 +109,7 @@ class TrialConfig(Method):
     evaluate_every: int = 1
     """Number of rounds between two measurements of the student; the last round is always measured."""
     test_rounds: TestRounds = "subset"
-    """Test images in each of these measurements: `subset`, at most 1000 (our choice); `full`, all, as for PRE-DFKD's
+    """Test images in each of these measurements: `subset`, at most 1000, in segmentation 100 (our choice); `full`, all, as for PRE-DFKD's
     mean and variance over rounds."""
     precision: Precision | None = None
     """Precision of the networks (autocast); losses are always float32. Null: bfloat16 on a GPU with hardware support,
@@ -113,6 +117,10 @@ class TrialConfig(Method):
     compile: Compile = "off"
     """Compilation of the steps by PyTorch: `default` fuses operations, `max-autotune` also measures kernels, which
     takes minutes. Numbers differ in the last bits. Requires a C++ compiler, and Triton on a GPU."""
+    store_logits: bool = False
+    """In segmentation, whether the teacher's logits of synthetic images are stored for the student's step. By default
+    the teacher is asked again, because the logits of all pixels take K float16 values each, more than the image; the
+    metric `memory/bytes` shows what either takes. In classification logits that are read are always stored."""
     graphs: bool = False
     """Replay steps as CUDA graphs, so that the GPU does not wait for the CPU; also possible with `compile: off`."""
 
@@ -120,6 +128,7 @@ class TrialConfig(Method):
         require(self.seed >= 0, "seed", self.seed, "an integer >= 0")
         require(self.rounds >= 1, "rounds", self.rounds, "an integer >= 1")
         require(self.evaluate_every >= 1, "evaluate_every", self.evaluate_every, "an integer >= 1")
+        self._check_task()
         self.distiller.check_rounds(self.rounds)
         share, condensed = self.distiller.condensed_share, self.condensation is not None
         require(condensed or share == 0, "condensed_share without a condensation", share, "0, or a condensation")
@@ -142,6 +151,38 @@ class TrialConfig(Method):
         require(not several, "pipeline producers for an inversion that warms up", self.producers, "1")
         entry, made = getattr(self.memory, "entry_size", 0), self.inversion.images_per_round
         require(idle or entry <= made, "memory entry_size", entry, f"at most {made}, the images of a round")
+
+    def _check_task(self) -> None:
+        """Raise `InputError` for a part that does not work for the task of the data."""
+        own = {} if self.teacher.module is not None else {"teacher.network": (self.teacher.network, NETWORKS)}
+        parts: dict[str, tuple[Method | None, Family]] = {
+            **own,
+            "student": (self.student, NETWORKS),
+            "condensation": (self.condensation, CONDENSATIONS),
+            "targets": (self.targets, TARGETS),
+            "weighing": (self.weighing, WEIGHINGS),
+            "inversion": (self.inversion, INVERSIONS),
+            "guidance": (self.guidance, GUIDANCES),
+            "memory": (self.memory, MEMORIES),
+            "distiller.loss": (self.distiller.loss, KD_LOSSES),
+        }
+        task = self.data.task
+        for what, (method, family) in parts.items():
+            if method is not None:
+                name, works = getattr(method, "name", type(method).__name__), _working(family, task)
+                require(task in method.tasks, f"{what} for {task} (data {self.data.name})", name, works)
+        if not is_dense(task):
+            accepted = "false: in classification logits that are read are always stored"
+            return require(not self.store_logits, "store_logits", self.store_logits, accepted)
+        reads = not self.store_logits or not self.distiller.runs_teacher
+        require(reads, "store_logits for a distiller that augments", self.store_logits, "false, or augment false")
+        augment = self.distiller.condensed_augment
+        require(augment == "batch", f"distiller.condensed_augment for {task}", augment, "batch: dsa moves no labels")
+        layouts = self.targets.needs_condensed
+        require(not layouts or self.condensation is not None, "targets layouts without a condensation", None, LAYOUTS)
+        used = self.inversion.uses_targets != "none"
+        accepted = "balanced, which is then not used; or an inversion that uses targets, such as dfad with conditional"
+        require(not layouts or used, f"targets for inversion {self.inversion.name}", self.targets.name, accepted)
 
     def _check_labels_and_starts(self) -> None:
         inversion, guidance = self.inversion, self.guidance
@@ -168,10 +209,18 @@ class TrialConfig(Method):
 
         This is the case if the distillation step, the weighing or the memory reads the logits, or if the labels are
         computed from them. Otherwise the logits are computed only at the end of the trial; see
-        `outcome.memory_logits`.
+        `outcome.memory_logits`. In segmentation labels and class counts need no stored logits; see `store_logits`.
         """
-        read = not self.distiller.runs_teacher or self.weighing.reads_memory or self.memory.reads_logits
+        step = not self.distiller.runs_teacher
+        if is_dense(self.data.task):
+            return self.memory.reads_logits or (step and self.store_logits)
+        read = step or self.weighing.reads_memory or self.memory.reads_logits
         return read or self.inversion.labels_by_teacher
+
+    @property
+    def shares_logits(self) -> bool:
+        """True if samples that trials share are stored with the teacher's logits: in segmentation only if all read them."""
+        return self.keeps_logits or not is_dense(self.data.task)
 
     @property
     def ipc(self) -> int:
@@ -191,6 +240,12 @@ class TrialConfig(Method):
         """Return whether the student is measured in the round after `round` rounds; never during the warm-up."""
         learnt = round + 1 - self.inversion.warm_up
         return learnt >= 1 and (learnt % self.evaluate_every == 0 or learnt >= self.rounds)
+
+
+def _working(family: Family, task: Task) -> str:
+    """Return the names of the family's members that work for `task`, for a message."""
+    names = [name for name, kind in family.members().items() if task in getattr(kind, "all_tasks", kind.tasks)]
+    return ", ".join(names) or f"none: no member of {family.name} works for {task}"
 
 
 def from_tree(tree: Tree, source: str = "config") -> TrialConfig:
@@ -232,6 +287,8 @@ class Prepared:
     """Content hashes under `data`, `teacher`, `condensed`, `proxy`."""
     landmarks: Landmarks | None = None
     """Features to which synthetic images are compared, for the report only; None for no comparison."""
+    class_names: tuple[str, ...] = ()
+    """Names of the classes, by label."""
     own_module: str | None = None
     """Name of the user's function that made the teacher's network; its code may be missing on other machines."""
 

@@ -9,6 +9,7 @@ import math
 from typing import TYPE_CHECKING
 
 from condkd_ray.core.method import require
+from condkd_ray.core.task import is_dense
 
 if TYPE_CHECKING:
     from condkd_ray.data.datasets import Dataset
@@ -20,7 +21,9 @@ FLAG = "--device-pool-limit"
 def round_bytes(config: TrialConfig, image_shape: tuple[int, int, int], num_classes: int, *, logits: bool) -> int:
     """Return the bytes of a round's images (C, H, W) with their labels, and with `logits` or without, in a store."""
     width = 1 if config.inversion.pixel_space == "unit" else 2
-    row = width * math.prod(image_shape) + 8 + (2 * num_classes if logits else 0)
+    pixels = math.prod(image_shape[1:]) if is_dense(config.data.task) else 1
+    label = 2 * pixels if is_dense(config.data.task) else 8
+    row = width * math.prod(image_shape) + label + (2 * num_classes * pixels if logits else 0)
     return config.inversion.images_per_round * row
 
 

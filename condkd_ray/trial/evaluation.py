@@ -1,6 +1,7 @@
-"""Evaluation of a student: agreement with its teacher on the proxy set, and accuracy on real images.
+"""Evaluation of a student: agreement with its teacher on the proxy set, and its score on real images.
 
-The proxy set contains a few fixed images in many seeded views. Neither is the student trained on it, nor is a set
+In segmentation the score is the mean IoU, and agreement is that of pixels. The proxy set contains a few fixed images in
+many seeded views. Neither is the student trained on it, nor is a set
 condensed from it. Without validation data, a search optimises the agreement on it. All of this is our choice.
 """
 
@@ -10,14 +11,20 @@ from torch import Tensor, nn
 
 from condkd_ray.core.device import sent
 from condkd_ray.core.method import Metrics
-from condkd_ray.core.samples import Samples
+from condkd_ray.core.samples import Samples, unseen
+from condkd_ray.core.task import SCORES, is_dense
 from condkd_ray.data.augment import shift_flip
 from condkd_ray.data.datasets import RealImages
+from condkd_ray.methods.losses.kd import divergence
 from condkd_ray.methods.recognition import predicted_classes
+from condkd_ray.methods.scores import mean_iou, predicted_confusion
 from condkd_ray.models.teacher import Teacher
-from condkd_ray.trial.subset import ROUND_SUBSET, TestRounds, in_round
+from condkd_ray.trial.subset import TestRounds, in_round
 
-VIEWS = 32
+VIEWS, DENSE_VIEWS = 32, 4
+"""Views of each image of the proxy set, and in segmentation, where every pixel counts."""
+DENSE_IMAGES = 8
+"""Images of the proxy set in segmentation; in classification, one of each class."""
 SHIFT = 0.125
 """Maximum shift, as a fraction of the image side; black pixels move in, as in the teacher's training."""
 NOISE = 0.05
@@ -32,13 +39,16 @@ With noise 0.2 and mixed images, agreement hardly ranked the students of Fashion
 def views(images: Samples, teacher: Teacher, *, seed: int) -> Samples:
     """Return V = 32 views of each of N images, with the teacher's logits: N * V samples on the teacher's device.
 
-    Each view is shifted, mirrored at random if `teacher.flip_ok`, and noisy.
+    Each view is shifted, mirrored at random if `teacher.flip_ok`, and noisy. In segmentation V = 4; the views have no
+    logits, which would take more memory than the images, and the images' own labels, which are not used.
     """
-    rng = torch.Generator().manual_seed(seed)
-    repeated = images.images.cpu().repeat(VIEWS, 1, 1, 1)
-    labels = images.labels.cpu().repeat(VIEWS)
+    rng, count = torch.Generator().manual_seed(seed), DENSE_VIEWS if images.dense else VIEWS
+    repeated = images.images.cpu().repeat(count, 1, 1, 1)
+    labels = images.labels.cpu().repeat(count, *[1] * (images.labels.ndim - 1))
     moved = shift_flip(repeated, rng=rng, share=SHIFT, flip=teacher.flip_ok, black=teacher.black.to(repeated))
     pixels = (moved + NOISE * torch.randn(moved.shape, generator=rng)).to(teacher.device)
+    if images.dense:
+        return unseen(pixels, labels.to(teacher.device))
     return Samples(pixels, labels.to(teacher.device), teacher.batched_logits(pixels))
 
 
@@ -49,6 +59,18 @@ def compare(student: nn.Module, proxy: Samples) -> dict[str, Tensor]:
     agreement = (logits.argmax(1) == proxy.logits.argmax(1)).float().mean()
     log_student, log_teacher = F.log_softmax(logits, 1), F.log_softmax(proxy.logits, 1)
     kl = F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
+    return {"agreement": agreement, "kl": kl}
+
+
+@torch.no_grad()
+def compare_pixels(student: nn.Module, proxy: Samples, teacher: Teacher) -> dict[str, Tensor]:
+    """Return `agreement` and `kl` over all pixels; the logits of both networks are computed batch by batch."""
+    parts = []
+    for images in proxy.images.split(DENSE_IMAGES):
+        own, wanted = student(images).float(), teacher.logits(images)
+        agree = (own.argmax(1) == wanted.argmax(1)).double().sum()
+        parts.append(torch.stack([agree, divergence(own, wanted).double().sum()]))
+    agreement, kl = torch.stack(parts).sum(0) / proxy.labels.numel()
     return {"agreement": agreement, "kl": kl}
 
 
@@ -63,6 +85,22 @@ def predict(network: nn.Module, images: RealImages, teacher: Teacher) -> Tensor:
 def accuracy(network: nn.Module, images: RealImages, teacher: Teacher) -> float:
     """Return the fraction of images that `network` classifies correctly."""
     return accuracy_on_device(network, images, teacher).item()
+
+
+def dense_confusion(network: nn.Module, images: RealImages, teacher: Teacher) -> Tensor:
+    """Return the confusion counts (K, K) of a segmentation network's pixels, on the teacher's device.
+
+    See `methods.scores.confusion`. Leaves the network in eval mode.
+    """
+    facts = (teacher.mean, teacher.std, teacher.num_classes, teacher.device)
+    return predicted_confusion(network, images, *facts)
+
+
+def score_on_device(network: nn.Module, images: RealImages, teacher: Teacher) -> Tensor:
+    """Return the score of the teacher's task, a float64 scalar on its device: accuracy or mean IoU."""
+    if is_dense(teacher.task):
+        return mean_iou(dense_confusion(network, images, teacher))
+    return accuracy_on_device(network, images, teacher)
 
 
 def _named(network: nn.Module, images: RealImages, teacher: Teacher) -> Tensor:
@@ -85,16 +123,18 @@ def evaluate(
     test: RealImages | None,
     test_rounds: TestRounds = "subset",
 ) -> Metrics:
-    """Return a round's metrics: agreement on the proxy set, accuracy on the validation and the test images.
+    """Return a round's metrics: agreement on the proxy set, and the score on the validation and the test images.
 
-    At most `ROUND_SUBSET` validation images are used, and as many test images unless `test_rounds` is "full". A part
-    that is None is left out. All values are copied to the CPU at once.
+    Validation images are those `in_round`, test images too unless `test_rounds` is "full". A part that is None is left
+    out. All values are copied to the CPU at once.
     """
     student.eval()
-    found = {f"proxy/{name}": value for name, value in compare(student, proxy).items()}
+    score, dense = SCORES[teacher.task], is_dense(teacher.task)
+    compared = compare_pixels(student, proxy, teacher) if dense else compare(student, proxy)
+    found = {f"proxy/{name}": value for name, value in compared.items()}
     if val is not None:
-        found["student/val_accuracy"] = accuracy_on_device(student, val[slice(ROUND_SUBSET)], teacher)
+        found[f"student/val_{score}"] = score_on_device(student, in_round(val, "subset"), teacher)
     if test is not None:
-        found["student/test_accuracy"] = accuracy_on_device(student, in_round(test, test_rounds), teacher)
+        found[f"student/test_{score}"] = score_on_device(student, in_round(test, test_rounds), teacher)
     values = torch.stack([value.double() for value in found.values()]).tolist()
     return dict(zip(found, values, strict=True))

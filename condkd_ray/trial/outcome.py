@@ -14,19 +14,22 @@ from condkd_ray.core.method import NOT_FINITE, InputError, Metrics, NonFiniteErr
 from condkd_ray.core.records import Outcome
 from condkd_ray.core.samples import Encoded, PixelSpace, Samples, to_pixels
 from condkd_ray.core.storage import Location
+from condkd_ray.core.task import IOU, SCORES, is_dense
 from condkd_ray.methods.memory import Store
 from condkd_ray.methods.memory.chunk_table import moved
+from condkd_ray.methods.scores import mean_iou, named_iou
 from condkd_ray.models.network import label
 from condkd_ray.trial.config import Prepared, TrialConfig
 from condkd_ray.trial.diagnosis import histograms
-from condkd_ray.trial.evaluation import predict
+from condkd_ray.trial.evaluation import dense_confusion, predict
+from condkd_ray.trial.grids import synthetic_rows, with_test_rows
 from condkd_ray.trial.loop import TrialState
 from condkd_ray.trial.subset import in_round
-from condkd_ray.trial.synthesis import precision, stored_logits
+from condkd_ray.trial.synthesis import DENSE_BATCH, precision, stored_logits
 
 GRID_PER_CLASS = 8
 """Largest number of example images per class in an outcome."""
-LAST = ("student/val_accuracy", "guidance/accuracy", "guidance/perfect_accuracy")
+LAST = ("student/val_accuracy", "student/val_miou", "guidance/accuracy", "guidance/perfect_accuracy")
 """Per-round metrics whose last value is also a metric of the run, besides the prefixes named in `summary`."""
 _WHEN = re.compile(r"(before the first round|round \d+|after the last round): ")
 """Start of the failure reason that `broken` writes."""
@@ -88,7 +91,11 @@ def _when(state: TrialState | None, total: int) -> str:
 
 def end(config: TrialConfig, prepared: Prepared, state: TrialState, store: Store, logits: Tensor) -> Outcome:
     """Return the metrics of the whole run except the final test; `logits` come from `memory_logits`."""
-    images, per_class = examples(config, prepared, state, store)
+    rows: list[str] = []
+    if is_dense(prepared.teacher.task):
+        images, rows, per_class = synthetic_rows(config, prepared, state, store)
+    else:
+        images, per_class = examples(config, prepared, state, store)
     test_images = 0 if prepared.test is None else len(in_round(prepared.test, config.test_rounds))
     return Outcome(
         status="finished",
@@ -96,26 +103,60 @@ def end(config: TrialConfig, prepared: Prepared, state: TrialState, store: Store
         history=state.history,
         images=images,
         images_per_class=per_class,
-        held=histograms(logits) if len(logits) else {},
+        grid_rows=rows,
+        held=_held(config, prepared, state, store, logits),
         peak_bytes=peak_bytes(prepared.teacher.device),
         threads=torch.get_num_threads(),
     )
 
 
 def tested(untested: Outcome, state: TrialState, prepared: Prepared) -> Outcome:
-    """Add the student's predictions and accuracy on the whole test set to the outcome."""
+    """Add the student's predictions and accuracy on the whole test set to the outcome.
+
+    In segmentation: its mean IoU and the IoU of each class.
+    """
     assert prepared.test is not None
+    if is_dense(prepared.teacher.task):
+        counts = dense_confusion(state.distiller.student, prepared.test, prepared.teacher)
+        of_class = {f"{IOU}{name}": value for name, value in named_iou(counts, prepared.class_names).items()}
+        metrics = untested.metrics | {"student/test_miou": mean_iou(counts).item()} | of_class
+        images, rows = with_test_rows(untested, state.distiller.student, prepared.test, prepared.teacher)
+        return replace(untested, metrics=metrics, images=images, grid_rows=rows)
     predictions = predict(state.distiller.student, prepared.test, prepared.teacher)
     accuracy = (predictions == prepared.test.labels.cpu()).double().mean().item()
     metrics = untested.metrics | {"student/test_accuracy": accuracy}
     return replace(untested, metrics=metrics, predictions=predictions.tolist())
 
 
-def summary(history: list[Metrics], test_images: int) -> Metrics:
-    """Summarise per-round metrics: last values, sums of `time/` and `pool/`, statistics of the test accuracies.
+def _held(
+    config: TrialConfig, prepared: Prepared, state: TrialState, store: Store, logits: Tensor
+) -> dict[str, list[int]]:
+    """Return the histograms of the samples in the memory, in segmentation of their pixels; empty without samples.
 
-    The `student/test_accuracy_*` values are mean, variance and best over the rounds with a measured test accuracy;
-    `student/forgetting` is the best minus the last. `test_images` is the number of test images in each measurement. The
+    In segmentation the confidences are those of the newest `DENSE_BATCH` samples.
+    """
+    teacher, ids = prepared.teacher, config.memory.live(state.memory)
+    if not is_dense(teacher.task):
+        return histograms(logits) if len(logits) else {}
+    if not len(ids):
+        return {}
+    with precision(config, teacher.device), torch.no_grad():
+        newest = store.gather(ids[-DENSE_BATCH:]).images.to(teacher.device)
+        found = [histograms(per_pixel(teacher.batched_logits(part))) for part in newest.split(8)]
+    bins = [sum(counts) for counts in zip(*(one["confidence"] for one in found), strict=True)]
+    return {"class": store.class_counts.tolist(), "confidence": bins}
+
+
+def per_pixel(logits: Tensor) -> Tensor:
+    """Return logits (B, K, H, W) as rows (B x H x W, K)."""
+    return logits.movedim(1, -1).flatten(0, -2)
+
+
+def summary(history: list[Metrics], test_images: int) -> Metrics:
+    """Summarise per-round metrics: last values, sums of `time/` and `pool/`, statistics of the test scores.
+
+    The values `student/test_accuracy_*`, or `student/test_miou_*`, are mean, variance and best over the rounds with a
+    measured test score; `student/forgetting` is the best minus the last. `test_images` is the number of test images in each measurement. The
     `pool/` metrics count images that the trial made for other trials or took from them.
     """
     last: Metrics = {}
@@ -123,14 +164,17 @@ def summary(history: list[Metrics], test_images: int) -> Metrics:
         last |= metrics
     kept = {k: v for k, v in last.items() if k.startswith(("proxy/", "memory/", "diagnosis/")) or k in LAST}
     summed = {k for k in last if k.startswith(("time/", "pool/"))}
-    measured = [m["student/test_accuracy"] for m in history if "student/test_accuracy" in m]
+    scores = [f"student/test_{score}" for score in SCORES.values()]
+    found = [(name, metrics[name]) for metrics in history for name in scores if name in metrics]
+    measured = [value for _, value in found]
     kept |= {name: sum(metrics.get(name, 0.0) for metrics in history) for name in sorted(summed)}
     if not measured:
         return kept
+    name = found[0][0]
     return kept | {
-        "student/test_accuracy_mean": fmean(measured),
-        "student/test_accuracy_variance": pvariance(measured),
-        "student/test_accuracy_best": max(measured),
+        f"{name}_mean": fmean(measured),
+        f"{name}_variance": pvariance(measured),
+        f"{name}_best": max(measured),
         "student/forgetting": max(measured) - measured[-1],
         "student/test_rounds": len(measured),
         "student/test_images": float(test_images),
@@ -163,10 +207,13 @@ def class_major(shown: Samples, prepared: Prepared) -> tuple[Tensor | None, int]
 def memory_logits(config: TrialConfig, prepared: Prepared, state: TrialState, store: Store) -> Tensor:
     """Return the teacher's logits (N, K), float16 on the CPU, of all samples that the memory may still draw.
 
-    Stored logits are returned as they are. If none are stored, they are computed now and rounded in the same way.
+    Stored logits are returned as they are. If none are stored, they are computed now and rounded in the same way. In
+    segmentation, where they would take more memory than the images, N is 0.
     """
     ids, teacher = config.memory.live(state.memory), prepared.teacher
     found = [torch.zeros(0, teacher.num_classes, dtype=torch.float16)]
+    if is_dense(teacher.task):
+        return found[0]
     with precision(config, teacher.device):
         for part in ids.split(4096) if len(ids) else ():
             samples = store.gather(part)
@@ -202,16 +249,17 @@ class Product:
     images: Tensor | None = None
     """(N, C, H, W); None if the memory holds no images."""
     labels: Tensor | None = None
-    """(N,) int64."""
+    """(N,) int64; in segmentation (N, H, W) int16, the teacher's prediction of each pixel."""
     logits: Tensor | None = None
-    """(N, K) float16, the teacher's logits of exactly these images."""
+    """(N, K) float16, the teacher's logits of exactly these images; in segmentation none."""
 
     @property
     def samples(self) -> Encoded | None:
         """The synthetic set in its encoded form; None if the memory held no images."""
-        if self.images is None or self.labels is None or self.logits is None:
+        if self.images is None or self.labels is None:
             return None
-        return Encoded(self.images, self.labels, self.logits)
+        none = torch.zeros(len(self.labels), 0, dtype=torch.float16)
+        return Encoded(self.images, self.labels, none if self.logits is None else self.logits)
 
 
 def read_product(path: Location) -> Product:
@@ -242,5 +290,5 @@ def make_product(config: TrialConfig, prepared: Prepared, state: TrialState, sto
         space=store.codec.space,
         images=images,
         labels=labels,
-        logits=logits if parts else None,
+        logits=logits if len(logits) else None,
     )

@@ -38,12 +38,13 @@ class ContentRef:
 class PreparedRefs:
     """Represents a `Prepared` in messages.
 
-    `contents`: by kind. `teacher`: its `TEACHER_FIELDS`. `hashes`: as in `Prepared`.
+    `contents`: by kind. `teacher`: its `TEACHER_FIELDS`. `hashes` and `class_names`: as in `Prepared`.
     """
 
     contents: dict[str, ContentRef]
     teacher: dict[str, Any]
     hashes: dict[str, str]
+    class_names: tuple[str, ...] = ()
 
 
 def named_contents(prepared: Prepared) -> dict[str, tuple[str, dict[str, Tensor]]]:

@@ -138,16 +138,22 @@ def production_key(config: TrialConfig, prepared: Prepared | PreparedRefs) -> st
         *(config.seed, config.data, config.teacher, config.precision, config.compile, config.graphs),
         *(config.targets, config.weighing, config.inversion, config.guidance),
         config.rounds if schedule.largest > schedule.smallest else 0,
+        *_with_logits(config),
     ]
     kinds = ("data", "teacher", *(("condensed",) if guided else ()))
     return content_hash(shaping, _numbered({kind: hashes[kind] for kind in kinds}))
+
+
+def _with_logits(config: TrialConfig) -> list[str]:
+    """Return an addition to a key of shared samples that have no logits, as they have in segmentation by default."""
+    return [] if config.shares_logits else ["no logits"]
 
 
 def pool_key(scope: Scope, trial_key: str, config: TrialConfig, prepared: Prepared | PreparedRefs) -> tuple[Scope, str]:
     """Return the effective scope and the pool key of a trial's samples; a trial that cannot share has scope `trial`."""
     if scope == "sweep" and config.inversion.images_per_round > 0 and config.pipeline is None:
         # Samples are stored with one teacher's logits and in one pixel space.
-        like = [config.inversion.pixel_space]
+        like = [config.inversion.pixel_space, *_with_logits(config)]
         made_for = _numbered({kind: prepared.hashes[kind] for kind in ("data", "teacher")})
         return scope, f"sweep-{content_hash(like, made_for)}"
     if scope == "inversion" and can_share(config):

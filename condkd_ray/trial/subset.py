@@ -9,6 +9,8 @@ if TYPE_CHECKING:
 
 ROUND_SUBSET = 1000
 """Maximum number of validation images measured in a round; also of test images, unless the config selects all."""
+DENSE_SUBSET = 100
+"""The same number in segmentation, where all pixels count (our choice)."""
 TestRounds = Literal["subset", "full"]
 """Test images measured in a round: at most `ROUND_SUBSET` (our choice), or all (as for PRE-DFKD's mean and
 variance)."""
@@ -16,4 +18,5 @@ variance)."""
 
 def in_round(test: RealImages, rounds: TestRounds) -> RealImages:
     """Return the test images that are measured in a round."""
-    return test if rounds == "full" else test[:ROUND_SUBSET]
+    most = DENSE_SUBSET if test.labels.ndim > 1 else ROUND_SUBSET
+    return test if rounds == "full" else test[:most]

@@ -19,11 +19,17 @@ from condkd_ray.core.compilation import compiling
 from condkd_ray.core.device import sent
 from condkd_ray.core.method import Metrics
 from condkd_ray.core.rng import Streams, derive_seed
-from condkd_ray.core.samples import Codec, Samples, unseen
+from condkd_ray.core.samples import UNLABELLED, Codec, Samples, unseen
+from condkd_ray.core.task import is_dense
 from condkd_ray.methods.guidance.guidance import HostAugment
+from condkd_ray.methods.targets import Targets
 from condkd_ray.models.teacher import Teacher
 from condkd_ray.trial.config import Prepared, TrialConfig
 from condkd_ray.trial.hardware import hardware_of, settled
+
+
+DENSE_BATCH = 64
+"""Images per pass of a segmentation teacher that predicts masks; this only limits memory."""
 
 
 @dataclass
@@ -66,8 +72,8 @@ def produce(
 ) -> tuple[Samples, Metrics]:
     """Synthesise the images of the next round; return them and the means of their loss terms.
 
-    The images are encoded and decoded once. Their logits are computed if the config `keeps_logits`, or if `with_logits`
-    (other trials need them). The student's outputs, in eval mode, matter only if the inversion `uses_student`,
+    The images are encoded and decoded once. They have logits if the config `keeps_logits`, or if `with_logits` (other
+    trials need them). The student's outputs, in eval mode, matter only if the inversion `uses_student`,
     and the memory's `class_counts` (K,) only if the weighing `reads_memory`. Raises `NonFiniteError` before anything is
     stored.
     """
@@ -92,7 +98,7 @@ def synthesise(
         rng=rng,
         progress=config.progress(production.round),
     )
-    targets = config.targets.sample(config.inversion.images_per_round, teacher, rng=rng)
+    targets = _targets(config, prepared, rng)
     with _frozen(student):
         fresh, terms = config.inversion.synthesize(
             production.inversion,
@@ -104,6 +110,16 @@ def synthesise(
             rng=rng,
         )
     return fresh, terms | config.guidance.read(guide)
+
+
+def _targets(config: TrialConfig, prepared: Prepared, rng: Streams) -> Targets:
+    """Return the targets of a round's images."""
+    count, teacher = config.inversion.images_per_round, prepared.teacher
+    if is_dense(teacher.task) and config.inversion.uses_targets == "none":
+        # Only their number is used, and layouts would take more memory than the images.
+        return Targets(torch.full((count,), UNLABELLED, device=teacher.device))
+    more = {"condensed": prepared.condensed} if config.targets.needs_condensed else {}
+    return config.targets.sample(count, teacher, rng=rng, **more)
 
 
 @contextmanager
@@ -124,21 +140,35 @@ def settle(samples: Samples, code: Codec, teacher: Teacher, *, logits: bool = Tr
     """Return samples as any store would return them, with images encoded and decoded once.
 
     `logits`: compute the teacher's logits, with one pass over these images. `relabel`: replace the labels by the argmax
-    of the logits; requires `logits`. The result shares no memory with `samples`, which a replayed CUDA graph may
-    overwrite.
+    of the logits; requires `logits`. In segmentation the labels are always the argmax, and `logits` says whether the
+    logits are returned too. The result shares no memory with `samples`, which a replayed CUDA graph may overwrite.
     """
     images = code.decode(code.encode(samples)).images
+    if is_dense(teacher.task) and not logits:
+        return unseen(images, predicted_masks(teacher, images))
     if not logits:
         return unseen(images, samples.labels.clone())
     values = stored_logits(teacher, images)
+    relabel = relabel or is_dense(teacher.task)
     return Samples(images, values.argmax(1) if relabel else samples.labels.clone(), values)
 
 
 @torch.no_grad()
-def stored_logits(teacher: Teacher, images: Tensor) -> Tensor:
-    """Return the teacher's logits (B, K) float32 of images (B, C, H, W), rounded to float16 as a store does."""
+def predicted_masks(teacher: Teacher, images: Tensor) -> Tensor:
+    """Return the classes (B, H, W) that the teacher predicts, in batches whose logits are not kept."""
     if not len(images):
-        return images.new_zeros(0, teacher.num_classes)
+        return images.new_zeros(0, *images.shape[2:], dtype=torch.int64)
+    return torch.cat([teacher.batched_logits(part).argmax(1) for part in images.split(DENSE_BATCH)])
+
+
+@torch.no_grad()
+def stored_logits(teacher: Teacher, images: Tensor) -> Tensor:
+    """Return the teacher's logits (B, K) float32 of images (B, C, H, W), rounded to float16 as a store does.
+
+    In segmentation (B, K, H, W).
+    """
+    if not len(images):
+        return images.new_zeros(0, teacher.num_classes, *(images.shape[2:] if is_dense(teacher.task) else ()))
     return teacher.batched_logits(images).half().float()
 
 

@@ -4,6 +4,7 @@ Losses and settings follow the released code of CMI. Letters: B batch, D feature
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -15,12 +16,12 @@ from condkd_ray.core.compilation import growing
 from condkd_ray.core.method import Metrics, require
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples, unseen
+from condkd_ray.core.task import BOTH
 from condkd_ray.core.units import byte_size
 from condkd_ray.data.augment import require_shift, resized_crop
-from condkd_ray.methods.inversion.conditional import Conditional
+from condkd_ray.methods.inversion.conditional import Conditional, generator_inputs, target_generator
 from condkd_ray.methods.inversion.inversion import LossTerms, Round, StepBatch, require_bn
 from condkd_ray.methods.targets import Targets
-from condkd_ray.models.generator import Generator
 from condkd_ray.models.network import seeded_module
 from condkd_ray.models.observation import Observation
 from condkd_ray.models.teacher import Teacher
@@ -38,9 +39,9 @@ class CmiState:
     optimizer: torch.optim.Optimizer
     bank: Tensor | None = None
     round: int = 0
-    _generator: Generator | None = transient(default=None)
+    _generator: nn.Module | None = transient(default=None)
 
-    def generator_like(self, fresh: Generator) -> Generator:
+    def generator_like(self, fresh: nn.Module) -> nn.Module:
         """Return a generator with the weights of `fresh`.
 
         It is the same module in every round, because captured graphs read its tensors at fixed addresses.
@@ -66,6 +67,7 @@ class Cmi(Conditional[CmiState]):
 
     paper = "Fang et al., IJCAI 2021"
     ours = ("layers", "steps", "batch", "oh_temperature")
+    tasks = BOTH
     name: Literal["cmi"] = "cmi"
     uses_targets = "soft"
     layers: Literal["stages", "all"] = "stages"
@@ -155,15 +157,13 @@ class Cmi(Conditional[CmiState]):
         """Run `steps` steps of a generator from stream `init/generator/<round>`, of its latents and of the head."""
         teacher, rng = call.teacher, call.rng
         state.round += 1
-        size = (self.latent, self.width, teacher.image_shape)
-        fresh = seeded_module(
-            lambda: Generator(*size, init="normal"), f"init/generator/{state.round}", teacher.device, rng
-        )
+        made = partial(target_generator, self.latent, self.width, teacher, init="normal")
+        fresh = seeded_module(made, f"init/generator/{state.round}", teacher.device, rng)
         generator = state.generator_like(fresh)
         latents = call.latents(len(targets), self.latent).requires_grad_()
-        made = [*generator.parameters(), latents]
-        optimizer = torch.optim.Adam(made, self.lr, betas=(0.5, 0.999), fused=True)
-        leaves = [*made, *state.head.parameters()]
+        own = [*generator.parameters(), latents]
+        optimizer = torch.optim.Adam(own, self.lr, betas=(0.5, 0.999), fused=True)
+        leaves = [*own, *state.head.parameters()]
 
         def move() -> None:
             optimizer.step()
@@ -173,7 +173,7 @@ class Cmi(Conditional[CmiState]):
         observer = teacher.observer(bn=False, input_means=self.input_mean_layers(teacher))
 
         def make() -> Tensor:
-            return teacher.normalise(generator(latents))
+            return teacher.normalise(generator(*generator_inputs(latents, targets)))
 
         def extra_inputs(images: Tensor) -> tuple[Tensor, ...]:
             part = resized_crop(images, rng=rng["augment/inversion"], flip=teacher.flip_ok)

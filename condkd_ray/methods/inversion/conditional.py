@@ -1,12 +1,34 @@
 """Base class of the hosts whose generator makes images of given classes: CMI, Fast, NAYER."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from condkd_ray.core.task import is_dense
 from condkd_ray.data.augment import black_of, shift_flip
 from condkd_ray.methods.inversion.inversion import Host, State, StepBatch
 from condkd_ray.methods.losses.inversion import bn_distance, disagreement
+from condkd_ray.methods.targets import Targets
+from condkd_ray.models.generator import Generator, LayoutGenerator
 from condkd_ray.models.teacher import Teacher
+
+
+def target_generator(latent: int, width: int, teacher: Teacher, **form: Any) -> nn.Module:
+    """Return a generator of images whose targets are given: a `Generator`, in segmentation a `LayoutGenerator`.
+
+    A latent vector alone cannot place a class at each pixel, so that in segmentation the layout is an input too (our
+    choice).
+    """
+    size = (latent, width, teacher.image_shape)
+    if is_dense(teacher.task):
+        return LayoutGenerator(*size, teacher.num_classes, **form)
+    return Generator(*size, **form)
+
+
+def generator_inputs(latents: Tensor, targets: Targets) -> tuple[Tensor, ...]:
+    """Return the inputs of a `target_generator`: latents (B, Z), in segmentation with the layouts (B, H, W)."""
+    return (latents, targets.labels) if targets.labels.ndim > 1 else (latents,)
 
 
 class Conditional(Host[State]):

@@ -5,6 +5,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
+from condkd_ray.core.task import BOTH
 from condkd_ray.methods.inversion.inversion import StepBatch
 from condkd_ray.methods.inversion.unconditional import Unconditional
 from condkd_ray.methods.losses.inversion import negative_activation, negative_entropy
@@ -23,6 +24,7 @@ class Dafl(Unconditional):
 
     paper = "Chen et al., ICCV 2019"
     ours = ("steps", "batch", "images_per_round", "oh_temperature", "conditional")
+    tasks = BOTH
     name: Literal["dafl"] = "dafl"
     generator_options: ClassVar[dict[str, Any]] = {"head": "tanh_bn", "eps": 0.8}
     batch: int = 128

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from condkd_ray.core.method import require
+from condkd_ray.core.task import BOTH
 from condkd_ray.methods.inversion.inversion import StepBatch
 from condkd_ray.methods.inversion.pixelwise import Pixelwise
 from condkd_ray.methods.losses.inversion import JsReduction, bn_distance, jensen_shannon, total_variation
@@ -31,6 +32,7 @@ class DeepInversion(Pixelwise):
 
     paper = "Yin et al., CVPR 2020"
     ours = ("steps", "batch", "oh_temperature")
+    tasks = BOTH
     name: Literal["deep_inversion"] = "deep_inversion"
     betas: tuple[float, float] = (0.5, 0.9)  # type: ignore[assignment]
     """Adam's betas, as in DeepInversion's ImageNet script; its CIFAR script uses PyTorch's default (0.9, 0.999)."""

@@ -5,6 +5,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
+from condkd_ray.core.task import BOTH
 from condkd_ray.methods.inversion.inversion import StepBatch
 from condkd_ray.methods.inversion.unconditional import Unconditional
 from condkd_ray.methods.losses.kd import logit_l1
@@ -26,6 +27,7 @@ class Dfad(Unconditional):
 
     paper = "Fang et al., arXiv 1912.11006"
     ours = ("steps", "batch", "images_per_round", "oh_weight", "oh_temperature", "conditional")
+    tasks = BOTH
     name: Literal["dfad"] = "dfad"
     generator_options: ClassVar[dict[str, Any]] = {"head": "tanh_bn"}
     steps: int = 4

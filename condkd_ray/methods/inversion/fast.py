@@ -6,6 +6,7 @@ Losses, optimisers and settings follow the released code of Fast.
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -15,8 +16,9 @@ from condkd_ray.core.checkpoint import transient
 from condkd_ray.core.method import Metrics, require
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples, unseen
+from condkd_ray.core.task import BOTH
 from condkd_ray.data.augment import require_shift
-from condkd_ray.methods.inversion.conditional import Conditional
+from condkd_ray.methods.inversion.conditional import Conditional, generator_inputs, target_generator
 from condkd_ray.methods.inversion.inversion import LossTerms, Round, StepBatch, require_bn
 from condkd_ray.methods.losses.inversion import mix_bn
 from condkd_ray.methods.targets import Targets
@@ -29,13 +31,13 @@ from condkd_ray.models.teacher import Teacher
 class FastState:
     """The meta generator, its optimiser, the running BN statistics (None before the first round), and rounds so far."""
 
-    generator: Generator
+    generator: nn.Module
     optimizer: torch.optim.Optimizer
     bn_memory: Tensor | None = None
     round: int = 0
-    _clone: Generator | None = transient(default=None)
+    _clone: nn.Module | None = transient(default=None)
 
-    def clone(self) -> Generator:
+    def clone(self) -> nn.Module:
         """Return a copy of the generator.
 
         It is the same module in every round, because captured graphs read its tensors at fixed addresses.
@@ -54,11 +56,13 @@ class Fast(Conditional[FastState]):
     Minimises bn \sum_l ||BN_l(x) - BN_l|| + oh CE(f_T(x), y) + adv A(f_S(x), f_T(x)) + guide(x, y). BN_l(x) is averaged
     with the statistics of earlier rounds; A is minus KL(f_T(x) || f_S(x)) if teacher and student predict the same
     class, else 0. The original generator then takes one Adam step at rate `lr * steps` (see `meta`). The images of the
-    step with the lowest loss are kept. Departure: Fast's code already uses A in the last round of the warm-up.
+    step with the lowest loss are kept. In segmentation y is the target layout, which the generator gets too (our
+    choice). Departure: Fast's code already uses A in the last round of the warm-up.
     """
 
     paper = "Fang et al., AAAI 2022"
     ours = ("batch", "warm_up", "oh_temperature")
+    tasks = BOTH
     name: Literal["fast"] = "fast"
     uses_targets = "soft"
     steps: int = 10
@@ -113,8 +117,8 @@ class Fast(Conditional[FastState]):
     def init(self, teacher: Teacher, rng: Streams) -> FastState:
         """Return a generator from stream `init/generator`. Raises `InputError` for a teacher without BN."""
         require_bn(teacher)
-        size = (self.latent, self.width, teacher.image_shape)
-        generator = seeded_module(lambda: Generator(*size), "init/generator", teacher.device, rng)
+        made = partial(target_generator, self.latent, self.width, teacher)
+        generator = seeded_module(made, "init/generator", teacher.device, rng)
         rate = self.lr * self.steps
         optimizer = torch.optim.Adam(generator.parameters(), rate, betas=(0.5, 0.999), fused=True)
         return FastState(generator, optimizer)
@@ -134,7 +138,7 @@ class Fast(Conditional[FastState]):
         last_bn = memory = state.bn_memory
 
         def make() -> Tensor:
-            return call.teacher.normalise(inner(latents))
+            return call.teacher.normalise(inner(*generator_inputs(latents, targets)))
 
         def losses(batch: StepBatch) -> LossTerms:
             bn = mix_bn(batch.observation.bn, memory, self.bn_momentum)

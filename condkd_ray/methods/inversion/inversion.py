@@ -7,7 +7,7 @@ the base class of the hosts of this package. Letters: B batch, C channels, H W h
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar, final
 
 import torch
@@ -18,9 +18,12 @@ from condkd_ray.core.compilation import begin_step, whole
 from condkd_ray.core.method import Meter, Method, Metrics, require, require_rates, require_weights
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import PixelSpace, Samples, unseen
+from condkd_ray.core.task import BOTH
+from condkd_ray.data.augment import split_labels, with_labels
 from condkd_ray.methods.guidance.from_guides import Start
 from condkd_ray.methods.guidance.guidance import Guide
 from condkd_ray.methods.losses.inversion import class_prior
+from condkd_ray.methods.losses.kd import per_image
 from condkd_ray.methods.targets import Targets
 from condkd_ray.methods.weighing import Weigh
 from condkd_ray.models.observation import Observation, Observer
@@ -80,7 +83,8 @@ class Inversion(Method, ABC, Generic[State]):
     def augment(self, images: Tensor, *, teacher: Teacher, rng: torch.Generator) -> Tensor:
         """Return the augmented `images` (B, C, H, W), which the teacher reads.
 
-        The condensed images get the same augmentation.
+        The condensed images get the same augmentation. In segmentation the images have one more channel, their labels:
+        an augmentation that moves pixels moves it along, and gives new positions `UNLABELLED`.
         """
         return images
 
@@ -157,8 +161,8 @@ class StepBatch(NamedTuple):
     temperature: float = 1.0
 
     def mean(self, values: Tensor) -> Tensor:
-        """Return the weighted mean of `values` (B,) over the images, a scalar."""
-        return (self.weight * values).mean()
+        """Return the weighted mean of `values` (B,), or in segmentation (B, H, W), over the images, a scalar."""
+        return (self.weight * per_image(values)).mean()
 
     @property
     def oh(self) -> Tensor:
@@ -231,11 +235,17 @@ class Round:
         """The teacher's observer of all layers and statistics that the host and the guide read."""
         return self.teacher.observer(self.guide.layers, self.host.reads_bn, self.host.input_mean_layers(self.teacher))
 
-    def augmented(self, images: Tensor) -> Tensor:
-        """Return the augmented `images`, which the teacher reads."""
+    def augmented(self, images: Tensor, targets: Targets | None = None) -> tuple[Tensor, Targets | None]:
+        """Return the augmented `images`, which the teacher reads, and `targets`; in segmentation these move along."""
         if not self.host.augments:
-            return images
-        return self.host.augment(images, teacher=self.teacher, rng=self.rng["augment/inversion"])
+            return images, targets
+        dense = targets is not None and targets.labels.ndim > 1
+        both = with_labels(images, targets.labels) if targets is not None and dense else images
+        both = self.host.augment(both, teacher=self.teacher, rng=self.rng["augment/inversion"])
+        if targets is None or not dense:
+            return both, targets
+        moved, labels = split_labels(both)
+        return moved, replace(targets, labels=labels)
 
     def forward(
         self,
@@ -251,7 +261,8 @@ class Round:
         """
         begin_step()
         images = make_images(make)
-        views = self.augmented(images), extra_inputs(images)
+        augmented, targets = self.augmented(images, targets)
+        views = augmented, extra_inputs(images)
         return forward_pass(self.host, self.observer, self.weigh, losses, images, *views, targets)
 
     def step(
@@ -397,6 +408,7 @@ class Host(Inversion[State]):
 class NoInversion(Inversion[None]):
     """Makes no images; the distiller's condensed share must be 1."""
 
+    tasks = BOTH
     name: Literal["none"] = "none"
     pixel_space: ClassVar[PixelSpace] = "unit"
     uses_targets = "none"

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from condkd_ray.core.method import Metrics, require
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import UNLABELLED, Samples, unseen
+from condkd_ray.core.task import is_dense
 from condkd_ray.methods.inversion.inversion import Host, LossTerms, Round, StepBatch, TargetUse, require_bn
 from condkd_ray.methods.targets import Targets, balanced_labels
-from condkd_ray.models.generator import Generator, LabelledGenerator
+from condkd_ray.models.generator import Generator, LabelledGenerator, LayoutGenerator
 from condkd_ray.models.network import seeded_module
 from condkd_ray.models.teacher import Teacher
 
@@ -102,23 +103,23 @@ class Unconditional(Host[GeneratorState]):
         """
         if self.reads_bn:
             require_bn(teacher)
-        size = (self.latent, self.width, teacher.image_shape)
-
-        def built() -> nn.Module:
-            if self.conditional:
-                return LabelledGenerator(*size, teacher.num_classes, **self.generator_options)
-            return Generator(*size, **self.generator_options)
-
-        generator = seeded_module(built, "init/generator", teacher.device, rng)
+        generator = seeded_module(lambda: self._generator(teacher), "init/generator", teacher.device, rng)
         optimizer = torch.optim.Adam(generator.parameters(), self.lr, betas=self.betas, fused=True)
         return GeneratorState(generator, optimizer)
+
+    def _generator(self, teacher: Teacher) -> nn.Module:
+        size = (self.latent, self.width, teacher.image_shape)
+        if self.conditional:
+            kind = LayoutGenerator if is_dense(teacher.task) else LabelledGenerator
+            return kind(*size, teacher.num_classes, **self.generator_options)
+        return Generator(*size, **self.generator_options)
 
     @final
     def run(self, state: GeneratorState, targets: Targets, call: Round) -> tuple[Samples, Metrics]:
         """Run `steps` generator steps, then generate one fresh image per target.
 
         If `conditional`, the fresh images have the labels of `targets`, and each step draws its own balanced labels
-        from stream `targets`. Otherwise the images have no labels, and only the number of `targets` is used. Raises
+        from stream `targets`; in segmentation it draws from the layouts of `targets`. Otherwise the images have no labels, and only the number of `targets` is used. Raises
         `NonFiniteError`, with the name of the first loss term that was NaN or infinite.
         """
         weights = list(state.generator.parameters())
@@ -137,8 +138,16 @@ class Unconditional(Host[GeneratorState]):
         def losses(batch: StepBatch) -> LossTerms:
             return LossTerms(self.terms(batch, teacher=call.teacher, student=call.student))
 
+        def wanted_labels() -> Tensor | None:
+            if not self.conditional:
+                return None
+            if not is_dense(call.teacher.task):
+                return balanced_labels(self.batch, call.teacher.num_classes, call.rng)
+            rows = torch.randint(len(targets), (self.batch,), generator=call.rng["targets"], device=call.rng.device)
+            return targets.labels[rows]
+
         for _ in range(self.steps):
-            labels = balanced_labels(self.batch, call.teacher.num_classes, call.rng) if self.conditional else None
+            labels = wanted_labels()
             make = partial(state.generator, *generator_inputs(self.batch, labels))
             wanted = None if labels is None else Targets(labels)
             call.step(call.forward(make, losses, wanted), weights, move)

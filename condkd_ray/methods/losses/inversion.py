@@ -1,7 +1,8 @@
 """Loss terms of the inversions: expected properties of an image, and its adversarial difficulty for the student.
 
 Terms of images alone: class, BN statistics, entropy, activation, smoothness. Formulas follow the released code of the
-methods that are named. Letters: B batch, C channels, H W height and width, K classes, D features, L BN layers, S
+methods that are named. In segmentation, logits are (B, K, H, W), and terms of one image are means over its pixels; this
+is our choice. Letters: B batch, C channels, H W height and width, K classes, D features, L BN layers, S
 channels of all BN layers together.
 """
 
@@ -12,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from condkd_ray.methods.losses.kd import divergence
+from condkd_ray.core.samples import UNLABELLED
+from condkd_ray.methods.losses.kd import divergence, per_image
 
 JsReduction = Literal["mean", "batchmean"]
 """Reduction of a divergence over the classes: the mean, or the sum (PyTorch's name for it is `batchmean`)."""
@@ -21,9 +23,11 @@ JsReduction = Literal["mean", "batchmean"]
 def class_prior(logits: Tensor, wanted: Tensor, temperature: float = 1.0) -> Tensor:
     """Return the cross-entropy of softmax(logits / temperature), (B, K) to (B,); DAFL, CMI and Fast call it `oh`.
 
-    `wanted`: classes (B,), or soft targets (B, K), probabilities at the same temperature.
+    `wanted`: classes (B,), or soft targets (B, K), probabilities at the same temperature. In segmentation, classes (B,
+    H, W), of which pixels without a label are left out.
     """
-    return F.cross_entropy(logits / temperature, wanted, reduction="none")
+    losses = F.cross_entropy(logits / temperature, wanted, reduction="none", ignore_index=UNLABELLED)
+    return per_image(losses, wanted)
 
 
 def bn_distance(seen: Tensor, running: Tensor, layers: Tensor, first: float = 1.0) -> Tensor:
@@ -46,11 +50,13 @@ def mix_bn(seen: Tensor, memory: Tensor | None, momentum: float) -> Tensor:
 
 
 def negative_entropy(logits: Tensor) -> Tensor:
-    """Return sum p log10 p of the batch's mean class distribution, logits (B, K) to a scalar: minimal if p is uniform.
+    """Return sum p log10 p of the mean class distribution over images (and pixels), a scalar: minimal if p is uniform.
+
+    `logits`: (B, K) or (B, K, H, W).
 
     A term of DAFL (`ie`).
     """
-    mean = F.softmax(logits, dim=1).mean(0)
+    mean = F.softmax(logits, dim=1).mean((0, *range(2, logits.ndim)))
     return (mean * mean.clamp_min(1e-12).log()).sum() / math.log(10)
 
 
@@ -60,7 +66,7 @@ def entropy(logits: Tensor) -> Tensor:
 
 
 def negative_activation(features: Tensor) -> Tensor:
-    """Return minus the mean absolute feature, (B, D) to a scalar: real images have large features (DAFL's `a`)."""
+    """Return minus the mean absolute feature, (B, D) or (B, D, h, w) to a scalar: real images have large features (DAFL's `a`)."""
     return -features.abs().mean()
 
 

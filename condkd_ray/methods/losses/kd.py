@@ -1,6 +1,8 @@
 """Distillation losses between student and teacher, one value per sample.
 
-Letters: B batch, C channels, H W height and width, K classes. Formulas and defaults follow the released code of the
+In segmentation, logits are (B, K, H, W) and labels (B, H, W); the loss of an image is the mean over its labelled pixels
+(the mean is our choice; leaving out pixels without a label is usual). Letters: B batch, C channels, H W height and
+width, K classes. Formulas and defaults follow the released code of the
 methods that are named.
 
 DKD's formulas are the paper's; alpha 1, beta 8 and tau 4 are the authors' released settings for CIFAR-100. Their
@@ -23,6 +25,8 @@ from torch import Tensor, nn
 
 from condkd_ray.core.families import Family
 from condkd_ray.core.method import Method, require
+from condkd_ray.core.samples import UNLABELLED
+from condkd_ray.core.task import BOTH
 from condkd_ray.models.hooks import spatial_layers
 from condkd_ray.models.teacher import Teacher
 
@@ -50,22 +54,36 @@ class KdLoss(Method, ABC):
 
     @abstractmethod
     def __call__(self, student: NetworkOutputs, teacher: NetworkOutputs, labels: Tensor) -> Tensor:
-        """Return (B,) float32 losses for images of the classes `labels` (B,)."""
+        """Return (B,) float32 losses for images of the classes `labels` (B,), in segmentation (B, H, W)."""
+
+
+def per_image(values: Tensor, labels: Tensor | None = None) -> Tensor:
+    """Return (B,) means of values (B, H, W) over the pixels with a label, of `labels` (B, H, W); values (B,) as is.
+
+    Without `labels` all pixels count. The mean of an image without any label is 0.
+    """
+    if values.ndim == 1:
+        return values
+    if labels is None:
+        return values.flatten(1).mean(1)
+    known = (labels != UNLABELLED).flatten(1)
+    # Not a product: a value without a label may be infinite.
+    return values.flatten(1).where(known, 0).sum(1) / known.sum(1).clamp_min(1)
 
 
 def divergence(student: Tensor, teacher: Tensor) -> Tensor:
-    """Return KL(softmax(teacher) || softmax(student)): (B, K) logits of both to (B,)."""
+    """Return KL(softmax(teacher) || softmax(student)): (B, K) logits of both to (B,); (B, K, H, W) to (B, H, W)."""
     log_student, log_teacher = F.log_softmax(student.float(), dim=1), F.log_softmax(teacher.float(), dim=1)
     return F.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(1)
 
 
 def softened(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Return Hinton's loss, tau^2 KL at temperature tau: (B, K) logits to (B,). tau^2 keeps the gradient's size."""
+    """Return Hinton's loss, tau^2 KL at temperature tau, in the shapes of `divergence`. tau^2 keeps the gradient's size."""
     return temperature**2 * divergence(student.float() / temperature, teacher.float() / temperature)
 
 
 def logit_l1(student: Tensor, teacher: Tensor) -> Tensor:
-    """Return the mean absolute difference of (B, K) logits: (B,)."""
+    """Return the mean absolute difference of (B, K) logits: (B,); (B, K, H, W) to (B, H, W)."""
     return (student.float() - teacher.float()).abs().mean(1)
 
 
@@ -78,6 +96,7 @@ class Hinton(KdLoss):
     """
 
     paper = "Hinton et al., arXiv 1503.02531"
+    tasks = BOTH
     name: Literal["hinton"] = "hinton"
     temperature: float = 20.0
     """tau; must be positive."""
@@ -87,7 +106,7 @@ class Hinton(KdLoss):
 
     def __call__(self, student: NetworkOutputs, teacher: NetworkOutputs, labels: Tensor) -> Tensor:
         """Return (B,) losses."""
-        return softened(student.logits, teacher.logits, self.temperature)
+        return per_image(softened(student.logits, teacher.logits, self.temperature), labels)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +118,7 @@ class SoftCrossEntropy(KdLoss):
     """
 
     paper = "Nayak et al., ICML 2019"
+    tasks = BOTH
     name: Literal["soft_ce"] = "soft_ce"
     temperature: float = 20.0
     """tau; must be positive."""
@@ -110,18 +130,20 @@ class SoftCrossEntropy(KdLoss):
         """Return (B,) losses."""
         tau = self.temperature
         wanted = F.softmax(teacher.logits.float() / tau, dim=1)
-        return -(tau**2) * (wanted * F.log_softmax(student.logits.float() / tau, dim=1)).sum(1)
+        loss = -(tau**2) * (wanted * F.log_softmax(student.logits.float() / tau, dim=1)).sum(1)
+        return per_image(loss, labels)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LogitL1(KdLoss):
     """Mean absolute difference of the logits, the loss of DFAD, PRE-DFKD and the re-runs of MB-DFKD."""
 
+    tasks = BOTH
     name: Literal["l1"] = "l1"
 
     def __call__(self, student: NetworkOutputs, teacher: NetworkOutputs, labels: Tensor) -> Tensor:
         """Return (B,) losses."""
-        return logit_l1(student.logits, teacher.logits)
+        return per_image(logit_l1(student.logits, teacher.logits), labels)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,6 +196,7 @@ class Attention(KdLoss):
 
     paper = "Zagoruyko and Komodakis, ICLR 2017"
     ours = ("teacher_layers", "student_layers")
+    tasks = BOTH
     name: Literal["attention"] = "attention"
     teacher_layers: tuple[str, ...]
     """Names of the teacher's layers, shallow to deep. There is no default, because networks name their stages
@@ -210,7 +233,7 @@ class Attention(KdLoss):
 
     def __call__(self, student: NetworkOutputs, teacher: NetworkOutputs, labels: Tensor) -> Tensor:
         """Return (B,) losses; both outputs must contain the taps of `layer_pairs`."""
-        loss = softened(student.logits, teacher.logits, self.temperature)
+        loss = per_image(softened(student.logits, teacher.logits, self.temperature), labels)
         for student_tap, teacher_tap in zip(student.taps, teacher.taps, strict=True):
             loss = loss + self.weight * distance(student_tap, teacher_tap)
         return loss

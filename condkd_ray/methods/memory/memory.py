@@ -21,6 +21,7 @@ from condkd_ray.core.device import sent
 from condkd_ray.core.method import Method, Metrics, require
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples, cat
+from condkd_ray.core.task import BOTH
 from condkd_ray.methods.memory.store import Store
 from condkd_ray.models.teacher import Teacher
 
@@ -148,6 +149,7 @@ class Growing(Uniform[KeptIds]):
 
     ours = ("capacity",)
     reads_logits = False
+    tasks = BOTH
     name: Literal["growing"] = "growing"
     capacity: int | None = None
     """Samples kept; the oldest are dropped first. None keeps all."""
@@ -186,6 +188,7 @@ class Reservoir(Uniform[ReservoirState]):
 
     ours = ("capacity",)
     reads_logits = False
+    tasks = BOTH
     name: Literal["reservoir"] = "reservoir"
     capacity: int = 1280
     """Samples kept; by default as many as in MB-DFKD's bank."""
@@ -214,6 +217,7 @@ class Latest(ReplayMemory[IdQueue]):
     """The latest round only, for inversions such as DAFL, whose rounds make enough images for all student steps."""
 
     reads_logits = False
+    tasks = BOTH
     name: Literal["latest"] = "latest"
 
     def init(self, teacher: Teacher, rng: Streams) -> IdQueue:
@@ -255,6 +259,7 @@ class Bank(ReplayMemory[BankState]):
 
     paper = "Binici et al., WACV 2022"
     reads_logits = False
+    tasks = BOTH
     name: Literal["bank"] = "bank"
     entries: int = 10
     """Entries kept; the oldest is dropped first."""

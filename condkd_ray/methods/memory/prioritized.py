@@ -18,6 +18,7 @@ from condkd_ray.core.device import sent
 from condkd_ray.core.method import Metrics, NonFiniteError, require
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples
+from condkd_ray.core.task import BOTH
 from condkd_ray.methods.memory.memory import Draw, ReplayMemory, no_ids
 from condkd_ray.methods.memory.store import Store
 from condkd_ray.models.teacher import Teacher
@@ -51,6 +52,7 @@ class Prioritized(ReplayMemory[PrioritizedState]):
     paper = "Liu et al., CVPR 2024"
     ours = ("alpha", "beta", "eps", "divide_by", "evict")
     reads_logits = False
+    tasks = BOTH
     name: Literal["prioritized"] = "prioritized"
     scale: float = 0.1
     """Samples kept, as a share of the teacher's train set; the paper uses 0.1 and goes down to 0.01."""

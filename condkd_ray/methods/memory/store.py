@@ -59,7 +59,11 @@ def chunk_range(path: Location) -> tuple[int, int]:
 def write_chunk(path: Location, arrays: Arrays) -> None:
     """Write one Arrow IPC file with one record batch, atomically. Logits (N, 0) have no column."""
     wide = {"images": arrays[0], "logits": arrays[2]}
-    columns, shapes = {"labels": pa.array(arrays[1], pa.int64())}, {}
+    columns, shapes = {}, {}
+    if arrays[1].ndim > 1:
+        wide["labels"] = arrays[1]
+    else:
+        columns["labels"] = pa.array(arrays[1], pa.int64())
     for name, array in wide.items():
         shapes[name] = [str(array.dtype), *array.shape[1:]]
         if width := array[0].nbytes:
@@ -86,7 +90,8 @@ def read_chunk(path: Location) -> Arrays:
             return np.empty((batch.num_rows, *shape), dtype)
         return np.frombuffer(batch.column(name).buffers()[1], dtype=dtype).reshape(batch.num_rows, *shape)
 
-    return column("images"), batch.column("labels").to_numpy(), column("logits")
+    labels = column("labels") if "labels" in shapes else batch.column("labels").to_numpy()
+    return column("images"), labels, column("logits")
 
 
 def read_stored(folder: Location) -> Iterator[tuple[int, int, Arrays]]:
@@ -134,7 +139,8 @@ class MissingSamplesError(ValueError):
 class LiveIds:
     """The class of each id given out so far, and whether it is live (in use), in five bytes per id.
 
-    An id that no chunk ever covered is not live.
+    In segmentation, the number of pixels of each class instead, in four bytes per class. An id that no chunk ever
+    covered is not live.
     """
 
     def __init__(self, num_classes: int) -> None:
@@ -156,15 +162,24 @@ class LiveIds:
 
     @property
     def class_counts(self) -> Tensor:
-        """(K,) int64: live ids of each class. Ids whose samples have no teacher logits are not counted."""
+        """(K,) int64: live ids of each class. Ids whose samples have no teacher logits are not counted.
+
+        In segmentation: pixels of each class in the live samples.
+        """
+        if self._classes.ndim > 1:
+            return self._classes[self._live].sum(0)
         # Shifted by one place, so that UNLABELLED, -1, has one too.
         return torch.bincount(self._classes[self._live] + 1, minlength=self._num_classes + 1)[1:]
 
     def cover(self, start: int, classes: Tensor) -> None:
-        """Register a chunk with `classes` (n,) at the ids from `start`.
+        """Register a chunk with `classes` (n,), in segmentation (n, H, W), at the ids from `start`.
 
         New ids become live, known ones keep their status.
         """
+        if classes.ndim > 1:
+            classes = pixels_per_class(classes, self._num_classes)
+            if self._all_classes.ndim == 1:
+                self._all_classes = self._all_classes[:, None].repeat(1, self._num_classes)
         known, stop = self.num_ids, start + len(classes)
         self._resize(max(known, stop))
         self._classes[start:stop] = classes.cpu().int()
@@ -189,10 +204,18 @@ class LiveIds:
         known = len(self._all_live)
         if num_ids > known:
             room = max(num_ids, known + known // 4) - known
-            self._all_classes = torch.cat([self._all_classes, self._all_classes.new_zeros(room)])
+            more = self._all_classes.new_zeros(room, *self._all_classes.shape[1:])
+            self._all_classes = torch.cat([self._all_classes, more])
             self._all_live = torch.cat([self._all_live, self._all_live.new_zeros(room)])
         self._all_live[num_ids:] = False
         self._classes, self._live = self._all_classes[:num_ids], self._all_live[:num_ids]
+
+
+def pixels_per_class(labels: Tensor, num_classes: int) -> Tensor:
+    """Return (N, K) int64: the number of pixels of each class in labels (N, H, W); pixels below 0 are not counted."""
+    flat = labels.flatten(1).long() + 1
+    counts = torch.zeros(len(labels), num_classes + 1, dtype=torch.int64, device=labels.device)
+    return counts.scatter_add_(1, flat, torch.ones_like(flat))[:, 1:]
 
 
 class Store(ABC):
@@ -225,7 +248,10 @@ class Store(ABC):
 
     @property
     def class_counts(self) -> Tensor:
-        """(K,) int64: live samples of each class, by the teacher's logits; samples without logits are not counted."""
+        """(K,) int64: live samples of each class, by the teacher's logits; samples without logits are not counted.
+
+        In segmentation: pixels of each class in the live samples.
+        """
         return self._ids.class_counts
 
     @property
