@@ -50,7 +50,10 @@ class Outcome:
     images: Tensor | None = None
     """(n, C, H, W) uint8 example images, sorted by class. Not stored in the record."""
     images_per_class: int = 0
-    """Number of `images` of each class."""
+    """Number of `images` of each class or, in segmentation, in each row."""
+    grid_rows: list[str] = field(default_factory=list)
+    """Captions of the rows of `images`, such as `student` above its coloured masks; empty in classification, where each
+    row is a class. Not stored in the record."""
     held: dict[str, list[int]] = field(default_factory=dict)
     """Numbers of samples in the memory at the end: per predicted `class` of the teacher, and per `confidence` bin."""
     peak_bytes: int = 0

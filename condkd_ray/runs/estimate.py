@@ -145,7 +145,7 @@ def probe_trial(plan: Plan, prepared: Prepared, folder: Path) -> Cost:
     record = make_record("explain", plan, "probe", prepared, outcome)
     write_record(folder, record)
     if outcome.images is not None and outcome.images_per_class:
-        write_grid(grid_path(folder, "probe"), outcome.images, outcome.images_per_class)
+        write_grid(grid_path(folder, "probe"), outcome.images, outcome.images_per_class, outcome.grid_rows)
     left, chunks = whole.total_rounds - ROUNDS, _bytes(folder / "chunks") / ROUNDS
     row = _bytes(record_path(folder, "probe")) - len(str(outcome.predictions))
     kept = _bytes(folder / "records") + _bytes(folder / "grids")

@@ -25,15 +25,16 @@ from condkd_ray.core.records import (
     read_all_records,
     read_manifest,
 )
-from condkd_ray.core.samples import Codec
+from condkd_ray.core.samples import Codec, Samples, to_pixels
 from condkd_ray.core.storage import Location, take
+from condkd_ray.data.palette import coloured
 from condkd_ray.methods.inversion import NoInversion
 from condkd_ray.models.teacher import Teacher
 from condkd_ray.report.figures.image_grids import write_grid
 from condkd_ray.report.kept import kept_path, merit
 from condkd_ray.report.tensorboard.embeddings import KINDS, Points, points_path, write_points
 from condkd_ray.trial.config import Prepared
-from condkd_ray.trial.outcome import Product, class_major, product_path, read_product
+from condkd_ray.trial.outcome import GRID_PER_CLASS, Product, class_major, product_path, read_product
 
 log = logging.getLogger(__name__)
 
@@ -44,28 +45,40 @@ MOST_POINTS = 200
 PER_STORED_BYTE = 8
 """Bytes on disk for each byte of a points file, which is also written as text in two embeddings."""
 _BATCH = 50
+MASKED = ("condensed images", "their masks")
+"""Captions of the rows of a condensed set's grid in segmentation."""
 
 
 def write_grids(out: Path, record: Record, outcome: Outcome, prepared: Prepared) -> None:
     """Write the image grid of the trial, and the grid of its condensed set unless another trial has written it."""
     if outcome.images is not None and outcome.images_per_class:
-        write_grid(grid_path(out, record.config_hash), outcome.images, outcome.images_per_class)
+        write_grid(grid_path(out, record.config_hash), outcome.images, outcome.images_per_class, outcome.grid_rows)
     path = condensed_path(out, record.condensed_hash)
     # Without an inversion, the grid of the trial already shows the condensed set.
     if prepared.condensed is not None and record.inversion != NoInversion.name and not path.is_file():
-        images, per_class = class_major(prepared.condensed, prepared)
+        images, per_row, rows = _condensed_grid(prepared.condensed, prepared)
         if images is not None:
-            write_grid(path, images, per_class)
+            write_grid(path, images, per_row, rows)
+
+
+def _condensed_grid(shown: Samples, prepared: Prepared) -> tuple[Tensor | None, int, Sequence[str]]:
+    """Return the images of a condensed set's grid, their number in each row, and the rows' captions."""
+    if shown.labels.ndim == 1:
+        return *class_major(shown, prepared), ()
+    few = shown[slice(GRID_PER_CLASS)]
+    images = to_pixels(few.images, prepared.teacher.mean, prepared.teacher.std)
+    return torch.cat([images.expand(-1, 3, -1, -1), coloured(few.labels)]), len(few), MASKED
 
 
 @torch.no_grad()
 def feature_points(prepared: Prepared, product: Product) -> dict[str, Points]:
     """Return the feature points of the kinds of images that the trial has (`real`, `condensed`, `synthetic`), by kind.
 
-    Empty if the features of the real images were not computed (`Prepared.landmarks` is None).
+    Empty if the features of the real images were not computed (`Prepared.landmarks` is None), and in segmentation,
+    where a point would be a pixel.
     """
     marks, samples = prepared.landmarks, product.samples
-    if marks is None:
+    if marks is None or marks.real_labels.ndim > 1:
         return {}
     found = {"real": _points(marks.real, marks.real_labels)}
     if marks.condensed is not None and marks.condensed_labels is not None:

@@ -375,7 +375,7 @@ class StudyWriter:
     def _attach(self, number: int, key: str, tree: Tree, outcome: Outcome) -> None:
         grid = grid_path(self._out, key)
         if outcome.images is not None and outcome.images_per_class:
-            write_grid(grid, outcome.images, outcome.images_per_class)
+            write_grid(grid, outcome.images, outcome.images_per_class, outcome.grid_rows)
         if grid.is_file():
             self._log.attach(number, grid, self._store)
         with tempfile.TemporaryDirectory() as folder:

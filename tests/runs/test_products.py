@@ -21,8 +21,9 @@ from condkd_ray.core.records import (
     write_manifest,
     write_record,
 )
-from condkd_ray.core.samples import Codec, to_pixels
+from condkd_ray.core.samples import Codec, to_pixels, unseen
 from condkd_ray.core.storage import locate
+from condkd_ray.data.palette import coloured
 from condkd_ray.methods.condensation import AllReal
 from condkd_ray.methods.inversion import DeepInversion, NoInversion
 from condkd_ray.report.figures.image_grids import captioned, write_grid
@@ -197,6 +198,17 @@ def test_the_grid_of_the_condensed_set_is_written_once_and_listed_first(tmp_path
     write_grids(tmp_path, record(config_hash="another"), OUTCOME, WHOLE)
     assert guides.read_bytes() == b"here"
     assert names(tmp_path, one) == [("condensed", "condensed-c0ffee"), ("synthetic", one.config_hash)]
+
+
+def test_the_grid_of_a_condensed_set_with_masks_shows_them_below_the_images(tmp_path):
+    labels = torch.randint(
+        -1, NUM_CLASSES, (3, *WHOLE.condensed.images.shape[2:]), generator=torch.Generator().manual_seed(0)
+    )
+    dense = replace(WHOLE, condensed=unseen(WHOLE.condensed.images[:3], labels))
+    write_grids(tmp_path, record(), OUTCOME, dense)
+    pixels = to_pixels(dense.condensed.images, WHOLE.teacher.mean, WHOLE.teacher.std).expand(-1, 3, -1, -1)
+    write_grid(tmp_path / "expected.png", torch.cat([pixels, coloured(labels)]), 3, products.MASKED)
+    assert condensed_path(tmp_path, "c0ffee").read_bytes() == (tmp_path / "expected.png").read_bytes()
 
 
 @pytest.mark.parametrize(

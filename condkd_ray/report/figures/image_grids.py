@@ -1,4 +1,4 @@
-"""Grids of images as PNG files, with a row per class, and one picture of a trial's grids side by side with captions."""
+"""Grids of images as PNG files, with a row per class or captions of the rows, and a trial's grids side by side."""
 
 import io
 from collections.abc import Sequence
@@ -21,22 +21,27 @@ _HEAD, _GAP, _MARGIN = 32, 24, 3
 """Pixels above a grid for its caption, between two grids, and before a caption."""
 _LETTERS = 22
 """Font size of the captions in pixels; large, because TensorBoard shows pictures at less than half their size."""
+_ROW_HEAD, _ROW_LETTERS = 22, 16
+"""Pixels above a row for its caption, and their font size."""
 
 
-def write_grid(path: Path, images: Any, per_class: int) -> None:
+def write_grid(path: Path, images: Any, per_class: int, rows: Sequence[str] = ()) -> None:
     """Write images, uint8 (N, 1 or 3, H, W) from numpy or torch, sorted by class, in rows of `per_class`, as PNG.
 
-    Raises `ValueError` for other types or shapes.
+    `rows`: a caption for each row, drawn above it; none without. Raises `ValueError` for other types or shapes.
     """
     pixels = np.asarray(images.cpu() if hasattr(images, "cpu") else images)
     if pixels.ndim != 4 or pixels.dtype != np.uint8 or pixels.shape[1] not in (1, 3) or 0 in pixels.shape:
         raise ValueError(f"images are {pixels.dtype} {pixels.shape}; accepted: uint8 (N, 1 or 3, H, W), N > 0")
     if per_class < 1:
         raise ValueError(f"per_class is {per_class}; accepted: at least 1")
+    if rows and len(pixels) != len(rows) * per_class:
+        raise ValueError(f"captions are {list(rows)} for {len(pixels)} images; accepted: one for each {per_class}")
     # Nearest-neighbour magnification keeps the pixels of an 8 x 8 digit sharp.
     factor = max(1, round(_VISIBLE / min(pixels.shape[2:])))
+    pixels = pixels.repeat(factor, axis=2).repeat(factor, axis=3)
     buffer = io.BytesIO()
-    picture = Image.fromarray(_tile(pixels.repeat(factor, axis=2).repeat(factor, axis=3), per_class))
+    picture = _captioned_rows(pixels, per_class, rows) if rows else Image.fromarray(_tile(pixels, per_class))
     picture.save(buffer, format="PNG", optimize=True)
     atomic_write(Path(path), buffer.getvalue())
 
@@ -50,6 +55,20 @@ def _tile(pixels: np.ndarray, columns: int) -> np.ndarray:
     picture = grid.reshape(-1, columns * width, channels)
     picture = np.pad(picture, ((_GUTTER, 0), (_GUTTER, 0), (0, 0)), constant_values=_PAPER)
     return picture[..., 0] if channels == 1 else picture
+
+
+def _captioned_rows(pixels: np.ndarray, columns: int, captions: Sequence[str]) -> Image.Image:
+    """Return the rows of `columns` images, one below the other, with a caption above each."""
+    font = ImageFont.load_default(_ROW_LETTERS)
+    strips = [Image.fromarray(_tile(row, columns)) for row in np.split(pixels, len(captions))]
+    width = max(strips[0].width, *(_MARGIN + round(font.getlength(caption) + 0.5) for caption in captions))
+    each = _ROW_HEAD + strips[0].height
+    whole = Image.new(strips[0].mode, (width, each * len(strips)), "white")
+    draw = ImageDraw.Draw(whole)
+    for place, (caption, strip) in enumerate(zip(captions, strips, strict=True)):
+        draw.text((_MARGIN, each * place + 1), caption, fill="black", font=font)
+        whole.paste(strip, (0, each * place + _ROW_HEAD))
+    return whole
 
 
 def captioned(out: Path, record: Record) -> list[tuple[str, Path]]:

@@ -70,3 +70,23 @@ def test_grey_and_colour_grids_side_by_side_are_complete_and_in_colour(tmp_path)
         assert np.array_equal(np.asarray(both.crop(place)), np.asarray(colour))
         assert both.width > grey.width + colour.width
     assert beside([("a", tmp_path / "grey")]).mode == "L"
+
+
+def test_rows_with_captions_stand_below_their_captions_with_all_pixels(tmp_path):
+    images, captions = pixels(6, 3, 48), ("synthetic images", "teacher", "student")
+    write_grid(tmp_path / "grid.png", images, 2, captions)
+    write_grid(tmp_path / "plain.png", images, 2)
+    with Image.open(tmp_path / "grid.png") as one, Image.open(tmp_path / "plain.png") as other:
+        grid, plain = np.asarray(one), np.asarray(other)
+    each, head = len(grid) // 3, len(grid) // 3 - 52
+    assert len(grid) == 3 * each
+    for row in range(3):
+        strip = grid[row * each : (row + 1) * each]
+        np.testing.assert_array_equal(strip[head:, : plain.shape[1]], plain[row * 50 : row * 50 + 52])
+        assert (strip[:head] < 100).any(), "a caption is drawn"
+    assert grid.shape[1] >= plain.shape[1]
+
+
+def test_captions_that_do_not_fit_the_number_of_rows_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"captions are .* for 6 images"):
+        write_grid(tmp_path / "grid.png", pixels(6, 3, 8), 2, ["a", "b"])
