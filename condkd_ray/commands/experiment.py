@@ -86,8 +86,8 @@ class Flags(TeacherFlags, Options):
     """Parquet file of the training images: a name in that folder, a path, or a pattern such as train-*.parquet."""
     test_file: str | None = None
     """Parquet file of the test images, likewise."""
-    size: int | None = None
-    """Side in pixels to which images are resized."""
+    size: int | tuple[int, int] | None = None
+    """Size in pixels to which images are resized: one side, or height and width."""
     val_fraction: float = 0.0
     """Share of the training images held out for validation (digits always has 197 validation images)."""
     teacher: str | None = None

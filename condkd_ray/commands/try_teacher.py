@@ -86,8 +86,9 @@ class Try(TeacherFlags):
     a card nor the names of the weights determine it."""
     student: str = "resnet-8-8"
     """Architecture of the students; `condkd methods --networks` lists all."""
-    size: int | None = None
-    """Side in pixels to which images are resized; default: the card's value, else the images keep their size."""
+    size: int | tuple[int, int] | None = None
+    """Size in pixels to which images are resized, one side, or height and width; default: the card's value, else the
+    images keep their size."""
     flip_ok: bool | None = None
     """True if a mirrored image keeps its class; default: the card's value, else measured with the teacher."""
     guides: int | None = None

@@ -179,8 +179,13 @@ def _leaf(hint: Any, value: Any, path: str) -> Any:
     try:
         return _adapter(hint).validate_python(value)
     except ValidationError as error:
-        first = error.errors()[0]
-        message = "a path" if first["type"] == "path_type" else first["msg"].removeprefix("Input should be ")
+        texts = [
+            "a path" if one["type"] == "path_type" else one["msg"].removeprefix("Input should be ")
+            for one in error.errors()
+        ]
+        # The first error of a plain type; of a union, those of all its members.
+        kinds = [kind for kind in _alternatives(hint) if kind is not type(None)]
+        message = ", or ".join(dict.fromkeys(texts if len(kinds) > 1 else texts[:1]))
         raise InputError(f"{path} is {value_text(value)}; accepted: {message}") from None
 
 

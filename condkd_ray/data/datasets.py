@@ -21,7 +21,7 @@ from condkd_ray.core.method import InputError, Method, require
 from condkd_ray.core.rng import derive_seed
 from condkd_ray.core.task import Task
 from condkd_ray.data import copies, readers
-from condkd_ray.data.readers import IDX_SETS, TORCHVISION_SETS, ParquetFiles, Raw, RealImages
+from condkd_ray.data.readers import IDX_SETS, TORCHVISION_SETS, ParquetFiles, Raw, RealImages, Size
 
 Known = Literal["digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn"]
 DataName = Literal[Known, "parquet", "image_folder", "class_folders"]
@@ -56,8 +56,8 @@ class DataSource(Method, ABC):
     name: str
     root: Path | None = field(default=None, metadata={"identity": False})
     """Folder of the data set; not part of a trial's identity. `digits` needs none."""
-    size: int | None = None
-    """Width and height after resizing, in pixels. None keeps the images' own size."""
+    size: Size | None = None
+    """Side of the images after resizing, in pixels, or height and width. None keeps the images' own size."""
     val_fraction: float = 0.0
     """Share of the train images held out for validation, 0 to 0.5. `digits` always holds out 197."""
     seed: int = 0
@@ -70,7 +70,10 @@ class DataSource(Method, ABC):
     """True if a mirrored image keeps its class. None: false for digits, mnist and svhn, true for all others."""
 
     def __post_init__(self) -> None:
-        require(self.size is None or self.size >= 1, "data.size", self.size, "an integer of at least 1, or none")
+        sides = self.size if isinstance(self.size, (list, tuple)) else (self.size, self.size)
+        fits = self.size is None or (len(sides) == 2 and all(side is not None and side >= 1 for side in sides))
+        accepted = "an integer of at least 1, two such integers (height and width), or none"
+        require(fits, "data.size", self.size, accepted)
         require(0 <= self.val_fraction <= 0.5, "data.val_fraction", self.val_fraction, "0 to 0.5")
         require((self.mean is None) == (self.std is None), "data.mean, data.std", (self.mean, self.std), "both or none")
         require(all(map(math.isfinite, self.mean or ())), "data.mean", self.mean, "finite values")

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from condkd_ray.core.config import build
 from condkd_ray.core.method import InputError
 from condkd_ray.data.datasets import DataConfig, load
 from data.image_files import write_parquet
@@ -12,6 +13,8 @@ from data.image_files import write_parquet
     ("fields", "problem"),
     [
         ({"size": 0}, "data.size is 0"),
+        ({"size": (8, 0)}, r"data.size is \(8, 0\); accepted: .* two such integers \(height and width\)"),
+        ({"size": (8,)}, r"data.size is \(8,\)"),
         ({"val_fraction": 0.6}, "data.val_fraction is 0.6"),
         ({"name": "mnist", "val_fraction": -0.1}, "data.val_fraction is -0.1"),
         ({"val_fraction": 0.1}, "197 validation images"),
@@ -24,6 +27,12 @@ from data.image_files import write_parquet
 def test_impossible_configs_are_refused(fields: dict, problem: str):
     with pytest.raises(InputError, match=problem):
         DataConfig(**fields)
+
+
+@pytest.mark.parametrize("size", [[4, 6, 8], [4, "x"], "x"])
+def test_sizes_of_other_types_are_refused_with_both_forms(size: object):
+    with pytest.raises(InputError, match=r"data: size is .*; accepted: .*integer.*, or .*(tuple|Tuple|integer)"):
+        build(DataConfig, {"size": size}, "data")
 
 
 def test_roots_that_are_missing_are_refused(tmp_path: Path):

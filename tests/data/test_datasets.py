@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from shared_data import shared
 from torch import Tensor
 
+from condkd_ray.core.config import build, content_hash, to_tree
 from condkd_ray.core.method import InputError
 from condkd_ray.core.samples import to_unit
 from condkd_ray.data.datasets import CONSTANTS, DataConfig, Dataset, RealImages, load
@@ -405,3 +406,19 @@ def test_images_that_are_all_copies_cannot_be_split(tmp_path: Path):
     write_parquet(tmp_path / "train.parquet", random_pixels(2)[[0, 1] * 10], torch.arange(20) % 10)
     with pytest.raises(InputError, match=r"number of different train images is 2; .*copies stay in one part"):
         load(DataConfig(name="parquet", root=tmp_path, val_fraction=0.3))
+
+
+def test_a_size_is_one_side_or_height_and_width(tmp_path: Path):
+    root = write_folder(tmp_path, random_pixels(12), torch.arange(12) % 2, ["a", "b"])
+    tree = {"name": "class_folders", "root": str(root)}
+    sizes = {4: (3, 4, 4), (4, 6): (3, 4, 6)}
+    for size, shape in sizes.items():
+        config = build(DataConfig, {**tree, "size": to_tree(size)}, "data")
+        assert config.size == size
+        assert load(config).image_shape == shape
+    assert load(DataConfig(size=(12, 6))).image_shape == (1, 12, 6)
+    assert load(DataConfig(size=16)).digest == load(DataConfig(size=(16, 16))).digest
+
+
+def test_the_identity_of_a_single_side_is_that_of_earlier_versions():
+    assert content_hash(DataConfig(size=64)) == "7be2973bafdbf36e"

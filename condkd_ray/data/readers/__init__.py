@@ -6,7 +6,7 @@ unpickled.
 
 from condkd_ray.data.readers.class_folders import read_folder, read_halves
 from condkd_ray.data.readers.idx import read_idx, read_idx_pair
-from condkd_ray.data.readers.images import Raw, RealImages, check_labels, resize
+from condkd_ray.data.readers.images import Raw, RealImages, Size, check_labels, resize, sides_of
 from condkd_ray.data.readers.known import IDX_SETS, TORCHVISION_SETS, digits, idx_set, torchvision_set
 from condkd_ray.data.readers.parquet import read_parquet
 from condkd_ray.data.readers.parquet_files import ParquetFiles, find_parquet
@@ -17,6 +17,7 @@ __all__ = [
     "ParquetFiles",
     "Raw",
     "RealImages",
+    "Size",
     "check_labels",
     "digits",
     "find_parquet",
@@ -27,5 +28,6 @@ __all__ = [
     "read_idx_pair",
     "read_parquet",
     "resize",
+    "sides_of",
     "torchvision_set",
 ]

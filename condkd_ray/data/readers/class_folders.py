@@ -14,7 +14,7 @@ from condkd_ray.core.rng import derive_seed
 from condkd_ray.core.text import ENCODINGS, decoded
 from condkd_ray.data.copies import fingerprints, first_copies, split_note
 from condkd_ray.data.readers.decoding import decode_all
-from condkd_ray.data.readers.images import Ground, Raw, checked
+from condkd_ray.data.readers.images import Ground, Raw, Size, checked
 
 IMAGE_SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".webp", ".gif", ".tif", ".tiff"),
@@ -33,7 +33,7 @@ LEAST = 3
 """Minimum number of images per class in `read_halves`: one for training, one for the proxy set, one for testing."""
 
 
-def read_folder(root: Path, size: int | None = None, ground: Ground | None = None) -> Raw:
+def read_folder(root: Path, size: Size | None = None, ground: Ground | None = None) -> Raw:
     """Read the images of one sub-folder per class, sorted by name; class names that are all numbers by value.
 
     A file `classes.txt` beside the sub-folders, with one name per line, sets another order of the classes. Hidden files
@@ -58,7 +58,7 @@ def read_folder(root: Path, size: int | None = None, ground: Ground | None = Non
     return replace(checked(images.pixels, labels, names, str(root)), ground=images.ground, notes=notes)
 
 
-def read_halves(root: Path, size: int | None, seed: int) -> tuple[Raw, Raw]:
+def read_halves(root: Path, size: Size | None, seed: int) -> tuple[Raw, Raw]:
     """Split a folder into train and test set, both in the folder's order: a random half per class by `seed`.
 
     With an odd number the extra image is in the train set. Copies of an image count once and go to the same half, even

@@ -14,7 +14,7 @@ from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from condkd_ray.core.method import InputError, require
-from condkd_ray.data.readers.images import Ground, resize
+from condkd_ray.data.readers.images import Ground, Size, resize
 
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF", "PPM")  # fixed, because some Pillow plug-ins start programs
 DEEP_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
@@ -84,12 +84,12 @@ class _Properties:
         return "black" if self.light > BRIGHT * self.visible else "white"
 
 
-def decode_all(sources: Iterator[Source], size: int | None, what: str, ground: Ground | None = None) -> Decoded:
+def decode_all(sources: Iterator[Source], size: Size | None, what: str, ground: Ground | None = None) -> Decoded:
     """Decode the images of the set `what`; C is 1 if all are grey, otherwise 3.
 
     Images are rotated by their EXIF orientation. All transparent images are placed on `ground`. If it is None, that is
     white, or black if the visible parts are brighter than `BRIGHT` on average. 16-bit grey values are scaled to 8 bits.
-    With `size` all images are resized to size x size, batch by batch. Raises `InputError` if an image cannot be read,
+    With `size` all images are resized to it, batch by batch. Raises `InputError` if an image cannot be read,
     or if images differ in size and `size` is None.
     """
     batches: list[tuple[Tensor, Tensor | None]] = []
@@ -149,13 +149,13 @@ def _laid(pixels: Tensor, clear: Tensor | None, ground: Ground | None) -> Tensor
     return torch.minimum(pixels, 255 - clear) + clear
 
 
-def _clear(images: list[_Image], size: int | None) -> Tensor | None:
+def _clear(images: list[_Image], size: Size | None) -> Tensor | None:
     if all(image.clear is None for image in images):
         return None
     return _join([torch.zeros_like(i.pixels[:1]) if i.clear is None else i.clear for i in images], size)
 
 
-def _join(images: list[Tensor], size: int | None) -> Tensor:
+def _join(images: list[Tensor], size: Size | None) -> Tensor:
     channels = max(image.shape[0] for image in images)
     images = [image.expand(channels, -1, -1) for image in images]
     if size is None:

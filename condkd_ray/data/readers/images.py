@@ -12,6 +12,8 @@ from condkd_ray.core.method import require
 from condkd_ray.core.samples import Samples, to_model, unseen
 
 Ground = Literal["white", "black"]
+Size = int | tuple[int, int]
+"""Size of images in pixels: the side of square ones, or height and width."""
 MOST_CLASSES = 100_000
 """Most classes of a set without class names (our choice): a larger label is a mistake, not a class."""
 
@@ -50,13 +52,22 @@ class Raw(RealImages):
     notes: tuple[str, ...] = ()
 
 
-def resize(pixels: Tensor, size: int) -> Tensor:
-    """Resize uint8 (N, C, H, W) to (N, C, size, size), bilinear with antialiasing, unless they have that size."""
+def sides_of(size: Size) -> tuple[int, int]:
+    """Return height and width."""
+    if isinstance(size, int):
+        return size, size
+    height, width = size
+    return height, width
+
+
+def resize(pixels: Tensor, size: Size) -> Tensor:
+    """Resize uint8 (N, C, H, W) to `size`, bilinear with antialiasing, unless they have that size."""
     from torchvision.transforms import functional  # imported here, because it takes as long as loading the digits
 
-    if tuple(pixels.shape[-2:]) == (size, size):
+    sides = sides_of(size)
+    if tuple(pixels.shape[-2:]) == sides:
         return pixels
-    return functional.resize(pixels, [size, size], antialias=True)
+    return functional.resize(pixels, list(sides), antialias=True)
 
 
 def checked(pixels: Tensor, labels: Tensor, names: tuple[str, ...] | None, what: str) -> Raw:

@@ -13,13 +13,13 @@ import torch
 
 from condkd_ray.core.method import InputError, require
 from condkd_ray.data.readers.decoding import BATCH_ROWS, Source, decode_all
-from condkd_ray.data.readers.images import Ground, Raw, check_labels, checked
+from condkd_ray.data.readers.images import Ground, Raw, Size, check_labels, checked
 
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
 
 
-def read_parquet(files: Sequence[Path], size: int | None = None, ground: Ground | None = None) -> Raw:
+def read_parquet(files: Sequence[Path], size: Size | None = None, ground: Ground | None = None) -> Raw:
     """Read the images and labels of Hugging Face image Parquet files, in the given order.
 
     Columns: `image` or `img`, a struct with `bytes` or plain binary; `label`, `labels` or `fine_label`, integers >= 0.
