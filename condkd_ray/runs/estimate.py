@@ -136,7 +136,7 @@ def probe_trial(plan: Plan, prepared: Prepared, folder: Path) -> Cost:
     rest = max(0.0, wall - sum(row["time/wall_seconds"] for row in outcome.history))
     rounds = hull(_seconds(row, whole) for row in others)
     labelling = 0.0
-    if not whole.keeps_logits:
+    if whole.shares_logits and not whole.keeps_logits:
         # The teacher's logits are computed at the end instead of each round, for all images still in the memory.
         images = torch.zeros(whole.inversion.images_per_round, *prepared.teacher.image_shape)
         images = images.to(prepared.teacher.device)
@@ -150,8 +150,8 @@ def probe_trial(plan: Plan, prepared: Prepared, folder: Path) -> Cost:
     row = _bytes(record_path(folder, "probe")) - len(str(outcome.predictions))
     kept = _bytes(folder / "records") + _bytes(folder / "grids")
     product, state = _bytes(place["product"]), _bytes(place["checkpoint"])
-    # A product has logits even if the trial's memory stores none.
-    logits = 0 if whole.keeps_logits else 2 * prepared.teacher.num_classes * whole.inversion.images_per_round
+    # A product has logits even if the trial's memory stores none; in segmentation it has none.
+    logits = 0 if whole.keeps_logits or not whole.shares_logits else 2 * prepared.teacher.num_classes * whole.inversion.images_per_round
     peak = peak_bytes(prepared.teacher.device)
     producers, ahead = (0, 0) if whole.pipeline is None else (whole.pipeline.producers, whole.pipeline.staleness)
     return Cost(

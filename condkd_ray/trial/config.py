@@ -109,8 +109,8 @@ class TrialConfig(Method):
     evaluate_every: int = 1
     """Number of rounds between two measurements of the student; the last round is always measured."""
     test_rounds: TestRounds = "subset"
-    """Test images in each of these measurements: `subset`, at most 1000, in segmentation 100 (our choice); `full`, all, as for PRE-DFKD's
-    mean and variance over rounds."""
+    """Test images in each of these measurements: `subset`, at most 1000, in segmentation 100 (our choice); `full`, all,
+    as for PRE-DFKD's mean and variance over rounds."""
     precision: Precision | None = None
     """Precision of the networks (autocast); losses are always float32. Null: bfloat16 on a GPU with hardware support,
     otherwise float32; the record contains the precision in use."""
@@ -219,7 +219,10 @@ class TrialConfig(Method):
 
     @property
     def shares_logits(self) -> bool:
-        """True if samples that trials share are stored with the teacher's logits: in segmentation only if all read them."""
+        """True if samples that trials share are stored with the teacher's logits.
+
+        In segmentation they are only if the trial reads them, and trials that do not read them share other samples.
+        """
         return self.keeps_logits or not is_dense(self.data.task)
 
     @property

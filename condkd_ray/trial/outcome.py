@@ -156,8 +156,8 @@ def summary(history: list[Metrics], test_images: int) -> Metrics:
     """Summarise per-round metrics: last values, sums of `time/` and `pool/`, statistics of the test scores.
 
     The values `student/test_accuracy_*`, or `student/test_miou_*`, are mean, variance and best over the rounds with a
-    measured test score; `student/forgetting` is the best minus the last. `test_images` is the number of test images in each measurement. The
-    `pool/` metrics count images that the trial made for other trials or took from them.
+    measured test score; `student/forgetting` is the best minus the last. `test_images` is the number of test images in
+    each measurement. The `pool/` metrics count images that the trial made for other trials or took from them.
     """
     last: Metrics = {}
     for metrics in history:

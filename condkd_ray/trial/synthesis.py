@@ -27,7 +27,6 @@ from condkd_ray.models.teacher import Teacher
 from condkd_ray.trial.config import Prepared, TrialConfig
 from condkd_ray.trial.hardware import hardware_of, settled
 
-
 DENSE_BATCH = 64
 """Images per pass of a segmentation teacher that predicts masks; this only limits memory."""
 

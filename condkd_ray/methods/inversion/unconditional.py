@@ -114,13 +114,25 @@ class Unconditional(Host[GeneratorState]):
             return kind(*size, teacher.num_classes, **self.generator_options)
         return Generator(*size, **self.generator_options)
 
+    def _step_targets(self, targets: Targets, call: Round) -> Targets | None:
+        """Return the targets of one generator step; None unless `conditional`.
+
+        They are balanced labels, in segmentation layouts drawn from those of `targets`, from stream `targets`.
+        """
+        if not self.conditional:
+            return None
+        if not is_dense(call.teacher.task):
+            return Targets(balanced_labels(self.batch, call.teacher.num_classes, call.rng))
+        rows = torch.randint(len(targets), (self.batch,), generator=call.rng["targets"], device=call.rng.device)
+        return Targets(targets.labels[rows])
+
     @final
     def run(self, state: GeneratorState, targets: Targets, call: Round) -> tuple[Samples, Metrics]:
         """Run `steps` generator steps, then generate one fresh image per target.
 
-        If `conditional`, the fresh images have the labels of `targets`, and each step draws its own balanced labels
-        from stream `targets`; in segmentation it draws from the layouts of `targets`. Otherwise the images have no labels, and only the number of `targets` is used. Raises
-        `NonFiniteError`, with the name of the first loss term that was NaN or infinite.
+        If `conditional`, the fresh images have the labels of `targets`, and each step draws targets of its own.
+        Otherwise the images have no labels, and only the number of `targets` is used. Raises `NonFiniteError`, with the
+        name of the first loss term that was NaN or infinite.
         """
         weights = list(state.generator.parameters())
 
@@ -138,18 +150,9 @@ class Unconditional(Host[GeneratorState]):
         def losses(batch: StepBatch) -> LossTerms:
             return LossTerms(self.terms(batch, teacher=call.teacher, student=call.student))
 
-        def wanted_labels() -> Tensor | None:
-            if not self.conditional:
-                return None
-            if not is_dense(call.teacher.task):
-                return balanced_labels(self.batch, call.teacher.num_classes, call.rng)
-            rows = torch.randint(len(targets), (self.batch,), generator=call.rng["targets"], device=call.rng.device)
-            return targets.labels[rows]
-
         for _ in range(self.steps):
-            labels = wanted_labels()
-            make = partial(state.generator, *generator_inputs(self.batch, labels))
-            wanted = None if labels is None else Targets(labels)
+            wanted = self._step_targets(targets, call)
+            make = partial(state.generator, *generator_inputs(self.batch, None if wanted is None else wanted.labels))
             call.step(call.forward(make, losses, wanted), weights, move)
         metrics = call.meter.read()
         kept = targets.labels if self.conditional else torch.full_like(targets.labels, UNLABELLED)

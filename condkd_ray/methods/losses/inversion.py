@@ -66,7 +66,10 @@ def entropy(logits: Tensor) -> Tensor:
 
 
 def negative_activation(features: Tensor) -> Tensor:
-    """Return minus the mean absolute feature, (B, D) or (B, D, h, w) to a scalar: real images have large features (DAFL's `a`)."""
+    """Return minus the mean absolute feature, a scalar: real images have large features (DAFL's `a`).
+
+    `features`: (B, D) or (B, D, h, w).
+    """
     return -features.abs().mean()
 
 

@@ -78,7 +78,10 @@ def divergence(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def softened(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Return Hinton's loss, tau^2 KL at temperature tau, in the shapes of `divergence`. tau^2 keeps the gradient's size."""
+    """Return Hinton's loss, tau^2 KL at temperature tau, in the shapes of `divergence`.
+
+    tau^2 keeps the gradient's size.
+    """
     return temperature**2 * divergence(student.float() / temperature, teacher.float() / temperature)
 
 
