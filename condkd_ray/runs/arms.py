@@ -54,7 +54,8 @@ def arm(base: TrialConfig, name: Arm, ipc: int, seed: int, label: str = "", *, p
     base's share of condensed ones. `mixed_prior`: as `mixed`, with `prior` in place of the inversion's class prior.
     `guided`: as `mixed_prior`, with the base's guidance. `guided_only`: as `guided`, but only synthetic ones. `real`:
     all real images. So guided - mixed_prior is the gain from the condensed images as guides, and mixed_prior - mixed
-    the gain from a class prior alone.
+    the gain from a class prior alone. Targets that are made of the condensed set, as `layouts`, are those of the guided
+    arms; the others have balanced ones.
 
     `label`: another name for the arm in tables. If the base has `mix: concat`, the steps of arms with both kinds of
     images are larger than those of the others. Raises `InputError` if the inversion cannot have `prior`, or if, in an
@@ -77,8 +78,8 @@ def arm(base: TrialConfig, name: Arm, ipc: int, seed: int, label: str = "", *, p
         base,
         seed=seed,
         condensation=AllReal() if name == "real" else None if name == "none" or few is None else replace(few, ipc=ipc),
-        # The inversion would need soft targets; without an inversion they are dropped.
-        targets=Balanced() if alone else base.targets,
+        # The inversion would need soft targets; without an inversion they are dropped. Layouts are guidance.
+        targets=Balanced() if alone or (base.targets.needs_condensed and not guided) else base.targets,
         inversion=inversion,
         guidance=base.guidance if guided else NoGuidance(),
         memory=Growing() if alone else base.memory,
