@@ -17,6 +17,8 @@ from torch import Tensor
 
 from condkd_ray.core.families import Family
 from condkd_ray.core.method import Method, require
+from condkd_ray.core.task import BOTH
+from condkd_ray.methods.pixels import pixel_counts
 from condkd_ray.models.observation import Observation
 
 
@@ -45,7 +47,7 @@ class Weighing(Method, ABC):
         """Return the function that computes the weights during one round.
 
         `class_counts` (K,) is the memory's number of samples of each class at the start of the round, by the teacher's
-        classes; it is on the device of the weights.
+        classes, in segmentation of pixels; it is on the device of the weights.
         """
 
 
@@ -53,6 +55,7 @@ class Weighing(Method, ABC):
 class Equal(Weighing):
     """Every image has weight 1."""
 
+    tasks = BOTH
     reads_memory = False
     name: Literal["equal"] = "equal"
 
@@ -67,8 +70,12 @@ class Modulating(Weighing):
 
     p(x) is the teacher's largest probability for the augmented image. Only per-sample terms are weighted; matching BN
     statistics concerns the whole batch and is not.
+
+    In segmentation phi(x) = (1 - sum over classes c of h_c(x) s_c) m(x), our choice: h_c is the share of class c among
+    the pixels of x, s_c its share among all counted pixels, and m the mean of (1 - p)^gamma over the pixels of x.
     """
 
+    tasks = BOTH
     paper = "Liu et al., CVPR 2024"
     ours = ("gamma", "counted", "share_of", "normalise", "through_confidence")
     name: Literal["modulating"] = "modulating"
@@ -76,11 +83,12 @@ class Modulating(Weighing):
     """Exponent of the difficulty term, the default of focal loss (the paper's value is not known); 0 disables the
     term."""
     counted: Literal["memory", "batch", "both"] = "both"
-    """Samples whose classes are counted: all in the memory when the round begins, the current batch, or both."""
+    """Samples, or pixels, whose classes are counted: all in the memory when the round begins, the current batch, or
+    both."""
     share_of: Literal["answer", "label"] = "answer"
     """The class whose share is used: the one that the teacher predicts for x (`answer`), or the target class of x
-    (`label`). For an inversion without labels both are the same; for the others only `label` increases the weight of
-    classes that are made too rarely."""
+    (`label`; pixels without one are left out). For an inversion without labels both are the same; for the others only
+    `label` increases the weight of classes that are made too rarely."""
     normalise: bool = False
     """Scale the weights to mean 1 over the batch, so that the per-sample terms keep their size relative to the
     others."""
@@ -96,27 +104,38 @@ class Modulating(Weighing):
         def weigh(observation: Observation, labels: Tensor) -> Tensor:
             logits = observation.logits if self.through_confidence else observation.logits.detach()
             predicted = logits.argmax(1)
-            share = self._shares(predicted, class_counts)[predicted if self.share_of == "answer" else labels]
-            phi = (1 - share) * uncertainty(logits, self.gamma)
+            chosen = predicted if self.share_of == "answer" else labels
+            if logits.ndim == 2:
+                share = self._shares(predicted, class_counts)[chosen]
+                difficulty = uncertainty(logits, self.gamma)
+            else:
+                counts = pixel_counts(chosen, len(class_counts))
+                of_image = counts / counts.sum(1, keepdim=True).clamp_min(1)
+                share = (of_image * self._shares(predicted, class_counts)).sum(1)
+                difficulty = uncertainty(logits, self.gamma).flatten(1).mean(1)
+            phi = (1 - share) * difficulty
             return phi / phi.detach().mean().clamp_min(torch.finfo(phi.dtype).tiny) if self.normalise else phi
 
         return weigh
 
     def _shares(self, predicted: Tensor, class_counts: Tensor) -> Tensor:
-        """Return (K,) shares of the classes among the counted samples; `predicted` (B,): classes of the batch.
+        """Return (K,) shares of the classes among the counted samples or pixels.
 
-        All shares are 0 if nothing is counted.
+        `predicted` (B,) or (B, H, W): classes of the batch. All shares are 0 if nothing is counted.
         """
         counts = torch.zeros_like(class_counts)
         if self.counted != "batch":
             counts = counts + class_counts
         if self.counted != "memory":
-            counts = counts.index_add(0, predicted, torch.ones_like(predicted))
+            if predicted.ndim == 1:
+                counts = counts.index_add(0, predicted, torch.ones_like(predicted))
+            else:
+                counts = counts + pixel_counts(predicted, len(counts)).sum(0)
         return counts / counts.sum().clamp_min(1)
 
 
 def uncertainty(logits: Tensor, gamma: float) -> Tensor:
-    """Return (1 - largest probability)^gamma of (B, K) logits, (B,): exact, with a finite gradient in all cases."""
+    """Return (1 - largest probability)^gamma, (B, ...), of logits (B, K, ...): exact, with a finite gradient always."""
     others = logits.float().log_softmax(1).scatter(1, logits.argmax(1, keepdim=True), -torch.inf)
     return (gamma * others.logsumexp(1)).exp()
 

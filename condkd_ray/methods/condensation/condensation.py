@@ -7,6 +7,9 @@ class and train the condensers' own networks. The condensers of real images are:
 - All images: the upper reference, distillation with the data that is otherwise unavailable.
 - Herding (Welling, ICML 2009) selects images one by one, so that their mean follows the mean of their class.
 
+In segmentation an image shows several classes, and these three select images of the whole data set instead of images of
+each class (our choice).
+
 Letters: N images, M images per class, B batch, C channels, H W height and width, K classes, D features.
 """
 
@@ -24,12 +27,16 @@ from torch import Tensor, nn
 from condkd_ray.core.method import Meter, Method, require
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples, unseen
+from condkd_ray.core.task import BOTH
 from condkd_ray.core.view import OnStep, no_bar
+from condkd_ray.methods.pixels import pixel_counts
 from condkd_ray.models.convnet import ConvNet, ConvNetModule
 from condkd_ray.models.teacher import Teacher
 
 BATCH = 512
 """Images per forward pass; this only limits memory."""
+PIXELS = 2**19
+"""Pixels per forward pass over segmented images; this only limits memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +45,8 @@ class Condensation(Method, ABC):
 
     A condenser gets no teacher unless `needs_teacher` is true: its `condense` then takes one more argument, `teacher`.
 
-    Sets are nested: for one seed the images of a smaller `ipc` are the first images of each class of a larger one, so
-    that an ablation over `ipc` compares a set with its own subsets.
+    Sets are nested: for one seed the images of a smaller `ipc` are the first images of each class of a larger one, in
+    segmentation its first images, so that an ablation over `ipc` compares a set with its own subsets.
     """
 
     code_version: ClassVar[int] = 1
@@ -47,7 +54,7 @@ class Condensation(Method, ABC):
     are then not used."""
     name: str
     ipc: int = 10
-    """Images per class."""
+    """Images per class; in segmentation, labelled images in all."""
 
     def __post_init__(self) -> None:
         require(self.ipc >= 1, "condensation.ipc", self.ipc, "1 or more; for none, omit the condensation")
@@ -80,10 +87,11 @@ class Condensation(Method, ABC):
     ) -> Samples:
         """Return K x ipc images in the teacher's space, sorted by class: ipc of class 0, ipc of class 1, ...
 
-        They have no logits. `real` is in the teacher's space, which `mean` and `std` (per channel, in units of [0, 1]
-        pixels) define; it is not changed. `flip_ok`: a mirrored image keeps its class. `rng` is new, seeded by the
-        trial. Long computations report to `on_step`. A condenser declares the arguments it uses and takes the others as
-        `**_`. Raises `InputError` if a class has too few images.
+        In segmentation, where the labels of `real` are (N, H, W), it is `ipc` images. They have no logits. `real` is in
+        the teacher's space, which `mean` and `std` (per channel, in units of [0, 1] pixels) define; it is not changed.
+        `flip_ok`: a mirrored image keeps its class. `rng` is new, seeded by the trial. Long computations report to
+        `on_step`. A condenser declares the arguments it uses and takes the others as `**_`. Raises `InputError` if a
+        class, in segmentation `real`, has too few images.
         """
 
     def cached_config(self) -> Self:
@@ -112,8 +120,12 @@ def per_class_order(labels: Tensor, rng: torch.Generator) -> Tensor:
 def first_rows(labels: Tensor, ipc: int, num_classes: int) -> Tensor:
     """Return the rows (K x ipc,) of the first `ipc` of each class, class-major.
 
-    Raises `InputError` if a class has fewer.
+    For labels (N, H, W) they are the first `ipc` rows. Raises `InputError` if there are fewer.
     """
+    if labels.ndim > 1:
+        accepted = f"at most {len(labels)}, the labelled images"
+        require(len(labels) >= ipc, "number of labelled images", ipc, accepted)
+        return torch.arange(ipc, device=labels.device)
     table, counts = class_table(labels, num_classes)
     fewest = int(counts.argmin())
     accepted = f"at most {int(counts[fewest])}, the images of class {fewest}"
@@ -122,13 +134,22 @@ def first_rows(labels: Tensor, ipc: int, num_classes: int) -> Tensor:
 
 
 def first_per_class(samples: Samples, ipc: int, num_classes: int) -> Samples:
-    """Return the first `ipc` samples of each class, class-major: a set of smaller ipc from a larger one."""
+    """Return the first `ipc` samples of each class, class-major: a set of smaller ipc from a larger one.
+
+    In segmentation, the first `ipc` samples. Raises `InputError` if there are fewer.
+    """
     return samples[first_rows(samples.labels, ipc, num_classes)]
 
 
 def random_per_class(labels: Tensor, ipc: int, num_classes: int, rng: torch.Generator) -> Tensor:
-    """Return rows (K x ipc,) of random images, class-major; nested over `ipc` for one state of `rng`."""
-    order = per_class_order(labels, rng)
+    """Return rows (K x ipc,) of random images, class-major; nested over `ipc` for one state of `rng`.
+
+    For labels (N, H, W) `ipc` rows of random images. Raises `InputError` if there are fewer.
+    """
+    if labels.ndim > 1:
+        order = torch.randperm(len(labels), generator=rng, device=labels.device)
+    else:
+        order = per_class_order(labels, rng)
     return order[first_rows(labels[order], ipc, num_classes)]
 
 
@@ -152,9 +173,10 @@ def train(
     linear_decay: bool = False,
     augment: Callable[[Tensor], Tensor] = lambda images: images,
     on_epoch: Callable[[], None] = lambda: None,
+    loss_of: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
     rng: torch.Generator,
 ) -> nn.Module:
-    """Train `network` in place by cross-entropy; returns it in eval mode, frozen.
+    """Train `network` in place by `loss_of` its logits and the labels; returns it in eval mode, frozen.
 
     Each epoch uses all N images once, in an order that `rng` draws on their device, in steps of near-equal size of at
     most `batch`. `lr` is constant, or decays linearly to 0 with `linear_decay`. `augment` is applied to each batch (B,
@@ -171,7 +193,7 @@ def train(
     for _ in range(epochs):
         meter = Meter("condensation")
         for rows in torch.randperm(len(real), generator=rng, device=real.images.device).tensor_split(parts):
-            loss = F.cross_entropy(network(augment(real.images[rows])).float(), real.labels[rows])
+            loss = loss_of(network(augment(real.images[rows])).float(), real.labels[rows])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -203,20 +225,25 @@ def convnet_for(image_shape: Sequence[int], *, width: int, depth: int) -> ConvNe
 
 @dataclass(frozen=True, kw_only=True)
 class RandomReal(Condensation):
-    """`ipc` real images of each class, drawn by the trial's seed (the "few-shot" arm of the literature)."""
+    """`ipc` real images of each class, drawn by the trial's seed (the "few-shot" arm of the literature).
 
+    In segmentation `ipc` images in all.
+    """
+
+    tasks = BOTH
     name: Literal["random_real"] = "random_real"
 
     def condense(self, real: Samples, *, num_classes: int, rng: Streams, **_: object) -> Samples:
-        """Return random images of each class; nested over `ipc`."""
+        """Return random images of each class, in segmentation of the whole set; nested over `ipc`."""
         rows = random_per_class(real.labels, self.ipc, num_classes, rng["condensation"])
         return unseen(real.images[rows], real.labels[rows])
 
 
 @dataclass(frozen=True, kw_only=True)
 class AllReal(Condensation):
-    """Every real image, class after class: not nested, and as many of each class as there are."""
+    """Every real image, class after class, in segmentation in their order: not nested, as many of each as there are."""
 
+    tasks = BOTH
     name: Literal["all_real"] = "all_real"
     ipc: Literal[0] = 0
     """Fixed: 0 means all images."""
@@ -225,7 +252,9 @@ class AllReal(Condensation):
         require(self.ipc == 0, "condensation.ipc of all_real", self.ipc, "0, which means all images")
 
     def condense(self, real: Samples, **_: object) -> Samples:
-        """Return all images, sorted by class."""
+        """Return all images, sorted by class; in segmentation, unsorted."""
+        if real.labels.ndim > 1:
+            return unseen(real.images, real.labels)
         rows = real.labels.argsort(stable=True)
         return unseen(real.images[rows], real.labels[rows])
 
@@ -263,8 +292,12 @@ class Herding(Condensation):
     The embedding is the flattened last map of a ConvNet. It is trained for a few epochs on the same real images by SGD
     with momentum 0.9 and a learning rate that decays to 0, shuffled by the trial's seed: our choice. It is never the
     teacher.
+
+    In segmentation all images are one group, whose mean the selected images follow, and the ConvNet learns which of the
+    K classes an image shows, by binary cross-entropy: our choice.
     """
 
+    tasks = BOTH
     paper = "Welling, ICML 2009"
     ours = ("epochs", "batch", "lr", "width", "depth")
     name: Literal["herding"] = "herding"
@@ -290,17 +323,31 @@ class Herding(Condensation):
     def condense(
         self, real: Samples, *, num_classes: int, rng: Streams, on_step: OnStep = no_bar, **_: object
     ) -> Samples:
-        """Train the embedding, then select. Raises `NonFiniteError` if the training diverges."""
+        """Train the embedding, then select.
+
+        Raises `InputError` if there are too few images, `NonFiniteError` if the training diverges.
+        """
         first_rows(real.labels, self.ipc, num_classes)  # refuses a class with too few images before the training
         network = fresh_convnet(real.images, num_classes, "condenser", rng, width=self.width, depth=self.depth)
+        labels, groups, size = real.labels, num_classes, BATCH
+        if dense := labels.ndim > 1:
+            labels, groups = labels.new_zeros(len(labels)), 1
+            size = max(1, PIXELS // real.labels[0].numel())
         if self.epochs:
-            self._train(network, real, rng, on_step)
+            self._train(network, _with_presence(real, num_classes) if dense else real, rng, on_step)
         with torch.no_grad():
-            embedded = torch.cat([network.embed(part) for part in real.images.split(BATCH)])
-        rows = herd(embedded, real.labels, self.ipc, num_classes)
+            embedded = torch.cat([network.embed(part) for part in real.images.split(size)])
+        rows = herd(embedded, labels, self.ipc, groups)
         return unseen(real.images[rows], real.labels[rows])
 
     def _train(self, network: ConvNetModule, real: Samples, rng: Streams, on_step: OnStep) -> None:
         recipe = {"epochs": self.epochs, "batch": self.batch, "lr": self.lr, "momentum": 0.9, "linear_decay": True}
-        epochs = count(1)
-        train(network, real, **recipe, on_epoch=lambda: on_step(next(epochs), self.epochs), rng=rng["condensation"])
+        loss_of = F.binary_cross_entropy_with_logits if real.labels.is_floating_point() else F.cross_entropy
+        epochs, stream = count(1), rng["condensation"]
+        on_epoch = lambda: on_step(next(epochs), self.epochs)  # noqa: E731
+        train(network, real, **recipe, loss_of=loss_of, on_epoch=on_epoch, rng=stream)
+
+
+def _with_presence(real: Samples, num_classes: int) -> Samples:
+    """Return the images with labels (N, K) float32: 1 for each class that a pixel of labels (N, H, W) has, else 0."""
+    return unseen(real.images, (pixel_counts(real.labels, num_classes) > 0).float())
