@@ -56,3 +56,7 @@ class Score:
     def key(self, part: str) -> str:
         """Return the key of a teacher's score on a part of the data in a manifest, and of a network's in its card."""
         return f"{part}_{SCORES[self.task]}"
+
+
+CLASSIFICATION = Score()
+"""The accuracy."""

@@ -12,7 +12,7 @@ from condkd_ray.core.method import InputError
 from condkd_ray.report import page, parquet
 from condkd_ray.report.figures import accuracy
 from condkd_ray.report.results import Results, read
-from condkd_ray.report.tables import arms, failures, search, table
+from condkd_ray.report.tables import arms, classes, failures, search, table
 from condkd_ray.report.tensorboard import writer as boards
 
 
@@ -61,6 +61,6 @@ def _write(results: Results, failed: list[Exception], *, tensorboard: bool) -> N
             accuracy.save(results.out, drawn)
     if tensorboard:
         with part("TensorBoard files"), in_turn(results.out / "records"):
-            boards.rebuild(results.out, results.records)
+            boards.rebuild(results.out, results.records, results.score, [classes.iou_table(results)])
     with part("page"):
         page.write(results, drawn)

@@ -17,11 +17,13 @@ from condkd_ray.core.families import check_plugins
 from condkd_ray.core.method import InputError, require
 from condkd_ray.core.records import ALL_REAL, Record, newest, planned, read_all_records, read_manifest
 from condkd_ray.core.samples import Codec, Samples
+from condkd_ray.core.task import SCORES, Score
 from condkd_ray.models import NETWORKS
+from condkd_ray.report.statistics import score_of
 from condkd_ray.trial.outcome import Product, read_product
 
-MERITS = ("student/val_accuracy", "proxy/agreement")
-"""Metrics by which the best trial is chosen: the first of them that was measured counts. Never test accuracy."""
+MERITS = (*(Score(task).val for task in SCORES), "proxy/agreement")
+"""Metrics by which the best trial is chosen: the first of them that was measured counts. Never a test score."""
 
 
 def kept_path(out: Path, config_hash: str) -> Path:
@@ -105,8 +107,9 @@ class Trained:
 
     def __repr__(self) -> str:
         record = self.record
-        accuracy = record.metrics.get("student/test_accuracy")
-        measured = "" if accuracy is None else f", test accuracy {accuracy:.1%}"
+        score = score_of([record])
+        found = record.metrics.get(score.test)
+        measured = "" if found is None else f", test {score.name} {found:.1%}"
         return f"<Trained {record.arm} seed {record.seed} {record.config_hash}: {record.status}{measured}>"
 
     @property

@@ -62,6 +62,8 @@ def rounds_table(records: Sequence[Record]) -> pa.Table:
 def predictions_table(out: Path, records: Sequence[Record], manifest: Manifest) -> pa.Table:
     """Return a table with a row per trial and test image. Classes are uint8, or uint16 with more than 256 classes.
 
+    No rows in segmentation, for which predictions are not stored.
+
     Raises `InputError` if a trial does not have one prediction per test image.
     """
     labels = np.asarray(manifest.test_labels, dtype=np.int64)

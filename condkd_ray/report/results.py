@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 from condkd_ray.core.locks import busy
 from condkd_ray.core.method import require
 from condkd_ray.core.records import Manifest, Record, Status, newest, planned, read_all_records, read_manifest
+from condkd_ray.core.task import Score
 from condkd_ray.report import statistics
 from condkd_ray.report.statistics import Difference, Ranking
 from condkd_ray.study.objective import at_end, parse_constraints
@@ -71,7 +72,7 @@ class Results:
         tables = (
             [search.search_table(self)]
             if self.searching
-            else [arms.accuracy_table(self), arms.difference_table(self.differences)]
+            else [arms.accuracy_table(self), arms.difference_table(self.differences, self.score)]
         )
         parts = [f"<p>{html.escape(repr(self)[1:-1])}</p>"]
         for table in tables:
@@ -94,18 +95,19 @@ class Results:
     def predictions(self) -> pd.DataFrame:
         """One row per trial and test image: the class that the student predicts, and the label.
 
+        No rows in segmentation, for which predictions are not stored.
         Raises `InputError` if a trial does not have one prediction per test image.
         """
         return self.to_arrow("predictions").to_pandas()
 
     @cached_property
     def comparisons(self) -> pd.DataFrame:
-        """One row per comparison of two arms at one IPC, in test accuracy, paired by seed.
+        """One row per comparison of two arms at one IPC, in the test score, paired by seed.
 
         `mean`, `std`: mean and standard deviation of `left` minus `right` over `n` seeds. `low`, `high`: the 95 %
-        interval over seeds, computed by `method`. `images_low`, `images_high`: the 95 % interval over test images. `p`:
-        p value of the paired t test, with Holm's correction over all arms that are compared with the same arm at the
-        same IPC. Values that do not exist, such as those of a single seed, are NaN.
+        interval over seeds, computed by `method`. `images_low`, `images_high`: the 95 % interval over test images, for
+        accuracies only. `p`: p value of the paired t test, with Holm's correction over all arms that are compared with
+        the same arm at the same IPC. Values that do not exist, such as those of a single seed, are NaN.
         """
         return self.to_arrow("comparisons").to_pandas()
 
@@ -171,7 +173,7 @@ class Results:
     def figures(self) -> dict[str, Figure]:
         """The figures of the page by name, except those without data. Notebooks display them; pyplot is not used.
 
-        For an experiment: `figure` (test accuracy of each arm), `curves`, `diagnosis` and `histograms`. For a search:
+        For an experiment: `figure` (test score of each arm), `curves`, `diagnosis` and `histograms`. For a search:
         `course`, `rounds`, `front` and `importance`.
         """
         from condkd_ray.report.figures import accuracy
@@ -183,8 +185,8 @@ class Results:
     def best(self) -> Trained:
         """Return the best kept trial in `records` with its student and synthetic images.
 
-        The criterion is validation accuracy, or agreement on the proxy set if there are no validation images. Test
-        accuracy is never used. A reference trial, whose student was trained on all real images, is returned only if no
+        The criterion is the score on validation images, or agreement on the proxy set if there are none. The test
+        score is never used. A reference trial, whose student was trained on all real images, is returned only if no
         other trial is kept. Raises `InputError` if no trial is kept, or if the product is damaged.
         """
         return self._trained(None)
@@ -206,6 +208,16 @@ class Results:
     def searching(self) -> bool:
         """True for a search."""
         return bool(self.manifest.search)
+
+    @cached_property
+    def score(self) -> Score:
+        """The score of the data's task: accuracy or mean IoU."""
+        return statistics.score_of(self.records, self.manifest)
+
+    @property
+    def test_size(self) -> int:
+        """Number of test images; 0 if unknown."""
+        return len(self.manifest.test_labels) or self.manifest.dataset.get("test_size", 0)
 
     @property
     def objectives(self) -> Sequence[str]:
@@ -256,13 +268,13 @@ class Results:
 
     @cached_property
     def differences(self) -> list[Difference]:
-        """Comparisons of arms in test accuracy, with corrected p values."""
+        """Comparisons of arms in the test score, with corrected p values."""
         labels, baseline = self.manifest.test_labels, self.manifest.baseline
         return statistics.with_p_values(statistics.comparisons(self.records, labels, baseline=baseline))
 
     @cached_property
     def rankings(self) -> list[Ranking]:
-        """Rank correlations of the first objective with test accuracy."""
+        """Rank correlations of the first objective with the test score."""
         return statistics.rankings(self.records, self.objectives[0])
 
     @cached_property

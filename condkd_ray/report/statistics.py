@@ -31,9 +31,10 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 from scipy import stats
 
-from condkd_ray.core.records import Record, arm_rank
+from condkd_ray.core.records import Manifest, Record, arm_rank
+from condkd_ray.core.task import CLASSIFICATION, SCORES, Score
 
-ACCURACY = "student/test_accuracy"
+ACCURACY = CLASSIFICATION.test
 Baseline = str | dict[str, str]
 """Name of the arm with which all others are compared, or of a baseline for each arm, by the arm's name."""
 GUIDED, MIXED, PRIOR = "guided", "mixed", "mixed_prior"
@@ -62,11 +63,11 @@ class Spread:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference(Spread):
-    """Test accuracy (a fraction) or another metric of `left` minus `right` at one IPC, paired by seed.
+    """Test score (a fraction) or another metric of `left` minus `right` at one IPC, paired by seed.
 
     `over_seeds`: interval over seeds, computed by `method`; None if there is none. `over_images`: interval over test
-    images of the difference averaged over the common seeds; None for other metrics than test accuracy. `p`: corrected
-    p value; None if there is none; see `with_p_values`.
+    images of the difference averaged over the common seeds; None for other metrics than test accuracy. `p`:
+    corrected p value; None if there is none; see `with_p_values`.
     """
 
     left: str
@@ -80,7 +81,7 @@ class Difference(Spread):
 
 @dataclass(frozen=True, kw_only=True)
 class Ranking:
-    """Spearman's rho of a proxy with test accuracy over the `n` trials that share one proxy set.
+    """Spearman's rho of a proxy with the test score over the `n` trials that share one proxy set.
 
     `proxy`: name of the metric. `ipcs`: IPCs of these trials.
     """
@@ -110,9 +111,21 @@ def groups(records: Iterable[Record]) -> dict[tuple[str, int], list[Record]]:
     return {key: found[key] for key in sorted(found, key=lambda key: (arm_rank(key[0]), key[1]))}
 
 
-def tested(records: Iterable[Record]) -> list[Record]:
-    """Return the finished trials with a finite test accuracy."""
-    return [one for one in records if _value(one, ACCURACY) is not None]
+def score_of(records: Iterable[Record], manifest: Manifest | None = None) -> Score:
+    """Return the score of trials: that of the task in the manifest or, without one, that which a trial has measured.
+
+    All trials of an experiment have data of one task.
+    """
+    if manifest is not None and "task" in manifest.dataset:
+        return Score(manifest.dataset["task"])
+    measured = {name for record in records for row in (record.metrics, *record.history) for name in row}
+    return next((score for score in map(Score, SCORES) if score.test in measured), CLASSIFICATION)
+
+
+def tested(records: Sequence[Record]) -> list[Record]:
+    """Return the finished trials with a finite test score."""
+    metric = score_of(records).test
+    return [one for one in records if _value(one, metric) is not None]
 
 
 def teacher_names(records: Sequence[Record]) -> dict[str, str]:
@@ -181,12 +194,14 @@ def image_interval(left: np.ndarray, right: np.ndarray) -> Interval | None:
 
 
 def difference(
-    records: Sequence[Record], left: str, right: str, ipc: int, labels: Sequence[int] = (), metric: str = ACCURACY
+    records: Sequence[Record], left: str, right: str, ipc: int, labels: Sequence[int] = (), metric: str = ""
 ) -> Difference | None:
     """Return `left` minus `right` at `ipc` over the seeds that both have finished; None without a common seed.
 
-    `labels`: labels of the test images; without them there is no interval over images.
+    `labels`: labels of the test images; without them there is no interval over images. `metric`: by default the test
+    score.
     """
+    metric = metric or score_of(records).test
     ours, theirs = _by_seed(records, left, ipc, metric), _by_seed(records, right, ipc, metric)
     common = [(ours[seed], theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())]
     if not common:
@@ -201,12 +216,14 @@ def difference(
 
 
 def comparisons(
-    records: Sequence[Record], labels: Sequence[int] = (), *, baseline: Baseline = "none", metric: str = ACCURACY
+    records: Sequence[Record], labels: Sequence[int] = (), *, baseline: Baseline = "none", metric: str = ""
 ) -> list[Difference]:
     """Return the differences of each arm from its baseline and from `none`, of `controlled` pairs and of `PAIRS`.
 
-    Each pair of arms appears once per IPC at which both have a finished trial of a common seed.
+    Each pair of arms appears once per IPC at which both have a finished trial of a common seed. `metric`: by default
+    the test score.
     """
+    metric = metric or score_of(records).test
     arms = sorted({record.arm for record in records}, key=arm_rank)
     own = {arm: baseline if isinstance(baseline, str) else baseline.get(arm, "none") for arm in arms}
     wanted = [*own.items(), *((arm, "none") for arm in arms), *controlled(arms, own), *PAIRS]
@@ -286,17 +303,18 @@ def with_p_values(differences: Sequence[Difference]) -> list[Difference]:
 
 
 def rankings(records: Sequence[Record], proxy: str = "proxy/agreement") -> list[Ranking]:
-    """Return Spearman's rho of `proxy` with test accuracy for each proxy set that at least four trials share.
+    """Return Spearman's rho of `proxy` with the test score for each proxy set that at least four trials share.
 
     Proxy sets for which all values of one of the two are equal are left out.
     """
     sets: dict[str, list[Record]] = defaultdict(list)
+    score = score_of(records).test
     for record in records:
-        if _value(record, ACCURACY) is not None and _value(record, proxy) is not None:
+        if _value(record, score) is not None and _value(record, proxy) is not None:
             sets[record.proxy_hash].append(record)
     found = []
     for members in sets.values():
-        scores = [[record.metrics[name] for record in members] for name in (proxy, ACCURACY)]
+        scores = [[record.metrics[name] for record in members] for name in (proxy, score)]
         if len(members) >= 4 and all(len(set(row)) > 1 for row in scores):
             rho = float(stats.spearmanrho(*scores).statistic)  # type: ignore[attr-defined]
             ipcs = tuple(sorted({record.ipc for record in members}))

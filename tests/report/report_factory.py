@@ -112,3 +112,45 @@ def make_manifest(records: Sequence[Record] = (), **changes: Any) -> Manifest:
         "notes": ["Synthetic numbers."],
     }  # fmt: skip
     return Manifest(**fields | changes)
+
+
+SCENE = ("sky", "road", "car", "sign post", "pedestrian")
+"""Classes of the synthetic segmentation; no test image has a pixel of the last."""
+SHARES = dict(zip(SCENE, (0.4, 0.45, 0.1, 0.05, 0.0), strict=True))
+SCENE_ARMS = ("none", "mixed", "guided")
+
+
+def make_scene(arm: str = "guided", ipc: int = 5, seed: int = 0, **changes: Any) -> Record:
+    """Return a finished trial of a segmentation whose numbers depend only on (arm, ipc, seed)."""
+    rng = np.random.default_rng([SCENE_ARMS.index(arm), ipc, seed])
+    ious = np.array([0.8, 0.75, 0.3, 0.1]) + 0.05 * SCENE_ARMS.index(arm) + rng.normal(0, 0.01, 4)
+    miou = float(ious.mean())
+    curve = miou * (1 - 0.5 ** np.arange(1, ROUNDS + 1)) / (1 - 0.5**ROUNDS)
+    metrics = {
+        "student/test_miou": miou, "student/test_miou_mean": float(curve.mean()), "student/val_miou": miou - 0.02,
+        "student/test_miou_variance": float(curve.var()), "student/test_miou_best": miou, "student/forgetting": 0.0,
+        "student/test_rounds": float(ROUNDS), "student/test_images": 60.0,
+        "proxy/agreement": miou + float(rng.normal(0, 0.02)), "proxy/kl": 1 - miou, "memory/bytes": 4096.0,
+        "time/inversion_seconds": 7.0, "time/wall_seconds": 12.5, "time/cpu_seconds": 10.0 + seed,
+    }  # fmt: skip
+    metrics |= dict(zip((f"student/test_iou/{name}" for name in SCENE), [*map(float, ious), np.nan], strict=True))
+    history = [
+        {"round": i + 1.0, "student/test_miou": float(value), "student/val_miou": float(value) - 0.02, "kd/loss": 1.0}
+        for i, value in enumerate(curve)
+    ]
+    about = {"dataset": "scenes", "teacher": "deeplab-8", "student": "deeplab-4", "predictions": []}
+    return make_record(arm, ipc, seed, **about, metrics=metrics, history=history, **changes)
+
+
+def scenes(seeds: Sequence[int] = range(3)) -> list[Record]:
+    """Return each arm of a segmentation at each seed; `none` without condensed images."""
+    return [make_scene(arm, 0 if arm == "none" else 5, seed) for arm in SCENE_ARMS for seed in seeds]
+
+
+def scenes_manifest(**changes: Any) -> dict[str, Any]:
+    """Return what the manifest of a segmentation has in place of that of a classification."""
+    dataset = {"name": "scenes", "hash": "s", "num_classes": len(SCENE), "image_shape": [3, 72, 96], "test_size": 60,
+               "notes": [], "task": "segmentation", "class_names": list(SCENE), "pixel_shares": SHARES}  # fmt: skip
+    ious = dict(zip(SCENE, (0.95, 0.9, 0.6, 0.3, None), strict=True))
+    teacher = {"label": "deeplab-8", "hash": "t", "test_miou": 0.6875, "val_miou": 0.7, "test_iou": ious}
+    return {"dataset": dataset, "teacher": teacher, "test_labels": []} | changes

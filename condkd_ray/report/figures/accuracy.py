@@ -1,4 +1,4 @@
-"""Test accuracy by arm and images per class as a figure for a paper; draws and saves all figures of an experiment.
+"""Test score by arm and images per class as a figure for a paper; draws and saves all figures of an experiment.
 
 Drawn without pyplot, so no global state changes and equal records give byte-identical SVG files.
 """
@@ -13,10 +13,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from condkd_ray.core.records import Manifest, Record
+from condkd_ray.core.task import is_dense
 from condkd_ray.report.figures import style
 from condkd_ray.report.figures.memory import held_figure
 from condkd_ray.report.figures.rounds import curves_figure, diagnosis_figure
-from condkd_ray.report.statistics import ACCURACY, groups, tested
+from condkd_ray.report.statistics import groups, score_of, tested
 from condkd_ray.report.tables import teachers
 
 _DODGE = 0.02
@@ -31,12 +32,12 @@ In the figure with a row per arm, `real` is then only given as a number.
 
 
 Found = Mapping[tuple[str, int], np.ndarray]
-"""Test accuracies of the seeds in percent, by arm and IPC."""
+"""Test scores of the seeds in percent, by arm and IPC."""
 
 
 @dataclass(frozen=True)
 class _Level:
-    """A horizontal line at the accuracy, in percent, of an arm without condensed images or of the teacher."""
+    """A horizontal line at the score, in percent, of an arm without condensed images or of the teacher."""
 
     label: str
     color: str
@@ -83,9 +84,9 @@ def arm_styles(records: Sequence[Record], manifest: Manifest) -> style.ArmStyles
 
 
 def _tested(records: Sequence[Record]) -> Found:
-    """Return the test accuracies of the tested records, in percent, by arm and IPC."""
-    found = groups(tested(records))
-    return {key: np.array([100 * one.metrics[ACCURACY] for one in members]) for key, members in found.items()}
+    """Return the test scores of the tested records, in percent, by arm and IPC."""
+    found, metric = groups(tested(records)), score_of(records).test
+    return {key: np.array([100 * one.metrics[metric] for one in members]) for key, members in found.items()}
 
 
 def _accuracy_figure(records: Sequence[Record], manifest: Manifest, styles: style.ArmStyles) -> Figure | None:
@@ -94,19 +95,20 @@ def _accuracy_figure(records: Sequence[Record], manifest: Manifest, styles: styl
         return None
     levels, curves = _levels(found, manifest, styles), _curves(found)
     limits = _limits(levels, curves)
+    score = score_of(records, manifest)
     figure, panels = style.canvas(3.5, (1, 3.2) if len(limits) > 1 else (1,))
     ipcs = sorted({ipc for _, ipc in found if ipc})
     labels: list[style.Label] = []
     for axes, bounds in zip(panels, limits, strict=True):
         axes.set_ylim(*bounds)
-        _ipc_axis(axes, ipcs, len(curves))
+        _ipc_axis(axes, ipcs, len(curves), "condensed images" + " per class (IPC)" * (not is_dense(score.task)))
         labels += [_draw_level(axes, level) for level in levels if bounds[0] <= level.mean <= bounds[1]]
     for place, (arm, points) in enumerate(curves.items()):
         aside = _dodge(len(curves)) * (place - (len(curves) - 1) / 2)
         labels.append(_draw_curve(panels[-1], arm, points, styles[arm], aside))
     if len(panels) > 1:
         _mark_break(panels)
-    figure.supylabel("test accuracy (%)", x=0.012, y=0.585, fontsize=8)
+    figure.supylabel(f"test {score.name} (%)", x=0.012, y=0.585, fontsize=8)
     axis = "\nThe vertical axis is broken; its parts differ in scale." if len(panels) > 1 else ""
     return style.finished(figure, _over_seeds(found, bool(curves)) + axis, labels)
 
@@ -126,7 +128,7 @@ def _levels(found: Found, manifest: Manifest, styles: style.ArmStyles) -> list[_
 
 
 def _curves(found: Found) -> dict[str, dict[int, np.ndarray]]:
-    """Return the accuracies by arm and IPC, of the arms with condensed images."""
+    """Return the scores by arm and IPC, of the arms with condensed images."""
     curves: dict[str, dict[int, np.ndarray]] = {}
     for (arm, ipc), values in found.items():
         if ipc:
@@ -145,7 +147,7 @@ def _limits(levels: Sequence[_Level], curves: Mapping[str, Mapping[int, np.ndarr
 
 
 def _extent(values: np.ndarray) -> list[float]:
-    """Return the accuracies of the single seeds, and their mean plus and minus one standard deviation."""
+    """Return the scores of the single seeds, and their mean plus and minus one standard deviation."""
     mean, std = float(values.mean()), style.deviation(values)
     return [*values.tolist(), mean - std, mean + std]
 
@@ -165,8 +167,8 @@ def _dodge(curves: int) -> float:
     return min(_DODGE, 0.8 / max(curves, 1))
 
 
-def _ipc_axis(axes: Axes, ipcs: Sequence[int], curves: int) -> None:
-    """Set a logarithmic IPC axis that is wide enough for the outermost curves and the points of their seeds."""
+def _ipc_axis(axes: Axes, ipcs: Sequence[int], curves: int, label: str) -> None:
+    """Set a logarithmic IPC axis with this label, wide enough for the outermost curves and their seeds' points."""
     axes.set_xscale("log")
     low, high = (ipcs[0], ipcs[-1]) if ipcs else (1, 1)
     share = max(_MARGIN, _dodge(curves) * (curves + 1) / 2)
@@ -176,7 +178,7 @@ def _ipc_axis(axes: Axes, ipcs: Sequence[int], curves: int) -> None:
     axes.xaxis.minorticks_off()
     style.grid(axes, "y")
     if ipcs:
-        axes.set_xlabel("condensed images per class (IPC)")
+        axes.set_xlabel(label)
 
 
 def _draw_level(axes: Axes, level: _Level) -> style.Label:
@@ -240,7 +242,7 @@ def dots_figure(records: Sequence[Record], manifest: Manifest, styles: style.Arm
             axes.axvline(float(values.mean()), color=styles[arm][0], lw=0.9, ls="--", zorder=1)
     axes.set_xlim(low, high)
     ipc = max(ipc for _, ipc in found)
-    axes.set_xlabel(f"test accuracy (%){f' at IPC {ipc}' if ipc else ''}")
+    axes.set_xlabel(f"test {score_of(records, manifest).name} (%){f' at IPC {ipc}' if ipc else ''}")
     return style.finished(figure, _rows_caption(found, arms, manifest))
 
 

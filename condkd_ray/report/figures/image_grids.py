@@ -21,7 +21,7 @@ _HEAD, _GAP, _MARGIN = 32, 24, 3
 """Pixels above a grid for its caption, between two grids, and before a caption."""
 _LETTERS = 22
 """Font size of the captions in pixels; large, because TensorBoard shows pictures at less than half their size."""
-_ROW_HEAD, _ROW_LETTERS = 22, 16
+_ROW_HEAD, _ROW_LETTERS = 28, 16
 """Pixels above a row for its caption, and their font size."""
 
 
@@ -66,7 +66,7 @@ def _captioned_rows(pixels: np.ndarray, columns: int, captions: Sequence[str]) -
     whole = Image.new(strips[0].mode, (width, each * len(strips)), "white")
     draw = ImageDraw.Draw(whole)
     for place, (caption, strip) in enumerate(zip(captions, strips, strict=True)):
-        draw.text((_MARGIN, each * place + 1), caption, fill="black", font=font)
+        draw.text((_MARGIN, each * place + _ROW_HEAD - _ROW_LETTERS - 4), caption, fill="black", font=font)
         whole.paste(strip, (0, each * place + _ROW_HEAD))
     return whole
 

@@ -1,4 +1,4 @@
-"""Figures over the rounds: test accuracy measured during training, and the diagnosis of the synthetic images."""
+"""Figures over the rounds: test score measured during training, and the diagnosis of the synthetic images."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from condkd_ray.core.records import Record
 from condkd_ray.report.figures import style
-from condkd_ray.report.statistics import ACCURACY
+from condkd_ray.report.statistics import score_of
 from condkd_ray.report.tables.arms import test_images
 
 _PANELS = {
@@ -27,19 +27,20 @@ _MOST_BANDS = 6
 
 
 def curves_figure(records: Sequence[Record], styles: style.ArmStyles) -> Figure | None:
-    """Return a figure of the test accuracy of arms by round, at the largest IPC or without condensed images.
+    """Return a figure of the test score of arms by round, at the largest IPC or without condensed images.
 
     None if no round of them was measured.
     """
     largest, at = style.largest_ipc(records)
     arms = style.at_ipc(records, largest)
-    shown = _by_arm(arms, ACCURACY)
+    score = score_of(records)
+    shown = _by_arm(arms, score.test)
     if not shown:
         return None
     figure, (axes,) = style.canvas(max(3.0, 0.6 + 0.17 * len(shown)))
     labels = [_draw(axes, arm, rounds, 100 * values, styles, len(shown)) for arm, (rounds, values) in shown.items()]
     images = test_images([record for members in arms.values() for record in members])
-    axes.set(xlabel=f"round (measured on {images} test images)", ylabel="test accuracy (%)")
+    axes.set(xlabel=f"round (measured on {images} test images)", ylabel=f"test {score.name} (%)")
     style.whole_numbers(axes, 8)
     seeds = _over_seeds({len(values) for _, values in shown.values()}, len(shown))
     return style.finished(figure, f"Measured during training{at}. {seeds}", labels)

@@ -7,8 +7,9 @@ import numpy as np
 
 from condkd_ray.core.records import Record, check_same_numbers, read_records
 from condkd_ray.core.storage import atomic_write
+from condkd_ray.core.task import CLASSIFICATION, Score
 from condkd_ray.report.figures import style
-from condkd_ray.report.statistics import ACCURACY, interval
+from condkd_ray.report.statistics import interval, score_of
 from condkd_ray.report.tables.table import Table
 from condkd_ray.study.objective import Objective
 
@@ -31,7 +32,8 @@ def compare(out: Path, searches: Mapping[str, Sequence[Sequence[Path]]], first: 
         lives = [[record for part in parts for record in in_order(found[part])] for parts in folders]
         curves[sampler] = np.stack([curve(life, name, direction) for life in lives])
         tested[sampler] = np.array([chosen(life, name, direction) for life in lives])
-    table = samplers_table(curves, tested, next(iter(searches)), first, name)
+    score = score_of([record for records in found.values() for record in records])
+    table = samplers_table(curves, tested, next(iter(searches)), first, name, score)
     draw(out / "samplers.png", curves, first, name)
     atomic_write(out / "samplers.md", table.markdown().encode())
     return table.text()
@@ -52,10 +54,10 @@ def curve(records: Sequence[Record], objective: str, direction: str) -> np.ndarr
 
 
 def chosen(records: Sequence[Record], objective: str, direction: str) -> float:
-    """Return the test accuracy (a fraction) of the trial with the best objective, or of the earliest such trial."""
+    """Return the test score (a fraction) of the trial with the best objective, or of the earliest such trial."""
     sign = -1 if direction == "maximize" else 1
     best = min(records, key=lambda record: np.nan_to_num(sign * _ended(record, objective), nan=np.inf))
-    return _ended(best, ACCURACY)
+    return _ended(best, score_of(records).test)
 
 
 def _ended(record: Record, metric: str) -> float:
@@ -70,12 +72,14 @@ def area(left: np.ndarray, right: np.ndarray, first: int) -> np.ndarray:
     return (left - right)[:, first:].mean(1)
 
 
-def samplers_table(curves: Curves, tested: Curves, baseline: str, first: int, objective: str) -> Table:
-    """Return a table with a row per sampler: best value, area above the baseline's curve, test accuracy of the choice.
+def samplers_table(
+    curves: Curves, tested: Curves, baseline: str, first: int, objective: str, score: Score = CLASSIFICATION
+) -> Table:
+    """Return a table with a row per sampler: best value, area above the baseline's curve, test score of the choice.
 
-    `tested`: test accuracy of the chosen trial, shape (seeds,), by sampler.
+    `tested`: test score of the chosen trial, shape (seeds,), by sampler.
     """
-    header = ["sampler", "n", "best", f"area above {baseline}", "test accuracy (%)", f"minus {baseline}'s"]
+    header = ["sampler", "n", "best", f"area above {baseline}", f"test {score.name} (%)", f"minus {baseline}'s"]
     rows = [
         [
             name,
@@ -90,8 +94,8 @@ def samplers_table(curves: Curves, tested: Curves, baseline: str, first: int, ob
     trials = next(iter(curves.values())).shape[1]
     legend = (
         f"Best {objective} after {trials} trials; the first {first} are random ones common to all samplers. Area: mean "
-        f"over the other trials of the best so far minus {baseline}'s. Test accuracy: that of the trial with the best "
-        "objective. Mean and standard deviation over seeds; 95 % intervals, paired by seed."
+        f"over the other trials of the best so far minus {baseline}'s. Test {score.name}: that of the trial with the "
+        "best objective. Mean and standard deviation over seeds; 95 % intervals, paired by seed."
     )
     return Table("Samplers", header, rows, legend, keys=1)
 

@@ -1,4 +1,4 @@
-"""The figures of a search's page: proxy against test accuracy, objective, parameter importance and Pareto front."""
+"""The figures of a search's page: proxy against test score, objective, parameter importance and Pareto front."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from condkd_ray.core.records import Record
 from condkd_ray.report.figures import style
-from condkd_ray.report.statistics import ACCURACY
+from condkd_ray.report.statistics import score_of
 from condkd_ray.study.importance import Importance
 
 _BLUE, _ORANGE = "#0072B2", "#D55E00"
@@ -22,7 +22,9 @@ def proxy_plot(records: Sequence[Record], proxy: str, styles: style.ArmStyles | 
 
     None if fewer than two trials have both metrics.
     """
-    shown = [one for one in records if np.isfinite([one.metrics.get(key, np.nan) for key in (proxy, ACCURACY)]).all()]
+    score = score_of(records)
+    both = (proxy, score.test)
+    shown = [one for one in records if np.isfinite([one.metrics.get(key, np.nan) for key in both]).all()]
     if len(shown) < 2:
         return None
     figure, (axes,) = style.canvas(3.4)
@@ -31,13 +33,13 @@ def proxy_plot(records: Sequence[Record], proxy: str, styles: style.ArmStyles | 
     for arm in arms:
         members = [one for one in shown if not styles or one.arm == arm]
         color, marker = styles[arm] if styles else (_BLUE, "o")
-        x, y = (np.array([one.metrics[key] for one in members]) for key in (proxy, ACCURACY))
+        x, y = (np.array([one.metrics[key] for one in members]) for key in both)
         # A star needs a larger size, because its points are thin.
         size = 8.5 if marker == "*" else 4.5
         axes.plot(x, 100 * y, **style.POINT, marker=marker, ms=size, mew=0.5, color=color, alpha=0.85)
         last = int(x.argmax())
         labels += [style.Label(axes, float(x[last]), float(100 * y[last]), style.name(arm), color)] if styles else []
-    _frame(axes, proxy, "test accuracy (%)")
+    _frame(axes, proxy, f"test {score.name} (%)")
     ties = " A label's line ends at the rightmost point of its arm." if labels else ""
     caption = f"n = {len(shown)} trials, one point each.{ties}"
     return style.finished(figure, caption, labels if len(labels) <= 14 else ())

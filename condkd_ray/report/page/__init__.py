@@ -26,8 +26,8 @@ def write(results: Results, drawn: Mapping[str, Figure | None] | None = None) ->
 def compare(out: Path, other: Path, to: Path | None = None) -> Path:
     """Write a page that compares two folders; return its path, `to` or `comparison.html` in the first folder.
 
-    Raises `InputError` if one is not a folder of results, or if they differ in data set, in kind (experiment or search)
-    or in the version of the numbers.
+    Raises `InputError` if one is not a folder of results, or if they differ in task, data set, kind (experiment or
+    search) or version of the numbers.
     """
     path = out / COMPARISON if to is None else to
     atomic_write(path, rendered(comparison.page(out, other)))

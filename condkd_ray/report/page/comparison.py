@@ -9,6 +9,7 @@ from pathlib import Path
 from condkd_ray.core.config import Tree, flattened
 from condkd_ray.core.method import require
 from condkd_ray.core.records import Record, check_same_numbers
+from condkd_ray.core.task import Score
 from condkd_ray.report.figures import accuracy
 from condkd_ray.report.figures.style import name
 from condkd_ray.report.page import sections
@@ -17,7 +18,7 @@ from condkd_ray.report.page.images import vector
 from condkd_ray.report.page.search import best
 from condkd_ray.report.page.summary import caution, facts, forest, outcome_clause
 from condkd_ray.report.results import Results, read
-from condkd_ray.report.statistics import ACCURACY, Difference, difference, with_p_values
+from condkd_ray.report.statistics import Difference, difference, with_p_values
 from condkd_ray.report.tables import arms as tables
 from condkd_ray.report.tables import search, teachers
 from condkd_ray.report.tables.table import CPU, Table, arm_cells, count, mean_of, mean_text
@@ -67,7 +68,7 @@ def paired(first: Sequence[Record], second: Sequence[Record]) -> Pairing:
 
 
 def differences(pairing: Pairing, labels: Sequence[int]) -> list[Difference]:
-    """Return B minus A in test accuracy for each arm and IPC, paired by seed."""
+    """Return B minus A in the test score for each arm and IPC, paired by seed."""
     groups: dict[tuple[str, int], list[Record]] = defaultdict(list)
     for a, b in pairing.pairs:
         groups[a.arm, a.ipc] += [replace(a, arm=A), replace(b, arm=B)]
@@ -78,7 +79,7 @@ def differences(pairing: Pairing, labels: Sequence[int]) -> list[Difference]:
 def page(out: Path, other: Path) -> Page:
     """Return the page that compares the folders `out` (A) and `other` (B), with differences as B minus A.
 
-    Raises `InputError` if one is not a folder of results, or if the data sets, the kinds of run, or the versions of the
+    Raises `InputError` if one is not a folder of results, or if the tasks, data sets, kinds of run or versions of the
     numbers differ.
     """
     first, second = read(out), read(other)
@@ -91,12 +92,12 @@ def page(out: Path, other: Path) -> Page:
         name=f"{A}: {out}   |   {B}: {other}",
         interim="; ".join(f"{letter} {side.interim}" for letter, side in sides.items() if side.interim),
         question=" | ".join(dict.fromkeys(side.manifest.question for side in sides.values())),
-        verdict=searched or _verdict(found),
+        verdict=searched or _verdict(found, first.score),
         facts=_facts(first, second),
-        lead=[*([forest(found, _teachers(sides))] if found else []), _differing(first, second, pairing)],
+        lead=[*([forest(found, first.score, _teachers(sides))] if found else []), _differing(first, second, pairing)],
         sections=[
             Section("Arms side by side", [] if first.searching else _side_by_side(first, second)),
-            Section("Paired differences", _differences(found, pairing)),
+            Section("Paired differences", _differences(found, pairing, first.score)),
             Section("What the configs differ in", _configs(pairing)),
             *(section for letter, side in sides.items() for section in _own(letter, side)),
             Section("Commands", [element for letter, side in sides.items() for element in _command(letter, side)]),
@@ -105,6 +106,8 @@ def page(out: Path, other: Path) -> Page:
 
 
 def _check(first: Results, second: Results) -> None:
+    task = first.score.task
+    require(second.score.task == task, f"task of {second.out}", second.score.task, f"{task}, as in {first.out}")
     ours, theirs = (f"{one.manifest.dataset.get('name')} {one.manifest.dataset.get('hash')}" for one in (first, second))
     same = f"{ours}, the data set of {first.out}"
     require(ours == theirs, f"the data set of {second.out}", theirs, same)
@@ -136,34 +139,34 @@ def _teachers(sides: Sides) -> str:
     return " ".join(f"{letter}: {sentence}" for letter, sentence in found.items())
 
 
-def _verdict(found: Sequence[Difference]) -> list[str]:
+def _verdict(found: Sequence[Difference], score: Score) -> list[str]:
     if not found:
         return ["The two runs have no finished trials of equal arm, IPC and seed that may be compared."]
     if all(one.mean == 0 and one.std in (None, 0) for one in found):
-        return ["Each trial that is in both runs has the same test accuracy in both."]
+        return [f"Each trial that is in both runs has the same test {score.name} in both."]
     arms = [replace(one, left=one.left.removesuffix(f": {B}")) for one in found]
-    return [f"{B} against {A}, {outcome_clause(arms)}.", *caution(arms)]
+    return [f"{B} against {A}, {outcome_clause(arms)}.", *caution(arms, score)]
 
 
 def _side_by_side(first: Results, second: Results) -> list[Element]:
-    sides, columns = (first, second), ("n", "test accuracy (%)", "CPU s")
+    sides, columns = (first, second), ("n", f"test {first.score.name} (%)", "CPU s")
     header = ["arm", "IPC", *(f"{column} {letter}" for column in columns for letter in (A, B))]
     rows = []
     for arm, ipc in {**first.groups, **second.groups}:
         both = [side.groups.get((arm, ipc), []) for side in sides]
         numbers = [str(count(members)) for members in both]
-        accuracies = [mean_text(mean_of(members, ACCURACY), count(members), factor=100) for members in both]
+        scores = [mean_text(mean_of(members, first.score.test), count(members), factor=100) for members in both]
         seconds = [mean_text(mean_of(members, CPU), len(members), digits=1) for members in both]
-        rows.append([*arm_cells(name(arm), ipc), *numbers, *accuracies, *seconds])
+        rows.append([*arm_cells(name(arm), ipc), *numbers, *scores, *seconds])
     legend = "Mean ± standard deviation over n seeds; a dash: the run does not have this arm."
     return [Rows(Table("Arms side by side", header, rows, legend, keys=2))]
 
 
-def _differences(found: Sequence[Difference], pairing: Pairing) -> list[Element]:
+def _differences(found: Sequence[Difference], pairing: Pairing, score: Score) -> list[Element]:
     excluded = [f"{a.arm} IPC {a.ipc or '-'} seed {a.seed}" for a, _ in pairing.excluded]
     listed = ", ".join(excluded)
     words = f"Not compared, because their configs differ by more than the changes common to the runs: {listed}."
-    table = [Rows(tables.difference_table(found))] if found else []
+    table = [Rows(tables.difference_table(found, score))] if found else []
     return [*table, *([Text(words, small=True)] if excluded else [])]
 
 
@@ -197,8 +200,9 @@ def _about(side: Results) -> dict[str, str]:
         "teacher": ", ".join(str(one.get("label", "")) for one in known),
         "teacher hash": ", ".join(str(one.get("hash", "")) for one in known),
     }
-    accuracies = [f"{100 * one['test_accuracy']:.2f}" for one in known if one.get("test_accuracy") is not None]
-    about |= {"teacher's test accuracy (%)": ", ".join(accuracies)} if accuracies else {}
+    key, name = side.score.key("test"), side.score.name
+    scores = [f"{100 * one[key]:.2f}" for one in known if one.get(key) is not None]
+    about |= {f"teacher's test {name} (%)": ", ".join(scores)} if scores else {}
     return about | sections.environment(side.records)
 
 
@@ -207,8 +211,8 @@ def _own(letter: str, side: Results) -> list[Section]:
     if side.searching:
         return [Section(f"Trials of {letter}", [Rows(search.search_table(side), most=5)])]
     drawn = accuracy.draw(side.records, side.manifest)
-    pictures = vector(drawn["figure"], f"test accuracy in {letter}")
-    return [Section(f"Accuracy in {letter}", [*pictures, *vector(drawn["curves"], f"rounds in {letter}")])]
+    pictures = vector(drawn["figure"], f"test {side.score.name} in {letter}")
+    return [Section(f"{side.score.title} in {letter}", [*pictures, *vector(drawn["curves"], f"rounds in {letter}")])]
 
 
 def _command(letter: str, side: Results) -> list[Element]:

@@ -53,6 +53,15 @@ class Gallery:
     """Small pictures side by side."""
 
     pictures: Sequence[Picture]
+    large: bool = False
+    """True if the pictures need their own size, because they contain text."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """Names with their colours, as `#rrggbb`."""
+
+    parts: Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -86,7 +95,7 @@ class Forest:
         return f"{100 * (value - self.low) / (self.high - self.low):.2f}"
 
 
-Element = Text | Code | Rows | Picture | Gallery | Bars | Forest
+Element = Text | Code | Rows | Picture | Gallery | Key | Bars | Forest
 
 
 def tables(*found: Table, most: int = LONG) -> list[Element]:

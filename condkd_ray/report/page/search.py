@@ -17,7 +17,7 @@ from condkd_ray.report.page.elements import Element, Page, Rows, Section, Text, 
 from condkd_ray.report.page.images import gallery, vector
 from condkd_ray.report.page.summary import facts, forest, unguided, verdict
 from condkd_ray.report.results import Results, read, value
-from condkd_ray.report.statistics import ACCURACY, Difference, comparisons, with_p_values
+from condkd_ray.report.statistics import Difference, comparisons, with_p_values
 from condkd_ray.report.tables import arms, search, teachers
 from condkd_ray.report.tables.table import Table, comparison_cells, interval_text, p_text, signed
 from condkd_ray.study.importance import LEAST, RESAMPLES, importances
@@ -35,11 +35,11 @@ _OTHER = (
 )
 _OBJECTIVE = (
     "The same differences in the objective of the search, in its own unit; intervals and p as above. A gain here that "
-    "test accuracy does not show is a gain of the proxy only."
+    "the test score does not show is a gain of the proxy only."
 )
 _FORGETTING = (
-    "Forgetting: how much better the objective was in the best round than in the last. A search does not measure test "
-    "accuracy in the rounds, so that no choice can depend on it."
+    "Forgetting: how much better the objective was in the best round than in the last. A search does not measure the "
+    "test {} in the rounds, so that no choice can depend on it."
 )
 
 
@@ -60,7 +60,7 @@ def page(results: Results) -> Page:
         verdict=[*best(results), *sentences],
         facts=[
             *facts(results),
-            *(("rho with test accuracy", f"{one.rho:+.2f} (n = {one.n})") for one in results.rankings[:1]),
+            *((f"rho with test {results.score.name}", f"{one.rho:+.2f} (n = {one.n})") for one in results.rankings[:1]),
         ],
         lead=lead if again else [*lead, *importance],
         sections=[
@@ -69,7 +69,7 @@ def page(results: Results) -> Page:
             Section("Trials", tables(search.search_table(results), most=12)),
             _over_rounds(results),
             sections.proxy(results, None),
-            Section("Images of the best trials", gallery(results.out, results.ranked[:BEST])),
+            Section("Images of the best trials", gallery(results, results.ranked[:BEST])),
             sections.cost({"finished": results.finished, "pruned": results.of("pruned")}),
             sections.failed_trials(results),
             Section("Notes", [Text(line) for line in search.notes(results)]),
@@ -91,7 +91,7 @@ def front(points: np.ndarray, directions: Sequence[Direction]) -> list[int]:
 
 
 def best(results: Results) -> list[str]:
-    """Return the best trial with its parameter values and its objective, and its test accuracy, in sentences."""
+    """Return the best trial with its parameter values and its objective, and its test score, in sentences."""
     ranked, objective, table = results.ranked, results.objectives[0], search.search_table(results)
     if not ranked:
         return ["No finished trial satisfies all limits." if results.finished else "No trial has finished yet."]
@@ -100,8 +100,9 @@ def best(results: Results) -> list[str]:
     equal = sum(value(one, objective) == value(first, objective) for one in ranked[1:])
     tied = f", with {equal} equally good ones," if equal else ""
     text = f"{first.arm.capitalize()}{tied} is the best of {len(ranked)} by {objective}, {row[objective]}: {leaves}."
-    test = first.metrics.get(ACCURACY)
-    return [text, *([f"Its test accuracy, which no choice has used: {100 * test:.2f} %."] if test is not None else [])]
+    test = first.metrics.get(results.score.test)
+    name = results.score.name
+    return [text, *([f"Its test {name}, which no choice has used: {100 * test:.2f} %."] if test is not None else [])]
 
 
 def confirmed(results: Results) -> tuple[Section | None, list[str]]:
@@ -119,12 +120,12 @@ def confirmed(results: Results) -> tuple[Section | None, list[str]]:
         return None, [_ONE_SEED, _OTHER.format(again.records[0].numbers)]
     if again is None or not again.differences:
         return None, [_ONE_SEED]
-    found = [arms.accuracy_table(again), arms.difference_table(again.differences)]
-    if objective != ACCURACY:
+    found = [arms.accuracy_table(again), arms.difference_table(again.differences, again.score)]
+    if objective != again.score.test:
         compared_by = comparisons(again.finished, baseline=again.manifest.baseline, metric=objective)
         found.append(_objective_table(with_p_values(compared_by), objective))
-    shown = forest(again.differences, teachers.sentence(again))
-    claim, *controls = [verdict(again.differences)[0], *unguided(again.differences)]
+    shown = forest(again.differences, again.score, teachers.sentence(again))
+    claim, *controls = [verdict(again.differences, again.score)[0], *unguided(again.differences)]
     section = Section("The best again, with new seeds", [shown, *tables(*found, arms.rounds_table(again))])
     return section, [f"With new seeds: {claim[0].lower()}{claim[1:]}", *controls]
 
@@ -159,7 +160,13 @@ def _over_rounds(results: Results) -> Section:
     drawn = vector(_rounds_plot(results, curves), f"{objective} over the rounds")
     direction = results.manifest.search["directions"][0]
     rows = [_row(one.arm, *curves[one.arm], direction) for one in results.ranked[:LISTED] if one.arm in curves]
-    table = Table("Rounds", ["trial", "last", "best", "in round", "forgetting"], rows, _FORGETTING, keys=1)
+    table = Table(
+        "Rounds",
+        ["trial", "last", "best", "in round", "forgetting"],
+        rows,
+        _FORGETTING.format(results.score.name),
+        keys=1,
+    )
     return Section(title, [*drawn, *tables(table)])
 
 

@@ -19,26 +19,26 @@ from condkd_ray.report.tables.table import CPU, WALL, Table, mean_of, mean_text
 
 
 def proxy(results: Results, styles: ArmStyles | None) -> Section:
-    """Return the section on how well the objective, a proxy, ranks the trials by test accuracy.
+    """Return the section on how well the objective, a proxy, ranks the trials by test score.
 
     Empty if fewer than two trials have both metrics.
     """
-    metric, found = results.objectives[0], results.rankings
-    drawn = vector(proxy_plot(tested(results.records), metric, styles), f"{metric} against test accuracy")
+    metric, found, score = results.objectives[0], results.rankings, f"test {results.score.name}"
+    drawn = vector(proxy_plot(tested(results.records), metric, styles), f"{metric} against {score}")
     words: list[Element] = []
     if found:
         rhos, trials = sorted(one.rho for one in found), sum(one.n for one in found)
-        text = f"Spearman's rho of {metric} with test accuracy: {rhos[0]:+.2f} over {trials} trials of one proxy set."
+        text = f"Spearman's rho of {metric} with {score}: {rhos[0]:+.2f} over {trials} trials of one proxy set."
         if len(rhos) > 1:
             text = (
-                f"Spearman's rho of {metric} with test accuracy within a proxy set: median {median(rhos):+.2f}, "
+                f"Spearman's rho of {metric} with {score} within a proxy set: median {median(rhos):+.2f}, "
                 f"{rhos[0]:+.2f} to {rhos[-1]:+.2f} over {len(rhos)} proxy sets, {trials} trials."
             )
         words = [Text(text)]
     elif drawn:
         words = [Text("No rho: fewer than four trials share a proxy set, or all values are equal.")]
     note = "All choices are made by the proxy alone. Points of different proxy sets are not on a common scale."
-    return Section("Proxy against test accuracy", [*words, *drawn, Text(note, small=True)] if drawn else [])
+    return Section(f"Proxy against {score}", [*words, *drawn, Text(note, small=True)] if drawn else [])
 
 
 def cost(groups: Mapping[str, Sequence[Record]]) -> Section:

@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 
+from condkd_ray.core.task import CLASSIFICATION, Score, is_dense
 from condkd_ray.report.page.elements import Forest, outcome, points
 from condkd_ray.report.results import Results
 from condkd_ray.report.statistics import (
-    ACCURACY,
     CONTROLS,
     GUIDED,
     MIXED,
@@ -31,7 +31,7 @@ def at_largest(found: Sequence[Difference]) -> list[Difference]:
     return [one for one in found if one.ipc in (0, largest)]
 
 
-def verdict(found: Sequence[Difference]) -> list[str]:
+def verdict(found: Sequence[Difference], score: Score = CLASSIFICATION) -> list[str]:
     """Return the verdict: sentences on the guides, and then one per reference arm.
 
     The reference arms are sorted by decreasing number of comparisons.
@@ -40,12 +40,13 @@ def verdict(found: Sequence[Difference]) -> list[str]:
     by_right: dict[str, list[Difference]] = {}
     for one in found:
         by_right.setdefault(one.right, []).append(one)
-    at = f" with {largest} condensed {'image' if largest == 1 else 'images'} per class" if largest else ""
+    at = f" with {largest} condensed {'image' if largest == 1 else 'images'}" if largest else ""
+    at += " per class" * (bool(at) and not is_dense(score.task))
     ordered = sorted(by_right.items(), key=lambda pair: -len(pair[1]))[:SENTENCES]
     # The IPC is named once, for an arm that has condensed images; the reference on all real data has none.
     first = next((right for right, pairs in ordered if any(one.ipc for one in pairs)), None)
     lines = [f"Against {right}{at if right == first else ''}, {outcome_clause(pairs)}." for right, pairs in ordered]
-    return [*guides(found, at), *lines, *caution(found)]
+    return [*guides(found, at), *lines, *caution(found, score)]
 
 
 def guides(found: Sequence[Difference], at: str = "") -> list[str]:
@@ -135,14 +136,15 @@ def _sentence(words: str) -> str:
 
 
 def alone(results: Results) -> list[str]:
-    """Return the test accuracies of the first trials, for results in which no two arms have a common seed."""
+    """Return the test scores of the first trials, for results in which no two arms have a common seed."""
+    metric = results.score.test
     found = [
-        f"{one.arm}{f' IPC {one.ipc}' if one.ipc else ''} seed {one.seed} ({100 * one.metrics[ACCURACY]:.2f} %)"
+        f"{one.arm}{f' IPC {one.ipc}' if one.ipc else ''} seed {one.seed} ({100 * one.metrics[metric]:.2f} %)"
         for one in tested(results.records)
     ]
     more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
-    accuracies = f"Test accuracy: {', '.join(found[:NAMED])}{more}. " if found else ""
-    return [f"{accuracies}No two arms can be compared yet."]
+    scores = f"Test {results.score.name}: {', '.join(found[:NAMED])}{more}. " if found else ""
+    return [f"{scores}No two arms can be compared yet."]
 
 
 def outcome_clause(found: Sequence[Difference]) -> str:
@@ -172,15 +174,17 @@ def _listed(pairs: Sequence[Difference]) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
-def caution(found: Sequence[Difference]) -> list[str]:
+def caution(found: Sequence[Difference], score: Score) -> list[str]:
     """Return a warning if there is a single seed, so that no interval covers other seeds."""
+    if all(one.n == 1 for one in found) and is_dense(score.task):
+        return ["One seed: there is no interval, and another seed may change every sign."]
     if all(one.n == 1 for one in found):
         return ["One seed: the interval is over test images only, and another seed may change every sign."]
     return []
 
 
-def forest(found: Sequence[Difference], remark: str = "") -> Forest:
-    """Return the differences on one scale, with intervals over seeds or, with one seed, over test images.
+def forest(found: Sequence[Difference], score: Score, remark: str = "") -> Forest:
+    """Return the differences on one scale, with intervals over seeds or, with one seed, over test images if known.
 
     `remark`: last sentence of the legend.
     """
@@ -194,14 +198,16 @@ def forest(found: Sequence[Difference], remark: str = "") -> Forest:
         high=high + pad,
         ipcs=len({one.ipc for one in found} - {0}) > 1,
         p=any(one.p is not None for one in found),
-        legend=f"{_legend(found)} {remark}".rstrip(),
+        legend=f"{_legend(found, score)} {remark}".rstrip(),
     )
 
 
-def _legend(found: Sequence[Difference]) -> str:
-    over = "test images (one seed)" if all(one.n == 1 for one in found) else "seeds"
+def _legend(found: Sequence[Difference], score: Score) -> str:
+    alone = all(one.n == 1 for one in found)
+    lines = f"95 % over {'test images (one seed)' if alone else 'seeds'}"
+    lines = "none, as there is one seed" if alone and is_dense(score.task) else lines
     count = sum(one.p is not None for one in found)
-    parts = ["Differences in test accuracy, percentage points, paired by seed.", f"Lines: 95 % over {over}."]
+    parts = [f"Differences in test {score.name}, percentage points, paired by seed.", f"Lines: {lines}."]
     parts += ["p: paired t test, corrected by Holm for all arms compared with the same arm."] * bool(count)
     left = len(found) - MOST
     return " ".join([*parts, *([f"{left} more in the table."] if left > 0 else [])])
@@ -214,7 +220,7 @@ def facts(results: Results) -> list[tuple[str, str]]:
     found = [("trials finished", f"{counts['finished']} of {results.planned}")]
     found += [(f"trials {status}", str(counts[status])) for status in ("pruned", "failed") if counts[status]]
     found += [("seeds", str(len({record.seed for record in results.finished})))]
-    found += [("data", f"{data['name']}, {len(manifest.test_labels)} test images")] if data.get("name") else []
+    found += [("data", f"{data['name']}, {results.test_size} test images")] if data.get("name") else []
     return [
         *found,
         *teachers.fact(manifest),

@@ -1,9 +1,10 @@
 """The tables of an experiment, in Markdown, in CSV, and as plain text for a terminal.
 
 All are made from the same records. Markdown and text are in percent and percentage points, the CSV is in fractions. The
-tables are: accuracies, paired differences, each of these per teacher if there are several, statistics over the rounds
-with their cost, and the position of the synthetic images in the teacher's feature space. The text has no table of the
-rounds. The CSV has accuracies, with one row per metric and arm, and differences; the differences are not per teacher.
+tables are: scores (accuracies or mean IoU), paired differences, each of these per teacher if there are several, in
+segmentation the IoU of each class, statistics over the rounds with their cost, and the position of the synthetic images
+in the teacher's feature space. The text has no table of the rounds. The CSV has scores, with one row per metric and
+arm, and differences; the differences are not per teacher.
 """
 
 import csv
@@ -15,9 +16,10 @@ from dataclasses import dataclass
 
 from condkd_ray.core.records import Record
 from condkd_ray.core.storage import atomic_write
+from condkd_ray.core.task import CLASSIFICATION, Score, is_dense
 from condkd_ray.report.results import Results
-from condkd_ray.report.statistics import ACCURACY, Difference, groups
-from condkd_ray.report.tables import failures, teachers
+from condkd_ray.report.statistics import Difference, groups
+from condkd_ray.report.tables import classes, failures, teachers
 from condkd_ray.report.tables.table import (
     CPU,
     WALL,
@@ -34,20 +36,23 @@ from condkd_ray.report.tables.table import (
 )
 
 _CSV_HEADER = ("table", "arm", "minus", "ipc", "metric", "mean", "std", "n", "low", "high", "method")
-_PERCENT = {
-    ACCURACY: "test accuracy (%)",
-    "student/val_accuracy": "validation (%)",
-    "proxy/agreement": "proxy agreement (%)",
-}
 _LEGEND = (
-    "Mean ± standard deviation over n seeds. Test accuracy is measured after the last round on the whole test set, "
-    "validation accuracy during training."
+    "Mean ± standard deviation over n seeds. Test {name} is measured after the last round on the whole test set, "
+    "validation {name} during training."
 )
+_IPC = " IPC is the number of condensed images in all, not of each class."
+"""Sentence on `ipc` in segmentation, where an image has pixels of several classes."""
 _INTERVALS = (
     "Differences are paired by seed, in percentage points. The first interval is over seeds (another seed, with the "
     "same teachers), the second over test images at these seeds (another test set); both are 95 % intervals, not "
     "corrected for the number of comparisons. Over seeds: paired t with n - 1 degrees of freedom (df); for skewed "
     "differences it covers less than 95 %. Over test images: adjusted Wald of Bonett and Price."
+)
+_OVER_SEEDS = (
+    "Differences are paired by seed, in percentage points. The 95 % interval is over seeds (another seed, with the "
+    "same teachers), not corrected for the number of comparisons: paired t with n - 1 degrees of freedom (df); for "
+    "skewed differences it covers less than 95 %. There is no interval over test images, because the mean IoU is "
+    "computed from the pixels of all test images together and predictions are not stored."
 )
 _HOLM = (
     "p is the p-value of the paired t test over seeds, corrected by Holm for all arms that are compared with the same "
@@ -65,14 +70,10 @@ class _Column:
 
 _SUBSET = 1000
 """Largest number of test images measured per round by trials whose record has no `student/test_images`."""
-_MEAN, _IMAGES = "student/test_accuracy_mean", "student/test_images"
-_NUM_IMAGES = _Column("test images", _MEAN)
-"""Its cells hold the number of test images on which the metric was measured, not the metric."""
+_IMAGES = "student/test_images"
+_NUM_IMAGES = "test images"
+"""Header of the column whose cells hold the number of test images on which the metric was measured, not the metric."""
 _ROUNDS = (
-    _NUM_IMAGES,
-    _Column("mean (%)", _MEAN, 100, 2),
-    _Column("variance (points²)", "student/test_accuracy_variance", 1e4, 2),
-    _Column("best (%)", "student/test_accuracy_best", 100, 2),
     _Column("forgetting (points)", "student/forgetting", 100, 2),
     _Column("memory (MB)", "memory/bytes", 1e-6, 2),
     _Column("D (%)", "guidance/accuracy", 100, 1),
@@ -92,7 +93,7 @@ _PLACES = (
     _Column("gap", "diagnosis/gap"),
 )
 _ROUNDS_LEGEND = (
-    "Mean, variance and best of the test accuracy over the measured rounds. The column test images gives the number of "
+    "Mean, variance and best of the test {name} over the measured rounds. The column test images gives the number of "
     "images per round: a fixed subset, or all (--test-rounds full), as in papers that report a mean over rounds. The "
     "best is only for comparison with papers; nothing may be chosen by it. Forgetting is the best minus the last. "
     "Memory is that at the end, times are those of the whole trial."
@@ -130,13 +131,19 @@ def terminal_table(results: Results, width: int = WIDTH) -> str:
 
 
 def accuracy_table(results: Results) -> Table:
-    """Return a table with a row per arm and IPC with an ended trial.
+    """Return a table with a row per arm and IPC with an ended trial: accuracies, or mean IoU in segmentation.
 
-    Columns without any value are left out, except test accuracy.
+    Columns without any value are left out, except the test score.
     """
+    score = results.score
+    columns = {
+        score.test: f"test {score.name} (%)",
+        score.val: "validation (%)",
+        "proxy/agreement": "proxy agreement (%)",
+    }
     found = groups(record for record in results.records if record.status != "running")
     measured = {metric for record in results.finished for metric in record.metrics}
-    percent = {metric: name for metric, name in _PERCENT.items() if metric in measured or metric == ACCURACY}
+    percent = {metric: name for metric, name in columns.items() if metric in measured or metric == score.test}
     lost = [status for status in ("failed", "pruned") if results.counts[status]]
     rows = []
     for key, ended in found.items():
@@ -147,14 +154,19 @@ def accuracy_table(results: Results) -> Table:
         counts = [str(sum(record.status == status for record in ended)) for status in lost]
         rows.append([*arm_cells(*key), str(n), *accuracies, seconds, *counts])
     header = ["arm", "IPC", "n", *percent.values(), "CPU s per trial", *lost]
-    return Table("Accuracy", header, rows, _LEGEND)
+    return Table(score.title, header, rows, _LEGEND.format(name=score.name) + _IPC * is_dense(score.task))
 
 
-def difference_table(found: Sequence[Difference]) -> Table:
-    """Return a table with a row per comparison and IPC; a column p if any comparison has a p value."""
+def difference_table(found: Sequence[Difference], score: Score = CLASSIFICATION) -> Table:
+    """Return a table with a row per comparison and IPC; a column p if any comparison has a p value.
+
+    In segmentation there is no column with intervals over test images.
+    """
+    dense = is_dense(score.task)
     corrected = any(one.p is not None for one in found)
     p_header = ["p (Holm)"] if corrected else []
-    header = ["difference", "IPC", "n", "points", "95 % over seeds", *p_header, "method", "95 % over test images"]
+    header = ["difference", "IPC", "n", "points", "95 % over seeds", *p_header, "method"]
+    header += [] if dense else ["95 % over test images"]
     rows = [
         [
             *comparison_cells(one),
@@ -163,18 +175,28 @@ def difference_table(found: Sequence[Difference]) -> Table:
             interval_text(one.over_seeds),
             *([p_text(one.p)] if corrected else []),
             one.method,
-            interval_text(one.over_images),
+            *([] if dense else [interval_text(one.over_images)]),
         ]
         for one in found
     ]
-    legend = f"{_INTERVALS} {_HOLM}" if corrected else _INTERVALS
-    return Table("Paired differences in test accuracy", header, rows, legend)
+    intervals = _OVER_SEEDS if dense else _INTERVALS
+    legend = f"{intervals} {_HOLM}" if corrected else intervals
+    return Table(f"Paired differences in test {score.name}", header, rows, legend)
 
 
 def rounds_table(results: Results) -> Table:
-    """Return a table with a row per arm and IPC: test accuracy over the rounds, memory and times."""
-    legend = _ROUNDS_LEGEND + (_D_LEGEND if mean_of(results.records, "guidance/accuracy") else "")
-    return _table("Over the rounds", _ROUNDS, legend, results)
+    """Return a table with a row per arm and IPC: test score over the rounds, memory and times."""
+    score = results.score
+    legend = _ROUNDS_LEGEND.format(name=score.name)
+    legend += _D_LEGEND if mean_of(results.records, "guidance/accuracy") else ""
+    columns = (
+        _Column(_NUM_IMAGES, score.of("test", "mean")),
+        _Column("mean (%)", score.of("test", "mean"), 100, 2),
+        _Column("variance (points²)", score.of("test", "variance"), 1e4, 2),
+        _Column("best (%)", score.of("test", "best"), 100, 2),
+        *_ROUNDS,
+    )
+    return _table("Over the rounds", columns, legend, results)
 
 
 def places_table(results: Results) -> Table:
@@ -191,7 +213,7 @@ def notes(results: Results) -> list[str]:
     """Return sentences on data, teachers, progress, pruned trials, cost and proxy, and the stored notes."""
     manifest = results.manifest
     name = manifest.dataset.get("name")
-    lines = [f"Data {name}: {len(manifest.test_labels)} test images." if name else "", *teachers.lines(results)]
+    lines = [f"Data {name}: {results.test_size} test images." if name else "", *teachers.lines(results)]
     lines.append(f"{len(results.finished)} of {results.planned} planned trials have finished.")
     lines += [
         f"Trial {one.arm}, IPC {one.ipc or '-'}, seed {one.seed} pruned: {one.outcome.reason or 'no reason stored'}"
@@ -201,7 +223,7 @@ def notes(results: Results) -> list[str]:
     if manifest.cpu_seconds is not None:
         lines.append(f"CPU time of the last run as a whole: {manifest.cpu_seconds:.0f} s.")
     lines += [
-        f"Spearman's correlation of {one.proxy} with test accuracy: {one.rho:+.2f} "
+        f"Spearman's correlation of {one.proxy} with test {results.score.name}: {one.rho:+.2f} "
         f"(n = {one.n} trials of one proxy set, IPC {', '.join(str(ipc or '-') for ipc in one.ipcs)})."
         for one in results.rankings
     ]
@@ -211,12 +233,13 @@ def notes(results: Results) -> list[str]:
 
 
 def _tables(results: Results) -> list[Table]:
-    """Return the tables of accuracies and differences, over all teachers and per teacher.
+    """Return the tables of scores and differences, over all teachers and per teacher, and of the IoU of each class.
 
-    The tables per teacher have no rows unless arms have several teachers.
+    The tables per teacher have no rows unless arms have several teachers, and that of the IoU none in classification.
     """
     by_teacher = [teachers.accuracy_table(results), teachers.difference_table(results)]
-    return [accuracy_table(results), difference_table(results.differences), *by_teacher]
+    differences = difference_table(results.differences, results.score)
+    return [accuracy_table(results), differences, *by_teacher, classes.iou_table(results)]
 
 
 def _markdown(results: Results) -> str:
@@ -237,7 +260,7 @@ def _csv(results: Results) -> str:
     writer.writerows(_accuracy_rows(results))
     method = f"adjusted Wald, {len(results.manifest.test_labels)} test images"
     for one in results.differences:
-        row = ("difference", one.left, one.right, one.ipc, ACCURACY, one.mean, one.std, one.n)
+        row = ("difference", one.left, one.right, one.ipc, results.score.test, one.mean, one.std, one.n)
         writer.writerow((*row, *(one.over_seeds or ("", "")), one.method))
         if one.over_images:
             writer.writerow((*row, *one.over_images, method))
@@ -246,17 +269,18 @@ def _csv(results: Results) -> str:
 
 def _accuracy_rows(results: Results) -> Iterator[tuple[object, ...]]:
     """Yield a row per arm, IPC and metric, and a row per teacher, arm and IPC if there are several teachers."""
+    name, test = results.score.name, results.score.test
     for (arm, ipc), members in results.groups.items():
         measured = {metric for record in members for metric in record.metrics}
         found = {metric: mean_of(members, metric) for metric in sorted(measured)}
         found |= {"cpu_seconds": mean_of(members, CPU), "wall_seconds": mean_of(members, WALL)}
         for metric, one in found.items():
             if one is not None:
-                yield "accuracy", arm, "", ipc, metric, one.mean, one.std, one.n, "", "", ""
-    for name, apart in results.by_teacher.items():
+                yield name, arm, "", ipc, metric, one.mean, one.std, one.n, "", "", ""
+    for teacher, apart in results.by_teacher.items():
         for (arm, ipc), members in groups(apart).items():
-            if (one := mean_of(members, ACCURACY)) is not None:
-                yield f"accuracy, {name}", arm, "", ipc, ACCURACY, one.mean, one.std, one.n, "", "", ""
+            if (one := mean_of(members, test)) is not None:
+                yield f"{name}, {teacher}", arm, "", ipc, test, one.mean, one.std, one.n, "", "", ""
 
 
 def _measured(record: Record) -> tuple[int, int]:
@@ -287,6 +311,6 @@ def _table(title: str, columns: Sequence[_Column], legend: str, results: Results
 
 
 def _cell(members: Sequence[Record], column: _Column) -> str:
-    if column is _NUM_IMAGES:
-        return test_images([record for record in members if mean_of([record], _MEAN)]) or "-"
+    if column.header == _NUM_IMAGES:
+        return test_images([record for record in members if mean_of([record], column.metric)]) or "-"
     return mean_text(mean_of(members, column.metric), count(members), factor=column.factor, digits=column.digits)

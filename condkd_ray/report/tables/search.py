@@ -1,4 +1,4 @@
-"""The tables of a search: its trials, best first, with the objectives and, separately, the test accuracy."""
+"""The tables of a search: its trials, best first, with the objectives and, separately, the test score."""
 
 import csv
 import io
@@ -9,40 +9,40 @@ from typing import Any
 
 from condkd_ray.core.storage import atomic_write
 from condkd_ray.report.results import Results, value
-from condkd_ray.report.statistics import ACCURACY
 from condkd_ray.report.tables.table import WIDTH, Table
 
 SHOWN = 12
 """Largest number of best trials in the table for a terminal."""
 _LEGEND = (
-    "Best trial first, by {first}. The search used only {objective}. Test accuracy was measured once per trial, after "
+    "Best trial first, by {first}. The search used only {objective}. Test {score} was measured once per trial, after "
     "its result was in the study, and decides nothing: the highest of many trials is biased upwards."
 )
 _LIMITED = " Infeasible trials violate one of {}; they are never the best."
 
 
 def search_table(results: Results) -> Table:
-    """Return a table with a row per ended trial: objectives, test accuracy, CPU seconds and the open leaves' values.
+    """Return a table with a row per ended trial: objectives, test score, CPU seconds and the open leaves' values.
 
     If the folder has trials of several studies, each row names its study. A trial that is in several studies has one
     row.
     """
     several = len({record.study for record in results.ended} - {""}) > 1
     objectives, paths = results.objectives, results.manifest.search["parameters"]
-    header = ["trial", "status", "rounds", *objectives, "test accuracy (%)", "CPU s", *paths]
+    header = ["trial", "status", "rounds", *objectives, f"test {results.score.name} (%)", "CPU s", *paths]
     rows = [
         [
             f"{record.study if several else ''} {record.arm.removeprefix('trial ')}".strip(),
             record.status if results.keeps(record) else f"{record.status}, infeasible",
             str(record.outcome.rounds),
             *(_objective(name, value(record, name)) for name in objectives),
-            _number(100 * record.metrics.get(ACCURACY, math.nan), ".2f"),
+            _number(100 * record.metrics.get(results.score.test, math.nan), ".2f"),
             _number(record.outcome.cpu_seconds, ".1f"),
             *(_leaf(record.config, path) for path in paths),
         ]
         for record in results.ended
     ]
-    legend, limits = _LEGEND.format(first=objectives[0], objective=", ".join(objectives)), results.limits
+    names = {"first": objectives[0], "objective": ", ".join(objectives), "score": results.score.name}
+    legend, limits = _LEGEND.format(**names), results.limits
     return Table("Trials", header, rows, legend + (_LIMITED.format(", ".join(limits)) if limits else ""), keys=2)
 
 
@@ -73,7 +73,7 @@ def notes(results: Results) -> list[str]:
     counts = ", ".join(f"{count} trials {name}" for name, count in results.counts.items() if count)
     lines = [f"{counts or 'No trial has ended yet'}."]
     lines += [
-        f"Spearman's rho of {one.proxy} with test accuracy over {one.n} finished trials: {one.rho:+.2f}."
+        f"Spearman's rho of {one.proxy} with test {results.score.name} over {one.n} finished trials: {one.rho:+.2f}."
         for one in results.rankings
     ]
     lines.append(f"CPU time of all trials: {results.cpu_seconds:.0f} s.")

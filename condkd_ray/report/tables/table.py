@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from condkd_ray.core.records import Record
-from condkd_ray.report.statistics import ACCURACY, Difference, Interval, Spread, spread
+from condkd_ray.report.statistics import Difference, Interval, Spread, score_of, spread
 
 WIDTH = 120
 """Default width of a table as text, in characters; wider tables continue in a second block."""
@@ -65,8 +65,8 @@ def mean_of(records: Sequence[Record], metric: str) -> Spread | None:
 
 
 def count(records: Sequence[Record]) -> int:
-    """Return the number of trials with a test accuracy."""
-    found = mean_of(records, ACCURACY)
+    """Return the number of trials with a test score."""
+    found = mean_of(records, score_of(records).test)
     return found.n if found else 0
 
 

@@ -1,4 +1,4 @@
-"""Tables and sentences on the teachers of the seeds: their accuracies, and results per teacher.
+"""Tables and sentences on the teachers of the seeds: their scores, and results per teacher.
 
 Seeds that share a teacher show nothing about other teachers. If there are several teachers, seeds of one teacher are
 more alike than seeds of different teachers, so the tables have a mean per teacher beside the mean over all seeds.
@@ -11,21 +11,22 @@ from typing import Any
 import numpy as np
 
 from condkd_ray.core.records import Manifest, Record
+from condkd_ray.core.task import Score
 from condkd_ray.report.results import Results
-from condkd_ray.report.statistics import ACCURACY, difference, groups, interval, teacher_names, tested
+from condkd_ray.report.statistics import difference, groups, interval, score_of, teacher_names, tested
 from condkd_ray.report.tables.table import Table, arm_cells, comparison_cells, interval_text, mean_of, mean_text, signed
 
 _LISTED = 12
 """Largest number of seeds of a teacher that are listed; of more, the number is given."""
 _FEW = 4
-"""Largest number of accuracies of teachers that are listed; of more, the range is given."""
-_ACCURACIES = "Test accuracy: mean ± standard deviation over the n seeds of each teacher, in percent."
+"""Largest number of scores of teachers that are listed; of more, the range is given."""
+_SCORES = "Test {}: mean ± standard deviation over the n seeds of each teacher, in percent."
 _DIFFERENCES = (
     "Paired by seed, in percentage points, over the n seeds of each teacher; the interval is the paired t interval of "
     "the teachers' means (another teacher)."
 )
-_TEST = "test_accuracy"
-_MEASURED = ((_TEST, "test"), ("val_accuracy", "validation"))
+_MEASURED = {"test": "test", "val": "validation"}
+"""Names of the parts of the data on which a teacher is measured."""
 
 
 def sentence(results: Results) -> str:
@@ -54,14 +55,15 @@ def _spread_out(apart: Mapping[str, Sequence[Record]], seeds: int) -> str:
 
 def accuracy_table(results: Results) -> Table:
     """Return a table with a row per arm and IPC and a column per teacher; no rows with one teacher per arm."""
-    apart = results.by_teacher
+    apart, score = results.by_teacher, results.score
     parts = [groups(members) for members in apart.values()]
     known = groups(one for one in tested(results.records) if one.teacher_hash) if apart else {}
     rows = [
-        [*arm_cells(*key), *(mean_text(mean_of(part.get(key, []), ACCURACY), 0, factor=100) for part in parts)]
+        [*arm_cells(*key), *(mean_text(mean_of(part.get(key, []), score.test), 0, factor=100) for part in parts)]
         for key in known
     ]
-    return Table("Test accuracy of each teacher's students", ["arm", "IPC", *apart], rows, _ACCURACIES, keys=2)
+    title, legend = f"Test {score.name} of each teacher's students", _SCORES.format(score.name)
+    return Table(title, ["arm", "IPC", *apart], rows, legend, keys=2)
 
 
 def difference_table(results: Results) -> Table:
@@ -82,31 +84,33 @@ def listed(manifest: Manifest) -> Sequence[Mapping[str, Any]]:
 
 
 def lines(results: Results) -> list[str]:
-    """Return a sentence on the accuracy of each teacher, and the sentence of `sentence`; unknown ones are ""."""
+    """Return a sentence on the score of each teacher, and the sentence of `sentence`; unknown ones are ""."""
     known = listed(results.manifest)
     names = teacher_names(results.records) if len(known) > 1 else {}
-    found = [_accuracies(teacher, names.get(teacher.get("hash", ""), "teacher")) for teacher in known]
+    score = results.score
+    found = [_scores(teacher, names.get(teacher.get("hash", ""), "teacher"), score) for teacher in known]
     return [*found, sentence(results)]
 
 
 def accuracy(manifest: Manifest) -> tuple[str, float] | None:
-    """Return label and test accuracy (a fraction) of a line for the teacher in figures of students; None if unknown.
+    """Return label and test score (a fraction) of a line for the teacher in figures of students; None if unknown.
 
-    Several teachers have one line, at their mean accuracy, and only if all have the same network.
+    Several teachers have one line, at their mean score, and only if all have the same network.
     """
-    known = listed(manifest)
-    found = [teacher[_TEST] for teacher in known if teacher.get(_TEST) is not None]
+    known, key = listed(manifest), score_of([], manifest).key("test")
+    found = [teacher[key] for teacher in known if teacher.get(key) is not None]
     if not found or len(found) < len(known) or len({teacher.get("label") for teacher in known}) > 1:
         return None
     return ("teacher" if len(found) == 1 else f"{len(found)} teachers", fmean(found))
 
 
 def fact(manifest: Manifest) -> list[tuple[str, str]]:
-    """Return the networks and test accuracies of the teachers, for the head of the page; [] if unknown."""
+    """Return the networks and test scores of the teachers, for the head of the page; [] if unknown."""
     found: dict[str, list[str]] = {}
+    key = score_of([], manifest).key("test")
     for one in listed(manifest):
-        if one.get(_TEST) is not None:
-            found.setdefault(str(one.get("label", "")), []).append(f"{100 * one[_TEST]:.2f}")
+        if one.get(key) is not None:
+            found.setdefault(str(one.get("label", "")), []).append(f"{100 * one[key]:.2f}")
     count = sum(map(len, found.values()))
     text = ", ".join(f"{label} {_range(values)} %" for label, values in found.items())
     return [("teacher" if count == 1 else f"{count} teachers", text)] if found else []
@@ -117,11 +121,12 @@ def _range(values: Sequence[str]) -> str:
     return " / ".join(values) if len(values) <= _FEW else f"{min(values, key=float)} to {max(values, key=float)}"
 
 
-def _accuracies(teacher: Mapping[str, Any], name: str) -> str:
-    found = [f"{word} {100 * teacher[key]:.2f} %" for key, word in _MEASURED if teacher.get(key) is not None]
+def _scores(teacher: Mapping[str, Any], name: str, score: Score) -> str:
+    measured = {score.key(part): word for part, word in _MEASURED.items()}
+    found = [f"{word} {100 * teacher[key]:.2f} %" for key, word in measured.items() if teacher.get(key) is not None]
     label = str(teacher.get("label", ""))
     head = f"Teacher {label}" if label in name or name == "teacher" else f"{name.capitalize()} ({label})"
-    return f"{head}: accuracy {', '.join(found)}." if found else ""
+    return f"{head}: {score.name} {', '.join(found)}." if found else ""
 
 
 def _listed(seeds: set[int]) -> str:

@@ -10,12 +10,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import fmean
 
 from condkd_ray.core.records import Record
+from condkd_ray.core.task import SCORES, Score
 from condkd_ray.report.statistics import groups
 
 Layout = dict[str, dict[str, tuple[str, list[str]]]]
 """Kind and tag patterns of each chart, by category and title, in the form of torch's `custom_scalars`."""
 ARMS = "arms, over their seeds"
-METRICS = ("student/test_accuracy", "student/val_accuracy", "proxy/agreement", "proxy/kl")
+METRICS = (*(name for score in map(Score, SCORES) for name in (score.test, score.val)), "proxy/agreement", "proxy/kl")
 """Scalars whose mean, lowest and highest over the seeds of an arm have charts, with tags such as `mean/proxy/kl`."""
 _WHOLE = ("kd", "inversion", "guidance", "diagnosis", "memory")
 FAMILIES = ("student", "proxy", *_WHOLE)

@@ -13,25 +13,33 @@ from unittest.mock import patch
 
 from tensorboard.summary.writer import event_file_writer
 from torch.utils.tensorboard import FileWriter
-from torch.utils.tensorboard.summary import custom_scalars
+from torch.utils.tensorboard.summary import custom_scalars, text
 
 from condkd_ray.core.config import flattened
 from condkd_ray.core.records import Record, record_path
+from condkd_ray.core.task import CLASSIFICATION, Score
 from condkd_ray.report.figures import image_grids
+from condkd_ray.report.tables.table import Table
 from condkd_ray.report.tensorboard import charts, embeddings, events
 from condkd_ray.report.tensorboard.events import Scalar
 
 FOLDER = "tensorboard"
 GRID = "samples/grid"
 BASE = ("arm", "ipc", "seed", "condensation", "inversion", "guidance", "memory")
-METRICS = (
-    *("student/test_accuracy", "proxy/agreement", "proxy/kl", "student/val_accuracy", "memory/bytes"),
-    *("student/test_accuracy_mean", "student/forgetting"),
+
+
+def measured(score: Score) -> tuple[str, ...]:
+    """Return the metrics of the HParams tab; TensorBoard initially shows the first five."""
+    first = (score.test, "proxy/agreement", "proxy/kl", score.val, "memory/bytes")
+    return (*first, score.of("test", "mean"), "student/forgetting", *_ALWAYS)
+
+
+_ALWAYS = (
     *("diagnosis/frechet_real", "diagnosis/frechet_condensed", "diagnosis/diversity"),
     *("time/inversion_seconds", "time/distillation_seconds", "time/evaluation_seconds"),
     *("time/wall_seconds", "time/cpu_seconds"),
 )
-"""Metrics of the HParams tab; TensorBoard initially shows the first five."""
+METRICS = measured(CLASSIFICATION)
 
 
 def run_name(record: Record) -> str:
@@ -82,7 +90,7 @@ class EventFiles:
 
     The columns of the HParams tab and their types are fixed at the start, so that running trials have entries too.
     `planned`: the hyper-parameters of all planned trials, from `hparams`. `ranges`: bounds of the hyper-parameters
-    whose values are not known at the start. Times are seconds since 1970; None: now.
+    whose values are not known at the start. `score`: score of the data's task. Times are seconds since 1970; None: now.
     """
 
     def __init__(
@@ -90,6 +98,7 @@ class EventFiles:
         out: Path,
         planned: Sequence[Mapping[str, Scalar]] = (),
         ranges: Mapping[str, tuple[float, float]] = MappingProxyType({}),
+        score: Score = CLASSIFICATION,
     ) -> None:
         self._out, self._folder = Path(out), Path(out) / FOLDER
         self._columns = events.columns([_flatten(trial) for trial in planned], BASE) | events.intervals(ranges)
@@ -100,7 +109,7 @@ class EventFiles:
             if not stale.parent.name.startswith("seed"):
                 stale.unlink()
         self._root = _opened(self._folder)
-        self._root.add_summary(events.experiment(self._columns, METRICS))
+        self._root.add_summary(events.experiment(self._columns, measured(score)))
         self._root.flush()
         self._charts: set[str] = set()
         self._spread: set[str] = set()
@@ -149,6 +158,10 @@ class EventFiles:
             self._spread |= {name.partition("/")[2] for name in row if name != "round"}
         _close(writer)
 
+    def table(self, table: Table) -> None:
+        """Add a table to the Text tab of the whole experiment."""
+        self._root.add_summary(text(table.title, table.markdown()))
+
     def trial_finished(self, record: Record, when: float | None = None) -> None:
         """Add final metrics, histograms of the memory, image grid, embedding and status, and close the run.
 
@@ -177,14 +190,18 @@ class EventFiles:
         self._writers.clear()
 
 
-def rebuild(out: Path, records: Sequence[Record]) -> None:
+def rebuild(out: Path, records: Sequence[Record], score: Score = CLASSIFICATION, tables: Sequence[Table] = ()) -> None:
     """Delete the folder and write it again from records, grids and points.
 
-    The end of a trial is the modification time of its record. Raises `InputError` if a file of points is damaged.
+    `score`: score of the data's task. `tables`: tables for the Text tab; those without rows are left out. The end of
+    a trial is the modification time of its record. Raises `InputError` if a file of points is damaged.
     """
     shutil.rmtree(Path(out) / FOLDER, ignore_errors=True)
     names = varying([record.config for record in records])
-    files = EventFiles(out, [hparams(record, names) for record in records])
+    files = EventFiles(out, [hparams(record, names) for record in records], score=score)
+    for table in tables:
+        if table.rows:
+            files.table(table)
     for record, rows in charts.over_seeds(records):
         files.arm(arm_name(record), rows)
     for row in (row for record in records for row in [*record.history, record.metrics]):
