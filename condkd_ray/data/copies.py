@@ -12,7 +12,10 @@ from torch import Tensor
 
 
 def fingerprints(pixels: Tensor) -> list[bytes]:
-    """Return a 16-byte hash for each image of uint8 (N, C, H, W), equal only for equal pixels and equal shape."""
+    """Return a 16-byte hash for each image of uint8 (N, C, H, W), equal only for equal pixels and equal shape.
+
+    Also of each mask of int16 (N, H, W).
+    """
     shape = str(tuple(pixels.shape[1:])).encode()
     return [hashlib.blake2b(row, digest_size=16, key=shape).digest() for row in pixels.contiguous().flatten(1).numpy()]
 
@@ -46,15 +49,20 @@ def split_note(first: Tensor) -> list[str]:
 def notes(train: Sequence[bytes], test: Sequence[bytes], labels: Tensor) -> Iterator[str]:
     """Yield one sentence on test images that are train images, and one on copies with different labels.
 
-    `train`, `test`: fingerprints; `labels`: int64, those of train followed by those of test.
+    `train`, `test`: fingerprints; `labels`: int64 (N,) or int16 (N, H, W), those of train followed by those of test.
     """
+    masks = labels.ndim > 1
+    if masks:  # equal masks get equal numbers
+        labels = first_copies(fingerprints(labels))
     there = set(train)
     shared = sum(key in there for key in test)
+    score, label = ("mean IoU", "mask") if masks else ("accuracy", "label")
     if shared:
         which = f"ALL {shared}" if shared == len(test) else f"{shared} of {len(test)}"
-        yield f"{which} test images are train images, pixel for pixel: accuracy on them measures memorisation"
+        yield f"{which} test images are train images, pixel for pixel: {score} on them measures memorisation"
     first = first_copies([*train, *test])
     lowest, highest = (labels.scatter_reduce(0, first, labels, reduce=how)[first] for how in ("amin", "amax"))
     contradictory = int((lowest != highest).sum())
     if contradictory:
-        yield f"{contradictory} of {len(labels)} images have an identical copy with another label: one label is wrong"
+        which = f"{contradictory} of {len(labels)} images"
+        yield f"{which} have an identical copy with another {label}: one {label} is wrong"

@@ -12,19 +12,23 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 import torch
 
 from condkd_ray.core.families import Family
 from condkd_ray.core.method import InputError, Method, require
 from condkd_ray.core.rng import derive_seed
-from condkd_ray.core.task import Task
+from condkd_ray.core.samples import MASK
+from condkd_ray.core.task import Task, is_dense
 from condkd_ray.data import copies, readers
 from condkd_ray.data.readers import IDX_SETS, TORCHVISION_SETS, ParquetFiles, Raw, RealImages, Size
+from condkd_ray.data.scenes import draw_scenes
 
 Known = Literal["digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn"]
-DataName = Literal[Known, "parquet", "image_folder", "class_folders"]
+DataName = Literal[Known, "parquet", "image_folder", "class_folders", "scenes"]
+DENSE = ("scenes",)
+"""Data sets with a class per pixel."""
 Constants = tuple[tuple[float, ...], tuple[float, ...]]
 
 CONSTANTS: dict[str, Constants] = {
@@ -48,7 +52,8 @@ class DataSource(Method, ABC):
     """Base class of data sets: where the images are, and how they are resized, split and normalised.
 
     A data set from another package is a subclass with a `name`, further fields if needed, and `read`. It can give
-    `mean`, `std` and `flip_ok` other defaults.
+    `mean`, `std` and `flip_ok` other defaults. If each pixel has a class, it sets `task = "segmentation"`, and labels
+    are (N, H, W), int16, int64 or uint8; -1 is a pixel without a class.
     """
 
     task: ClassVar[Task] = "classification"
@@ -59,7 +64,8 @@ class DataSource(Method, ABC):
     size: Size | None = None
     """Side of the images after resizing, in pixels, or height and width. None keeps the images' own size."""
     val_fraction: float = 0.0
-    """Share of the train images held out for validation, 0 to 0.5. `digits` always holds out 197."""
+    """Share of the train images held out for validation, 0 to 0.5. `digits` always holds out 197. It must be 0 if the
+    data set has validation images of its own, as `scenes` has."""
     seed: int = 0
     """Seed of every split, independent of the trial's seed."""
     mean: tuple[float, ...] | None = None
@@ -99,6 +105,11 @@ class DataConfig(DataSource):
     """Parquet only: like `train_file`."""
     download: bool = False
     """Let torchvision download a known data set into `root`."""
+
+    @property
+    def task(self) -> Task:  # type: ignore[override]
+        """Segmentation for data sets with masks, otherwise classification."""
+        return "segmentation" if self.name in DENSE else "classification"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -158,7 +169,8 @@ class Dataset:
 class Found:
     """Images before splitting.
 
-    `held_out`, `own_val`: numbers of train images to hold out for test and validation. `notes`: sentences for the user.
+    `val`: validation images, if the data set has some; otherwise `own_val`, or the share `val_fraction`, are held out
+    of train. `held_out`, `own_val`: numbers of train images to hold out for test and validation. `notes`: sentences.
     `why`: the reason for holding out a test set; `remedy`: how the user can name one instead. If a data set of another
     package has neither test images nor `held_out`, a fifth of the train images (10 000 of 50 000 or more) becomes the
     test set.
@@ -171,41 +183,62 @@ class Found:
     notes: tuple[str, ...] = ()
     why: str = ""
     remedy: str = ""
+    val: Raw | None = None
+
+    @property
+    def parts(self) -> Iterator[tuple[str, Raw]]:
+        """The names and the images of the parts that are there."""
+        named = (("train", self.train), ("test", self.test), ("val", self.val))
+        yield from ((name, raw) for name, raw in named if raw is not None)
 
 
 def load(config: DataSource) -> Dataset:
     """Read, resize and split a data set. Raises `InputError` if something is missing or does not fit."""
     found = config.read()
     if not isinstance(config, DataConfig):
-        found = _checked(config.name, found)
-    classes = len(found.train.labels.unique())
-    require(classes > 1, f"number of classes with images in {config.name}", classes, "2 or more")
+        found = _checked(config, found)
+    counts = _counts(found.train)
+    classes = int((counts.sum(0) > 0).sum())
+    where = "pixels" if is_dense(config.task) else "images"
+    require(classes > 1, f"number of classes with {where} in {config.name}", classes, "2 or more")
     (train, val, test), copy_notes = _split(config, found)
     mean, std = _constants(config, train)
     flip_ok = config.name not in NO_FLIP if config.flip_ok is None else config.flip_ok
     names, digest = found.train.class_names, _digest(train, val, test)
-    own_notes = [*_held_out_note(config, found, len(test)), *found.notes, *_files_notes(found)]
+    own_notes = [*_held_out_note(config, found, len(test)), *found.notes, *_files_notes(found, counts)]
     notes = tuple(dict.fromkeys([*own_notes, *copy_notes]))
-    return Dataset(config.name, train, val, test, len(names), names, mean, std, flip_ok, digest, notes)
+    return Dataset(config.name, train, val, test, len(names), names, mean, std, flip_ok, digest, notes, config.task)
 
 
-def _checked(name: str, found: Found) -> Found:
+def _checked(config: DataSource, found: Found) -> Found:
     """Return the images of a data set from another package. Raises `InputError` if images or labels do not fit."""
-    for raw, part in ((found.train, "train"), (found.test, "test")):
-        if raw is None:
-            continue
-        what, pixels, labels = f"{part} images of data set {name}", raw.pixels, raw.labels
+    tasks = get_args(Task)
+    require(config.task in tasks, f"task of data set {config.name}", config.task, " or ".join(tasks))
+    kept = {}
+    for part, raw in found.parts:
+        what, pixels, labels = f"{part} images of data set {config.name}", raw.pixels, raw.labels
         fits = pixels.dtype == torch.uint8 and pixels.ndim == 4 and pixels.shape[1] in (1, 3)
         require(fits, what, f"{pixels.dtype} {tuple(pixels.shape)}", "uint8 (N, C, H, W) with 1 or 3 channels")
+        if is_dense(config.task):
+            readers.check_masks(pixels, labels, raw.class_names, what)
+            sized = _real(config, replace(raw, labels=labels.to(MASK)))
+            kept[part] = readers.without_void(replace(raw, pixels=sized.pixels, labels=sized.labels), what)
+            continue
         fits = labels.dtype == torch.int64 and labels.shape == pixels.shape[:1]
         require(fits, f"labels of {what}", f"{labels.dtype} {tuple(labels.shape)}", f"int64 ({len(pixels)},)")
         readers.check_labels(labels.tolist(), raw.class_names, what)
-    return found if found.test is not None or found.held_out else _held_out(found.train, found.notes, "no test images")
+    found = replace(found, **kept)
+    if found.test is not None or found.held_out:
+        return found
+    return replace(_held_out(found.train, found.notes, "no test images"), val=found.val)
 
 
 def _find(config: DataConfig) -> Found:
     if config.name == "digits":
         return Found(readers.digits(), None, held_out=DIGITS_TEST, own_val=DIGITS_VAL)
+    if config.name == "scenes":
+        train, val, test = (draw_scenes(part, config.size, config.seed) for part in ("train", "val", "test"))
+        return Found(train, test, val=val)
     require(config.root is not None, f"data.root of {config.name}", None, "the folder that holds the data set")
     root = Path(config.root or "").expanduser()
     require(os.path.exists(root) or config.download, "data.root", str(root), "an existing folder")
@@ -254,17 +287,35 @@ def _held_out_note(config: DataSource, found: Found, count: int) -> Iterator[str
         yield f"{found.why}: {images} images held out of train by data seed {config.seed}{found.remedy}"
 
 
-def _files_notes(found: Found) -> Iterator[str]:
-    """Yield the readers' notes, and notes about the order of classes and about classes with too few train images."""
-    for raw in (found.train, found.test):
-        yield from raw.notes if raw else ()
-    named = found.test is not None and not (_decimal(found.train, found.test) or _numbered(found))
-    if named and found.test is not None and found.test.class_names != found.train.class_names:
+def _counts(raw: Raw) -> torch.Tensor:
+    """Return the number of images of each class (1, K), or of pixels in each image (N, K)."""
+    classes = len(raw.class_names)
+    if raw.labels.ndim == 1:
+        return raw.labels.bincount(minlength=classes)[None]
+    return readers.pixel_counts(raw.labels, classes)
+
+
+def _files_notes(found: Found, counts: torch.Tensor) -> Iterator[str]:
+    """Yield the readers' notes, and notes about the order of classes and about classes with too few train images.
+
+    `counts`: those of `_counts` of the train images.
+    """
+    for _, raw in found.parts:
+        yield from raw.notes
+    train, test = found.train, found.test
+    if (
+        test is not None
+        and test.class_names != train.class_names
+        and not (_decimal(train, test) or _is_numbered(train) or _is_numbered(test))
+    ):
         yield "test images list the classes in another order than train images: classes are matched by name"
-    names, counts = found.train.class_names, found.train.labels.bincount(minlength=len(found.train.class_names))
+    names, masks = found.train.class_names, found.train.labels.ndim > 1
     reasons = ("no train image, so the student cannot learn them", "one train image, which goes to the proxy set")
+    if masks:
+        reasons = ("no pixel in a train image, so the student cannot learn them", "pixels in a single train image")
+    images = ((counts > 0) if masks else counts).sum(0)
     for few, reason in enumerate(reasons):
-        rare = [names[label] for label in (counts == few).nonzero().flatten().tolist()]
+        rare = [names[label] for label in (images == few).nonzero().flatten().tolist()]
         shown = ", ".join(rare[:SHOWN]) + ", ..." * (len(rare) > SHOWN)
         yield from [f"{len(rare)} of {len(names)} classes have {reason} ({shown})"] * bool(rare)
 
@@ -272,6 +323,8 @@ def _files_notes(found: Found) -> Iterator[str]:
 def _split(config: DataSource, found: Found) -> tuple[tuple[RealImages, RealImages | None, RealImages], list[str]]:
     """Return train, validation and test images, and notes about copies; parts we split share no image and no copy."""
     train = _real(config, found.train)
+    own_val = found.val is None or config.val_fraction == 0
+    require(own_val, "data.val_fraction", config.val_fraction, f"0: {config.name} has validation images of its own")
     val_count = found.own_val or round(config.val_fraction * (len(train) - found.held_out))
     left = len(train) - found.held_out - val_count
     enough = left > 0 and (found.test is not None or found.held_out > 0) and (val_count > 0 or not config.val_fraction)
@@ -285,36 +338,46 @@ def _split(config: DataSource, found: Found) -> tuple[tuple[RealImages, RealImag
     accepted = "images that are not all the same, enough for each part of the split: copies stay in one part"
     require(all(different), "number of different train images", len(first.unique()), accepted)
     held_out, val, kept = parts
-    test = held_out if found.test is None else _test(config, found, found.test)
-    shape, fitting = (tuple(part.pixels.shape[1:]) for part in (test, kept))
-    require(shape == fitting, "shape of the test images", shape, f"{fitting}, the shape of the train images")
+    val = val if val_count else None
+    if found.val is not None:
+        val = _other(config, found.train, found.val, "validation")
+    test = held_out if found.test is None else _other(config, found.train, found.test, "test")
+    for part, name in ((test, "test"), (val, "validation")):
+        if part is not None:
+            shape, fitting = (tuple(one.pixels.shape[1:]) for one in (part, kept))
+            accepted = f"{fitting}, the shape of the train images"
+            require(shape == fitting, f"shape of the {name} images", shape, accepted)
     test_prints = [] if found.test is None else copies.fingerprints(test.pixels)
     labels = torch.cat([train.labels, *([] if found.test is None else [test.labels])])
     notes = [*copies.notes(prints, test_prints, labels), *(copies.split_note(first) if left < len(train) else ())]
-    return (kept, val if val_count else None, test), notes
+    return (kept, val, test), notes
 
 
-def _numbered(found: Found) -> bool:
-    """Return whether train or test images have no class names; then classes are matched by number."""
-    sides = [raw.class_names for raw in (found.train, found.test) if raw is not None]
-    return any(names == tuple(map(str, range(len(names)))) for names in sides)
+def _is_numbered(raw: Raw) -> bool:
+    """Return whether the images have no class names; then classes are matched by number."""
+    return raw.class_names == tuple(map(str, range(len(raw.class_names))))
 
 
-def _test(config: DataSource, found: Found, test: Raw) -> RealImages:
-    """Return the test images with the labels of train's classes, matched by name if both have names."""
-    train, given = found.train, test
-    if _decimal(train, test):
-        test = replace(test, labels=_as_trains(train, test))
-    elif not _numbered(found):
-        same = sorted(train.class_names) == sorted(test.class_names)
-        require(same, "classes of the test images", test.class_names, f"the classes of train, {train.class_names}")
+def _other(config: DataSource, train: Raw, other: Raw, part: str) -> RealImages:
+    """Return the images of another part with the labels of train's classes, matched by name if both have names."""
+    if other.labels.ndim > 1:
+        same, accepted = other.class_names == train.class_names, f"those of the train images, {train.class_names}"
+        require(same, f"classes of the {part} images", other.class_names, accepted)
+        return _real(config, other)
+    given = other
+    if _decimal(train, other):
+        other = replace(other, labels=_as_trains(train, other))
+    elif not (_is_numbered(train) or _is_numbered(other)):
+        same = sorted(train.class_names) == sorted(other.class_names)
+        accepted = f"the classes of train, {train.class_names}"
+        require(same, f"classes of the {part} images", other.class_names, accepted)
         label_of = {name: label for label, name in enumerate(train.class_names)}
-        test = replace(test, labels=torch.tensor([label_of[name] for name in test.class_names])[test.labels])
-    there = torch.isin(test.labels, train.labels.unique())
+        other = replace(other, labels=torch.tensor([label_of[name] for name in other.class_names])[other.labels])
+    there = torch.isin(other.labels, train.labels.unique())
     foreign = [given.class_names[label] for label in given.labels[~there].unique().tolist()]
     foreign = [int(name) if name.isdecimal() else name for name in foreign]
-    require(not foreign, "test classes without train images", foreign, "the classes of train")
-    return _real(config, test)
+    require(not foreign, f"{part} classes without train images", foreign, "the classes of train")
+    return _real(config, other)
 
 
 def _decimal(*sides: Raw) -> bool:
@@ -329,7 +392,10 @@ def _as_trains(train: Raw, test: Raw) -> torch.Tensor:
 
 
 def _real(config: DataSource, raw: Raw) -> RealImages:
-    return RealImages(raw.pixels if config.size is None else readers.resize(raw.pixels, config.size), raw.labels)
+    if config.size is None:
+        return RealImages(raw.pixels, raw.labels)
+    labels = raw.labels if raw.labels.ndim == 1 else readers.resize_masks(raw.labels, config.size)
+    return RealImages(readers.resize(raw.pixels, config.size), labels)
 
 
 def _constants(config: DataSource, train: RealImages) -> Constants:

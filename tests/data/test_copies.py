@@ -35,3 +35,14 @@ def test_copies_are_in_the_part_of_the_first_one():
 
 def test_without_equal_images_there_are_no_notes():
     assert list(notes([b"a", b"b"], [b"c"], torch.tensor([0, 1, 0]))) == []
+
+
+def test_copies_with_other_masks_are_counted():
+    prints = [b"a", b"b", b"a", b"b"]
+    masks = torch.zeros(4, 2, 3, dtype=torch.int16)
+    assert list(notes(prints[:2], [], masks[:2])) == []
+    masks[2, 1, 2] = -1
+    assert list(notes(prints[:2], prints[2:], masks)) == [
+        "ALL 2 test images are train images, pixel for pixel: mean IoU on them measures memorisation",
+        "2 of 4 images have an identical copy with another mask: one mask is wrong",
+    ]

@@ -6,7 +6,18 @@ unpickled.
 
 from condkd_ray.data.readers.class_folders import read_folder, read_halves
 from condkd_ray.data.readers.idx import read_idx, read_idx_pair
-from condkd_ray.data.readers.images import Raw, RealImages, Size, check_labels, resize, sides_of
+from condkd_ray.data.readers.images import (
+    Raw,
+    RealImages,
+    Size,
+    check_labels,
+    check_masks,
+    pixel_counts,
+    resize,
+    resize_masks,
+    sides_of,
+    without_void,
+)
 from condkd_ray.data.readers.known import IDX_SETS, TORCHVISION_SETS, digits, idx_set, torchvision_set
 from condkd_ray.data.readers.parquet import read_parquet
 from condkd_ray.data.readers.parquet_files import ParquetFiles, find_parquet
@@ -19,15 +30,19 @@ __all__ = [
     "RealImages",
     "Size",
     "check_labels",
+    "check_masks",
     "digits",
     "find_parquet",
     "idx_set",
+    "pixel_counts",
     "read_folder",
     "read_halves",
     "read_idx",
     "read_idx_pair",
     "read_parquet",
     "resize",
+    "resize_masks",
     "sides_of",
     "torchvision_set",
+    "without_void",
 ]

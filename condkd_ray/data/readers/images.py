@@ -5,11 +5,12 @@ from dataclasses import dataclass, replace
 from typing import Literal, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from condkd_ray.core.device import sent
 from condkd_ray.core.method import require
-from condkd_ray.core.samples import Samples, to_model, unseen
+from condkd_ray.core.samples import MASK, UNLABELLED, Samples, to_model, unseen
 
 Ground = Literal["white", "black"]
 Size = int | tuple[int, int]
@@ -68,6 +69,53 @@ def resize(pixels: Tensor, size: Size) -> Tensor:
     if tuple(pixels.shape[-2:]) == sides:
         return pixels
     return functional.resize(pixels, list(sides), antialias=True)
+
+
+def resize_masks(labels: Tensor, size: Size) -> Tensor:
+    """Resize labels per pixel (N, H, W) to `size`: each pixel gets the label at its centre (`nearest-exact`)."""
+    sides = sides_of(size)
+    if tuple(labels.shape[-2:]) == sides:
+        return labels
+    # In float32, which holds all int16 exactly, because PyTorch does not interpolate integers.
+    return F.interpolate(labels[:, None].float(), size=sides, mode="nearest-exact")[:, 0].to(labels.dtype)
+
+
+def check_masks(pixels: Tensor, labels: Tensor, names: Sequence[str], what: str) -> None:
+    """Raise `InputError` unless the labels per pixel of `what` fit its images (N, C, H, W) and its classes.
+
+    Accepted: uint8, int16 or int64 (N, H, W); -1 is a pixel without a class.
+    """
+    expected = (len(pixels), *pixels.shape[2:])
+    fits = labels.dtype in (torch.uint8, MASK, torch.int64) and labels.shape == expected
+    require(fits, f"labels of {what}", f"{labels.dtype} {tuple(labels.shape)}", f"int16 {expected}, one per pixel")
+    require(len(labels) > 0, f"number of images in {what}", 0, "at least 1")
+    lowest, highest = int(labels.min()), int(labels.max())
+    accepted = f"{UNLABELLED}, of pixels without a class, or more"
+    require(lowest >= UNLABELLED, f"lowest of the labels in {what}", lowest, accepted)
+    accepted = f"less than {len(names)}, the number of its classes"
+    require(highest < len(names), f"highest of the labels in {what}", highest, accepted)
+
+
+def pixel_counts(labels: Tensor, num_classes: int) -> Tensor:
+    """Return the number of pixels of each class in each image, int64 (N, K), of labels (N, H, W)."""
+    found = [torch.empty(0, num_classes, dtype=torch.int64)]
+    for part in labels.flatten(1).split(64):  # int64 copies of all labels at once would be large
+        starts = torch.arange(len(part))[:, None] * (num_classes + 1)
+        counts = (part.long() - UNLABELLED + starts).flatten().bincount(minlength=len(part) * (num_classes + 1))
+        found.append(counts.view(len(part), -1)[:, 1:])
+    return torch.cat(found)
+
+
+def without_void(raw: Raw, what: str) -> Raw:
+    """Return the images of `what` that have a pixel with a class; a note says how many are left out.
+
+    Raises `InputError` if there are none.
+    """
+    kept = (raw.labels != UNLABELLED).flatten(1).any(1)
+    left_out = len(raw) - int(kept.sum())
+    require(left_out < len(raw), f"number of {what} with a labelled pixel", 0, "1 or more: all is void")
+    note = f"{left_out} of {len(raw)} {what} are left out: none of their pixels has a class"
+    return replace(raw[kept], notes=(*raw.notes, note)) if left_out else raw
 
 
 def checked(pixels: Tensor, labels: Tensor, names: tuple[str, ...] | None, what: str) -> Raw:
