@@ -1,11 +1,12 @@
-"""Targets of a round's images: one class per image, or a whole output distribution of the teacher.
+"""Targets of a round's images: one class per image or pixel, or a whole output distribution of the teacher.
 
 Soft targets from a layer of the teacher: Z. Wang, AAAI 2021, arXiv 2104.04868, "Data-free knowledge distillation with
 soft targeted transfer set synthesis"; the images are made by `inversion/soft_target.py`. The authors released no code:
 the formulas follow published summaries of the paper and a public re-implementation, without its errors (it swaps the
 arguments of the KL and draws new targets in every step).
 
-Letters: B batch, K classes, d units of the layer, k incoming weights of each unit.
+In segmentation a target is a layout: one class per pixel. Letters: B batch, H W height and width, K classes, d units
+of the layer, k incoming weights of each unit.
 """
 
 from abc import ABC, abstractmethod
@@ -19,13 +20,19 @@ from torch import Tensor, nn
 from condkd_ray.core.families import Family
 from condkd_ray.core.method import Method, require
 from condkd_ray.core.rng import Streams
+from condkd_ray.core.samples import Samples
+from condkd_ray.core.task import BOTH, is_dense
+from condkd_ray.data.augment import pixels, require_shift
 from condkd_ray.models.observation import PENULTIMATE
 from condkd_ray.models.teacher import Teacher
+
+CELLS = (4, 6)
+"""Rows and columns of cells in balanced layouts."""
 
 
 @dataclass(frozen=True)
 class Targets:
-    """Targets of a round's images: `labels` (B,) int64, and optionally soft targets.
+    """Targets of a round's images: `labels` int64, (B,) or in segmentation (B, H, W), and optionally soft targets.
 
     `soft` (B, K): the target distributions, probabilities at `temperature`; `labels` are then their largest classes.
     """
@@ -45,10 +52,15 @@ class Targets:
 
 @dataclass(frozen=True, kw_only=True)
 class TargetSource(Method, ABC):
-    """Contract of the target sources."""
+    """Contract of the target sources.
+
+    A source that `needs_condensed` takes one more argument of `sample`: the condensed set `condensed`, `Samples`.
+    """
 
     soft: ClassVar[bool] = False
     """True if the targets are soft; only inversions whose `uses_targets` is `soft` accept soft targets."""
+    needs_condensed: ClassVar[bool] = False
+    """True if the targets are made from the condensed set, without which a config is refused."""
 
     def check(self, teacher: Teacher) -> None:
         """Raise `InputError` if the teacher lacks what the targets are computed from."""
@@ -63,14 +75,67 @@ class Balanced(TargetSource):
     """Each class floor(n / K) or ceil(n / K) times, in random order; which classes get one more is random too.
 
     Our choice: as published, CMI and Fast draw labels independently, and NAYER draws balanced ones. Balanced labels
-    have less variance.
+    have less variance. In segmentation the cells of coarse random layouts are balanced, see `balanced_layouts`.
     """
 
+    tasks = BOTH
     name: Literal["balanced"] = "balanced"
 
     def sample(self, count: int, teacher: Teacher, *, rng: Streams) -> Targets:
-        """Return `count` labels."""
+        """Return `count` labels, in segmentation layouts."""
+        if is_dense(teacher.task):
+            return Targets(balanced_layouts(count, teacher, rng))
         return Targets(balanced_labels(count, teacher.num_classes, rng))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layouts(TargetSource):
+    """The labels of the condensed images, each mask as often as the others, at most one more or less, in random order.
+
+    Each drawn mask is mirrored with probability 1/2 if a mirrored image keeps its classes, and shifted. Pixels that a
+    shift brings in get the label of the nearest pixel at the edge, so that the layout has no gaps; pixels without a
+    class stay without one. Our choice throughout: it asks the generator for arrangements that occur in real images.
+    """
+
+    tasks = ("segmentation",)
+    ours = ("shift",)
+    needs_condensed = True
+    name: Literal["layouts"] = "layouts"
+    shift: float = 0.125
+    """Largest shift of a mask, as a share of its sides; 0 disables it."""
+
+    def __post_init__(self) -> None:
+        require_shift(self.shift, "layouts shift")
+
+    def check(self, teacher: Teacher) -> None:
+        """Raise `InputError` unless the teacher's task is segmentation."""
+        require(is_dense(teacher.task), "task under targets layouts", teacher.task, "segmentation; or targets balanced")
+
+    def sample(self, count: int, teacher: Teacher, *, rng: Streams, condensed: Samples | None = None) -> Targets:
+        """Return `count` layouts (B, H, W). Raises `InputError` if there is no condensed set."""
+        accepted = "a condensation; or targets balanced"
+        require(condensed is not None and len(condensed) > 0, "condensed set of targets layouts", condensed, accepted)
+        assert condensed is not None
+        masks = condensed.labels.to(rng.device)[balanced_labels(count, len(condensed), rng)]
+        return Targets(moved_layouts(masks, self.shift, flip=teacher.flip_ok, rng=rng["targets"]))
+
+
+def moved_layouts(masks: Tensor, share: float, *, flip: bool, rng: torch.Generator) -> Tensor:
+    """Return masks (B, H, W), each shifted by up to `share` of its sides, and mirrored with p 1/2 if `flip`.
+
+    New pixels get the label of the nearest pixel at the edge. The number of draws does not depend on `flip`.
+    """
+    places = []
+    for side in masks.shape[1:]:
+        reach = pixels(share, side)
+        moves = torch.randint(-reach, reach + 1, (len(masks), 1), generator=rng, device=masks.device)
+        places.append((torch.arange(side, device=masks.device) + moves).clamp(0, side - 1))
+    rows, columns = places
+    mirrored = torch.rand(len(masks), 1, generator=rng, device=masks.device) < 0.5
+    if flip:
+        columns = torch.where(mirrored, columns.flip(1), columns)
+    images = torch.arange(len(masks), device=masks.device)
+    return masks[images[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
 def balanced_labels(count: int, num_classes: int, rng: Streams) -> Tensor:
@@ -79,6 +144,32 @@ def balanced_labels(count: int, num_classes: int, rng: Streams) -> Tensor:
     classes = torch.randperm(num_classes, generator=generator, device=rng.device)
     labels = classes.repeat(-(-count // num_classes))[:count]
     return labels[torch.randperm(count, generator=generator, device=rng.device)]
+
+
+def balanced_layouts(count: int, teacher: Teacher, rng: Streams) -> Tensor:
+    """Return layouts (count, H, W) int64 of the teacher's image size, from stream `targets`: our choice.
+
+    Each is a grid of `CELLS` rows and columns, fewer for smaller images, whose cells have one class each. Over all
+    layouts, each class fills n / K of the n cells, rounded down or up, in random order.
+    """
+    height, width = teacher.image_shape[1:]
+    rows, columns = min(CELLS[0], height), min(CELLS[1], width)
+    cells = balanced_labels(count * rows * columns, teacher.num_classes, rng).view(count, rows, columns)
+    row_of, column_of = (
+        torch.arange(side, device=rng.device) * number // side for side, number in ((height, rows), (width, columns))
+    )
+    return cells[:, row_of[:, None], column_of]
+
+
+def step_labels(targets: Targets, count: int, teacher: Teacher, rng: Streams) -> Tensor:
+    """Return labels of one step's `count` images, for hosts that draw new ones in each step, from stream `targets`.
+
+    They are `balanced_labels`. In segmentation they are layouts of the round's `targets`, each as often as the others,
+    at most one more or less, so that the steps follow the source of the targets.
+    """
+    if not is_dense(teacher.task):
+        return balanced_labels(count, teacher.num_classes, rng)
+    return targets.labels[balanced_labels(count, len(targets), rng)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,5 +278,5 @@ def _feature_convolutions(teacher: Teacher) -> list[str]:
     return [name for name in fitting if max(convolutions[name].kernel_size) > 1] or fitting
 
 
-AnyTargets = Balanced | Soft
+AnyTargets = Balanced | Soft | Layouts
 TARGETS = Family("targets", TargetSource, get_args(AnyTargets))

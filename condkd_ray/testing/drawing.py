@@ -1,4 +1,4 @@
-"""Checks of the contracts of targets, weighing, memory and condensation, on toy images.
+"""Checks of the contracts of targets, weighing, memory and condensation, on toy images of each claimed task.
 
 A check raises `AssertionError` with the rule that is broken.
 """
@@ -10,32 +10,49 @@ import torch
 import torch.nn.functional as F
 
 from condkd_ray.core.rng import Streams
-from condkd_ray.core.samples import Codec, Samples
+from condkd_ray.core.samples import UNLABELLED, Codec, Samples
+from condkd_ray.core.task import Task, is_dense
 from condkd_ray.methods.condensation import Condensation
 from condkd_ray.methods.condensation.condensation import first_per_class
 from condkd_ray.methods.memory import LocalStore, ReplayMemory
 from condkd_ray.methods.targets import TargetSource
 from condkd_ray.methods.weighing import Weighing
+from condkd_ray.models.teacher import Teacher
+from condkd_ray.testing.scenes import make_dense_teacher, scenes
 from condkd_ray.testing.states import expect, reloaded, same, snapshot, tensors, used_streams
 from condkd_ray.testing.world import IMAGE_SHAPE, MEAN, NUM_CLASSES, STD, blobs, make_teacher
 
 
-def check_targets(source: TargetSource) -> None:
-    """Check a source of targets.
+def _teacher(task: Task) -> Teacher:
+    return make_dense_teacher() if is_dense(task) else make_teacher()
 
-    Targets are classes, or probabilities together with the most probable class, and are drawn only from the stream
-    `targets`.
+
+def check_targets(source: TargetSource) -> None:
+    """Check a source of targets for each task that it works for.
+
+    Targets are classes, or probabilities together with the most probable class, in segmentation one class per pixel,
+    and are drawn only from the stream `targets`.
     """
-    teacher, rng = make_teacher(), Streams(0)
+    for task in source.tasks:
+        _check_targets(source, _teacher(task))
+
+
+def _check_targets(source: TargetSource, teacher: Teacher) -> None:
+    dense, rng = is_dense(teacher.task), Streams(0)
+    condensed = (scenes if dense else blobs)(8, seed=4).samples(MEAN, STD)
+    given: dict[str, Any] = {"condensed": condensed} if source.needs_condensed else {}
     source.check(teacher)
-    drawn = [source.sample(64, teacher, rng=rng) for _ in range(2)]
-    again, other = (source.sample(64, teacher, rng=Streams(seed)) for seed in (0, 1))
+    drawn = [source.sample(64, teacher, rng=rng, **given) for _ in range(2)]
+    again, other = (source.sample(64, teacher, rng=Streams(seed), **given) for seed in (0, 1))
     targets = drawn[0]
-    expect(len(source.sample(0, teacher, rng=Streams(0))) == 0, "0 targets can be drawn")
+    expect(len(source.sample(0, teacher, rng=Streams(0), **given)) == 0, "0 targets can be drawn")
+    shape = (64, *teacher.image_shape[1:]) if dense else (64,)
     expect(
-        targets.labels.shape == (64,) and targets.labels.dtype == torch.int64, "labels are int64, one for each target"
+        targets.labels.shape == shape and targets.labels.dtype == torch.int64,
+        "labels are int64, one for each target, in segmentation one for each pixel of each target",
     )
-    expect(bool(((targets.labels >= 0) & (targets.labels < NUM_CLASSES)).all()), "labels are class indices")
+    least = UNLABELLED if dense else 0
+    expect(bool(((targets.labels >= least) & (targets.labels < NUM_CLASSES)).all()), "labels are class indices")
     expect(used_streams(rng) == {"device/targets"}, "targets are drawn only from the stream `targets`")
     expect(torch.equal(targets.cross_entropy_target, again.cross_entropy_target), "equal seeds give equal targets")
     expect(
@@ -52,14 +69,19 @@ def check_targets(source: TargetSource) -> None:
 
 
 def check_weighing(weighing: Weighing) -> None:
-    """Check a weighing.
+    """Check a weighing for each task that it works for.
 
     There is one finite weight >= 0 for each image, not all are 0, and they do not depend on the order of the images.
     Class counts and teacher are unchanged.
     """
-    teacher = make_teacher()
-    images = torch.randn(12, *IMAGE_SHAPE, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    seen, labels = teacher.observe(images), torch.arange(12) % NUM_CLASSES
+    for task in weighing.tasks:
+        labels = scenes(12).labels.long() if is_dense(task) else torch.arange(12) % NUM_CLASSES
+        _check_weighing(weighing, _teacher(task), labels)
+
+
+def _check_weighing(weighing: Weighing, teacher: Teacher, labels: torch.Tensor) -> None:
+    images = torch.randn(12, *teacher.image_shape, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    seen = teacher.observe(images)
     before = snapshot(teacher.network)
     for held in (torch.tensor([9, 1, 0, 2]), torch.zeros(NUM_CLASSES, dtype=torch.int64)):
         counts = held.clone()
@@ -140,20 +162,30 @@ def check_memory(memory: ReplayMemory) -> None:
 
 
 def check_condensation(condensation: Condensation) -> None:
-    """Check a condensation.
+    """Check a condensation for each task that it works for.
 
-    It returns `ipc` finite images of each class, sorted by class and without logits. Equal seeds give equal images, and
-    a smaller `ipc` gives a prefix of each class.
+    It returns `ipc` finite images of each class, sorted by class and without logits; in segmentation `ipc` images.
+    Equal seeds give equal images, and a smaller `ipc` gives a prefix of each class, in segmentation of the set.
     """
-    real, teacher = blobs(80, seed=3).samples(MEAN, STD), make_teacher()
+    for task in condensation.tasks:
+        _check_condensation(condensation, task)
+
+
+def _check_condensation(condensation: Condensation, task: Task) -> None:
+    teacher = _teacher(task)
+    real = (scenes if is_dense(task) else blobs)(80, seed=3).samples(MEAN, STD)
     given: dict[str, Any] = {"num_classes": NUM_CLASSES, "mean": MEAN, "std": STD, "flip_ok": False}
     given |= {"teacher": teacher} if condensation.needs_teacher else {}
     kept, before = real.images.clone(), torch.random.get_rng_state()
     made, again = (condensation.condense(real, **given, rng=Streams(0)) for _ in range(2))
-    classes = torch.arange(NUM_CLASSES).repeat_interleave(condensation.ipc)
-    expect(torch.equal(made.labels, classes), "there are ipc images of each class, sorted by class")
+    if is_dense(task):
+        shape = (condensation.ipc, *teacher.image_shape[1:])
+        expect(made.labels.shape == shape, "there are ipc images with a label for each pixel")
+    else:
+        classes = torch.arange(NUM_CLASSES).repeat_interleave(condensation.ipc)
+        expect(torch.equal(made.labels, classes), "there are ipc images of each class, sorted by class")
     expect(
-        made.images.shape[1:] == IMAGE_SHAPE and bool(made.images.isfinite().all()),
+        made.images.shape[1:] == teacher.image_shape and bool(made.images.isfinite().all()),
         "images are finite and have the shape of the real images",
     )
     expect(
@@ -166,6 +198,6 @@ def check_condensation(condensation: Condensation) -> None:
     whole = condensation.cached_config().condense(real, **given, rng=Streams(0))
     prefix = first_per_class(whole, condensation.ipc, NUM_CLASSES)
     expect(
-        torch.equal(prefix.images, made.images),
+        torch.equal(prefix.images, made.images) and torch.equal(prefix.labels, made.labels),
         "the images of each class are the first ones in the set of `cached_config`",
     )

@@ -10,9 +10,18 @@ from toy import make_teacher, toy_config
 
 from condkd_ray.core.method import InputError, Schedule
 from condkd_ray.core.rng import Streams
+from condkd_ray.core.task import BOTH
 from condkd_ray.methods.distiller import Distiller
 from condkd_ray.methods.guidance import AnyGuidance, NoGuidance
-from condkd_ray.testing.guidances import check_checkpoint, check_condensed_set_is_needed
+from condkd_ray.testing.guidances import (
+    WORLDS,
+    check_checkpoint,
+    check_condensed_set_is_needed,
+    check_gradient,
+    check_only_own_state_changes,
+    check_streams,
+    check_weight,
+)
 from condkd_ray.trial import config
 from contracts.toy_guides import (
     LABELS,
@@ -138,6 +147,22 @@ def test_a_saved_state_continues_bit_for_bit(kind, augment):
 @each_option
 def test_a_saved_state_of_each_option_continues_bit_for_bit(form):
     check_checkpoint(form)
+
+
+@each_form
+@pytest.mark.parametrize("layer", ["penultimate", "stages.0"])
+def test_a_form_satisfies_the_contract_on_segmented_images(form, layer):
+    assert form.tasks == BOTH
+    for check in (check_gradient, check_weight, check_only_own_state_changes, check_streams, check_checkpoint):
+        check(replace(form, layer=layer), WORLDS["segmentation"])
+
+
+@each_option
+def test_an_option_satisfies_the_contract_on_segmented_images(form):
+    # The toy teacher has one stage that can be compared with the features in addition to its last.
+    form = replace(form, stages=min(form.stages, 1))
+    for check in (check_gradient, check_weight, check_only_own_state_changes, check_streams, check_checkpoint):
+        check(form, WORLDS["segmentation"])
 
 
 @each_guidance

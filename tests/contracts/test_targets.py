@@ -12,11 +12,13 @@ from toy import NUM_CLASSES, make_teacher, toy_config
 
 from condkd_ray.core.rng import Streams
 from condkd_ray.methods.targets import AnyTargets, Balanced, balanced_labels
+from condkd_ray.testing.drawing import check_targets
 from condkd_ray.trial import config
 from contracts.toy_methods import snake
 
-TARGETS = get_args(AnyTargets)
+TARGETS = [kind for kind in get_args(AnyTargets) if "classification" in kind.tasks]
 each_source = pytest.mark.parametrize("kind", TARGETS, ids=lambda kind: kind.__name__)
+each_of_any_task = pytest.mark.parametrize("kind", get_args(AnyTargets), ids=lambda kind: kind.__name__)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +71,8 @@ def test_soft_targets_are_probabilities_and_labels_the_most_probable_classes(kin
 
 @given(count=st.integers(0, 300), num_classes=st.integers(1, 120), seed=st.integers(0, 2**62))
 def test_balanced_counts_differ_by_at_most_one(count, num_classes, seed):
-    labels = Balanced().sample(count, SimpleNamespace(num_classes=num_classes), rng=Streams(seed)).labels
+    teacher = SimpleNamespace(num_classes=num_classes, task="classification")
+    labels = Balanced().sample(count, teacher, rng=Streams(seed)).labels
     counts = torch.bincount(labels, minlength=num_classes)
     assert labels.shape == (count,)
     assert len(counts) == num_classes
@@ -86,6 +89,11 @@ def test_balanced_labels_are_shuffled_and_the_remainder_is_drawn_at_random():
     # With two labels of each class, the first two of eight are equal with probability 1/7.
     pairs = sum((labels[0] == labels[1]).item() for labels in (balanced_labels(8, 4, rng) for _ in range(times)))
     assert abs(pairs - times / 7) < 5 * (times / 7 * 6 / 7) ** 0.5
+
+
+@each_of_any_task
+def test_a_source_satisfies_the_contract_of_each_task_that_it_claims(kind):
+    check_targets(kind())
 
 
 @each_source

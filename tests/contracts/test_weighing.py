@@ -9,6 +9,7 @@ import yaml
 from toy import NUM_CLASSES, make_teacher, toy_config
 
 from condkd_ray.methods.weighing import AnyWeighing, Equal
+from condkd_ray.testing.drawing import check_weighing
 from condkd_ray.trial import config
 from contracts.toy_methods import INVERTERS, same, small, snake, snapshot, synthesize
 
@@ -59,6 +60,11 @@ def test_weights_change_the_images_of_every_inversion_unless_equal(kind, inverte
     plain, plain_terms = synthesize(inversion)
     assert torch.equal(weighed.images, plain.images) == (kind is Equal)
     assert (terms == plain_terms) == (kind is Equal)
+
+
+@each_weighing
+def test_a_weighing_satisfies_the_contract_of_each_task_that_it_claims(kind):
+    check_weighing(kind())
 
 
 @each_weighing

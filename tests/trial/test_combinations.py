@@ -44,7 +44,7 @@ QUICK = {
 LAYERS = {"teacher_layers": ("stages.1",), "student_layers": ("stages.1",)}
 FAMILIES = {
     "inversion": INVERTERS,
-    "targets": get_args(AnyTargets),
+    "targets": [kind for kind in get_args(AnyTargets) if "classification" in kind.tasks],
     "weighing": get_args(AnyWeighing),
     "guidance": get_args(AnyGuidance),
     "memory": get_args(AnyMemory),

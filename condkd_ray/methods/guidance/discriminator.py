@@ -20,6 +20,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from condkd_ray.core.compilation import whole
 from condkd_ray.core.method import require
 from condkd_ray.core.rng import Streams
+from condkd_ray.core.task import BOTH
 from condkd_ray.methods.guidance.guidance import ONE_LAYER, Augmentation, Guidance, GuidanceState, Layout
 from condkd_ray.models.network import seeded_module
 from condkd_ray.models.teacher import Teacher
@@ -126,10 +127,11 @@ class Discriminator(Guidance[DiscriminatorState]):
     the same augmentation.
     """
 
+    tasks = BOTH
     paper = "Binici et al., arXiv 2408.13850 (AAAI 2026)"
     ours = (
         *("weight", "augment", "stages", "stages_weight", "alignment", "mixup", "noise", "schedule", "from_guides"),
-        *("condition", "loss", "steps", "optimizer", "lr", "hidden"),
+        *("regions", "condition", "loss", "steps", "optimizer", "lr", "hidden"),
         *("adversarial_weight", "class_weight", "spectral_norm", "r1_weight", "label_smoothing"),
         *("instance_noise", "held_out"),
     )
@@ -171,9 +173,9 @@ class Discriminator(Guidance[DiscriminatorState]):
     """Standard deviation of Gaussian noise on all inputs of D, of both sides, in units of the features' root mean
     square; `noise` acts on the condensed side only."""
     held_out: float = 0.1  # type: ignore[assignment]
-    """Share of each class's condensed images that D is not trained on, rounded down: by default one of 10, none of 5. A
-    `held_out_accuracy` on them well below `real_accuracy` shows that D has memorised its training images. Without any,
-    neither this nor `perfect_accuracy` is recorded."""
+    """Share of each class's condensed images that D is not trained on, in segmentation of all of them, rounded down: by
+    default one of 10, none of 5. A `held_out_accuracy` on them well below `real_accuracy` shows that D has memorised
+    its training images. Without any, neither this nor `perfect_accuracy` is recorded."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

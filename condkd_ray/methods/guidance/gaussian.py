@@ -21,6 +21,7 @@ from condkd_ray.core.checkpoint import transient
 from condkd_ray.core.compilation import whole
 from condkd_ray.core.method import require
 from condkd_ray.core.rng import Streams
+from condkd_ray.core.task import BOTH, is_dense
 from condkd_ray.methods.guidance.guidance import NEGLIGIBLE, ONE_LAYER, Guidance, GuidanceState, HostAugment, Layout
 from condkd_ray.methods.guidance.matching import SHARED, unit_norm
 from condkd_ray.models.teacher import Teacher
@@ -60,6 +61,7 @@ class Gaussian(Guidance[GaussianState]):
     classes in the batch's proportions; the bias, which depends on the whole batch, is small and is not removed.
     """
 
+    tasks = BOTH
     ours = (*SHARED, "views", "covariance", "shrinkage", "covariance_weight", "stage_covariances", "unbiased")
     uses_condensed_batches = False
     name: Literal["gaussian"] = "gaussian"
@@ -101,14 +103,15 @@ class Gaussian(Guidance[GaussianState]):
     def check_use(self, teacher: Teacher, ipc: int, batch: int, host_augment: HostAugment) -> None:
         """Raise `InputError` if no covariance can be estimated.
 
-        This is the case for one image per class without augmentation, and for a batch with fewer than two fakes per
-        class.
+        This is the case for one image per class without augmentation, and for a batch with fewer than two fakes, in
+        segmentation two of their regions, per class.
         """
         if not self.matches_covariance:
             return
         if ipc == 1:
             self._check_views(teacher, host_augment)
-        least = 1 if self.alignment == "marginal" else 2 * teacher.num_classes
+        regions = self.regions if is_dense(teacher.task) else 1
+        least = 1 if self.alignment == "marginal" else -(-2 * teacher.num_classes // regions)
         accepted = f"{least} or more, two of each class; or covariance none"
         require(batch >= least, "inversion batch under guidance gaussian", batch, accepted)
 

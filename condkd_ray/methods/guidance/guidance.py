@@ -1,6 +1,11 @@
 """The contract of the guidances, and the guide: a guidance bound to its state, the condensed set and the teacher.
 
-Letters: B batch, D features of all compared layers, K classes, M images held out, N condensed images.
+In segmentation the features are those of regions: an image and a class that it shows, with the mean of a feature map
+under the class's mask, see `regions`. Each image of a batch gives `Guidance.regions` of them, so that a guidance
+receives B R features with as many labels in place of B, and needs no case for the task.
+
+Letters: B batch, H W height and width, D features of all compared layers, K classes, M images held out, N condensed
+images, R regions of an image.
 """
 
 import math
@@ -16,8 +21,18 @@ from torch import Tensor
 from condkd_ray.core.method import Meter, Method, Schedule, require, require_rates, require_weights
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples
-from condkd_ray.data.augment import dsa
+from condkd_ray.core.task import BOTH, is_dense
+from condkd_ray.data.augment import dsa, split_labels, with_labels
 from condkd_ray.methods.guidance.from_guides import FromGuides, Start
+from condkd_ray.methods.guidance.regions import (
+    class_masks,
+    draw_regions,
+    match_regions,
+    own_or_other,
+    region_means,
+    region_numbers,
+    shown_classes,
+)
 from condkd_ray.models.observation import PENULTIMATE, Observation
 from condkd_ray.models.teacher import Teacher
 
@@ -28,6 +43,9 @@ HostAugment = Callable[[Tensor, torch.Generator], Tensor]
 MAX_INIT_FEATURES = 4096
 """Upper limit of features from which a state is initialised: some guidances compare all pairs, and the condensed set
 can be all real images."""
+OBSERVED, OBSERVED_PIXELS = 512, 2**19
+"""Limits of a forward pass over condensed images: their number in classification, their pixels in segmentation. They
+only limit memory."""
 MAX_STAGES = 4
 """Largest accepted number of stages."""
 NEGLIGIBLE = 1e-8
@@ -41,8 +59,8 @@ class Guide(Protocol):
 
     The inversion method that a guide is attached to is its host. In each step, a host observes its augmented images
     once with `layers`, adds `penalty` to its loss, and calls `update` after its step. `images` (B, C, H, W) are not
-    augmented; `observation` holds the teacher's outputs for the augmented images; `labels` are (B,). `observation.bn`
-    is empty if the host reads no BN statistics.
+    augmented; `observation` holds the teacher's outputs for the augmented images; `labels` are (B,), in segmentation
+    (B, H, W), moved as the augmentation moved the pixels. `observation.bn` is empty if the host reads no BN statistics.
     """
 
     @property
@@ -97,7 +115,8 @@ class GuidanceState:
 class Guidance(Method, ABC, Generic[State]):
     """Contract of the guidances: a penalty on the features of synthetic images (fakes), and an update of the state.
 
-    Penalty and update get features (B, D) only; the bound guide draws, augments, observes and scales the images.
+    Penalty and update get features (B, D) only; the bound guide draws, augments, observes and scales the images. In
+    segmentation a row is a region of an image; there are B R rows.
     """
 
     uses_condensed_batches: ClassVar[bool] = True
@@ -136,6 +155,10 @@ class Guidance(Method, ABC, Generic[State]):
     from_guides: FromGuides = FromGuides()
     """Share of each batch that starts at condensed images, independently of the weight; by default the whole batch
     starts at the host's noise."""
+    regions: int = 4
+    """In segmentation, number of regions of each synthetic image whose features are compared: classes drawn uniformly
+    among those that the image shows on at least 1 % of its pixels and that a condensed image shows too; repeated if
+    there are fewer. Without effect in classification."""
 
     def __post_init__(self) -> None:
         require_weights(self, "guidance")
@@ -143,6 +166,7 @@ class Guidance(Method, ABC, Generic[State]):
         require(0 <= self.stages <= MAX_STAGES, "guidance stages", self.stages, f"an integer, 0 to {MAX_STAGES}")
         require(0 <= self.mixup <= 1, "guidance mixup", self.mixup, "0 to 1")
         require(0 <= self.noise < math.inf, "guidance noise", self.noise, "a number >= 0")
+        require(self.regions >= 1, "guidance regions", self.regions, "an integer >= 1")
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -160,8 +184,10 @@ class Guidance(Method, ABC, Generic[State]):
         return 0
 
     def check(self, teacher: Teacher) -> None:
-        """Raise `InputError` if the teacher lacks a layer that is compared."""
+        """Raise `InputError` if the teacher lacks a layer that is compared, or a setting does not suit its task."""
         teacher.check_layers(self.layers)
+        if is_dense(teacher.task):
+            self._check_dense()
         ends = teacher.stage_outputs
         found = f"in addition to its features this teacher has {', '.join(ends) or 'none'}"
         there = f"0 to {min(len(ends), MAX_STAGES)}; {found}"
@@ -170,8 +196,18 @@ class Guidance(Method, ABC, Generic[State]):
         others = f"{PENULTIMATE}, or a layer other than the stages compared with it, {', '.join(beside)}"
         require(self.layer not in beside, f"guidance layer with stages {self.stages}", self.layer, others)
 
+    def _check_dense(self) -> None:
+        """Raise `InputError` if a setting does not suit segmentation."""
+        accepted = "host: DSA would move the pixels without their labels"
+        require(self.augment == "host", "guidance augment in segmentation", self.augment, accepted)
+        share, accepted = self.from_guides.share, "0: the labels of a batch are not those of condensed images"
+        require(share == 0, "from_guides share in segmentation", share, accepted)
+
     def check_use(self, teacher: Teacher, ipc: int, batch: int, host_augment: HostAugment) -> None:
-        """Raise `InputError` if `ipc` augmented condensed images per class, or the host's `batch`, are too few."""
+        """Raise `InputError` if `ipc` augmented condensed images, or the host's `batch`, are too few.
+
+        `ipc` is per class, in segmentation in all.
+        """
 
     @property
     def class_conditional(self) -> bool:
@@ -195,7 +231,10 @@ class Guidance(Method, ABC, Generic[State]):
 
     @property
     def held_out(self) -> float:
-        """Share of each class's condensed images that the guidance must not learn from, rounded down."""
+        """Share of each class's condensed images that the guidance must not learn from, rounded down.
+
+        In segmentation the share of all of them.
+        """
         return 0.0
 
     @abstractmethod
@@ -242,7 +281,9 @@ class Guidance(Method, ABC, Generic[State]):
         """Return `init` on the observed condensed set, which is thinned evenly if large.
 
         Views are drawn according to `augment` from stream `augment/guide`; `host_augment` is the host's augmentation.
-        Raises `InputError` if there is no condensed set or the teacher lacks a layer that is compared.
+        In segmentation `init` gets all regions of the condensed images. A view that shows no more of a region, because
+        the augmentation has moved it out, has the features of the region in the image without augmentation. Raises
+        `InputError` if there is no condensed set, or as `check` does.
         """
         require(condensed is not None, "condensed set of a guided run", None, "a condensation (or guidance none)")
         assert condensed is not None
@@ -250,6 +291,8 @@ class Guidance(Method, ABC, Generic[State]):
         self.check(teacher)
         learnt = learnt[:: -(-len(learnt) // MAX_INIT_FEATURES)]
         with torch.no_grad():
+            if learnt.labels.ndim > 1:
+                return self._start_with_regions(teacher, learnt, rng, host_augment)
             views = [learnt.images]
             if self.views:
                 count = max(1, min(self.views, MAX_INIT_FEATURES // max(1, len(learnt))))
@@ -257,6 +300,22 @@ class Guidance(Method, ABC, Generic[State]):
             observed = [self.layer_features(teacher, view) for view in views]
             parts = [torch.cat(layer) for layer in zip(*observed, strict=True)]
             return self.init_from_features(teacher, parts, learnt.labels.repeat(len(views)), rng, len(views))
+
+    def _start_with_regions(self, teacher: Teacher, learnt: Samples, rng: Streams, host_augment: HostAugment) -> State:
+        """Return `init` on the regions of the images `learnt`, thinned evenly if there are many."""
+        classes = teacher.num_classes
+        known = region_numbers(shown_classes(learnt.labels, classes))
+        require(len(known) > 0, "labelled pixels of the condensed set", 0, "at least 1, so that a class is known")
+        known = known[:: -(-len(known) // MAX_INIT_FEATURES)]
+        still = [part[known] for part in self.layer_features(teacher, learnt.images, learnt.labels)]
+        observed = [] if self.views else [still]
+        for _ in range(max(1, min(self.views, MAX_INIT_FEATURES // len(known))) if self.views else 0):
+            images, labels = self.labelled_view(learnt.images, learnt.labels, teacher, host_augment, rng)
+            there = shown_classes(labels, classes).flatten()[known, None]
+            moved = self.layer_features(teacher, images, labels)
+            observed.append([torch.where(there, one[known], base) for one, base in zip(moved, still, strict=True)])
+        parts = [torch.cat(layer) for layer in zip(*observed, strict=True)]
+        return self.init_from_features(teacher, parts, (known % classes).repeat(len(observed)), rng, len(observed))
 
     def init_from_features(
         self, teacher: Teacher, parts: list[Tensor], labels: Tensor, rng: Streams, views: int
@@ -300,15 +359,37 @@ class Guidance(Method, ABC, Generic[State]):
             return self.init(*given)
         return self.init(*given, layout)
 
-    def layer_features(self, teacher: Teacher, images: Tensor) -> list[Tensor]:
-        """Return unscaled features (B, D) of each compared layer for images (B, C, H, W) as they are."""
+    def layer_features(self, teacher: Teacher, images: Tensor, labels: Tensor | None = None) -> list[Tensor]:
+        """Return unscaled features (B, D) of each compared layer for images (B, C, H, W) as they are.
+
+        With `labels` (B, H, W), the features (B K, D) of all regions, by their numbers.
+        """
         layers = self.tapped_layers(teacher)
-        observed = [self.pooled_features(teacher.observe(part, layers, bn=False), layers) for part in images.split(512)]
+        if labels is None:
+            parts = images.split(OBSERVED)
+            observed = [self.pooled_features(teacher.observe(part, layers, bn=False), layers) for part in parts]
+        else:
+            size = max(1, OBSERVED_PIXELS // labels[0].numel())
+            observed = [
+                self.region_features(teacher.observe(part, layers, bn=False), layers, masks, teacher.num_classes)
+                for part, masks in zip(images.split(size), labels.split(size), strict=True)
+            ]
         return [torch.cat(layer) for layer in zip(*observed, strict=True)]
 
     def pooled_features(self, observation: Observation, tapped: tuple[str, ...]) -> list[Tensor]:
         """Return unscaled features (B, D) of each compared layer from an observation of the layers `tapped`."""
         return [observation.pooled(name) for name in (self.layer, *tapped[len(self.layers) :])]
+
+    def region_features(
+        self, observation: Observation, tapped: tuple[str, ...], labels: Tensor, num_classes: int
+    ) -> list[Tensor]:
+        """Return unscaled features (B K, D) of all regions, by their numbers, given the labels (B, H, W) of the images.
+
+        As `pooled_features`, but each mean of a map is over one class's pixels; it is 0 if there are none.
+        """
+        masks = class_masks(labels, num_classes)
+        names = (self.layer, *tapped[len(self.layers) :])
+        return [region_means(observation.maps(name), masks) for name in names]
 
     def scaled_features(self, state: State, parts: list[Tensor]) -> Tensor:
         """Return the features of all layers side by side, (B, D), scaled as `init` and all later calls expect them."""
@@ -336,6 +417,12 @@ class Guidance(Method, ABC, Generic[State]):
             images = host_augment(images, rng["augment/guide"])
         return images if self.augment == "host" else augmented_by_dsa(images, teacher, rng)
 
+    def labelled_view(
+        self, images: Tensor, labels: Tensor, teacher: Teacher, host_augment: HostAugment, rng: Streams
+    ) -> tuple[Tensor, Tensor]:
+        """Return condensed images (B, C, H, W) augmented as `view` does, and their labels (B, H, W), moved alike."""
+        return split_labels(self.view(with_labels(images, labels), teacher, host_augment, rng))
+
     def bind(
         self,
         state: State,
@@ -358,9 +445,12 @@ class Guidance(Method, ABC, Generic[State]):
         return guide.read()
 
     def hold_out(self, condensed: Samples, num_classes: int) -> tuple[Samples, Samples]:
-        """Return (images to learn from, images held out: the last of each class)."""
+        """Return (images to learn from, images held out: the last of each class, in segmentation the last)."""
         if not self.held_out:
             return condensed, condensed[:0]
+        if condensed.labels.ndim > 1:
+            kept = len(condensed) - int(len(condensed) * self.held_out)
+            return condensed[:kept], condensed[kept:]
         counts = torch.bincount(condensed.labels, minlength=num_classes)
         hot = torch.nn.functional.one_hot(condensed.labels, num_classes)
         rank = (hot.cumsum(0) * hot).sum(1)
@@ -381,7 +471,13 @@ class BoundGuide:
     rng: Streams
     weight: float
     meter: Meter = field(default_factory=lambda: Meter("guidance"))
-    _last: Tensor | None = None
+    _last: tuple[Tensor, Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        if self.condensed.labels.ndim > 1:
+            shown = shown_classes(self.condensed.labels, self.teacher.num_classes)
+            # Here and not in a step, because it waits for the device.
+            self._known, self._regions = shown.any(0), region_numbers(shown)
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -390,17 +486,24 @@ class BoundGuide:
 
     def penalty(self, images: Tensor, observation: Observation, labels: Tensor) -> Tensor:
         """Return the weighted penalty; under `dsa` with an observation of the guide's own."""
-        fake = self._fake(images, observation)
-        self._last = fake.detach()
+        fake, labels = self._fake(images, observation, labels)
+        self._last = fake.detach(), labels
         penalty = self.weight * self.guidance.penalty(self.state, fake, labels, rng=self.rng["augment/guide"])
         # Even a gradient of zeros can change the memory layout of the host's gradient, and so its last bits.
         return penalty if self.weight else penalty.detach()
 
     def update(self, images: Tensor, observation: Observation, labels: Tensor) -> None:
         """Update the guidance on condensed images of the same labels, and on the fakes that `penalty` last received."""
-        fake = self._fake(images, observation).detach() if self._last is None else self._last
+        fake, labels = self._fake(images, observation, labels) if self._last is None else self._last
         self._last = None
-        real = self.real_features(labels) if self.guidance.uses_condensed_batches else fake[:0]
+        fake = fake.detach()
+        if not self.guidance.uses_condensed_batches:
+            real = fake[:0]
+        elif self.condensed.labels.ndim == 1:
+            real = self.real_features(labels)
+        else:
+            matched, real = self.real_regions(labels)
+            fake, labels = fake[matched], labels[matched]
         with torch.enable_grad():
             terms = self.guidance.update(self.state, fake, real, labels, rng=self.rng["augment/guide"])
         self.meter.add(**terms)
@@ -423,6 +526,28 @@ class BoundGuide:
         real = self._features(self._view(self.condensed.images[rows]))
         return self.guidance.perturbed(self.state, real, labels, rng)
 
+    @torch.no_grad()
+    def real_regions(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return features (B R, D) of regions of condensed images for the classes `labels` (B R,), for one update.
+
+        They are regions of B views, each of an image that shows the first of R classes: as many views as there are
+        fakes. A class that no view shows, because the augmentation has moved it out or no drawn image shows it, is
+        replaced by another of `labels`. The first tensor (B R,) holds the rows of `labels` that the features belong to.
+        """
+        rng = self.rng["augment/guide"]
+        matched, real = self._matched(labels)
+        return matched, self.guidance.perturbed(self.state, real, labels[matched], rng)
+
+    def _matched(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return rows and features as `real_regions` does, without noise and mixup."""
+        rng, classes = self.rng["augment/guide"], self.teacher.num_classes
+        first = labels[:: self.guidance.regions].contiguous()
+        drawn = self._regions[same_class_rows(self._regions % classes, first, rng)]
+        views, masks = self._labelled_view(self.condensed[drawn // classes])
+        regions, exists = match_regions(shown_classes(masks, classes), labels, rng)
+        matched = own_or_other(exists, rng)
+        return matched, self._features(views, masks)[regions[matched]]
+
     def read(self) -> dict[str, float]:
         """Return the recorded means, with the terms on held-out images."""
         if len(self.held_out):
@@ -434,6 +559,8 @@ class BoundGuide:
         """Return the guidance's terms for several views of the held-out images and of as many images it learns from."""
         images, labels, rng = self.held_out.images, self.held_out.labels, self.rng["augment/guide"]
         views = range(min(MAX_VIEWS, -(-ENOUGH_IMAGES // len(images))))
+        if labels.ndim > 1:
+            return self._examine_regions(len(views))
         rows = [same_class_rows(self.condensed.labels, labels, rng) for _ in views]
 
         def features(batches: list[Tensor]) -> Tensor:
@@ -445,19 +572,51 @@ class BoundGuide:
             fakes = features([self.host_augment(images, rng) for _ in views])
         return self.guidance.evaluate_held_out(self.state, learnt, held_out, fakes, labels.repeat(len(views)), rng=rng)
 
-    def _fake(self, images: Tensor, observation: Observation) -> Tensor:
-        """Return the features of the fakes, augmented according to `augment`."""
+    def _examine_regions(self, views: int) -> dict[str, Tensor]:
+        """Return the terms of `_examine` for regions of `views` of the held-out images."""
+        rng = self.rng["augment/guide"]
+        images, masks = self._labelled_view(self.held_out[torch.arange(len(self.held_out)).repeat(views)])
+        regions = self._drawn(masks)
+        labels = regions % self.teacher.num_classes
+        matched, learnt = self._matched(labels)
+        held_out = self._features(images, masks)[regions[matched]]
+        return self.guidance.evaluate_held_out(self.state, learnt, held_out, held_out, labels[matched], rng=rng)
+
+    def _fake(self, images: Tensor, observation: Observation, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the features of the fakes, augmented according to `augment`, and their labels.
+
+        In segmentation they are the features of drawn regions, (B R, D), with their classes (B R,).
+        """
         if self.guidance.augment == "dsa":
             observation = self.teacher.observe(augmented_by_dsa(images, self.teacher, self.rng), self.layers, bn=False)
-        return self.guidance.scaled_features(self.state, self.guidance.pooled_features(observation, self.layers))
+        if labels.ndim == 1:
+            parts = self.guidance.pooled_features(observation, self.layers)
+            return self.guidance.scaled_features(self.state, parts), labels
+        # An image may have no label left after a shift; the teacher's answers are then its labels.
+        empty = (labels < 0).flatten(1).all(1)[:, None, None]
+        labels = torch.where(empty, observation.logits.detach().argmax(1), labels)
+        regions, classes = self._drawn(labels), self.teacher.num_classes
+        parts = [part[regions] for part in self.guidance.region_features(observation, self.layers, labels, classes)]
+        return self.guidance.scaled_features(self.state, parts), regions % classes
 
-    def _features(self, images: Tensor) -> Tensor:
-        """Return the features of images without further augmentation."""
-        return self.guidance.scaled_features(self.state, self.guidance.layer_features(self.teacher, images))
+    def _drawn(self, labels: Tensor) -> Tensor:
+        """Return the numbers (B R,) of drawn regions of images with labels (B, H, W), of classes that guides show."""
+        shown = shown_classes(labels, self.teacher.num_classes) & self._known
+        return draw_regions(shown, self.guidance.regions, self.rng["augment/guide"])
+
+    def _features(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Return the features of images without further augmentation; with `labels` (B, H, W) of all their regions."""
+        parts = self.guidance.layer_features(self.teacher, images, labels)
+        return self.guidance.scaled_features(self.state, parts)
 
     def _view(self, images: Tensor) -> Tensor:
         """Return condensed images augmented according to `augment`."""
         return self.guidance.view(images, self.teacher, self.host_augment, self.rng)
+
+    def _labelled_view(self, samples: Samples) -> tuple[Tensor, Tensor]:
+        """Return segmented condensed images and their labels, augmented."""
+        given = samples.images, samples.labels
+        return self.guidance.labelled_view(*given, self.teacher, self.host_augment, self.rng)
 
 
 def augmented_by_dsa(images: Tensor, teacher: Teacher, rng: Streams) -> Tensor:
@@ -519,6 +678,7 @@ class Unguided:
 class NoGuidance(Method):
     """No guidance: a member of the family, so that other code needs no case for it."""
 
+    tasks = BOTH
     name: Literal["none"] = "none"
     layers: ClassVar[tuple[str, ...]] = ()
     from_guides: ClassVar[FromGuides] = FromGuides()

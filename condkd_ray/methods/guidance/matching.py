@@ -15,6 +15,7 @@ from torch import Tensor
 from condkd_ray.core.checkpoint import transient
 from condkd_ray.core.compilation import whole
 from condkd_ray.core.rng import Streams
+from condkd_ray.core.task import BOTH
 from condkd_ray.methods.guidance.guidance import ONE_LAYER, Guidance, GuidanceState, Layout
 from condkd_ray.methods.losses.discrepancy import (
     class_mmd,
@@ -39,7 +40,7 @@ Side = tuple[Tensor, Tensor]
 """Features (N, D) with labels (N,)."""
 SHARED = (
     *("weight", "augment", "layer", "stages", "stages_weight", "alignment", "mixup", "noise", "schedule"),
-    "from_guides",
+    *("from_guides", "regions"),
 )
 
 
@@ -74,6 +75,7 @@ class Mmd(Matching[MmdState]):
     With several layers, the weighted sum over layers, each with its own bandwidth.
     """
 
+    tasks = BOTH
     ours = SHARED
     name: Literal["mmd"] = "mmd"
     weight: float = 100.0
@@ -124,6 +126,7 @@ class Moments(Matching[MomentsState]):
     weighted sum over layers; stages have a covariance term only with `stage_covariances`.
     """
 
+    tasks = BOTH
     ours = (*SHARED, "covariance_weight", "stage_covariances")
     name: Literal["moments"] = "moments"
     weight: float = 100.0
