@@ -17,6 +17,8 @@ from condkd_ray.core.config import Tree, merge, read_tree
 from condkd_ray.core.environment import set_up_process
 from condkd_ray.core.method import require
 from condkd_ray.core.records import Record, find_record, flat
+from condkd_ray.core.task import IOU, is_dense
+from condkd_ray.report.statistics import score_of
 from condkd_ray.runs import experiment
 from condkd_ray.trial.card import with_card
 from condkd_ray.trial.config import TrialConfig, from_tree, of_record
@@ -166,20 +168,32 @@ def _run(config: TrialConfig, arm: str, command: _Here) -> Record:
 def compare(first: Record, again: Record) -> tuple[bool, str]:
     """Compare a trial with its repetition; return whether they are equal, and the comparison as text.
 
-    Equal means equal test accuracy and equal predictions for all test images, or failure for the same reason.
+    Equal means equal test accuracy and equal predictions for all test images, in segmentation equal mean IoU and equal
+    IoU of each class, or failure for the same reason.
     """
     if "failed" in (first.status, again.status):
         then, now = (f"{record.status} ({record.outcome.reason})".removesuffix(" ()") for record in (first, again))
         return (True, f"equal: it {now} again") if then == now else (False, f"not equal: {then} then, {now} now")
-    name = "student/test_accuracy"
-    before, now = first.metrics[name], again.metrics[name]
-    others = sum(a != b for a, b in zip_longest(first.outcome.predictions, again.outcome.predictions))
+    score = score_of([first])
+    before, now = first.metrics[score.test], again.metrics[score.test]
+    if is_dense(score.task):
+        # As text, because a class without pixels has the IoU NaN, which differs from itself.
+        ious = [[repr(one.metrics.get(name)) for name in _classes(first, again)] for one in (first, again)]
+        pairs, what = list(zip(*ious, strict=True)), "IoU of classes"
+    else:
+        pairs, what = list(zip_longest(first.outcome.predictions, again.outcome.predictions)), "predictions"
+    others = sum(then != since for then, since in pairs)
     if before == now and not others:
-        return True, f"equal: test accuracy {now:.4%}, and all {len(again.outcome.predictions)} predictions"
+        return True, f"equal: test {score.name} {now:.4%}, and all {len(pairs)} {what}"
     then, since = flat(first), flat(again)
     pairs = {name: (then[name], since[name]) for name in SHAPING}
     for old, new in ((first.versions, again.versions), (first.plugins, again.plugins)):
         pairs |= {name: (old.get(name), new.get(name)) for name in old | new}
     unlike = [f"{name} ({old or 'none'} then, {new or 'none'} now)" for name, (old, new) in pairs.items() if old != new]
     cause = ", ".join(unlike) or "nothing that is recorded; please report this"
-    return False, f"not equal: test accuracy {before:.4%} then, {now:.4%} now, {others} predictions; differs: {cause}"
+    return False, f"not equal: test {score.name} {before:.4%} then, {now:.4%} now, {others} {what}; differs: {cause}"
+
+
+def _classes(*records: Record) -> list[str]:
+    """Return the metrics that are the IoU of a class in any of the records."""
+    return sorted({name for record in records for name in record.metrics if name.startswith(IOU)})

@@ -35,7 +35,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """Result of a trial, or the state of a running one. Accuracies are fractions, times are seconds."""
+    """Result of a trial, or the state of a running one. Accuracies and IoU are fractions, times are seconds."""
 
     status: Status
     """`running` for a trial that has not ended."""
@@ -46,7 +46,7 @@ class Outcome:
     history: list[Metrics] = field(default_factory=list)
     """Metrics of each round, with the number of the round under `round`."""
     predictions: list[int] = field(default_factory=list)
-    """The student's predicted class for each test image, in the order of the test set."""
+    """The student's predicted class for each test image, in the order of the test set; empty in segmentation."""
     images: Tensor | None = None
     """(n, C, H, W) uint8 example images, sorted by class. Not stored in the record."""
     images_per_class: int = 0
@@ -183,7 +183,7 @@ def unflat(tree: Mapping[str, Any]) -> Record:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """Description of an experiment: question, planned trials, data and teacher. Accuracies are fractions."""
+    """Description of an experiment: question, planned trials, data and teacher. Accuracies and IoU are fractions."""
 
     experiment: str
     """Name of the experiment."""
@@ -200,11 +200,13 @@ class Manifest:
     planned: list[dict[str, Any]] = field(default_factory=list)
     """`arm`, `ipc`, `seed` and `config_hash` of each trial, and `study` of trials that a search proposed."""
     teacher: dict[str, Any] = field(default_factory=dict)
-    """`label`, `hash`, `test_accuracy`, `val_accuracy` of the teacher."""
+    """`label`, `hash`, `test_accuracy`, `val_accuracy` of the teacher. In segmentation `test_miou` and `val_miou` in
+    place of the accuracies, and `test_iou`: the IoU of each class by its name, None for a class without pixels."""
     dataset: dict[str, Any] = field(default_factory=dict)
-    """`name`, `hash`, `num_classes`, `image_shape`, `test_size`, `notes` of the data set."""
+    """`name`, `hash`, `num_classes`, `image_shape`, `test_size`, `notes`, `task` of the data set. In segmentation also
+    `class_names`, and `pixel_shares`: each class's share of the labelled pixels of the test images, by its name."""
     test_labels: list[int] = field(default_factory=list)
-    """Class of each test image, in the order of the test set."""
+    """Class of each test image, in the order of the test set; empty in segmentation."""
     notes: list[str] = field(default_factory=list)
     """Sentences that a reader of the tables must know."""
     search: dict[str, Any] = field(default_factory=dict)

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Protocol
 
+from condkd_ray.core.task import CLASSIFICATION, Score
+
 OnStep = Callable[[int, int], None]
 """Callback with the number of finished steps and the total, called whenever either changes."""
 NONE: Mapping[str, Any] = MappingProxyType({})
@@ -21,7 +23,9 @@ class Goal:
     metric: str = "proxy/agreement"
     larger: bool = True
     decides: bool = False
-    """True if a search optimises this metric; a display then shows no other, and hides test accuracy."""
+    """True if a search optimises this metric; a display then shows no other, and hides the test score."""
+    score: Score = CLASSIFICATION
+    """The score that is measured on the test images."""
 
     def better(self, value: float, other: float | None) -> bool:
         """Return whether `value` is better than `other`; every value is better than None."""
@@ -51,12 +55,12 @@ class TrialsView(Protocol):
         key: str,
         label: str,
         status: str,
-        accuracy: float | None,
+        score: float | None,
         *,
         group: str = "",
         leaves: Mapping[str, Any] = NONE,
     ) -> None:
-        """Show the end of trial `key` of arm `group`, with its test accuracy (a fraction; None or NaN if unknown)."""
+        """Show the end of trial `key` of arm `group`, with its test score (a fraction; None or NaN if unknown)."""
 
     def close(self) -> None:
         """End the display: all trials have ended, or the run is stopped."""

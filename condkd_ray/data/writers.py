@@ -15,6 +15,8 @@ from torch import Tensor
 from condkd_ray.core.storage import writing
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+VOID = 255
+"""Value of pixels without a class in written masks, as in PASCAL VOC."""
 
 
 def write_images(
@@ -33,18 +35,52 @@ def write_images(
     `about`: description of the set for the file's metadata. `webp`: use lossless WebP, which is smaller but slower to
     write; grey images are then read back with three equal channels.
     """
-    images = pixels.cpu().permute(0, 2, 3, 1).numpy()
     names = [str(k) for k in range(int(labels.max()) + 1)] if names is None else list(names)
     features: dict[str, object] = {"image": {"_type": "Image"}, "label": {"names": names, "_type": "ClassLabel"}}
     columns = {
-        "image": pa.array([{"bytes": _encoded(image, webp), "path": None} for image in images], IMAGE),
+        "image": _image_column(pixels, webp),
         "label": pa.array(labels.cpu().numpy(), pa.int64()),
     }
     if logits is not None:
         flat = pa.array(logits.cpu().float().numpy().reshape(-1))
         columns["logits"] = pa.FixedSizeListArray.from_arrays(flat, logits.shape[1]).cast(pa.list_(pa.float32()))
         features["logits"] = {"feature": {"dtype": "float32", "_type": "Value"}, "_type": "Sequence"}
-    metadata = {"huggingface": json.dumps({"info": {"features": features}}), **(about or {})}
+    _write_table(path, columns, features, about or {})
+
+
+def write_masks(path: Path, pixels: Tensor, masks: Tensor, *, names: Sequence[str] = ()) -> None:
+    """Write `pixels` (N, C, H, W) uint8 with one or three channels and `masks` (N, H, W) as PNG to Parquet, atomically.
+
+    Columns `image` and `mask`, which the `datasets` library decodes. A mask's pixels are class numbers, and `VOID` for
+    labels below 0; PNG of 16 bits if a class is `VOID` or higher, where no class is 65535. `names`: class names, for
+    the file's metadata under `class_names`.
+    """
+    masks = masks.cpu().long()
+    deep = bool(len(masks)) and int(masks.max()) >= VOID
+    stored = masks.masked_fill(masks < 0, 2**16 - 1 if deep else VOID).numpy().astype(np.uint16 if deep else np.uint8)
+    columns = {"image": _image_column(pixels, webp=False), "mask": _column([_png(mask) for mask in stored])}
+    about = {"class_names": json.dumps(list(names))} if names else {}
+    _write_table(path, columns, {name: {"_type": "Image"} for name in columns}, about)
+
+
+def _image_column(pixels: Tensor, webp: bool) -> pa.Array:
+    return _column([_encoded(image, webp) for image in pixels.cpu().permute(0, 2, 3, 1).numpy()])
+
+
+def _column(files: Sequence[bytes]) -> pa.Array:
+    return pa.array([{"bytes": content, "path": None} for content in files], IMAGE)
+
+
+def _png(mask: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(mask).save(file, format="PNG")
+    return file.getvalue()
+
+
+def _write_table(
+    path: Path, columns: Mapping[str, pa.Array], features: Mapping[str, object], about: Mapping[str, str]
+) -> None:
+    metadata = {"huggingface": json.dumps({"info": {"features": features}}), **about}
     with writing(path) as partial:
         pq.write_table(pa.table(columns).replace_schema_metadata(metadata), partial)
 

@@ -1,4 +1,4 @@
-"""Comparison of proxies for test accuracy: how well does each rank trials in the order of their test accuracies?
+"""Comparison of proxies for the test score: how well does each rank trials in the order of their test scores?
 
 A proxy, here a candidate, is a fixed set of images with a measure that compares student and teacher on these images.
 All of this is our choice.
@@ -19,11 +19,12 @@ from condkd_ray.core.records import Record, read_records
 from condkd_ray.core.rng import derive_seed
 from condkd_ray.core.samples import Samples
 from condkd_ray.core.storage import atomic_write
+from condkd_ray.core.task import CLASSIFICATION, Score, is_dense
 from condkd_ray.methods.condensation.condensation import first_per_class
 from condkd_ray.methods.guidance import NoGuidance
 from condkd_ray.methods.inversion import DeepInversion
 from condkd_ray.report.kept import kept_path, load_student
-from condkd_ray.report.statistics import ACCURACY
+from condkd_ray.report.statistics import score_of
 from condkd_ray.report.tables.table import Table
 from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import TrialConfig
@@ -46,7 +47,7 @@ of 0 to 0.98; 0.94 to 0.97 for 50 trials (0.92 for rho 0.98); 0.88 for 9 trials 
 
 @dataclass(frozen=True)
 class Ranked:
-    """Spearman's rho between a candidate and test accuracy over n trials, with its 95 % bootstrap interval.
+    """Spearman's rho between a candidate and the test score over n trials, with its 95 % bootstrap interval.
 
     `low` and `high` are NaN for fewer than `RANKED_FROM` trials.
     """
@@ -65,8 +66,10 @@ def candidates(workshop: Workshop, config: TrialConfig) -> dict[str, Samples]:
 
     `few_shot`: views of one held-out real image per class. `condensed`: views of one held-out condensed image per
     class. `inverted`: images of a fixed inversion of the teacher, without augmentation; it needs no real image. Raises
-    `InputError` if the config has no condenser.
+    `InputError` if the config has no condenser, and for segmentation, where a condensed image has no class by which one
+    of each could be held out.
     """
+    require(not is_dense(config.data.task), "task of the data", config.data.task, "classification")
     method = config.condensation
     require(method is not None, "condensation", None, "a condenser, as one of its images per class is held out")
     assert method is not None
@@ -106,19 +109,21 @@ def validate(out: Path, workshop: Workshop, config: TrialConfig) -> str:
     done = [record for record in read_records(out) if (record.status, record.numbers) == ("finished", NUMBERS)]
     require(len(done) > 1, "number of finished trials", len(done), "2 or more")
     sets = candidates(workshop, config)
-    table = ranking_table(rank([scores(out, one, sets) for one in done], [one.metrics[ACCURACY] for one in done]))
+    score = score_of(done)
+    ranked = rank([scores(out, one, sets) for one in done], [one.metrics[score.test] for one in done])
+    table = ranking_table(ranked, score)
     atomic_write(out / "proxies.md", table.markdown().encode())
     return table.text()
 
 
-def rank(found: Sequence[dict[str, float]], accuracies: Sequence[float]) -> list[Ranked]:
-    """Return the rank correlation of each candidate with test accuracy, the highest first.
+def rank(found: Sequence[dict[str, float]], tested: Sequence[float]) -> list[Ranked]:
+    """Return the rank correlation of each candidate with the test score, the highest first.
 
-    `found`: scores of each trial by candidate. `accuracies`: test accuracies of the same trials.
+    `found`: scores of each trial by candidate. `tested`: test scores of the same trials.
     """
     rng, ranked = np.random.default_rng(0), []
     for name in found[0]:
-        pairs = np.array([[scored[name] for scored in found], accuracies])
+        pairs = np.array([[scored[name] for scored in found], tested])
         ranked.append(Ranked(name, float(_rho(*pairs)), *_interval(pairs, rng), len(found)))
     return sorted(ranked, key=lambda one: (np.isnan(one.rho), -one.rho))
 
@@ -135,15 +140,15 @@ def _interval(pairs: np.ndarray, rng: np.random.Generator) -> tuple[float, float
     return float(low), float(high)
 
 
-def ranking_table(ranked: Sequence[Ranked]) -> Table:
+def ranking_table(ranked: Sequence[Ranked], score: Score = CLASSIFICATION) -> Table:
     """Return a table with one row per candidate."""
     rows = []
     for one in ranked:
         between = "-" if np.isnan(one.low) else f"{one.low:+.2f} to {one.high:+.2f}"
         rows.append([one.candidate, f"{one.rho:+.2f}", between, str(one.n)])
     legend = (
-        "Spearman's rho with test accuracy over trials of different configs; 95 % percentile bootstrap over trials "
-        f"(from {RANKED_FROM} trials on). "
+        f"Spearman's rho with test {score.name} over trials of different configs; 95 % percentile bootstrap over "
+        f"trials (from {RANKED_FROM} trials on). "
         "agreement: share of images to which student and teacher give the same class; kl: minus KL(teacher || student)."
     )
     return Table("Proxies", ["proxy", "rho", "95 %", "n"], rows, legend, keys=1)

@@ -36,12 +36,14 @@ from condkd_ray.core.records import (
     write_end,
 )
 from condkd_ray.core.storage import Location, remove
+from condkd_ray.core.task import CLASSIFICATION, Score, is_dense
 from condkd_ray.core.view import AGREEMENT, NONE, SILENT, Best, Goal, View
+from condkd_ray.data.datasets import Dataset
 from condkd_ray.methods.condensation import Imported
 from condkd_ray.methods.supervised import TeacherConfig
 from condkd_ray.report.figures.image_grids import write_grid
 from condkd_ray.report.results import CALL
-from condkd_ray.report.statistics import Baseline
+from condkd_ray.report.statistics import Baseline, score_of
 from condkd_ray.report.tensorboard.events import Scalar
 from condkd_ray.report.tensorboard.writer import EventFiles, beyond_base, hparams, run_name, varying
 from condkd_ray.runs.products import BestProducts, write_grids
@@ -116,10 +118,20 @@ def describe_experiment(
             "image_shape": list(dataset.image_shape),
             "test_size": len(dataset.test),
             "notes": list(dataset.notes),
+            "task": dataset.task,
+            **(_about_classes(dataset) if is_dense(dataset.task) else {}),
         },
-        test_labels=dataset.test.labels.tolist(),
+        test_labels=[] if is_dense(dataset.task) else dataset.test.labels.tolist(),
         notes=[*_own_teachers(plans, workshop), *notes_of(plans, dataset.val is not None)],
     )
+
+
+def _about_classes(dataset: Dataset) -> dict[str, Any]:
+    """Return the names of a segmentation's classes, and each one's share of the labelled pixels of the test images."""
+    labels = dataset.test.labels
+    counts = labels[labels >= 0].long().bincount(minlength=dataset.num_classes).double()
+    shares = dict(zip(dataset.class_names, (counts / counts.sum()).tolist(), strict=True))
+    return {"class_names": list(dataset.class_names), "pixel_shares": shares}
 
 
 def _command(experiment: str) -> str:
@@ -130,7 +142,7 @@ def _command(experiment: str) -> str:
 
 
 def _teachers(plans: Sequence[Plan], workshop: Workshop) -> list[dict[str, Any]]:
-    """Return label, seed, hash and accuracies of each distinct teacher of the plans."""
+    """Return label, seed, hash and scores of each distinct teacher of the plans."""
     configs: dict[TeacherConfig, TrialConfig] = {}
     for plan in plans:
         configs.setdefault(plan.config.teacher, plan.config)
@@ -139,14 +151,14 @@ def _teachers(plans: Sequence[Plan], workshop: Workshop) -> list[dict[str, Any]]
             "label": config.teacher.label,
             "seed": config.teacher.seed,
             "hash": workshop.prepare(config).hashes["teacher"],
-            **workshop.teacher_accuracy(config),
+            **workshop.teacher_scores(config),
         }
         for config in configs.values()
     ]
 
 
 def _own_teachers(plans: Sequence[Plan], workshop: Workshop) -> list[str]:
-    """Return a sentence on the accuracy of each teacher that was loaded instead of trained here."""
+    """Return a sentence on the score of each teacher that was loaded instead of trained here."""
     lines = dict.fromkeys(workshop.check_teacher(plan.config) for plan in plans)
     return [f"{line[0].upper()}{line[1:]}." for line in lines if line]
 
@@ -167,14 +179,14 @@ def notes_of(plans: Sequence[Plan], has_val: bool) -> list[str]:
 
 
 def teacher_line(manifest: Manifest) -> str:
-    """Return lines with the teachers and their accuracies, for the terminal: one per seed if these have one network."""
+    """Return lines with the teachers and their scores, for the terminal: one per seed if these have one network."""
+    score = score_of([], manifest)
     several = manifest.teachers if "hash" in manifest.teacher else []
     lines = []
     for teacher in several or [manifest.teacher]:
-        measured = [part for part in ("test", "val") if f"{part}_accuracy" in teacher]
-        parts = [f"{teacher[f'{part}_accuracy']:.2%} {part}" for part in measured]
+        parts = [f"{teacher[score.key(part)]:.2%} {part}" for part in ("test", "val") if score.key(part) in teacher]
         which = f"{teacher['label']} seed {teacher['seed']}" if several else teacher["label"]
-        lines.append(f"teacher {which}{': accuracy ' if parts else ''}{', '.join(parts)}".lower())
+        lines.append(f"teacher {which}{f': {score.name} ' if parts else ''}{', '.join(parts)}".lower())
     return "\n".join(lines)
 
 
@@ -186,7 +198,8 @@ class Recorder:
     values or bounds of the hyper-parameters in which added trials will differ, by dotted name. `goal`: metric of
     running trials that the view displays. `best`: the best trial so far. `study`: opens the study of planned trials,
     which is written before a record, as a trial with a record is not run again. `of_study`: name of a search's study,
-    stored in each record. Raises `InputError` if the manifest or a record in `out` cannot be read.
+    stored in each record. `score`: score of the data's task; None: that of the first trial's data. Raises
+    `InputError` if the manifest or a record in `out` cannot be read.
 
     Event files and the study only repeat the contents of the records: if they cannot be written, a message is logged,
     and nothing is lost.
@@ -206,8 +219,12 @@ class Recorder:
         best: Best | None = None,
         study: "Callable[[], StudyRecorder] | None" = None,
         of_study: str = "",
+        score: Score | None = None,
         view: View = SILENT,
     ) -> None:
+        if score is None:
+            score = Score(trials[0].config.data.task) if trials else CLASSIFICATION
+        goal = dataclasses.replace(goal, score=score)
         self._experiment, self._out, self._goal, self._of_study = experiment, out, goal, of_study
         self._study = None if study is None else Dispensable(f"the study {out / JOURNAL}", study)
         self.clock = CpuClock()
@@ -220,7 +237,7 @@ class Recorder:
         self._known: dict[str, tuple[str, dict[str, Scalar], Mapping[str, Any]]] = {}
         """Name of a trial's run in TensorBoard, its hyper-parameters there, and its values of open leaves, by key."""
         planned = [*(hparams(record, self._names) for record in running), *examples]
-        self._events = Dispensable(f"TensorBoard files in {out}", lambda: EventFiles(out, planned, ranges))
+        self._events = Dispensable(f"TensorBoard files in {out}", lambda: EventFiles(out, planned, ranges, score))
         self._products = BestProducts(out, storage)
         self.failed = 0
         for trial in trials:
@@ -262,8 +279,8 @@ class Recorder:
         if stored:
             self._events.do(lambda files: files.trial_finished(record))
         _, _, leaves = self._known[trial.key]
-        accuracy = record.metrics.get("student/test_accuracy")
-        self._live.finished(trial.key, label, record.status, accuracy, group=trial.plan.group, leaves=leaves)
+        score = record.metrics.get(self._goal.score.test)
+        self._live.finished(trial.key, label, record.status, score, group=trial.plan.group, leaves=leaves)
         if record.status == "failed":
             self.failed += 1
             log.info(f"{label} failed: {outcome.reason}{'' if stored else '; its finished record is kept'}")

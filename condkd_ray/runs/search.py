@@ -137,6 +137,7 @@ def check(tree: dict[str, Any], spec: SearchSpec) -> None:
         require(value in get_args(kinds), flag, value, ", ".join(get_args(kinds)))
     require(bool(leaves(tree)), "open leaves of the space", 0, "at least one, such as `weight: !log_uniform [1, 100]`")
     plugin_classes(tree)  # refuses names that no method has
+    spec.check_task(default(tree).data.task)
     check_sampler(spec.chosen_sampler, tree, constrained=bool(spec.parsed_constraints))
     check_pruner(spec.pruner, spec.parsed_objective)
     within = spec.pruner == "none" or spec.least_rounds <= _rounds(tree)

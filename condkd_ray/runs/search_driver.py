@@ -11,13 +11,14 @@ from condkd_ray.cluster.files import trial_file
 from condkd_ray.core.config import content_hash, to_tree
 from condkd_ray.core.method import Metrics
 from condkd_ray.core.records import Outcome, Record, read_records, write_manifest, write_record
+from condkd_ray.core.task import Score
 from condkd_ray.core.view import SILENT, Best, Goal, View
 from condkd_ray.runs.recorder import Recorder, StudyWriter, describe_experiment, teacher_line
 from condkd_ray.runs.search_records import restore_trials
 from condkd_ray.runs.search_spec import SearchSpec
 from condkd_ray.study.objective import feasible
 from condkd_ray.study.population import Member, Population
-from condkd_ray.study.space import leaves
+from condkd_ray.study.space import default, leaves
 from condkd_ray.study.study import LIFE, Proposal, Study
 from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import Prepared, TrialConfig
@@ -72,6 +73,7 @@ class SearchRecorder:
             goal=Goal(objective.names[0], objective.directions[0] == "maximize", decides=True),
             best=next((Best(f"trial {t.number}", t.values[0], t.params) for t in study.ranked[:1]), None),
             of_study=spec.study,
+            score=Score(default(tree).data.task),
             view=view,
         )
 

@@ -8,9 +8,10 @@ from typing import Annotated
 
 import tyro
 
+from condkd_ray.core.task import Task
 from condkd_ray.runs.options import Options
 from condkd_ray.study.choices import Pruner, Sampler
-from condkd_ray.study.objective import Constraint, Objective, parse_constraints
+from condkd_ray.study.objective import Constraint, Objective, check_task, parse_constraints
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,8 +22,8 @@ class SearchSpec(Options):
     """Number of trials to complete, including those of earlier runs of the same command."""
     objective: tuple[str, ...] = ("proxy/agreement",)
     """Metrics to optimise. The first, by which trials are stopped early, is proxy/agreement, proxy/kl or
-    student/val_accuracy. Others, for a Pareto front, may also be time/wall_seconds, time/cpu_seconds or memory/bytes.
-    Test accuracy is refused."""
+    student/val_accuracy, in segmentation student/val_miou. Others, for a Pareto front, may also be time/wall_seconds,
+    time/cpu_seconds or memory/bytes. Test accuracy and test mean IoU are refused."""
     constraint: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """Limit such as memory/bytes<=2000000 or time/wall_seconds<=30, on any metric that can be an
     objective. A trial that exceeds one is never the best, and the sampler, tpe or gp, learns to avoid such trials."""
@@ -67,6 +68,10 @@ class SearchSpec(Options):
     def parsed_objective(self) -> Objective:
         """`objective`, parsed. Raises `InputError` for a metric that is not accepted."""
         return Objective(self.objective)
+
+    def check_task(self, task: Task) -> None:
+        """Raise `InputError` if an objective or a constraint is not measured on data of this task."""
+        check_task((*self.parsed_objective.names, *(one.name for one in self.parsed_constraints)), task)
 
     @cached_property
     def parsed_constraints(self) -> Sequence[Constraint]:

@@ -1,14 +1,15 @@
-"""Objectives and constraints of a search, evaluated after each round and at the end of a trial. Never test accuracy."""
+"""Objectives and constraints of a search, evaluated after each round and at the end of a trial. Never a test score."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from condkd_ray.core.method import Metrics, require
+from condkd_ray.core.task import SCORES, Score, Task
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -17,12 +18,14 @@ Direction = Literal["maximize", "minimize"]
 QUALITY: dict[str, Direction] = {
     "proxy/agreement": "maximize",
     "proxy/kl": "minimize",
-    "student/val_accuracy": "maximize",
+    **{Score(task).val: "maximize" for task in SCORES},
 }
 """Metrics of the student's quality, on images other than the test images."""
+OF_TASK: dict[str, Task] = {Score(task).val: task for task in SCORES}
+"""The task of the data on which a metric is measured, of those that are not measured for every task."""
 COST: dict[str, Direction] = dict.fromkeys(("time/wall_seconds", "time/cpu_seconds", "memory/bytes"), "minimize")
 """Metrics of a trial's cost: seconds of all rounds together, and bytes in its memory at the end."""
-TEST = "selection by test accuracy would make the reported test accuracy too high"
+TEST = "selection by test accuracy or test mean IoU would make the reported value too high"
 FORM = "NAME<=NUMBER or NAME>=NUMBER, such as memory/bytes<=2e6, with a NAME of"
 
 
@@ -62,6 +65,16 @@ class Objective:
     def values(self, history: Sequence[Metrics]) -> list[float]:
         """Return the final values of a trial with these rounds; NaN for metrics that no round contains."""
         return [at_end(name, history) for name in self.names]
+
+
+def check_task(names: Iterable[str], task: Task) -> None:
+    """Raise `InputError` if one of these metrics of an objective or a constraint is not measured for the task."""
+    known: dict[str, Direction] = {
+        name: direction for name, direction in QUALITY.items() if OF_TASK.get(name, task) == task
+    }
+    for name in names:
+        measured = name in COST or name in known
+        require(measured, "objective or constraint", name, f"{_listed(known)} on data for {task}")
 
 
 def at_end(name: str, history: Sequence[Metrics]) -> float:
@@ -153,5 +166,5 @@ def known_excesses(
     return {one.text: one.excess(known[one.name]) for one in constraints}
 
 
-def _listed(names: dict[str, Direction]) -> str:
+def _listed(names: Mapping[str, Direction]) -> str:
     return ", ".join(f"{name} ({direction[:3]}.)" for name, direction in names.items())

@@ -15,6 +15,7 @@ from typing import Any
 from condkd_ray import models
 from condkd_ray.core.config import Tree, build, flattened, merge, to_tree
 from condkd_ray.core.method import InputError, require
+from condkd_ray.core.task import Task
 from condkd_ray.data.datasets import NO_FLIP, Dataset
 from condkd_ray.models import AnyNetwork
 from condkd_ray.models.weights import located, recognised
@@ -37,11 +38,16 @@ class Card:
     """True if a mirrored image has the same class."""
     test_accuracy: float | None = None
     """Accuracy of the network on its test images, as a fraction."""
+    test_miou: float | None = None
+    """Mean IoU of a segmentation network on its test images, as a fraction."""
+    task: Task | None = None
+    """`classification` or `segmentation`."""
 
     def __post_init__(self) -> None:
         require((self.mean is None) == (self.std is None), "mean, std", (self.mean, self.std), "both or none")
-        share = self.test_accuracy
-        require(share is None or 0 <= share <= 1, "test_accuracy", share, "a fraction, 0 to 1")
+        for name in ("test_accuracy", "test_miou"):
+            share = getattr(self, name)
+            require(share is None or 0 <= share <= 1, name, share, "a fraction, 0 to 1")
 
     @property
     def tree(self) -> Tree:
@@ -184,7 +190,9 @@ def overruled(card: Card, tree: Tree) -> list[str]:
 
 
 def check_card(path: Path, card: Card, dataset: Dataset) -> None:
-    """Raise `InputError` if the images' shape or number of classes differs from the card's."""
+    """Raise `InputError` if the images' shape, task or number of classes differs from the card's."""
+    accepted = f"{card.task}, as card {path} states"
+    require(card.task in (None, dataset.task), f"task of {dataset.name}", dataset.task, accepted)
     shape, known = dataset.image_shape, card.image_shape
     accepted = f"{known}, as card {path} states: images with these channels, and --size (data.size) for the side"
     require(known is None or shape == known, f"shape of the images of {dataset.name}", shape, accepted)

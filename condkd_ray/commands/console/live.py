@@ -11,6 +11,7 @@ from time import monotonic
 from typing import Any
 
 from condkd_ray.commands.console.screen import SCREEN
+from condkd_ray.core.task import Task
 from condkd_ray.core.units import duration
 from condkd_ray.core.view import AGREEMENT, NONE, Best, Goal, OnStep, TrialsView
 
@@ -19,6 +20,8 @@ Leaves = Mapping[str, Any]
 GAP = "  "
 NARROWEST = {4: 18, 3: 8}
 """Smallest width of the label column, by the number of columns; if it does not fit, the last column is dropped."""
+_TESTED: Mapping[Task, str] = {"classification": "test", "segmentation": "test mean IoU"}
+"""Words before the test score of a finished trial."""
 BAR = 24
 """Width of a bar in characters."""
 
@@ -93,9 +96,9 @@ class Live:
                 known.best = value if self.goal.better(value, known.best) else known.best
 
     def finished(
-        self, key: str, label: str, status: str, accuracy: float | None, *, group: str = "", leaves: Leaves = NONE
+        self, key: str, label: str, status: str, score: float | None, *, group: str = "", leaves: Leaves = NONE
     ) -> None:
-        """Record the end of trial `key` of arm `group` with a test accuracy (a fraction; None or NaN if unknown)."""
+        """Record the end of trial `key` of arm `group` with a test score (a fraction; None or NaN if unknown)."""
         with SCREEN.lock:
             self.ended[status] += 1
             trial = self.running.pop(key, None)
@@ -107,7 +110,7 @@ class Live:
                 if self.goal.better(value, self.best and self.best.value):
                     self.best = Best(label, value, leaves)
             if not SCREEN.live:
-                result = self._result(status, value, accuracy)
+                result = self._result(status, value, score)
                 SCREEN.message(f"[{self.done:>{len(str(self.total))}}/{self.total}] {label} {result}{self._tail()}")
 
     def close(self) -> None:
@@ -135,12 +138,14 @@ class Live:
         rounds = waiting * sum(lengths) / len(lengths) + sum(trial.rounds - trial.round for trial in running)
         return rounds * (monotonic() - self._counted_from) / self._rounds_seen
 
-    def _result(self, status: str, value: float | None, accuracy: float | None) -> str:
+    def _result(self, status: str, value: float | None, score: float | None) -> str:
         if self.goal.decides:
             return status if value is None else f"{status}, {self.goal.metric} {value:.4f}"
         if status != "finished":
             return status
-        return f"test {100 * accuracy:.2f} %" if accuracy is not None and math.isfinite(accuracy) else "no accuracy"
+        if score is None or not math.isfinite(score):
+            return f"no {self.goal.score.name}"
+        return f"{_TESTED[self.goal.score.task]} {100 * score:.2f} %"
 
     def _tail(self) -> str:
         left, best = self.seconds_left(), self.best if self.goal.decides else None
