@@ -1,5 +1,6 @@
-"""Checks of the contract `condkd_ray.methods.inversion.inversion.Inversion`, on toy images."""
+"""Checks of the contract `condkd_ray.methods.inversion.inversion.Inversion`, on toy images of each task."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -8,17 +9,23 @@ from torch import Tensor, nn
 from condkd_ray.core.method import Metrics, NonFiniteError
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import UNLABELLED, Codec, Samples, to_unit
+from condkd_ray.core.task import Task, is_dense
 from condkd_ray.methods.guidance.guidance import Unguided
 from condkd_ray.methods.inversion import Inversion
 from condkd_ray.methods.targets import Balanced
 from condkd_ray.methods.weighing import Weigh, equal_weights
 from condkd_ray.models.observation import Observation
 from condkd_ray.models.teacher import Teacher
+from condkd_ray.testing.scenes import make_dense_student, make_dense_teacher
 from condkd_ray.testing.states import expect, pointers, reloaded, same, snapshot, tensors, used_streams
-from condkd_ray.testing.world import IMAGE_SHAPE, make_student, make_teacher
+from condkd_ray.testing.world import make_student, make_teacher
 
 FOREIGN_STREAMS = {"augment/guide", "augment/student", "draw", "condensed", "init/student", "reservoir", "replay"}
 """Random streams of other parts of a trial, from which an inversion must not draw."""
+
+
+TEACHERS: dict[Task, Callable[[], Teacher]] = {"classification": make_teacher, "segmentation": make_dense_teacher}
+STUDENTS: dict[Task, Callable[[], nn.Module]] = {"classification": make_student, "segmentation": make_dense_student}
 
 
 class RecordingGuide:
@@ -59,14 +66,18 @@ def synthesize(
     guide: Any = None,
     weigh: Weigh = equal_weights,
 ) -> tuple[Samples, Metrics]:
-    """Run one round from a new state, or from the given `state` and `rng`, and return its images and metrics."""
+    """Run one round from a new state, or from the given `state` and `rng`, and return its images and metrics.
+
+    The task is that of the `teacher`, by default classification.
+    """
     teacher, rng = teacher or make_teacher(), rng or Streams(seed)
+    student = student or STUDENTS[teacher.task]()
     state = inversion.init(teacher, rng) if state is None else state
     return inversion.synthesize(
         state,
         Balanced().sample(inversion.images_per_round, teacher, rng=rng),
         teacher=teacher,
-        student=student or make_student(),
+        student=student,
         guide=guide or Unguided(),
         weigh=weigh,
         rng=rng,
@@ -74,35 +85,27 @@ def synthesize(
 
 
 def check_inversion(inversion: Inversion) -> None:
-    """Run all checks of this module. Choose few steps and images, because each check runs rounds.
+    """Run all checks of this module for each task that the inversion works for.
 
-    Raises `AssertionError` with the rule that is broken.
+    Choose few steps and images, because each check runs rounds. Raises `AssertionError` with the rule that is broken.
     """
-    for check in (
-        check_images,
-        check_pixels,
-        check_guide_changes_images,
-        check_guide_updates,
-        check_image_weights,
-        check_networks_unchanged,
-        check_seed,
-        check_streams,
-        check_checkpoint,
-        check_nan_is_reported,
-    ):
-        check(inversion)
+    for task in inversion.tasks:
+        for check in CHECKS:
+            check(inversion, task)
 
 
-def check_images(inversion: Inversion) -> None:
+def check_images(inversion: Inversion, task: Task = "classification") -> None:
     """Check that there is one finite image for each target.
 
-    Its label is the target's label, or `UNLABELLED` if the teacher labels the images.
+    Its label is the target's label, or `UNLABELLED` if the teacher labels the images; in segmentation the labels of its
+    pixels are.
     """
-    teacher = make_teacher()
+    teacher = TEACHERS[task]()
     made, _ = synthesize(inversion, teacher=teacher)
     count = inversion.images_per_round
-    expect(made.images.shape == (count, *IMAGE_SHAPE), f"images have shape {(count, *IMAGE_SHAPE)}")
-    expect(made.labels.shape == (count,), "there is one label for each image")
+    expect(made.images.shape == (count, *teacher.image_shape), f"images have shape {(count, *teacher.image_shape)}")
+    wanted = Balanced().sample(count, teacher, rng=Streams(0)).labels
+    expect(made.labels.shape == wanted.shape, "there is one label for each image, in segmentation for each pixel")
     expect(
         (made.images.dtype, made.labels.dtype) == (torch.float32, torch.int64), "images are float32, labels are int64"
     )
@@ -112,13 +115,12 @@ def check_images(inversion: Inversion) -> None:
     if inversion.labels_by_teacher:
         expect(bool(made.labels.eq(UNLABELLED).all()), "images that the teacher labels later have the label UNLABELLED")
         return
-    wanted = Balanced().sample(count, teacher, rng=Streams(0)).labels
     expect(torch.equal(made.labels.sort().values, wanted.sort().values), "labels are those of the targets")
 
 
-def check_pixels(inversion: Inversion) -> None:
+def check_pixels(inversion: Inversion, task: Task = "classification") -> None:
     """Check that pixels lie in the range of `pixel_space`, so that stores change them only by rounding."""
-    teacher = make_teacher()
+    teacher = TEACHERS[task]()
     made, _ = synthesize(inversion, teacher=teacher)
     if inversion.pixel_space == "unit":
         pixels = to_unit(made.images, teacher.mean, teacher.std)
@@ -129,11 +131,11 @@ def check_pixels(inversion: Inversion) -> None:
     torch.testing.assert_close(kept, made.images, rtol=1e-3, atol=0.5 / 255 / teacher.std[0] + 1e-5)
 
 
-def check_guide_changes_images(inversion: Inversion) -> None:
+def check_guide_changes_images(inversion: Inversion, task: Task = "classification") -> None:
     """Check that the guide's penalty changes the images and receives tensors with gradients."""
     guide = RecordingGuide()
-    guided, _ = synthesize(inversion, guide=guide)
-    plain, _ = synthesize(inversion)
+    guided, _ = synthesize(inversion, teacher=TEACHERS[task](), guide=guide)
+    plain, _ = synthesize(inversion, teacher=TEACHERS[task]())
     expect(not torch.equal(guided.images, plain.images), "the guide's penalty changes the images")
     for images, seen, labels in guide.penalty_calls:
         expect(images.requires_grad, "penalty receives images with a gradient")
@@ -143,10 +145,10 @@ def check_guide_changes_images(inversion: Inversion) -> None:
         expect(len(images) == len(seen.logits) == len(labels), "images, observation and labels have equal lengths")
 
 
-def check_guide_updates(inversion: Inversion) -> None:
+def check_guide_updates(inversion: Inversion, task: Task = "classification") -> None:
     """Check that each penalty is followed by an update with the same values, detached."""
     guide = RecordingGuide()
-    synthesize(inversion, guide=guide)
+    synthesize(inversion, teacher=TEACHERS[task](), guide=guide)
     steps = len(guide.penalty_calls)
     expect(guide.calls == ["penalty", "update"] * steps and steps > 0, "calls of penalty and update alternate")
     for (images, seen, labels), (detached, repeated, same_labels) in zip(
@@ -161,24 +163,26 @@ def check_guide_updates(inversion: Inversion) -> None:
         )
 
 
-def check_image_weights(inversion: Inversion) -> None:
+def check_image_weights(inversion: Inversion, task: Task = "classification") -> None:
     """Check that the weights of images have an effect on the loss."""
-    halved, _ = synthesize(inversion, weigh=lambda observation, labels: torch.arange(len(labels)) % 2.0)
-    plain, _ = synthesize(inversion)
+    halved, _ = synthesize(
+        inversion, teacher=TEACHERS[task](), weigh=lambda observation, labels: torch.arange(len(labels)) % 2.0
+    )
+    plain, _ = synthesize(inversion, teacher=TEACHERS[task]())
     expect(not torch.equal(halved.images, plain.images), "the weights of images change the images")
 
 
-def check_networks_unchanged(inversion: Inversion) -> None:
+def check_networks_unchanged(inversion: Inversion, task: Task = "classification") -> None:
     """Check that a round does not change teacher and student, and sets no gradients."""
-    teacher, student = make_teacher(), make_student()
+    teacher, student = TEACHERS[task](), STUDENTS[task]()
     before = snapshot(teacher.network), snapshot(student)
     synthesize(inversion, teacher=teacher, student=student, guide=RecordingGuide())
     expect(same(before, (snapshot(teacher.network), snapshot(student))), "teacher and student are unchanged")
 
 
-def check_seed(inversion: Inversion) -> None:
+def check_seed(inversion: Inversion, task: Task = "classification") -> None:
     """Check that the images depend on the seed, and on nothing else that is random."""
-    first, again, other = (synthesize(inversion, seed=seed)[0] for seed in (0, 0, 1))
+    first, again, other = (synthesize(inversion, teacher=TEACHERS[task](), seed=seed)[0] for seed in (0, 0, 1))
     expect(
         torch.equal(first.images, again.images) and torch.equal(first.labels, again.labels),
         "equal seeds give equal images",
@@ -186,9 +190,9 @@ def check_seed(inversion: Inversion) -> None:
     expect(not torch.equal(first.images, other.images), "different seeds give different images")
 
 
-def check_streams(inversion: Inversion) -> None:
+def check_streams(inversion: Inversion, task: Task = "classification") -> None:
     """Check that the inversion uses neither the global random generator nor streams of other parts of a trial."""
-    teacher, rng, before = make_teacher(), Streams(0), torch.random.get_rng_state()
+    teacher, rng, before = TEACHERS[task](), Streams(0), torch.random.get_rng_state()
     state = inversion.init(teacher, rng)
     for _ in range(2):
         synthesize(inversion, state, rng=rng, teacher=teacher, guide=RecordingGuide())
@@ -197,9 +201,9 @@ def check_streams(inversion: Inversion) -> None:
     expect(torch.equal(torch.random.get_rng_state(), before), "the global random generator is unchanged")
 
 
-def check_checkpoint(inversion: Inversion) -> None:
+def check_checkpoint(inversion: Inversion, task: Task = "classification") -> None:
     """Check that a saved and loaded state continues bit for bit."""
-    teacher, rng = make_teacher(), Streams(0)
+    teacher, rng = TEACHERS[task](), Streams(0)
     live = inversion.init(teacher, rng)
     synthesize(inversion, live, rng=rng, teacher=teacher)
     # With the same seed, because networks built in a later round are seeded by it and the round's number.
@@ -212,11 +216,26 @@ def check_checkpoint(inversion: Inversion) -> None:
         expect(torch.equal(found.images, wanted.images) and metrics == others, "a loaded state continues bit for bit")
 
 
-def check_nan_is_reported(inversion: Inversion) -> None:
+def check_nan_is_reported(inversion: Inversion, task: Task = "classification") -> None:
     """Check that a NaN in the guide's penalty raises `NonFiniteError` that names a term of the inversion."""
     try:
-        synthesize(inversion, guide=RecordingGuide(nan_at=1))
+        synthesize(inversion, teacher=TEACHERS[task](), guide=RecordingGuide(nan_at=1))
     except NonFiniteError as error:
         expect("inversion/" in str(error), f"the error names a term of the inversion: {error}")
     else:
         raise AssertionError("a NaN in the guide's penalty raises NonFiniteError")
+
+
+CHECKS = (
+    check_images,
+    check_pixels,
+    check_guide_changes_images,
+    check_guide_updates,
+    check_image_weights,
+    check_networks_unchanged,
+    check_seed,
+    check_streams,
+    check_checkpoint,
+    check_nan_is_reported,
+)
+"""The checks that `check_inversion` runs."""

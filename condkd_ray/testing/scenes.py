@@ -86,3 +86,14 @@ def make_dense_teacher() -> Teacher:
     network.load_state_dict(_weights())
     shape, mean, std = SCENE_SHAPE, MEAN, STD
     return Teacher(network, num_classes=NUM_CLASSES, image_shape=shape, mean=mean, std=std, train_size=64, flip_ok=True)
+
+
+def make_dense_student() -> nn.Module:
+    """Return a student that predicts the teacher's classes with lower confidence.
+
+    The difference gives adversarial loss terms a gradient.
+    """
+    student = make_dense_teacher().network.requires_grad_(True)
+    with torch.no_grad():
+        student.get_parameter("classifier.weight").mul_(0.5)
+    return student.eval()
