@@ -22,12 +22,15 @@ from condkd_ray.core.rng import derive_seed
 from condkd_ray.core.samples import MASK
 from condkd_ray.core.task import Task, is_dense
 from condkd_ray.data import copies, readers
-from condkd_ray.data.readers import IDX_SETS, TORCHVISION_SETS, ParquetFiles, Raw, RealImages, Size
+from condkd_ray.data.readers import IDX_SETS, TORCHVISION_SETS, Classes, Pair, ParquetFiles, Raw, RealImages, Size
 from condkd_ray.data.scenes import draw_scenes
 
 Known = Literal["digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn"]
-DataName = Literal[Known, "parquet", "image_folder", "class_folders", "scenes"]
-DENSE = ("scenes",)
+Masked = Literal["camvid", "mask_folders", "parquet_masks"]
+DataName = Literal[Known, "parquet", "image_folder", "class_folders", Masked, "scenes"]
+MASKED: tuple[str, ...] = get_args(Masked)
+"""Data sets whose masks are read from files."""
+DENSE = (*MASKED, "scenes")
 """Data sets with a class per pixel."""
 Constants = tuple[tuple[float, ...], tuple[float, ...]]
 
@@ -43,6 +46,7 @@ CONSTANTS: dict[str, Constants] = {
 NO_FLIP = ("digits", "mnist", "svhn")
 DIGITS_TEST, DIGITS_VAL = 600, 197
 HELD_OUT, HELD_OUT_FROM = 10_000, 50_000
+PARQUET_FOLDER = "a folder with train*.parquet or train/*.parquet in it or in one sub-folder"
 SHOWN = 10
 """Largest number of classes named in a note."""
 
@@ -65,7 +69,7 @@ class DataSource(Method, ABC):
     """Side of the images after resizing, in pixels, or height and width. None keeps the images' own size."""
     val_fraction: float = 0.0
     """Share of the train images held out for validation, 0 to 0.5. `digits` always holds out 197. It must be 0 if the
-    data set has validation images of its own, as `scenes` has."""
+    data set has validation images of its own, as `scenes`, `camvid` and `mask_folders` with val/ and test/ have."""
     seed: int = 0
     """Seed of every split, independent of the trial's seed."""
     mean: tuple[float, ...] | None = None
@@ -103,6 +107,9 @@ class DataConfig(DataSource):
     """Parquet only: file name in `root`, path, or a pattern such as "train-*.parquet"."""
     test_file: str | None = None
     """Parquet only: like `train_file`."""
+    ignore_index: tuple[int, ...] | None = None
+    """Values of masks that mean no class (void). None: 255, and for camvid also 11. The other values are the classes,
+    in their order."""
     download: bool = False
     """Let torchvision download a known data set into `root`."""
 
@@ -116,10 +123,16 @@ class DataConfig(DataSource):
         own = self.name != "digits" or self.val_fraction == 0
         require(own, "data.val_fraction", self.val_fraction, "0: digits always holds out 197 validation images")
         files = (self.train_file, self.test_file)
-        parquet = self.name == "parquet" or self.name in TORCHVISION_SETS or files == (None, None)
+        parquet = self.name in ("parquet", "parquet_masks") or self.name in TORCHVISION_SETS or files == (None, None)
         require(parquet, f"data.train_file, data.test_file of {self.name}", files, "none: they name Parquet files")
         known = not self.download or self.name in IDX_SETS or self.name in TORCHVISION_SETS
         require(known, f"data.download of {self.name}", self.download, "false: torchvision has no such data set")
+
+        void = self.ignore_index
+        masked = void is None or self.name in MASKED
+        require(masked, f"data.ignore_index of {self.name}", void, f"none: only {', '.join(MASKED)} have masks to read")
+        fits = all(0 <= value <= 65_535 for value in void or ())
+        require(fits, "data.ignore_index", void, "integers from 0 to 65535")
 
     def read(self) -> Found:
         """Return the images, resized if the reader resizes them best, and how to split them.
@@ -200,7 +213,10 @@ def load(config: DataSource) -> Dataset:
     counts = _counts(found.train)
     classes = int((counts.sum(0) > 0).sum())
     where = "pixels" if is_dense(config.task) else "images"
-    require(classes > 1, f"number of classes with {where} in {config.name}", classes, "2 or more")
+    accepted = "2 or more"
+    if isinstance(config, DataConfig) and config.name in MASKED:
+        accepted += "; of black and white masks, name both colours in class_dict.csv, because 255 is void by default"
+    require(classes > 1, f"number of classes with {where} in {config.name}", classes, accepted)
     (train, val, test), copy_notes = _split(config, found)
     mean, std = _constants(config, train)
     flip_ok = config.name not in NO_FLIP if config.flip_ok is None else config.flip_ok
@@ -234,11 +250,8 @@ def _checked(config: DataSource, found: Found) -> Found:
 
 
 def _find(config: DataConfig) -> Found:
-    if config.name == "digits":
-        return Found(readers.digits(), None, held_out=DIGITS_TEST, own_val=DIGITS_VAL)
-    if config.name == "scenes":
-        train, val, test = (draw_scenes(part, config.size, config.seed) for part in ("train", "val", "test"))
-        return Found(train, test, val=val)
+    if config.name in ("digits", "scenes"):
+        return _made(config)
     require(config.root is not None, f"data.root of {config.name}", None, "the folder that holds the data set")
     root = Path(config.root or "").expanduser()
     require(os.path.exists(root) or config.download, "data.root", str(root), "an existing folder")
@@ -248,18 +261,54 @@ def _find(config: DataConfig) -> Found:
         return _image_folder(config, root)
     if config.name == "class_folders":
         return Found(*readers.read_halves(root, config.size, config.seed))
+    if config.name in MASKED:
+        return _masked(config, root)
     files = readers.find_parquet(root, config.train_file, config.test_file)
     if files is not None:
         return _parquet(config, files)
-    accepted = "a folder with train*.parquet or train/*.parquet in it or in one sub-folder"
-    require(config.name != "parquet", "data.root", str(root), accepted)
+    require(config.name != "parquet", "data.root", str(root), PARQUET_FOLDER)
     return Found(*readers.torchvision_set(config.name, root, download=config.download))
+
+
+def _made(config: DataConfig) -> Found:
+    """Return the images of a data set that needs no files."""
+    if config.name == "digits":
+        return Found(readers.digits(), None, held_out=DIGITS_TEST, own_val=DIGITS_VAL)
+    train, val, test = (draw_scenes(part, config.size, config.seed) for part in ("train", "val", "test"))
+    return Found(train, test, val=val)
+
+
+def _masked(config: DataConfig, root: Path) -> Found:
+    """Return the images of a data set with masks."""
+    given = config.ignore_index
+    if config.name == "camvid":
+        void = readers.CAMVID_VOID if given is None else tuple(given)
+        classes = readers.Classes(readers.CAMVID_NAMES, void=void, origin="CamVid")
+        return _mask_folders(config, readers.find_camvid(root), classes)
+    folder = root.parent if root.is_file() else root
+    classes = readers.find_classes(folder, readers.VOID if given is None else tuple(given))
+    if config.name == "mask_folders":
+        return _mask_folders(config, readers.find_mask_folders(root), classes)
+    files = readers.find_parquet(root, config.train_file, config.test_file)
+    if files is None:
+        raise InputError(f"data.root is {str(root)!r}; accepted: {PARQUET_FOLDER}")
+    train = readers.read_parquet_masks(files.train.files, classes, config.size)
+    if len(files.tests) != 1:
+        return _without_test(train, files)
+    classes = classes.as_in(train)
+    test = readers.read_parquet_masks(files.tests[0].files, classes, config.size, train.ground)
+    return Found(train, test, notes=files.notes)
 
 
 def _parquet(config: DataConfig, files: ParquetFiles) -> Found:
     train = readers.read_parquet(files.train.files, config.size)
     if len(files.tests) == 1:
         return Found(train, readers.read_parquet(files.tests[0].files, config.size, train.ground), notes=files.notes)
+    return _without_test(train, files)
+
+
+def _without_test(train: Raw, files: ParquetFiles) -> Found:
+    """Hold a test set out of train, because there are no Parquet files of one, or several and none is named."""
     names = ", ".join(one.label for one in files.tests)
     why = f"several test files ({names}) and none named" if files.tests else "no test file"
     return _held_out(train, files.notes, why, "; name one with --test-file")
@@ -273,6 +322,23 @@ def _image_folder(config: DataConfig, root: Path) -> Found:
     notes = {"test": (), "val": ("val/ is the test set, because there is no test/",)}[there[0]]
     notes = notes if len(there) == 1 else ("val/ is not read: test/ is the test set",)
     return Found(train, readers.read_folder(root / there[0], config.size, train.ground), notes=notes)
+
+
+def _mask_folders(config: DataConfig, folders: dict[str, Pair], classes: Classes) -> Found:
+    """Read all parts; val/ is the test set if there is no test/, and otherwise the validation set."""
+    train = readers.read_mask_folder(folders["train"], classes, config.size)
+    classes = classes.as_in(train)
+    others = {
+        part: readers.read_mask_folder(folders[part], classes, config.size, train.ground)
+        for part in ("val", "test")
+        if part in folders
+    }
+    if not others:
+        return _held_out(train, (), "neither test nor validation images")
+    if "test" not in others:
+        note = f"{folders['val'].images} is the test set, because there is none of that name"
+        return Found(train, others["val"], notes=(note,))
+    return Found(train, others["test"], val=others.get("val"))
 
 
 def _held_out(train: Raw, notes: tuple[str, ...], why: str, remedy: str = "") -> Found:

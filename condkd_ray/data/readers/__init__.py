@@ -19,12 +19,19 @@ from condkd_ray.data.readers.images import (
     without_void,
 )
 from condkd_ray.data.readers.known import IDX_SETS, TORCHVISION_SETS, digits, idx_set, torchvision_set
-from condkd_ray.data.readers.parquet import read_parquet
+from condkd_ray.data.readers.mask_folders import Pair, find_camvid, find_mask_folders, read_mask_folder
+from condkd_ray.data.readers.masks import CAMVID_NAMES, CAMVID_VOID, VOID, Classes, find_classes
+from condkd_ray.data.readers.parquet import read_parquet, read_parquet_masks
 from condkd_ray.data.readers.parquet_files import ParquetFiles, find_parquet
 
 __all__ = [
+    "CAMVID_NAMES",
+    "CAMVID_VOID",
     "IDX_SETS",
     "TORCHVISION_SETS",
+    "VOID",
+    "Classes",
+    "Pair",
     "ParquetFiles",
     "Raw",
     "RealImages",
@@ -32,6 +39,9 @@ __all__ = [
     "check_labels",
     "check_masks",
     "digits",
+    "find_camvid",
+    "find_classes",
+    "find_mask_folders",
     "find_parquet",
     "idx_set",
     "pixel_counts",
@@ -39,7 +49,9 @@ __all__ = [
     "read_halves",
     "read_idx",
     "read_idx_pair",
+    "read_mask_folder",
     "read_parquet",
+    "read_parquet_masks",
     "resize",
     "resize_masks",
     "sides_of",

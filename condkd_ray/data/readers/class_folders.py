@@ -29,6 +29,7 @@ CODE_PAGES = (
 )
 """Code pages to try for a `classes.txt` that is not UTF-8; it is used if exactly one result gives the folders'
 names."""
+WHY_IGNORED = "images are read only from class folders, not from beside or below them"
 LEAST = 3
 """Minimum number of images per class in `read_halves`: one for training, one for the proxy set, one for testing."""
 
@@ -41,10 +42,10 @@ def read_folder(root: Path, size: Size | None = None, ground: Ground | None = No
     `ground`: see `decode_all`. Raises `InputError` if a class has no images, or if an image cannot be read.
     """
     require(os.path.isdir(root), "image folder", str(root), "an existing folder with one sub-folder per class")
-    there = _entries(root)
+    there = entries(root)
     folders, order_notes = _ordered(root, [entry for entry in there if entry.is_dir()])
-    entries = [_entries(folder) for folder in folders]
-    groups = [[entry for entry in listed if _is_image(entry)] for listed in entries]
+    inside = [entries(folder) for folder in folders]
+    groups = [[entry for entry in listed if is_image(entry)] for listed in inside]
     names = tuple(class_name(folder) for folder in folders)
     empty = [name for name, files in zip(names, groups, strict=True) if not files]
     accepted = f"one sub-folder per class, with its images ({', '.join(IMAGE_SUFFIXES)}) directly in it"
@@ -53,8 +54,8 @@ def read_folder(root: Path, size: Size | None = None, ground: Ground | None = No
     labels = torch.arange(len(folders)).repeat_interleave(torch.tensor([len(files) for files in groups]))
     sources = ((str(file), file) for files in groups for file in files)
     images = decode_all(sources, size, str(root), ground)
-    ignored = [*filter(_is_image, there), *(entry for listed in entries for entry in listed if not _is_image(entry))]
-    notes = (*order_notes, *_ignored_note(root, ignored), *images.notes)
+    ignored = [*filter(is_image, there), *(entry for listed in inside for entry in listed if not is_image(entry))]
+    notes = (*order_notes, *ignored_note(root, ignored, WHY_IGNORED), *images.notes)
     return replace(checked(images.pixels, labels, names, str(root)), ground=images.ground, notes=notes)
 
 
@@ -91,21 +92,21 @@ def class_name(folder: Path) -> str:
     return unicodedata.normalize("NFC", os.fsencode(folder.name).decode("utf-8", "backslashreplace"))
 
 
-def _entries(folder: Path) -> list[Path]:
+def entries(folder: Path) -> list[Path]:
     """Return the sorted entries of a folder without hidden files and those of operating systems."""
     found = [path for path in folder.iterdir() if not path.name.startswith(".") and path.name.lower() not in LITTER]
     return sorted(found, key=lambda path: path.name)
 
 
-def _is_image(path: Path) -> bool:
+def is_image(path: Path) -> bool:
+    """Return whether `path` is a file with the suffix of an image."""
     return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
 
 
-def _ignored_note(root: Path, paths: Sequence[Path]) -> list[str]:
-    """Return one sentence on the files and folders that were not read, if there are any."""
+def ignored_note(root: Path, paths: Sequence[Path], why: str) -> list[str]:
+    """Return one sentence on the files and folders in `root` that were not read, if there are any."""
     kinds = Counter(path.suffix.lower() or "without a suffix" if path.is_file() else "folders" for path in paths)
     listed = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
-    why = "images are read only from class folders, not from beside or below them"
     return [f"ignored in {root}: {listed} ({why})"] if paths else []
 
 

@@ -3,7 +3,8 @@
 import io
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -84,18 +85,25 @@ class _Properties:
         return "black" if self.light > BRIGHT * self.visible else "white"
 
 
-def decode_all(sources: Iterator[Source], size: Size | None, what: str, ground: Ground | None = None) -> Decoded:
+def decode_all(
+    sources: Iterator[Source],
+    size: Size | None,
+    what: str,
+    ground: Ground | None = None,
+    check: Callable[[str, tuple[int, ...]], None] = lambda name, sides: None,
+) -> Decoded:
     """Decode the images of the set `what`; C is 1 if all are grey, otherwise 3.
 
     Images are rotated by their EXIF orientation. All transparent images are placed on `ground`. If it is None, that is
     white, or black if the visible parts are brighter than `BRIGHT` on average. 16-bit grey values are scaled to 8 bits.
-    With `size` all images are resized to it, batch by batch. Raises `InputError` if an image cannot be read,
+    With `size` all images are resized to it, batch by batch. `check` is called with the name and the upright (H, W) of
+    each image before the next one is taken from `sources`. Raises `InputError` if an image cannot be read,
     or if images differ in size and `size` is None.
     """
     batches: list[tuple[Tensor, Tensor | None]] = []
     sides: tuple[int, ...] = ()
     properties = _Properties()
-    while images := _batch(sources):
+    while images := _batch(sources, check):
         sides = sides or tuple(images[0].pixels.shape[1:])
         for image in images:
             accepted = f"{sides} as in the first image, or set a size"
@@ -112,7 +120,7 @@ def decode_all(sources: Iterator[Source], size: Size | None, what: str, ground: 
     return Decoded(torch.cat(laid).contiguous(), ground, tuple(_notes(properties, ground, blank, what)))
 
 
-def _batch(sources: Iterator[Source]) -> list[_Image]:
+def _batch(sources: Iterator[Source], check: Callable[[str, tuple[int, ...]], None]) -> list[_Image]:
     """Decode the next images, at most as many as fit into memory before they are resized: a photo may take 40 MB."""
     images: list[_Image] = []
     size = 0
@@ -120,6 +128,7 @@ def _batch(sources: Iterator[Source]) -> list[_Image]:
     with warnings.catch_warnings(action="ignore"):
         for name, source in islice(sources, BATCH_ROWS):
             images.append(_decode(name, source))
+            check(name, tuple(images[-1].pixels.shape[1:]))
             size += images[-1].pixels.numel()
             if size > BATCH_BYTES:
                 break
@@ -166,15 +175,21 @@ def _join(images: list[Tensor], size: Size | None) -> Tensor:
 
 
 def _decode(what: str, source: bytes | Path) -> _Image:
+    with opened(what, source) as image:
+        accepted = "8 bits per channel, or 16 of grey: " + ", ".join(GREY_MODES + COLOUR_MODES)
+        require(image.mode in GREY_MODES + COLOUR_MODES, f"mode of {what}", image.mode, accepted)
+        # The second frame of a photo in MPO format is a preview, or the other half of a stereo pair.
+        kinds = (SEVERAL,) if getattr(image, "is_animated", False) and image.format != "MPO" else ()
+        turned, more = upright(image)
+        return _image(turned, what, kinds + more)
+
+
+@contextmanager
+def opened(what: str, source: bytes | Path) -> Iterator[Image.Image]:
+    """Open the image file `what`. Raises `InputError` naming it if it, or the block, cannot read it."""
     try:
-        file = io.BytesIO(source) if isinstance(source, bytes) else source
-        with Image.open(file, formats=FORMATS) as image:
-            accepted = "8 bits per channel, or 16 of grey: " + ", ".join(GREY_MODES + COLOUR_MODES)
-            require(image.mode in GREY_MODES + COLOUR_MODES, f"mode of {what}", image.mode, accepted)
-            # The second frame of a photo in MPO format is a preview, or the other half of a stereo pair.
-            kinds = (SEVERAL,) if getattr(image, "is_animated", False) and image.format != "MPO" else ()
-            upright, more = _upright(image)
-            return _image(upright, what, kinds + more)
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
+            yield image
     except InputError:
         raise
     except Exception as error:  # every error that Pillow raises is caused by the file
@@ -182,7 +197,7 @@ def _decode(what: str, source: bytes | Path) -> _Image:
         raise InputError(f"cannot read {what}: {reason}") from error
 
 
-def _upright(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
+def upright(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
     """Return the image rotated by its EXIF or XMP orientation, and the properties to report."""
     image.load()
     try:

@@ -14,9 +14,14 @@ import torch
 from condkd_ray.core.method import InputError, require
 from condkd_ray.data.readers.decoding import BATCH_ROWS, Source, decode_all
 from condkd_ray.data.readers.images import Ground, Raw, Size, check_labels, checked
+from condkd_ray.data.readers.masks import Classes, read_pairs
 
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
+PAIRED_COLUMNS = (*IMAGE_COLUMNS, "pixel_values")
+MASK_COLUMNS = ("mask", "label", "labels", "annotation", "semantic_segmentation")
+PAIRED_ROWS = 50
+"""Rows of images with masks to read at a time: they are often whole photos."""
 
 
 def read_parquet(files: Sequence[Path], size: Size | None = None, ground: Ground | None = None) -> Raw:
@@ -36,7 +41,8 @@ def read_parquet(files: Sequence[Path], size: Size | None = None, ground: Ground
             numbers = file.read(columns=[column]).column(0)
             here = _class_names(file, column)
         holds = pa.types.is_integer(numbers.type) and numbers.null_count == 0
-        require(holds, f"column {column!r} of {path}", str(numbers.type), "integers without gaps")
+        accepted = "integers without gaps" + "; masks are read with data.name parquet_masks" * _is_image(numbers.type)
+        require(holds, f"column {column!r} of {path}", str(numbers.type), accepted)
         # Through a list, because Arrow's own conversion would import pandas.
         labels += numbers.to_pylist()
         same = names is None or here is None or here == names
@@ -81,23 +87,58 @@ def _class_names(file: pq.ParquetFile, column: str) -> tuple[str, ...] | None:
         return None
 
 
+def read_parquet_masks(
+    files: Sequence[Path], classes: Classes, size: Size | None = None, ground: Ground | None = None
+) -> Raw:
+    """Read the images and masks of Hugging Face image Parquet files, in the given order.
+
+    Columns: an image, `image`, `img` or `pixel_values`, and a mask, `mask`, `label`, `labels`, `annotation` or
+    `semantic_segmentation`, each a struct with `bytes` or plain binary. `size`, `ground`: see `decode_all`. Raises
+    `InputError` if a file or a column is not usable, and as `read_pairs` does.
+    """
+
+    def pairs() -> Iterator[tuple[Source, Source]]:
+        for path in files:
+            file = _open_parquet(path)
+            with _reading(path):
+                columns = {"image": _column(file, PAIRED_COLUMNS, path), "mask": _column(file, MASK_COLUMNS, path)}
+            yield from ((image, mask) for image, mask in _cells(path, file, columns, PAIRED_ROWS))
+
+    return read_pairs(pairs(), classes, size, ", ".join(map(str, files)), ground)
+
+
 def _sources(path: Path, file: pq.ParquetFile) -> Iterator[Source]:
     with _reading(path):
         column = _column(file, IMAGE_COLUMNS, path)
-        kind: Any = file.schema_arrow.field(column).type
-        in_struct = pa.types.is_struct(kind)
-        holder = kind.field("bytes").type if in_struct and kind.get_field_index("bytes") >= 0 else kind
-    holds = pa.types.is_binary(holder) or pa.types.is_large_binary(holder)
-    require(holds, f"column {column!r} of {path}", str(kind), "binary, or a struct with binary `bytes`")
+    yield from (cells[0] for cells in _cells(path, file, {"image": column}, BATCH_ROWS))
+
+
+def _is_image(kind: Any) -> bool:
+    """Return whether a column of this type can hold image files."""
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        kind = kind.field("bytes").type
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _cells(path: Path, file: pq.ParquetFile, columns: dict[str, str], rows: int) -> Iterator[tuple[Source, ...]]:
+    """Yield the files of each row, with their names for messages; `columns`: by what they hold."""
+    for column in columns.values():
+        with _reading(path):
+            kind: Any = file.schema_arrow.field(column).type
+        accepted = "binary, or a struct with binary `bytes`"
+        require(_is_image(kind), f"column {column!r} of {path}", str(kind), accepted)
     row = 0
-    batches = file.iter_batches(BATCH_ROWS, columns=[column])
+    batches = file.iter_batches(rows, columns=list(columns.values()))
     while True:
         with _reading(path):
             batch = next(batches, None)
         if batch is None:
             return
-        cells = batch.column(0).field("bytes") if in_struct else batch.column(0)
-        for cell in cells.to_pylist():
-            require(cell is not None, f"image {row} of {path}", None, "the bytes of an image file")
-            yield f"image {row} of {path}", cell
+        arrays = [batch.column(column) for column in columns.values()]
+        files = [array.field("bytes") if pa.types.is_struct(array.type) else array for array in arrays]
+        for cells in zip(*(array.to_pylist() for array in files), strict=True):
+            names = [f"{what} {row} of {path}" for what in columns]
+            for name, cell in zip(names, cells, strict=True):
+                require(cell is not None, name, None, "the bytes of an image file")
+            yield tuple(zip(names, cells, strict=True))
             row += 1
