@@ -161,17 +161,6 @@ def balanced_layouts(count: int, teacher: Teacher, rng: Streams) -> Tensor:
     return cells[:, row_of[:, None], column_of]
 
 
-def step_labels(targets: Targets, count: int, teacher: Teacher, rng: Streams) -> Tensor:
-    """Return labels of one step's `count` images, for hosts that draw new ones in each step, from stream `targets`.
-
-    They are `balanced_labels`. In segmentation they are layouts of the round's `targets`, each as often as the others,
-    at most one more or less, so that the steps follow the source of the targets.
-    """
-    if not is_dense(teacher.task):
-        return balanced_labels(count, teacher.num_classes, rng)
-    return targets.labels[balanced_labels(count, len(targets), rng)]
-
-
 @dataclass(frozen=True, kw_only=True)
 class Soft(TargetSource):
     """The teacher's outputs for layer values v ~ N(mean, sigma^2 R): softmax(rest(v) / temperature).

@@ -14,11 +14,8 @@ from condkd_ray.methods.targets import (
     CELLS,
     Balanced,
     Layouts,
-    Targets,
-    balanced_labels,
     balanced_layouts,
     moved_layouts,
-    step_labels,
 )
 
 
@@ -130,17 +127,3 @@ def test_layouts_are_refused_in_classification_and_for_impossible_shifts():
     Layouts().check(teacher_of())
     with pytest.raises(InputError, match=r"layouts shift is 1.5"):
         Layouts(shift=1.5)
-
-
-def test_labels_of_a_step_follow_the_targets_of_the_round():
-    targets = Targets(torch.arange(3).view(3, 1, 1).expand(3, 12, 18))
-    labels = step_labels(targets, 8, teacher_of(), Streams(0))
-    assert labels.shape == (8, 12, 18)
-    assert sorted(labels[:, 0, 0].bincount().tolist()) == [2, 3, 3]
-    few = step_labels(targets, 2, teacher_of(), Streams(0))
-    assert len(few[:, 0, 0].unique()) == 2
-
-
-def test_labels_of_a_step_are_balanced_in_classification():
-    found = step_labels(Targets(torch.tensor([4, 4])), 9, teacher_of(task="classification"), Streams(1))
-    assert torch.equal(found, balanced_labels(9, 5, Streams(1)))

@@ -585,16 +585,13 @@ class BoundGuide:
     def _fake(self, images: Tensor, observation: Observation, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return the features of the fakes, augmented according to `augment`, and their labels.
 
-        In segmentation they are the features of drawn regions, (B R, D), with their classes (B R,).
+        In segmentation they are the features of drawn regions, (B R, D), with their classes (B R,): see `draw_regions`.
         """
         if self.guidance.augment == "dsa":
             observation = self.teacher.observe(augmented_by_dsa(images, self.teacher, self.rng), self.layers, bn=False)
         if labels.ndim == 1:
             parts = self.guidance.pooled_features(observation, self.layers)
             return self.guidance.scaled_features(self.state, parts), labels
-        # An image may have no label left after a shift; the teacher's answers are then its labels.
-        empty = (labels < 0).flatten(1).all(1)[:, None, None]
-        labels = torch.where(empty, observation.logits.detach().argmax(1), labels)
         regions, classes = self._drawn(labels), self.teacher.num_classes
         parts = [part[regions] for part in self.guidance.region_features(observation, self.layers, labels, classes)]
         return self.guidance.scaled_features(self.state, parts), regions % classes

@@ -42,7 +42,7 @@ def region_means(maps: Tensor, masks: Tensor) -> Tensor:
     The masks are averaged over each position of the map; these shares are its weights in the mean.
     """
     with torch.autocast(maps.device.type, enabled=False):
-        weights = F.adaptive_avg_pool2d(masks, maps.shape[2:]).flatten(2)
+        weights = F.adaptive_avg_pool2d(masks, (maps.shape[2], maps.shape[3])).flatten(2)
         weights = weights / weights.sum(2, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
         return (weights @ maps.to(weights.dtype).flatten(2).mT).flatten(0, 1)
 
