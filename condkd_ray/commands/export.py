@@ -85,8 +85,8 @@ def export(out: Path, record: Record, to: Path) -> list[str]:
 
     `student.safetensors` and `student.json`: the weights and their description. `student.pt2`: the student as a
     program of `torch.export` that reads pixels in [0, 1]. `synthetic.parquet`: images, labels and teacher's logits, or
-    images and masks in segmentation; not written if the trial's memory has no images. Raises `InputError` if the trial's
-    product is missing or damaged, or if its network is defined by a plug-in that is not installed.
+    images and masks in segmentation; not written if the trial's memory has no images. Raises `InputError` if the
+    trial's product is missing or damaged, or if its network is defined by a plug-in that is not installed.
     """
     product = read_product(kept_path(out, record.config_hash))
     student = load_student(product, record)

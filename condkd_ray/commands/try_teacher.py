@@ -40,7 +40,7 @@ from condkd_ray.runs.arms import PRIOR, Arm, Prior, arm
 from condkd_ray.runs.estimate import round_seconds
 from condkd_ray.runs.output_folder import open_folder
 from condkd_ray.trial.artifacts import Workshop
-from condkd_ray.trial.card import with_card
+from condkd_ray.trial.card import check_card, read_card, with_card
 from condkd_ray.trial.config import TrialConfig, dump, from_tree, read
 from condkd_ray.trial.evaluation import accuracy, predict
 from condkd_ray.trial.plan import Plan
@@ -75,7 +75,7 @@ class Try(TeacherFlags):
     """Does guidance help for your teacher and your few images? Prints a verdict within minutes, with interval and cost.
 
     Half of the images of each class are held out for the verdict; the others guide. Running the same command again
-    continues an interrupted run.
+    continues an interrupted run. The teacher classifies images: the verdict needs a prediction for each image.
     """
 
     images: Path
@@ -163,6 +163,8 @@ def configure(command: Try, workshop: Workshop) -> TrialConfig:
     """
     known = _known(command)
     data, recipe, dataset = known.data, known.teacher, workshop.data(known)
+    if recipe.card is not None:
+        check_card(recipe.card, read_card(recipe.card), dataset)
     if recipe.module is None and recipe.weights is not None:
         check_form(recipe.build(dataset), recipe.weights, dataset, command.images)
     if data.flip_ok is None:
@@ -173,6 +175,8 @@ def configure(command: Try, workshop: Workshop) -> TrialConfig:
     base = replace(flags.base(), data=data, teacher=recipe, inversion=Fast(width=WIDTH))
     if command.config is not None:
         base = from_tree(merge(to_tree(base), read_tree(command.config)), str(command.config))
+    what, accepted = f"task of the data in {command.config}", f"{dataset.task}, as of {command.images}"
+    require(base.data.task == dataset.task, what, base.data.task, accepted)
     guided = base.condensation is not None and not isinstance(base.guidance, NoGuidance)
     accepted = "a guidance other than none, with a condensation"
     require(guided, f"guidance in {command.config}", base.guidance.name, accepted)

@@ -186,7 +186,7 @@ def teacher_line(manifest: Manifest) -> str:
     for teacher in several or [manifest.teacher]:
         parts = [f"{teacher[score.key(part)]:.2%} {part}" for part in ("test", "val") if score.key(part) in teacher]
         which = f"{teacher['label']} seed {teacher['seed']}" if several else teacher["label"]
-        lines.append(f"teacher {which}{f': {score.name} ' if parts else ''}{', '.join(parts)}".lower())
+        lines.append(f"teacher {which}".lower() + (f": {score.name} {', '.join(parts)}" if parts else ""))
     return "\n".join(lines)
 
 

@@ -58,7 +58,7 @@ def published(setup: Setup, box: Box) -> Verdict:
     if outcome.status != "finished":
         return Verdict(False, f"the trial has {outcome.status}: {outcome.reason}")
     found, seconds = outcome.metrics["student/test_accuracy"], figures["seconds"]
-    of_teacher = workshop(setup.work, str(setup.device)).teacher_accuracy(config)["test_accuracy"]
+    of_teacher = workshop(setup.work, str(setup.device)).teacher_scores(config)["test_accuracy"]
     box.note("student", {"test_accuracy": found, "teacher_accuracy": of_teacher})
     met, goal = found >= ACCURACY and seconds <= SECONDS, f"{ACCURACY:.2%} in {SECONDS:.0f} s"
     return setup.verdict(met, f"{found:.2%} in {seconds:.0f} s, {by.text}, which has {of_teacher:.2%}", goal)

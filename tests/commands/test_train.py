@@ -1,7 +1,7 @@
 """Repeating a record: the comparison of both outcomes, with the causes of a difference."""
 
 import pytest
-from report.report_factory import altered
+from report.report_factory import altered, make_scene
 from toy import make_prepared, toy_config
 
 from condkd_ray.commands.train import compare
@@ -41,6 +41,18 @@ def test_another_numbers_version_is_reported_as_a_difference(record):
     flipped = [(record.outcome.predictions[0] + 1) % 4, *record.outcome.predictions[1:]]
     _, text = compare(altered(record, numbers=1), altered(record, predictions=flipped))
     assert text.endswith(f"1 predictions; differs: numbers (1 then, {NUMBERS} now)")
+
+
+def test_repeated_segmentations_are_compared_by_their_mean_iou_and_the_iou_of_each_class():
+    first = make_scene()
+    assert compare(first, first) == (
+        True,
+        f"equal: test mean IoU {first.metrics['student/test_miou']:.4%}, and all 5 IoU of classes",
+    )
+    other = altered(first, metrics=first.metrics | {"student/test_iou/car": 0.1})
+    equal, text = compare(first, other)
+    assert not equal
+    assert ", 1 IoU of classes; differs: nothing" in text
 
 
 def test_failures_are_compared_by_their_reasons(record):

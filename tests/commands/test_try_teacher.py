@@ -257,6 +257,15 @@ def test_bad_input_is_refused_before_anything_is_written(home: Path, more: dict[
     assert not (home / "refused").exists()
 
 
+def test_a_teacher_of_a_segmentation_is_refused(home: Path, tmp_path: Path):
+    card = tmp_path / "dense.json"
+    card.write_text(json.dumps({"network": "resnet-8-4", "task": "segmentation"}))
+    message = "task of class_folders is 'classification'; accepted: segmentation, as card .*dense"
+    with pytest.raises(InputError, match=message):
+        try_out(flags(home, card=card, out=home / "refused"))
+    assert not (home / "refused").exists()
+
+
 def test_weights_without_card_or_architecture_are_refused(home: Path):
     (home / "bare").mkdir(exist_ok=True)
     bare = home / "bare" / "teacher.safetensors"

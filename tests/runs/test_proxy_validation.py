@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from condkd_ray.core.task import Score
 from condkd_ray.runs.proxy_validation import rank, ranking_table
 
 
@@ -51,6 +52,12 @@ def test_a_constant_proxy_has_no_rank_correlation():
 def test_two_trials_are_ranked_without_a_warning(values, rho):
     (one,) = rank([{"x": value} for value in values], [0.25, 0.5])
     assert one.rho == pytest.approx(rho)
+
+
+def test_the_legend_names_the_score_of_the_task():
+    ranked = rank([{"x": 1.0}, {"x": 2.0}], [0.1, 0.2])
+    assert "with test accuracy over trials" in ranking_table(ranked).legend
+    assert "with test mean IoU over trials" in ranking_table(ranked, Score("segmentation")).legend
 
 
 def test_equal_scores_share_a_rank():

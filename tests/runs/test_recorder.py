@@ -5,6 +5,8 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
 
 import optuna
 import pytest
@@ -24,7 +26,7 @@ from condkd_ray.core.records import (
     write_manifest,
     write_record,
 )
-from condkd_ray.data.datasets import DataConfig
+from condkd_ray.data.datasets import DataConfig, Dataset, RealImages
 from condkd_ray.methods.condensation import Imported, RandomReal, SqueezeRecover
 from condkd_ray.methods.distiller import Distiller
 from condkd_ray.methods.guidance import Discriminator
@@ -295,12 +297,44 @@ def test_teachers_of_one_network_are_listed_by_seed_and_the_first_is_the_main_on
     hashes = [workshop.prepare(plan.config).hashes["teacher"] for plan in plans]
     assert [teacher["hash"] for teacher in manifest.teachers] == hashes[:2]
     assert hashes[0] == hashes[2] != hashes[1]
-    accuracies = [workshop.teacher_accuracy(plan.config) for plan in plans[:2]]
+    accuracies = [workshop.teacher_scores(plan.config) for plan in plans[:2]]
     assert [{name: teacher[name] for name in accuracies[0]} for teacher in manifest.teachers] == accuracies
     lines = [f"resnet-8-4 seed {k}: accuracy {teacher['test_accuracy']:.2%}" for k, teacher in enumerate(accuracies)]
     assert [line.partition(" test")[0] for line in teacher_line(manifest).splitlines()] == [
         f"teacher {text}" for text in lines
     ]
+
+
+class DenseWorkshop:
+    """The part of a workshop that a manifest needs, with a segmentation."""
+
+    SCORES: ClassVar = {"test_miou": 0.5, "val_miou": 0.45, "test_iou": {"sky": 0.75, "car": 0.25, "sign": math.nan}}
+
+    def data(self, config):
+        labels = torch.tensor([[[0, 0, 0, 1]], [[-1, 1, 0, -1]]], dtype=torch.int16)
+        test = RealImages(torch.zeros(2, 3, 1, 4, dtype=torch.uint8), labels)
+        ranges = {"mean": (0.5,) * 3, "std": (0.2,) * 3, "flip_ok": True, "digest": "d", "task": "segmentation"}
+        return Dataset("scenes", test, None, test, 3, ("sky", "car", "sign"), **ranges)
+
+    def prepare(self, config):
+        return SimpleNamespace(hashes={"teacher": "t"})
+
+    def check_teacher(self, config):
+        return ""
+
+    def teacher_scores(self, config):
+        return self.SCORES
+
+
+def test_the_manifest_of_a_segmentation_has_its_classes_their_shares_and_iou(tmp_path):
+    written = describe_experiment("train", "", named([Plan("a", 2, 0, SMALL)], ["1"]), DenseWorkshop(), tmp_path)  # type: ignore[arg-type]
+    write_manifest(tmp_path, written)
+    found = read_manifest(tmp_path)
+    assert found.test_labels == []
+    assert (found.dataset["task"], found.dataset["class_names"]) == ("segmentation", ["sky", "car", "sign"])
+    assert found.dataset["pixel_shares"] == pytest.approx({"sky": 4 / 6, "car": 2 / 6, "sign": 0})
+    assert found.teacher["test_iou"] == {"sky": 0.75, "car": 0.25, "sign": None}
+    assert teacher_line(found) == "teacher resnet-8-4: mean IoU 50.00% test, 45.00% val"
 
 
 def test_an_imported_set_is_noted(tmp_path, workshop):

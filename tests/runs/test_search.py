@@ -395,12 +395,13 @@ class Workshop:
     def check_teacher(self, config):
         return ""
 
-    def teacher_accuracy(self, config):
+    def teacher_scores(self, config):
         return {"test_accuracy": 0.9}
 
     def data(self, config):
         test = SimpleNamespace(labels=PREPARED.test.labels, __len__=lambda self: 0)
         blobs = {"name": "blobs", "digest": "d", "num_classes": 4, "image_shape": (1, 8, 8), "notes": (), "val": None}
+        blobs |= {"task": "classification"}
         return SimpleNamespace(**blobs, test=PREPARED.test or test)
 
 

@@ -6,7 +6,7 @@ import optuna
 import pytest
 
 from condkd_ray.core.method import InputError
-from condkd_ray.study.objective import Objective, excesses, feasible, parse_constraints
+from condkd_ray.study.objective import Objective, check_task, excesses, feasible, parse_constraints
 from condkd_ray.study.storage import open_storage
 from study.test_study import CONDITIONAL, study
 
@@ -19,7 +19,7 @@ HISTORY = [
 ]
 
 
-@pytest.mark.parametrize("name", ["student/test_accuracy", "student/test_accuracy_best"])
+@pytest.mark.parametrize("name", ["student/test_accuracy", "student/test_accuracy_best", "student/test_miou"])
 def test_test_accuracy_is_refused_with_the_reason(name):
     with pytest.raises(InputError, match=f"objective is '{name}'; accepted: proxy/agreement .*selection by test"):
         Objective((name,))
@@ -98,6 +98,21 @@ def test_a_metric_that_was_not_measured_satisfies_no_limit():
 def test_an_invalid_limit_is_refused(texts, message):
     with pytest.raises(InputError, match=message):
         parse_constraints(texts)
+
+
+@pytest.mark.parametrize(
+    ("task", "own", "other"),
+    [
+        ("classification", "student/val_accuracy", "student/val_miou"),
+        ("segmentation", "student/val_miou", "student/val_accuracy"),
+    ],
+)
+def test_the_validation_score_of_another_task_is_refused(task, own, other):
+    assert Objective((own,)).directions == ["maximize"]
+    check_task(("proxy/agreement", own, "memory/bytes"), task)
+    message = rf"is '{other}'; accepted: proxy/agreement .*, proxy/kl .*, {own} \(max\.\) on data for {task}"
+    with pytest.raises(InputError, match=message):
+        check_task(("proxy/agreement", other), task)
 
 
 @pytest.mark.parametrize("sampler", ["random", "qmc", "grid"])

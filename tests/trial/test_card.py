@@ -132,6 +132,19 @@ def test_a_card_that_contradicts_the_data_is_refused(card: Card, expected: str):
         check_card(Path("c.json"), card, data)
 
 
+@pytest.mark.parametrize("score", ["test_accuracy", "test_miou"])
+def test_a_score_that_is_no_fraction_is_refused(score: str):
+    with pytest.raises(InputError, match=f"{score} is 50.0; accepted: a fraction, 0 to 1"):
+        Card(**{score: 50.0})
+
+
+def test_a_card_of_another_task_is_refused(tmp_path: Path):
+    card = read_card(write(tmp_path / "net.json", {"task": "segmentation", "test_miou": 0.4, "class_names": ["a"]}))
+    assert card.test_miou == 0.4
+    with pytest.raises(InputError, match=r"task of digits is 'classification'; accepted: segmentation, as card"):
+        check_card(Path("c.json"), card, load(DataConfig(name="digits")))
+
+
 @pytest.mark.parametrize("weights", ["", ".", "/"])
 def test_weights_that_are_no_file_have_no_card(weights: str):
     assert find_card(weights) is None

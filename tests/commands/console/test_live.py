@@ -10,6 +10,7 @@ from commands.console.terminals import Terminal
 from condkd_ray.commands.console import live as module
 from condkd_ray.commands.console import screen
 from condkd_ray.commands.console.live import TERMINAL, Live, drawn_bar, table
+from condkd_ray.core.task import Score
 from condkd_ray.core.view import Best, Goal
 
 LEAVES = {"inversion/bn_weight": 12.3456789, "guidance/name": "discriminator", "guidance/weight": 80.0}
@@ -255,6 +256,18 @@ def test_a_file_gets_one_line_per_finished_trial(clock, screen_on):
     assert lines[1].startswith("[ 2/12] guided seed 0 failed, 1 failed")
     assert lines[2].startswith("[ 3/12] guided seed 1 no accuracy")
     assert len(lines) == 3
+
+
+def test_lines_of_a_segmentation_name_the_mean_iou(screen_on):
+    stream = io.StringIO()
+    screen_on(stream)
+    live = Live(2, Goal(score=Score("segmentation")))
+    live.finished("a", "mixed seed 0", "finished", 0.43211)
+    live.finished("b", "mixed seed 1", "finished", None)
+    assert [line.partition(",")[0] for line in stream.getvalue().splitlines()] == [
+        "[1/2] mixed seed 0 test mean IoU 43.21 %",
+        "[2/2] mixed seed 1 no mean IoU",
+    ]
 
 
 def test_lines_of_a_search_have_the_objective_and_never_test_accuracy(screen_on):
