@@ -80,7 +80,7 @@ def test_a_round_reports_the_score_of_the_task(prepared):
 
 
 def test_stored_labels_are_the_teachers_predictions_of_the_stored_images(prepared):
-    state, store = rounds(dense_config(), prepared, 2)
+    _, store = rounds(dense_config(), prepared, 2)
     kept = store.gather(torch.arange(store.num_ids))
     assert torch.equal(kept.labels, prepared.teacher.logits(kept.images).argmax(1))
     assert store.class_counts.tolist() == masks(kept)
@@ -145,7 +145,7 @@ def test_a_resumed_trial_equals_an_uninterrupted_one_bit_for_bit(name, tmp_path,
     if INVERSIONS[name].uses_targets != "none":
         config = replace(config, targets=Layouts())
     whole, store = rounds(config, prepared, 3)
-    first, files = rounds(config, prepared, 2, tmp_path)
+    first, _ = rounds(config, prepared, 2, tmp_path)
     states.save(first, tmp_path / "state")
     again = local_store(config, prepared, tmp_path)
     resumed = start(config, prepared)
