@@ -151,7 +151,8 @@ def probe_trial(plan: Plan, prepared: Prepared, folder: Path) -> Cost:
     kept = _bytes(folder / "records") + _bytes(folder / "grids")
     product, state = _bytes(place["product"]), _bytes(place["checkpoint"])
     # A product has logits even if the trial's memory stores none; in segmentation it has none.
-    logits = 0 if whole.keeps_logits or not whole.shares_logits else 2 * prepared.teacher.num_classes * whole.inversion.images_per_round
+    added = whole.shares_logits and not whole.keeps_logits
+    logits = 2 * prepared.teacher.num_classes * whole.inversion.images_per_round if added else 0
     peak = peak_bytes(prepared.teacher.device)
     producers, ahead = (0, 0) if whole.pipeline is None else (whole.pipeline.producers, whole.pipeline.staleness)
     return Cost(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from condkd_ray.core.method import Metrics, NonFiniteError
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import UNLABELLED, Codec, Samples, to_unit
-from condkd_ray.core.task import Task, is_dense
+from condkd_ray.core.task import Task
 from condkd_ray.methods.guidance.guidance import Unguided
 from condkd_ray.methods.inversion import Inversion
 from condkd_ray.methods.targets import Balanced

@@ -291,7 +291,8 @@ class Workshop:
 
     def _check_known(self, config: TrialConfig) -> str:
         card, in_folders = self._card(config), config.data.name == "class_folders"
-        about: dict[str, Any] = {"stated": card.test_accuracy, "in_folders": in_folders}
+        stated = card.test_miou if is_dense(config.data.task) else card.test_accuracy
+        about: dict[str, Any] = {"stated": stated, "in_folders": in_folders}
         if config.teacher.class_order is not None:
             about["order"] = class_places(config.teacher.class_order, self.data(config))
         about["in_python"] = self._given is not None and config.teacher.module == self._given.name

@@ -10,11 +10,13 @@ from condkd_ray.data.augment import black_of, shift_flip
 from condkd_ray.methods.inversion.inversion import Host, State, StepBatch
 from condkd_ray.methods.losses.inversion import bn_distance, disagreement
 from condkd_ray.methods.targets import Targets
-from condkd_ray.models.generator import Generator, LayoutGenerator
+from condkd_ray.models.generator import Generator, LayoutGenerator, dense_upsamplings
 from condkd_ray.models.teacher import Teacher
 
+TargetGenerator = Generator | LayoutGenerator
 
-def target_generator(latent: int, width: int, teacher: Teacher, **form: Any) -> nn.Module:
+
+def target_generator(latent: int, width: int, teacher: Teacher, **form: Any) -> TargetGenerator:
     """Return a generator of images whose targets are given: a `Generator`, in segmentation a `LayoutGenerator`.
 
     A latent vector alone cannot place a class at each pixel, so that in segmentation the layout is an input too (our
@@ -22,7 +24,7 @@ def target_generator(latent: int, width: int, teacher: Teacher, **form: Any) -> 
     """
     size = (latent, width, teacher.image_shape)
     if is_dense(teacher.task):
-        return LayoutGenerator(*size, teacher.num_classes, **form)
+        return LayoutGenerator(*size, teacher.num_classes, upsamplings=dense_upsamplings(teacher.image_shape), **form)
     return Generator(*size, **form)
 
 

@@ -18,11 +18,16 @@ from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Samples, unseen
 from condkd_ray.core.task import BOTH
 from condkd_ray.data.augment import require_shift
-from condkd_ray.methods.inversion.conditional import Conditional, generator_inputs, target_generator
+from condkd_ray.methods.inversion.conditional import (
+    Conditional,
+    TargetGenerator,
+    generator_inputs,
+    target_generator,
+)
 from condkd_ray.methods.inversion.inversion import LossTerms, Round, StepBatch, require_bn
 from condkd_ray.methods.losses.inversion import mix_bn
 from condkd_ray.methods.targets import Targets
-from condkd_ray.models.generator import Generator
+from condkd_ray.models.generator import LayoutGenerator
 from condkd_ray.models.network import seeded_module
 from condkd_ray.models.teacher import Teacher
 
@@ -31,13 +36,13 @@ from condkd_ray.models.teacher import Teacher
 class FastState:
     """The meta generator, its optimiser, the running BN statistics (None before the first round), and rounds so far."""
 
-    generator: nn.Module
+    generator: TargetGenerator
     optimizer: torch.optim.Optimizer
     bn_memory: Tensor | None = None
     round: int = 0
-    _clone: nn.Module | None = transient(default=None)
+    _clone: TargetGenerator | None = transient(default=None)
 
-    def clone(self) -> nn.Module:
+    def clone(self) -> TargetGenerator:
         """Return a copy of the generator.
 
         It is the same module in every round, because captured graphs read its tensors at fixed addresses.
@@ -174,13 +179,14 @@ def set_reptile_gradients(generator: nn.Module, inner: nn.Module, scale: float) 
         original.grad = scale * (original - moved).detach()
 
 
-def _reset(generator: Generator, rng: Streams, round: int) -> None:
+def _reset(generator: TargetGenerator, rng: Streams, round: int) -> None:
     """Draw the first linear and BN layer again: weights N(0, 0.02), biases 0, as in Fast's code.
 
     The optimisers keep their state.
     """
+    body = generator.body if isinstance(generator, LayoutGenerator) else generator
     with rng.forked(f"init/generator/{round}"), torch.no_grad():
-        for layer in (generator.linear, generator.start):
+        for layer in (body.linear, body.start):
             # Drawn on the CPU whatever the device: one seed, one generator.
             layer.weight.copy_(torch.randn(layer.weight.shape) * 0.02, non_blocking=True)
             layer.bias.zero_()

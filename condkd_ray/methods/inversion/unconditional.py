@@ -18,7 +18,7 @@ from condkd_ray.core.samples import UNLABELLED, Samples, unseen
 from condkd_ray.core.task import is_dense
 from condkd_ray.methods.inversion.inversion import Host, LossTerms, Round, StepBatch, TargetUse, require_bn
 from condkd_ray.methods.targets import Targets, balanced_labels
-from condkd_ray.models.generator import Generator, LabelledGenerator, LayoutGenerator
+from condkd_ray.models.generator import Generator, LabelledGenerator, LayoutGenerator, dense_upsamplings
 from condkd_ray.models.network import seeded_module
 from condkd_ray.models.teacher import Teacher
 
@@ -108,11 +108,13 @@ class Unconditional(Host[GeneratorState]):
         return GeneratorState(generator, optimizer)
 
     def _generator(self, teacher: Teacher) -> nn.Module:
-        size = (self.latent, self.width, teacher.image_shape)
-        if self.conditional:
-            kind = LayoutGenerator if is_dense(teacher.task) else LabelledGenerator
-            return kind(*size, teacher.num_classes, **self.generator_options)
-        return Generator(*size, **self.generator_options)
+        size, form = (self.latent, self.width, teacher.image_shape), dict(self.generator_options)
+        if is_dense(teacher.task):
+            form["upsamplings"] = dense_upsamplings(teacher.image_shape)
+        if not self.conditional:
+            return Generator(*size, **form)
+        kind = LayoutGenerator if is_dense(teacher.task) else LabelledGenerator
+        return kind(*size, teacher.num_classes, **form)
 
     def _step_targets(self, targets: Targets, call: Round) -> Targets | None:
         """Return the targets of one generator step; None unless `conditional`.
