@@ -291,7 +291,5 @@ def test_other_files_are_not_resolved(tmp_path: Path):
 def test_masks_are_not_read_as_labels(tmp_path: Path):
     path = tmp_path / "set.pt"
     torch.save([real_samples().images[:4], torch.zeros(4, 8, 8, dtype=torch.int64)], path)
-    with pytest.raises(
-        InputError, match=r"labels in .* is '\(4, 8, 8\) int64'; .*; masks of segmentation are not read"
-    ):
+    with pytest.raises(InputError, match=r"labels in .* is '\(4, 8, 8\) int64'; .*; masks of segmentation are not"):
         read_stored(path)
