@@ -79,9 +79,10 @@ class Flags(TeacherFlags, Options):
     """Share of condensed images in the student's batches, in the arms with both kinds of images."""
     dataset: str = "digits"
     """The data set: digits (bundled), mnist, fashion_mnist, cifar10, cifar100, svhn, parquet, image_folder,
-    class_folders, or one of a plug-in."""
+    class_folders; with a class per pixel scenes (bundled), camvid, mask_folders, parquet_masks; or one of a
+    plug-in."""
     data_root: Path | None = None
-    """Folder of the data set's files; not needed for digits."""
+    """Folder of the data set's files; not needed for digits and scenes."""
     train_file: str | None = None
     """Parquet file of the training images: a name in that folder, a path, or a pattern such as train-*.parquet."""
     test_file: str | None = None

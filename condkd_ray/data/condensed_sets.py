@@ -227,6 +227,7 @@ def _labels(labels: Any, count: int, path: Path) -> tuple[Tensor, bool]:
     labels = labels.flatten() if labels.shape == (count, 1) else labels
     kinds = (
         f"({count},), whole numbers, or ({count}, classes), one-hot or soft, with one largest value per row and no NaN"
+        + "; masks of segmentation are not read" * (labels.ndim > 2)
     )
     fits = labels.ndim in (1, 2) and len(labels) == count and labels.numel() > 0 and not labels.is_complex()
     require(fits, what, _form(labels), kinds)

@@ -334,9 +334,9 @@ def _mask_folders(config: DataConfig, folders: dict[str, Pair], classes: Classes
         if part in folders
     }
     if not others:
-        return _held_out(train, (), "neither test nor validation images")
+        return _held_out(train, (), "no test images and no validation images")
     if "test" not in others:
-        note = f"{folders['val'].images} is the test set, because there is none of that name"
+        note = f"{folders['val'].images} is the test set, because there is no other"
         return Found(train, others["val"], notes=(note,))
     return Found(train, others["test"], val=others.get("val"))
 

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from condkd_ray.core.method import require
 from condkd_ray.core.storage import writing
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -33,8 +34,9 @@ def write_images(
 
     `logits` (N, K): written as another column, lists of float32. `names`: class names, by default their numbers.
     `about`: description of the set for the file's metadata. `webp`: use lossless WebP, which is smaller but slower to
-    write; grey images are then read back with three equal channels.
+    write; grey images are then read back with three equal channels. Raises `InputError` for labels per pixel.
     """
+    _require_one_each(labels)
     names = [str(k) for k in range(int(labels.max()) + 1)] if names is None else list(names)
     features: dict[str, object] = {"image": {"_type": "Image"}, "label": {"names": names, "_type": "ClassLabel"}}
     columns = {
@@ -90,11 +92,17 @@ def write_dc(path: Path, images: Tensor, labels: Tensor, *, about: Mapping[str, 
 
     Format: the dictionary that the released code of DC, DSA and DM writes (github.com/VICO-UoE/DatasetCondensation),
     with `data`, a list of one pair [images, labels], and an empty `accs_all_exps`; `about`, a description of the set,
-    is added. `torch.load(path, weights_only=True)` reads it.
+    is added. `torch.load(path, weights_only=True)` reads it. Raises `InputError` for labels per pixel.
     """
+    _require_one_each(labels)
     pair = [part.detach().cpu().contiguous().clone() for part in (images.float(), labels)]
     with writing(path) as partial:
         torch.save({"data": [pair], "accs_all_exps": {}, "about": dict(about or {})}, partial)
+
+
+def _require_one_each(labels: Tensor) -> None:
+    accepted = "(N,), one label per image; `write_masks` writes images with masks"
+    require(labels.ndim == 1, "shape of the labels to write", tuple(labels.shape), accepted)
 
 
 def _encoded(image: np.ndarray, webp: bool) -> bytes:

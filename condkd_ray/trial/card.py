@@ -55,7 +55,7 @@ class Card:
         data: Tree = {"mean": self.mean, "std": self.std, "flip_ok": self.flip_ok}
         if self.image_shape is not None:
             _, height, width = self.image_shape
-            data["size"] = height if height == width else None
+            data["size"] = height if height == width else (height, width)
         tree: Tree = {"data": {name: to_tree(value) for name, value in data.items() if value is not None}}
         return tree | ({} if self.network is None else {"teacher": {"network": to_tree(self.network)}})
 

@@ -286,3 +286,10 @@ def test_other_files_are_not_resolved(tmp_path: Path):
     save(tmp_path, images_zca_best=torch.zeros(1), images_best=torch.zeros(1), other=torch.zeros(1))
     assert resolve(tmp_path / "other.pt") == tmp_path / "other.pt"
     assert resolve(tmp_path / "images_7.pt") == tmp_path / "images_7.pt"
+
+
+def test_masks_are_not_read_as_labels(tmp_path: Path):
+    path = tmp_path / "set.pt"
+    torch.save([real_samples().images[:4], torch.zeros(4, 8, 8, dtype=torch.int64)], path)
+    with pytest.raises(InputError, match=r"labels in .* is '\(4, 8, 8\) int64'; .*; masks of segmentation are not"):
+        read_stored(path)

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from condkd_ray.core.method import InputError
 from condkd_ray.data.readers import read_parquet
 from condkd_ray.data.writers import write_dc, write_images
 from data.image_files import random_pixels
@@ -49,3 +50,10 @@ def test_a_failed_write_keeps_the_former_file(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(ZeroDivisionError):
         write_dc(path, torch.zeros(1, 1, 2, 2), torch.zeros(1, dtype=torch.int64))
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("set.pt", "former")]
+
+
+def test_masks_are_not_written(tmp_path: Path):
+    for write in (write_images, write_dc):
+        with pytest.raises(InputError, match=r"shape of the labels to write is \(2, 8, 8\); accepted: \(N,\), one"):
+            write(tmp_path / "x", random_pixels(2), torch.zeros(2, 8, 8, dtype=torch.int64))
+    assert not list(tmp_path.iterdir())

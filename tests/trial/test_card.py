@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,14 @@ def test_a_config_takes_from_its_card_the_values_that_it_does_not_set(tmp_path: 
         "data.std is [0.5], as given; the card states [0.4]",
         "data.flip_ok is True, as given; the card states False",
     ]
+
+
+def test_the_size_of_a_card_may_be_height_and_width(tmp_path: Path):
+    card = replace(CARD, image_shape=(1, 8, 12))
+    write(tmp_path / "teacher.json", to_tree(card))
+    config = from_tree(with_card({"teacher": {"weights": str(tmp_path / "teacher.pt")}}))
+    assert config.data.size == (8, 12)
+    assert overruled(card, to_tree(config)) == []
 
 
 @pytest.mark.parametrize("data", [{"name": "digits"}, {"name": "digits", "val_fraction": 0.0}, "digits", {}])
