@@ -27,7 +27,7 @@ from condkd_ray.models import NETWORKS as NETWORK_FAMILY
 from condkd_ray.models import parse
 from condkd_ray.models.cost import cost_of, short
 from condkd_ray.models.network import Network, label
-from condkd_ray.models.torchvision import SMALLEST
+from condkd_ray.models.torchvision import SEGMENTATION, SMALLEST
 from condkd_ray.runs import compute
 
 FAMILIES = {
@@ -52,6 +52,7 @@ NETWORKS = (
     *("lenet5", "lenet5_half", "alexnet", "alexnet_half", "convnet-3-128", "resnet-8-16", "resnet-20-16"),
     *("resnet18-64", "resnet34-64", "wrn-16-1", "wrn-16-2", "wrn-40-1", "wrn-40-2", "vgg11-64", "mobilenet_v2-100"),
     *("squeezenet-16", "torchvision:resnet18", "torchvision:resnet50"),
+    *("deeplab_resnet-14-16", "deeplab_mobilenet_v2-50", "torchvision:deeplabv3_resnet50"),
 )
 """Usual sizes of every architecture; other numbers are accepted, too."""
 SHAPE, CLASSES = (3, 32, 32), 10
@@ -145,8 +146,9 @@ def _plain(value: Any) -> str:
 def networks_table() -> str:
     """Return a Markdown table of the architectures with their measured costs, then torchvision's model names."""
     rows = [_network_row(parse(text)) for text in NETWORKS]
-    names = ", ".join(f"`{model}`" for model in sorted(SMALLEST))
-    return "\n".join([NETWORKS_HEADER, *rows, "", f"`torchvision:` accepts these models: {names}."]) + "\n"
+    names, dense = (", ".join(f"`{model}`" for model in sorted(models)) for models in (SMALLEST, SEGMENTATION))
+    accepted = f"`torchvision:` accepts these models: {names}; for segmentation {dense}."
+    return "\n".join([NETWORKS_HEADER, *rows, "", accepted]) + "\n"
 
 
 def _network_row(network: Network) -> str:

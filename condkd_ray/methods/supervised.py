@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from condkd_ray.core.compilation import Compile, check, clear_compiled, compiling, whole
 from condkd_ray.core.method import Meter, Method, Metrics, NonFiniteError, require
 from condkd_ray.core.rng import Streams
-from condkd_ray.core.samples import to_model
+from condkd_ray.core.samples import UNLABELLED, to_model
 from condkd_ray.core.view import OnStep, no_bar
-from condkd_ray.data.augment import cutout, require_shift, shift_flip
+from condkd_ray.data.augment import black_of, cutout, require_shift, shift_flip, split_labels, with_labels
 from condkd_ray.data.datasets import Dataset
 from condkd_ray.methods.recognition import choose, max_images_per_class, predicted_classes, recognition
 from condkd_ray.models import AnyNetwork, ResNet
@@ -181,19 +181,32 @@ class Supervised(Method):
     def _batches(
         self, images: Tensor, labels: Tensor, *, flip_ok: bool, steps: int, rng: Streams
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield one epoch in random order: (B, C, H, W) float32 pixels in [0, 1] and (B,) labels."""
+        """Yield one epoch in random order: (B, C, H, W) float32 pixels in [0, 1] and int64 labels, (B,) or (B, H, W).
+
+        Labels per pixel move with the image; pixels that move in are `UNLABELLED`.
+        """
         order = torch.randperm(len(images), generator=rng["shuffle/teacher"], device=images.device)
+        move = partial(shift_flip, rng=rng["augment/teacher"], share=self.shift, flip=flip_ok)
+        black = torch.zeros(1, images.shape[1], 1, 1, device=images.device)
         for index in order.tensor_split(steps):
-            shifted = shift_flip(images[index], rng=rng["augment/teacher"], share=self.shift, flip=flip_ok, black=0)
-            yield shifted.contiguous(memory_format=torch.channels_last).float() / 255, labels[index]
+            if labels.ndim == 1:
+                shifted, target = move(images[index], black=0), labels[index]
+            else:
+                both = with_labels(images[index].float(), labels[index])
+                shifted, target = split_labels(move(both, black=black_of(black, both)))
+            yield shifted.contiguous(memory_format=torch.channels_last).float() / 255, target
 
 
 @whole
 def loss_and_accuracy(network: nn.Module, images: Tensor, labels: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
-    """Return the mean cross-entropy of `network` on images (B, C, H, W) of `labels` (B,), and its accuracy."""
+    """Return the mean cross-entropy of `network` on images (B, C, H, W), and its accuracy.
+
+    `labels` (B,), or (B, H, W) per pixel; both means leave out pixels that are `UNLABELLED`.
+    """
     logits = network(images)
-    loss = F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
-    return loss, (logits.argmax(1) == labels).float().mean()
+    loss = F.cross_entropy(logits.float(), labels, ignore_index=UNLABELLED, label_smoothing=smoothing)
+    right = (logits.argmax(1) == labels).float()
+    return loss, right.mean() if labels.ndim == 1 else right.sum() / (labels != UNLABELLED).sum().clamp(min=1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from condkd_ray.core.families import Family, hints
 from condkd_ray.core.method import InputError, require
 from condkd_ray.models.alexnet import AlexNet, AlexNetHalf
 from condkd_ray.models.convnet import ConvNet
+from condkd_ray.models.deeplab import DeepLabMobileNetV2, DeepLabResNet
 from condkd_ray.models.lenet import LeNet5, LeNet5Half
 from condkd_ray.models.mobilenet import MobileNetV2
 from condkd_ray.models.network import OPTIONAL, Network, label
@@ -23,7 +24,8 @@ from condkd_ray.models.wrn import Wrn
 
 _Small = LeNet5 | LeNet5Half | ResNet | ConvNet | AlexNet | AlexNetHalf
 _Large = ResNet18 | ResNet34 | Wrn | Vgg11 | MobileNetV2 | SqueezeNet | Torchvision
-AnyNetwork = _Small | _Large
+_Dense = DeepLabResNet | DeepLabMobileNetV2
+AnyNetwork = _Small | _Large | _Dense
 """All built-in networks, distinguished by the field `name`."""
 
 

@@ -6,12 +6,13 @@ Letters: B batch, C channels, H W height and width, K classes, D features.
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from condkd_ray.models.hooks import BatchNorms
+from condkd_ray.models.hooks import BatchNorms, logits_in
 from condkd_ray.models.network import Network
 
 IMAGES = 2
@@ -26,31 +27,38 @@ class Cost:
     multiply_adds: int
     """Multiply-adds of convolutions and matrix products for one image."""
     features: int
-    """Width D of the input of the last linear layer."""
+    """D, the inputs of the last linear layer, or in segmentation the channels that enter the last convolution with K
+    outputs."""
     normalised: bool
     """True if the network has BN layers."""
 
 
 def cost(module: nn.Module, image_shape: tuple[int, ...]) -> Cost:
-    """Count the cost of `module`, (B, C, H, W) to (B, K), on an image of `image_shape` (C, H, W).
+    """Count the cost of `module` on an image of `image_shape` (C, H, W); its logits are (B, K) or (B, K, H, W).
 
     The module's mode is restored afterwards. Only shapes matter, so the module may be on the "meta" device.
     """
-    widths: list[int] = []
+    linear: list[int] = []
+    maps: list[tuple[int, int]] = []
 
-    def note(layer: nn.Linear, *_: object) -> None:
-        widths.append(layer.in_features)
+    def note(layer: nn.Module, *_: object) -> None:
+        if isinstance(layer, nn.Linear):
+            linear.append(layer.in_features)
+        elif isinstance(layer, nn.Conv2d):
+            maps.append((layer.in_channels, layer.out_channels))
 
     was_training = module.training
     with ExitStack() as hooks, torch.no_grad(), FlopCounterMode(display=False) as counter:
         hooks.callback(module.train, was_training)
         for layer in module.modules():
-            if isinstance(layer, nn.Linear):
-                hooks.enter_context(layer.register_forward_hook(note))
-        module.eval()(torch.zeros(IMAGES, *image_shape, device=next(module.parameters()).device))
+            hooks.enter_context(layer.register_forward_hook(note))
+        images = torch.zeros(IMAGES, *image_shape, device=next(module.parameters()).device)
+        output: Any = logits_in(module.eval()(images))
     parameters = sum(parameter.numel() for parameter in module.parameters())
     # PyTorch counts a multiply-add as two operations.
     multiply_adds = counter.get_total_flops() // (2 * IMAGES)
+    dense = isinstance(output, Tensor) and output.ndim == 4
+    widths = [inputs for inputs, outputs in maps if outputs == output.shape[1]] if dense else linear
     return Cost(parameters, multiply_adds, widths[-1], any(isinstance(layer, BatchNorms) for layer in module.modules()))
 
 

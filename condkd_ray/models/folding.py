@@ -40,7 +40,9 @@ def folded(network: nn.Module, dtype: torch.dtype, images: Tensor) -> nn.Module:
     try:
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             made = copy.deepcopy(network).eval().requires_grad_(False)
-            made = fx.GraphModule(made, _Tracer().trace(made))
+            # A tracer leaves out the hooks of the network itself.
+            made, hooks = fx.GraphModule(made, _Tracer().trace(made)), made._forward_hooks
+            made._forward_hooks.update(hooks)
             _fold(made)
             _require_near(made(images), network(images), FOLDED)
         cast(made, dtype)

@@ -1,4 +1,4 @@
-"""Image generator of DAFL, ZSKT, DFAD, DFQ, CMI, Fast and PRE-DFKD: a linear layer and two upsamplings.
+"""Image generator of DAFL, ZSKT, DFAD, DFQ, CMI, Fast and PRE-DFKD: a linear layer and two upsamplings or more.
 
 Also PRE-DFKD's memory network: an encoder of images, and DAFL's generator without spectral norm as its decoder. Source:
 the released code of these methods. Letters: B batch, Z latent size, C channels, H W height and width.
@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
+
+from condkd_ray.core.method import require
 
 Head = Literal["sigmoid", "tanh_bn", "bn"]
 Init = Literal["default", "normal", "uniform"]
@@ -64,10 +66,16 @@ class Generator(nn.Module):
     `head="sigmoid"`: pixels in [0, 1], to be normalised afterwards (CMI, Fast). `head="tanh_bn"`: images in the model's
     space, Tanh then BN without affine (DAFL, DFAD, DFQ, PRE-DFKD). `head="bn"`: the same space, BN with affine and no
     Tanh (ZSKT). Image sides need not be multiples of 4: the last upsampling interpolates to the exact sides. `eps`: of
-    the two BN layers after the upsamplings; 0.8 in DAFL's code. `spectral`: convolutions have spectral norm 1
+    the BN layers after the upsamplings; 0.8 in DAFL's code. `spectral`: convolutions have spectral norm 1
     (PRE-DFKD). `init`: `default` is PyTorch's; `normal` draws weights from N(0, 0.02) and BN weights from N(1, 0.02)
     (CMI); `uniform` draws weights of linear layer and convolutions from U(-0.08, 0.08) (PRE-DFKD); both set biases to
     0.
+
+    `upsamplings`: with 2 the maps have `width`, `width` and `width` / 2 channels. With more, for images of 64 pixels
+    and above, they are those of DFAD's generator for segmentation (`GeneratorB` of its code, where width / 2 is `ngf`):
+    `width` / 2 channels at the last two resolutions, twice as many at each coarser one; with 4 upsamplings and width
+    128 they are 512, 256, 128, 64 and 64. Its transposed 4x4 convolutions are `UpsampledConv` here (our choice).
+    Raises `InputError` for fewer than 2.
     """
 
     def __init__(
@@ -80,37 +88,44 @@ class Generator(nn.Module):
         eps: float = 1e-5,
         spectral: bool = False,
         init: Init = "default",
+        upsamplings: int = 2,
     ) -> None:
         super().__init__()
+        require(upsamplings >= 2, "upsamplings of a generator", upsamplings, "2 or more")
         channels, height, wide = image_shape
-        self._sizes = [(-(-height // k), -(-wide // k)) for k in (4, 2, 1)]
-        self._width = width
-        rows, columns = self._sizes[0]
         half = max(width // 2, 1)
-        self.linear = nn.Linear(latent, width * rows * columns)
-        self.start = nn.BatchNorm2d(width)
-        self.middle = nn.Sequential(
-            UpsampledConv(width, width, *self._sizes[:2]),
-            nn.BatchNorm2d(width, eps=eps),
-            nn.LeakyReLU(0.2, inplace=True),
-        )
-        self.end = nn.Sequential(
-            UpsampledConv(width, half, *self._sizes[1:]),
-            nn.BatchNorm2d(half, eps=eps),
-            nn.LeakyReLU(0.2, inplace=True),
-            ConvToImage(half, channels),
-        )
+        self.sizes = [(-(-height // 2**k), -(-wide // 2**k)) for k in range(upsamplings, -1, -1)]
+        """Height and width of the maps, coarse to fine; the last are those of the image."""
+        self.channels = [width, width, half]
+        """Channels of the maps, coarse to fine."""
+        if upsamplings > 2:
+            self.channels = [half * 2 ** max(k - 1, 0) for k in range(upsamplings, -1, -1)]
+        rows, columns = self.sizes[0]
+        self.linear = nn.Linear(latent, self.channels[0] * rows * columns)
+        self.start = nn.BatchNorm2d(self.channels[0])
+        blocks = [self._block(index, eps) for index in range(upsamplings)]
+        self.middle = nn.Sequential(*(layer for block in blocks[:-1] for layer in block))
+        self.end = nn.Sequential(*blocks[-1], ConvToImage(half, channels))
         self.head = _head(head, channels)
         initialise(self, init)
         if spectral:
             for layer in [layer for layer in self.modules() if isinstance(layer, nn.Conv2d)]:
                 spectral_norm(layer)
 
+    def _block(self, index: int, eps: float) -> list[nn.Module]:
+        """Return the layers from the map `index` to the next finer one."""
+        inputs, outputs = self.channels[index : index + 2]
+        convolution = UpsampledConv(inputs, outputs, *self.sizes[index : index + 2])
+        return [convolution, nn.BatchNorm2d(outputs, eps=eps), nn.LeakyReLU(0.2, inplace=True)]
+
+    def coarsest(self, latents: Tensor) -> Tensor:
+        """Return the coarsest map (B, channels[0], *sizes[0]) of latents (B, Z)."""
+        x = self.linear(latents).view(len(latents), self.channels[0], *self.sizes[0])
+        return self.start(x.contiguous(memory_format=torch.channels_last))
+
     def forward(self, latents: Tensor) -> Tensor:
         """Return images (B, C, H, W) of latents (B, Z)."""
-        x = self.linear(latents).view(len(latents), self._width, *self._sizes[0])
-        x = self.start(x.contiguous(memory_format=torch.channels_last))
-        return self.head(self.end(self.middle(x)).float())
+        return self.head(self.end(self.middle(self.coarsest(latents))).float())
 
 
 class LabelledGenerator(nn.Module):
@@ -131,6 +146,38 @@ class LabelledGenerator(nn.Module):
         """Return images (B, C, H, W) of latents (B, Z) and labels (B,)."""
         classes = torch.arange(self._classes, device=labels.device)
         return self.body(torch.cat([latents, self._length * (labels[:, None] == classes).to(latents)], 1))
+
+
+class LayoutGenerator(nn.Module):
+    """Maps latents (B, Z) and labels per pixel (B, H, W) to images (B, C, H, W): a `Generator` that is told the layout.
+
+    Our choice. The one-hot layout is average-pooled to the size of each map, and a 1x1 convolution of it is added to
+    the map, the finest included, so that the generator can place classes. These weights start from N(0, 1): a class
+    then has the variance of the batch-normalised map. A pixel without a class (`UNLABELLED`) adds nothing.
+    """
+
+    def __init__(
+        self, latent: int, width: int, image_shape: tuple[int, int, int], num_classes: int, **form: Any
+    ) -> None:
+        super().__init__()
+        self.body = Generator(latent, width, image_shape, **form)
+        self.placed = nn.ModuleList(nn.Conv2d(num_classes, outputs, 1, bias=False) for outputs in self.body.channels)
+        for layer in self.placed:
+            nn.init.normal_(layer.weight)  # type: ignore[arg-type]
+        self._classes = num_classes
+
+    def forward(self, latents: Tensor, labels: Tensor) -> Tensor:
+        """Return images (B, C, H, W) of latents (B, Z) and labels (B, H, W)."""
+        classes = torch.arange(self._classes, device=labels.device)[:, None, None]
+        layout = (labels[:, None] == classes).to(latents).contiguous(memory_format=torch.channels_last)
+        x = self.body.coarsest(latents)
+        added = zip(self.placed, self.body.sizes, strict=True)
+        for layer in (*self.body.middle, *self.body.end):
+            if isinstance(layer, nn.Conv2d):
+                place, size = next(added)
+                x = x + place(F.adaptive_avg_pool2d(layout, size))
+            x = layer(x)
+        return self.body.head(x.float())
 
 
 def _head(head: Head, channels: int) -> nn.Module:

@@ -1,6 +1,6 @@
 """Functions that read the inputs and outputs of a network's layers through hooks, for teachers and students.
 
-Letters: B batch, C channels, H W height and width.
+Letters: B batch, C channels, H W height and width, K classes, D features.
 """
 
 import copy
@@ -10,12 +10,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from condkd_ray.core.method import InputError, require
+from condkd_ray.core.task import Task, is_dense
 
 T = TypeVar("T")
 BatchNorms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -24,11 +25,31 @@ HALF_TYPES = (torch.bfloat16, torch.float16)
 """The half-precision types."""
 WeightLayers = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 """The classes of convolutions and linear layers."""
+ENTRY = "out"
+"""Key of the logits in the dictionary that torchvision's segmentation networks return."""
+ENLARGE = "torch.nn.functional.interpolate(logits, size=images.shape[2:], mode='bilinear')"
+"""The operation that segmentation networks of lower resolution end with."""
 
 
 def over_space(x: Tensor) -> Tensor:
     """Return the means over all dimensions after the second: (B, C, ...) to (B, C)."""
     return x.flatten(2).mean(2) if x.ndim > 2 else x
+
+
+def logits_in(output: object) -> object:
+    """Return the logits in a network's output: its entry `ENTRY` if it is a dictionary with one, else the output."""
+    return output[ENTRY] if isinstance(output, Mapping) and ENTRY in output else output
+
+
+def _only_logits(_: nn.Module, __: object, output: object) -> object:
+    """Forward hook by which a network returns `logits_in` its output; a function of a module, so that it pickles."""
+    return logits_in(output)
+
+
+def accepted_shapes(num_classes: int, shape: tuple[int, int, int]) -> str:
+    """Return the shapes of logits for 2 images of `shape` (C, H, W), for messages."""
+    maps = (2, num_classes, *shape[1:])
+    return f"(2, {num_classes}), logits per image, or {maps}, logits per pixel; smaller maps are enlarged by {ENLARGE}"
 
 
 @contextmanager
@@ -79,16 +100,18 @@ def spatial_layers(network: nn.Module, image_shape: tuple[int, int, int]) -> lis
 
 @dataclass(frozen=True)
 class Trace:
-    """The last linear layer of a network, and names of layers that ran in a forward pass.
+    """The layer that computes the logits of a network, and names of layers that ran in a forward pass.
 
-    `bn`: BN layers with running statistics, in the order of execution; `tappable`: layers whose output is a tensor;
-    `weighted`: convolutions and linear layers except the last linear layer, in the order of execution; `stages`: names
-    and input channels of the stages (see `stage_inputs`), in the order of execution; `ends`: names of the layers whose
-    outputs end the stages (see `stage_outputs`), without layers whose spatial means equal those of a later layer or
-    the input of the last linear layer.
+    `task`: classification, or segmentation if the logits are maps; `classifier`: the last linear layer, or in
+    segmentation the last convolution with K outputs; `bn`: BN layers with running statistics, in the order of
+    execution; `tappable`: layers whose output is a tensor; `weighted`: convolutions and linear layers except
+    `classifier`, in the order of execution; `stages`: names and input channels of the stages (see `stage_inputs`), in
+    the order of execution; `ends`: names of the layers whose outputs end the stages (see `stage_outputs`), without
+    layers whose spatial means equal those of a later layer or of the input of `classifier`.
     """
 
-    classifier: nn.Linear
+    task: Task
+    classifier: nn.Linear | nn.Conv2d
     bn: tuple[str, ...]
     tappable: tuple[str, ...]
     weighted: tuple[str, ...]
@@ -98,12 +121,16 @@ class Trace:
 
 @torch.no_grad()
 def trace(network: nn.Module, num_classes: int, shape: tuple[int, int, int]) -> Trace:
-    """Run two blank images through `network`. Raises `InputError` unless they give (2, `num_classes`) logits."""
+    """Run two blank images of `shape` (C, H, W) through `network`.
+
+    A network that returns a dictionary with the logits under "out", as torchvision's segmentation networks do, gets a
+    forward hook, so that it returns the logits. Raises `InputError` unless the logits are (2, K) or (2, K, H, W).
+    """
     ran: dict[str, object] = {}
     inputs_of: dict[str, object] = {}
-    linear: list[nn.Linear] = []
+    computed: list[nn.Linear | nn.Conv2d] = []
     bn_names: list[str] = []
-    weighted: dict[str, nn.Module] = {}
+    weighted: dict[str, nn.Linear | nn.Conv2d] = {}
     finished: list[str] = []
     device = next(network.parameters()).device
 
@@ -113,8 +140,7 @@ def trace(network: nn.Module, num_classes: int, shape: tuple[int, int, int]) -> 
         inputs_of[name] = inputs[0] if inputs else None
         if isinstance(module, nn.Linear | nn.Conv2d):
             weighted[name] = module
-        if isinstance(module, nn.Linear):
-            linear.append(module)
+            computed.append(module)
         elif isinstance(module, BatchNorms) and module.running_mean is not None:
             bn_names.append(name)
 
@@ -122,32 +148,89 @@ def trace(network: nn.Module, num_classes: int, shape: tuple[int, int, int]) -> 
         for name, module in network.named_modules():
             hooks.enter_context(module.register_forward_hook(partial(record, name)))
         try:
-            logits = network(images := torch.zeros(2, *shape, device=device))
+            output = network(images := torch.zeros(2, *shape, device=device))
         except Exception as error:  # the user's network may raise anything
             raise InputError(f"the teacher cannot read images of shape {shape}: {error}") from error
-    what = f"type of the teacher's output for 2 images of shape {shape}"
-    require(isinstance(logits, Tensor), what, type(logits).__name__, f"a tensor of shape (2, {num_classes})")
-    actual, expected = tuple(logits.shape), (2, num_classes)
-    require(actual == expected, "shape of the teacher's output for 2 images", actual, str(expected))
-    last = linear[-1] if linear else None
-    accepted = f"a torch.nn.Linear with {num_classes} outputs that computes the logits"
-    fits = last is not None and last.out_features == num_classes
-    require(fits, "last linear layer of the teacher", last, accepted)
+    task = _task_of(output, num_classes, shape)
+    if logits_in(output) is not output:
+        network.register_forward_hook(_only_logits)
+    last = _classifier(network, computed, num_classes, task, shape)
     # In the order of definition, so that a list of layers names a stage before the layers inside it.
     tappable = tuple(name for name, _ in network.named_modules() if name and isinstance(ran.get(name), Tensor))
-    others = tuple(name for name, module in weighted.items() if module is not linear[-1])
+    others = tuple(name for name, module in weighted.items() if module is not last)
     bn = tuple(dict.fromkeys(bn_names))
     maps = {name: value for name, value in inputs_of.items() if isinstance(value, Tensor) and value is not images}
     once = [name for name in finished if name and finished.count(name) == 1]
+    spatial = bn
+    if is_dense(task):  # maps of logits are no stages, nor are the means over the image of a pyramid
+        scores = [name for name, module in weighted.items() if len(module.weight) == num_classes]
+        own = finished.index(next(name for name in scores if weighted[name] is last))
+        once = [name for name in once if finished.index(name) < own and name not in scores]
+        spatial = tuple(name for name in bn if name in maps and maps[name][0, 0].numel() > 1)
     outputs = {name: value for name in once if isinstance(value := ran[name], Tensor)}
-    ends = _without_repeats(network, stage_outputs(network, outputs), linear[-1], shape)
-    return Trace(linear[-1], bn, tappable, others, stage_inputs(network, maps, bn), ends)
+    ends = _without_repeats(network, stage_outputs(network, outputs), last, shape)
+    return Trace(task, last, bn, tappable, others, stage_inputs(network, maps, spatial), ends)
+
+
+def _task_of(output: object, num_classes: int, shape: tuple[int, int, int]) -> Task:
+    """Return the task of a network with this `output` for two images. Raises `InputError` for any other output."""
+    logits = logits_in(output)
+    if not isinstance(logits, Tensor):
+        what = f"type of the teacher's output for 2 images of shape {shape}"
+        accepted = f"a tensor of shape {accepted_shapes(num_classes, shape)}; or a dictionary with one as {ENTRY!r}"
+        raise InputError(f"{what} is {type(logits).__name__!r}; accepted: {accepted}")
+    tasks: dict[tuple[int, ...], Task] = {(2, num_classes): "classification"}
+    tasks[2, num_classes, *shape[1:]] = "segmentation"
+    actual = tuple(logits.shape)
+    require(actual in tasks, "shape of the teacher's output for 2 images", actual, accepted_shapes(num_classes, shape))
+    return tasks[actual]
+
+
+def _classifier(
+    network: nn.Module,
+    computed: Sequence[nn.Linear | nn.Conv2d],
+    num_classes: int,
+    task: Task,
+    shape: tuple[int, int, int],
+) -> nn.Linear | nn.Conv2d:
+    """Return the layer that computes the logits, from the convolutions and linear layers in the order of execution.
+
+    Convolutions of an auxiliary head, on which the logits do not depend, are left out. Raises `InputError` if there is
+    no such layer.
+    """
+    kind = nn.Conv2d if is_dense(task) else nn.Linear
+    found = [layer for layer in computed if isinstance(layer, kind)]
+    if is_dense(task):
+        found = [layer for layer in found if len(layer.weight) == num_classes]
+        while len(found) > 1 and not _matters(network, found[-1], shape):
+            found.pop()
+    last = found[-1] if found else None
+    if last is None or len(last.weight) != num_classes:
+        what = f"convolution with {num_classes} outputs" if is_dense(task) else "linear layer"
+        accepted = f"a torch.nn.{kind.__name__} with {num_classes} outputs that computes the logits"
+        raise InputError(f"last {what} of the teacher is {last}; accepted: {accepted}")
+    return last
+
+
+def _matters(network: nn.Module, layer: nn.Module, shape: tuple[int, int, int]) -> bool:
+    """Return whether the logits change if `layer` gives other values; True on the meta device, without values."""
+    images = torch.zeros(2, *shape, device=next(network.parameters()).device)
+    if images.is_meta:
+        return True
+    before: Any = logits_in(network(images))
+
+    def moved(_: nn.Module, __: object, output: Tensor) -> Tensor:
+        return output + 1
+
+    with layer.register_forward_hook(moved):
+        after: Any = logits_in(network(images))
+    return not torch.equal(before, after)
 
 
 def _without_repeats(
-    network: nn.Module, ends: tuple[str, ...], classifier: nn.Linear, shape: tuple[int, int, int]
+    network: nn.Module, ends: tuple[str, ...], classifier: nn.Linear | nn.Conv2d, shape: tuple[int, int, int]
 ) -> tuple[str, ...]:
-    """Drop layers whose spatial means equal those of a later layer or the input of the last linear layer.
+    """Drop layers whose spatial means equal those of a later layer or of the input of the layer for the logits.
 
     A layer before average pooling is such a case, because pooling keeps the means. The means are compared on two random
     images; on the meta device, where tensors have no values, all of `ends` are returned.
@@ -159,7 +242,8 @@ def _without_repeats(
     entered: list[Tensor] = []
     with tapped(network, ends) as taps, classifier.register_forward_pre_hook(lambda _, x: entered.append(x[0].float())):
         network(images)
-    means = [*(over_space(taps[name]) for name in ends), entered[-1]]
+    last = over_space(entered[-1]) if isinstance(classifier, nn.Conv2d) else entered[-1]
+    means = [*(over_space(taps[name]) for name in ends), last]
 
     def repeated(index: int) -> bool:
         one, later = means[index], means[index + 1 :]
@@ -173,7 +257,8 @@ def stage_inputs(network: nn.Module, inputs: Mapping[str, Tensor], bn: Sequence[
 
     `inputs`: the input of each module, by name, without modules that read the image itself; `bn`: the BN layers in the
     order of execution. The stages are the children of a module `stages`, as in the networks of this package, or
-    `layer1`, `layer2`, ..., as in torchvision's ResNets; only children in `inputs` that read a (B, C, H, W) map count.
+    `layer1`, `layer2`, ..., as in torchvision's ResNets, also inside a module `backbone` that gives its maps by name,
+    as in torchvision's segmentation networks; only children in `inputs` that read a (B, C, H, W) map count.
     In other networks each BN layer whose input has fewer positions than the inputs of all earlier BN layers counts as
     a stage (our choice).
     """
@@ -205,4 +290,6 @@ def _named_stages(network: nn.Module) -> list[str]:
     children = dict(network.named_children())
     if "stages" in children:
         return [f"stages.{name}" for name, _ in children["stages"].named_children()]
+    if isinstance(backbone := children.get("backbone"), nn.ModuleDict):
+        return [f"backbone.{name}" for name in _named_stages(backbone)]
     return [name for name in children if re.fullmatch(r"layer\d+", name)]

@@ -59,12 +59,12 @@ class MobileNetV2Module(nn.Module):
 class InvertedResidual(nn.Module):
     """Expands, filters and projects; the input is added to the result if the shapes are equal."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int, *, expansion: int) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int, *, expansion: int, dilation: int = 1) -> None:
         super().__init__()
         inner = expansion * inputs
         self.branch = nn.Sequential(
             *(_filtered(inputs, inner, 1) if expansion != 1 else ()),
-            *_filtered(inner, inner, 3, stride=stride, groups=inner),
+            *_filtered(inner, inner, 3, stride=stride, groups=inner, dilation=dilation),
             nn.Conv2d(inner, outputs, 1, bias=False),
             BatchNorm2d(outputs),
         )
@@ -83,6 +83,9 @@ def rounded(channels: int, percent: int) -> int:
     return nearest if nearest >= 0.9 * exact else nearest + 8
 
 
-def _filtered(inputs: int, outputs: int, kernel: int, *, stride: int = 1, groups: int = 1) -> list[nn.Module]:
-    convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
+def _filtered(
+    inputs: int, outputs: int, kernel: int, *, stride: int = 1, groups: int = 1, dilation: int = 1
+) -> list[nn.Module]:
+    padding = dilation * (kernel // 2)
+    convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation, groups, bias=False)
     return [convolution, BatchNorm2d(outputs), nn.ReLU6(inplace=True)]

@@ -50,11 +50,12 @@ class Network(Method, ABC):
 
     @final
     def build(self, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
-        """Return a freshly initialised module that maps normalised images (B, C, H, W) to logits (B, K).
+        """Return a freshly initialised module that maps normalised images (B, C, H, W) to logits.
 
-        Its last layer is `nn.Linear`. `image_shape` is (C, H, W). The weights are drawn from PyTorch's global
-        generator: call `build` inside `Streams.forked`. Raises `InputError` if H or W is below `min_size`, or if the
-        weights exceed the free CPU memory.
+        For classification they are (B, K), and its last layer is `nn.Linear`. A network whose `tasks` are segmentation
+        gives (B, K, H, W), computed by a convolution with K outputs and enlarged to the image. `image_shape` is
+        (C, H, W). The weights are drawn from PyTorch's global generator: call `build` inside `Streams.forked`. Raises
+        `InputError` if H or W is below `min_size`, or if the weights exceed the free CPU memory.
         """
         _, height, width = image_shape
         side = min(height, width)

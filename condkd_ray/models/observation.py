@@ -1,6 +1,7 @@
 """Logits, features and layer statistics of one forward pass, and the object that collects them.
 
-Letters: B batch, C channels, K classes, D features, S channels of all BN layers.
+Letters: B batch, C channels, H W height and width, h w those of a map inside the network, K classes, D features, S
+channels of all BN layers.
 """
 
 from __future__ import annotations
@@ -16,14 +17,15 @@ from torch import Tensor, nn
 from condkd_ray.models.hooks import HALF_TYPES, cast, over_space, sharing
 
 PENULTIMATE = "penultimate"
-"""Layer name that means the input of the last linear layer."""
+"""Layer name that means the input of the layer that computes the logits (see `hooks.Trace`)."""
 
 
 @dataclass(frozen=True)
 class Observation:
     """Values collected in one forward pass of a batch. Nothing is kept in the network between passes.
 
-    `logits` (B, K); `features` (B, D), the input of the last linear layer; `bn` (2, S), means and biased variances in
+    `logits` (B, K), of a segmentation network (B, K, H, W); `features` (B, D), the input of the last linear layer, of a
+    segmentation network (B, D, h, w), that of the last convolution; `bn` (2, S), means and biased variances in
     this batch of the inputs of the BN layers, concatenated in the order of execution (S channels in all), or (2, 0) if
     they were not requested; `taps`, outputs of the requested layers by name; `input_means` (B, sum of C) if requested,
     the spatial means of each image at the inputs of the requested layers, concatenated.
@@ -46,10 +48,21 @@ class Observation:
         )
 
     def pooled(self, layer: str) -> Tensor:
-        """Return (B, D): the features if `layer` is `penultimate`, else the spatial means of that layer's output."""
+        """Return (B, D): the features if `layer` is `penultimate`, else the spatial means of that layer's output.
+
+        The features of a segmentation network stay maps: see `maps`.
+        """
         if layer == PENULTIMATE:
             return self.features
         return over_space(self.taps[layer])
+
+    def maps(self, layer: str) -> Tensor:
+        """Return the features if `layer` is `penultimate`, else that layer's output, as a map (B, D, h, w).
+
+        A vector is a map of one position.
+        """
+        values = self.features if layer == PENULTIMATE else self.taps[layer]
+        return values[:, :, None, None] if values.ndim == 2 else values
 
 
 class Observer:

@@ -108,13 +108,13 @@ class ResNetModule(nn.Module):
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions with BN, added to a shortcut; ReLU after the sum."""
+    """Two 3x3 convolutions of `dilation` with BN, added to a shortcut; ReLU after the sum."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int, option: Option = "b") -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int, option: Option = "b", dilation: int = 1) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, dilation, dilation, bias=False)
         self.bn1 = BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, dilation, dilation, bias=False)
         self.bn2 = BatchNorm2d(outputs)
         self.shortcut = nn.Identity()
         if (stride != 1 or inputs != outputs) and option == "a":

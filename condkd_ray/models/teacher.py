@@ -1,13 +1,14 @@
 """The frozen teacher: logits, features, layer outputs and BN statistics.
 
-Letters: B batch, C channels, H W height and width, K classes, D features, L BN layers, S channels of all BN layers
-together.
+Letters: B batch, C channels, H W height and width, h w those of a map inside the network, K classes, D features, L BN
+layers, S channels of all BN layers together.
 """
 
 from __future__ import annotations
 
 import copy
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from condkd_ray.core.config import Finite, Flag, Positive, checked
 from condkd_ray.core.method import InputError, require
+from condkd_ray.core.task import Task, is_dense
 from condkd_ray.models.folding import folded
 from condkd_ray.models.hooks import cast, sharing, trace
 from condkd_ray.models.observation import PENULTIMATE, Observation, Observer
@@ -26,11 +28,15 @@ log = logging.getLogger(__name__)
 
 STATISTICS = ("running_mean", "running_var")
 """Buffers of a BN layer with the statistics that an inversion matches."""
+PIXELS = 2**20
+"""Pixels of a forward pass of a segmentation network without gradients; this only limits memory."""
 
 
 @dataclass(eq=False, kw_only=True)
 class Teacher:
-    """A trained classifier, frozen and in eval mode, with the known facts of its training data.
+    """A trained network, frozen and in eval mode, with the known facts of its training data.
+
+    It gives logits per image (classification) or per pixel (segmentation): see `task`.
 
     The network must not change afterwards, except by `to` and `in_order`: values computed from its parameters and
     buffers, such as `bn`, would not be updated. `image_shape` (C, H, W); `mean`, `std` per channel, in units of [0, 1]
@@ -47,6 +53,7 @@ class Teacher:
     flip_ok: bool
 
     def __post_init__(self) -> None:
+        """Raises `InputError` if the network does not give such logits: see `hooks.trace`."""
         self.network.eval().requires_grad_(False)
         self.mean, self.std = tuple(self.mean), tuple(self.std)
         self._traced = trace(self.network, self.num_classes, self.image_shape)
@@ -87,12 +94,14 @@ class Teacher:
         train_size: int = 50_000,
         flip_ok: bool = False,
     ) -> Teacher:
-        """Make a teacher from any module that maps (B, C, H, W) normalised images to (B, K) logits.
+        """Make a teacher from any module that maps normalised images (B, C, H, W) to logits, (B, K) or (B, K, H, W).
 
         The module is copied; the caller's module keeps its device and mode.
 
         Args:
-            module: Ends in a `torch.nn.Linear` with K outputs. It gets float32 images; its weights may have any type.
+            module: Its logits come from a `torch.nn.Linear` with K outputs, or for logits per pixel from a
+                `torch.nn.Conv2d` with K outputs, enlarged to H x W. It may return a dictionary with the logits under
+                "out", as torchvision's segmentation networks do. It gets float32 images; its weights may have any type.
             num_classes: K.
             image_shape: (C, H, W).
             mean: Mean per channel of the normalisation used in the module's training, in units of [0, 1] pixels.
@@ -103,7 +112,8 @@ class Teacher:
 
         Raises:
             InputError: An argument has a wrong type or value; `module` is no module with parameters, cannot be copied,
-                does not map two images of `image_shape` to (2, K) finite logits, or no linear layer produces them.
+                does not map two images of `image_shape` to finite logits, (2, K) or (2, K, H, W), or no linear layer
+                or convolution produces them.
         """
         kind = type(module).__name__
         require(isinstance(module, nn.Module), "teacher module", kind, "a torch.nn.Module")
@@ -176,13 +186,19 @@ class Teacher:
         return self._traced.ends
 
     @property
+    def task(self) -> Task:
+        """`segmentation` if the network gives logits per pixel, else `classification`."""
+        return self._traced.task
+
+    @property
     def num_features(self) -> int:
-        """D, the number of inputs of the last linear layer."""
-        return self._traced.classifier.in_features
+        """D, the number of inputs of the layer that computes the logits: in segmentation, of channels."""
+        last = self._traced.classifier
+        return last.in_channels if isinstance(last, nn.Conv2d) else last.in_features
 
     @property
     def weighted(self) -> dict[str, nn.Linear | nn.Conv2d]:
-        """Convolutions and linear layers by name, in the order of execution, without the last linear layer."""
+        """Convolutions and linear layers by name, in the order of execution, without the one for the logits."""
         return {name: self._layers[name] for name in self._traced.weighted}  # type: ignore[misc]
 
     def to(self, device: torch.device | str) -> Teacher:
@@ -192,21 +208,35 @@ class Teacher:
         return self
 
     def in_order(self, order: Sequence[int]) -> Teacher:
-        """Permute the outputs in place so that output `order[k]` is the former output k, and return this teacher."""
-        former, classifier = torch.as_tensor(order).argsort().to(self.device), self._traced.classifier
-        with torch.no_grad():
-            for rows in (classifier.weight, classifier.bias):
-                if rows is not None:
-                    rows.copy_(rows[former])
+        """Permute the outputs in place so that output `order[k]` is the former output k, and return this teacher.
+
+        Raises `InputError` if several convolutions compute the logits of a segmentation network.
+        """
+        former = torch.as_tensor(order).argsort().to(self.device)
+        before = self.network(self._probe_images()) if is_dense(self.task) else None
+        self._take_outputs(former)
+        if before is not None:
+            alone = torch.allclose(self.network(self._probe_images()), before[:, former], rtol=1e-3, atol=1e-4)
+            if not alone:
+                self._take_outputs(torch.as_tensor(order, device=self.device))
+            what = f"order of the teacher's outputs, which are computed by {self._last} and other layers,"
+            require(alone, what, [*order], "the order as it is, or a network whose last convolution gives the logits")
         self._settle()
         return self
+
+    @torch.no_grad()
+    def _take_outputs(self, rows: Tensor) -> None:
+        """Replace output k of the layer for the logits by its output `rows[k]`."""
+        for values in (self._traced.classifier.weight, self._traced.classifier.bias):
+            if values is not None:
+                values.copy_(values[rows])
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """Normalise [0, 1] pixels (B, C, H, W) with `mean` and `std`."""
         return (pixels - self._mean.to(pixels)) / self._std.to(pixels)
 
     def logits(self, images: Tensor) -> Tensor:
-        """Return (B, K) logits, differentiable in `images`; no hooks run."""
+        """Return logits (B, K) or (B, K, H, W), differentiable in `images`; no hooks for layers run."""
         return self.network(images).float()
 
     @property
@@ -251,8 +281,9 @@ class Teacher:
 
     @torch.no_grad()
     def batched_logits(self, images: Tensor) -> Tensor:
-        """Return (B, K) logits of any number of images, computed in batches without gradients."""
-        return torch.cat([self.logits_network(part).float() for part in images.split(512)])
+        """Return (B, K) or (B, K, H, W) logits of any number of images, computed in batches without gradients."""
+        rows = max(1, PIXELS // math.prod(self.image_shape[1:])) if is_dense(self.task) else 512
+        return torch.cat([self.logits_network(part).float() for part in images.split(rows)])
 
     def observe(
         self, images: Tensor, layers: Sequence[str] = (), *, bn: bool = True, input_means: Sequence[str] = ()
@@ -274,11 +305,11 @@ class Teacher:
         return self._observers[key]
 
     def logits_from(self, layer: str, values: Tensor, image: Tensor | None = None) -> Tensor:
-        """Return (B, K) logits when the output of `layer` is replaced by `values` (B, ...).
+        """Return the logits when the output of `layer` is replaced by `values` (B, ...).
 
-        For `penultimate` the values replace the input of the last linear layer. The layers before it run on one `image`
-        (1, C, H, W), by default zeros. The result is meaningful only if it does not depend on this image: see
-        `decides`.
+        For `penultimate` the values replace the input of the layer that computes the logits. The layers before it run
+        on one `image` (1, C, H, W), by default zeros. The result is meaningful only if it does not depend on this
+        image: see `decides`.
         """
         if layer == PENULTIMATE:
             handle = self._traced.classifier.register_forward_pre_hook(lambda *_: (values,))
@@ -289,7 +320,10 @@ class Teacher:
 
     @torch.no_grad()
     def decides(self, layer: str, width: int) -> bool:
-        """Return whether the logits depend on the `width` outputs of `layer` only; tested on 3 vectors and 2 images."""
+        """Return whether the logits depend on the `width` outputs of `layer` only; tested on 3 vectors and 2 images.
+
+        Never for logits per pixel, which depend on maps.
+        """
         values = torch.randn(3, width, generator=torch.Generator().manual_seed(0)).to(self.device)
         try:
             logits = self.logits_from(layer, values)

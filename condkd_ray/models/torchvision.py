@@ -1,4 +1,6 @@
-"""Torchvision's classifiers by name, designed for 224x224 images, with random weights.
+"""Torchvision's classifiers and segmentation networks by name, with random weights.
+
+The classifiers are designed for 224x224 images, the segmentation networks for sides of about 520.
 
 Parameters keep torchvision's names, so that weight files saved from its models load. Our choices: dropout and
 stochastic depth are off, because draws from the global generator would make trials unrepeatable; running statistics of
@@ -8,12 +10,14 @@ summing the first convolution's weights over its input channels.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from condkd_ray.core.method import require
+from condkd_ray.core.task import BOTH, Task
 from condkd_ray.models.network import Network
 
 _MODELS = {
@@ -33,31 +37,57 @@ _MODELS = {
 `googlenet` and `inception_v3` (several outputs in training), `squeezenet` (ends in a convolution), and the transformers
 (fixed image size, or maps with channels last)."""
 SMALLEST = {model: size for size, models in _MODELS.items() for model in models.split()}
-"""Smallest image side, in pixels, of each accepted model."""
+"""Smallest image side, in pixels, of each accepted classifier."""
+SEGMENTATION = dict.fromkeys(
+    (
+        *("deeplabv3_mobilenet_v3_large", "deeplabv3_resnet50", "deeplabv3_resnet101", "fcn_resnet50", "fcn_resnet101"),
+        "lraspp_mobilenet_v3_large",
+    ),
+    1,
+)
+"""Smallest image side, in pixels, of each accepted segmentation network."""
+
+
+class _TasksOfModel:
+    """Value of `Torchvision.tasks`: both for the class, for a network the one task that its model is made for."""
+
+    def __get__(self, network: "Torchvision | None", _: type | None = None) -> tuple[Task, ...]:
+        if network is None:
+            return BOTH
+        return ("segmentation",) if network.model in SEGMENTATION else ("classification",)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Torchvision(Network):
-    """A convolutional classifier of torchvision; for 32x32 images the last map of most models has one position."""
+    """A convolutional classifier or segmentation network of torchvision, by the model's name.
 
+    For 32x32 images the last map of most classifiers has one position.
+    """
+
+    tasks: ClassVar[Any] = _TasksOfModel()
     name: Literal["torchvision"] = "torchvision"
     model: str = "resnet18"
-    """Torchvision's name of the model, such as `resnet50` or `efficientnet_b0`."""
+    """Torchvision's name of the model, such as `resnet50` or `efficientnet_b0`; for segmentation `deeplabv3_resnet50`
+    and others."""
 
     def __post_init__(self) -> None:
-        require(self.model in SMALLEST, "torchvision model", self.model, ", ".join(sorted(SMALLEST)))
+        accepted = f"{', '.join(sorted(SMALLEST))}; for segmentation {', '.join(sorted(SEGMENTATION))}"
+        require(self.model in SMALLEST | SEGMENTATION, "torchvision model", self.model, accepted)
 
     @property
     def min_size(self) -> int:
         """Smallest side that the model's poolings and kernels accept."""
-        return SMALLEST[self.model]
+        return (SMALLEST | SEGMENTATION)[self.model]
 
     def _build(self, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
         channels = image_shape[0]
         require(channels in (1, 3), f"channels of images for torchvision's {self.model}", channels, "1 (grey) or 3")
         from torchvision import models, ops  # not at the top: over a second to import
 
-        module = models.get_model(self.model, weights=None, num_classes=num_classes)
+        dense = self.model in SEGMENTATION
+        weights = {"weights": None, **({"weights_backbone": None} if dense else {})}
+        module: Any = models.get_model(self.model, **weights, num_classes=num_classes)
+        module = SegmentationModule(module.backbone, module.classifier) if dense else module
         for layer in module.modules():
             if isinstance(layer, (nn.Dropout, ops.StochasticDepth)):
                 layer.p = 0.0
@@ -66,6 +96,24 @@ class Torchvision(Network):
         if channels == 1:
             _read_grey(module)
         return module
+
+
+class SegmentationModule(nn.Module):
+    """Torchvision's `backbone` and `classifier` of a segmentation network, which give logits instead of a dictionary.
+
+    Without the auxiliary head, which only trains the backbone.
+    """
+
+    def __init__(self, backbone: nn.Module, classifier: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.classifier = classifier
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits (B, K, H, W) of images (B, C, H, W)."""
+        maps: Any = self.backbone(images)
+        logits = self.classifier(maps.get("out", maps))  # the head of LRASPP reads two maps
+        return F.interpolate(logits, size=images.shape[2:], mode="bilinear", align_corners=False)
 
 
 @torch.no_grad()

@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 BATCHES = "num_batches_tracked"
 """A counter of batches. No forward pass in eval mode reads it, and older files lack it."""
+AUXILIARY = "aux_classifier"
+"""Name of the head of torchvision's segmentation networks that is used only in training."""
 
 
 def located(path: Path) -> tuple[Path, str]:
@@ -144,7 +146,8 @@ def fitted(network: nn.Module, path: Path, image_size: tuple[int, int] | None = 
     `InputError` if nothing fits, if several parts fit and `path` does not select one, if a value is not finite, or if
     the weights belong to a project whose network computes another function for images of `image_size`.
     """
-    own, read, file = network.state_dict(), _read(path), located(path)[0]
+    own, file = network.state_dict(), located(path)[0]
+    read, auxiliary = _without_auxiliary(own, _read(path))
     fits = _fitting(own, read, path)
     if not fits:
         place, closest = _closest(own, read)
@@ -160,6 +163,7 @@ def fitted(network: nn.Module, path: Path, image_size: tuple[int, int] | None = 
         what = f"size of the images for weights in {path} with names used by {scheme.projects}"
         require(scheme.same_at(*image_size), what, "{} x {}".format(*image_size), scheme.sides)
     notes = [f"weights in {file} are read from {place!r}{chosen.left_out}"] if [place] != [*read] else []
+    notes += [f"weights in {file}: the auxiliary head {AUXILIARY} is left out"] if auxiliary else []
     return Fitted(chosen.weights, (*notes, *chosen.notes(file)))
 
 
@@ -168,9 +172,18 @@ def nearest(network: nn.Module, path: Path) -> Weights:
 
     Raises `InputError` if the file cannot be read.
     """
-    own, read = network.state_dict(), _read(path)
+    own = network.state_dict()
+    read, _ = _without_auxiliary(own, _read(path))
     fits = [found.weights for found in _fitting(own, read, path).values()]
     return fits[0] if fits else _closest(own, read)[1].weights
+
+
+def _without_auxiliary(own: Weights, read: Mapping[str, Weights]) -> tuple[dict[str, Weights], bool]:
+    """Return the state dicts without an auxiliary head, and whether there was one, unless `own` has such a head."""
+    if any(AUXILIARY in name.split(".") for name in own):
+        return dict(read), False
+    kept = {key: {name: w[name] for name in w if AUXILIARY not in name.split(".")} for key, w in read.items()}
+    return kept, any(len(kept[key]) < len(read[key]) for key in read)
 
 
 def _place(key: str, prefix: str) -> str:

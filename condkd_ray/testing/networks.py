@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from condkd_ray.core.method import InputError
+from condkd_ray.core.task import is_dense
 from condkd_ray.models import parse
 from condkd_ray.models.network import Network, label
 from condkd_ray.models.teacher import Teacher
@@ -26,11 +27,14 @@ def check_network(network: Network) -> None:
 
 
 def check_logits(network: Network, shape: tuple[int, int, int]) -> None:
-    """Check that images of `shape` (C, H, W) give finite logits, computed by a last `nn.Linear`."""
+    """Check that images of `shape` (C, H, W) give finite logits, in classification computed by a last `nn.Linear`."""
     module = network.build(shape, CLASSES)
     logits = module(torch.randn(3, *shape))
-    expect(logits.shape == (3, CLASSES), f"the logits of 3 images have shape (3, {CLASSES})")
+    expected = (3, CLASSES, *_positions(network, shape))
+    expect(logits.shape == expected, f"the logits of 3 images have shape {expected}")
     expect(bool(logits.isfinite().all()), "logits are finite")
+    if _positions(network, shape):
+        return
     last = list(module.modules())[-1]
     expect(
         isinstance(last, nn.Linear) and last.out_features == CLASSES,
@@ -45,13 +49,22 @@ def check_teacher(network: Network, shape: tuple[int, int, int]) -> None:
     teacher = Teacher.from_module(module, num_classes=CLASSES, image_shape=shape, mean=channels, std=channels)
     images = torch.randn(2, *shape, requires_grad=True)
     observation = teacher.observe(images)
-    expect(observation.logits.shape == (2, CLASSES), "the teacher's logits have shape (2, number of classes)")
-    expect(observation.features.shape == (2, teacher.num_features), "features are the inputs of the last linear layer")
+    expected = (2, CLASSES, *_positions(network, shape))
+    expect(observation.logits.shape == expected, f"the teacher's logits have shape {expected}")
+    expect(teacher.task in network.tasks, "the teacher's task is one of the network's")
+    expect(
+        observation.features.shape[:2] == (2, teacher.num_features), "features are the inputs of the layer for logits"
+    )
     (gradient,) = torch.autograd.grad(observation.features.square().sum(), images)
     expect(
         bool(gradient.isfinite().all()) and bool((gradient != 0).any()),
         "features have finite, non-zero gradients with respect to the images",
     )
+
+
+def _positions(network: Network, shape: tuple[int, int, int]) -> tuple[int, ...]:
+    """Return the dimensions of logits after the classes: () for classification, (H, W) for segmentation."""
+    return shape[1:] if any(map(is_dense, network.tasks)) else ()
 
 
 def check_small_images_are_rejected(network: Network) -> None:

@@ -3,9 +3,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from condkd_ray.core.method import InputError
 from condkd_ray.core.rng import Streams
 from condkd_ray.models.cost import cost
-from condkd_ray.models.generator import Generator, UpsampledConv
+from condkd_ray.models.generator import Generator, LayoutGenerator, UpsampledConv
 
 SHAPES = [(1, 8, 8), (3, 32, 32), (1, 28, 28), (2, 7, 10), (1, 1, 1)]
 
@@ -124,3 +125,57 @@ def test_the_default_initialisation_is_pytorchs():
     with Streams(0).forked("init/generator"):
         linear = nn.Linear(6, 8 * 4)
     assert torch.equal(generator((1, 8, 8)).linear.weight, linear.weight)
+
+
+def test_four_upsamplings_have_the_channels_of_dfads_generator_for_segmentation():
+    # GeneratorB at 128 pixels with ngf 64: linear, BN, four convolutions with BN (3x3 here, 4x4 there), last one.
+    network = Generator(256, 128, (3, 128, 128), upsamplings=4)
+    steps = [(512, 256), (256, 128), (128, 64), (64, 64)]
+    expected = 257 * 512 * 64 + 2 * 512 + sum(9 * a * b + 2 * b for a, b in steps) + 9 * 64 * 3 + 3
+    assert sum(p.numel() for p in network.parameters()) == expected
+    assert network.sizes == [(8, 8), (16, 16), (32, 32), (64, 64), (128, 128)]
+
+
+def test_two_upsamplings_are_the_default_and_equal_bit_for_bit():
+    assert torch.equal(generator((3, 12, 20))(latents()), generator((3, 12, 20), upsamplings=2)(latents()))
+
+
+@pytest.mark.parametrize("upsamplings", [2, 3, 4])
+def test_sides_that_no_power_of_two_divides_are_generated(upsamplings):
+    assert generator((3, 18, 25), upsamplings=upsamplings)(latents()).shape == (32, 3, 18, 25)
+
+
+def test_fewer_than_two_upsamplings_are_refused():
+    with pytest.raises(InputError, match=r"^upsamplings of a generator is 1; accepted: 2 or more$"):
+        generator((3, 8, 8), upsamplings=1)
+
+
+def layouts(shape=(12, 20), count=32):
+    return torch.randint(0, 3, (count, *shape), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("upsamplings", [2, 3])
+def test_every_weight_of_a_layout_generator_has_a_gradient(upsamplings):
+    with Streams(0).forked("init/generator"):
+        network = LayoutGenerator(6, 8, (3, 12, 20), 3, upsamplings=upsamplings)
+    images = network(latents(), layouts())
+    assert images.shape == (32, 3, 12, 20)
+    (images * torch.randn(images.shape, generator=torch.Generator().manual_seed(2))).sum().backward()
+    assert all(p.grad.abs().sum() > 0 for p in network.parameters())
+
+
+def test_a_changed_label_changes_the_image_at_its_place_most():
+    with Streams(0).forked("init/generator"):
+        network = LayoutGenerator(6, 8, (3, 12, 20), 3).eval()
+    labels = torch.zeros(1, 12, 20, dtype=torch.int64)
+    other = labels.clone()
+    other[:, :4, :4] = 1
+    change = (network(latents(1), labels) - network(latents(1), other)).abs().sum(1)[0]
+    assert change[:4, :4].mean() > 5 * change[8:, 12:].mean()
+
+
+def test_a_pixel_without_a_class_adds_nothing():
+    with Streams(0).forked("init/generator"):
+        network = LayoutGenerator(6, 8, (3, 12, 20), 3).eval()
+    images = network(latents(), torch.full((32, 12, 20), -1))
+    assert torch.equal(images, network.body(latents()))

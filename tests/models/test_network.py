@@ -7,6 +7,7 @@ from typing import Annotated, Literal, get_args
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import Field, TypeAdapter
@@ -23,6 +24,8 @@ from condkd_ray.models import (
     AlexNetHalf,
     AnyNetwork,
     ConvNet,
+    DeepLabMobileNetV2,
+    DeepLabResNet,
     LeNet5,
     LeNet5Half,
     MobileNetV2,
@@ -39,15 +42,16 @@ from condkd_ray.models import network as network_module
 from condkd_ray.models.cost import cost_of
 from condkd_ray.models.network import Network, label, seeded_module
 from condkd_ray.models.teacher import Teacher
-from condkd_ray.models.torchvision import SMALLEST
+from condkd_ray.models.torchvision import SEGMENTATION, SMALLEST
 
 NETWORKS: list[AnyNetwork] = [
     *(LeNet5(), LeNet5Half(), ResNet(), ResNet(depth=14, width=4), ConvNet(width=8), ConvNet(depth=2, width=4)),
     *(AlexNet(), AlexNetHalf(), ResNet18(width=4), ResNet34(width=4), Wrn(depth=10), Wrn(width=2), Vgg11(width=4)),
     *(MobileNetV2(width=20), SqueezeNet(width=4), Torchvision(model="shufflenet_v2_x0_5")),
+    *(DeepLabResNet(width=4), DeepLabMobileNetV2(width=20), Torchvision(model="lraspp_mobilenet_v3_large")),
 ]
 SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 16, 20), (3, 64, 64)]
-WIDE = (ResNet18, ResNet34, Vgg11, MobileNetV2, SqueezeNet)
+WIDE = (ResNet18, ResNet34, Vgg11, MobileNetV2, SqueezeNet, DeepLabMobileNetV2)
 
 any_network = st.one_of(
     st.just(LeNet5()),
@@ -57,8 +61,13 @@ any_network = st.one_of(
     st.sampled_from([AlexNet(), AlexNetHalf()]),
     st.builds(lambda n, w: Wrn(depth=6 * n + 4, width=w), st.integers(1, 30), st.integers(1, 64)),
     *(st.builds(lambda w, kind=kind: kind(width=w), st.integers(1, 4096)) for kind in WIDE),
-    st.builds(lambda model: Torchvision(model=model), st.sampled_from(sorted(SMALLEST))),
+    st.builds(lambda n, w: DeepLabResNet(depth=6 * n + 2, width=w), st.integers(1, 30), st.integers(1, 4096)),
+    st.builds(lambda model: Torchvision(model=model), st.sampled_from(sorted(SMALLEST | SEGMENTATION))),
 )
+
+
+def dense(network: Network) -> bool:
+    return network.tasks == ("segmentation",)
 
 
 def test_every_member_of_the_union_is_tested():
@@ -67,16 +76,16 @@ def test_every_member_of_the_union_is_tested():
 
 @pytest.mark.parametrize("network", NETWORKS, ids=label)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_the_last_linear_layer_returns_finite_logits(network, shape):
+def test_the_last_layer_returns_finite_logits(network, shape):
     if min(shape[1:]) < network.min_size:
         pytest.skip("refused, see below")
     module = network.build(shape, 7)
     logits = module(torch.randn(3, *shape))
-    assert logits.shape == (3, 7)
+    assert logits.shape == ((3, 7, *shape[1:]) if dense(network) else (3, 7))
     assert logits.isfinite().all()
     last = list(module.modules())[-1]
-    assert isinstance(last, nn.Linear)
-    assert last.out_features == 7
+    assert isinstance(last, nn.Conv2d if dense(network) else nn.Linear)
+    assert len(last.weight) == 7
 
 
 @pytest.mark.parametrize("network", NETWORKS, ids=label)
@@ -265,7 +274,8 @@ def test_a_step_of_training_leaves_finite_logits_also_in_bfloat16(network):
     for precision in (torch.float32, torch.bfloat16):
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
             logits = module(images)
-        losses.append(nn.functional.cross_entropy(logits.float(), labels))
+        target = labels[:, None, None].expand(8, 32, 32) if dense(network) else labels
+        losses.append(nn.functional.cross_entropy(logits.float(), target))
         assert logits.dtype == precision
         optimizer.zero_grad()
         losses[-1].backward()
@@ -280,10 +290,15 @@ def test_a_network_can_be_used_as_a_teacher(network):
     module = network.build((1, 28, 28), 4)
     teacher = Teacher.from_module(module, num_classes=4, image_shape=(1, 28, 28), mean=[0.1], std=[0.3])
     images = torch.randn(2, 1, 28, 28)
-    last = [layer for layer in teacher.network.modules() if isinstance(layer, nn.Linear)][-1]
+    last = list(teacher.network.modules())[-1]
     with torch.no_grad():
         seen = teacher.observe(images)
-        torch.testing.assert_close(last(seen.features), teacher.logits(images))
+        assert seen.features.shape[:2] == (2, teacher.num_features)
+        assert teacher.task == network.tasks[0]
+        if network.name != "torchvision" or not dense(network):  # LRASPP adds the logits of two layers
+            logits = last(seen.features)
+            resized = F.interpolate(logits, size=(28, 28), mode="bilinear") if dense(network) else logits
+            torch.testing.assert_close(resized, teacher.logits(images))
     normalising = [layer for layer in module.modules() if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d))]
     assert len(teacher.bn_inputs) == len(normalising)
     assert seen.bn.shape == teacher.bn[0].shape
@@ -299,6 +314,8 @@ TAPS = [
     (Vgg11(width=2), {"stages.0": (2, 32, 32), "stages.3": (16, 4, 4), "stages.4": (16, 4, 4)}),
     (MobileNetV2(width=10), {"stages.0": (8, 32, 32), "stages.2": (8, 16, 16), "stages.6": (32, 4, 4)}),
     (SqueezeNet(width=1), {"stages.0": (16, 16, 16), "stages.1": (32, 8, 8), "stages.2": (32, 4, 4)}),
+    (DeepLabResNet(width=2), {"stages.0": (2, 16, 16), "stages.1": (4, 8, 8), "stages.2": (8, 8, 8)}),
+    (DeepLabMobileNetV2(width=10), {"stages.1": (8, 16, 16), "stages.2": (8, 8, 8), "stages.6": (32, 8, 8)}),
 ]
 
 
@@ -323,6 +340,8 @@ STAGES = [
     (Torchvision(model="resnet18"), {"layer1": 64, "layer2": 64, "layer3": 128, "layer4": 256}),
     (Torchvision(model="shufflenet_v2_x0_5"), dict(zip(SHUFFLENET, (24, 24, 48, 96), strict=True))),
     (ConvNet(width=4), {}),
+    (DeepLabResNet(width=4), {"stages.0": 4, "stages.1": 4, "stages.2": 8}),
+    (Torchvision(model="fcn_resnet50"), {f"backbone.layer{i + 1}": n for i, n in enumerate((64, 256, 512, 1024))}),
 ]
 
 
@@ -342,6 +361,8 @@ ENDS = [
     (Vgg11(width=2), ("stages.0", "stages.1", "stages.2", "stages.3")),
     (MobileNetV2(width=10), tuple(f"stages.{i}" for i in range(7))),
     (Torchvision(model="resnet18"), ("layer1", "layer2", "layer3")),
+    (DeepLabResNet(width=4), ("stages.0", "stages.1", "stages.2")),
+    (Torchvision(model="fcn_resnet50"), tuple(f"backbone.layer{i}" for i in (1, 2, 3, 4))),
 ]
 """Ends of stages, without layers whose spatial means equal those of a later layer or the last linear layer's input."""
 
@@ -403,7 +424,8 @@ def test_parse_refuses_texts_that_are_no_network(text):
     expected = (
         f"network is {text!r}; accepted: lenet5, lenet5_half, resnet-DEPTH-WIDTH, convnet-DEPTH-WIDTH, alexnet, "
         "alexnet_half, resnet18-WIDTH, resnet34-WIDTH, wrn-DEPTH-WIDTH, vgg11-WIDTH, mobilenet_v2-WIDTH, "
-        "squeezenet-WIDTH, torchvision:MODEL, such as resnet-8-16"
+        "squeezenet-WIDTH, torchvision:MODEL, deeplab_resnet-DEPTH-WIDTH, deeplab_mobilenet_v2-WIDTH, "
+        "such as resnet-8-16"
     )
     with pytest.raises(InputError, match=f"^{re.escape(expected)}"):
         parse(text)

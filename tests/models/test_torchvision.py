@@ -8,7 +8,7 @@ from torchvision import models
 from condkd_ray.core.method import InputError
 from condkd_ray.core.rng import Streams
 from condkd_ray.models import Torchvision, parse
-from condkd_ray.models.torchvision import SMALLEST
+from condkd_ray.models.torchvision import SEGMENTATION, SMALLEST
 
 # One of each family; the other members differ in numbers of layers and channels.
 FAMILIES = [
@@ -86,8 +86,34 @@ def test_two_channels_are_refused_with_what_is_accepted():
         Torchvision().build((2, 32, 32), 5)
 
 
+@pytest.mark.parametrize("model", SEGMENTATION)
+def test_segmentation_networks_keep_torchvisions_names_and_read_the_smallest_side(model):
+    network = Torchvision(model=model)
+    assert network.tasks == ("segmentation",)
+    with torch.device("meta"):
+        module = network.build((3, 1, 2), 5).train()
+        assert module(torch.zeros(2, 3, 1, 2)).shape == (2, 5, 1, 2)
+        original = models.get_model(model, weights=None, weights_backbone=None, num_classes=5)
+    assert list(module.state_dict()) == list(original.state_dict())
+    assert {layer.p for layer in module.modules() if isinstance(layer, nn.Dropout)} <= {0.0}
+
+
+def test_segmentation_weights_saved_from_torchvision_load_and_give_its_logits():
+    original = models.segmentation.lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=5).eval()
+    module = parse("torchvision:lraspp_mobilenet_v3_large").build((3, 24, 32), 5).eval()
+    module.load_state_dict(original.state_dict())
+    images = torch.randn(2, 3, 24, 32)
+    assert torch.equal(module(images), original(images)["out"])
+
+
+def test_the_tasks_of_the_class_are_both_and_of_a_network_one():
+    assert Torchvision.tasks == ("classification", "segmentation")
+    assert Torchvision(model="resnet18").tasks == ("classification",)
+
+
 @pytest.mark.parametrize("model", ["inception_v3", "vit_b_16", "squeezenet1_0", "resnet", ""])
 def test_other_names_are_refused_with_the_list(model):
-    expected = f"torchvision model is {model!r}; accepted: {', '.join(sorted(SMALLEST))}"
+    accepted = f"{', '.join(sorted(SMALLEST))}; for segmentation {', '.join(sorted(SEGMENTATION))}"
+    expected = f"torchvision model is {model!r}; accepted: {accepted}"
     with pytest.raises(InputError, match=f"^{re.escape(expected)}$"):
         Torchvision(model=model)

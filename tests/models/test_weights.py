@@ -10,7 +10,7 @@ from toy import IMAGE_SHAPE, NUM_CLASSES, TEACHER
 
 from condkd_ray.core.config import file_digest
 from condkd_ray.core.method import InputError
-from condkd_ray.models import label
+from condkd_ray.models import DeepLabResNet, label
 from condkd_ray.models.resnet import ResNet
 from condkd_ray.models.weights import fitted, load_into, located, read_weights, recognised, weights_digest
 from condkd_ray.trial.config import tensor_digest
@@ -412,3 +412,24 @@ def test_names_of_which_only_some_have_a_prefix_are_refused_with_those_left_out(
         "'module' (left out: classifier.weight, classifier.bias), do not fit the network: missing: classifier.w"
         in message
     )
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_the_auxiliary_head_of_a_segmentation_network_is_left_out_and_said(tmp_path, prefix):
+    ours, theirs = (DeepLabResNet(width=4).build((3, 8, 8), 2) for _ in range(2))
+    state = {
+        **theirs.state_dict(),
+        "aux_classifier.0.weight": torch.ones(4, 4, 3, 3),
+        "aux_classifier.4.bias": torch.ones(2),
+    }
+    torch.save({prefix + name: value for name, value in state.items()}, tmp_path / "w.pt")
+    found = fitted(ours, tmp_path / "w.pt")
+    assert found.notes == (f"weights in {tmp_path / 'w.pt'}: the auxiliary head aux_classifier is left out",)
+    load_into(ours, found.weights, "weights")
+    assert tensor_digest(ours.state_dict()) == tensor_digest(theirs.state_dict())
+
+
+def test_a_network_with_an_auxiliary_head_gets_its_weights(tmp_path):
+    ours, theirs = (nn.ModuleDict({"classifier": nn.Linear(2, 3), "aux_classifier": nn.Linear(2, 3)}) for _ in range(2))
+    torch.save(theirs.state_dict(), tmp_path / "w.pt")
+    assert set(fitted(ours, tmp_path / "w.pt").weights) == set(ours.state_dict())

@@ -25,7 +25,9 @@ class Conditional(Host[State]):
 
         The released code of CMI, Fast and NAYER does the same: it crops [0, 1] pixels, then normalises.
         """
-        return shift_flip(images, rng=rng, share=self.shift, flip=teacher.flip_ok, black=black_of(teacher.black, images))
+        return shift_flip(
+            images, rng=rng, share=self.shift, flip=teacher.flip_ok, black=black_of(teacher.black, images)
+        )
 
     def terms(self, batch: StepBatch, *, bn: Tensor, teacher: Teacher, student: nn.Module | None) -> dict[str, Tensor]:
         """Return `bn` for the statistics `bn` (2, S), `oh`, and `adv`, which is 0 if `student` is None."""
