@@ -1,9 +1,11 @@
 """Agreement of a teacher's predictions with the labels of images, and whether another class order fits better.
 
-All classes have the same weight, so that a class with most of the images does not decide. All of it is our choice.
+All classes have the same weight, so that a class with most of the images or pixels does not decide. All of it is our
+choice.
 Letters: N images, K classes.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 
 from condkd_ray.data.datasets import RealImages
 from condkd_ray.methods.losses.discrepancy import by_class
+from condkd_ray.methods.scores import mean_iou
 
 Verdict = Literal["known", "doubtful", "unknown"]
 
@@ -97,6 +100,26 @@ def choose(labels: Tensor, per_class: int, *, seed: int) -> Tensor:
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     num_classes = int(labels.max()) + 1 if len(labels) else 1
     return torch.cat([rows[:per_class] for rows in by_class(order, labels[order], num_classes)])
+
+
+def some(images: RealImages, pixels: int, *, seed: int) -> RealImages:
+    """Return random images with at most this number of `pixels` in all, but at least one image."""
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    return images[order[: max(1, pixels // math.prod(images.pixels.shape[2:]))]]
+
+
+def best_order(counts: Tensor) -> tuple[tuple[int, ...], float]:
+    """Return the order of the classes with the highest mean IoU, and that mean IoU, from `scores.confusion` (K, K).
+
+    `order[k]` is the label of the pixels predicted as k. Classes without any pixel are left out of the mean.
+    """
+    from scipy.optimize import linear_sum_assignment  # imported here, because every command would wait for it
+
+    counts = counts.double()
+    either = counts.sum(1, keepdim=True) + counts.sum(0) - counts
+    labels, predicted = linear_sum_assignment((counts / either.clamp(min=1)).numpy(), maximize=True)
+    order = torch.as_tensor(labels)[torch.as_tensor(predicted).argsort()]
+    return tuple(order.tolist()), mean_iou(torch.zeros_like(counts).index_add_(1, order, counts)).item()
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Supervised training of a classifier on labelled real images: a short recipe for teachers.
+"""Supervised training of a network on labelled real images: a short recipe for teachers.
 
 SGD with Nesterov momentum, a learning rate that rises and falls linearly, shifts and mirror images. Images stay uint8
 in memory; each batch is moved, augmented and normalised as a whole, so that no data loader is needed. All of it is our
@@ -27,10 +27,12 @@ from condkd_ray.core.compilation import Compile, check, clear_compiled, compilin
 from condkd_ray.core.method import Meter, Method, Metrics, NonFiniteError, require
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import UNLABELLED, to_model
+from condkd_ray.core.task import BOTH, is_dense
 from condkd_ray.core.view import OnStep, no_bar
 from condkd_ray.data.augment import black_of, cutout, require_shift, shift_flip, split_labels, with_labels
 from condkd_ray.data.datasets import Dataset
-from condkd_ray.methods.recognition import choose, max_images_per_class, predicted_classes, recognition
+from condkd_ray.methods.recognition import choose, max_images_per_class, predicted_classes, recognition, some
+from condkd_ray.methods.scores import PIXELS, constant_iou, mean_iou, predicted_confusion
 from condkd_ray.models import AnyNetwork, ResNet
 from condkd_ray.models.hooks import BatchNorms
 from condkd_ray.models.network import label
@@ -42,8 +44,9 @@ Precision = Literal["float32", "bfloat16"]
 
 @dataclass(frozen=True, kw_only=True)
 class Supervised(Method):
-    """Supervised training by cross-entropy."""
+    """Supervised training by cross-entropy: per image, or in segmentation per pixel with a class."""
 
+    tasks = BOTH
     epochs: int = 10
     """Passes over the train images."""
     batch: int = 128
@@ -64,7 +67,7 @@ class Supervised(Method):
     """Largest shift of an image, as a share of its side: 4 pixels of 32, 1 of 8; black moves in."""
     cutout: float = 0.0
     """Side of a square at a random position of each image that is set to the mean colour, as a share of the image's
-    side; 0: none. Useful for long trainings."""
+    side; 0: none. Useful for long trainings. Labels of pixels are kept."""
     compile: Compile = "off"
     """Compilation of the forward pass and the loss of a step. It takes a minute or more before the first step; on a
     GPU, steps then need fewer launches and less memory traffic."""
@@ -100,9 +103,9 @@ class Supervised(Method):
         Images, labels and weights stay on their device; the CPU waits for it once per epoch.
 
         Args:
-            network: Maps (B, C, H, W) normalised images to (B, K) logits; on the device of `images`.
+            network: Maps (B, C, H, W) normalised images to (B, K) or (B, K, H, W) logits; on the device of `images`.
             images: (N, C, H, W) uint8.
-            labels: (N,) int64.
+            labels: (N,) int64, or (N, H, W) int16 with `UNLABELLED` for pixels that do not count.
             mean: Mean of the normalisation, per channel, in units of [0, 1] pixels.
             std: Standard deviation of the normalisation, likewise.
             flip_ok: Whether a mirrored image keeps its class.
@@ -111,7 +114,8 @@ class Supervised(Method):
             on_step: Called after each step with the number of steps done and of all steps of all epochs.
 
         Returns:
-            `teacher/loss` and `teacher/train_accuracy` (fraction, of augmented images) of the last epoch.
+            `teacher/loss` and `teacher/train_accuracy` (fraction, of augmented images, or of their pixels with a class)
+            of the last epoch.
 
         Raises:
             InputError: Images are not uint8, or nothing can be compiled here.
@@ -274,7 +278,12 @@ class TeacherConfig(Method):
         return {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
 
     def _require_better_than_chance(self, network: nn.Module, dataset: Dataset, device: str) -> None:
-        """Raise `InputError` unless the balanced train accuracy is certainly above chance: see `recognition`."""
+        """Raise `InputError` unless the balanced train accuracy is certainly above chance: see `recognition`.
+
+        In segmentation, unless the mean IoU of some train images is above that of the best constant prediction.
+        """
+        if is_dense(dataset.task):
+            return self._require_better_than_constant(network, dataset, device)
         checked = dataset.train[choose(dataset.train.labels, max_images_per_class(dataset.num_classes), seed=self.seed)]
         predictions = predicted_classes(network, checked, dataset.mean, dataset.std, device).cpu()
         found = recognition(predictions, checked.labels, dataset.num_classes)
@@ -285,10 +294,22 @@ class TeacherConfig(Method):
         )
         require(found.low > 1 / found.num_classes, what, round(found.share, 3), remedy)
 
+    def _require_better_than_constant(self, network: nn.Module, dataset: Dataset, device: str) -> None:
+        images = some(dataset.train, PIXELS, seed=self.seed)
+        counts = predicted_confusion(network, images, dataset.mean, dataset.std, dataset.num_classes, device)
+        found, least = mean_iou(counts).item(), constant_iou(counts)
+        what = f"mean IoU of teacher {label(self.network)} on {len(images)} train images after training"
+        remedy = "a smaller teacher.training.lr, or more epochs"
+        accepted = f"more than {least:.3f}, that of the best constant prediction: {remedy}"
+        require(found > least, what, round(found, 3), accepted)
+
 
 def as_teacher(network: nn.Module, dataset: Dataset) -> Teacher:
-    """Return the trained `network` as a teacher, with the properties of its train images."""
-    return Teacher(
+    """Return the trained `network` as a teacher, with the properties of its train images.
+
+    Raises `InputError` if it gives no logits for the images' task.
+    """
+    teacher = Teacher(
         network,
         num_classes=dataset.num_classes,
         image_shape=dataset.image_shape,
@@ -297,6 +318,9 @@ def as_teacher(network: nn.Module, dataset: Dataset) -> Teacher:
         train_size=len(dataset.train),
         flip_ok=dataset.flip_ok,
     )
+    accepted = f"{dataset.task}, the task of the data set {dataset.name}"
+    require(teacher.task == dataset.task, "task of the teacher", teacher.task, accepted)
+    return teacher
 
 
 def bf16_pays(device: torch.device | str = "cpu") -> bool:

@@ -67,10 +67,11 @@ class GivenTeacher:
         return replace(data, **normalisation)
 
     def check_images(self, dataset: Dataset) -> None:
-        """Raise `InputError` unless `dataset` has the image shape and the number of classes of the teacher."""
+        """Raise `InputError` unless `dataset` has the image shape, number of classes and task of the teacher."""
         teacher, where = self.teacher, f"that of the data set {dataset.name}"
         shape, classes = dataset.image_shape, dataset.num_classes
         require(teacher.image_shape == shape, "image_shape of the teacher", teacher.image_shape, f"{shape}, {where}")
         require(
             teacher.num_classes == classes, "num_classes of the teacher", teacher.num_classes, f"{classes}, {where}"
         )
+        require(teacher.task == dataset.task, "task of the teacher", teacher.task, f"{dataset.task}, {where}")

@@ -2,28 +2,34 @@
 
 Loading weights checks only their shapes. A teacher trained on other classes, on the same classes in another order, with
 another normalisation, or not at all, would run without any error, and its student would agree with it. Therefore the
-teacher classifies some train images before anything is written. All of this is our choice.
+teacher classifies some train images, or their pixels, before anything is written. All of this is our choice.
 Letters: N images, C channels, K classes.
 """
 
+import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from condkd_ray.core.method import InputError
+from condkd_ray.core.task import is_dense
 from condkd_ray.data.datasets import CONSTANTS, Constants, Dataset, RealImages, own_constants
 from condkd_ray.methods.recognition import (
     Recognition,
+    best_order,
     choose,
     max_images_per_class,
     predicted_classes,
     recognition,
     sign_test,
+    some,
 )
+from condkd_ray.methods.scores import PIXELS, constant_iou, mean_iou, predicted_confusion
 from condkd_ray.models.cost import cost
 from condkd_ray.models.teacher import Teacher
 
@@ -37,8 +43,11 @@ AFFORDABLE = 4e11
 In any case at least `LEAST` images are classified, `LEAST_TRIED` for each normalisation. Measured: 4 CPU s for
 ResNet-20 at 32x32 with 1000 images and all normalisations."""
 LEAST, LEAST_TRIED = 200, 100
+LEAST_DENSE, LEAST_DENSE_TRIED = 20, 10
+"""Likewise in segmentation, where each image has thousands of labels."""
 REPORTED, REFUSED = 0.03, 0.1
-"""Gains in balanced accuracy from which another normalisation is reported, and from which the teacher is refused."""
+"""Gains in balanced accuracy, or mean IoU, from which another normalisation is reported, and from which the teacher is
+refused."""
 SHORT = 0.05
 """An accuracy that is lower than the card's by more than this is reported. The teacher is refused if its margin over
 chance is less than half of the margin that the card states."""
@@ -84,12 +93,6 @@ class Reading:
         """(N,) bool, true if the prediction is correct in that order."""
         order = self.found.order if self.reordered else None
         return (self.predicted if order is None else torch.tensor(order)[self.predicted]) == self.labels
-
-    @property
-    def flags(self) -> str:
-        """Command-line flags and config fields that set this normalisation."""
-        mean, std = (" ".join(f"{value:.6g}" for value in values) for values in (self.mean, self.std))
-        return f"--mean {mean} --std {std} (data.mean, data.std)"
 
 
 @dataclass(frozen=True)
@@ -180,16 +183,10 @@ class Findings:
 
     @property
     def _untrained_bn(self) -> str:
-        which = "its" if len(self.fresh) == self.layers else f"{len(self.fresh)} of its {self.layers}"
-        cause = "the network was never trained, or its weights were saved without these statistics"
-        return f"{which} BN layers have untrained statistics (running means 0, variances 1): {cause}"
+        return _untrained_bn(self.fresh, self.layers)
 
     def _remedy(self, reading: Reading) -> str:
-        """Return the flags or arguments that set this normalisation."""
-        if not self.in_python:
-            return reading.flags
-        mean, std = ([float(f"{value:.6g}") for value in values] for values in (reading.mean, reading.std))
-        return f"mean={mean}, std={std} of Teacher.from_module"
+        return _setting(reading.mean, reading.std, self.in_python)
 
     def _ordered(self, reading: Reading) -> str:
         if self.in_python and reading.found.order:
@@ -217,6 +214,157 @@ class Findings:
         # Not an error in an accurate teacher, whose BN may be folded into the weights.
         fresh = f"{self._untrained_bn}; an inversion that matches BN statistics has nothing to match"
         return f"{text}; {fresh}" if self.fresh else text
+
+
+@dataclass(frozen=True)
+class PixelFindings:
+    """Result of examining a segmentation teacher by the labels of pixels."""
+
+    what: str
+    """Description of the images."""
+    found: float
+    """Mean IoU over the classes that have pixels."""
+    least: float
+    """Mean IoU of the best constant prediction: what a teacher must exceed."""
+    order: tuple[int, ...]
+    """For each output of the network, the label of its class, in the order that fits best."""
+    ordered: float
+    """Mean IoU in that order."""
+    better: Constants | None
+    """Another normalisation whose mean IoU is higher by `REPORTED` or more; None if there is none."""
+    normalised: float
+    """Its mean IoU, in the order that fits best, on fewer images; 0 without one."""
+    gain: float
+    """Its gain in mean IoU on these images; 0 without one."""
+    fresh: tuple[str, ...]
+    layers: int
+    """As in `Findings`."""
+    names: tuple[str, ...]
+    """Class names in the order of the data set."""
+    stated: float | None
+    """The test mean IoU that the teacher's card states."""
+    in_python: bool = False
+
+    @property
+    def reordered(self) -> bool:
+        """True if another order of the classes fits far better."""
+        return self.ordered - self.found >= REFUSED
+
+    @property
+    def refused(self) -> bool:
+        """True if the teacher must not be used as it is given."""
+        return self.found <= self.least or self.reordered or self.gain >= REFUSED or self._far_below
+
+    @property
+    def _far_below(self) -> bool:
+        return self.stated is not None and self.found - self.least < (self.stated - self.least) / 2
+
+    @property
+    def message(self) -> str:
+        """Error message: what was found, what is accepted, the likely cause, and the flags that would help."""
+        wanted = f"more than {self.least:.3f}, that of the best constant prediction"
+        if self.found > self.least and (self.reordered or self.gain >= REFUSED):
+            wanted = "the classes in the teacher's order, and the normalisation it was trained with"
+        stated = "" if self.stated is None else f", and near the {self.stated:.3f} that its card states"
+        found = f"teacher's mean IoU on {self.what} is {self.found:.3f}; accepted: {wanted}{stated}"
+        return f"{found}; {self._cause}; or {FORCE}"
+
+    @property
+    def _cause(self) -> str:
+        cause = CAUSES
+        if self.better is not None:
+            cause = f"another --mean and --std than it was trained with: {self._normalised}"
+        elif self.reordered and self.ordered > self.least:
+            cause = self._ordered
+        cause = f"likely causes: {cause}"
+        return f"{_untrained_bn(self.fresh, self.layers)}; {cause}" if self.fresh else cause
+
+    @property
+    def _normalised(self) -> str:
+        assert self.better is not None
+        return f"with {_setting(*self.better, self.in_python)} it would be {self.normalised:.3f}"
+
+    @property
+    def _ordered(self) -> str:
+        names = [self.names[label] for label in self.order]
+        remedy = f"--class-order {shlex.join(names)} (teacher.class_order)"
+        remedy = f"teacher.in_order({list(self.order)})" if self.in_python else remedy
+        return f"in another order of the classes it would be {self.ordered:.3f}: give {remedy}"
+
+    @property
+    def sentence(self) -> str:
+        """One sentence for the log about a teacher that is not refused."""
+        text = f"the teacher segments {self.what} with a mean IoU of {self.found:.3f} (best constant: {self.least:.3f})"
+        if self.stated is not None:
+            short = self.found < self.stated - SHORT
+            text += f"; its card states {self.stated:.3f}" + short * ": the measured mean IoU is far lower"
+        text += f"; {self._normalised}" if self.better is not None else ""
+        return f"{text}; {_untrained_bn(self.fresh, self.layers)}" if self.fresh else text
+
+
+def _untrained_bn(fresh: Sequence[str], layers: int) -> str:
+    which = "its" if len(fresh) == layers else f"{len(fresh)} of its {layers}"
+    cause = "the network was never trained, or its weights were saved without these statistics"
+    return f"{which} BN layers have untrained statistics (running means 0, variances 1): {cause}"
+
+
+def _setting(mean: Sequence[float], std: Sequence[float], in_python: bool) -> str:
+    """Return the flags and config fields, or the arguments in Python, that set this normalisation."""
+    if in_python:
+        means, stds = ([float(f"{value:.6g}") for value in values] for values in (mean, std))
+        return f"mean={means}, std={stds} of Teacher.from_module"
+    means, stds = (" ".join(f"{value:.6g}" for value in values) for values in (mean, std))
+    return f"--mean {means} --std {stds} (data.mean, data.std)"
+
+
+def examine_pixels(
+    teacher: Teacher,
+    dataset: Dataset,
+    *,
+    what: str = "",
+    order: Sequence[int] = (),
+    in_folders: bool = False,
+    stated: float | None = None,
+    in_python: bool = False,
+) -> PixelFindings:
+    """Predict the pixels of some train images of `dataset` with a segmentation teacher, always of the same images.
+
+    Arguments: as in `examine`; `stated` is a mean IoU.
+    """
+    side = math.prod(dataset.image_shape[1:])
+    affordable = int(AFFORDABLE / cost(teacher.network, dataset.image_shape).multiply_adds)
+    images = some(dataset.train, min(PIXELS, max(LEAST_DENSE, affordable) * side), seed=0)
+    given = teacher.mean, teacher.std
+
+    def counts(images: RealImages, constants: Constants) -> Tensor:
+        return predicted_confusion(teacher.network, images, *constants, teacher.num_classes, teacher.device).cpu()
+
+    whole = counts(images, given)
+    found, (outputs, ordered) = mean_iou(whole).item(), best_order(whole)
+    better, normalised, gain = None, 0.0, 0.0
+    if ordered <= 1 - REPORTED:  # otherwise no normalisation can gain enough
+        tried = images[: max(LEAST_DENSE_TRIED, min(len(images), affordable // 4))]
+        others = {one: best_order(counts(tried, one))[1] for one in _usual(given, own_constants(dataset.train.pixels))}
+        # The normalisations are sorted by likelihood: take the first of those that fit about equally well.
+        best = next(one for one, iou in others.items() if iou > max(others.values()) - 0.01)
+        more = others[best] - best_order(counts(tried, given))[1]
+        better, normalised, gain = (best, others[best], more) if more >= REPORTED else (None, 0.0, 0.0)
+    former = tuple(order) or tuple(range(teacher.num_classes))
+    return PixelFindings(
+        what=what or f"{len(images)} images of {dataset.name}",
+        found=found,
+        least=constant_iou(whole),
+        order=tuple(outputs[label] for label in former),
+        ordered=ordered,
+        better=better,
+        normalised=normalised,
+        gain=gain,
+        fresh=fresh_bn(teacher),
+        layers=len(teacher.bn_inputs),
+        names=dataset.class_names,
+        stated=stated,
+        in_python=in_python,
+    )
 
 
 def examine(
@@ -259,11 +407,13 @@ def examine(
 
 
 def check_known(teacher: Teacher, dataset: Dataset, *, force: bool, **about: object) -> str:
-    """Return the log sentence about the teacher. Raises `InputError` if `examine` finds that it must not be used.
+    """Return the log sentence about the teacher. Raises `InputError` if it must not be used.
 
-    With `force` there is no error: the message of the error is returned instead.
+    It is examined by `examine`, in segmentation by `examine_pixels`. With `force` there is no error: the message of the
+    error is returned instead.
     """
-    findings = examine(teacher, dataset, **about)  # type: ignore[arg-type]
+    find: Any = examine_pixels if is_dense(dataset.task) else examine
+    findings: Findings | PixelFindings = find(teacher, dataset, **about)
     if not findings.refused:
         return findings.sentence
     if not force:

@@ -315,7 +315,7 @@ TAPS = [
     (MobileNetV2(width=10), {"stages.0": (8, 32, 32), "stages.2": (8, 16, 16), "stages.6": (32, 4, 4)}),
     (SqueezeNet(width=1), {"stages.0": (16, 16, 16), "stages.1": (32, 8, 8), "stages.2": (32, 4, 4)}),
     (DeepLabResNet(width=2), {"stages.0": (2, 16, 16), "stages.1": (4, 8, 8), "stages.2": (8, 8, 8)}),
-    (DeepLabMobileNetV2(width=10), {"stages.1": (8, 16, 16), "stages.2": (8, 8, 8), "stages.6": (32, 8, 8)}),
+    (DeepLabMobileNetV2(width=10), {"stages.1": (8, 16, 16), "stages.2": (8, 8, 8), "stages.6": (32, 4, 4)}),
 ]
 
 
