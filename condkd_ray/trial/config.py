@@ -20,7 +20,7 @@ from condkd_ray.core.task import BOTH, Task, is_dense
 from condkd_ray.data.datasets import AnyData, DataConfig, Dataset, RealImages
 from condkd_ray.methods.condensation import CONDENSATIONS, AnyCondensation
 from condkd_ray.methods.distiller import Distiller
-from condkd_ray.methods.guidance import GUIDANCES, AnyGuidance, NoGuidance
+from condkd_ray.methods.guidance import GUIDANCES, AnyGuidance, Guidance, NoGuidance
 from condkd_ray.methods.inversion import INVERSIONS, AnyInversion, Fast, NoInversion
 from condkd_ray.methods.losses.kd import KD_LOSSES
 from condkd_ray.methods.memory import MEMORIES, AnyMemory, Growing
@@ -201,7 +201,10 @@ class TrialConfig(Method):
     @property
     def idle(self) -> tuple[str, ...]:
         """Settings that have no effect, with the reason."""
-        return self.guidance.idle + self.distiller.idle
+        regions = getattr(self.guidance, "regions", Guidance.regions)
+        unused = regions != Guidance.regions and not is_dense(self.data.task)
+        found = (f"guidance regions {regions} in classification",) if unused else ()
+        return self.guidance.idle + self.distiller.idle + found
 
     @property
     def keeps_logits(self) -> bool:

@@ -130,10 +130,11 @@ def production_key(config: TrialConfig, prepared: Prepared | PreparedRefs) -> st
     """Return a hash that is equal for two trials if and only if they make the same images in the same order.
 
     Requires a config that `can_share`. The student is not part of the hash. The number of rounds is part of it only if
-    a guidance schedule depends on it, and the condensed images only if there is guidance.
+    a guidance schedule depends on it, and the condensed images only if there is guidance, or if the targets are made
+    of them.
     """
     hashes, schedule = prepared.hashes, config.guidance.schedule
-    guided = config.guidance.name != "none"
+    guided = config.guidance.name != "none" or config.targets.needs_condensed
     shaping = [
         *(config.seed, config.data, config.teacher, config.precision, config.compile, config.graphs),
         *(config.targets, config.weighing, config.inversion, config.guidance),

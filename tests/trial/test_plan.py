@@ -6,12 +6,15 @@ import pytest
 import torch
 import toy
 from contracts.toy_methods import small
+from toy_dense import dense_config, make_dense_prepared
 
 from condkd_ray.core.method import Schedule
 from condkd_ray.core.rng import Streams
+from condkd_ray.methods.distiller import Distiller
 from condkd_ray.methods.guidance import Discriminator
 from condkd_ray.methods.inversion import AnyInversion, Cmi, DeepInversion, Fast, Nayer, NoInversion
 from condkd_ray.methods.memory import Latest
+from condkd_ray.methods.targets import Layouts
 from condkd_ray.methods.weighing import Modulating
 from condkd_ray.models import ResNet
 from condkd_ray.trial.config import Pipeline
@@ -140,3 +143,20 @@ def test_test_rounds_is_in_the_hash_of_the_trial_and_not_in_the_key_of_its_image
     prepared, full = toy.make_prepared(), replace(FREE, test_rounds="full")
     assert trial_hash(full, prepared) != trial_hash(FREE, prepared)
     assert key(test_rounds="full") == key()
+
+
+def test_layouts_made_of_other_images_are_other_images_even_without_guidance():
+    prepared = make_dense_prepared()
+    other = replace(prepared, hashes=prepared.hashes | {"condensed": "others"})
+    plain = dense_config(inversion=replace(dense_config().inversion, adv_weight=0.0))
+    layouts = replace(plain, targets=Layouts())
+    assert production_key(plain, prepared) == production_key(plain, other)
+    assert production_key(layouts, prepared) != production_key(layouts, other)
+
+
+def test_trials_that_store_logits_of_pixels_share_no_images_with_those_that_do_not():
+    free, prepared = replace(dense_config().inversion, adv_weight=0.0), make_dense_prepared()
+    plain = dense_config(inversion=free, distiller=Distiller(steps=2, batch=8, augment=False))
+    for scope in ("inversion", "sweep"):
+        keys = {pool_key(scope, "t", replace(plain, store_logits=stored), prepared)[1] for stored in (False, True)}
+        assert len(keys) == 2
