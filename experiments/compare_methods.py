@@ -36,7 +36,7 @@ def plans(args: Args) -> Plans:
     """Yield every method for every pair and seed."""
     require(args.host is args.inversion is None, "--host or --inversion", args.host or args.inversion, "--methods")
     arms: tuple[Arm, ...] = args.mixing if args.condensed else ("none",)
-    pairs = network_pairs(args.pairs, args.teacher_label, args.student).items()
+    pairs = network_pairs(args.pairs, args.teacher_label, args.student_label).items()
     for (pair, ends), method, arm_name, how in product(pairs, args.methods, arms, args.equal):
         base = replace(args, host=method, **ends).base()
         config = base if how == "proportion" else with_rounds(base, equal_rounds(args.rounds_file, args, ends, method))
@@ -48,7 +48,7 @@ def plans(args: Args) -> Plans:
 def main(args: Args) -> int:
     """Run the trials; methods are compared with `fast` (or the first), guided ones with their unguided selves."""
     first, mixed, against = "fast" if "fast" in args.methods else args.methods[0], "mixed" * args.condensed, {}
-    pairs = network_pairs(args.pairs, args.teacher_label, args.student)
+    pairs = network_pairs(args.pairs, args.teacher_label, args.student_label)
     for pair, method, timed in product(pairs, args.methods, (False, True)):
         own = arm_label(method, pair, timed=timed, arm=mixed)
         against[arm_label(method, pair, timed=timed, arm="guided")] = own

@@ -49,7 +49,7 @@ def main(args: Args) -> int:
         log_line(f"{name}: {config.total_rounds} rounds, {seconds[name]:.1f} CPU s")
     rounds = {name: max(1, round(configs[name].rounds * seconds["fast"] / took)) for name, took in seconds.items()}
     spent = {name: round(took, 2) for name, took in seconds.items()}
-    what = {"dataset": args.dataset, "teacher": args.teacher_label, "student": args.student, "scale": args.scale}
+    what = {"dataset": args.dataset, "teacher": args.teacher_label, "student": args.student_label, "scale": args.scale}
     atomic_write(args.to, yaml.safe_dump(what | {"rounds": rounds, "cpu_seconds": spent}, sort_keys=False).encode())
     print(args.to)
     return 0

@@ -6,13 +6,24 @@ from condkd_ray import models
 from condkd_ray.commands.experiment import Flags
 from condkd_ray.core.config import merge, read_tree, to_tree
 from condkd_ray.core.method import require
+from condkd_ray.core.task import Task, is_dense
+from condkd_ray.data.datasets import task_of
+from condkd_ray.methods.distiller import Distiller
 from condkd_ray.methods.inversion import INVERSIONS, Inversion
 from condkd_ray.runs.presets import PARTS, check_parts, published, scaled, with_rounds
 from condkd_ray.trial.card import with_card
 from condkd_ray.trial.config import TrialConfig, from_tree
 
-TEACHER_EPOCHS = {"digits": 40, "fashion_mnist": 5, "mnist": 5, "cifar10": 8}
+TEACHER_EPOCHS = {"digits": 40, "fashion_mnist": 5, "mnist": 5, "cifar10": 8, "scenes": 40, "camvid": 60}
 """Epochs that train a good teacher within minutes on one core, by data set; 10 for others. See `experiments/LOG.md`."""
+STUDENTS: dict[Task, str] = {"classification": "resnet-8-8", "segmentation": "deeplab_resnet-8-8"}
+DENSE_TEACHER = "deeplab_resnet-14-16"
+"""Default teacher in segmentation."""
+CONDENSATIONS: dict[Task, str] = {"classification": "distribution_matching", "segmentation": "random_real"}
+"""Default condensation: nobody has published one for segmentation."""
+DENSE_BATCH, DENSE_STEPS = 16, 4
+"""In segmentation, images of every batch, and generator steps of a round with fresh images for each of 20 student steps
+(DFAD: one for five), unless `--host` or `--config` sets others; the batch is our choice."""
 
 
 def base_config(flags: Flags) -> TrialConfig:
@@ -25,10 +36,11 @@ def base_config(flags: Flags) -> TrialConfig:
     stated = {name: getattr(flags, name) for name in ("size", "val_fraction", "train_file", "test_file")}
     own = {name: value for name, value in stated.items() if value is not None}
     epochs = TEACHER_EPOCHS.get(flags.dataset, 10) if flags.teacher_epochs is None else flags.teacher_epochs
+    training = {"epochs": epochs} | ({"batch": DENSE_BATCH} if is_dense(task_of(flags.dataset)) else {})
     tree: dict[str, Any] = {
         "data": {"name": flags.dataset, "root": flags.data_root, **own},
-        "teacher": {**_network(flags), "training": {"epochs": epochs}},
-        "student": to_tree(models.parse(flags.student)),
+        "teacher": {**_network(flags), "training": training},
+        "student": to_tree(models.parse(student_label(flags))),
         "condensation": _condensation(flags),
         "guidance": {"name": flags.guidance},
         "test_rounds": flags.test_rounds,
@@ -51,6 +63,11 @@ def base_config(flags: Flags) -> TrialConfig:
     return from_tree(with_card(tree), "flags")
 
 
+def student_label(flags: Flags) -> str:
+    """Return the label of the student's architecture, from the flag or the default of the task."""
+    return STUDENTS[task_of(flags.dataset)] if flags.student is None else flags.student
+
+
 def teacher_label(flags: Flags) -> str:
     """Return the label of the teacher's architecture, from the flag, the model card or the default.
 
@@ -61,7 +78,10 @@ def teacher_label(flags: Flags) -> str:
 
 
 def _network(flags: Flags) -> dict[str, Any]:
-    return {} if flags.teacher is None else {"network": to_tree(models.parse(flags.teacher))}
+    own = flags.teacher_weights is not None or flags.teacher_module is not None
+    default = DENSE_TEACHER if is_dense(task_of(flags.dataset)) and not own else None
+    text = default if flags.teacher is None else flags.teacher
+    return {} if text is None else {"network": to_tree(models.parse(text))}
 
 
 def _own_parts(flags: Flags) -> dict[str, Any]:
@@ -74,7 +94,19 @@ def _own_parts(flags: Flags) -> dict[str, Any]:
     parts: dict[str, Any] = {"inversion": {"name": name}, "distiller": {}, "rounds": rounds}
     if hasattr(inversion, "width"):
         parts["inversion"]["width"] = inversion.width
+    if is_dense(task_of(flags.dataset)):
+        parts = merge(parts, _dense_parts(inversion))
     return parts | ({"memory": {"name": "latest"}} if inversion.fresh_each_round else {})
+
+
+def _dense_parts(inversion: type[Inversion]) -> dict[str, Any]:
+    """Return smaller batches, and DFAD's loss for segmentation, the L1 distance of logits, in every arm."""
+    parts: dict[str, Any] = {"distiller": {"batch": DENSE_BATCH, "loss": "l1"}, "inversion": {}}
+    if hasattr(inversion, "batch"):
+        parts["inversion"]["batch"] = DENSE_BATCH
+    if inversion.fresh_each_round:
+        parts["inversion"] |= {"images_per_round": DENSE_BATCH * Distiller.steps, "steps": DENSE_STEPS}
+    return parts
 
 
 def _host_parts(flags: Flags, host: str) -> dict[str, Any]:
@@ -92,14 +124,15 @@ def _host_parts(flags: Flags, host: str) -> dict[str, Any]:
 
 def _condensation(flags: Flags) -> dict[str, Any]:
     max_ipc = max(flags.ipcs)
-    if flags.condensed_path is not None or flags.condensation == "imported":
+    name = CONDENSATIONS[task_of(flags.dataset)] if flags.condensation is None else flags.condensation
+    if flags.condensed_path is not None or name == "imported":
         require(flags.condensed_path is not None, "--condensed-path", None, "the condensed set to import")
         own = {name: getattr(flags, f"condensed_{name}") for name in ("path", "space", "mean", "std", "order")}
         return {"name": "imported", "ipc": max_ipc, "force": flags.force_condensed} | own
-    tree = {"name": flags.condensation, "ipc": max_ipc}
-    if flags.condensation in ("distribution_matching", "trajectory_matching"):
+    tree = {"name": name, "ipc": max_ipc}
+    if name in ("distribution_matching", "trajectory_matching"):
         tree["condensed_together"] = max(max_ipc, 10)
-    if flags.condensation == "squeeze_recover" and flags.dataset == "digits":
+    if name == "squeeze_recover" and flags.dataset == "digits":
         # One pixel, the smallest shift, is an eighth of these images: shifts cost a third of the accuracy (LOG.md).
         tree["shift"] = 0.0
     return tree

@@ -40,7 +40,7 @@ class Flags(TeacherFlags, Options):
     """Flags common to all experiments. A YAML file, `--config`, can set any other field of a trial's config."""
 
     ipcs: tuple[int, ...] = (1, 5, 10)
-    """Condensed images per class (IPC), one or more values."""
+    """Condensed images per class (IPC), one or more values; in segmentation, labelled images in all."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     """Seeds of the trials; the condensed set of a trial has the same seed."""
     host: str | None = None
@@ -60,8 +60,9 @@ class Flags(TeacherFlags, Options):
     does not exist."""
     prior_temperature: float = PRIOR.temperature
     """Temperature of that prior. With soft targets, the temperature of the targets is used instead."""
-    condensation: str = "distribution_matching"
-    """The method that makes the condensed images; `condkd methods` lists all."""
+    condensation: str | None = None
+    """The method that makes the condensed images; `condkd methods` lists all. Default: distribution_matching; in
+    segmentation random_real, a few labelled images."""
     condensed_path: Path | None = None
     """An existing condensed set to import: a DC/DSA/DM .pt, a KIP .npz, Parquet, or an image folder."""
     condensed_space: Literal["auto", "unit", "signed", "normalised", "uint8", "zca"] = "auto"
@@ -93,15 +94,16 @@ class Flags(TeacherFlags, Options):
     """Share of the training images held out for validation (digits always has 197 validation images)."""
     teacher: str | None = None
     """Architecture of the teacher (`condkd methods --networks`); default: from the card, else from the names of the
-    weights, else resnet-8-16."""
+    weights, else resnet-8-16; in segmentation deeplab_resnet-14-16."""
     teacher_epochs: int | None = None
-    """Epochs of the teacher's training; default: 40 for digits, 8 for cifar10, 5 for mnist and fashion_mnist, 10 for
-    others."""
+    """Epochs of the teacher's training; default: 40 for digits and scenes, 60 for camvid, 8 for cifar10, 5 for mnist
+    and fashion_mnist, 10 for others."""
     teachers: int = 1
     """Number of teachers, each trained with another seed, over which the seeds are spread: the i-th of --seeds has
     teacher i mod N. With one teacher, a difference between arms shows nothing about other teachers."""
-    student: str = "resnet-8-8"
-    """Architecture of the student; `condkd methods --networks` lists all."""
+    student: str | None = None
+    """Architecture of the student; `condkd methods --networks` lists all. Default: resnet-8-8; in segmentation
+    deeplab_resnet-8-8."""
     rounds: int | None = None
     """Rounds of the student; default: 12, or the rounds of --host. With --host, other lengths in rounds scale alike."""
     test_rounds: TestRounds = "subset"
@@ -140,6 +142,13 @@ class Flags(TeacherFlags, Options):
     def arms_or(self, given: Sequence[Arm] | None, default: Sequence[Arm]) -> Sequence[Arm]:
         """Return the arms `given`, or those of `default` that exist: with prior weight 0 there is no mixed_prior."""
         return [name for name in default if name not in BOTH or name in self.mixing] if given is None else given
+
+    @property
+    def student_label(self) -> str:
+        """The student's architecture: from the flag, else the default of the data's task."""
+        from condkd_ray.commands.base_config import student_label
+
+        return student_label(self)
 
     @property
     def teacher_label(self) -> str:

@@ -24,7 +24,7 @@ from condkd_ray.core.storage import atomic_write
 
 FORMAT = 1
 MANIFEST = "experiment.json"
-ARM_ORDER = ("none", "condensed_only", "mixed", "mixed_prior", "guided", "guided_only", "real")
+ARM_ORDER = ("none", "condensed_only", "mixed", "mixed_prior", "layouts", "guided", "guided_only", "real")
 """Order of the arms in every table and figure. Arms that are not listed follow in alphabetical order."""
 ALL_REAL = "all_real"
 """`Record.condensation` of a trial whose condensed set consists of all real images."""

@@ -116,7 +116,7 @@ class DataConfig(DataSource):
     @property
     def task(self) -> Task:  # type: ignore[override]
         """Segmentation for data sets with masks, otherwise classification."""
-        return "segmentation" if self.name in DENSE else "classification"
+        return task_of(self.name)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -149,6 +149,14 @@ class DataConfig(DataSource):
 AnyData = DataConfig
 """The data sets of this package, distinguished by `name`."""
 DATASETS = Family("datasets", DataSource, (DataConfig,))
+
+
+def task_of(name: str) -> Task:
+    """Return the task of the data set `name`; that of an unknown name is classification."""
+    kind = DATASETS.members().get(name, DataConfig)
+    if issubclass(kind, DataConfig):
+        return "segmentation" if name in DENSE else "classification"
+    return kind.task
 
 
 @dataclass(frozen=True)
