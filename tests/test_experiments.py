@@ -19,6 +19,8 @@ from condkd_ray.core.records import read_manifest, read_records
 from condkd_ray.methods.condensation import AllReal, AnyCondensation, Imported
 from condkd_ray.methods.guidance import NoGuidance
 from condkd_ray.methods.guidance.guidance import Augmentation
+from condkd_ray.methods.inversion import NoInversion
+from condkd_ray.methods.targets import Balanced
 from condkd_ray.runs.arms import PRIOR, Prior
 from condkd_ray.runs.presets import NAMES as SYSTEMS
 
@@ -66,6 +68,10 @@ def test_defaults_stay_below_ten_minutes_on_two_cores(name):
     work = [(plan.config.rounds, plan.config.distiller.steps, plan.config.distiller.batch) for plan in plans]
     if name == "compare_methods":
         assert sum(map(prod, work)) <= 100 * prod((12, 20, 128))
+    elif name == "segmentation":
+        # About 20 CPU seconds each.
+        assert len(plans) < 30
+        assert set(work) == {(20, 20, 16)}
     else:
         assert set(work) == {(12, 20, 128)} | CHEAPER.get(name, set())
 
@@ -233,6 +239,21 @@ def test_the_curriculum_begins_with_real_images_and_ends_with_synthetic_ones():
     assert plans["mixed"].condensation.name == "random_real"
 
 
+@pytest.mark.parametrize("inversion", ["dfad", "fast"])
+def test_arms_of_the_segmentation_script_differ_step_by_step(inversion):
+    plans = {plan.arm: plan.config for plan in planned("segmentation", seeds=(3,), inversion=inversion)}
+    assert list(plans) == ["none", "real", "condensed_only", "mixed", "mixed_prior", "layouts", "guided"]
+    none, few, mixed, prior, layouts, guided = (plans[arm] for arm in plans if arm != "real")
+    assert replace(guided, guidance=NoGuidance()) == layouts
+    assert replace(layouts, targets=Balanced()) == prior
+    assert replace(prior, inversion=mixed.inversion) == mixed
+    assert (prior.inversion.oh_weight, prior.inversion.oh_temperature) == (1.0, 1.0)
+    assert replace(mixed, condensation=None, distiller=none.distiller) == none
+    assert isinstance(few.inversion, NoInversion)
+    assert {config.condensation.ipc for config in (few, mixed, prior, layouts, guided)} == {5}
+    assert set(script("segmentation").BASELINES) == set(plans) - {"none"}
+
+
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory) -> Path:
     """Cache of all experiments of this file, which share one teacher."""
@@ -267,6 +288,22 @@ def test_a_script_runs_and_compares_with_its_baseline(cluster, name, flags, comp
     assert comparison in done.stdout
     assert {record.status for record in read_records(tmp_path / "out")} == {"finished"}
     assert read_manifest(tmp_path / "out").experiment == name
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_the_segmentation_script_reports_mean_iou(cluster, tmp_path, cache):
+    small = {"teacher": {"network": {"depth": 8, "width": 4}}, "student": {"width": 4}, "inversion": {"width": 8}}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(small))
+    flags = ["--seeds", "0", "1", "--rounds", "1", "--teacher-epochs", "3", "--config", tmp_path / "tiny.yaml"]
+    done = programs.script(EXPERIMENTS / "segmentation.py", *flags, "--out", tmp_path / "out", "--cache", cache)
+    assert done.returncode == 0, done.stderr
+    for text in ("guided - layouts", "layouts - mixed_prior", "mixed_prior - mixed", "IoU of each class", "triangle"):
+        assert text in done.stdout
+    records = read_records(tmp_path / "out")
+    assert {record.status for record in records} == {"finished"}
+    assert len(records) == 14
+    assert all(0 <= record.metrics["student/test_miou"] <= 1 for record in records)
 
 
 def test_padding_is_compared_on_the_data_and_teacher_of_a_trial(tmp_path, cache):
