@@ -14,7 +14,8 @@ from condkd_ray.commands.console.exit_codes import show
 from condkd_ray.core.errors import first_line
 from condkd_ray.core.families import Family, origin_of
 from condkd_ray.core.method import InputError, Method, require
-from condkd_ray.data.datasets import DATASETS
+from condkd_ray.core.task import BOTH, Task
+from condkd_ray.data.datasets import DATASETS, DataSource
 from condkd_ray.methods.condensation import CONDENSATIONS
 from condkd_ray.methods.distiller import Distiller
 from condkd_ray.methods.guidance import GUIDANCES
@@ -47,7 +48,11 @@ OPEN = {
     "data": DATASETS,
 }
 """Families that plug-ins can extend, by the field of a trial's config."""
-HEADER = "| family | name | published in | hyper-parameters with their defaults; *in italics what is our choice* |"
+HEADER = (
+    "| family | name | tasks | published in | hyper-parameters with their defaults; *in italics what is our choice* |"
+)
+TASKS: dict[tuple[Task, ...], str] = {BOTH: "both", **{(task,): task for task in BOTH}}
+"""Names of the tasks that a method works for."""
 NETWORKS = (
     *("lenet5", "lenet5_half", "alexnet", "alexnet_half", "convnet-3-128", "resnet-8-16", "resnet-20-16"),
     *("resnet18-64", "resnet34-64", "wrn-16-1", "wrn-16-2", "wrn-40-1", "wrn-40-2", "vgg11-64", "mobilenet_v2-100"),
@@ -102,14 +107,14 @@ def methods(family: Any) -> tuple[type[Method], ...]:
 def table() -> str:
     """Return a Markdown table with a row for each method."""
     rows = [_row(family, kind) for family, union in FAMILIES.items() for kind in methods(union)]
-    return "\n".join([HEADER, "|---|---|---|---|", *rows]) + "\n"
+    return "\n".join([HEADER, "|---|---|---|---|---|", *rows]) + "\n"
 
 
 def plugins_table() -> str:
     """Return a Markdown table with a row for each plug-in; empty if there are none."""
     members = [(field, kind) for field, family in OPEN.items() for kind in family.plugins().values()]
     rows = [f"{_row(field, kind)} {_origin(kind)} |" for field, kind in members]
-    head = ["", f"{HEADER} plug-in |", "|---|---|---|---|---|"]
+    head = ["", f"{HEADER} plug-in |", "|---|---|---|---|---|---|"]
     return "\n".join([*head, *rows]) + "\n" if rows else ""
 
 
@@ -125,7 +130,14 @@ def _row(family: str, kind: type[Method]) -> str:
     fields = {field.name: field for field in dataclasses.fields(kind)}
     name = f"`{fields.pop('name').default}`" if "name" in fields else "-"
     texts = [_field_text(field, field.name in kind.ours) for field in fields.values()]
-    return f"| {family} | {name} | {kind.paper or '-'} | {', '.join(texts) or '-'} |"
+    return f"| {family} | {name} | {_tasks(kind)} | {kind.paper or '-'} | {', '.join(texts) or '-'} |"
+
+
+def _tasks(kind: type[Method]) -> str:
+    """Return the tasks of a method, a network or a data set."""
+    if issubclass(kind, DataSource):
+        return kind.task
+    return TASKS[kind.tasks]
 
 
 def _field_text(field: dataclasses.Field[Any], ours: bool) -> str:

@@ -250,7 +250,7 @@ class TrialConfig(Method):
 
 def _working(family: Family, task: Task) -> str:
     """Return the names of the family's members that work for `task`, for a message."""
-    names = [name for name, kind in family.members().items() if task in getattr(kind, "all_tasks", kind.tasks)]
+    names = [name for name, kind in family.members().items() if task in kind.tasks]
     return ", ".join(names) or f"none: no member of {family.name} works for {task}"
 
 

@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
-from condkd_ray.core.task import BOTH
+from condkd_ray.core.task import BOTH, is_dense
 from condkd_ray.methods.inversion.inversion import StepBatch
 from condkd_ray.methods.inversion.unconditional import Unconditional
 from condkd_ray.methods.losses.kd import logit_l1
@@ -16,7 +17,8 @@ from condkd_ray.models.teacher import Teacher
 class Dfad(Unconditional):
     """A generator of images on which the student's logits differ most from the teacher's.
 
-    Minimises -adv mean|f_S(x) - f_T(x)| + oh CE(f_T(x), y) + guide(x, y), where y is argmax f_T(x), or, with
+    Minimises -adv D + oh CE(f_T(x), y) + guide(x, y), where D is mean|f_S(x) - f_T(x)|, and in segmentation, as in
+    DFAD's code for CamVid, log(1 + mean|f_S(x) - f_T(x)|) over all pixels. Here y is argmax f_T(x), or, with
     `conditional`, the label that the generator gets. Use loss `l1`, the same distance, for the student. The gradient
     reaches x through both networks, as in the released code of DFAD. Departures: DFAD's code alternates five student
     steps, each on its own images, with one generator step; here a round has `steps` generator steps and then
@@ -30,6 +32,8 @@ class Dfad(Unconditional):
     tasks = BOTH
     name: Literal["dfad"] = "dfad"
     generator_options: ClassVar[dict[str, Any]] = {"head": "tanh_bn"}
+    dense_options: ClassVar[dict[str, Any]] = {"head": "sigmoid", "init": "normal"}
+    """As in DFAD's code for CamVid, where Tanh gives pixels that are normalised to -1 to 1."""
     steps: int = 4
     """Adam steps of the generator per round. As published: one per five student steps; a round has 20 student steps by
     default. With many more, the student no longer learns from the images."""
@@ -50,4 +54,6 @@ class Dfad(Unconditional):
     def terms(self, batch: StepBatch, *, teacher: Teacher, student: nn.Module) -> dict[str, Tensor]:
         """Return `adv`, and `oh` if it has a weight."""
         adv = -batch.mean(logit_l1(student(batch.images), batch.observation.logits))
+        if is_dense(teacher.task):
+            adv = -torch.log1p(-adv)
         return {"adv": adv, **self.optional_prior(batch)}

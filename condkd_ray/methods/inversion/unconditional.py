@@ -49,6 +49,8 @@ class Unconditional(Host[GeneratorState]):
     """Adam's betas."""
     generator_options: ClassVar[dict[str, Any]]
     """Keyword arguments of `Generator` that differ from its defaults."""
+    dense_options: ClassVar[dict[str, Any] | None] = None
+    """The same in segmentation, if they differ. With head `sigmoid` the images are then normalised for the teacher."""
     oh_weight = 0.0
     steps: int = 20
     """Adam steps of the generator per round."""
@@ -108,13 +110,24 @@ class Unconditional(Host[GeneratorState]):
         return GeneratorState(generator, optimizer)
 
     def _generator(self, teacher: Teacher) -> nn.Module:
-        size, form = (self.latent, self.width, teacher.image_shape), dict(self.generator_options)
-        if is_dense(teacher.task):
-            form["upsamplings"] = dense_upsamplings(teacher.image_shape)
+        size, form, dense = (
+            (self.latent, self.width, teacher.image_shape),
+            self.generator_options,
+            is_dense(teacher.task),
+        )
+        if dense:
+            own = form if self.dense_options is None else self.dense_options
+            form = own | {"upsamplings": dense_upsamplings(teacher.image_shape)}
         if not self.conditional:
             return Generator(*size, **form)
-        kind = LayoutGenerator if is_dense(teacher.task) else LabelledGenerator
+        kind = LayoutGenerator if dense else LabelledGenerator
         return kind(*size, teacher.num_classes, **form)
+
+    def _images(self, generator: nn.Module, teacher: Teacher, *inputs: Tensor) -> Tensor:
+        """Return images (B, C, H, W) of latents, and of labels if `conditional`, in the teacher's space."""
+        made = generator(*inputs)
+        pixels = is_dense(teacher.task) and self.dense_options is not None and self.dense_options["head"] == "sigmoid"
+        return teacher.normalise(made) if pixels else made
 
     def _step_targets(self, targets: Targets, call: Round) -> Targets | None:
         """Return the targets of one generator step; None unless `conditional`.
@@ -136,7 +149,7 @@ class Unconditional(Host[GeneratorState]):
         Otherwise the images have no labels, and only the number of `targets` is used. Raises `NonFiniteError`, with the
         name of the first loss term that was NaN or infinite.
         """
-        weights = list(state.generator.parameters())
+        weights, images = list(state.generator.parameters()), partial(self._images, state.generator, call.teacher)
 
         def move() -> None:
             self.clip_gradients(weights)
@@ -147,14 +160,14 @@ class Unconditional(Host[GeneratorState]):
             return (latents,) if labels is None else (latents, labels)
 
         def draw(labels: Tensor) -> Tensor:
-            return state.generator(*generator_inputs(len(labels), labels if self.conditional else None))
+            return images(*generator_inputs(len(labels), labels if self.conditional else None))
 
         def losses(batch: StepBatch) -> LossTerms:
             return LossTerms(self.terms(batch, teacher=call.teacher, student=call.student))
 
         for _ in range(self.steps):
             wanted = self._step_targets(targets, call)
-            make = partial(state.generator, *generator_inputs(self.batch, None if wanted is None else wanted.labels))
+            make = partial(images, *generator_inputs(self.batch, None if wanted is None else wanted.labels))
             call.step(call.forward(make, losses, wanted), weights, move)
         metrics = call.meter.read()
         kept = targets.labels if self.conditional else torch.full_like(targets.labels, UNLABELLED)
