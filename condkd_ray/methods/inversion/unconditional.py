@@ -110,11 +110,8 @@ class Unconditional(Host[GeneratorState]):
         return GeneratorState(generator, optimizer)
 
     def _generator(self, teacher: Teacher) -> nn.Module:
-        size, form, dense = (
-            (self.latent, self.width, teacher.image_shape),
-            self.generator_options,
-            is_dense(teacher.task),
-        )
+        size, dense = (self.latent, self.width, teacher.image_shape), is_dense(teacher.task)
+        form: dict[str, Any] = dict(self.generator_options)
         if dense:
             own = form if self.dense_options is None else self.dense_options
             form = own | {"upsamplings": dense_upsamplings(teacher.image_shape)}
