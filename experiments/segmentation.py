@@ -28,6 +28,7 @@ class Args(Flags):
     seeds: tuple[int, ...] = (0, 1, 2)
     inversion: str | None = "dfad"
     rounds: int | None = 20
+    guidance_weight: float | None = 1.0
     prior_weight: float = 1.0
     prior_temperature: float = 1.0
     out: Path = Path("runs/segmentation")

@@ -22,8 +22,9 @@ DENSE_TEACHER = "deeplab_resnet-14-16"
 CONDENSATIONS: dict[Task, str] = {"classification": "distribution_matching", "segmentation": "random_real"}
 """Default condensation: nobody has published one for segmentation."""
 DENSE_BATCH, DENSE_STEPS = 16, 4
-"""In segmentation, images of every batch, and generator steps of a round with fresh images for each of 20 student steps
-(DFAD: one for five), unless `--host` or `--config` sets others; the batch is our choice."""
+"""In segmentation, images of each student step, and generator steps of a round with fresh images for each of 20 student
+steps (DFAD: one for five). The batches of all steps are our choice: 16 images, and 32 for an inversion that adds one
+batch to the memory in each round."""
 
 
 def base_config(flags: Flags) -> TrialConfig:
@@ -102,10 +103,11 @@ def _own_parts(flags: Flags) -> dict[str, Any]:
 def _dense_parts(inversion: type[Inversion]) -> dict[str, Any]:
     """Return smaller batches, and DFAD's loss for segmentation, the L1 distance of logits, in every arm."""
     parts: dict[str, Any] = {"distiller": {"batch": DENSE_BATCH, "loss": "l1"}, "inversion": {}}
-    if hasattr(inversion, "batch"):
-        parts["inversion"]["batch"] = DENSE_BATCH
     if inversion.fresh_each_round:
-        parts["inversion"] |= {"images_per_round": DENSE_BATCH * Distiller.steps, "steps": DENSE_STEPS}
+        made = DENSE_BATCH * Distiller.steps
+        parts["inversion"] |= {"batch": DENSE_BATCH, "images_per_round": made, "steps": DENSE_STEPS}
+    elif hasattr(inversion, "batch"):
+        parts["inversion"]["batch"] = 2 * DENSE_BATCH
     return parts
 
 
