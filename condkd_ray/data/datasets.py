@@ -19,7 +19,7 @@ import torch
 from condkd_ray.core.families import Family
 from condkd_ray.core.method import InputError, Method, require
 from condkd_ray.core.rng import derive_seed
-from condkd_ray.core.samples import MASK
+from condkd_ray.core.samples import MASK, pixel_counts
 from condkd_ray.core.task import Task, is_dense
 from condkd_ray.data import copies, readers
 from condkd_ray.data.readers import IDX_SETS, TORCHVISION_SETS, Classes, Pair, ParquetFiles, Raw, RealImages, Size
@@ -366,7 +366,7 @@ def _counts(raw: Raw) -> torch.Tensor:
     classes = len(raw.class_names)
     if raw.labels.ndim == 1:
         return raw.labels.bincount(minlength=classes)[None]
-    return readers.pixel_counts(raw.labels, classes)
+    return pixel_counts(raw.labels, classes)
 
 
 def _files_notes(found: Found, counts: torch.Tensor) -> Iterator[str]:

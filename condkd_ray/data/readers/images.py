@@ -96,16 +96,6 @@ def check_masks(pixels: Tensor, labels: Tensor, names: Sequence[str], what: str)
     require(highest < len(names), f"highest of the labels in {what}", highest, accepted)
 
 
-def pixel_counts(labels: Tensor, num_classes: int) -> Tensor:
-    """Return the number of pixels of each class in each image, int64 (N, K), of labels (N, H, W)."""
-    found = [torch.empty(0, num_classes, dtype=torch.int64)]
-    for part in labels.flatten(1).split(64):  # int64 copies of all labels at once would be large
-        starts = torch.arange(len(part))[:, None] * (num_classes + 1)
-        counts = (part.long() - UNLABELLED + starts).flatten().bincount(minlength=len(part) * (num_classes + 1))
-        found.append(counts.view(len(part), -1)[:, 1:])
-    return torch.cat(found)
-
-
 def without_void(raw: Raw, what: str) -> Raw:
     """Return the images of `what` that have a pixel with a class; a note says how many are left out.
 
