@@ -250,6 +250,13 @@ def test_classification_refuses_what_needs_labels_of_pixels(tree, message):
         from_tree(tree)
 
 
+def test_a_model_of_torchvision_for_the_other_task_is_named_in_the_message():
+    networks = {"teacher": {"network": {"name": "deeplab_resnet"}}, "student": {"name": "torchvision"}}
+    message = "is 'torchvision:resnet18'; accepted: torchvision with a model for segmentation, deeplab"
+    with pytest.raises(InputError, match=message):
+        from_tree({"data": {"name": "scenes"}, **networks})
+
+
 def test_layouts_need_a_condensed_set_and_an_inversion_that_uses_targets():
     with pytest.raises(InputError, match="targets layouts without a condensation"):
         dense_config(condensation=None, targets=Layouts(), distiller=Distiller(steps=2, batch=8))
