@@ -182,6 +182,7 @@ class TrialConfig(Method):
         require(reads, "store_logits for a distiller that augments", self.store_logits, "false, or augment false")
         augment = self.distiller.condensed_augment
         require(augment == "batch", f"distiller.condensed_augment for {task}", augment, "batch: dsa moves no labels")
+        self.guidance.check_dense()
         layouts = self.targets.needs_condensed
         require(not layouts or self.condensation is not None, "targets layouts without a condensation", None, LAYOUTS)
         used = self.inversion.uses_targets != "none"
