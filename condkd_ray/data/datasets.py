@@ -148,7 +148,16 @@ class DataConfig(DataSource):
 
 AnyData = DataConfig
 """The data sets of this package, distinguished by `name`."""
-DATASETS = Family("datasets", DataSource, (DataConfig,))
+
+
+def _check_task(kind: type[DataSource]) -> None:
+    """Raise `InputError` unless the `task` of a data set of another package is one of the tasks."""
+    tasks, task = get_args(Task), kind.task
+    known = task in tasks or issubclass(kind, DataConfig)
+    require(known, f"datasets plug-in {kind.__name__}: task", task, " or ".join(map(repr, tasks)))
+
+
+DATASETS = Family("datasets", DataSource, (DataConfig,), _check_task)
 
 
 def task_of(name: str) -> Task:

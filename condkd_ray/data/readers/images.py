@@ -87,7 +87,8 @@ def check_masks(pixels: Tensor, labels: Tensor, names: Sequence[str], what: str)
     """
     expected = (len(pixels), *pixels.shape[2:])
     fits = labels.dtype in (torch.uint8, MASK, torch.int64) and labels.shape == expected
-    require(fits, f"labels of {what}", f"{labels.dtype} {tuple(labels.shape)}", f"int16 {expected}, one per pixel")
+    accepted = f"int16 {expected}, one per pixel; or uint8 or int64"
+    require(fits, f"labels of {what}", f"{labels.dtype} {tuple(labels.shape)}", accepted)
     require(len(labels) > 0, f"number of images in {what}", 0, "at least 1")
     lowest, highest = int(labels.min()), int(labels.max())
     accepted = f"{UNLABELLED}, of pixels without a class, or more"
