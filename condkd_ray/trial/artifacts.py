@@ -331,6 +331,7 @@ class Workshop:
         """Return a new instance of the teacher's network, without trained or loaded weights."""
         dataset, recipe = self.data(config), config.teacher
         if recipe.module is None:
+            config.check_teacher_network()
             return recipe.build(dataset)
         if self._given is not None and recipe.module == self._given.name:
             self._given.check_images(dataset)

@@ -154,9 +154,10 @@ class TrialConfig(Method):
 
     def _check_task(self) -> None:
         """Raise `InputError` for a part that does not work for the task of the data."""
-        own = {} if self.teacher.module is not None else {"teacher.network": (self.teacher.network, NETWORKS)}
+        # A default network may stand for a teacher that is given later as an object: see `check_teacher_network`.
+        if self.teacher.network != TeacherConfig().network:
+            self.check_teacher_network()
         parts: dict[str, tuple[Method | None, Family]] = {
-            **own,
             "student": (self.student, NETWORKS),
             "condensation": (self.condensation, CONDENSATIONS),
             "targets": (self.targets, TARGETS),
@@ -166,15 +167,10 @@ class TrialConfig(Method):
             "memory": (self.memory, MEMORIES),
             "distiller.loss": (self.distiller.loss, KD_LOSSES),
         }
-        task = self.data.task
         for what, (method, family) in parts.items():
             if method is not None:
-                name, works = getattr(method, "name", type(method).__name__), _working(family, task)
-                if isinstance(method, Torchvision):
-                    name = label(method)
-                if what == "teacher.network":
-                    works += "; for a teacher passed as an object any of them, which is then not used"
-                require(task in method.tasks, f"{what} for {task} (data {self.data.name})", name, works)
+                self._require_task(what, method, family)
+        task = self.data.task
         if not is_dense(task):
             accepted = "false: in classification logits that are read are always stored"
             return require(not self.store_logits, "store_logits", self.store_logits, accepted)
@@ -188,6 +184,16 @@ class TrialConfig(Method):
         used = self.inversion.uses_targets != "none"
         accepted = "balanced, which is then not used; or an inversion that uses targets, such as dfad with conditional"
         require(not layouts or used, f"targets for inversion {self.inversion.name}", self.targets.name, accepted)
+
+    def check_teacher_network(self) -> None:
+        """Raise `InputError` unless the teacher's network works for the task of the data, or is not used."""
+        if self.teacher.module is None:
+            self._require_task("teacher.network", self.teacher.network, NETWORKS)
+
+    def _require_task(self, what: str, method: Method, family: Family) -> None:
+        task, name = self.data.task, getattr(method, "name", type(method).__name__)
+        name = label(method) if isinstance(method, Torchvision) else name
+        require(task in method.tasks, f"{what} for {task} (data {self.data.name})", name, _working(family, task))
 
     def _check_labels_and_starts(self) -> None:
         inversion, guidance = self.inversion, self.guidance
