@@ -27,8 +27,8 @@ class Args(Flags):
 
     ipcs: tuple[int, ...] = (10,)
     seeds: tuple[int, ...] = (0, 1, 2)
-    condensers: tuple[str, ...] = NAMES
-    """`random_real` is always added; `imported` needs --condensed-path."""
+    condensers: tuple[str, ...] | None = None
+    """`random_real` is always added; `imported` needs --condensed-path. Default: all others that fit the task."""
     arms: tuple[Served, ...] | None = None
     """All four by default; at --prior-weight 0 without mixed_prior."""
     out: Path = Path("runs/ablate_condensation")
@@ -36,7 +36,13 @@ class Args(Flags):
 
 def plans(args: Args) -> Plans:
     """Yield every arm with every condensed set; ablate_ipc.py runs the arm `none`."""
-    names, arms = dict.fromkeys(["random_real", *args.condensers]), args.arms_or(args.arms, get_args(Served))
+    # Imported here, so that help and wrong flags do not wait for PyTorch.
+    from condkd_ray.data.datasets import task_of
+    from condkd_ray.methods.condensation import CONDENSATIONS
+
+    fitting = [name for name in NAMES if task_of(args.dataset) in CONDENSATIONS.members()[name].tasks]
+    condensers = fitting if args.condensers is None else args.condensers
+    names, arms = dict.fromkeys(["random_real", *condensers]), args.arms_or(args.arms, get_args(Served))
     path = {"imported": args.condensed_path}
     bases = {name: replace(args, condensation=name, condensed_path=path.get(name)).base() for name in names}
     for name, ipc, seed, arm_name in product(names, args.ipcs, args.seeds, arms):

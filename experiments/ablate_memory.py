@@ -9,7 +9,7 @@ rounds, `generative` (PRE-DFKD) a network trained on past images. Data-free with
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 from condkd_ray.commands.experiment import Flags, Plans, arm, command_line, run
 
@@ -22,7 +22,8 @@ class Args(Flags):
 
     ipcs: tuple[int, ...] = (10,)
     """Condensed images per class, with --condensed."""
-    memories: tuple[Memory, ...] = get_args(Memory)
+    memories: tuple[Memory, ...] | None = None
+    """Memories to compare; default: all of these that work for the task of the data."""
     capacity: int = 512
     """Capacity of the reservoir, in samples. The bank keeps at most 10 entries of 128, as in its re-implementation. A
     host's own memory is not changed."""
@@ -34,7 +35,7 @@ class Args(Flags):
 def plans(args: Args) -> Plans:
     """Yield every memory for every seed."""
     # Imported here, so that help and wrong flags do not wait for PyTorch.
-    from condkd_ray.methods.memory import Bank, Generative, Growing, Latest, Reservoir
+    from condkd_ray.methods.memory import MEMORIES, Bank, Generative, Growing, Latest, Reservoir
 
     base = args.base()
     kinds = {
@@ -42,7 +43,9 @@ def plans(args: Args) -> Plans:
         "reservoir": lambda: Reservoir(capacity=args.capacity),
         "bank": lambda: Bank(entry_size=min(Bank().entry_size, base.inversion.images_per_round)),
     }  # fmt: skip
-    for name, ipc, seed in product(args.memories, args.ipcs if args.condensed else [0], args.seeds):
+    fitting = [name for name in kinds if base.data.task in MEMORIES.members()[name].tasks]
+    names = fitting if args.memories is None else args.memories
+    for name, ipc, seed in product(names, args.ipcs if args.condensed else [0], args.seeds):
         # A host's own memory keeps the host's settings.
         memory = base.memory if args.host and base.memory.name == name else kinds[name]()
         arm_name = "guided" if args.condensed else "none"

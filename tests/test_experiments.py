@@ -136,6 +136,26 @@ def test_the_control_of_a_system_with_soft_targets_has_the_temperature_of_the_ta
         planned("compare_methods", prior_temperature=5.0, **flags)
 
 
+@pytest.mark.parametrize(
+    ("name", "flags", "left_out"),
+    [
+        ("ablate_memory", {}, {"generative"}),
+        (
+            "ablate_condensation",
+            {"arms": ("mixed",)},
+            {"distribution_matching", "gradient_matching", "trajectory_matching", "squeeze_recover"},
+        ),
+    ],
+)
+def test_an_ablation_of_methods_has_by_default_those_that_work_for_the_task(name, flags, left_out):
+    arms = {
+        dataset: {plan.arm.split()[-1] for plan in planned(name, dataset=dataset, seeds=(0,), ipcs=(2,), **flags)}
+        for dataset in ("digits", "scenes")
+    }
+    assert arms["digits"] - arms["scenes"] == left_out
+    assert arms["scenes"] < arms["digits"]
+
+
 def test_arms_of_the_memory_script_differ_only_in_the_memory():
     plans = planned("ablate_memory", seeds=(3,))
     assert [plan.arm for plan in plans] == [plan.config.memory.name for plan in plans]

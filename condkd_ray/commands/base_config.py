@@ -4,12 +4,13 @@ from typing import Any
 
 from condkd_ray import models
 from condkd_ray.commands.experiment import Flags
-from condkd_ray.core.config import merge, read_tree, to_tree
+from condkd_ray.core.config import build, merge, read_tree, to_tree
 from condkd_ray.core.method import require
 from condkd_ray.core.task import Task, is_dense
 from condkd_ray.data.datasets import task_of
 from condkd_ray.methods.distiller import Distiller
 from condkd_ray.methods.inversion import INVERSIONS, Inversion
+from condkd_ray.methods.supervised import TeacherConfig
 from condkd_ray.runs.presets import PARTS, check_parts, published, scaled, with_rounds
 from condkd_ray.trial.card import with_card
 from condkd_ray.trial.config import TrialConfig, from_tree
@@ -75,7 +76,7 @@ def teacher_label(flags: Flags) -> str:
     Raises `InputError` if the flag or the card cannot be used.
     """
     tree = with_card(merge({"teacher": _network(flags)}, flags.given_of_teacher()))
-    return models.label(from_tree({"teacher": tree["teacher"]}, "flags").teacher.network)
+    return models.label(build(TeacherConfig, tree["teacher"], "flags: teacher").network)
 
 
 def _network(flags: Flags) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, overload
 from condkd_ray.core.code_digest import ORIGIN, OWN, CodeWalk, is_installed_file
 from condkd_ray.core.errors import first_line
 from condkd_ray.core.method import InputError, require
+from condkd_ray.core.task import Task
 
 log = logging.getLogger(__name__)
 
@@ -185,6 +186,9 @@ class Family:
         _check_fields(kind, what)
         left = sorted(getattr(kind, "__abstractmethods__", ()))
         require(not left, f"{what}: abstract methods", left, "none left")
+        known, tasks = get_args(Task), getattr(kind, "tasks", ())
+        claimed = isinstance(tasks, tuple) and set(tasks) <= {*known}
+        require(claimed, f"{what}: tasks", tasks, f"a tuple of {' and '.join(map(repr, known))}")
         self._check(kind)
 
 

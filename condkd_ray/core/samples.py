@@ -18,6 +18,8 @@ UNLABELLED = -1
 pixel without a class."""
 MASK = torch.int16
 """Type of stored labels per pixel; `Samples` have int64."""
+COUNTED = 64
+"""Images whose pixels are counted at once: int64 copies of all labels of a data set would be large."""
 PixelSpace = Literal["unit", "model"]
 """`unit`: pixels in [0, 1] before normalisation, stored as uint8. `model`: any values, stored as float16."""
 
@@ -83,6 +85,23 @@ def cat(parts: Sequence[Samples]) -> Samples:
     if not all(part.has_logits for part in parts):
         return unseen(images, labels)
     return Samples(images, labels, torch.cat([part.logits for part in parts]))
+
+
+def pixel_counts(labels: Tensor, num_classes: int) -> Tensor:
+    """Return (B, K) int64: the number of pixels of each class in labels (B, H, W); labels below 0 are left out.
+
+    Does not wait for the device.
+    """
+    return torch.cat([_counted(part, num_classes) for part in labels.flatten(1).split(COUNTED)])
+
+
+def _counted(labels: Tensor, num_classes: int) -> Tensor:
+    """Return the `pixel_counts` of labels (B, pixels)."""
+    labels = labels.long()
+    # Pixels without a label are counted in one more place, because selecting the others would wait for the device.
+    places = torch.where(labels < 0, num_classes, labels)
+    counts = torch.zeros(len(labels), num_classes + 1, dtype=torch.int64, device=labels.device)
+    return counts.scatter_add_(1, places, torch.ones_like(places))[:, :-1]
 
 
 class Encoded(_Labelled):

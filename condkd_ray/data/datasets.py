@@ -19,7 +19,7 @@ import torch
 from condkd_ray.core.families import Family
 from condkd_ray.core.method import InputError, Method, require
 from condkd_ray.core.rng import derive_seed
-from condkd_ray.core.samples import MASK
+from condkd_ray.core.samples import MASK, pixel_counts
 from condkd_ray.core.task import Task, is_dense
 from condkd_ray.data import copies, readers
 from condkd_ray.data.readers import IDX_SETS, TORCHVISION_SETS, Classes, Pair, ParquetFiles, Raw, RealImages, Size
@@ -148,7 +148,16 @@ class DataConfig(DataSource):
 
 AnyData = DataConfig
 """The data sets of this package, distinguished by `name`."""
-DATASETS = Family("datasets", DataSource, (DataConfig,))
+
+
+def _check_task(kind: type[DataSource]) -> None:
+    """Raise `InputError` unless the `task` of a data set of another package is one of the tasks."""
+    tasks, task = get_args(Task), kind.task
+    known = task in tasks or issubclass(kind, DataConfig)
+    require(known, f"datasets plug-in {kind.__name__}: task", task, " or ".join(map(repr, tasks)))
+
+
+DATASETS = Family("datasets", DataSource, (DataConfig,), _check_task)
 
 
 def task_of(name: str) -> Task:
@@ -366,7 +375,7 @@ def _counts(raw: Raw) -> torch.Tensor:
     classes = len(raw.class_names)
     if raw.labels.ndim == 1:
         return raw.labels.bincount(minlength=classes)[None]
-    return readers.pixel_counts(raw.labels, classes)
+    return pixel_counts(raw.labels, classes)
 
 
 def _files_notes(found: Found, counts: torch.Tensor) -> Iterator[str]:

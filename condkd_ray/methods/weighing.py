@@ -17,8 +17,8 @@ from torch import Tensor
 
 from condkd_ray.core.families import Family
 from condkd_ray.core.method import Method, require
+from condkd_ray.core.samples import pixel_counts
 from condkd_ray.core.task import BOTH
-from condkd_ray.methods.pixels import pixel_counts
 from condkd_ray.models.observation import Observation
 
 

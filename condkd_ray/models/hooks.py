@@ -150,7 +150,8 @@ def trace(network: nn.Module, num_classes: int, shape: tuple[int, int, int]) -> 
         try:
             output = network(images := torch.zeros(2, *shape, device=device))
         except Exception as error:  # the user's network may raise anything
-            raise InputError(f"the teacher cannot read images of shape {shape}: {error}") from error
+            text = f"the teacher cannot read images of shape {shape}: {error}"
+            raise InputError(f"{text}; accepted: a module that reads float32 images of this shape") from error
     task = _task_of(output, num_classes, shape)
     if logits_in(output) is not output:
         network.register_forward_hook(_only_logits)

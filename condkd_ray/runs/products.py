@@ -142,7 +142,7 @@ class BestProducts:
         """Keep the product of a finished trial if the trial is the best of its group so far; otherwise delete it.
 
         If it is kept, the other products of the group are deleted unless they are better, and the feature points of the
-        trial are written if `prepared` is given.
+        trial, if there are any, are written if `prepared` is given.
         """
         fresh = product_path(self._storage / "trials" / record.config_hash)
         kept = kept_path(self._out, record.config_hash)
@@ -162,8 +162,8 @@ class BestProducts:
             # The machine failed while the product was written. Only the record of the trial remains.
             log.info(f"{error}; it is deleted, and the product of the former best trial is kept")
             return kept.unlink(missing_ok=True)
-        if prepared is not None:
-            write_points(points_path(self._out, record.config_hash), feature_points(prepared, product))
+        if prepared is not None and (found := feature_points(prepared, product)):
+            write_points(points_path(self._out, record.config_hash), found)
         self._kept[record.config_hash] = record
         self._drop(
             [one for one in group if one.config_hash != record.config_hash and merit(one)[1] <= merit(record)[1]]

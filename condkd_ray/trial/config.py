@@ -27,7 +27,7 @@ from condkd_ray.methods.memory import MEMORIES, AnyMemory, Growing
 from condkd_ray.methods.supervised import Precision, TeacherConfig
 from condkd_ray.methods.targets import TARGETS, AnyTargets, Balanced
 from condkd_ray.methods.weighing import WEIGHINGS, AnyWeighing, Equal
-from condkd_ray.models import NETWORKS, AnyNetwork, ResNet
+from condkd_ray.models import NETWORKS, AnyNetwork, ResNet, Torchvision, label
 from condkd_ray.models.teacher import Teacher
 from condkd_ray.trial.diagnosis import Landmarks
 from condkd_ray.trial.subset import TestRounds
@@ -170,6 +170,10 @@ class TrialConfig(Method):
         for what, (method, family) in parts.items():
             if method is not None:
                 name, works = getattr(method, "name", type(method).__name__), _working(family, task)
+                if isinstance(method, Torchvision):
+                    name = label(method)
+                if what == "teacher.network":
+                    works += "; for a teacher passed as an object any of them, which is then not used"
                 require(task in method.tasks, f"{what} for {task} (data {self.data.name})", name, works)
         if not is_dense(task):
             accepted = "false: in classification logits that are read are always stored"
@@ -178,6 +182,7 @@ class TrialConfig(Method):
         require(reads, "store_logits for a distiller that augments", self.store_logits, "false, or augment false")
         augment = self.distiller.condensed_augment
         require(augment == "batch", f"distiller.condensed_augment for {task}", augment, "batch: dsa moves no labels")
+        self.guidance.check_dense()
         layouts = self.targets.needs_condensed
         require(not layouts or self.condensation is not None, "targets layouts without a condensation", None, LAYOUTS)
         used = self.inversion.uses_targets != "none"
@@ -250,7 +255,8 @@ class TrialConfig(Method):
 
 def _working(family: Family, task: Task) -> str:
     """Return the names of the family's members that work for `task`, for a message."""
-    names = [name for name, kind in family.members().items() if task in kind.tasks]
+    kinds = {name: kind for name, kind in family.members().items() if task in kind.tasks}
+    names = [f"{name} with a model for {task}" if kind is Torchvision else name for name, kind in kinds.items()]
     return ", ".join(names) or f"none: no member of {family.name} works for {task}"
 
 

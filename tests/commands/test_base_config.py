@@ -68,4 +68,5 @@ def test_a_config_file_has_precedence_over_the_flags(tmp_path):
 
 def test_the_label_of_the_teacher_is_the_flag_or_the_default():
     assert teacher_label(Flags()) == "resnet-8-16"
+    assert teacher_label(Flags(dataset="scenes")) == "deeplab_resnet-14-16"
     assert teacher_label(Flags(teacher="wrn-16-1")) == "wrn-16-1"

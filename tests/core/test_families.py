@@ -441,6 +441,24 @@ def abstract():
     return Abstract
 
 
+def misspelt_task():
+    @dataclass(frozen=True, kw_only=True)
+    class Misspelt(Plain):
+        tasks = ("segmentations",)
+        name: Literal["misspelt"] = "misspelt"
+
+    return Misspelt
+
+
+def one_task():
+    @dataclass(frozen=True, kw_only=True)
+    class One(Plain):
+        tasks = "segmentation"
+        name: Literal["one"] = "one"
+
+    return One
+
+
 def unwritable():
     @dataclass(frozen=True, kw_only=True)
     class Unwritable(Plain):
@@ -480,6 +498,8 @@ def half_decorated():
         (nameless, "field name of type <class 'str'> with default is 'nameless'; accepted: a field name: Literal"),
         (misnamed, "is 'Mis-named'; accepted: a field name: Literal"),
         (abstract, r"Abstract: abstract methods is \['act'\]; accepted: none left"),
+        (misspelt_task, r"Misspelt: tasks is \('segmentations',\); accepted: a tuple of 'classification' and 'segmen"),
+        (one_task, "One: tasks is 'segmentation'; accepted: a tuple of"),
         (unwritable, "Unwritable: type of field make is .*Callable.*; accepted: what YAML holds: bool, int, float"),
         (listed, r"Listed: type of field sizes is 'list\[int\]'; accepted: what YAML holds: bool, int, float"),
         (half_decorated, "Nested: type of field inner is 'Inner'; accepted: what YAML holds: .*, frozen dataclass"),

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from condkd_ray import register
 from condkd_ray.core.method import InputError
 from condkd_ray.core.task import Task
 from condkd_ray.data.datasets import DataSource, Found, load
@@ -53,6 +54,16 @@ def test_masks_of_all_integer_types_become_int16(found: Found, dtype: torch.dtyp
     assert dataset.train.samples(dataset.mean, dataset.std).labels.dtype == torch.int64
     assert dataset.task == "segmentation"
     check_dataset(Views())
+
+
+def test_a_data_set_with_an_unknown_task_cannot_be_registered():
+    @dataclass(frozen=True, kw_only=True)
+    class Misspelt(Views):
+        task = "segments"
+        name: Literal["misspelt_views"] = "misspelt_views"
+
+    with pytest.raises(InputError, match="Misspelt: task is 'segments'; accepted: 'classification' or 'segmentation'"):
+        register(Misspelt)
 
 
 def test_images_are_resized_with_their_masks(found: Found):

@@ -2,9 +2,8 @@ import pytest
 import torch
 
 from condkd_ray.core.method import InputError
-from condkd_ray.core.samples import UNLABELLED
+from condkd_ray.core.samples import UNLABELLED, pixel_counts
 from condkd_ray.data.datasets import DataConfig, load
-from condkd_ray.data.readers import pixel_counts
 from condkd_ray.data.scenes import CLASSES, draw_scenes
 from condkd_ray.testing.datasets import check_dataset
 

@@ -289,7 +289,7 @@ def test_another_number_of_classes_is_refused():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
 def test_a_module_of_another_float_type_that_does_not_convert_images_is_refused(dtype):
-    with pytest.raises(InputError, match=r"the teacher cannot read images of shape .*Float"):
+    with pytest.raises(InputError, match=r"the teacher cannot read images of shape .*Float.*; accepted: .* float32"):
         Teacher.from_module(network().to(dtype), num_classes=NUM_CLASSES, **KNOWN)
 
 

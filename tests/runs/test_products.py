@@ -8,6 +8,7 @@ import torch
 from report.report_factory import altered
 from report.report_factory import make_record as a_record
 from toy import NUM_CLASSES, make_prepared, samples, toy_config
+from toy_dense import dense_config, make_dense_prepared
 
 from condkd_ray.core import checkpoint as states
 from condkd_ray.core.method import InputError
@@ -165,6 +166,22 @@ def test_without_validation_images_trials_are_ranked_by_the_proxy(tmp_path):
     blind = altered(record, metrics={"proxy/agreement": 0.25, "student/test_accuracy": 1.0})
     assert merit(blind) == ("proxy/agreement", 0.25)
     assert merit(record)[0] == "student/val_accuracy"
+
+
+def test_a_segmentation_has_no_points_and_the_report_of_several_arms_needs_none(tmp_path):
+    """A file without points made `rebuild` fail as soon as there were two trials."""
+    out, prepared, config = folder_of(tmp_path), make_dense_prepared(), dense_config(rounds=1)
+    records = []
+    for arm in ("none", "mixed"):
+        product = product_path(out / "trials" / arm)
+        outcome = run_trial(config, prepared, local_store(config, prepared, None), product=product)
+        done = make_record("test", Plan(arm, 4, 0, config), arm, prepared, outcome)
+        write_record(out, done)
+        records.append(done)
+        BestProducts(out).update(done, prepared)
+        assert kept_path(out, arm).is_file()
+        assert not points_path(out, arm).exists()
+    rebuild(out, records)
 
 
 def test_no_product_of_a_failed_trial_is_kept(tmp_path):

@@ -13,6 +13,7 @@ from condkd_ray.core.task import IOU
 from condkd_ray.data.palette import coloured
 from condkd_ray.methods.distiller import Distiller
 from condkd_ray.methods.guidance import Discriminator, Gaussian, Mmd, Moments, NoGuidance
+from condkd_ray.methods.guidance.from_guides import FromGuides
 from condkd_ray.methods.inversion import Cmi, Dafl, DeepInversion, Dfad, Fast, NoInversion
 from condkd_ray.methods.losses.kd import Hinton, LogitL1
 from condkd_ray.methods.memory import Bank, Growing, Latest, Prioritized, Reservoir
@@ -250,6 +251,13 @@ def test_classification_refuses_what_needs_labels_of_pixels(tree, message):
         from_tree(tree)
 
 
+def test_a_model_of_torchvision_for_the_other_task_is_named_in_the_message():
+    networks = {"teacher": {"network": {"name": "deeplab_resnet"}}, "student": {"name": "torchvision"}}
+    message = "is 'torchvision:resnet18'; accepted: torchvision with a model for segmentation, deeplab"
+    with pytest.raises(InputError, match=message):
+        from_tree({"data": {"name": "scenes"}, **networks})
+
+
 def test_layouts_need_a_condensed_set_and_an_inversion_that_uses_targets():
     with pytest.raises(InputError, match="targets layouts without a condensation"):
         dense_config(condensation=None, targets=Layouts(), distiller=Distiller(steps=2, batch=8))
@@ -261,3 +269,11 @@ def test_dsa_of_the_student_and_of_the_guide_is_refused():
     distiller = Distiller(steps=2, batch=8, condensed_share=0.5, condensed_augment="dsa")
     with pytest.raises(InputError, match="condensed_augment for segmentation is 'dsa'"):
         dense_config(distiller=distiller)
+    for augment in ("dsa", "condensed"):
+        with pytest.raises(InputError, match=f"guidance augment in segmentation is '{augment}'; accepted: host"):
+            dense_config(guidance=Moments(augment=augment))
+
+
+def test_guides_as_starting_images_are_refused():
+    with pytest.raises(InputError, match=r"from_guides share in segmentation is 0\.5; accepted: 0"):
+        dense_config(guidance=Moments(from_guides=FromGuides(share=0.5)))

@@ -87,23 +87,14 @@ def check_masks(pixels: Tensor, labels: Tensor, names: Sequence[str], what: str)
     """
     expected = (len(pixels), *pixels.shape[2:])
     fits = labels.dtype in (torch.uint8, MASK, torch.int64) and labels.shape == expected
-    require(fits, f"labels of {what}", f"{labels.dtype} {tuple(labels.shape)}", f"int16 {expected}, one per pixel")
+    accepted = f"int16 {expected}, one per pixel; or uint8 or int64"
+    require(fits, f"labels of {what}", f"{labels.dtype} {tuple(labels.shape)}", accepted)
     require(len(labels) > 0, f"number of images in {what}", 0, "at least 1")
     lowest, highest = int(labels.min()), int(labels.max())
     accepted = f"{UNLABELLED}, of pixels without a class, or more"
     require(lowest >= UNLABELLED, f"lowest of the labels in {what}", lowest, accepted)
     accepted = f"less than {len(names)}, the number of its classes"
     require(highest < len(names), f"highest of the labels in {what}", highest, accepted)
-
-
-def pixel_counts(labels: Tensor, num_classes: int) -> Tensor:
-    """Return the number of pixels of each class in each image, int64 (N, K), of labels (N, H, W)."""
-    found = [torch.empty(0, num_classes, dtype=torch.int64)]
-    for part in labels.flatten(1).split(64):  # int64 copies of all labels at once would be large
-        starts = torch.arange(len(part))[:, None] * (num_classes + 1)
-        counts = (part.long() - UNLABELLED + starts).flatten().bincount(minlength=len(part) * (num_classes + 1))
-        found.append(counts.view(len(part), -1)[:, 1:])
-    return torch.cat(found)
 
 
 def without_void(raw: Raw, what: str) -> Raw:

@@ -26,10 +26,9 @@ from torch import Tensor, nn
 
 from condkd_ray.core.method import Meter, Method, require
 from condkd_ray.core.rng import Streams
-from condkd_ray.core.samples import Samples, unseen
+from condkd_ray.core.samples import Samples, pixel_counts, unseen
 from condkd_ray.core.task import BOTH
 from condkd_ray.core.view import OnStep, no_bar
-from condkd_ray.methods.pixels import pixel_counts
 from condkd_ray.models.convnet import ConvNet, ConvNetModule
 from condkd_ray.models.teacher import Teacher
 

@@ -187,7 +187,7 @@ class Guidance(Method, ABC, Generic[State]):
         """Raise `InputError` if the teacher lacks a layer that is compared, or a setting does not suit its task."""
         teacher.check_layers(self.layers)
         if is_dense(teacher.task):
-            self._check_dense()
+            self.check_dense()
         ends = teacher.stage_outputs
         found = f"in addition to its features this teacher has {', '.join(ends) or 'none'}"
         there = f"0 to {min(len(ends), MAX_STAGES)}; {found}"
@@ -196,7 +196,7 @@ class Guidance(Method, ABC, Generic[State]):
         others = f"{PENULTIMATE}, or a layer other than the stages compared with it, {', '.join(beside)}"
         require(self.layer not in beside, f"guidance layer with stages {self.stages}", self.layer, others)
 
-    def _check_dense(self) -> None:
+    def check_dense(self) -> None:
         """Raise `InputError` if a setting does not suit segmentation."""
         accepted = "host: DSA would move the pixels without their labels"
         require(self.augment == "host", "guidance augment in segmentation", self.augment, accepted)
@@ -687,6 +687,9 @@ class NoGuidance(Method):
 
     def check(self, teacher: Teacher) -> None:
         """Do nothing: no layers are compared."""
+
+    def check_dense(self) -> None:
+        """Do nothing: there are no settings."""
 
     def check_use(self, teacher: Teacher, ipc: int, batch: int, host_augment: HostAugment) -> None:
         """Do nothing: any number of images is enough."""

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from condkd_ray.methods.pixels import pixel_counts
+from condkd_ray.core.samples import pixel_counts
 
 MIN_SHARE = 0.01
 """Least share of an image's pixels for a class to count as shown: about one position of a small feature map."""

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from condkd_ray.core.errors import first_line
-from condkd_ray.core.samples import Codec, Encoded, Samples
+from condkd_ray.core.samples import Codec, Encoded, Samples, pixel_counts
 from condkd_ray.core.storage import Location, files, reading, writing
 from condkd_ray.methods.memory.chunk_table import columns
 from condkd_ray.methods.memory.device_rows import rows_on
@@ -177,7 +177,7 @@ class LiveIds:
         New ids become live, known ones keep their status.
         """
         if classes.ndim > 1:
-            classes = pixels_per_class(classes, self._num_classes)
+            classes = pixel_counts(classes, self._num_classes)
             if self._all_classes.ndim == 1:
                 self._all_classes = self._all_classes[:, None].repeat(1, self._num_classes)
         known, stop = self.num_ids, start + len(classes)
@@ -209,13 +209,6 @@ class LiveIds:
             self._all_live = torch.cat([self._all_live, self._all_live.new_zeros(room)])
         self._all_live[num_ids:] = False
         self._classes, self._live = self._all_classes[:num_ids], self._all_live[:num_ids]
-
-
-def pixels_per_class(labels: Tensor, num_classes: int) -> Tensor:
-    """Return (N, K) int64: the number of pixels of each class in labels (N, H, W); pixels below 0 are not counted."""
-    flat = labels.flatten(1).long() + 1
-    counts = torch.zeros(len(labels), num_classes + 1, dtype=torch.int64, device=labels.device)
-    return counts.scatter_add_(1, flat, torch.ones_like(flat))[:, 1:]
 
 
 class Store(ABC):

@@ -94,7 +94,8 @@ def write_together(folder: Path, out: Path, records: Sequence[Record]) -> None:
     for record in alike:
         for key, cloud in _clouds(out, record).items():
             together.setdefault(key, cloud)
-    _write(folder, "teacher features of all arms", list(together.values()))
+    if together:  # a file can hold no points
+        _write(folder, "teacher features of all arms", list(together.values()))
 
 
 def _clouds(out: Path, record: Record) -> dict[tuple[str, ...], Cloud]:

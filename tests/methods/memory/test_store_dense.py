@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from condkd_ray.core.samples import MASK, UNLABELLED, Codec, Samples, unseen
+from condkd_ray.core.samples import MASK, Codec, Samples, unseen
 from condkd_ray.methods.memory import LocalStore
-from condkd_ray.methods.memory.store import LiveIds, pixels_per_class
+from condkd_ray.methods.memory.store import LiveIds
 
 K, SHAPE = 3, (3, 4, 6)
 
@@ -25,11 +25,6 @@ def samples(count, seed, *, logits=False):
 
 def counts(masks):
     return [(masks == k).sum().item() for k in range(K)]
-
-
-def test_pixels_are_counted_per_image_and_those_without_a_label_are_not():
-    masks = torch.tensor([[[0, 2], [2, UNLABELLED]], [[1, 1], [1, 1]]])
-    assert pixels_per_class(masks, K).tolist() == [[1, 0, 2], [0, 4, 0]]
 
 
 @pytest.mark.parametrize("logits", [False, True])

@@ -1,6 +1,6 @@
 import torch
 
-from condkd_ray.methods.pixels import pixel_counts
+from condkd_ray.core.samples import pixel_counts
 
 
 def test_counts_are_of_each_image_and_leave_out_pixels_without_a_class():
