@@ -2,7 +2,8 @@
 
 One process without Ray, Optuna and downloads, for nine minutes; only a library call that never returns cannot be
 interrupted. Each part's figures are printed and stored at once, and a failed part stops no other. (f) to (h) need
-CIFAR-10, which `gpu/halves.py` splits into two small parts for copying; other parts use random images. The same command
+CIFAR-10, which `gpu/halves.py` splits into two small parts for copying; other parts use random images, and (i) those of
+CamVid if the data root has a folder `camvid`. The same command
 continues where (g) was when its time ended. It has not yet run on a GPU.
 
     python experiments/gpu_check.py --data-root DIR

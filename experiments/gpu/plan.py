@@ -4,6 +4,7 @@ from gpu.ceilings import ceilings
 from gpu.draws import draws
 from gpu.parts import Part
 from gpu.recipes import arms, published
+from gpu.segmentation import segmentation
 from gpu.steps import steps
 from gpu.suite import suite
 from gpu.teacher import teacher
@@ -16,8 +17,9 @@ PARTS = (
     Part("d", "steps", 110, steps),
     Part("e", "draws", 5, draws),
     Part("f", "teacher", 120, teacher),
-    Part("g", "the full recipe", 150, published, takes_rest=True),
+    Part("g", "the full recipe", 125, published, takes_rest=True),
     Part("h", "arms at a hundredth", 45, arms),
+    Part("i", "segmentation", 25, segmentation),
 )
 """Parts in the order in which they run; the seconds are planned, not measured."""
 LETTERS = "".join(part.letter for part in PARTS)

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from condkd_ray.core.rng import Streams
-from condkd_ray.core.samples import Samples, unseen
+from condkd_ray.core.samples import MASK, UNLABELLED, Samples, unseen
+from condkd_ray.data.datasets import RealImages
+from condkd_ray.methods.targets import balanced_layouts
 from condkd_ray.models import AnyNetwork
 from condkd_ray.models.teacher import Teacher
 from condkd_ray.trial.config import Prepared, TrialConfig
@@ -47,6 +49,25 @@ def prepared(found: Teacher, per_class: int = 0) -> Prepared:
     images = noise(len(labels), found.image_shape, found.device, rng)
     condensed = Samples(images, labels, found.batched_logits(images)) if per_class else None
     return Prepared(found, test=None, val=None, condensed=condensed, proxy=proxy)
+
+
+def masked_images(found: Teacher, count: int, seed: int) -> RealImages:
+    """Return `count` random images on the CPU with random masks, of the teacher's size; the first row is void."""
+    rng, shape = Streams(seed), found.image_shape
+    pixels = torch.randint(256, (count, *shape), generator=rng["pixels"], dtype=torch.uint8)
+    labels = balanced_layouts(count, found, rng).to(MASK)
+    labels[:, 0] = UNLABELLED
+    return RealImages(pixels, labels)
+
+
+def dense_prepared(found: Teacher, guides: RealImages, test: RealImages, names: tuple[str, ...] = ()) -> Prepared:
+    """Return the inputs of a segmentation trial; the first guide is the proxy set.
+
+    `names`: of the classes; by default their numbers.
+    """
+    few = guides.samples(found.mean, found.std).to(found.device)
+    names = names or tuple(map(str, range(found.num_classes)))
+    return Prepared(found, test=test, val=None, condensed=few, proxy=few[:1], class_names=names)
 
 
 class Running:

@@ -16,7 +16,7 @@ import gpu_check
 import psutil
 import pytest
 import torch
-from gpu import halves, parts, recipes, steps, suite, waits, world
+from gpu import halves, parts, recipes, segmentation, steps, suite, waits, world
 from gpu.parts import Box, BoxEndedError, Part, Report, Setup, SkippedError, Verdict, boxed, run, run_part
 from gpu.plan import MINUTES, PARTS
 from gpu.settings import FIELDS, choose, write
@@ -24,6 +24,7 @@ from gpu.sizes import RECIPE, full, tiny
 from gpu.teacher import Kept, Training, read, teacher
 from gpu.timing import PEAKS, gpu_work, launched, milliseconds
 from guard import DEVICE, Guard, WaitsError, covered_without_classes, simulated, without_logits
+from PIL import Image
 from places import EXPERIMENTS, TESTS
 from torch import Tensor
 from torch._dynamo.utils import counters
@@ -35,6 +36,7 @@ from condkd_ray.data.datasets import Dataset, RealImages
 from condkd_ray.data.readers import read_parquet
 from condkd_ray.methods.guidance import AnyGuidance, Gaussian, Guidance
 from condkd_ray.methods.inversion import AnyInversion, NoInversion, nayer
+from condkd_ray.methods.losses.kd import LogitL1
 from condkd_ray.methods.memory import AnyMemory, Prioritized, device_rows
 from condkd_ray.methods.memory.prioritized import PrioritizedState
 from condkd_ray.methods.memory.store import LiveIds
@@ -88,7 +90,7 @@ def test_all_parts_pass_with_tiny_on_a_cpu_without_ray_optuna_and_tyro(tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(out.read_text())
     parts = found["parts"]
-    assert list(parts) == list("abcdefgh")
+    assert list(parts) == list("abcdefghi")
     assert {entry["status"] for entry in parts.values()} == {"passed"}, done.stdout
     assert found["about"]["tiny"] is True
     for letter, entry in parts.items():
@@ -109,12 +111,13 @@ def test_all_parts_pass_with_tiny_on_a_cpu_without_ray_optuna_and_tyro(tmp_path)
     assert figures["g"]["progress"]["rounds"] == figures["g"]["progress"]["of"]
     assert 0 <= figures["g"]["student"]["test_accuracy"] <= 1
     assert {"mixed", "mixed_prior", "guided"} <= set(figures["h"])
+    assert {"published", "guided", "float32", "bfloat16"} <= set(figures["i"])
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--tiny", "--only", "z"), "--only is 'z'; accepted: letters of abcdefgh"),
+        (("--tiny", "--only", "z"), "--only is 'z'; accepted: letters of abcdefghi"),
         (("--tiny", "--minutes", "0"), "--minutes is 0.0; accepted: a number above 0, at most 600"),
         (("--tiny", "--data-root", "nowhere"), "--data-root is 'nowhere'; accepted: a folder"),
         (("--only", "a"), "device is 'cpu'; accepted: a CUDA device; or --tiny, on the CPU"),
@@ -158,7 +161,7 @@ def test_the_script_runs_from_a_clone_that_is_not_installed(tmp_path):
 
 
 def test_the_plan_fits_into_nine_minutes_and_the_full_recipe_has_the_longest_part():
-    assert "".join(part.letter for part in PARTS) == "abcdefgh"
+    assert "".join(part.letter for part in PARTS) == "abcdefghi"
     assert sum(part.seconds for part in PARTS) <= 540 == 60 * MINUTES
     assert max(PARTS, key=lambda part: part.seconds).letter == "g"
     assert [part.letter for part in PARTS if part.takes_rest] == ["g"]
@@ -1011,3 +1014,120 @@ def running(number: int) -> bool:
         return psutil.Process(number).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def test_segmentation_runs_both_arms_and_states_what_is_refused(tmp_path):
+    given, found = setup(tmp_path), box(tmp_path, "i")
+    passed, text = segmentation.segmentation(given, found)
+    assert passed
+    assert re.match(r"published 3 of 3 rounds, \S+ s each, guided 3 of 3 rounds, \S+ s each; without CUDA, waits", text)
+    figures = found.report.parts["i"]["figures"]
+    assert figures["images"] == {"kind": "random", "classes": 6, "test": 8, "guides": 3}
+    assert figures["waits"] == {"run": 6, "failed": 0, "checked": False}
+    for arm in ("published", "guided"):
+        one = figures[arm]
+        positive = ("inversion_ms_per_round", "distillation_ms_per_round", "made_images_per_second", "peak_gib")
+        assert min(one[name] for name in (*positive, "student_images_per_second", "test_miou")) > 0
+    assert 0 < figures["bfloat16"]["difference"] <= segmentation.NEAR
+    assert set(figures["float32"]["losses"]) == set(segmentation.TERMS)
+    refused = "graphs on a CPU is True; accepted: false, or a trial on a GPU"
+    assert figures["bfloat16, graphs"] == {"refused": refused}
+    assert set(figures["bfloat16, compiled"]) == {"skipped"}
+
+
+def test_segmentation_fails_if_bfloat16_gives_other_losses_or_an_arm_fails(tmp_path, monkeypatch):
+    real = segmentation.round_losses
+
+    def doubled(config, what):
+        factor = 2 if config.precision == "bfloat16" else 1
+        return [{name: factor * value for name, value in row.items()} for row in real(config, what)]
+
+    monkeypatch.setattr(segmentation, "round_losses", doubled)
+    ended = SimpleNamespace(status="failed", reason="round 1: kd/loss is not finite")
+    monkeypatch.setattr(segmentation, "run_trial", lambda *given, **more: ended)
+    passed, text = segmentation.segmentation(setup(tmp_path), box(tmp_path, "i"))
+    assert not passed
+    assert re.match(
+        r"3 faults: bfloat16: losses differ from float32 by (9|10)\d\.\d%; published has failed: round 1", text
+    )
+
+
+def test_segmentation_keeps_the_figures_of_the_rounds_that_fit(tmp_path, monkeypatch):
+    given, found = setup(tmp_path), box(tmp_path, "i")
+    published, _ = segmentation.trials(given)
+    what, checked = segmentation.inputs(given, found), iter([False, False, True])
+    monkeypatch.setattr("condkd_ray.trial.run.passed", lambda deadline: next(checked))
+    text, fault = segmentation._arm(given, found, "published", published, what, 1.0)
+    assert text.startswith("published 2 of 3 rounds, ")
+    assert fault is None
+    assert found.report.parts["i"]["figures"]["published"]["rounds"] == 2
+    monkeypatch.setattr("condkd_ray.trial.run.passed", lambda deadline: True)
+    with pytest.raises(SkippedError, match=r"^time: no round of published was begun$"):
+        segmentation._arm(given, found, "published", published, what, 0.0)
+
+
+def test_the_full_segmentation_is_dfads_recipe_with_a_hundredth_of_its_rounds(tmp_path):
+    published, guided = segmentation.trials(setup(tmp_path, sizes=full()))
+    assert published.teacher.network.model == "deeplabv3_resnet50"
+    assert published.student.model == guided.student.model == "deeplabv3_mobilenet_v3_large"
+    assert (published.rounds, published.evaluate_every, published.distiller.steps) == (150, 150, 5)
+    assert (published.inversion.steps, published.inversion.batch, published.inversion.images_per_round) == (1, 64, 320)
+    assert (published.inversion.latent, published.inversion.width, published.inversion.conditional) == (256, 128, False)
+    assert published.distiller == replace(guided.distiller, condensed_share=0.0)
+    assert guided.rounds == published.rounds
+
+
+def test_segmentation_uses_camvid_if_it_is_in_the_data_root(tmp_path):
+    for part, count in (("train", 4), ("test", 2)):
+        for folder, channels in ((part, 3), (f"{part}annot", 1)):
+            path = tmp_path / "camvid" / folder
+            path.mkdir(parents=True)
+            for number in range(count):
+                rng = torch.Generator().manual_seed(number)
+                pixels = torch.randint(12, (36, 48, channels), generator=rng, dtype=torch.uint8).squeeze(2).numpy()
+                Image.fromarray(pixels).save(path / f"{number}.png")
+    given, found = setup(tmp_path, data_root=tmp_path), box(tmp_path, "i")
+    what = segmentation.inputs(given, found)
+    assert found.report.parts["i"]["figures"]["images"] == {"kind": "camvid", "classes": 11, "test": 2, "guides": 3}
+    assert what.test is not None
+    assert what.test.pixels.shape == (2, 3, 24, 32)
+    assert what.class_names[:2] == ("Sky", "Building")
+    assert what.condensed is not None
+    assert what.condensed.labels.shape == (3, 24, 32)
+    assert (what.condensed.labels == -1).any()
+
+
+@pytest.fixture
+def dense_without_values(without_values, tmp_path, monkeypatch):
+    # Outside of what is checked: a guidance starts from the regions that the guides show.
+    every_region = "condkd_ray.methods.guidance.guidance.region_numbers"
+    monkeypatch.setattr(every_region, lambda shown: torch.arange(shown.numel(), device=shown.device))
+    given = setup(tmp_path)
+    what = segmentation.inputs(replace(given, device=DEVICE), box(tmp_path, "i"))
+    return segmentation.wait_checks(*segmentation.trials(given), what)
+
+
+@pytest.mark.parametrize("name", ["published", "discriminator", "mmd", "moments", "gaussian", "evaluation"])
+def test_no_round_or_evaluation_of_segmentation_waits(name, dense_without_values, monkeypatch):
+    monkeypatch.setattr(segmentation, "no_waits", waits.no_waits)
+    dense_without_values[name]()
+
+
+def test_all_wait_checks_of_segmentation_are_tested(dense_without_values):
+    assert set(dense_without_values) == {"published", "discriminator", "mmd", "moments", "gaussian", "evaluation"}
+
+
+def test_a_wait_of_segmentation_is_reported_with_its_line(dense_without_values, monkeypatch):
+    real = LogitL1.__call__
+    steps: list[int] = []
+
+    def reading(self, student, teacher, labels):
+        steps.append(1)
+        # The steps of the first round are not checked.
+        if len(steps) > 2:
+            labels.max().item()
+        return real(self, student, teacher, labels)
+
+    monkeypatch.setattr(LogitL1, "__call__", reading)
+    with pytest.raises(WaitsError, match="_local_scalar_dense"):
+        dense_without_values["discriminator"]()

@@ -575,7 +575,8 @@ class BoundGuide:
     def _examine_regions(self, views: int) -> dict[str, Tensor]:
         """Return the terms of `_examine` for regions of `views` of the held-out images."""
         rng = self.rng["augment/guide"]
-        images, masks = self._labelled_view(self.held_out[torch.arange(len(self.held_out)).repeat(views)])
+        rows = torch.arange(len(self.held_out), device=self.held_out.labels.device).repeat(views)
+        images, masks = self._labelled_view(self.held_out[rows])
         regions = self._drawn(masks)
         labels = regions % self.teacher.num_classes
         matched, learnt = self._matched(labels)
