@@ -7,7 +7,9 @@ choice.
 Measured with the defaults, seed 0, one core of a shared AMD EPYC with AVX-512 bfloat16 (fractions; CPU seconds):
 CIFAR-10, resnet-14-16, bfloat16, 9 epochs of 40 000: 0.851 of 10 000 held out, 516 s. Fashion-MNIST, resnet-8-16,
 bfloat16, 5 epochs of 50 000: 0.909 of 10 000 held out, 149 s. Digits 8x8, resnet-8-16, float32, 20 epochs of 1 000:
-0.984 of 797, 2 s. bfloat16 halves the time of a CIFAR step; at 8x8 it saves a tenth.
+0.984 of 797, 2 s. bfloat16 halves the time of a CIFAR step; at 8x8 it saves a tenth. Segmentation, bfloat16, batch 16,
+60 epochs (mean IoU): CamVid at 96x72 pixels, 367 images, deeplab_resnet-14-32, 0.376 of 233 test images, 224 s, and
+deeplab_resnet-14-16, 0.367, 97 s; scenes, deeplab_resnet-14-16, 0.882 of 100 validation images, 30 s.
 
 Letters: N images, B batch, C channels, H W height and width, K classes.
 """

@@ -4,13 +4,14 @@ A check raises `AssertionError` with the rule that is broken.
 """
 
 import copy
+import math
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from condkd_ray.core.rng import Streams
-from condkd_ray.core.samples import UNLABELLED, Codec, Samples
+from condkd_ray.core.samples import UNLABELLED, Codec, Samples, unseen
 from condkd_ray.core.task import Task, is_dense
 from condkd_ray.methods.condensation import Condensation
 from condkd_ray.methods.condensation.condensation import first_per_class
@@ -20,7 +21,7 @@ from condkd_ray.methods.weighing import Weighing
 from condkd_ray.models.teacher import Teacher
 from condkd_ray.testing.scenes import make_dense_teacher, scenes
 from condkd_ray.testing.states import expect, reloaded, same, snapshot, tensors, used_streams
-from condkd_ray.testing.world import IMAGE_SHAPE, MEAN, NUM_CLASSES, STD, blobs, make_teacher
+from condkd_ray.testing.world import MEAN, NUM_CLASSES, STD, blobs, make_teacher
 
 
 def _teacher(task: Task) -> Teacher:
@@ -103,15 +104,18 @@ class _MemoryRun:
     def __init__(self, memory: ReplayMemory, teacher: Any, seed: int = 0) -> None:
         self.memory, self.teacher, self.rng = memory, teacher, Streams(seed)
         self.state = memory.init(teacher, self.rng)
-        self.store = LocalStore(Codec("unit", (0.0,), (1.0,)), NUM_CLASSES)
+        self.store = LocalStore(Codec("unit", (0.0,), (1.0,), not is_dense(teacher.task)), NUM_CLASSES)
 
     def add(self, count: int) -> None:
         """Add a round of `count` images whose first two pixels encode their ids."""
         ids = torch.arange(self.store.num_ids, self.store.num_ids + count)
-        images = torch.zeros(count, *IMAGE_SHAPE)
+        images = torch.zeros(count, *self.teacher.image_shape)
         images[:, 0, 0, 0], images[:, 0, 0, 1] = ids % 256 / 255, ids // 256 / 255
         labels = ids % NUM_CLASSES
-        made = Samples(images, labels, F.one_hot(labels, NUM_CLASSES).float())
+        if is_dense(self.teacher.task):
+            made = unseen(images, labels[:, None, None].expand(count, *images.shape[2:]).contiguous())
+        else:
+            made = Samples(images, labels, F.one_hot(labels, NUM_CLASSES).float())
         self.memory.add(self.state, self.store, made, teacher=self.teacher, rng=self.rng)
 
     def draw(self, count: int) -> Any:
@@ -122,29 +126,37 @@ class _MemoryRun:
 
 
 def check_memory(memory: ReplayMemory) -> None:
-    """Check a replay memory.
+    """Check a replay memory for each task that it works for.
 
     It draws only live samples of the store, reports dropped samples to the store, leaves the global random generator
     unchanged, and continues bit for bit from a saved state.
     """
-    teacher, before = make_teacher(), torch.random.get_rng_state()
+    for task in memory.tasks:
+        _check_memory(memory, _teacher(task))
+
+
+def _check_memory(memory: ReplayMemory, teacher: Teacher) -> None:
+    # In segmentation each pixel of an image has the class of the image here.
+    each = math.prod(teacher.image_shape[1:]) if is_dense(teacher.task) else 1
+    before = torch.random.get_rng_state()
     run = _MemoryRun(memory, teacher)
     for size in (9, 7, 8):
         run.add(size)
         drawn, live = run.draw(5), set(memory.live(run.state).tolist())
         stored = drawn.ids >= 0
+        wanted = drawn.ids[stored] % NUM_CLASSES
         expect(
             len(drawn.ids) == len(drawn.weights) == len(drawn.samples) == 5,
             "a draw of 5 has 5 samples, ids and weights",
         )
         expect(set(drawn.ids[stored].tolist()) <= live, "drawn ids of the store are live")
         expect(
-            torch.equal(drawn.samples.labels[stored], drawn.ids[stored] % NUM_CLASSES),
+            torch.equal(drawn.samples.labels[stored].view(len(wanted), -1), wanted[:, None].expand(-1, each)),
             "drawn samples belong to the drawn ids",
         )
         counts = torch.bincount(torch.tensor(sorted(live)) % NUM_CLASSES, minlength=NUM_CLASSES)
         expect(
-            torch.equal(run.store.class_counts, counts),
+            torch.equal(run.store.class_counts, each * counts),
             "the memory drops from the store exactly the ids that are no longer live",
         )
     expect(torch.equal(torch.random.get_rng_state(), before), "the global random generator is unchanged")

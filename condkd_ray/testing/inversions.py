@@ -87,7 +87,8 @@ def synthesize(
 def check_inversion(inversion: Inversion) -> None:
     """Run all checks of this module for each task that the inversion works for.
 
-    Choose few steps and images, because each check runs rounds. Raises `AssertionError` with the rule that is broken.
+    Choose few steps and images, because each check runs rounds; but enough steps that a host that keeps the images of
+    its best step keeps other images than the first. Raises `AssertionError` with the rule that is broken.
     """
     for task in inversion.tasks:
         for check in CHECKS:

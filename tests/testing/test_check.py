@@ -30,7 +30,7 @@ OTHERS = [DataConfig(name="digits"), ConvNet(width=8)]
 
 @pytest.mark.parametrize(
     "method",
-    [*(small(kind, steps=2) for kind in INVERTERS), *FORMS, *LOSSES, *PARTS, *MEMORIES, *OTHERS],
+    [*(small(kind, steps=4) for kind in INVERTERS), *FORMS, *LOSSES, *PARTS, *MEMORIES, *OTHERS],
     ids=lambda method: f"{method.name} {getattr(method, 'condition', '')}",
 )
 def test_every_method_satisfies_the_contract_of_its_family(method):

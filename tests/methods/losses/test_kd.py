@@ -8,6 +8,7 @@ from contracts.toy_methods import sized
 from condkd_ray.methods.losses.kd import AnyKdLoss, NetworkOutputs, SoftCrossEntropy
 from condkd_ray.testing.losses import (
     LABELS,
+    check_kd_loss,
     check_one_value_an_image,
     check_perfect_student,
     check_precision,
@@ -34,6 +35,11 @@ def test_a_perfect_student_has_the_lowest_loss(loss):
     loss(NetworkOutputs(student, outputs(1).taps), outputs(1), LABELS).sum().backward()
     if loss.name != "l1":  # the L1 distance is not differentiable there
         assert student.grad.abs().max() <= 1e-4
+
+
+@every
+def test_the_contract_holds_for_each_task(loss):
+    check_kd_loss(loss)
 
 
 @every
