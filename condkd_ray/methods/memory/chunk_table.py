@@ -6,6 +6,7 @@ Letters: N samples, M chunks.
 
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,6 +70,13 @@ class ChunkTable:
         self._chunks: dict[int, Encoded] = {}
         self._index: _Index | None = None
         self._pinned = pinned
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state for copies and pickles, without the index, which is built again.
+
+        Its rows span all memory between the chunks, which a copy would read as well.
+        """
+        return vars(self) | {"_index": None}
 
     def put(self, start: int, chunk: Encoded, near: Encoded | None = None) -> None:
         """Add the chunk whose first id is `start`, or replace the chunk there.

@@ -1,5 +1,7 @@
+import pickle
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -123,3 +125,14 @@ def test_gathering_no_ids_gives_an_empty_result_of_the_right_shape():
     table = new()
     table.put(0, encoded(3))
     assert equal(gathered(table, torch.empty(0, dtype=torch.int64)), encoded(0))
+
+
+def test_a_pickle_or_a_copy_holds_the_chunks_and_not_the_memory_between_them():
+    memory, table = np.zeros(2**24, np.uint8), ChunkTable()
+    for start, place in ((0, 0), (2, 2**24 - 24)):
+        images = torch.from_numpy(memory[place : place + 24]).view(2, 3, 2, 2).fill_(start + 1)
+        table.put(start, Encoded(images, torch.zeros(2, dtype=torch.int64), torch.zeros(2, 0).half()))
+    wanted = table.gather(torch.arange(4))
+    stored = pickle.dumps(table)
+    assert len(stored) < 2**20
+    assert equal(pickle.loads(stored).gather(torch.arange(4)), wanted)
