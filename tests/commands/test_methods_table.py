@@ -41,7 +41,7 @@ def test_every_hyper_parameter_is_in_the_row_and_our_choices_are_marked(kind):
 
 def test_the_students_recipe_has_a_row():
     (row,) = [line for line in methods_table.table().splitlines() if line.startswith("| distiller |")]
-    assert row.startswith("| distiller | - | Fang et al., ")
+    assert row.startswith("| distiller | - | both | Fang et al., ")
     for field in ("optimizer sgd", "nesterov off", "lr_schedule cosine", "milestones none", "clip 0", "*warm_up 0.1*"):
         assert field in row
 
@@ -126,9 +126,9 @@ def test_a_plug_in_whose_code_cannot_be_digested_has_a_row_with_the_reason(undig
     assert printed.startswith(methods_table.table())
     reading, other = [line for line in printed.splitlines() if "`reading`" in line or "`other`" in line]
     reason = "READ is a _thread.lock, whose content cannot be read (TypeError: cannot pickle '_thread.lock' object)"
-    assert reading.startswith("| distiller.loss | `reading` | - | - | refused: plug-in ")
+    assert reading.startswith("| distiller.loss | `reading` | classification | - | - | refused: plug-in ")
     assert f"{reason}; accepted: values that can be pickled, or register(version=...)" in reading
-    assert other == f"| distiller.loss | `other` | - | - | {__name__.partition('.')[0]} 3 |"
+    assert other == f"| distiller.loss | `other` | classification | - | - | {__name__.partition('.')[0]} 3 |"
 
 
 def test_the_table_of_published_systems_does_not_depend_on_plug_ins(undigested, capsys):
