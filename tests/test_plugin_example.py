@@ -83,7 +83,7 @@ def test_condkd_methods_lists_each_plug_in_with_its_distribution(program: Progra
     assert [line.split("|")[1].strip() for line in lines] == [
         *("inversion", "guidance", "distiller.loss", "student, teacher.network", "data")
     ]
-    assert "| inversion | `smooth` | an example | steps 100, batch 128, lr 0.1, " in done.stdout
+    assert "| inversion | `smooth` | classification | an example | steps 100, batch 128, lr 0.1, " in done.stdout
     assert "condkd-blobs" not in program("-m", "condkd_ray", "methods", without=True).stdout
 
 

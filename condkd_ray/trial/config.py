@@ -17,7 +17,7 @@ from condkd_ray.core.method import Method, require
 from condkd_ray.core.records import Record
 from condkd_ray.core.samples import Samples
 from condkd_ray.core.task import BOTH, Task, is_dense
-from condkd_ray.data.datasets import AnyData, DataConfig, Dataset, RealImages
+from condkd_ray.data.datasets import AnyData, DataConfig, Dataset, DataSource, RealImages
 from condkd_ray.methods.condensation import CONDENSATIONS, AnyCondensation
 from condkd_ray.methods.distiller import Distiller
 from condkd_ray.methods.guidance import GUIDANCES, AnyGuidance, Guidance, NoGuidance
@@ -154,6 +154,8 @@ class TrialConfig(Method):
 
     def _check_task(self) -> None:
         """Raise `InputError` for a part that does not work for the task of the data."""
+        if not isinstance(self.data, DataSource):
+            return  # a config built in Python with values of other types: whoever runs it checks them
         # A default network may stand for a teacher that is given later as an object: see `check_teacher_network`.
         if self.teacher.network != TeacherConfig().network:
             self.check_teacher_network()
@@ -191,6 +193,8 @@ class TrialConfig(Method):
             self._require_task("teacher.network", self.teacher.network, NETWORKS)
 
     def _require_task(self, what: str, method: Method, family: Family) -> None:
+        if not isinstance(method, Method):
+            return  # as above
         task, name = self.data.task, getattr(method, "name", type(method).__name__)
         name = label(method) if isinstance(method, Torchvision) else name
         require(task in method.tasks, f"{what} for {task} (data {self.data.name})", name, _working(family, task))

@@ -4,7 +4,6 @@ Losses and settings follow the released code of CMI. Letters: B batch, D feature
 """
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 import torch
@@ -157,8 +156,10 @@ class Cmi(Conditional[CmiState]):
         """Run `steps` steps of a generator from stream `init/generator/<round>`, of its latents and of the head."""
         teacher, rng = call.teacher, call.rng
         state.round += 1
-        made = partial(target_generator, self.latent, self.width, teacher, init="normal")
-        fresh = seeded_module(made, f"init/generator/{state.round}", teacher.device, rng)
+        size = (self.latent, self.width, teacher)
+        fresh = seeded_module(
+            lambda: target_generator(*size, init="normal"), f"init/generator/{state.round}", teacher.device, rng
+        )
         generator = state.generator_like(fresh)
         latents = call.latents(len(targets), self.latent).requires_grad_()
         own = [*generator.parameters(), latents]

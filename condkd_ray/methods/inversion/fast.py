@@ -6,7 +6,6 @@ Losses, optimisers and settings follow the released code of Fast.
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 import torch
@@ -122,8 +121,8 @@ class Fast(Conditional[FastState]):
     def init(self, teacher: Teacher, rng: Streams) -> FastState:
         """Return a generator from stream `init/generator`. Raises `InputError` for a teacher without BN."""
         require_bn(teacher)
-        made = partial(target_generator, self.latent, self.width, teacher)
-        generator = seeded_module(made, "init/generator", teacher.device, rng)
+        size = (self.latent, self.width, teacher)
+        generator = seeded_module(lambda: target_generator(*size), "init/generator", teacher.device, rng)
         rate = self.lr * self.steps
         optimizer = torch.optim.Adam(generator.parameters(), rate, betas=(0.5, 0.999), fused=True)
         return FastState(generator, optimizer)
