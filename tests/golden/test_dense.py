@@ -1,8 +1,5 @@
 """Compares the losses of segmentation on toy scenes with stored values, as `test_golden` does for classification."""
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
 from contracts.toy_methods import INVERTERS, small
@@ -23,7 +20,7 @@ from condkd_ray.trial.config import Prepared
 from condkd_ray.trial.evaluation import views
 from condkd_ray.trial.loop import run_round, start
 from condkd_ray.trial.synthesis import codec
-from golden.test_golden import losses
+from golden.test_golden import compare, losses
 
 SIZES = {"batch": 8, "images_per_round": 16}
 GUIDED = [Discriminator(hidden=32, weight=10.0), Mmd(weight=1.0), Moments(weight=1.0, stages=1), Gaussian(weight=1.0)]
@@ -64,10 +61,4 @@ def test_losses_equal_the_stored_values(case, request):
     live, store = start(settings, prepared), LocalStore(codec(settings, prepared.teacher), NUM_CLASSES)
     rounds = [losses(run_round(settings, prepared, live, store)) for _ in range(3)]
     found = {"after two steps": rounds[0], "after three rounds": rounds[2]}
-    path = Path(__file__).with_name(f"dense_{case}.json")
-    if request.config.getoption("update_golden"):
-        path.write_text(json.dumps(found, indent=2) + "\n")
-    golden = json.loads(path.read_text())
-    assert found.keys() == golden.keys()
-    for when, wanted in golden.items():
-        assert found[when] == pytest.approx(wanted, rel=1e-3, abs=1e-6), when
+    compare(found, f"dense_{case}", request)

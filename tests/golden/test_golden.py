@@ -63,6 +63,17 @@ def untrained():
     return Prepared(teacher, blobs(8, seed=2), None, few, views(few, teacher, seed=0))
 
 
+def compare(found, name, request):
+    """Compare the losses of two points in time with those stored under `name`, or store them."""
+    path = Path(__file__).with_name(f"{name}.json")
+    if request.config.getoption("update_golden"):
+        path.write_text(json.dumps(found, indent=2) + "\n")
+    golden = json.loads(path.read_text())
+    assert found.keys() == golden.keys()
+    for when, wanted in golden.items():
+        assert found[when] == pytest.approx(wanted, rel=1e-3, abs=1e-6), when
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_losses_equal_the_stored_values(case, request):
     (kind, guidance), prepared = CASES[case], untrained()
@@ -78,10 +89,4 @@ def test_losses_equal_the_stored_values(case, request):
     live, store = start(settings, prepared), LocalStore(codec(settings, prepared.teacher), NUM_CLASSES)
     rounds = [losses(run_round(settings, prepared, live, store)) for _ in range(3)]
     found = {"after two steps": rounds[0], "after three rounds": rounds[2]}
-    path = Path(__file__).with_name(f"{case}.json")
-    if request.config.getoption("update_golden"):
-        path.write_text(json.dumps(found, indent=2) + "\n")
-    golden = json.loads(path.read_text())
-    assert found.keys() == golden.keys()
-    for when, wanted in golden.items():
-        assert found[when] == pytest.approx(wanted, rel=1e-3, abs=1e-6), when
+    compare(found, case, request)
