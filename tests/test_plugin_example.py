@@ -8,12 +8,13 @@ import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from places import DOCS, EXPERIMENTS
 
 from condkd_ray.core.families import register, unregister
+from condkd_ray.data.datasets import DataName
 from condkd_ray.testing import check
 
 EXAMPLE = Path(__file__).parent / "plugin_example"
@@ -109,10 +110,8 @@ def test_a_trial_runs_with_flags_of_its_fields_and_repeats_from_its_record(progr
         assert refused.returncode == 2
         assert missing in refused.stderr
     unknown = program("-m", "condkd_ray", "train", "trial.yaml", "--out", "fourth", without=True)
-    message = (
-        "data is 'blobs'; accepted: digits, mnist, fashion_mnist, cifar10, cifar100, svhn, parquet, image_folder, "
-    )
-    message += "class_folders, or a plug-in once it is installed or registered"
+    accepted = f"{', '.join(get_args(DataName))}, or a plug-in once it is installed or registered"
+    message = f"data is 'blobs'; accepted: {accepted}"
     assert (unknown.returncode, message in unknown.stderr) == (2, True)
     assert not {"third", "fourth", "exported"} & {path.name for path in tmp_path.iterdir()}
 
