@@ -11,7 +11,8 @@ from typing import Any, Literal, get_args
 from condkd_ray.commands.experiment import Flags
 from condkd_ray.core.config import Tree, build, merge, read_tree, to_tree
 from condkd_ray.core.method import InputError, require
-from condkd_ray.data.datasets import DataConfig
+from condkd_ray.core.task import Score
+from condkd_ray.data.datasets import DataConfig, task_of
 from condkd_ray.methods.condensation import Imported
 from condkd_ray.runs.arms import Arm, Prior
 from condkd_ray.runs.presets import check_parts
@@ -23,8 +24,13 @@ FOLDERS = {
     "fashion_mnist": "FashionMNIST",
     "mnist": "MNIST",
     "svhn": "SVHN",
+    "camvid": "camvid",
 }
 """Folder of each data set below the data root. The claim itself gives the folders of condensed sets below it."""
+WITHOUT_FILES = ("digits", "scenes")
+"""Data sets that need no files."""
+OWN_VALIDATION = (*WITHOUT_FILES, "camvid")
+"""Data sets with validation images of their own."""
 CHOOSING_SEEDS = 100
 """Smallest seed for choosing on validation images; smaller seeds measure on test images (our choice)."""
 
@@ -99,6 +105,11 @@ class Claim(Setting):
         """True for a choosing claim, which must not store or show any result on test images."""
         return self.kind == "choosing"
 
+    @property
+    def score(self) -> Score:
+        """The score of students on the claim's data."""
+        return Score(task_of(self.data.name))
+
     def setting(self, cell: str) -> Setting:
         """Return the settings of a cell: the claim's, overridden by the cell's; `config` is merged leaf by leaf."""
         own = self.cells[cell]
@@ -150,8 +161,8 @@ def read_claim(path: Path) -> Claim:
     tree = read_tree(path)
     require("name" not in tree, f"{path}: name", tree.get("name"), "none: the file name is the claim's name")
     claim = build(Claim, tree, str(path))
-    accepted = f"a data set below the data root: digits, {', '.join(FOLDERS)}"
-    require(claim.data.name in ("digits", *FOLDERS), f"{path}: data: name", claim.data.name, accepted)
+    accepted = f"{', '.join(WITHOUT_FILES)}, or a data set below the data root: {', '.join(FOLDERS)}"
+    require(claim.data.name in (*WITHOUT_FILES, *FOLDERS), f"{path}: data: name", claim.data.name, accepted)
     require(claim.data.root is None, f"{path}: data: root", str(claim.data.root), "none: --data-root gives the folder")
     field_name, other = ("candidates", "cells") if claim.choosing else ("cells", "candidates")
     require(
@@ -191,7 +202,7 @@ def _set_located(config: TrialConfig, root: Path) -> TrialConfig:
 
 
 def _required(root: Path | None) -> Path:
-    require(root is not None, "--data-root", None, "the folder that holds cifar10, FashionMNIST and condensed")
+    require(root is not None, "--data-root", None, "the folder that holds cifar10, FashionMNIST, camvid and condensed")
     assert root is not None
     return root.expanduser()
 
@@ -214,8 +225,8 @@ def _check_measuring(claim: Claim, path: Path) -> None:
 
 def _check_choosing(claim: Claim, path: Path) -> None:
     require(not claim.arms, f"{path}: arms", claim.arms, "none: each candidate has its own arm")
-    held_out = claim.data.val_fraction > 0 or claim.data.name == "digits"
-    accepted = "a part above 0 of the train images, for choosing (digits has its own validation images)"
+    held_out = claim.data.val_fraction > 0 or claim.data.name in OWN_VALIDATION
+    accepted = f"a part above 0 of the train images, for choosing ({', '.join(OWN_VALIDATION)} have validation images)"
     require(held_out, f"{path}: data: val_fraction", claim.data.val_fraction, accepted)
     counts, kept = [rung.seeds for rung in claim.rungs], [rung.keep for rung in claim.rungs]
     grows = bool(counts) and counts == sorted(set(counts)) and counts[0] >= 1 and counts[-1] <= len(claim.seeds)

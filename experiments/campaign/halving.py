@@ -1,6 +1,6 @@
 """Successive halving over seeds: computes from the rows which candidates are dropped after which rung.
 
-All candidates run with the first seeds; the best of each group by mean validation accuracy continue with more seeds.
+All candidates run with the first seeds; the best of each group by mean validation score continue with more seeds.
 All candidates have the same seeds, so that none wins by a lucky seed. This is our choice: a study of `condkd search`
 gives all trials one seed, and its rungs are rounds instead of seeds.
 """
@@ -15,8 +15,6 @@ from campaign.claims import Claim
 from campaign.rows import Row, value
 from campaign.sources import alike, source
 from campaign.units import Trials, Unit, rows_of_unit
-
-METRIC = "student/val_accuracy"
 
 
 @dataclass(frozen=True)
@@ -33,14 +31,14 @@ class Ladder:
     """Units of the current rung that lack rows."""
 
     def mean(self, candidate: str) -> float:
-        """Return the mean validation accuracy; minus infinity if a trial failed, NaN without rows."""
+        """Return the mean validation score; minus infinity if a trial failed, NaN without rows."""
         rows = self.scores.get(candidate, {}).values()
-        return fmean(accuracy(row) for row in rows) if rows else math.nan
+        return fmean(validation(row) for row in rows) if rows else math.nan
 
 
-def accuracy(row: Row) -> float:
-    """Return the validation accuracy of a trial; minus infinity if it failed."""
-    found = value(row, METRIC)
+def validation(row: Row) -> float:
+    """Return the validation score of a trial, accuracy or mean IoU; minus infinity if it failed."""
+    found = value(row, row.score.val)
     return found if row.record.status == "finished" and math.isfinite(found) else -math.inf
 
 
@@ -74,7 +72,7 @@ def climb(trials: Trials, fresh: Sequence[Row]) -> Ladder:
 
 
 def survivors(claim: Claim, remaining: Sequence[str], scores: Mapping[str, Mapping[int, Row]], keep: int) -> list[str]:
-    """Return the `keep` best of each group by mean validation accuracy, in the claim's order.
+    """Return the `keep` best of each group by mean validation score, in the claim's order.
 
     Of equal candidates the earlier one is kept.
     """
@@ -83,7 +81,7 @@ def survivors(claim: Claim, remaining: Sequence[str], scores: Mapping[str, Mappi
         groups[claim.cells[name].group].append(name)
     best: set[str] = set()
     for members in groups.values():
-        ranked = sorted(members, key=lambda name: -fmean(accuracy(row) for row in scores[name].values()))
+        ranked = sorted(members, key=lambda name: -fmean(validation(row) for row in scores[name].values()))
         best |= set(ranked[:keep])
     return [name for name in remaining if name in best]
 

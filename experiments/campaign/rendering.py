@@ -10,23 +10,23 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from campaign.halving import accuracy, chosen
+from campaign.halving import chosen, validation
 from campaign.rows import Row, value
 from campaign.sources import Source, source
 from campaign.state import State, missing_words, stale_words
 from condkd_ray.core.method import require
 from condkd_ray.core.storage import atomic_write
 from condkd_ray.methods.condensation import Imported
-from condkd_ray.report.statistics import ACCURACY, Difference, difference, holm, p_value, spread
+from condkd_ray.report.statistics import Difference, difference, holm, p_value, spread
 from condkd_ray.report.tables.table import interval_text, mean_text, p_text
 
 NOTHING = "Nothing has been measured yet."
-CONTROLS = ("mixed", "mixed_prior")
+CONTROLS = ("condensed_only", "mixed", "mixed_prior")
 """Arms that `guided` has to exceed, each by itself."""
 ALONE = ("mixed_prior", "mixed")
 """Pair of arms whose difference is the effect of the class prior without guides."""
 PLACES = {"Frechet to real": "diagnosis/frechet_real", "diversity": "diagnosis/diversity"}
-"""Image metrics shown beside the accuracy of candidates."""
+"""Image metrics shown beside the validation score of candidates."""
 IMAGES = {
     "Frechet to real": "diagnosis/frechet_real",
     "to condensed": "diagnosis/frechet_condensed",
@@ -42,6 +42,12 @@ _MARKER = re.compile(r"(?<!`)<!--[\s/_-]*(?:end\b)?[\s_-]*claims?\b", re.I)
 SIGNIFICANCE = 0.05
 """Holm-corrected p below which a difference is printed in bold."""
 Pair = tuple[str, str]
+_WORDS = (
+    ("", "the paired 95 % interval"),
+    ("both ", "both paired 95 % intervals"),
+    ("all of ", "all paired 95 % intervals"),
+)
+"""Words for one, two and three controls."""
 
 
 def table(state: State) -> str:
@@ -170,7 +176,7 @@ def _cells_table(state: State) -> str:
     rows = []
     for cell, own in measured.items():
         n = len({row.record.seed for row in own})
-        means = [spread(value(row, ACCURACY) for row in own if row.record.arm == arm) for arm in claim.arms]
+        means = [spread(value(row, claim.score.test) for row in own if row.record.arm == arm) for arm in claim.arms]
         texts = [_difference(*found[cell]) if cell in found else "-" for found in pairs.values()]
         texts += [_with_interval(alone[cell]) if cell in alone else "-"] * bool(alone)
         rows.append([cell, str(n), *(mean_text(one, n, factor=100, digits=1) for one in means), *texts])
@@ -199,22 +205,26 @@ def _verdict(state: State) -> str:
         return NOTHING
     if not pairs:
         return ""
-    controls = " and ".join(right for _, right in pairs)
+    controls = _and([right for _, right in pairs])
     beats = [cell for cell in counts if all(_above(found.get(cell)) for found in pairs.values())]
     significant = [cell for cell in beats if all(_is_significant(found[cell][1]) for found in pairs.values())]
     others = [f"{cell} ({_why(cell, pairs)})" for cell in counts if cell not in beats]
-    both, intervals = ("both ", "both paired 95 % intervals") if len(pairs) > 1 else ("", "the paired 95 % interval")
+    every, intervals = _WORDS[len(pairs) - 1]
     cells, open_ = state.claim.cells, [cell for cell in state.claim.cells if cell not in counts]
     number = f"{len(beats)} of {_cells(len(cells))}{f' ({_listed(beats)})' * bool(beats)}"
     corrected = f"{len(significant)}{f' ({_listed(significant)})' * bool(significant)}"
     parts = [
-        f"Guided beats {both}{controls}, with {intervals} above 0, in {number}; "
+        f"Guided beats {every}{controls}, with {intervals} above 0, in {number}; "
         f"after Holm's correction over all cells, in {corrected}",
         *[f"Not shown in {', '.join(others)}"] * bool(others),
         *[f"Not measured yet: {_listed(open_)}"] * bool(open_),
         _sizes(counts, len(state.claim.seeds)),
     ]
     return f"{'. '.join(parts)}."
+
+
+def _and(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
 
 
 def _cells(count: int) -> str:
@@ -254,7 +264,7 @@ def _why(cell: str, pairs: Mapping[Pair, Mapping[str, tuple[Difference, float | 
     for (left, right), found in pairs.items():
         if not _above(found.get(cell)):
             one = found[cell][0] if cell in found else None
-            ends = "has no pair of finite accuracies" if one is None else interval_text(one.over_seeds, digits=1)
+            ends = "has no pair of finite scores" if one is None else interval_text(one.over_seeds, digits=1)
             texts.append(f"{left} - {right} {ends if one is None or one.over_seeds else _unsure(one)}")
     return ", ".join(texts)
 
@@ -287,7 +297,7 @@ def _ladder_table(state: State) -> str:
     def group(name: str) -> list[str]:
         return [claim.cells[name].group] * any(grouped)
 
-    # By group, then by the last rung reached, then by accuracy.
+    # By group, then by the last rung reached, then by score.
     order.sort(
         key=lambda name: (
             grouped.index(claim.cells[name].group),
@@ -298,14 +308,21 @@ def _ladder_table(state: State) -> str:
     rows = []
     for name in order:
         own = list(ladder.scores[name].values())
-        failed = sum(not math.isfinite(accuracy(row)) for row in own)
-        mean = mean_text(spread(map(accuracy, own)), None, factor=100, digits=1) + (
+        failed = sum(not math.isfinite(validation(row)) for row in own)
+        mean = mean_text(spread(map(validation, own)), None, factor=100, digits=1) + (
             f" ({failed} failed)" if failed else ""
         )
         places = [mean_text(spread(value(row, metric) for row in own), None, digits=3) for metric in PLACES.values()]
         end = "**chosen**" if name in best else f"rung {ladder.dropped[name]}" if name in ladder.dropped else ""
         rows.append([name, *group(name), str(len(own)), mean, *places, end])
-    header = ["candidate", *["group"] * any(grouped), "seeds", "validation accuracy", *PLACES, "dropped after"]
+    header = [
+        "candidate",
+        *["group"] * any(grouped),
+        "seeds",
+        f"validation {claim.score.name}",
+        *PLACES,
+        "dropped after",
+    ]
     return _markdown(header, rows)
 
 
@@ -324,7 +341,7 @@ def _choice(state: State) -> str:
     ]
     groups = dict.fromkeys(candidate.group for candidate in claim.cells.values())
     texts += [f"{group}: none, because all failed" for group in groups if group not in found]
-    return f"Chosen by mean validation accuracy: {'; '.join(texts)}."
+    return f"Chosen by mean validation {claim.score.name}: {'; '.join(texts)}."
 
 
 def _sources(state: State) -> str:
@@ -357,7 +374,7 @@ def _where(state: State) -> str:
     rows = _shown(state)
     if not rows:
         return ""
-    accuracies = "validation accuracy" if state.claim.choosing else "test accuracy"
+    score = f"{'validation' if state.claim.choosing else 'test'} {state.claim.score.name}"
     images = sorted({row.test_images for row in rows} - {0})
     counted = f" on {' or '.join(map(str, images))} images" if images else ""
     teachers = len({row.record.teacher_hash for row in rows})
@@ -366,7 +383,7 @@ def _where(state: State) -> str:
     torch = sorted({row.record.versions.get("torch", "") for row in rows})
     made = f"{' | '.join(sorted({row.machine for row in rows}))}; torch {', '.join(torch)}; {days}"
     which = f"{teachers} teacher{'' if teachers == 1 else 's'}"
-    shown = f"{accuracies} in percent{counted}: mean ± standard deviation over n seeds; {which}"
+    shown = f"{score} in percent{counted}: mean ± standard deviation over n seeds; {which}"
     return f"Values are {shown}. Measured on {made}."
 
 

@@ -14,6 +14,8 @@ import yaml
 from condkd_ray.core.method import InputError, require
 from condkd_ray.core.records import Outcome, Record, arm_rank
 from condkd_ray.core.storage import atomic_write
+from condkd_ray.core.task import SCORES, Score
+from condkd_ray.data.datasets import task_of
 from condkd_ray.trial.outcome import diverged
 
 METRICS = ("student/", "proxy/", "diagnosis/", "guidance/", "time/")
@@ -56,6 +58,11 @@ class Row:
     """Digest of the files of an imported condensed set, which `condensed_hash` does not cover; "" if not known."""
 
     @property
+    def score(self) -> Score:
+        """The score of students on the row's data."""
+        return Score(task_of(self.record.dataset))
+
+    @property
     def member(self) -> tuple[str, str]:
         """Cell and arm of the trial."""
         return self.cell, self.record.arm
@@ -92,8 +99,8 @@ def metrics_of(record: Record, *, choosing: bool) -> dict[str, float]:
 
 
 def _of_test(name: str) -> bool:
-    """Return whether a metric is computed on test images; all student metrics are, except validation accuracy."""
-    return name.startswith("student/") and name != "student/val_accuracy"
+    """Return whether a metric is computed on test images; all student metrics are, except the validation score."""
+    return name.startswith("student/") and name not in {Score(task).val for task in SCORES}
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:

@@ -9,7 +9,6 @@ from functools import cached_property
 from pathlib import Path
 
 from campaign.claims import Claim, located
-from campaign.halving import METRIC
 from campaign.machines import Machine, folders, here
 from campaign.rows import Row, is_result, metrics_of
 from campaign.sources import set_digest
@@ -21,8 +20,9 @@ from condkd_ray.core.config import to_tree
 from condkd_ray.core.environment import default_device, usable_cpus
 from condkd_ray.core.locks import in_turn
 from condkd_ray.core.method import InputError
-from condkd_ray.core.records import Record, read_all_records, record_path
-from condkd_ray.core.view import SILENT, Best, Goal, OnStep, TrialsView, View
+from condkd_ray.core.records import Record, read_all_records, read_manifest, record_path
+from condkd_ray.core.task import Score, is_dense
+from condkd_ray.core.view import AGREEMENT, SILENT, Best, Goal, OnStep, TrialsView, View
 from condkd_ray.methods.condensation import Imported
 from condkd_ray.runs import experiment
 from condkd_ray.runs.options import Options, RunResult
@@ -32,8 +32,6 @@ from condkd_ray.trial.plan import NUMBERS, Plan
 
 TURNS = 4
 """Smallest number of trials in a batch per concurrent trial: at the end of a batch, slots stay idle."""
-
-JUDGED = Goal(METRIC, decides=True)
 
 
 @dataclass(frozen=True)
@@ -71,17 +69,18 @@ class Place:
 
 @dataclass(frozen=True)
 class ByValidation(View):
-    """Wraps another view so that trials are ranked by validation accuracy and no test result is shown."""
+    """Wraps another view so that trials are ranked by their validation score and no test result is shown."""
 
     shown: View
+    score: Score
 
     def bar(self, name: str) -> AbstractContextManager[OnStep]:
         """Return the other view's progress bar."""
         return self.shown.bar(name)
 
-    def trials(self, total: int, goal: Goal = JUDGED, best: Best | None = None) -> TrialsView:
-        """Return the other view's trials view, ranked by validation accuracy."""
-        return self.shown.trials(total, JUDGED, best)
+    def trials(self, total: int, goal: Goal = AGREEMENT, best: Best | None = None) -> TrialsView:
+        """Return the other view's trials view, ranked by the validation score instead of by `goal`."""
+        return self.shown.trials(total, Goal(self.score.val, decides=True, score=self.score), best)
 
 
 def run(claims: Sequence[Claim], place: Place) -> RunResult:
@@ -165,7 +164,7 @@ def _run_batch(
     lacking = _lacking(state, units, place, workshop)
     budget = f"{max(1, round(seconds))}s" if seconds != float("inf") else None
     options = replace(place.options, out=folder, time_budget=budget)
-    view = ByValidation(place.view) if claim.choosing else place.view
+    view = ByValidation(place.view, claim.score) if claim.choosing else place.view
     if not lacking:
         return RunResult(folder, True, 0), state
     try:
@@ -249,7 +248,7 @@ def rows_in(folder: Path, trials: Trials, machine: str) -> list[Row]:
                 claim=claim.name,
                 cell=cell,
                 claim_hash=planned.claim_hash,
-                test_images=0 if claim.choosing else len(record.outcome.predictions),
+                test_images=0 if claim.choosing else _test_images(record, claim, folder),
                 machine=machine,
                 date=datetime.datetime.fromtimestamp(written, datetime.UTC).date().isoformat(),
                 set_digest=made_of,
@@ -257,6 +256,13 @@ def rows_in(folder: Path, trials: Trials, machine: str) -> list[Row]:
             )
             rows.append(row)
     return rows
+
+
+def _test_images(record: Record, claim: Claim, folder: Path) -> int:
+    """Return the number of test images; a record of segmentation has no prediction for each of them."""
+    if is_dense(claim.score.task):
+        return int(read_manifest(folder).dataset["test_size"])
+    return len(record.outcome.predictions)
 
 
 def _stripped(record: Record, claim: Claim, arm: str, config: TrialConfig) -> Record:

@@ -82,14 +82,16 @@ def made(state: State, cell: str, arm: str, seed: int, metrics: dict[str, float]
     return Row(claim=state.claim.name, cell=cell, test_images=600, date="2026-11-29", record=record, **row)
 
 
-def rows_of(state: State, cells=("one", "two"), seeds=(10, 11, 12), **changes) -> list[Row]:
-    """Return rows of complete units; the seed shifts the accuracy of all arms, and that of guided a little more."""
+def rows_of(
+    state: State, cells=("one", "two"), seeds=(10, 11, 12), accuracies=ACCURACIES, score="accuracy", **changes
+) -> list[Row]:
+    """Return rows of complete units; the seed shifts the score of all arms, and that of guided a little more."""
     found = []
     for cell in cells:
         for seed in seeds:
             for arm in state.claim.arms:
-                moved = ACCURACIES[arm] + 0.01 * (seed - 11) + (0.002 * seed - 0.02) * (arm == "guided")
-                metrics = {"student/test_accuracy": moved, "time/cpu_seconds": 3.0, "diagnosis/frechet_real": 0.2}
+                moved = accuracies[arm] + 0.01 * (seed - 11) + (0.002 * seed - 0.02) * (arm == "guided")
+                metrics = {f"student/test_{score}": moved, "time/cpu_seconds": 3.0, "diagnosis/frechet_real": 0.2}
                 found.append(made(state, cell, arm, seed, metrics, **changes))
     return found
 
@@ -164,7 +166,9 @@ def test_an_invalid_prior_is_refused_with_its_claim_and_cell(tmp_path, prior):
 
 
 def test_an_unknown_claim_is_refused_with_the_names_of_the_claims():
-    with pytest.raises(InputError, match="claim is 'cor'; accepted: budget, choosing_guidance, choosing_prior, core"):
+    with pytest.raises(
+        InputError, match="claim is 'cor'; accepted: budget, camvid, choosing_guidance, choosing_prior, core"
+    ):
         read_claims(EXPERIMENTS / "claims", ["cor"])
 
 
@@ -181,6 +185,7 @@ def test_all_claims_of_the_project_are_valid_and_in_their_planned_order():
         "fashion",
         "budget",
         "gpu",
+        "camvid",
     ]
     assert [claim.name for claim in claims] == names
     trials = {claim.name: plans_of(State(trials_of(claim), []).units) for claim in claims}
@@ -331,6 +336,30 @@ def test_the_table_and_the_verdict_are_computed(empty):
     assert f"{values}Measured on a machine;" in whole(state)
 
 
+def test_guided_has_to_beat_the_condensed_images_alone_where_a_claim_has_that_arm(tmp_path):
+    claim = stated(tmp_path, TINY, arms=[*TINY["arms"], "condensed_only"])
+    state = State(trials_of(claim), [])
+    rows = rows_of(state, accuracies=ACCURACIES | {"condensed_only": 0.65})
+    state = State(state.trials, rows)
+    assert "| guided - condensed_only (95 % interval); Holm p | guided - mixed (95 % interval)" in table(state)
+    assert sentence(state).startswith(
+        "Guided beats all of condensed_only, mixed and mixed_prior, with all paired 95 % intervals above 0, in 0 of 2 "
+        "cells; after Holm's correction over all cells, in 0. Not shown in one (guided - condensed_only -5.3 to -4.3), "
+    )
+
+
+def test_students_of_segmentation_are_compared_by_their_mean_iou(tmp_path):
+    claim = stated(tmp_path, TINY, data={"name": "scenes"})
+    state = State(trials_of(claim), [])
+    state = State(state.trials, rows_of(state, score="miou", dataset="scenes"))
+    assert "| one | 3 | 20.0 ± 1.0 | 50.0 ± 1.0 |" in table(state)
+    assert "Values are test mean IoU in percent on 600 images" in whole(state)
+    choosing = State(trials_of(stated(tmp_path, HALVING, data={"name": "scenes"})), [])
+    state = State(choosing.trials, scored(choosing, FIRST, "student/val_miou", dataset="scenes"))
+    assert "| candidate | group | seeds | validation mean IoU |" in table(state)
+    assert "| heavy | weight | 1 | 50.0 |" in table(state)
+
+
 def test_the_image_metrics_of_each_arm_are_shown_with_their_spread(empty):
     rows = rows_of(empty, ["one"], [10, 11])
     for row in rows:
@@ -457,11 +486,13 @@ def test_the_sentence_says_that_all_candidates_failed(halving):
     )
 
 
-def scored(state: State, scores: dict[tuple[str, int], float], **changes) -> list[Row]:
+def scored(
+    state: State, scores: dict[tuple[str, int], float], metric: str = "student/val_accuracy", **changes
+) -> list[Row]:
     found = []
     for (name, seed), score in scores.items():
         arm = state.claim.cells[name].arm
-        metrics = {"student/val_accuracy": score, "diagnosis/frechet_real": 0.1, "diagnosis/diversity": 0.5}
+        metrics = {metric: score, "diagnosis/frechet_real": 0.1, "diagnosis/diversity": 0.5}
         found.append(made(state, name, arm, seed, metrics, **changes))
     return found
 
@@ -634,10 +665,12 @@ def test_candidates_of_a_rung_are_compared_on_one_machine(halving):
 
 
 def test_a_choosing_claim_stores_no_metrics_of_the_test_images():
-    metrics = {"student/test_accuracy": 1.0, "student/val_accuracy": 2.0, "student/forgetting": 3.0, "kd/loss": 4.0}
-    record = made_record(metrics)
-    assert metrics_of(record, choosing=True) == {"student/val_accuracy": 2.0}
-    assert metrics_of(record, choosing=False) == {name: metrics[name] for name in metrics if name != "kd/loss"}
+    for score in ("accuracy", "miou"):
+        test, val = f"student/test_{score}", f"student/val_{score}"
+        metrics = {test: 1.0, val: 2.0, "student/forgetting": 3.0, "student/test_iou/car": 5.0, "kd/loss": 4.0}
+        record = made_record(metrics)
+        assert metrics_of(record, choosing=True) == {val: 2.0}
+        assert metrics_of(record, choosing=False) == {name: metrics[name] for name in metrics if name != "kd/loss"}
 
 
 def made_record(metrics: dict[str, float]) -> Record:

@@ -14,6 +14,7 @@ import yaml
 from campaign import running
 from campaign.claims import Claim, read_claims
 from campaign.machines import here
+from campaign.rendering import whole as whole_text
 from campaign.rows import Row, read_rows, write_rows
 from campaign.running import Place
 from campaign.state import read_state
@@ -59,11 +60,21 @@ PICK = COMMON | {
 }
 
 
+DENSE = TINY | {
+    "data": {"name": "scenes"},
+    "teachers": 1,
+    "cells": {"few": {"condensation": {"name": "random_real", "ipc": 2}}},
+    "arms": ["condensed_only", "guided"],
+    "seeds": [10],
+    "config": SMALL | {"inversion": {"steps": 1, "batch": 4, "width": 8}, "distiller": {"steps": 1, "batch": 4}},
+}
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("claims")
     (folder / "claims").mkdir()
-    for name, tree in {"tiny": TINY, "pick": PICK}.items():
+    for name, tree in {"tiny": TINY, "pick": PICK, "dense": DENSE}.items():
         (folder / "claims" / f"{name}.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
     return folder
 
@@ -232,6 +243,17 @@ def test_halving_runs_rung_by_rung_and_stores_no_metrics_of_the_test_images(clus
     names = {name for row in state.rows for name in row.record.metrics if name.startswith("student/")}
     assert names == {"student/val_accuracy"}
     assert {row.test_images for row in state.rows} == {0}
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_claim_on_segmentation_stores_the_mean_iou_of_its_students(cluster, home):
+    masks = place(home, "masks")
+    assert running.run(claims_of(home, "dense"), masks).failed == 0
+    state = read_state(*claims_of(home, "dense"), masks.results)
+    assert [row.test_images for row in state.fresh] == [200, 200]
+    assert all(0 <= row.record.metrics["student/test_miou"] <= 1 for row in state.fresh)
+    assert "Values are test mean IoU in percent on 200 images" in whole_text(state)
 
 
 def test_a_claim_that_needs_a_gpu_is_left_out_without_one_and_logged(home, logged):
