@@ -3,7 +3,7 @@
     python experiments/claims.py --data-root DIR --time-budget 2h core
     python experiments/claims.py --list
 
-DIR contains `cifar10`, `FashionMNIST`, and published condensed sets in `condensed`. Rows are stored in
+DIR contains `cifar10`, `FashionMNIST`, `camvid`, and published condensed sets in `condensed`. Rows are stored in
 experiments/results, one file per claim. After an interruption the same command continues, also on another machine.
 """
 
@@ -27,7 +27,7 @@ class Args(Options):
     names: tyro.conf.Positional[tuple[str, ...]] = ()
     """Claims to run, by their `order`; all if none is named."""
     data_root: Path | None = None
-    """Folder that contains the folders `cifar10`, `FashionMNIST` and `condensed`."""
+    """Folder that contains the folders `cifar10`, `FashionMNIST`, `camvid` and `condensed`."""
     lists: Annotated[Flag, tyro.conf.arg(name="list")] = False
     """Print existing, missing and stale rows and the estimated time, without running trials."""
     writes: Annotated[Flag, tyro.conf.arg(name="write")] = False
