@@ -17,8 +17,9 @@ from torch import Tensor
 
 from condkd_ray.core.families import Family
 from condkd_ray.core.method import Method, require
-from condkd_ray.core.samples import pixel_counts
+from condkd_ray.core.samples import UNLABELLED, pixel_counts
 from condkd_ray.core.task import BOTH
+from condkd_ray.methods.losses.kd import per_image
 from condkd_ray.models.observation import Observation
 
 
@@ -73,6 +74,7 @@ class Modulating(Weighing):
 
     In segmentation phi(x) = (1 - sum over classes c of h_c(x) s_c) m(x), our choice: h_c is the share of class c among
     the pixels of x, s_c its share among all counted pixels, and m the mean of (1 - p)^gamma over the pixels of x.
+    Pixels that the augmentation moved in do not count.
     """
 
     tasks = BOTH
@@ -103,7 +105,9 @@ class Modulating(Weighing):
 
         def weigh(observation: Observation, labels: Tensor) -> Tensor:
             logits = observation.logits if self.through_confidence else observation.logits.detach()
-            predicted = logits.argmax(1)
+            predicted, inside = logits.argmax(1), observation.inside
+            if inside is not None:
+                predicted = predicted.where(inside != UNLABELLED, UNLABELLED)
             chosen = predicted if self.share_of == "answer" else labels
             if logits.ndim == 2:
                 share = self._shares(predicted, class_counts)[chosen]
@@ -112,7 +116,7 @@ class Modulating(Weighing):
                 counts = pixel_counts(chosen, len(class_counts))
                 of_image = counts / counts.sum(1, keepdim=True).clamp_min(1)
                 share = (of_image * self._shares(predicted, class_counts)).sum(1)
-                difficulty = uncertainty(logits, self.gamma).flatten(1).mean(1)
+                difficulty = per_image(uncertainty(logits, self.gamma), inside)
             phi = (1 - share) * difficulty
             return phi / phi.detach().mean().clamp_min(torch.finfo(phi.dtype).tiny) if self.normalise else phi
 

@@ -28,7 +28,9 @@ class Observation:
     segmentation network (B, D, h, w), that of the last convolution; `bn` (2, S), means and biased variances in
     this batch of the inputs of the BN layers, concatenated in the order of execution (S channels in all), or (2, 0) if
     they were not requested; `taps`, outputs of the requested layers by name; `input_means` (B, sum of C) if requested,
-    the spatial means of each image at the inputs of the requested layers, concatenated.
+    the spatial means of each image at the inputs of the requested layers, concatenated; `inside` int64 (B, H, W), in
+    segmentation 0 for a pixel of an image and `UNLABELLED` for one that an augmentation moved in from outside, None if
+    no augmentation did.
     """
 
     logits: Tensor
@@ -36,6 +38,7 @@ class Observation:
     bn: Tensor
     taps: dict[str, Tensor] = field(default_factory=dict)
     input_means: Tensor | None = None
+    inside: Tensor | None = None
 
     def detach(self) -> Observation:
         """Return the same values, detached from the autograd graph."""
@@ -45,6 +48,7 @@ class Observation:
             self.bn.detach(),
             {name: tap.detach() for name, tap in self.taps.items()},
             None if self.input_means is None else self.input_means.detach(),
+            self.inside,
         )
 
     def pooled(self, layer: str) -> Tensor:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from condkd_ray.core.device import sent
 from condkd_ray.core.method import Metrics
-from condkd_ray.core.samples import Samples, unseen
+from condkd_ray.core.samples import UNLABELLED, Samples, unseen
 from condkd_ray.core.task import SCORES, is_dense
-from condkd_ray.data.augment import shift_flip
+from condkd_ray.data.augment import black_of, shift_flip, split_labels, with_labels
 from condkd_ray.data.datasets import RealImages
 from condkd_ray.methods.losses.kd import divergence
 from condkd_ray.methods.recognition import predicted_classes
@@ -40,12 +40,18 @@ def views(images: Samples, teacher: Teacher, *, seed: int) -> Samples:
     """Return V = 32 views of each of N images, with the teacher's logits: N * V samples on the teacher's device.
 
     Each view is shifted, mirrored at random if `teacher.flip_ok`, and noisy. In segmentation V = 4; the views have no
-    logits, which would take more memory than the images, and the images' own labels, which are not used.
+    logits, which would take more memory than the images, but the images' labels; pixels that the shift moved in have no
+    label.
     """
     rng, count = torch.Generator().manual_seed(seed), DENSE_VIEWS if images.dense else VIEWS
     repeated = images.images.cpu().repeat(count, 1, 1, 1)
     labels = images.labels.cpu().repeat(count, *[1] * (images.labels.ndim - 1))
-    moved = shift_flip(repeated, rng=rng, share=SHIFT, flip=teacher.flip_ok, black=teacher.black.to(repeated))
+    if images.dense:
+        repeated = with_labels(repeated, labels)
+    black = black_of(teacher.black.cpu(), repeated)
+    moved = shift_flip(repeated, rng=rng, share=SHIFT, flip=teacher.flip_ok, black=black)
+    if images.dense:
+        moved, labels = split_labels(moved)
     pixels = (moved + NOISE * torch.randn(moved.shape, generator=rng)).to(teacher.device)
     if images.dense:
         return unseen(pixels, labels.to(teacher.device))
@@ -64,13 +70,13 @@ def compare(student: nn.Module, proxy: Samples) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def compare_pixels(student: nn.Module, proxy: Samples, teacher: Teacher) -> dict[str, Tensor]:
-    """Return `agreement` and `kl` over all pixels; the logits of both networks are computed batch by batch."""
+    """Return `agreement` and `kl` over all pixels with a label; both networks' logits are computed batch by batch."""
     parts = []
-    for images in proxy.images.split(DENSE_IMAGES):
-        own, wanted = student(images).float(), teacher.logits(images)
-        agree = (own.argmax(1) == wanted.argmax(1)).double().sum()
-        parts.append(torch.stack([agree, divergence(own, wanted).double().sum()]))
-    agreement, kl = torch.stack(parts).sum(0) / proxy.labels.numel()
+    for images, labels in zip(proxy.images.split(DENSE_IMAGES), proxy.labels.split(DENSE_IMAGES), strict=True):
+        own, wanted, known = student(images).float(), teacher.logits(images), labels != UNLABELLED
+        agree = (own.argmax(1) == wanted.argmax(1)).where(known, False)
+        parts.append(torch.stack([part.double().sum() for part in (agree, divergence(own, wanted).where(known, 0))]))
+    agreement, kl = torch.stack(parts).sum(0) / (proxy.labels != UNLABELLED).sum().clamp_min(1)
     return {"agreement": agreement, "kl": kl}
 
 

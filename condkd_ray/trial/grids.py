@@ -45,8 +45,7 @@ def with_test_rows(
 
     The test images are spread evenly over the test set.
     """
-    spread = torch.linspace(0, len(test) - 1, untested.images_per_class).round().long()
-    few = test[spread].to(teacher.device)
+    few = test.spread(untested.images_per_class).to(teacher.device)
     shown = few.samples(teacher.mean, teacher.std)
     rows = {
         "test images": _pixels(shown, teacher),

@@ -167,7 +167,7 @@ def test_an_invalid_prior_is_refused_with_its_claim_and_cell(tmp_path, prior):
 
 def test_an_unknown_claim_is_refused_with_the_names_of_the_claims():
     with pytest.raises(
-        InputError, match="claim is 'cor'; accepted: budget, camvid, choosing_guidance, choosing_prior, core"
+        InputError, match="claim is 'cor'; accepted: budget, camvid, choosing_camvid, choosing_guidance"
     ):
         read_claims(EXPERIMENTS / "claims", ["cor"])
 
@@ -185,6 +185,7 @@ def test_all_claims_of_the_project_are_valid_and_in_their_planned_order():
         "fashion",
         "budget",
         "gpu",
+        "choosing_camvid",
         "camvid",
     ]
     assert [claim.name for claim in claims] == names

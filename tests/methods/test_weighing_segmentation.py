@@ -43,6 +43,15 @@ def test_modulating_equals_the_formula(logits, labels, gamma, share_of, counted,
     torch.testing.assert_close(found, torch.tensor(wanted))
 
 
+@pytest.mark.parametrize("share_of", ["answer", "label"])
+def test_pixels_that_an_augmentation_moved_in_do_not_count(logits, labels, share_of):
+    inside = torch.zeros(6, 3, 5, dtype=torch.int64)
+    inside[:, :, 3:], labels[:, :, 3:] = UNLABELLED, UNLABELLED
+    method = Modulating(share_of=share_of).bind(HELD)
+    found = method(Observation(logits, logits, torch.empty(2, 0), inside=inside), labels)
+    torch.testing.assert_close(found, phi(logits[..., :3], labels[..., :3], share_of=share_of))
+
+
 def test_an_image_of_one_pixel_has_the_weight_of_an_image_with_one_label(logits):
     single = logits[:, :, :1, :1]
     classified = Modulating().bind(HELD)(Observation(single[..., 0, 0], single, torch.empty(2, 0)), NOTHING)

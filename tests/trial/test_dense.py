@@ -5,25 +5,34 @@ from dataclasses import replace
 
 import pytest
 import torch
-from toy_dense import CLASS_NAMES, dense_config, make_dense_prepared, masks, same_images
+from toy_dense import CLASS_NAMES, STUDENT, dense_config, make_dense_prepared, masks, same_images
 
 from condkd_ray.core import checkpoint as states
 from condkd_ray.core.method import InputError
+from condkd_ray.core.rng import Streams
+from condkd_ray.core.samples import UNLABELLED
 from condkd_ray.core.task import IOU
+from condkd_ray.data.datasets import RealImages
 from condkd_ray.data.palette import coloured
 from condkd_ray.methods.distiller import Distiller
 from condkd_ray.methods.guidance import Discriminator, Gaussian, Mmd, Moments, NoGuidance
 from condkd_ray.methods.guidance.from_guides import FromGuides
+from condkd_ray.methods.guidance.guidance import Unguided
 from condkd_ray.methods.inversion import Cmi, Dafl, DeepInversion, Dfad, Fast, NoInversion
+from condkd_ray.methods.inversion.inversion import Round, StepBatch
 from condkd_ray.methods.losses.kd import Hinton, LogitL1
 from condkd_ray.methods.memory import Bank, Growing, Latest, Prioritized, Reservoir
 from condkd_ray.methods.scores import class_iou, confusion, mean_iou
-from condkd_ray.methods.targets import Layouts
-from condkd_ray.methods.weighing import Modulating
+from condkd_ray.methods.targets import Layouts, Targets
+from condkd_ray.methods.weighing import Modulating, equal_weights
+from condkd_ray.models.observation import Observation
+from condkd_ray.testing.world import NUM_CLASSES
 from condkd_ray.trial.config import from_tree
+from condkd_ray.trial.evaluation import compare_pixels
 from condkd_ray.trial.loop import run_round, start
 from condkd_ray.trial.outcome import Product, product_path
 from condkd_ray.trial.run import local_store, run_trial
+from condkd_ray.trial.subset import DENSE_SUBSET, in_round
 
 SIZES = {"steps": 2, "batch": 8, "width": 8}
 FRESH = SIZES | {"latent": 16, "images_per_round": 12}
@@ -106,6 +115,24 @@ def test_logits_are_stored_on_request_and_change_nothing_but_the_bytes(name, pre
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
+@pytest.mark.parametrize("name", ["fast", "cmi", "deep_inversion"])
+def test_the_adversarial_term_counts_no_pixel_that_the_shift_moved_in(name, prepared):
+    teacher, inversion, marked = prepared.teacher, INVERSIONS[name], 1e4
+    call = Round(inversion, teacher, teacher.network, Unguided(), equal_weights, Streams(0))
+    labels = prepared.condensed.labels.clone()
+    labels[:, :2] = UNLABELLED  # void in a layout: the image has these pixels
+    images = prepared.condensed.images + marked
+    moved, targets, inside = call.augmented(images, Targets(labels))
+    assert torch.equal(inside == UNLABELLED, moved[:, 0] < marked / 2)
+    assert bool((inside == UNLABELLED).any()) == (name != "deep_inversion")
+    void = targets.labels == UNLABELLED
+    assert (void & (inside != UNLABELLED)).any()
+    values = torch.where(inside == UNLABELLED, torch.inf, 1.0)
+    observation = Observation(moved, moved, torch.empty(2, 0), inside=inside)
+    batch = StepBatch(images, moved, observation, targets, torch.ones(len(images)))
+    assert batch.mean(values) == 1
+
+
 @pytest.mark.parametrize("memory", MEMORIES, ids=lambda memory: memory.name)
 def test_every_memory_keeps_and_draws_masks(memory, prepared):
     outcome = finished(dense_config(memory=memory, weighing=Modulating()), prepared)
@@ -137,6 +164,28 @@ def test_with_weight_0_a_guided_trial_equals_the_mixed_one_bit_for_bit(guidance,
     ]
     assert rows[0] == rows[1]
     assert torch.equal(left.images, right.images)
+
+
+def test_the_proxy_set_compares_no_pixel_without_a_label(prepared):
+    teacher, proxy = prepared.teacher, prepared.proxy
+    student, known = STUDENT.build(teacher.image_shape, NUM_CLASSES).eval(), proxy.labels != UNLABELLED
+    assert 0.7 < known.double().mean() < 0.98, "the shifts move pixels in"
+    own, wanted = (network(proxy.images).detach().double() for network in (student, teacher.network))
+    kl = (wanted.softmax(1) * (wanted.log_softmax(1) - own.log_softmax(1))).sum(1)
+    found = compare_pixels(student, proxy, teacher)
+    torch.testing.assert_close(found["kl"].item(), kl[known].mean().item(), rtol=1e-4, atol=0)
+    agree = own.argmax(1) == wanted.argmax(1)
+    torch.testing.assert_close(found["agreement"].item(), agree[known].double().mean().item())
+
+
+def test_a_round_measures_images_spread_over_the_test_set():
+    labels = torch.arange(250, dtype=torch.int16).view(-1, 1, 1)
+    images = RealImages(torch.zeros(250, 1, 1, 1, dtype=torch.uint8), labels)
+    shown = in_round(images, "subset").labels.flatten()
+    assert (len(shown), len(shown.unique()), shown[0], shown[-1]) == (DENSE_SUBSET, DENSE_SUBSET, 0, 249)
+    assert shown.diff().amax() == 3
+    assert torch.equal(in_round(images, "full").labels, labels)
+    assert torch.equal(in_round(images[:80], "subset").labels, labels[:80])
 
 
 @pytest.mark.parametrize("name", INVERSIONS)

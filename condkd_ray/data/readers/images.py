@@ -32,6 +32,10 @@ class RealImages:
     def __getitem__(self, index: Tensor | slice) -> Self:
         return replace(self, pixels=self.pixels[index], labels=self.labels[index])
 
+    def spread(self, count: int) -> Self:
+        """Return `count` of the images, spread evenly from the first to the last; some of them again if N < `count`."""
+        return self[torch.linspace(0, len(self) - 1, count).round().long()]
+
     def to(self, device: torch.device | str) -> Self:
         """Return the images on `device`, still as uint8."""
         return replace(self, pixels=sent(self.pixels, device), labels=sent(self.labels, device))

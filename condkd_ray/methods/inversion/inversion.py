@@ -8,6 +8,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar, final
 
 import torch
@@ -18,7 +19,7 @@ from condkd_ray.core.compilation import begin_step, whole
 from condkd_ray.core.method import Meter, Method, Metrics, require, require_rates, require_weights
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import PixelSpace, Samples, unseen
-from condkd_ray.core.task import BOTH
+from condkd_ray.core.task import BOTH, is_dense
 from condkd_ray.data.augment import split_labels, with_labels
 from condkd_ray.methods.guidance.from_guides import Start
 from condkd_ray.methods.guidance.guidance import Guide
@@ -83,8 +84,8 @@ class Inversion(Method, ABC, Generic[State]):
     def augment(self, images: Tensor, *, teacher: Teacher, rng: torch.Generator) -> Tensor:
         """Return the augmented `images` (B, C, H, W), which the teacher reads.
 
-        The condensed images get the same augmentation. In segmentation the images have one more channel, their labels:
-        an augmentation that moves pixels moves it along, and gives new positions `UNLABELLED`.
+        The condensed images get the same augmentation. In segmentation the images have more channels, such as their
+        labels: an augmentation that moves pixels moves them along, and gives new positions `UNLABELLED`.
         """
         return images
 
@@ -161,8 +162,12 @@ class StepBatch(NamedTuple):
     temperature: float = 1.0
 
     def mean(self, values: Tensor) -> Tensor:
-        """Return the weighted mean of `values` (B,), or in segmentation (B, H, W), over the images, a scalar."""
-        return (self.weight * per_image(values)).mean()
+        """Return the weighted mean of `values` over the images, a scalar.
+
+        `values` are (B,), or in segmentation (B, H, W): pixels that an augmentation moved in do not count, because the
+        student does not learn from them.
+        """
+        return (self.weight * per_image(values, self.observation.inside)).mean()
 
     @property
     def oh(self) -> Tensor:
@@ -235,17 +240,21 @@ class Round:
         """The teacher's observer of all layers and statistics that the host and the guide read."""
         return self.teacher.observer(self.guide.layers, self.host.reads_bn, self.host.input_mean_layers(self.teacher))
 
-    def augmented(self, images: Tensor, targets: Targets | None = None) -> tuple[Tensor, Targets | None]:
-        """Return the augmented `images`, which the teacher reads, and `targets`; in segmentation these move along."""
+    def augmented(self, images: Tensor, targets: Targets | None = None) -> tuple[Tensor, Targets | None, Tensor | None]:
+        """Return the augmented `images`, which the teacher reads, `targets`, and `Observation.inside`.
+
+        In segmentation the targets move along.
+        """
         if not self.host.augments:
-            return images, targets
-        dense = targets is not None and targets.labels.ndim > 1
-        both = with_labels(images, targets.labels) if targets is not None and dense else images
-        both = self.host.augment(both, teacher=self.teacher, rng=self.rng["augment/inversion"])
-        if targets is None or not dense:
-            return both, targets
-        moved, labels = split_labels(both)
-        return moved, replace(targets, labels=labels)
+            return images, targets, None
+        augment = partial(self.host.augment, teacher=self.teacher, rng=self.rng["augment/inversion"])
+        if not is_dense(self.teacher.task):
+            return augment(images), targets, None
+        inside = torch.zeros_like(images[:, 0])
+        labels = inside if targets is None else targets.labels
+        moved, labels = split_labels(augment(with_labels(with_labels(images, inside), labels)))
+        moved, inside = split_labels(moved)
+        return moved, None if targets is None else replace(targets, labels=labels), inside
 
     def forward(
         self,
@@ -261,9 +270,9 @@ class Round:
         """
         begin_step()
         images = make_images(make)
-        augmented, targets = self.augmented(images, targets)
+        augmented, targets, inside = self.augmented(images, targets)
         views = augmented, extra_inputs(images)
-        return forward_pass(self.host, self.observer, self.weigh, losses, images, *views, targets)
+        return forward_pass(self.host, self.observer, self.weigh, losses, images, *views, targets, inside)
 
     def step(
         self, forward: "ForwardPass", leaves: Sequence[Tensor], move: Callable[[], object], *, keep: bool = False
@@ -321,9 +330,10 @@ def forward_pass(
     augmented: Tensor,
     extra_inputs: tuple[Tensor, ...],
     targets: Targets | None,
+    inside: Tensor | None,
 ) -> ForwardPass:
     """Observe the augmented images and compute their weights, the loss terms and the host's loss."""
-    observation = observer(augmented)
+    observation = replace(observer(augmented), inside=inside)
     targets = Targets(observation.logits.argmax(1)) if targets is None else targets
     # Soft targets are probabilities at their own temperature and are meaningless at any other.
     temperature = host.oh_temperature if targets.soft is None else targets.temperature
