@@ -3,7 +3,8 @@
 `none` is data-free. The labelled images are distilled alone (`condensed_only`) or mixed into the batches (`mixed`). In
 the next arms the generator gets a class for each pixel, a layout, and the class prior demands it: random layouts in
 `mixed_prior`, the masks of the labelled images, flipped and shifted, in `layouts`; `guided` adds a guidance by features
-under the masks. `real`, distillation from all images, is a reference. The data are small artificial scenes.
+under the masks. `real`, distillation from all images, is a reference. With `--inversion fast` the generator has random
+layouts in all arms, and `mixed_prior` only changes the prior's weight. The data are small artificial scenes.
 
     python experiments/segmentation.py --dataset camvid --data-root DIR --size 72 96 --ipcs 5 20 --out runs/camvid
 """

@@ -107,8 +107,8 @@ class Flags(TeacherFlags, Options):
     rounds: int | None = None
     """Rounds of the student; default: 12, or the rounds of --host. With --host, other lengths in rounds scale alike."""
     test_rounds: TestRounds = "subset"
-    """Test images measured in each round: `subset`, at most 1000; `full`, all of them (slower), as the published mean
-    and variance over rounds require. The final test accuracy always uses all of them."""
+    """Test images measured in each round: `subset`, at most 1000, in segmentation 100; `full`, all of them (slower), as
+    the published mean and variance over rounds require. The final test score always uses all of them."""
     explain: tyro.conf.FlagCreatePairsOff[bool] = False
     """Print the number of trials and an estimate of their time, memory and disk space, and stop. Nothing is trained or
     written."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from condkd_ray.data.datasets import RealImages
 
-PIXELS = 2**22
+PIXELS = 2**20
 """Pixels of a forward pass; this only limits memory."""
 
 

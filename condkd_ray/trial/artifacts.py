@@ -219,7 +219,7 @@ class Workshop:
         proxy = self._once(("proxy", *keys), lambda: self._proxy(config))
         key = ("hashes", *keys, self._condensed_key(config, config.condensation))
         hashes = self._once(key, lambda: self._digests(config, digests(dataset, teacher, condensed, proxy)))
-        seen = self._once(("seen", *key), lambda: self._with_logits(config, condensed))
+        seen = self._once(("seen", *key, config.store_logits), lambda: self._with_logits(config, condensed))
         dense = is_dense(dataset.task)
         landmarks = None if dense else self._once(("landmarks", *key), lambda: self._landmarks(config, seen))
         names, own = dataset.class_names, config.teacher.module
@@ -532,11 +532,11 @@ class Workshop:
         )
 
     def _with_logits(self, config: TrialConfig, condensed: Samples | None) -> Samples | None:
-        """Return the condensed set on `self.device`, with the teacher's logits."""
+        """Return the condensed set on `self.device`, with the teacher's logits, in segmentation if they are stored."""
         if condensed is None:
             return None
         seen = condensed.to(self.device)
-        if seen.dense:  # the student's step asks the teacher again
+        if seen.dense and not config.store_logits:  # the student's step asks the teacher again
             return seen
         return Samples(seen.images, seen.labels, self.teacher(config).batched_logits(seen.images))
 

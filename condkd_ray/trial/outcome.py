@@ -25,10 +25,12 @@ from condkd_ray.trial.evaluation import dense_confusion, predict
 from condkd_ray.trial.grids import synthetic_rows, with_test_rows
 from condkd_ray.trial.loop import TrialState
 from condkd_ray.trial.subset import in_round
-from condkd_ray.trial.synthesis import DENSE_BATCH, precision, stored_logits
+from condkd_ray.trial.synthesis import precision, stored_logits
 
 GRID_PER_CLASS = 8
 """Largest number of example images per class in an outcome."""
+DENSE_SAMPLES = 64
+"""Newest samples of the memory whose pixels' confidences are recorded in segmentation."""
 LAST = ("student/val_accuracy", "student/val_miou", "guidance/accuracy", "guidance/perfect_accuracy")
 """Per-round metrics whose last value is also a metric of the run, besides the prefixes named in `summary`."""
 _WHEN = re.compile(r"(before the first round|round \d+|after the last round): ")
@@ -133,7 +135,7 @@ def _held(
 ) -> dict[str, list[int]]:
     """Return the histograms of the samples in the memory, in segmentation of their pixels; empty without samples.
 
-    In segmentation the confidences are those of the newest `DENSE_BATCH` samples.
+    In segmentation the confidences are those of the newest `DENSE_SAMPLES`.
     """
     teacher, ids = prepared.teacher, config.memory.live(state.memory)
     if not is_dense(teacher.task):
@@ -141,7 +143,7 @@ def _held(
     if not len(ids):
         return {}
     with precision(config, teacher.device), torch.no_grad():
-        newest = store.gather(ids[-DENSE_BATCH:]).images.to(teacher.device)
+        newest = store.gather(ids[-DENSE_SAMPLES:]).images.to(teacher.device)
         found = [histograms(per_pixel(teacher.batched_logits(part))) for part in newest.split(8)]
     bins = [sum(counts) for counts in zip(*(one["confidence"] for one in found), strict=True)]
     return {"class": store.class_counts.tolist(), "confidence": bins}

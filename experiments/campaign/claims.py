@@ -93,6 +93,8 @@ class Claim(Setting):
     """Settings by name; a choosing claim has `candidates` instead."""
     candidates: dict[str, Any] = field(default_factory=dict)
     arms: tuple[Arm, ...] = ()
+    controls: tuple[Arm, ...] = ("mixed", "mixed_prior")
+    """Arms that `guided` has to beat, each by itself; those that the claim has count."""
     seeds: tuple[int, ...]
     rungs: tuple[Any, ...] = ()
     cpu_seconds: float

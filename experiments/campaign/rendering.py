@@ -21,8 +21,6 @@ from condkd_ray.report.statistics import Difference, difference, holm, p_value, 
 from condkd_ray.report.tables.table import interval_text, mean_text, p_text
 
 NOTHING = "Nothing has been measured yet."
-CONTROLS = ("condensed_only", "mixed", "mixed_prior")
-"""Arms that `guided` has to exceed, each by itself."""
 ALONE = ("mixed_prior", "mixed")
 """Pair of arms whose difference is the effect of the class prior without guides."""
 PLACES = {"Frechet to real": "diagnosis/frechet_real", "diversity": "diagnosis/diversity"}
@@ -143,7 +141,8 @@ def compared(state: State) -> dict[Pair, dict[str, tuple[Difference, float | Non
     The correction covers all cells of the claim: a cell without rows, or without p, counts with p = 1.
     """
     found: dict[Pair, dict[str, tuple[Difference, float | None]]] = {}
-    for control in [arm for arm in CONTROLS if arm in state.claim.arms and "guided" in state.claim.arms]:
+    arms = state.claim.arms
+    for control in [arm for arm in state.claim.controls if arm in arms and "guided" in arms]:
         by_cell = _differences(state, ("guided", control))
         ps = {cell: p_value(one) for cell, one in by_cell.items()}
         known = {cell: p for cell, p in ps.items() if p is not None}

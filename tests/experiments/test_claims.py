@@ -337,8 +337,9 @@ def test_the_table_and_the_verdict_are_computed(empty):
     assert f"{values}Measured on a machine;" in whole(state)
 
 
-def test_guided_has_to_beat_the_condensed_images_alone_where_a_claim_has_that_arm(tmp_path):
-    claim = stated(tmp_path, TINY, arms=[*TINY["arms"], "condensed_only"])
+def test_guided_has_to_beat_the_controls_that_a_claim_names(tmp_path):
+    controls = ["condensed_only", "mixed", "mixed_prior"]
+    claim = stated(tmp_path, TINY, arms=[*TINY["arms"], "condensed_only"], controls=controls)
     state = State(trials_of(claim), [])
     rows = rows_of(state, accuracies=ACCURACIES | {"condensed_only": 0.65})
     state = State(state.trials, rows)

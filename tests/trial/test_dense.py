@@ -27,6 +27,7 @@ from condkd_ray.methods.targets import Layouts, Targets
 from condkd_ray.methods.weighing import Modulating, equal_weights
 from condkd_ray.models.observation import Observation
 from condkd_ray.testing.world import NUM_CLASSES
+from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import from_tree
 from condkd_ray.trial.evaluation import compare_pixels
 from condkd_ray.trial.loop import run_round, start
@@ -113,6 +114,18 @@ def test_logits_are_stored_on_request_and_change_nothing_but_the_bytes(name, pre
     torch.testing.assert_close(kept.logits, prepared.teacher.logits(kept.images), atol=0.05, rtol=1e-3)
     losses = [state.history[0]["kd/loss"] for state in (asked, stored)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_labelled_images_have_logits_where_logits_are_stored(tmp_path):
+    """Labelled images then have logits too, so that a mixed batch has them."""
+    distiller = Distiller(steps=2, batch=8, augment=False, condensed_share=0.5)
+    config = dense_config(distiller=distiller, store_logits=True)
+    shop = Workshop(tmp_path)
+    quick = replace(config, teacher=replace(config.teacher, training=replace(config.teacher.training, epochs=1)))
+    with_logits, without = (shop.prepare(one).condensed for one in (quick, replace(quick, store_logits=False)))
+    assert (with_logits.has_logits, without.has_logits) == (True, False)
+    teacher = shop.teacher(quick)
+    torch.testing.assert_close(with_logits.logits, teacher.batched_logits(with_logits.images))
 
 
 @pytest.mark.parametrize("name", ["fast", "cmi", "deep_inversion"])
@@ -326,3 +339,8 @@ def test_dsa_of_the_student_and_of_the_guide_is_refused():
 def test_guides_as_starting_images_are_refused():
     with pytest.raises(InputError, match=r"from_guides share in segmentation is 0\.5; accepted: 0"):
         dense_config(guidance=Moments(from_guides=FromGuides(share=0.5)))
+
+
+def test_unbiased_distances_of_regions_are_refused():
+    with pytest.raises(InputError, match="gaussian unbiased in segmentation is True; accepted: false"):
+        dense_config(guidance=Gaussian(unbiased=True))

@@ -85,7 +85,8 @@ class Gaussian(Guidance[GaussianState]):
     whose generator makes each batch anew (`dafl`, `zskt`, `dfad`, `dfq`, `pre_dfkd`), which biased distances would
     narrow. The other hosts optimise the same images of a batch, pixels or latents, in all steps; `unbiased` would widen
     the distribution of these images. It has an effect only together with a covariance, which keeps the fakes from
-    spreading without limit."""
+    spreading without limit. Not for segmentation: regions of one image are not drawn independently, so that the amount
+    is not known."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -94,6 +95,12 @@ class Gaussian(Guidance[GaussianState]):
         for what in ("mixup", "noise"):
             accepted = "0: it reads no condensed images in a step; discriminator, mmd and moments do"
             require(getattr(self, what) == 0, f"gaussian {what}", getattr(self, what), accepted)
+
+    def check_dense(self) -> None:
+        """Raise `InputError` if a setting does not suit segmentation."""
+        super().check_dense()
+        accepted = "false: the regions of an image are not drawn independently"
+        require(not self.unbiased, "gaussian unbiased in segmentation", self.unbiased, accepted)
 
     @property
     def matches_covariance(self) -> bool:
