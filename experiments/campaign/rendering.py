@@ -24,7 +24,7 @@ NOTHING = "Nothing has been measured yet."
 ALONE = ("mixed_prior", "mixed")
 """Pair of arms whose difference is the effect of the class prior without guides."""
 PLACES = {"Frechet to real": "diagnosis/frechet_real", "diversity": "diagnosis/diversity"}
-"""Image metrics shown beside the validation score of candidates."""
+"""Image metrics shown beside the validation score of candidates, if any row has them."""
 IMAGES = {
     "Frechet to real": "diagnosis/frechet_real",
     "to condensed": "diagnosis/frechet_condensed",
@@ -304,6 +304,8 @@ def _ladder_table(state: State) -> str:
             -ladder.mean(name),
         )
     )
+    every = [row for rows in ladder.scores.values() for row in rows.values()]
+    places = {title: metric for title, metric in PLACES.items() if any(metric in row.record.metrics for row in every)}
     rows = []
     for name in order:
         own = list(ladder.scores[name].values())
@@ -311,15 +313,15 @@ def _ladder_table(state: State) -> str:
         mean = mean_text(spread(map(validation, own)), None, factor=100, digits=1) + (
             f" ({failed} failed)" if failed else ""
         )
-        places = [mean_text(spread(value(row, metric) for row in own), None, digits=3) for metric in PLACES.values()]
+        texts = [mean_text(spread(value(row, metric) for row in own), None, digits=3) for metric in places.values()]
         end = "**chosen**" if name in best else f"rung {ladder.dropped[name]}" if name in ladder.dropped else ""
-        rows.append([name, *group(name), str(len(own)), mean, *places, end])
+        rows.append([name, *group(name), str(len(own)), mean, *texts, end])
     header = [
         "candidate",
         *["group"] * any(grouped),
         "seeds",
         f"validation {claim.score.name}",
-        *PLACES,
+        *places,
         "dropped after",
     ]
     return _markdown(header, rows)
@@ -340,7 +342,8 @@ def _choice(state: State) -> str:
     ]
     groups = dict.fromkeys(candidate.group for candidate in claim.cells.values())
     texts += [f"{group}: none, because all failed" for group in groups if group not in found]
-    return f"Chosen by mean validation {claim.score.name}: {'; '.join(texts)}."
+    # Not "mean validation mean IoU".
+    return f"Chosen by mean validation {claim.score.name.removeprefix('mean ')}: {'; '.join(texts)}."
 
 
 def _sources(state: State) -> str:

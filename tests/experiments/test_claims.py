@@ -358,8 +358,16 @@ def test_students_of_segmentation_are_compared_by_their_mean_iou(tmp_path):
     assert "Values are test mean IoU in percent on 600 images" in whole(state)
     choosing = State(trials_of(stated(tmp_path, HALVING, data={"name": "scenes"})), [])
     state = State(choosing.trials, scored(choosing, FIRST, "student/val_miou", dataset="scenes"))
-    assert "| candidate | group | seeds | validation mean IoU |" in table(state)
+    assert "| candidate | group | seeds | validation mean IoU | Frechet to real | diversity | dropped" in table(state)
     assert "| heavy | weight | 1 | 50.0 |" in table(state)
+    for row in state.rows:
+        for metric in ("frechet_real", "diversity"):
+            del row.record.metrics[f"diagnosis/{metric}"]
+    assert "| candidate | group | seeds | validation mean IoU | dropped after |" in table(state)
+    rest = scored(choosing, {(name, 101): score for (name, _), score in FIRST.items()}, "student/val_miou")
+    rest = [replace(row, record=replace(row.record, dataset="scenes")) for row in rest]
+    state = State(choosing.trials, [*state.rows, *rest])
+    assert "Chosen by mean validation IoU: weight: heavy (50.0 % over 2 seeds)" in sentence(state)
 
 
 def test_the_image_metrics_of_each_arm_are_shown_with_their_spread(empty):
