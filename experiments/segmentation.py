@@ -3,8 +3,8 @@
 `none` is data-free. The labelled images are distilled alone (`condensed_only`) or mixed into the batches (`mixed`). In
 the next arms the generator gets a class for each pixel, a layout, and the class prior demands it: random layouts in
 `mixed_prior`, the masks of the labelled images, flipped and shifted, in `layouts`; `guided` adds a guidance by features
-under the masks. `real`, distillation from all images, is a reference. With `--inversion fast` the generator has random
-layouts in all arms, and `mixed_prior` only changes the prior's weight. The data are small artificial scenes.
+under the masks. `real` is distilled from all images. `--inversion fast` has random layouts and a prior in all arms:
+`mixed_prior` then changes only its weight. The data are small artificial scenes.
 
     python experiments/segmentation.py --dataset camvid --data-root DIR --size 72 96 --ipcs 5 20 --out runs/camvid
 """
@@ -27,8 +27,10 @@ class Args(Flags):
     dataset: str = "scenes"
     ipcs: tuple[int, ...] = (5,)
     seeds: tuple[int, ...] = (0, 1, 2)
-    inversion: str | None = "dfad"
-    rounds: int | None = 20
+    inversion: str | None = None
+    """The inversion, with its own recipe of this project; default: `dfad`, or the inversion of --host."""
+    rounds: int | None = None
+    """Rounds of the student; default: 20, or the rounds of --host."""
     guidance_weight: float | None = 1.0
     prior_weight: float = 1.0
     prior_temperature: float = 1.0
@@ -41,19 +43,17 @@ def plans(args: Args) -> Plans:
     from condkd_ray.methods.guidance import NoGuidance
     from condkd_ray.methods.targets import Layouts
 
-    base = args.base()
+    own = {"inversion": args.inversion or "dfad", "rounds": 20 if args.rounds is None else args.rounds}
+    base = replace(args, **({} if args.host else own)).base()
     conditional = {"conditional": True} if hasattr(base.inversion, "conditional") else {}
     asked = replace(base, inversion=replace(base.inversion, **conditional), targets=Layouts())
-    for seed in args.seeds:
-        yield arm(base, "none", 0, seed)
-        yield arm(base, "real", 0, seed)
+    for name, seed in product(("none", "real"), args.seeds):
+        yield arm(base, name, 0, seed)
     for ipc, seed in product(args.ipcs, args.seeds):
-        yield arm(base, "condensed_only", ipc, seed)
-        yield arm(base, "mixed", ipc, seed)
+        yield from (arm(base, name, ipc, seed) for name in ("condensed_only", "mixed"))
         yield arm(asked, "mixed_prior", ipc, seed, prior=args.prior)
         guided = arm(asked, "guided", ipc, seed, prior=args.prior)
-        yield Plan("layouts", ipc, seed, replace(guided.config, guidance=NoGuidance()))
-        yield guided
+        yield from (Plan("layouts", ipc, seed, replace(guided.config, guidance=NoGuidance())), guided)
 
 
 if __name__ == "__main__":

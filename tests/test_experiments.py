@@ -274,6 +274,15 @@ def test_arms_of_the_segmentation_script_differ_step_by_step(inversion):
     assert set(script("segmentation").BASELINES) == set(plans) - {"none"}
 
 
+def test_a_published_system_replaces_the_defaults_of_the_segmentation_script():
+    plans = {plan.arm: plan.config for plan in planned("segmentation", seeds=(3,), host="dfad", scale=0.001)}
+    assert {config.inversion.name for arm, config in plans.items() if arm not in ("real", "condensed_only")} == {"dfad"}
+    assert plans["none"].rounds != 20
+    assert {config.rounds for config in plans.values()} == {plans["none"].rounds}
+    with pytest.raises(InputError, match="rounds is 0; accepted: an integer >= 1"):
+        planned("segmentation", rounds=0)
+
+
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory) -> Path:
     """Cache of all experiments of this file, which share one teacher."""
