@@ -101,11 +101,11 @@ def export(out: Path, record: Record, to: Path) -> list[str]:
         dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
     )
     torch.export.save(program, to / "student.pt2")
-    dense = is_dense(score_of([record]).task)
+    dense, shape = is_dense(score_of([record]).task), f"(B, {', '.join(map(str, product.image_shape))})"
     logits = "logits (B, K, H, W)" if dense else "logits"
     written = [
         f"student.safetensors  weights of {product.network}; student.json describes them",
-        f"student.pt2          the same for torch.export.load; reads [0, 1] pixels (B, C, H, W), returns {logits}",
+        f"student.pt2          the same for torch.export.load; reads [0, 1] pixels {shape}, returns {logits}",
     ]
     samples, unit = product.samples, product.space == "unit"
     if samples is None:
