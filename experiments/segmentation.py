@@ -1,4 +1,4 @@
-"""Segmentation: do a few labelled images help to invert a teacher that has a class for every pixel?
+"""Do a few labelled images help to invert a teacher that has a class for every pixel?
 
 `none` is data-free. The labelled images are distilled alone (`condensed_only`) or mixed into the batches (`mixed`). In
 the next arms the generator gets a class for each pixel, a layout, and the class prior demands it: random layouts in

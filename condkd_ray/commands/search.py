@@ -48,7 +48,7 @@ def search(command: Search) -> int:
     """
     from condkd_ray.study.space import read
 
-    return run(f"Which {command.space.stem} is best?", read(command.space), command)
+    return run(f"Which config of {command.space.name} is best?", read(command.space), command)
 
 
 def run(question: str, tree: dict[str, Any], flags: SearchFlags) -> int:
