@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -15,9 +16,10 @@ from condkd_ray.commands.train import configured
 from condkd_ray.core.config import to_tree
 from condkd_ray.core.environment import default_device, set_up_process
 from condkd_ray.core.method import require
-from condkd_ray.core.samples import Codec, to_unit
+from condkd_ray.core.samples import Codec, Samples, pixel_counts, to_unit
+from condkd_ray.core.task import is_dense
 from condkd_ray.data.datasets import Dataset
-from condkd_ray.data.writers import write_dc, write_images
+from condkd_ray.data.writers import VOID, write_dc, write_images, write_masks
 from condkd_ray.methods.condensation import AllReal, AnyCondensation, Imported, RandomReal
 from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import TrialConfig
@@ -42,10 +44,11 @@ class Condense:
     config: tyro.conf.Positional[Path]
     """A YAML file of config fields."""
     out: Path
-    """Parquet file to write: PNG images and labels, in the layout of Hugging Face datasets. Pixels are 8 bit, so values
-    outside [0, 1] are clipped. The file's metadata describes the set."""
+    """Parquet file to write: PNG images and labels, in segmentation masks, in the layout of Hugging Face datasets.
+    Pixels are 8 bit, so values outside [0, 1] are clipped. The file's metadata describes the set."""
     dc: Path | None = None
-    """A further `.pt` file, in the layout of DC, DSA and DM, with the exact normalised float32 values."""
+    """A further `.pt` file, in the layout of DC, DSA and DM, with the exact normalised float32 values. It holds one
+    label per image, so it is not written in segmentation."""
     control: tyro.conf.FlagCreatePairsOff[bool] = False
     """Also write a control set of random real images, with equal ipc, seed and data, as <name>_random_real."""
     force: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -76,12 +79,15 @@ def condense(arguments: list[str]) -> int:
     if isinstance(config.condensation, Imported):
         # Only the set is checked with the teacher, so the teacher need not fit the config's inversion.
         workshop.check_teacher(config)
-    show(HEAD)
     # The control set is made first: it takes no time, and an ipc too large for the data is refused before the other set
     # is made.
-    clipped = [_make(workshop, method, config, paths) for method, paths in reversed(planned.items())]
+    clipped = [
+        _make(workshop, method, config, paths, first=not number)
+        for number, (method, paths) in enumerate(reversed(planned.items()))
+    ]
     if any(clipped) and command.dc is None:
-        log.info("8 bit: values outside [0, 1] were clipped; --dc FILE.pt keeps them")
+        remedy = "" if is_dense(config.data.task) else "; --dc FILE.pt keeps them"
+        log.info(f"8 bit: values outside [0, 1] were clipped{remedy}")
     return 0
 
 
@@ -94,6 +100,8 @@ def _plan(command: Condense, config: TrialConfig) -> dict[AnyCondensation, list[
     require(command.threads >= 1, "--threads", command.threads, "an integer >= 1")
     require(command.out.suffix == ".parquet", "--out", str(command.out), "a file name that ends in .parquet")
     require(command.dc is None or command.dc.suffix in TORCH, "--dc", str(command.dc), "a file name that ends in .pt")
+    one_each = "none in segmentation: a .pt file holds one label per image; --out FILE.parquet holds masks"
+    require(command.dc is None or not is_dense(config.data.task), "--dc", str(command.dc), one_each)
     require(method is not None, f"condensation in {command.config}", None, "the name of one, or a mapping with it")
     assert method is not None
     paths = [path for path in (command.out, command.dc) if path is not None]
@@ -106,8 +114,11 @@ def _plan(command: Condense, config: TrialConfig) -> dict[AnyCondensation, list[
     return {method: paths, RandomReal(ipc=method.ipc): beside}
 
 
-def _make(workshop: Workshop, method: AnyCondensation, config: TrialConfig, paths: list[Path]) -> bool:
-    """Make and write one set and print its line; return True if its 8-bit encoding clips any value."""
+def _make(workshop: Workshop, method: AnyCondensation, config: TrialConfig, paths: list[Path], *, first: bool) -> bool:
+    """Make and write one set and print its line; return True if its 8-bit encoding clips any value.
+
+    The line of the `first` set has the table's head above it.
+    """
     config = replace(config, condensation=method)
     dataset, samples = workshop.data(config), workshop.condensed(config)
     assert samples is not None
@@ -115,7 +126,10 @@ def _make(workshop: Workshop, method: AnyCondensation, config: TrialConfig, path
     encoded = Codec("unit", dataset.mean, dataset.std).encode(samples)
     about = _about(dataset, method, config.seed)
     pixels = {"pixels": "8 bit, of [0, 1], clipped; (pixel / 255 - mean) / std is what networks read"}
-    write_images(parquet, encoded.images, samples.labels, names=dataset.class_names, about=about | pixels)
+    if samples.dense:
+        pixels["masks"] = f"number of each pixel's class in class_names; {VOID}, in 16-bit PNG 65535, for none"
+    write = write_masks if samples.dense else write_images
+    write(parquet, encoded.images, encoded.labels, names=dataset.class_names, about=about | pixels)
     for path in exact:
         write_dc(path, samples.images, samples.labels, about=about | {"pixels": "float32, (pixel - mean) / std"})
     # Rounding to 8 bit clips only values more than half a grey level outside [0, 1].
@@ -123,8 +137,21 @@ def _make(workshop: Workshop, method: AnyCondensation, config: TrialConfig, path
     share = ((grey < -0.5) | (grey > 255.5)).float().mean().item()
     numbers = f"{config.seed:>5}{method.ipc or 'all':>5}{len(samples):>8}"
     spread = f"{samples.images.mean():>9.3f}{samples.images.std():>8.3f}{share:>9.1%}"
+    if first:
+        show(HEAD)
     show(f"{method.label:<24}{numbers}{spread}  {', '.join(map(str, paths))}")
+    if samples.dense:
+        show(_pixels_by_class(samples, dataset.class_names))
     return share > 0
+
+
+def _pixels_by_class(samples: Samples, names: Sequence[str]) -> str:
+    """Return the number of pixels of each class, and of void, as one line."""
+    counts = pixel_counts(samples.labels, len(names)).sum(0).tolist()
+    void = samples.labels.numel() - sum(counts)
+    return "  pixels: " + ", ".join(
+        f"{name} {count}" for name, count in zip([*names, "void"], [*counts, void], strict=True)
+    )
 
 
 def _about(dataset: Dataset, method: AnyCondensation, seed: int) -> dict[str, str]:

@@ -202,7 +202,7 @@ def run(
     plans = spread(plans, flags.seeds, flags.teachers)
     log_to_stderr(flags.verbose)
     if flags.explain:
-        show(experiment.explained(name, plans, flags, view=TERMINAL))
+        show(experiment.explained(name, plans, flags, only=flags.only, view=TERMINAL))
         return 0
     kept = {"only": flags.only, "baseline": baseline, "workshop": workshop, "view": TERMINAL}
     result = experiment.run(name, question, plans, flags, **kept)

@@ -50,19 +50,26 @@ def write_images(
     _write_table(path, columns, features, about or {})
 
 
-def write_masks(path: Path, pixels: Tensor, masks: Tensor, *, names: Sequence[str] = ()) -> None:
+def write_masks(
+    path: Path,
+    pixels: Tensor,
+    masks: Tensor,
+    *,
+    names: Sequence[str] = (),
+    about: Mapping[str, str] | None = None,
+) -> None:
     """Write `pixels` (N, C, H, W) uint8 with one or three channels and `masks` (N, H, W) as PNG to Parquet, atomically.
 
     Columns `image` and `mask`, which the `datasets` library decodes. A mask's pixels are class numbers, and `VOID` for
     labels below 0; PNG of 16 bits if a class is `VOID` or higher, where no class is 65535. `names`: class names, for
-    the file's metadata under `class_names`.
+    the file's metadata under `class_names`. `about`: description of the set for the metadata.
     """
     masks = masks.cpu().long()
     deep = bool(len(masks)) and int(masks.max()) >= VOID
     stored = masks.masked_fill(masks < 0, 2**16 - 1 if deep else VOID).numpy().astype(np.uint16 if deep else np.uint8)
     columns = {"image": _image_column(pixels, webp=False), "mask": _column([_png(mask) for mask in stored])}
-    about = {"class_names": json.dumps(list(names))} if names else {}
-    _write_table(path, columns, {name: {"_type": "Image"} for name in columns}, about)
+    named = {"class_names": json.dumps(list(names))} if names else {}
+    _write_table(path, columns, {name: {"_type": "Image"} for name in columns}, {**(about or {}), **named})
 
 
 def _image_column(pixels: Tensor, webp: bool) -> pa.Array:

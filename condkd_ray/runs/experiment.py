@@ -172,11 +172,18 @@ def own_modules(names: Iterable[str | None], workshop: Workshop) -> dict[str, nn
     return {name: workshop.own_module(name).network for name in dict.fromkeys(names) if name is not None}
 
 
-def explained(experiment: str, plans: Sequence[Plan], options: Options, *, view: View = SILENT) -> str:
-    """Return the number of trials and their estimated cost, as text. Raises `InputError` if `run` would."""
+def explained(
+    experiment: str, plans: Sequence[Plan], options: Options, *, only: Sequence[str] = (), view: View = SILENT
+) -> str:
+    """Return the number of trials and their estimated cost, as text. Raises `InputError` if `run` would.
+
+    `only`: as in `run`; the other trials are left out.
+    """
     device = default_device()
     planned = checked(plans, options, Workshop(options.cache, device=device, view=view))
-    return explain(experiment, settled_plans(planned, hardware_for(options, view)), options, device, view)
+    _check_only(only, options)
+    planned = _narrowed(settled_plans(planned, hardware_for(options, view)), only, options)
+    return explain(experiment, planned, options, device, view)
 
 
 def hardware_for(options: Options, view: View = SILENT) -> Hardware:
@@ -234,6 +241,21 @@ def _check_only(only: Sequence[str], options: Options) -> None:
         require(not options.fresh, "--only", " ".join(only), "hashes of trials of an earlier run, without --fresh")
         before = read_manifest(options.out).planned
         _chosen({trial["config_hash"]: f"{trial['arm']} seed {trial['seed']}" for trial in before}, only)
+
+
+def _narrowed(planned: list[Plan], only: Sequence[str], options: Options) -> list[Plan]:
+    """Return the plans that `--only` selects; all of them if it is not given.
+
+    The hash of a plan is that of the trial with its arm, IPC and seed in an earlier run, because its own hash includes
+    the teacher, which may not exist yet. Raises `InputError` unless each prefix belongs to exactly one plan.
+    """
+    if not only:
+        return planned
+    places = {(plan.arm, plan.ipc, plan.seed): plan for plan in planned}
+    before = [(one["config_hash"], (one["arm"], one["ipc"], one["seed"])) for one in read_manifest(options.out).planned]
+    found = {key: places[place] for key, place in before if place in places}
+    chosen = _chosen({key: plan.label for key, plan in found.items()}, only)
+    return [plan for key, plan in found.items() if key in chosen]
 
 
 def _missing(trials: list[Trial], options: Options, only: Sequence[str]) -> list[Trial]:

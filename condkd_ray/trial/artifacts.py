@@ -263,6 +263,7 @@ class Workshop:
         teacher = as_teacher(network, dataset)
         config.guidance.check(teacher)
         if config.condensation is not None:
+            self._check_number(config, config.condensation)
             config.condensation.check_teacher(teacher)
             batch = getattr(config.inversion, "batch", config.inversion.images_per_round)
             config.guidance.check_use(teacher, config.condensation.ipc, batch, host_augment(config, teacher))
@@ -276,6 +277,15 @@ class Workshop:
         config.inversion.check_memory(teacher, free, config.total_rounds)
         config.memory.init(teacher, streams)
         self.check_teacher(config)
+
+    def _check_number(self, config: TrialConfig, method: AnyCondensation) -> None:
+        """Raise `InputError` if in segmentation fewer labelled images than the condensed set's are there."""
+        if is_dense(config.data.task):
+            there = len(self.data(config).train)
+            held_out = min(DENSE_IMAGES, there)
+            most = there - held_out
+            accepted = f"at most {most}: {there} labelled images less the {held_out} of the proxy set"
+            require(method.ipc <= most, "number of labelled images (condensation.ipc)", method.ipc, accepted)
 
     def check_teacher(self, config: TrialConfig) -> str:
         """Classify some images with the user's own teacher, log one sentence about the result, and return the sentence.
@@ -433,6 +443,7 @@ class Workshop:
         method = config.condensation
         if method is None:
             return None
+        self._check_number(config, method)
         whole = method.cached_config()
         key = self._condensed_key(config, whole)
         quick = {AllReal: self._condense, Imported: self._imported}

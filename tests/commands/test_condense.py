@@ -10,7 +10,8 @@ import torch
 
 from condkd_ray import __main__
 from condkd_ray.core.config import read_tree
-from condkd_ray.core.samples import Samples, to_unit
+from condkd_ray.core.samples import Samples, to_pixels, to_unit
+from condkd_ray.data.datasets import DataConfig, load
 from condkd_ray.data.readers import read_parquet
 from condkd_ray.methods.condensation import Imported
 from condkd_ray.models import ConvNet
@@ -18,6 +19,9 @@ from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import from_tree, read
 
 METHOD = "{name: distribution_matching, ipc: 3, condensed_together: 3, iterations: 8, width: 4, lr: 30}"
+NETWORK = "{name: deeplab_resnet, depth: 8, width: 8}"
+NETWORKS = f"student: {NETWORK}\nteacher: {{network: {NETWORK}}}\n"
+"""Networks for segmentation."""
 
 
 @pytest.fixture(scope="module")
@@ -193,3 +197,48 @@ def test_a_users_teacher_is_checked_before_it_is_used_to_check_an_imported_set(
     assert run("own.yaml", "sets/own.parquet") == 2
     assert "error: teacher's accuracy on " in capsys.readouterr().err
     assert not (folder / "sets/own.parquet").exists()
+
+
+@pytest.mark.parametrize("method", ["random_real, ipc: 20", "herding, epochs: 1, ipc: 20"])
+def test_images_with_masks_are_read_back_equally_with_void(method, folder, run, capsys, tmp_path):
+    data = "data: {name: scenes, size: [16, 24]}\n"
+    (folder / "masks.yaml").write_text(f"{NETWORKS}{data}condensation: {{name: {method}}}\n")
+    for name, seed in (("train", 0), ("test", 1)):
+        assert run("masks.yaml", str(tmp_path / f"{name}.parquet"), "--seed", str(seed)) == 0
+    lines = capsys.readouterr().out.splitlines()
+    found = load(DataConfig(name="parquet_masks", root=tmp_path))
+    for seed, part in enumerate((found.train, found.test)):
+        workshop = Workshop(folder / "cache")
+        config = from_tree(read_tree(folder / "masks.yaml") | {"seed": seed})
+        data, expected = workshop.data(config), workshop.condensed(config)
+        assert expected is not None
+        rows = lines[3 * seed : 3 * seed + 3]
+        assert rows[0].split() == ["set", "seed", "ipc", "images", "mean", "std", "clipped", "files"]
+        assert rows[1].split()[1:4] == [str(seed), "20", "20"]
+        assert rows[1].split()[6] == "0.0%"
+        names, labels = ("sky", "ground", "disc", "square", "triangle", "cross", "void"), (0, 1, 2, 3, 4, 5, -1)
+        counts = [int((expected.labels == label).sum()) for label in labels]
+        assert counts[-1] > 0
+        assert rows[2] == "  pixels: " + ", ".join(f"{name} {n}" for name, n in zip(names, counts, strict=True))
+        # A set that is read is shuffled by its split, so images are compared in the order of their bytes.
+        wanted = to_pixels(expected.images, data.mean, data.std)
+        assert by_bytes(part.pixels, part.labels) == by_bytes(wanted, expected.labels.to(part.labels.dtype))
+    metadata = pq.read_schema(tmp_path / "train.parquet").metadata
+    assert json.loads(metadata[b"class_names"]) == ["sky", "ground", "disc", "square", "triangle", "cross"]
+    assert (metadata[b"dataset"], metadata[b"seed"]) == (b"scenes", b"0")
+    assert b"255" in metadata[b"masks"]
+
+
+def by_bytes(pixels: torch.Tensor, masks: torch.Tensor) -> list[tuple[bytes, bytes]]:
+    """Return the images and masks as bytes, sorted."""
+    return sorted((image.numpy().tobytes(), mask.numpy().tobytes()) for image, mask in zip(pixels, masks, strict=True))
+
+
+def test_a_file_with_one_label_an_image_is_refused_for_masks_before_any_work(folder, run, capsys, monkeypatch):
+    (folder / "few.yaml").write_text(f"{NETWORKS}data: scenes\ncondensation: {{name: random_real, ipc: 4}}\n")
+    monkeypatch.setattr(Workshop, "data", lambda *_: pytest.fail("data were read"))
+    assert run("few.yaml", "few.parquet", "--dc", str(folder / "few.pt")) == 2
+    printed = capsys.readouterr()
+    assert f"--dc is '{folder / 'few.pt'}'; accepted: none in segmentation: a .pt file holds one label" in printed.err
+    assert not printed.out
+    assert not (folder / "few.parquet").exists()

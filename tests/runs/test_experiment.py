@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from condkd_ray.commands.experiment import Flags, run
 from condkd_ray.core.method import InputError
-from condkd_ray.core.records import Record, read_manifest, read_records
+from condkd_ray.core.records import Manifest, Record, read_manifest, read_records, write_manifest
 from condkd_ray.core.view import SILENT
 from condkd_ray.methods.distiller import Distiller
 from condkd_ray.methods.guidance import Moments
@@ -27,6 +27,7 @@ from condkd_ray.methods.memory import Latest
 from condkd_ray.runs import experiment
 from condkd_ray.runs.arms import arm, spread
 from condkd_ray.runs.experiment import alone_limit, scoped, scoped_baseline
+from condkd_ray.runs.options import Options
 from condkd_ray.study.storage import open_storage
 from condkd_ray.trial.artifacts import Workshop
 from condkd_ray.trial.config import TrialConfig
@@ -155,9 +156,35 @@ def test_only_trials_that_were_planned_can_be_chosen(home: Path, finished: Path)
     unknown = ablate(home, "whole", "--rounds", "2", "--only", "no hash")
     assert unknown.returncode == 2
     assert "--only is 'no hash'; accepted: the beginning of the hash of one planned trial: " in unknown.stderr
+    explained = ablate(home, "whole", "--rounds", "2", "--only", "no hash", "--explain")
+    assert explained.returncode == 2
+    assert "--only is 'no hash'; accepted: the beginning of the hash of one planned trial: " in explained.stderr
     nowhere = ablate(home, "nowhere", "--rounds", "2", "--only", "ab")
     assert nowhere.returncode == 2
     assert "holds no experiment.json" in nowhere.stderr
+
+
+def test_an_explained_plan_has_only_the_chosen_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Workshop, "check", lambda *_: None)
+    monkeypatch.setattr(experiment, "explain", lambda name, planned, *_: ", ".join(plan.label for plan in planned))
+    config = toy.toy_config()
+    arms = {"none": replace(config, rounds=1), "mixed": replace(config, rounds=2)}
+    plans = [Plan(name, 0, seed, replace(one, seed=seed)) for name, one in arms.items() for seed in (0, 1)]
+    places = [*((plan.arm, plan.seed) for plan in plans), ("real", 0)]
+    planned = [{"arm": name, "ipc": 0, "seed": seed, "config_hash": f"{n}abc"} for n, (name, seed) in enumerate(places)]
+    write_manifest(tmp_path, Manifest(experiment="toy", question="", command="", created="", planned=planned))
+    options = Options(out=tmp_path, cache=tmp_path / "cache")
+
+    def explained(*only: str) -> str:
+        return experiment.explained("toy", plans, options, only=only)
+
+    assert explained() == "none seed 0, none seed 1, mixed seed 0, mixed seed 1"
+    assert explained("2", "0a") == "none seed 0, mixed seed 0"
+    for unknown in ("abc", "4a"):  # of no trial, and of one that is no longer planned
+        with pytest.raises(InputError, match=rf"--only is '{unknown}'; accepted: the beginning of the hash of one"):
+            explained(unknown)
+    with pytest.raises(InputError, match="--only is '2'; accepted: hashes of trials of an earlier run, without"):
+        experiment.explained("toy", plans, replace(options, fresh=True), only=("2",))
 
 
 @pytest.mark.slow

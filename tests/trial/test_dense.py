@@ -14,6 +14,7 @@ from condkd_ray.core.samples import UNLABELLED
 from condkd_ray.core.task import IOU
 from condkd_ray.data.datasets import RealImages
 from condkd_ray.data.palette import coloured
+from condkd_ray.methods.condensation import Herding, RandomReal
 from condkd_ray.methods.distiller import Distiller
 from condkd_ray.methods.guidance import Discriminator, Gaussian, Mmd, Moments, NoGuidance
 from condkd_ray.methods.guidance.from_guides import FromGuides
@@ -344,3 +345,16 @@ def test_guides_as_starting_images_are_refused():
 def test_unbiased_distances_of_regions_are_refused():
     with pytest.raises(InputError, match="gaussian unbiased in segmentation is True; accepted: false"):
         dense_config(guidance=Gaussian(unbiased=True))
+
+
+@pytest.mark.parametrize("method", [RandomReal(ipc=393), Herding(ipc=393)])
+def test_more_labelled_images_than_the_proxy_set_leaves_are_refused_before_the_choice(method, tmp_path, monkeypatch):
+    monkeypatch.setattr(type(method), "condense", lambda *_, **__: pytest.fail("images were chosen"))
+    config = dense_config(condensation=method)
+    workshop = Workshop(tmp_path)
+    message = r"\(condensation\.ipc\) is 393; accepted: at most 392: 400 labelled images less the 8 of the proxy set"
+    for begin in (workshop.check, workshop.condensed):
+        with pytest.raises(InputError, match=message):
+            begin(config)
+    assert not list(tmp_path.iterdir())
+    workshop.check(replace(config, condensation=replace(method, ipc=392)))

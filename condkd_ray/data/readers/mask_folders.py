@@ -72,14 +72,14 @@ def read_mask_folder(pair: Pair, classes: Classes, size: Size | None = None, gro
     """
     images, others = _by_stem(pair.images, "images")
     masks, more = _by_stem(pair.masks, "masks")
-    for here, there, kind, other, folder in (
-        (images, masks, "images", "mask", pair.masks),
-        (masks, images, "masks", "image", pair.images),
+    for here, there, lacking, other, folder in (
+        (images, masks, "images without a mask", "mask", pair.masks),
+        (masks, images, "masks without an image", "image", pair.images),
     ):
         lone = [str(path) for stem, path in here.items() if stem not in there]
         shown = lone[:SHOWN] + ["..."] * (len(lone) > SHOWN)
         accepted = f"{other} files in {folder} with the same names apart from the suffix"
-        require(not lone, f"{kind} without {other} ({len(lone)} of {len(here)})", shown, accepted)
+        require(not lone, f"list of {lacking} ({len(lone)} of {len(here)})", shown, accepted)
 
     def pairs() -> Iterator[tuple[Source, Source]]:
         for stem, path in images.items():
@@ -97,6 +97,10 @@ def _by_stem(folder: Path, kind: str) -> tuple[dict[str, Path], list[Path]]:
     there = entries(folder)
     files = [path for path in there if is_image(path)]
     accepted = f"1 or more, with a suffix of {', '.join(IMAGE_SUFFIXES)}"
+    below = [path.name for path in there if path.is_dir()]
+    if below:
+        listed = ", ".join(below[:SHOWN]) + ", ..." * (len(below) > SHOWN)
+        accepted += f", directly in the folder: sub-folders ({listed}) are not read"
     require(bool(files), f"number of image files in {folder}", 0, accepted)
     counts = Counter(path.stem for path in files)
     twice = [path.name for path in files if counts[path.stem] > 1]

@@ -232,7 +232,10 @@ def _of_colours(colours: np.ndarray, what: str, classes: Classes) -> np.ndarray:
     foreign = known[places] != codes
     if foreign.any():
         row, column = (int(place) for place in np.argwhere(foreign)[0])
-        accepted = f"the colours of the {len(known)} classes in {classes.origin}"
+        accepted = (
+            f"the colours of the {len(known)} classes in {classes.origin}; a line for void in it, whose number "
+            "(0 for the first class) is in data.ignore_index, leaves a colour out"
+        )
         colour = tuple(int(value) for value in colours[row, column])
         raise InputError(f"colour of {what} in row {row}, column {column} is {colour}; accepted: {accepted}")
     return values[places]

@@ -93,15 +93,23 @@ _PLACES = (
     _Column("gap", "diagnosis/gap"),
 )
 _ROUNDS_LEGEND = (
-    "Mean, variance and best of the test {name} over the measured rounds. The column test images gives the number of "
-    "images per round: a fixed subset, or all (--test-rounds full), as in papers that report a mean over rounds. The "
-    "best is only for comparison with papers; nothing may be chosen by it. Forgetting is the best minus the last. "
-    "Memory is that at the end, times are those of the whole trial."
+    (
+        "student/test_",
+        "Mean, variance and best of the test {name} over the measured rounds. The column test images gives the number "
+        "of images per round: a fixed subset, or all (--test-rounds full), as in papers that report a mean over "
+        "rounds. The best is only for comparison with papers; nothing may be chosen by it.",
+    ),
+    ("student/forgetting", "Forgetting is the best minus the last."),
+    ("memory/bytes", "Memory is that at the end."),
+    ("time/", "Times are those of the whole trial."),
+    ("guidance/accuracy", "D: accuracy of the discriminator in the last round (50 is chance)."),
+    (
+        "guidance/perfect_accuracy",
+        "Perfect fakes: its accuracy if the generated images were replaced by condensed images held out from its "
+        "training.",
+    ),
 )
-_D_LEGEND = (
-    " D: accuracy of the discriminator in the last round (50 is chance). Perfect fakes: its accuracy if the generated "
-    "images were replaced by condensed images held out from its training."
-)
+"""Beginnings of metrics, each with the sentence that explains the columns of these."""
 _PLACES_LEGEND = (
     "Synthetic images of the last round in the teacher's feature space. Distances (Frechet, MMD) are measured class by "
     "class. Diversity (mean distance between two images of a class) and nearest guide (mean distance to the nearest "
@@ -187,8 +195,6 @@ def difference_table(found: Sequence[Difference], score: Score = CLASSIFICATION)
 def rounds_table(results: Results) -> Table:
     """Return a table with a row per arm and IPC: test score over the rounds, memory and times."""
     score = results.score
-    legend = _ROUNDS_LEGEND.format(name=score.name)
-    legend += _D_LEGEND if mean_of(results.records, "guidance/accuracy") else ""
     columns = (
         _Column(_NUM_IMAGES, score.of("test", "mean")),
         _Column("mean (%)", score.of("test", "mean"), 100, 2),
@@ -196,7 +202,13 @@ def rounds_table(results: Results) -> Table:
         _Column("best (%)", score.of("test", "best"), 100, 2),
         *_ROUNDS,
     )
-    return _table("Over the rounds", columns, legend, results)
+    measured = [column.metric for column in _measured_columns(columns, results)]
+    sentences = [
+        sentence.format(name=score.name)
+        for beginning, sentence in _ROUNDS_LEGEND
+        if any(metric.startswith(beginning) for metric in measured)
+    ]
+    return _table("Over the rounds", columns, " ".join(sentences), results)
 
 
 def places_table(results: Results) -> Table:
@@ -301,13 +313,18 @@ def _out_of(number: int, total: int) -> str:
 def _table(title: str, columns: Sequence[_Column], legend: str, results: Results) -> Table:
     """Return a table without the columns and rows for which nothing was measured."""
     found = results.groups
-    kept = [one for one in columns if any(mean_of(members, one.metric) for members in found.values())]
+    kept = _measured_columns(columns, results)
     rows = [
         [*arm_cells(arm, ipc), str(count(members)), *(_cell(members, column) for column in kept)]
         for (arm, ipc), members in found.items()
         if any(mean_of(members, column.metric) for column in kept)
     ]
     return Table(title, ["arm", "IPC", "n", *(column.header for column in kept)], rows, legend)
+
+
+def _measured_columns(columns: Sequence[_Column], results: Results) -> list[_Column]:
+    """Return the columns for which something was measured."""
+    return [one for one in columns if any(mean_of(members, one.metric) for members in results.groups.values())]
 
 
 def _cell(members: Sequence[Record], column: _Column) -> str:

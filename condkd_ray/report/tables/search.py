@@ -3,10 +3,11 @@
 import csv
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from condkd_ray.core.config import flattened
 from condkd_ray.core.storage import atomic_write
 from condkd_ray.report.results import Results, value
 from condkd_ray.report.tables.table import WIDTH, Table
@@ -29,6 +30,7 @@ def search_table(results: Results) -> Table:
     several = len({record.study for record in results.ended} - {""}) > 1
     objectives, paths = results.objectives, results.manifest.search["parameters"]
     header = ["trial", "status", "rounds", *objectives, f"test {results.score.name} (%)", "CPU s", *paths]
+    chosen = [_leaves([_leaf(record.config, path) for record in results.ended]) for path in paths]
     rows = [
         [
             f"{record.study if several else ''} {record.arm.removeprefix('trial ')}".strip(),
@@ -37,9 +39,9 @@ def search_table(results: Results) -> Table:
             *(_objective(name, value(record, name)) for name in objectives),
             _number(100 * record.metrics.get(results.score.test, math.nan), ".2f"),
             _number(record.outcome.cpu_seconds, ".1f"),
-            *(_leaf(record.config, path) for path in paths),
+            *(texts[row] for texts in chosen),
         ]
-        for record in results.ended
+        for row, record in enumerate(results.ended)
     ]
     names = {"first": objectives[0], "objective": ", ".join(objectives), "score": results.score.name}
     legend, limits = _LEGEND.format(**names), results.limits
@@ -80,8 +82,8 @@ def notes(results: Results) -> list[str]:
     return [*lines, *results.manifest.dataset.get("notes", ()), *results.manifest.notes]
 
 
-def _leaf(config: Mapping[str, Any], path: str) -> str:
-    """Return the value of an open leaf in a trial's config as text; "" if the trial's method has no such leaf."""
+def _leaf(config: Mapping[str, Any], path: str) -> Any:
+    """Return the value of an open leaf in a trial's config; "" if the trial's method has no such leaf."""
     found: Any = config
     for key in path.split("/"):
         if isinstance(found, list):
@@ -90,6 +92,27 @@ def _leaf(config: Mapping[str, Any], path: str) -> str:
             found = found[key]
         else:
             return ""
+    return found
+
+
+def _leaves(values: Sequence[Any]) -> list[str]:
+    """Return the values of an open leaf in all trials as text.
+
+    Of a method it is the name, with the fields in which it differs from other trials' methods of the same name.
+    """
+    methods = [flattened(one) for one in values if isinstance(one, Mapping)]
+    return [_method(flattened(one), methods) if isinstance(one, Mapping) else _text(one) for one in values]
+
+
+def _method(own: Mapping[str, Any], methods: Sequence[Mapping[str, Any]]) -> str:
+    name = own.get("name")
+    alike = [one for one in methods if one.get("name") == name]
+    differing = [key for key in own if any(key not in one or one[key] != own[key] for one in alike)]
+    fields = ", ".join(f"{key} {_text(own[key])}" for key in differing)
+    return f"{name} ({fields})" if name and fields else name or fields
+
+
+def _text(found: Any) -> str:
     return _number(found) if isinstance(found, float) else str(found)
 
 

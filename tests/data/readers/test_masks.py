@@ -151,6 +151,16 @@ def test_colour_masks_are_read_with_a_table(tmp_path: Path):
     Image.fromarray(np.full((HEIGHT, WIDTH, 3), 9, np.uint8)).save(tmp_path / "val" / "masks" / "001.png")
     with pytest.raises(InputError, match=r"colour of .*val/masks/001\.png in row 0, column 0 is \(9, 9, 9\); accepted"):
         load(DataConfig(name="mask_folders", root=tmp_path))
+    border = (
+        r"the 4 classes in .*class_dict\.csv; a line for void in it, whose number \(0 for the first class\) is in da"
+    )
+    with pytest.raises(InputError, match=border):
+        load(DataConfig(name="mask_folders", root=tmp_path))
+    (tmp_path / "class_dict.csv").write_text(f"{TABLE.rstrip()}\nborder,9,9,9\n")
+    bordered = load(DataConfig(name="mask_folders", root=tmp_path, ignore_index=(3, 4)))
+    assert bordered.class_names == ("road", "sky", "tree")
+    assert bordered.val is not None
+    assert len(bordered.val) == COUNTS["val"] - 1  # the image whose mask is a border everywhere
 
 
 def test_black_and_white_masks_need_a_table_of_both(tmp_path: Path):
@@ -247,14 +257,21 @@ def masks(root: Path) -> Path:
     return root / "train" / "masks"
 
 
+def nest(path: Path) -> None:
+    """Move a numbered file into a sub-folder of its own."""
+    (path.parent / f"a{int(path.stem)}").mkdir()
+    path.rename(path.parent / f"a{int(path.stem)}" / path.name)
+
+
 REFUSALS = {
     "missing mask": (
         lambda root: (masks(root) / "003.png").unlink(),
-        r"images without mask \(1 of 8\) is \['.*train/images/003\.png'\]; accepted: mask files in .*train/masks",
+        r"list of images without a mask \(1 of 8\) is \['.*train/images/003\.png'\]; accepted: mask files in "
+        r".*train/masks",
     ),
     "missing image": (
         lambda root: (root / "train" / "images" / "003.png").unlink(),
-        r"masks without image \(1 of 8\) is \['.*train/masks/003\.png'\]",
+        r"list of masks without an image \(1 of 8\) is \['.*train/masks/003\.png'\]",
     ),
     "other size": (
         lambda root: as_mask(torch.zeros(4, 5)).save(masks(root) / "002.png"),
@@ -298,7 +315,12 @@ REFUSALS = {
     "no masks": (lambda root: masks(root).rename(root / "labels"), r"folder of masks is '.*train/masks'"),
     "no images": (
         lambda root: [path.unlink() for path in (root / "val" / "images").iterdir()],
-        r"number of image files in .*val/images is 0; accepted: 1 or more, with a suffix",
+        r"number of image files in .*val/images is 0; accepted: 1 or more, with a suffix of [^:]*\.pnm$",
+    ),
+    "nested images": (
+        lambda root: [nest(path) for path in sorted((root / "train" / "images").iterdir())],
+        r"train/images is 0; accepted: 1 or more, .*\.pnm, directly in the folder: sub-folders \(a0, a1, a2, a3, a4, "
+        r"\.\.\.\) are not read$",
     ),
     "two suffixes": (
         lambda root: as_mask(values_of("train")[1]).save(masks(root) / "001.bmp"),

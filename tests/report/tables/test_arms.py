@@ -177,6 +177,20 @@ def test_the_rounds_by_hand():
 
 
 MEAN, IMAGES = "student/test_accuracy_mean", "student/test_images"
+EXPLAINED = {
+    MEAN: "Mean, variance and best of",
+    "student/forgetting": "Forgetting is",
+    "memory/bytes": "Memory is",
+    "time/distillation_seconds": "Times are",
+    "guidance/accuracy": "D: accuracy",
+    "guidance/perfect_accuracy": "Perfect fakes: ",
+}
+
+
+@pytest.mark.parametrize("metric", EXPLAINED)
+def test_the_rounds_explain_only_the_columns_that_are_shown(metric):
+    legend = rounds_table(results([make_record("mixed", 5, metrics={ACCURACY: 0.6, metric: 0.5})])).legend
+    assert [name for name, begin in EXPLAINED.items() if begin in legend] == [metric]
 
 
 @pytest.mark.parametrize(
