@@ -6,6 +6,7 @@ from functools import cache
 import pytest
 import torch
 from patches import network, patch_set, trained_weights
+from torch import nn
 
 from condkd_ray.core.method import InputError
 from condkd_ray.methods.recognition import best_order
@@ -46,6 +47,39 @@ def test_a_teacher_that_was_never_trained_is_refused_with_its_bn_as_the_cause():
     assert text.startswith("taken by force: teacher's mean IoU")
     assert "BN layers have untrained statistics" in text
     assert "--force-teacher" not in text
+
+
+def test_a_teacher_that_returns_probabilities_is_refused_unless_forced():
+    softened = as_teacher(nn.Sequential(teacher().network, nn.Softmax(1)), DATA)
+    wanted = (
+        r"^teacher's outputs for 48 images of patches are probabilities, from \S+ to (0\.99\d*|1) with sums over the "
+        r"classes from 1\.0000 to 1\.0000; accepted: logits: return the values before the softmax; or --force-teacher"
+    )
+    with pytest.raises(InputError, match=wanted):
+        check_known(softened, DATA, force=False)
+    text = check_known(softened, DATA, force=True)
+    assert text.startswith("taken by force: teacher's outputs for 48 images of patches are probabilities")
+    assert "--force-teacher" not in text
+    assert not softened.network._forward_hooks
+
+
+def test_log_probabilities_are_logits():
+    logarithms = as_teacher(nn.Sequential(teacher().network, nn.LogSoftmax(1)), DATA)
+    assert check_known(logarithms, DATA, force=False).startswith("the teacher segments 48 images")
+
+
+def test_outputs_that_sum_to_1_at_some_pixels_only_are_logits():
+    class Halved(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = teacher().network
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            probabilities = self.network(images).softmax(1)
+            probabilities[:, :, 0, 0] /= 2
+            return probabilities
+
+    assert check_known(as_teacher(Halved(), DATA), DATA, force=False).startswith("the teacher segments 48 images")
 
 
 @pytest.mark.parametrize("in_python", [False, True])
