@@ -108,8 +108,8 @@ class DataConfig(DataSource):
     test_file: str | None = None
     """Parquet only: like `train_file`."""
     ignore_index: tuple[int, ...] | None = None
-    """Values of masks that mean no class (void). None: 255, and for camvid also 11. The other values are the classes,
-    in their order."""
+    """Values of masks that mean no class (void). None: 255, and for camvid also 11; given values replace these. The
+    other values are the classes, in their order."""
     download: bool = False
     """Let torchvision download a known data set into `root`."""
 
