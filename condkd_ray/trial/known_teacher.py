@@ -464,9 +464,9 @@ def check_known(teacher: Teacher, dataset: Dataset, *, force: bool, **about: obj
     """
     find: Any = examine_pixels if is_dense(dataset.task) else examine
     findings: Findings | PixelFindings = find(teacher, dataset, **about)
-    problem = findings.outputs.problem
-    problems = [f"teacher's outputs for {findings.what} are {problem}; or {FORCE}"] if problem else []
-    problems += [findings.message] if findings.refused else []
+    problems = [findings.message] if findings.refused else []
+    if problem := findings.outputs.problem:
+        problems.append(f"teacher's outputs for {findings.what} are {problem}; or {FORCE}")
     if not problems:
         return findings.sentence
     if not force:

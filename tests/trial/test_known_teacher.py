@@ -83,8 +83,8 @@ def test_a_teacher_that_returns_probabilities_is_refused_unless_forced(make: Cal
     with pytest.raises(InputError, match=wanted):
         check_known(wrap(make()), dataset(), force=False)
     text = check_known(wrap(make()), dataset((1, 0, 2, 3)), force=True)
-    assert text.startswith("taken by force: teacher's outputs for 40 images of toy are probabilities, from ")
-    assert "before the softmax; teacher's accuracy on 40 images of toy is 0." in text
+    assert text.startswith("taken by force: teacher's accuracy on 40 images of toy is 0.")
+    assert "; teacher's outputs for 40 images of toy are probabilities, from " in text
     assert "--force" not in text
 
 
