@@ -336,7 +336,7 @@ class Workshop:
         if self._given is not None and recipe.module == self._given.name:
             self._given.check_images(dataset)
         network = copied(self.own_module(recipe.module).network)
-        check_output(network, dataset.image_shape, dataset.num_classes, recipe.module)
+        check_output(network, dataset.image_shape, dataset.num_classes, recipe.module, dataset.task)
         return network
 
     def _own_weights(self, config: TrialConfig, network: nn.Module) -> Fitted:
