@@ -194,12 +194,13 @@ class Findings:
     def message(self) -> str:
         """Error message: what was found, what is accepted, the likely cause, and the flags that would help."""
         least = self.found.least
-        wanted = f"more than {least:.3f} of {len(self.names)} classes in the teacher's order"
+        share, bound = _apart(self.found.share, least)
+        wanted = f"more than {bound} of {len(self.names)} classes in the teacher's order"
         if self.found.share > least and (self.given.reordered or self.gain >= REFUSED):
             wanted = "the classes in the teacher's order, and the normalisation it was trained with"
         if self.stated is not None:
             wanted = f"{wanted}, and near the {self.stated:.3f} that its card states"
-        found = f"teacher's accuracy on {self.what} is {self.found.share:.3f}; accepted: {wanted}"
+        found = f"teacher's accuracy on {self.what} is {share}; accepted: {wanted}"
         return f"{found}; {self.cause}; or {FORCE}"
 
     @property
@@ -308,11 +309,12 @@ class PixelFindings:
     @property
     def message(self) -> str:
         """Error message: what was found, what is accepted, the likely cause, and the flags that would help."""
-        wanted = f"more than {self.least:.3f}, that of the best constant prediction"
+        iou, least = _apart(self.found, self.least)
+        wanted = f"more than {least}, that of the best constant prediction"
         if self.found > self.least and (self.reordered or self.gain >= REFUSED):
             wanted = "the classes in the teacher's order, and the normalisation it was trained with"
         stated = "" if self.stated is None else f", and near the {self.stated:.3f} that its card states"
-        found = f"teacher's mean IoU on {self.what} is {self.found:.3f}; accepted: {wanted}{stated}"
+        found = f"teacher's mean IoU on {self.what} is {iou}; accepted: {wanted}{stated}"
         return f"{found}; {self._cause}; or {FORCE}"
 
     @property
@@ -346,6 +348,12 @@ class PixelFindings:
             text += f"; its card states {self.stated:.3f}" + short * ": the measured mean IoU is far lower"
         text += f"; {self._normalised}" if self.better is not None else ""
         return f"{text}; {_untrained_bn(self.fresh, self.layers)}" if self.fresh else text
+
+
+def _apart(found: float, least: float) -> tuple[str, str]:
+    """Return both numbers with three decimals, or with as many more, up to 9, as it takes to tell them apart."""
+    texts = [(f"{found:.{digits}f}", f"{least:.{digits}f}") for digits in range(3, 10)]
+    return next((pair for pair in texts if pair[0] != pair[1]), (f"{texts[0][0]}, not more", texts[0][1]))
 
 
 def _untrained_bn(fresh: Sequence[str], layers: int) -> str:

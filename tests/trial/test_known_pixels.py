@@ -115,6 +115,16 @@ def test_a_card_that_states_a_far_higher_mean_iou_is_contradicted():
     assert "and near the 0.900 that its card states" in weak.message
 
 
+@pytest.mark.parametrize(
+    ("found", "shown"),
+    [(0.12851, "0.12851; accepted: more than 0.12854, "), (0.12854, "0.129, not more; accepted: mo")],
+)
+def test_a_mean_iou_just_below_that_of_a_constant_is_told_apart_from_it(found, shown):
+    findings = replace(examine_pixels(as_teacher(network(), DATA), DATA), found=found, least=0.12854)
+    assert findings.refused
+    assert f" is {shown}" in findings.message
+
+
 def test_few_images_are_read_by_a_large_network(monkeypatch):
     monkeypatch.setattr(known_teacher, "AFFORDABLE", 1.0)
     assert examine_pixels(teacher(), DATA).what == "20 images of patches"
