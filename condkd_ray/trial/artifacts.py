@@ -236,7 +236,10 @@ class Workshop:
         return self._once(("data", self._data_key(config)), lambda: self._read(config))
 
     def _read(self, config: TrialConfig) -> Dataset:
-        dataset = data.load(config.data)
+        given = self._given
+        # The normalisation is the given teacher's, so an error about it would name values that the user has not set.
+        check = given.check_shape if given is not None and config.teacher.module == given.name else None
+        dataset = data.load(config.data, check)
         for note in dataset.notes:
             self._log_note(note)
         return dataset
