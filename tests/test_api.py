@@ -358,6 +358,23 @@ def test_a_teacher_that_does_not_fit_is_refused(cache, config, changes, message,
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        ((), r"^task of the teacher is 'segmentation'; accepted: classification, the task of digits$"),
+        (
+            (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(10, 10)),
+            r"^image_shape of the teacher is \(3, 24, 32\); accepted: \(1, 8, 8\), that of the data set digits$",
+        ),
+    ],
+)
+def test_a_teacher_of_other_images_is_refused_for_its_task_and_shape_before_its_normalisation(head, message, cache):
+    known = {"num_classes": 10, "image_shape": (3, 24, 32), "mean": (0.5,) * 3, "std": (0.25,) * 3}
+    teacher = Teacher.from_module(nn.Sequential(nn.Conv2d(3, 10, 1), *head), **known)
+    with pytest.raises(InputError, match=message):
+        condkd_ray.train(TrialConfig(rounds=1), teacher=teacher, cache=cache)
+
+
 def test_a_teacher_with_outputs_in_another_order_is_refused_with_the_right_order(cache, module):
     known = Workshop(cache).teacher(TINY)
     facts = {"num_classes": 10, "image_shape": (1, 8, 8), "mean": known.mean, "std": known.std}

@@ -9,7 +9,7 @@ import hashlib
 import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, Literal, get_args
@@ -108,8 +108,8 @@ class DataConfig(DataSource):
     test_file: str | None = None
     """Parquet only: like `train_file`."""
     ignore_index: tuple[int, ...] | None = None
-    """Values of masks that mean no class (void). None: 255, and for camvid also 11. The other values are the classes,
-    in their order."""
+    """Values of masks that mean no class (void). None: 255, and for camvid also 11; given values replace these. The
+    other values are the classes, in their order."""
     download: bool = False
     """Let torchvision download a known data set into `root`."""
 
@@ -222,8 +222,12 @@ class Found:
         yield from ((name, raw) for name, raw in named if raw is not None)
 
 
-def load(config: DataSource) -> Dataset:
-    """Read, resize and split a data set. Raises `InputError` if something is missing or does not fit."""
+def load(config: DataSource, check_shape: Callable[[tuple[int, int, int], str], None] | None = None) -> Dataset:
+    """Read, resize and split a data set. Raises `InputError` if something is missing or does not fit.
+
+    `check_shape` gets the shape (C, H, W) of the images and the name of the data set before the number of values in
+    `mean` and `std` is checked; it may raise `InputError`.
+    """
     found = config.read()
     if not isinstance(config, DataConfig):
         found = _checked(config, found)
@@ -235,6 +239,9 @@ def load(config: DataSource) -> Dataset:
         accepted += "; of black and white masks, name both colours in class_dict.csv, because 255 is void by default"
     require(classes > 1, f"number of classes with {where} in {config.name}", classes, accepted)
     (train, val, test), copy_notes = _split(config, found)
+    if check_shape is not None:
+        channels, height, width = train.pixels.shape[1:]
+        check_shape((channels, height, width), config.name)
     mean, std = _constants(config, train)
     flip_ok = config.name not in NO_FLIP if config.flip_ok is None else config.flip_ok
     names, digest = found.train.class_names, _digest(train, val, test)

@@ -46,10 +46,23 @@ def _only_logits(_: nn.Module, __: object, output: object) -> object:
     return logits_in(output)
 
 
-def accepted_shapes(num_classes: int, shape: tuple[int, int, int]) -> str:
-    """Return the shapes of logits for 2 images of `shape` (C, H, W), for messages."""
+def accepted_shapes(num_classes: int, shape: tuple[int, int, int], task: Task | None = None) -> str:
+    """Return the shapes of logits for 2 images of `shape` (C, H, W), for messages; of both tasks without `task`."""
     maps = (2, num_classes, *shape[1:])
-    return f"(2, {num_classes}), logits per image, or {maps}, logits per pixel; smaller maps are enlarged by {ENLARGE}"
+    texts: dict[Task, str] = {
+        "classification": f"(2, {num_classes}), logits per image",
+        "segmentation": f"{maps}, logits per pixel; smaller maps are enlarged by {ENLARGE}",
+    }
+    return ", or ".join(texts.values()) if task is None else texts[task]
+
+
+def accepted_outputs(num_classes: int, shape: tuple[int, int, int], task: Task | None = None) -> str:
+    """Return what a network may return in place of an output that is no tensor; arguments as of `accepted_shapes`."""
+    tensor = f"a tensor of shape {accepted_shapes(num_classes, shape, task)}"
+    text = f"{tensor}; wrap the model in a torch.nn.Module whose forward returns the logits"
+    return (
+        text if task == "classification" else f"{text}; or in segmentation a dictionary with this tensor as {ENTRY!r}"
+    )
 
 
 @contextmanager
@@ -178,7 +191,7 @@ def _task_of(output: object, num_classes: int, shape: tuple[int, int, int]) -> T
     logits = logits_in(output)
     if not isinstance(logits, Tensor):
         what = f"type of the teacher's output for 2 images of shape {shape}"
-        accepted = f"a tensor of shape {accepted_shapes(num_classes, shape)}; or a dictionary with one as {ENTRY!r}"
+        accepted = accepted_outputs(num_classes, shape)
         raise InputError(f"{what} is {type(logits).__name__!r}; accepted: {accepted}")
     tasks: dict[tuple[int, ...], Task] = {(2, num_classes): "classification"}
     tasks[2, num_classes, *shape[1:]] = "segmentation"

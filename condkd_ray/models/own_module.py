@@ -25,7 +25,8 @@ import condkd_ray
 from condkd_ray.core.code_digest import is_installed_file
 from condkd_ray.core.config import content_hash, file_digest
 from condkd_ray.core.method import InputError, require
-from condkd_ray.models.hooks import accepted_shapes, logits_in
+from condkd_ray.core.task import Task
+from condkd_ray.models.hooks import accepted_outputs, accepted_shapes, logits_in
 from condkd_ray.models.shortcut import NARROW, Shortcut
 
 GIVEN = "given:"
@@ -183,19 +184,22 @@ def _working_directory() -> Iterator[None]:
 
 
 @torch.no_grad()
-def check_output(network: nn.Module, shape: tuple[int, int, int], num_classes: int, name: str) -> None:
+def check_output(
+    network: nn.Module, shape: tuple[int, int, int], num_classes: int, name: str, task: Task | None = None
+) -> None:
     """Raise `InputError` unless the network maps two normalised images of `shape` (C, H, W) to finite logits.
 
-    They are (2, K), or (2, K, H, W), or the entry "out" of a dictionary.
+    They are (2, K), or (2, K, H, W), or the entry "out" of a dictionary. If the `task` of the data is given, the
+    message says only what this task accepts; logits of the other task raise no error here, see `as_teacher`.
     """
     images = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
     output = _run_user_code(lambda: network(images), f"teacher module {name} on images of shape {shape}")
     logits: Any = logits_in(output)
-    accepted = f"a tensor of shape {accepted_shapes(num_classes, shape)}"
     what = f"output of teacher module {name} for 2 images of shape {shape}"
-    require(isinstance(logits, Tensor), what, type(logits).__name__, accepted)
+    is_tensor, accepted = isinstance(logits, Tensor), accepted_outputs(num_classes, shape, task)
+    require(is_tensor, what, type(logits).__name__, accepted)
     fits = tuple(logits.shape) in ((2, num_classes), (2, num_classes, *shape[1:]))
-    require(fits, what, tuple(logits.shape), accepted)
+    require(fits, what, tuple(logits.shape), f"a tensor of shape {accepted_shapes(num_classes, shape, task)}")
     require(bool(logits.isfinite().all()), what, "NaN or infinite", f"finite logits of {num_classes} classes")
 
 

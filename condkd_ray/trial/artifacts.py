@@ -236,7 +236,10 @@ class Workshop:
         return self._once(("data", self._data_key(config)), lambda: self._read(config))
 
     def _read(self, config: TrialConfig) -> Dataset:
-        dataset = data.load(config.data)
+        given = self._given
+        # The normalisation is the given teacher's, so an error about it would name values that the user has not set.
+        check = given.check_shape if given is not None and config.teacher.module == given.name else None
+        dataset = data.load(config.data, check)
         for note in dataset.notes:
             self._log_note(note)
         return dataset
@@ -346,7 +349,7 @@ class Workshop:
         if self._given is not None and recipe.module == self._given.name:
             self._given.check_images(dataset)
         network = copied(self.own_module(recipe.module).network)
-        check_output(network, dataset.image_shape, dataset.num_classes, recipe.module)
+        check_output(network, dataset.image_shape, dataset.num_classes, recipe.module, dataset.task)
         return network
 
     def _own_weights(self, config: TrialConfig, network: nn.Module) -> Fitted:

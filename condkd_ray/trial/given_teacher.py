@@ -47,9 +47,12 @@ class GivenTeacher:
     def in_config(self, config: TrialConfig) -> TrialConfig:
         """Return the config with this teacher, its normalisation, and its setting for mirrored images (`flip_ok`).
 
-        From the config's own teacher only `force` is kept. Raises `InputError` if the config names the file or function
-        of another teacher, or if the normalisation or `flip_ok` in `data` differs.
+        From the config's own teacher only `force` is kept. Raises `InputError` if the task of the config's data is not
+        the teacher's, if the config names the file or function of another teacher, or if the normalisation or `flip_ok`
+        in `data` differs.
         """
+        task, accepted = config.data.task, f"{config.data.task}, the task of {config.data.name}"
+        require(self.teacher.task == task, "task of the teacher", self.teacher.task, accepted)
         own = config.teacher
         for field in EXCLUDED_FIELDS:
             value, accepted = getattr(own, field), "none if a teacher object is given"
@@ -66,11 +69,16 @@ class GivenTeacher:
             require(given in (None, value), f"data.{field}", given, f"none, or {value}, the value of the teacher")
         return replace(data, **normalisation)
 
+    def check_shape(self, shape: tuple[int, int, int], name: str) -> None:
+        """Raise `InputError` unless the images of data set `name` have the `shape` (C, H, W) of the teacher's."""
+        accepted = f"{shape}, that of the data set {name}"
+        require(self.teacher.image_shape == shape, "image_shape of the teacher", self.teacher.image_shape, accepted)
+
     def check_images(self, dataset: Dataset) -> None:
         """Raise `InputError` unless `dataset` has the image shape, number of classes and task of the teacher."""
         teacher, where = self.teacher, f"that of the data set {dataset.name}"
-        shape, classes = dataset.image_shape, dataset.num_classes
-        require(teacher.image_shape == shape, "image_shape of the teacher", teacher.image_shape, f"{shape}, {where}")
+        classes = dataset.num_classes
+        self.check_shape(dataset.image_shape, dataset.name)
         require(
             teacher.num_classes == classes, "num_classes of the teacher", teacher.num_classes, f"{classes}, {where}"
         )

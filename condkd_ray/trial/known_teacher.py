@@ -1,20 +1,22 @@
 """Checks that a user's own teacher recognises the images of the data set.
 
 Loading weights checks only their shapes. A teacher trained on other classes, on the same classes in another order, with
-another normalisation, or not at all, would run without any error, and its student would agree with it. Therefore the
-teacher classifies some train images, or their pixels, before anything is written. All of this is our choice.
+another normalisation, or not at all, would run without any error, and its student would agree with it. So would one
+that returns probabilities in place of logits. Therefore the teacher classifies some train images, or their pixels,
+before anything is written. All of this is our choice.
 Letters: N images, C channels, K classes.
 """
 
 import math
 import shlex
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from condkd_ray.core.method import InputError
 from condkd_ray.core.task import is_dense
@@ -57,6 +59,8 @@ CAUSES = (
     "trained"
 )
 FORCE = "--force-teacher (teacher.force)"
+NEAR = 1e-3
+"""Outputs between 0 and 1 whose sums over the classes are this close to 1 for all images are probabilities."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,44 @@ class Reading:
         return (self.predicted if order is None else torch.tensor(order)[self.predicted]) == self.labels
 
 
+@dataclass
+class Outputs:
+    """Range of a network's outputs and of their sums over the classes, for all images or pixels so far.
+
+    Scalars on the network's device, (low, high); NaN if an output was NaN.
+    """
+
+    values: list[Tensor] = field(default_factory=list)
+    sums: list[Tensor] = field(default_factory=list)
+
+    def add(self, logits: Tensor) -> None:
+        """Add outputs (B, K) or (B, K, H, W). Does not wait for the device."""
+        for kept, new in ((self.values, logits), (self.sums, logits.sum(1, dtype=torch.float32))):
+            low, high = (value.float() for value in new.aminmax())
+            kept[:] = [torch.minimum(kept[0], low), torch.maximum(kept[1], high)] if kept else [low, high]
+
+    @property
+    def problem(self) -> str:
+        """What is wrong if the outputs are probabilities, and what is accepted; otherwise empty."""
+        (low, high), (least, most) = ([value.item() for value in kept] for kept in (self.values, self.sums))
+        if not (low >= -NEAR and high <= 1 + NEAR and abs(least - 1) <= NEAR and abs(most - 1) <= NEAR):
+            return ""
+        found = f"probabilities, from {low:.3g} to {high:.3g} with sums over the classes from {least:.4f} to {most:.4f}"
+        return f"{found}; accepted: logits: return the values before the softmax"
+
+
+@contextmanager
+def _outputs_of(network: nn.Module) -> Iterator[Outputs]:
+    """Yield the range of the outputs of all forward passes of `network` in the context."""
+    seen = Outputs()
+
+    def add(_: nn.Module, __: object, output: Tensor) -> None:
+        seen.add(output)
+
+    with network.register_forward_hook(add):
+        yield seen
+
+
 @dataclass(frozen=True)
 class Findings:
     """Result of examining a teacher."""
@@ -103,6 +145,8 @@ class Findings:
     """Description of the images."""
     number: int
     """Number of images."""
+    outputs: Outputs
+    """Range of the teacher's outputs for them."""
     given: Reading
     better: Reading | None
     """Predictions with a normalisation that fits significantly better, on `TRIED` of the images; None if there is
@@ -150,12 +194,13 @@ class Findings:
     def message(self) -> str:
         """Error message: what was found, what is accepted, the likely cause, and the flags that would help."""
         least = self.found.least
-        wanted = f"more than {least:.3f} of {len(self.names)} classes in the teacher's order"
+        share, bound = _apart(self.found.share, least)
+        wanted = f"more than {bound} of {len(self.names)} classes in the teacher's order"
         if self.found.share > least and (self.given.reordered or self.gain >= REFUSED):
             wanted = "the classes in the teacher's order, and the normalisation it was trained with"
         if self.stated is not None:
             wanted = f"{wanted}, and near the {self.stated:.3f} that its card states"
-        found = f"teacher's accuracy on {self.what} is {self.found.share:.3f}; accepted: {wanted}"
+        found = f"teacher's accuracy on {self.what} is {share}; accepted: {wanted}"
         return f"{found}; {self.cause}; or {FORCE}"
 
     @property
@@ -222,6 +267,8 @@ class PixelFindings:
 
     what: str
     """Description of the images."""
+    outputs: Outputs
+    """Range of the teacher's outputs for them."""
     found: float
     """Mean IoU over the classes that have pixels."""
     least: float
@@ -262,11 +309,12 @@ class PixelFindings:
     @property
     def message(self) -> str:
         """Error message: what was found, what is accepted, the likely cause, and the flags that would help."""
-        wanted = f"more than {self.least:.3f}, that of the best constant prediction"
+        iou, least = _apart(self.found, self.least)
+        wanted = f"more than {least}, that of the best constant prediction"
         if self.found > self.least and (self.reordered or self.gain >= REFUSED):
             wanted = "the classes in the teacher's order, and the normalisation it was trained with"
         stated = "" if self.stated is None else f", and near the {self.stated:.3f} that its card states"
-        found = f"teacher's mean IoU on {self.what} is {self.found:.3f}; accepted: {wanted}{stated}"
+        found = f"teacher's mean IoU on {self.what} is {iou}; accepted: {wanted}{stated}"
         return f"{found}; {self._cause}; or {FORCE}"
 
     @property
@@ -300,6 +348,12 @@ class PixelFindings:
             text += f"; its card states {self.stated:.3f}" + short * ": the measured mean IoU is far lower"
         text += f"; {self._normalised}" if self.better is not None else ""
         return f"{text}; {_untrained_bn(self.fresh, self.layers)}" if self.fresh else text
+
+
+def _apart(found: float, least: float) -> tuple[str, str]:
+    """Return both numbers with three decimals, or with as many more, up to 9, as it takes to tell them apart."""
+    texts = [(f"{found:.{digits}f}", f"{least:.{digits}f}") for digits in range(3, 10)]
+    return next((pair for pair in texts if pair[0] != pair[1]), (f"{texts[0][0]}, not more", texts[0][1]))
 
 
 def _untrained_bn(fresh: Sequence[str], layers: int) -> str:
@@ -339,8 +393,9 @@ def examine_pixels(
     def counts(images: RealImages, constants: Constants) -> Tensor:
         return predicted_confusion(teacher.network, images, *constants, teacher.num_classes, teacher.device).cpu()
 
-    whole = counts(images, given)
-    found, (outputs, ordered) = mean_iou(whole).item(), best_order(whole)
+    with _outputs_of(teacher.network) as outputs:
+        whole = counts(images, given)
+    found, (labels, ordered) = mean_iou(whole).item(), best_order(whole)
     better, normalised, gain = None, 0.0, 0.0
     if ordered <= 1 - REPORTED:  # otherwise no normalisation can gain enough
         tried = images[: max(LEAST_DENSE_TRIED, min(len(images), affordable // 4))]
@@ -352,9 +407,10 @@ def examine_pixels(
     former = tuple(order) or tuple(range(teacher.num_classes))
     return PixelFindings(
         what=what or f"{len(images)} images of {dataset.name}",
+        outputs=outputs,
         found=found,
         least=constant_iou(whole),
-        order=tuple(outputs[label] for label in former),
+        order=tuple(labels[label] for label in former),
         ordered=ordered,
         better=better,
         normalised=normalised,
@@ -384,7 +440,8 @@ def examine(
     """
     affordable = int(AFFORDABLE / cost(teacher.network, dataset.image_shape).multiply_adds)
     images = _chosen_images(dataset, max(LEAST, affordable))
-    given = _read(teacher, images, (teacher.mean, teacher.std))
+    with _outputs_of(teacher.network) as outputs:
+        given = _read(teacher, images, (teacher.mean, teacher.std))
     better, gain = None, 0.0
     if given.best <= 1 - REPORTED:  # otherwise no normalisation can gain enough
         few = max(1, min(TRIED, max(LEAST_TRIED, affordable // 4)) // teacher.num_classes)
@@ -393,6 +450,7 @@ def examine(
     return Findings(
         what=what or f"{len(images)} images of {dataset.name}",
         number=len(images),
+        outputs=outputs,
         given=given,
         better=better,
         gain=gain,
@@ -409,16 +467,20 @@ def examine(
 def check_known(teacher: Teacher, dataset: Dataset, *, force: bool, **about: object) -> str:
     """Return the log sentence about the teacher. Raises `InputError` if it must not be used.
 
-    It is examined by `examine`, in segmentation by `examine_pixels`. With `force` there is no error: the message of the
-    error is returned instead.
+    It is examined by `examine`, in segmentation by `examine_pixels`, and its outputs must not be probabilities. With
+    `force` there is no error: the messages of the errors are returned instead.
     """
     find: Any = examine_pixels if is_dense(dataset.task) else examine
     findings: Findings | PixelFindings = find(teacher, dataset, **about)
-    if not findings.refused:
+    problems = [findings.message] if findings.refused else []
+    if problem := findings.outputs.problem:
+        problems.append(f"teacher's outputs for {findings.what} are {problem}; or {FORCE}")
+    if not problems:
         return findings.sentence
     if not force:
-        raise InputError(findings.message)
-    return f"taken by force: {findings.message.removesuffix(f'; or {FORCE}')}"
+        raise InputError(problems[0])
+    taken = "; ".join(text.removesuffix(f"; or {FORCE}") for text in problems)
+    return f"taken by force: {taken}"
 
 
 def fresh_bn(teacher: Teacher) -> tuple[str, ...]:

@@ -3,6 +3,8 @@
 import copy
 import pickle
 from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -175,6 +177,52 @@ def test_the_output_of_an_own_module_may_be_maps_or_a_dictionary():
         InputError, match=r"is \(2, 5, 6, 8\); accepted: a tensor of shape \(2, 5\), logits per image, or "
     ):
         check_output(nn.Conv2d(3, CLASSES, 1, stride=2), SHAPE, CLASSES, "nets:small")
+
+
+@dataclass
+class ModelOutput:
+    logits: Tensor
+
+
+class Returns(nn.Module):
+    """A segmentation network whose output is turned into something else."""
+
+    def __init__(self, turn: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self.head, self.turn = nn.Conv2d(3, CLASSES, 1), turn
+
+    def forward(self, images: Tensor) -> object:
+        return self.turn(self.head(images))
+
+
+@pytest.mark.parametrize(
+    ("turn", "found"),
+    [
+        (lambda x: (x,), "tuple"),
+        (lambda x: {"logits": x}, "dict"),
+        (ModelOutput, "ModelOutput"),
+        (lambda x: x[:, :, ::2, ::2], "(2, 5, 6, 8)"),
+        (lambda x: x[:, :4], "(2, 4, 12, 16)"),
+    ],
+)
+def test_the_message_says_only_what_the_task_of_the_data_accepts(turn: Callable[[Tensor], object], found: str):
+    maps, vectors = "(2, 5, 12, 16), logits per pixel; smaller", "(2, 5), logits per image"
+    wrap = "wrap the model in a torch.nn.Module whose forward returns the logits"
+    entry = "a dictionary with this tensor"
+    network = Returns(turn)
+    for task, named in (("segmentation", (maps,)), ("classification", (vectors,)), (None, (vectors, maps))):
+        with pytest.raises(InputError) as error:
+            check_output(network, SHAPE, CLASSES, "nets:own", task)  # type: ignore[arg-type]
+        text = str(error.value)
+        assert text.startswith(f"output of teacher module nets:own for 2 images of shape {SHAPE} is ")
+        assert found in text.partition("; accepted: a tensor of shape ")[0]
+        assert tuple(one for one in (vectors, maps) if one in text) == named
+        assert (wrap in text) == (not found.startswith("("))
+        assert (entry in text) == (not found.startswith("(") and task != "classification")
+    with pytest.raises(InputError) as error:
+        Teacher.from_module(network, **KNOWN)
+    assert found in str(error.value).partition("; accepted: ")[0]
+    assert (wrap in str(error.value)) == (not found.startswith("("))
 
 
 def test_the_cost_of_a_dense_network_names_the_channels_before_the_logits():

@@ -6,6 +6,7 @@ from functools import cache
 import pytest
 import torch
 from patches import network, patch_set, trained_weights
+from torch import nn
 
 from condkd_ray.core.method import InputError
 from condkd_ray.methods.recognition import best_order
@@ -48,6 +49,39 @@ def test_a_teacher_that_was_never_trained_is_refused_with_its_bn_as_the_cause():
     assert "--force-teacher" not in text
 
 
+def test_a_teacher_that_returns_probabilities_is_refused_unless_forced():
+    softened = as_teacher(nn.Sequential(teacher().network, nn.Softmax(1)), DATA)
+    wanted = (
+        r"^teacher's outputs for 48 images of patches are probabilities, from \S+ to (0\.99\d*|1) with sums over the "
+        r"classes from 1\.0000 to 1\.0000; accepted: logits: return the values before the softmax; or --force-teacher"
+    )
+    with pytest.raises(InputError, match=wanted):
+        check_known(softened, DATA, force=False)
+    text = check_known(softened, DATA, force=True)
+    assert text.startswith("taken by force: teacher's outputs for 48 images of patches are probabilities")
+    assert "--force-teacher" not in text
+    assert not softened.network._forward_hooks
+
+
+def test_log_probabilities_are_logits():
+    logarithms = as_teacher(nn.Sequential(teacher().network, nn.LogSoftmax(1)), DATA)
+    assert check_known(logarithms, DATA, force=False).startswith("the teacher segments 48 images")
+
+
+def test_outputs_that_sum_to_1_at_some_pixels_only_are_logits():
+    class Halved(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = teacher().network
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            probabilities = self.network(images).softmax(1)
+            probabilities[:, :, 0, 0] /= 2
+            return probabilities
+
+    assert check_known(as_teacher(Halved(), DATA), DATA, force=False).startswith("the teacher segments 48 images")
+
+
 @pytest.mark.parametrize("in_python", [False, True])
 def test_another_normalisation_is_named(in_python):
     findings = examine_pixels(teacher(**PLAIN), DATA, in_python=in_python)
@@ -79,6 +113,16 @@ def test_a_card_that_states_a_far_higher_mean_iou_is_contradicted():
     weak = examine_pixels(as_teacher(network(), DATA), DATA, stated=0.9)
     assert weak.refused
     assert "and near the 0.900 that its card states" in weak.message
+
+
+@pytest.mark.parametrize(
+    ("found", "shown"),
+    [(0.12851, "0.12851; accepted: more than 0.12854, "), (0.12854, "0.129, not more; accepted: mo")],
+)
+def test_a_mean_iou_just_below_that_of_a_constant_is_told_apart_from_it(found, shown):
+    findings = replace(examine_pixels(as_teacher(network(), DATA), DATA), found=found, least=0.12854)
+    assert findings.refused
+    assert f" is {shown}" in findings.message
 
 
 def test_few_images_are_read_by_a_large_network(monkeypatch):

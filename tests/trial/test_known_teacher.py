@@ -1,10 +1,12 @@
 """The check that a user's teacher recognises the images: what is refused, with which causes, and what is logged."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 
 import pytest
 import torch
+from torch import nn
 from toy import IMAGE_SHAPE, NUM_CLASSES, TEACHER, blobs, make_teacher, wrap
 from toy import MEAN as BLOB_MEAN
 from toy import STD as BLOB_STD
@@ -59,6 +61,36 @@ def test_a_teacher_that_recognises_the_images_is_described_in_one_sentence():
     assert "% of 970 images of digits correctly (95 % interval " in sentence
     assert sentence.endswith("%)")
     assert "card" not in sentence
+
+
+class Sigmoids(nn.Module):
+    """A network whose outputs are sigmoids, divided by their sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = make_teacher().network
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        outputs = self.network(images).sigmoid()
+        return outputs / outputs.sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize("make", [lambda: nn.Sequential(make_teacher().network, nn.Softmax(1)), Sigmoids])
+def test_a_teacher_that_returns_probabilities_is_refused_unless_forced(make: Callable[[], nn.Module]):
+    wanted = (
+        r"^teacher's outputs for 40 images of toy are probabilities, from \S+ to \S+ with sums .*before the softmax"
+    )
+    with pytest.raises(InputError, match=wanted):
+        check_known(wrap(make()), dataset(), force=False)
+    text = check_known(wrap(make()), dataset((1, 0, 2, 3)), force=True)
+    assert text.startswith("taken by force: teacher's accuracy on 40 images of toy is 0.")
+    assert "; teacher's outputs for 40 images of toy are probabilities, from " in text
+    assert "--force" not in text
+
+
+def test_log_probabilities_are_logits():
+    logarithms = wrap(nn.Sequential(make_teacher().network, nn.LogSoftmax(1)))
+    assert check_known(logarithms, dataset(), force=False).startswith("the teacher classifies ")
 
 
 def test_the_check_uses_the_same_images_every_time_and_at_most_100_a_class():

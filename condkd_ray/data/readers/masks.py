@@ -91,12 +91,22 @@ class Classes:
         names = tuple(map(str, range(int(train.class_names[-1]) + 1)))
         return replace(self, names=names, origin="the train masks")
 
-    def notes(self) -> Iterator[str]:
-        """Yield a note if a class is named like void and is none."""
+    def notes(self, labels: Tensor) -> Iterator[str]:
+        """Yield notes on classes that are probably void: one with such a name, and 255 without a name in `labels`."""
         for value in self.values if self.names else ():
             name = (self.names or ())[value]
             if name.strip().lower() in VOID_NAMES:
                 yield f"{name} of {self.origin} counts as a class; with {value} in data.ignore_index it is void"
+        names = self.class_names(int(labels.max()))
+        for value in VOID:
+            # A class without a name has its number as its name.
+            if str(value) in names and bool((labels == names.index(str(value))).any()):
+                given = " ".join(map(str, self.void)) or "empty"
+                wanted = " ".join(map(str, (*self.void, value)))
+                text = (
+                    f"value {value} of the masks, usually void, counts as a class, because data.ignore_index is {given}"
+                )
+                yield f"{text}; give --data.ignore_index {wanted} to leave it out"
 
 
 def find_classes(folder: Path, void: tuple[int, ...]) -> Classes:
@@ -170,7 +180,7 @@ def read_pairs(
     decoded = decode_all(images(), size, what, ground, check)
     labels = torch.stack(masks)
     names = classes.class_names(int(labels.max()))
-    notes = (*classes.notes(), *decoded.notes)
+    notes = (*classes.notes(labels), *decoded.notes)
     return without_void(Raw(decoded.pixels, labels, names, decoded.ground, notes), f"images in {what}")
 
 

@@ -19,7 +19,7 @@ from condkd_ray.core.task import BOTH
 from condkd_ray.core.units import byte_size
 from condkd_ray.data.augment import require_shift, resized_crop
 from condkd_ray.methods.inversion.conditional import Conditional, generator_inputs, target_generator
-from condkd_ray.methods.inversion.inversion import LossTerms, Round, StepBatch, require_bn
+from condkd_ray.methods.inversion.inversion import WITH_BN, LossTerms, Round, StepBatch, require_bn
 from condkd_ray.methods.targets import Targets
 from condkd_ray.models.network import seeded_module
 from condkd_ray.models.observation import Observation
@@ -124,7 +124,7 @@ class Cmi(Conditional[CmiState]):
         """Return a head from stream `init/head`. Raises `InputError` for a teacher without BN or stages to compare."""
         require_bn(teacher)
         inputs = self._inputs(teacher)
-        accepted = "1 or more, as in resnet-8-16; or inversion layers all"
+        accepted = f"1 or more, as in {WITH_BN[teacher.task]}; or inversion layers all"
         require(bool(inputs), "number of the teacher's stages that read a feature map", len(inputs), accepted)
         channels = sum(inputs.values())
 

@@ -16,10 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from condkd_ray.core.compilation import begin_step, whole
-from condkd_ray.core.method import Meter, Method, Metrics, require, require_rates, require_weights
+from condkd_ray.core.families import family_of
+from condkd_ray.core.method import InputError, Meter, Method, Metrics, require, require_rates, require_weights
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import PixelSpace, Samples, unseen
-from condkd_ray.core.task import BOTH, is_dense
+from condkd_ray.core.task import BOTH, Task, is_dense
 from condkd_ray.data.augment import split_labels, with_labels
 from condkd_ray.methods.guidance.from_guides import Start
 from condkd_ray.methods.guidance.guidance import Guide
@@ -31,6 +32,8 @@ from condkd_ray.models.observation import Observation, Observer
 from condkd_ray.models.teacher import Teacher
 
 State = TypeVar("State")
+WITH_BN: dict[Task, str] = {"classification": "resnet-8-16", "segmentation": "deeplab_resnet-8-16"}
+"""A network of each task that has BN layers, for messages."""
 TargetUse = Literal["none", "labels", "soft"]
 """Part of the targets that an inversion uses: `none`, the class `labels` only, or `soft` targets as well."""
 
@@ -141,8 +144,14 @@ class BestStep:
 
 def require_bn(teacher: Teacher) -> None:
     """Raise `InputError` unless the teacher has BN layers, whose statistics the inversion matches."""
-    accepted = "1 or more, as in resnet-8-16; or inversion soft_target, dafl, zskt, dfad, pre_dfkd, which need none"
-    require(bool(teacher.bn_inputs), "number of the teacher's batch normalisation layers", 0, accepted)
+    if teacher.bn_inputs:
+        return
+    family, task = family_of(Inversion), teacher.task
+    assert family is not None
+    kinds = {name: kind for name, kind in family.members().items() if kind is not NoInversion}
+    names = [name for name, kind in kinds.items() if task in kind.tasks and not kind.reads_bn]
+    accepted = f"1 or more, as in {WITH_BN[task]}; or inversion {' or '.join(names)}, which match no statistics"
+    raise InputError(f"number of the teacher's batch normalisation layers is 0; accepted: {accepted}")
 
 
 class StepBatch(NamedTuple):

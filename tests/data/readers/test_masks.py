@@ -187,6 +187,33 @@ def test_void_values_below_the_classes_leave_the_others_in_order(tmp_path: Path)
     assert load(DataConfig(name="mask_folders", root=root, ignore_index=(1, 255))).class_names == ("road", "tree")
 
 
+def test_a_note_says_that_255_counts_as_a_class_if_other_void_values_are_given(tmp_path: Path):
+    root = written(tmp_path)
+    note = "value 255 of the masks, usually void, counts as a class, because data.ignore_index is {}; give "
+    for given in ("1", "1 300"):
+        void = tuple(map(int, given.split()))
+        dataset = load(DataConfig(name="mask_folders", root=root, ignore_index=void))
+        assert note.format(given) + f"--data.ignore_index {given} 255 to leave it out" in dataset.notes
+        assert dataset.num_classes == 255
+        assert dataset.class_names[-1] == "255"
+    for void in (None, (255,), (1, 255)):
+        dataset = load(DataConfig(name="mask_folders", root=root, ignore_index=void))
+        assert not any("255" in note for note in dataset.notes)
+    (root / "classes.txt").write_text("\n".join(f"class {number}" for number in range(256)))
+    named = load(DataConfig(name="mask_folders", root=root, ignore_index=(1,)))
+    assert not any("value 255" in note for note in named.notes)
+
+
+def test_a_void_value_that_no_mask_has_adds_no_class(tmp_path: Path):
+    root = written(tmp_path)
+    for part in COUNTS:
+        for row, values in enumerate(values_of(part)):
+            as_mask(values.where(values < 255, 0)).save(root / part / "masks" / f"{row:03d}.png")
+    dataset = load(DataConfig(name="mask_folders", root=root, ignore_index=(300,)))
+    assert dataset.class_names == ("0", "1", "2")
+    assert not any("void" in note for note in dataset.notes)
+
+
 @pytest.mark.parametrize("size", [4, (3, 4), (9, 16)])
 def test_images_are_smoothed_and_masks_are_not(tmp_path: Path, size):
     dataset = load(build(DataConfig, {"name": "mask_folders", "root": str(written(tmp_path)), "size": size}, "data"))

@@ -1,16 +1,21 @@
 """Code shared by several inversions, and `NoInversion`."""
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from toy import IMAGE_SHAPE, make_prepared, toy_config
+from torch import nn
+from toy import IMAGE_SHAPE, NUM_CLASSES, make_prepared, toy_config, wrap
 
+from condkd_ray.core.method import InputError
 from condkd_ray.core.rng import Streams
 from condkd_ray.methods.guidance.guidance import Unguided
-from condkd_ray.methods.inversion import NoInversion
+from condkd_ray.methods.inversion import INVERSIONS, Cmi, DeepInversion, Fast, Inversion, NoInversion
 from condkd_ray.methods.inversion.inversion import BestStep
 from condkd_ray.methods.targets import Targets
 from condkd_ray.methods.weighing import equal_weights
+from condkd_ray.models import parse
+from condkd_ray.models.teacher import Teacher
 from condkd_ray.trial.run import local_store, run_trial
 
 
@@ -58,3 +63,27 @@ def test_a_student_learns_from_condensed_images_alone():
     outcome = run_trial(config, prepared, store)
     assert store.num_ids == 0
     assert outcome.history[-1]["kd/loss"] < 0.5 * outcome.history[0]["kd/loss"]
+
+
+@pytest.mark.parametrize("method", [Fast(), Cmi(), DeepInversion()])
+@pytest.mark.parametrize("task", ["classification", "segmentation"])
+def test_a_teacher_without_bn_is_offered_what_works_for_its_task(method: Inversion, task: str):
+    layers = [nn.Conv2d(IMAGE_SHAPE[0], 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, NUM_CLASSES, 1)]
+    flat = [nn.Flatten(), nn.Linear(IMAGE_SHAPE[1] * IMAGE_SHAPE[2], NUM_CLASSES)]
+    teacher = wrap(nn.Sequential(*(layers if task == "segmentation" else flat)))
+    assert teacher.task == task
+    with pytest.raises(InputError, match=r"^number of the teacher's batch normalisation layers is 0; ") as error:
+        method.init(teacher, Streams(0))
+    accepted = str(error.value).partition("accepted: 1 or more, as in ")[2]
+    network, _, names = accepted.removesuffix(", which match no statistics").partition("; or inversion ")
+    offered = names.split(" or ")
+    dense = ["dafl", "dfad"]
+    assert offered == (dense if task == "segmentation" else ["dafl", "zskt", "dfad", "pre_dfkd", "soft_target"])
+    for name in offered:
+        INVERSIONS.members()[name]().init(teacher, Streams(0))
+    shape = (3, 32, 32)
+    built = parse(network).build(shape, 5)
+    constants = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "train_size": 10, "flip_ok": True}
+    named = Teacher(built, num_classes=5, image_shape=shape, **constants)
+    assert named.task == task
+    assert named.bn_inputs
