@@ -85,6 +85,11 @@ class Row:
         return (*made_from, self.machine, one.outcome.threads, one.versions.get("torch", ""))
 
     @property
+    def condensed_set(self) -> str:
+        """Hash of the condensed set; "" for arms without one, also for `real`, whose set is the train set."""
+        return "" if self.record.arm == "real" else self.record.condensed_hash
+
+    @property
     def place(self) -> tuple[object, ...]:
         """Sort key of the row in the file."""
         one = self.record
@@ -186,12 +191,12 @@ def _by_set(rows: Sequence[Row]) -> list[list[Row]]:
     sets: dict[str, list[str]] = {}
     for row in rows:
         known = sets.setdefault(row.cell, [])
-        if row.record.condensed_hash and row.record.condensed_hash not in known:
-            known.append(row.record.condensed_hash)
+        if row.condensed_set and row.condensed_set not in known:
+            known.append(row.condensed_set)
 
     def group(number: int) -> list[Row]:
         def fits(row: Row) -> bool:
-            known, own = sets[row.cell], row.record.condensed_hash
+            known, own = sets[row.cell], row.condensed_set
             return not own or own == known[min(number, len(known) - 1)]
 
         return [row for row in rows if fits(row)]

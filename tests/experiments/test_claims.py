@@ -261,6 +261,14 @@ def test_a_unit_is_missing_until_all_its_arms_have_rows(empty):
     assert (missing.label, missing.seed) == ("two", 12)
 
 
+def test_the_train_set_of_the_arm_real_is_no_other_condensed_set(tmp_path):
+    claim = stated(tmp_path, TINY, arms=[*TINY["arms"], "real"])
+    state = State(trials_of(claim), [])
+    rows = rows_of(state, accuracies=ACCURACIES | {"real": 0.9})
+    assert len({row.record.condensed_hash for row in rows if row.member == ("one", "real")}) == 3
+    assert State(state.trials, rows).missing == []
+
+
 @pytest.mark.parametrize(
     "other",
     [
