@@ -12,9 +12,8 @@ from ray.cloudpickle import loads, register_pickle_by_value, unregister_pickle_b
 from ray.cloudpickle.cloudpickle_fast import dumps
 from torch import Tensor, nn
 
+from condkd_ray.cluster.actors import call_actor, lasting_actor
 from condkd_ray.cluster.lost import with_retries
-from condkd_ray.cluster.pool import lasting_actor
-from condkd_ray.cluster.stores import call_actor
 from condkd_ray.core.errors import first_line
 from condkd_ray.core.families import origins_stored, plugin_modules
 from condkd_ray.core.method import InputError

@@ -9,7 +9,7 @@ from condkd_ray.cluster.files import clear_attempts, halt_path, last_reason, tri
 from condkd_ray.cluster.gpu_memory import check_packing
 from condkd_ray.cluster.jobs import Job, Packer, SearchJobs
 from condkd_ray.cluster.options import ClusterOptions, num_producers
-from condkd_ray.cluster.pool import pool_of
+from condkd_ray.cluster.pool.limits import pool_of
 from condkd_ray.cluster.sweep import Monitor, TrialObserver, run_in_tune
 from condkd_ray.cluster.trainable import PAUSED, UNTESTED, WorkerContext
 from condkd_ray.core.records import Outcome

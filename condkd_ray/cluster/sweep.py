@@ -27,7 +27,7 @@ from condkd_ray.cluster.jobs import Packer, SweepJobs
 from condkd_ray.cluster.lost import SHORT, treat_as_lost
 from condkd_ray.cluster.memory_shortage import MAX_SHORTAGES, MemoryShortage
 from condkd_ray.cluster.options import ClusterOptions, num_producers
-from condkd_ray.cluster.pool import chunk_bytes, pool_of
+from condkd_ray.cluster.pool.limits import chunk_bytes, pool_of
 from condkd_ray.cluster.trainable import FULL, MEMORY, OUT_OF_TIME, WorkerContext, run
 from condkd_ray.core.method import Metrics
 from condkd_ray.core.records import Outcome, Status

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from ray import tune
 
+from condkd_ray.cluster.actors import WATCH, call_actor
 from condkd_ray.cluster.files import chunks_folder, halt_path, note, trial_file, trial_folder
 from condkd_ray.cluster.jobs import Job, SearchJobs, SweepJobs, own_device, unpack
 from condkd_ray.cluster.lost import full, in_words, is_lost
 from condkd_ray.cluster.options import ClusterOptions
-from condkd_ray.cluster.sources import Producers, SharedSource, sweep_source
-from condkd_ray.cluster.stores import WATCH, FilledStore, PoolStore, SharedStore, SweepStore, call_actor
+from condkd_ray.cluster.pool.sources import Producers, SharedSource, sweep_source
+from condkd_ray.cluster.pool.stores import FilledStore, PoolStore, SharedStore, SweepStore
 from condkd_ray.core.checkpoint import DamagedError
 from condkd_ray.core.environment import clean_process, is_out_of_memory, keep_imports, private_bytes
 from condkd_ray.core.method import ClusterError, InputError

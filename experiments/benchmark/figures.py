@@ -29,11 +29,13 @@ from chaos.processes import TITLES, titles
 
 from benchmark.plain import prepare
 from benchmark.rows import Measured
+from condkd_ray.cluster.actors import WATCH
 from condkd_ray.cluster.connection import connect
 from condkd_ray.cluster.files import trial_file
 from condkd_ray.cluster.options import ClusterOptions
-from condkd_ray.cluster.pool import default_limit, make_pool
-from condkd_ray.cluster.stores import WATCH, PoolStore
+from condkd_ray.cluster.pool.actor import make_pool
+from condkd_ray.cluster.pool.limits import default_limit
+from condkd_ray.cluster.pool.stores import PoolStore
 from condkd_ray.cluster.sweep import sweep as run_sweep
 from condkd_ray.core import checkpoint as states
 from condkd_ray.core.config import to_tree

@@ -9,7 +9,8 @@ from pathlib import Path
 from chaos.cluster import machine
 
 from condkd_ray.cluster.connection import connect
-from condkd_ray.cluster.pool import log_spilling, make_pool
+from condkd_ray.cluster.pool.actor import make_pool
+from condkd_ray.cluster.pool.limits import log_spilling
 
 
 def main(folder: Path) -> None:

@@ -24,9 +24,9 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-from condkd_ray.cluster import stores
+from condkd_ray.cluster import actors
+from condkd_ray.cluster.actors import retry_until_restarted
 from condkd_ray.cluster.lost import TRIES, full, gigabytes, in_words, is_lost, is_transient, treat_as_lost, with_retries
-from condkd_ray.cluster.stores import retry_until_restarted
 from condkd_ray.cluster.sweep import reason_in
 from condkd_ray.core.method import ClusterError
 from condkd_ray.core.storage import StorageFullError
@@ -123,7 +123,7 @@ def test_a_call_of_the_pool_is_repeated_after_any_loss(name):
 
 @pytest.mark.parametrize("error", FINAL)
 def test_a_call_with_a_permanent_error_is_not_repeated(error, monkeypatch):
-    monkeypatch.setattr(stores, "PATIENCE_SECONDS", 3600)
+    monkeypatch.setattr(actors, "PATIENCE_SECONDS", 3600)
     assert not is_transient(error)
 
     def call() -> None:
@@ -223,13 +223,13 @@ def test_an_error_of_unpickling_is_reported_with_its_cause_and_is_no_loss(cluste
     assert isinstance(error, RayTaskError)
     assert not is_lost(error)
     assert in_words(error) == reason
-    # Tune stores this text, which becomes the reason of a failed trial.
+    # Tune actors this text, which becomes the reason of a failed trial.
     assert reason in reason_in(f"Failure # 1 (occurred at 2026-11-29)\n{error}")
     # The process of the actor is still alive.
     handle, _ = manager._live_actors_to_ray_actors_resources[actor]
     assert ray.get(handle.pid.remote(), timeout=30) == ready[0]
     # A call is not repeated.
-    monkeypatch.setattr(stores, "PATIENCE_SECONDS", 3600)
+    monkeypatch.setattr(actors, "PATIENCE_SECONDS", 3600)
     for retrying in (retry_until_restarted, lambda call: with_retries(call, "asking")):
         with pytest.raises((RaySystemError, UnserializableException)):
             retrying(lambda: ray.get(getattr(handle, method).remote()))

@@ -11,7 +11,7 @@ import ray._raylet as ray_core
 from places import TESTS
 
 from condkd_ray.cluster.options import UNITS, ClusterOptions, check_resources, slots
-from condkd_ray.cluster.pool import spilled_by_ray
+from condkd_ray.cluster.pool.limits import spilled_by_ray
 from condkd_ray.core.method import InputError
 from condkd_ray.trial.allowance import Allowance
 

@@ -15,8 +15,8 @@ from cluster import processes
 from cluster.drivers import assert_equal_numbers, direct
 from condkd_ray.cluster.files import clear, empty, trial_file, trial_folder
 from condkd_ray.cluster.options import ClusterOptions
-from condkd_ray.cluster.pool import make_pool
-from condkd_ray.cluster.stores import PoolStore
+from condkd_ray.cluster.pool.actor import make_pool
+from condkd_ray.cluster.pool.stores import PoolStore
 from condkd_ray.cluster.sweep import LISTENERS, MAX_STALLED, Events, Monitor, reason_in, sweep
 from condkd_ray.commands.console.exit_codes import log_to_stderr
 from condkd_ray.core.method import InputError, Metrics

@@ -32,7 +32,7 @@ ROOM = {"device": 2**30, "little room": 500}
 def pool(cluster, tmp_path_factory) -> Iterator[Any]:
     import ray
 
-    from condkd_ray.cluster.pool import make_pool
+    from condkd_ray.cluster.pool.actor import make_pool
 
     actor = make_pool(tmp_path_factory.mktemp("pool"), 2**30)
     yield actor
@@ -58,7 +58,7 @@ def opened(request, tmp_path_factory) -> Callable[[], Make]:
     """A function that makes a new place for chunks at each call and returns a function that opens a store there."""
     if request.param == "pool":
         pool = request.getfixturevalue("pool")
-        from condkd_ray.cluster.stores import PoolStore
+        from condkd_ray.cluster.pool.stores import PoolStore
 
         def pooled() -> Make:
             key = secrets.token_hex(4)
@@ -327,7 +327,7 @@ def test_device_rows_and_chunks_give_equal_results_for_any_sequence_of_calls(ope
 def test_a_trial_reads_its_producers_rounds_from_each_place(pool, rows):
     import ray
 
-    from condkd_ray.cluster.stores import FilledStore
+    from condkd_ray.cluster.pool.stores import FilledStore
 
     key = f"filled {rows}"
     parts = [toy.samples(4, seed=seed) for seed in range(4)]
@@ -350,7 +350,7 @@ def test_a_trial_reads_its_producers_rounds_from_each_place(pool, rows):
 
 @pytest.mark.ray
 def test_trials_share_rounds_in_each_place(pool, rows):
-    from condkd_ray.cluster.stores import SharedStore
+    from condkd_ray.cluster.pool.stores import SharedStore
 
     key, parts = f"shared {rows}", [toy.samples(4, seed=seed) for seed in range(4)]
     maker, reader = (SharedStore(code(), toy.NUM_CLASSES, pool, key, reader=name) for name in "ab")
@@ -370,7 +370,7 @@ def test_trials_share_rounds_in_each_place(pool, rows):
 
 @pytest.mark.ray
 def test_trials_of_a_sweep_draw_from_each_other_in_each_place(pool, rows):
-    from condkd_ray.cluster.stores import SweepStore
+    from condkd_ray.cluster.pool.stores import SweepStore
 
     key, parts = f"sweep {rows}", {name: toy.samples(4, seed=seed) for seed, name in enumerate("ab")}
     stores = {name: SweepStore(code(), toy.NUM_CLASSES, pool, key, reader=name) for name in "ab"}
@@ -387,7 +387,7 @@ def test_trials_of_a_sweep_draw_from_each_other_in_each_place(pool, rows):
 
 @pytest.mark.ray
 def test_a_trials_own_round_is_not_copied_to_the_device_again(pool, monkeypatch):
-    from condkd_ray.cluster.stores import PoolStore
+    from condkd_ray.cluster.pool.stores import PoolStore
 
     class RecordingRows(DeviceRows):
         def put(self, start, chunk, near=None):
@@ -412,7 +412,7 @@ def test_a_trials_own_round_is_not_copied_to_the_device_again(pool, monkeypatch)
 def test_on_a_gpu_no_draw_from_the_pool_waits_and_results_equal_those_of_the_cpu(pool, limit):
     import ray
 
-    from condkd_ray.cluster.stores import FilledStore, PoolStore
+    from condkd_ray.cluster.pool.stores import FilledStore, PoolStore
 
     keys = {device: f"{device} {limit}" for device in ("cpu", "cuda")}
     host = PoolStore(code(), 7, pool, keys["cpu"])

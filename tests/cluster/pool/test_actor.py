@@ -11,17 +11,15 @@ import torch
 import toy
 
 from cluster import processes
-from condkd_ray.cluster import pool as module
-from condkd_ray.cluster.pool import (
+from condkd_ray.cluster.pool import actor as module
+from condkd_ray.cluster.pool.actor import (
     SILENCE_SECONDS,
     ChunkCache,
     SyntheticPool,
-    check_limit,
-    chunk_bytes,
-    default_limit,
     make_pool,
 )
-from condkd_ray.cluster.stores import FilledStore, PoolStore
+from condkd_ray.cluster.pool.limits import check_limit, chunk_bytes, default_limit
+from condkd_ray.cluster.pool.stores import FilledStore, PoolStore
 from condkd_ray.core.method import InputError
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Codec, Samples

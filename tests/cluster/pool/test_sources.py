@@ -17,9 +17,9 @@ from cluster import processes
 from cluster.drivers import PATH, assert_equal_numbers, direct, timeless
 from cluster.test_sweep import Observer, diverging, planned
 from condkd_ray.cluster.jobs import Packer
-from condkd_ray.cluster.pool import make_pool
-from condkd_ray.cluster.sources import Producers, SharedSource
-from condkd_ray.cluster.stores import FilledStore, SharedStore
+from condkd_ray.cluster.pool.actor import make_pool
+from condkd_ray.cluster.pool.sources import Producers, SharedSource
+from condkd_ray.cluster.pool.stores import FilledStore, SharedStore
 from condkd_ray.cluster.sweep import Monitor, interleaved
 from condkd_ray.core.method import InputError, Metrics
 from condkd_ray.core.records import Outcome

@@ -2,15 +2,15 @@ from types import SimpleNamespace
 
 import pytest
 
-from condkd_ray.cluster import stores
-from condkd_ray.cluster.stores import Stopwatch
+from condkd_ray.cluster import actors
+from condkd_ray.cluster.actors import Stopwatch
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """The clock that the stopwatch reads; `now` is its time in seconds."""
     found = SimpleNamespace(now=100.0)
-    monkeypatch.setattr(stores, "time", SimpleNamespace(perf_counter=lambda: found.now))
+    monkeypatch.setattr(actors, "time", SimpleNamespace(perf_counter=lambda: found.now))
     return found
 
 

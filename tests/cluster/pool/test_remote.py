@@ -11,8 +11,8 @@ import toy
 from cluster import processes
 from cluster.test_sources import FREE, assert_as_alone
 from cluster.test_sweep import Observer, everything
-from condkd_ray.cluster.pool import SyntheticPool, make_pool
-from condkd_ray.cluster.stores import PoolStore
+from condkd_ray.cluster.pool.actor import SyntheticPool, make_pool
+from condkd_ray.cluster.pool.stores import PoolStore
 from condkd_ray.core.samples import Codec
 from condkd_ray.core.storage import Remote, files, locate
 from condkd_ray.methods.memory import Latest

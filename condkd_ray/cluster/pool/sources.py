@@ -9,10 +9,11 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from condkd_ray.cluster.actors import call_actor
 from condkd_ray.cluster.jobs import own_device, unpack
 from condkd_ray.cluster.lost import is_lost
-from condkd_ray.cluster.pool import Taken
-from condkd_ray.cluster.stores import FilledStore, SharedStore, SweepStore, call_actor
+from condkd_ray.cluster.pool.actor import Taken
+from condkd_ray.cluster.pool.stores import FilledStore, SharedStore, SweepStore
 from condkd_ray.core import checkpoint as states
 from condkd_ray.core.environment import set_up_process
 from condkd_ray.core.method import Metrics
