@@ -9,6 +9,7 @@ import ray
 from ray.exceptions import RayError
 
 from condkd_ray.cluster.lost import is_transient
+from condkd_ray.core.method import ClusterError
 
 
 def lasting_actor(kind: type, *args: Any) -> Any:
@@ -60,13 +61,14 @@ PATIENCE_SECONDS = 120.0
 
 
 class RetryError(Exception):
-    """Raised by a call that is to be repeated, from the error that it has dealt with."""
+    """Raised by a call that is to be repeated after it has dealt with a loss."""
 
 
 def retry_until_restarted(call: Callable[[], T]) -> T:
     """Return the result of `call`, which calls the pool; repeat the call while the pool restarts.
 
-    Repeats it for up to `PATIENCE_SECONDS`, and then raises the error of the last call. Raises any other error at once.
+    Repeats it for up to `PATIENCE_SECONDS`, and then raises the error of the last call, or `ClusterError` if that is a
+    `RetryError`. Raises any other error at once.
     """
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
@@ -75,7 +77,7 @@ def retry_until_restarted(call: Callable[[], T]) -> T:
                 return call()
         except RetryError as error:
             if time.monotonic() > deadline:
-                raise (error.__cause__ or error) from None
+                raise ClusterError(str(error)) from None
         except (RayError, FileNotFoundError) as error:
             # The pool may just have replaced the file by another one.
             if time.monotonic() > deadline or not (is_transient(error) or isinstance(error, FileNotFoundError)):

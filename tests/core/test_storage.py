@@ -16,6 +16,7 @@ import torch
 import toy
 
 from condkd_ray.core import checkpoint as states
+from condkd_ray.core.chunk_files import chunk_path, chunk_range, read_chunk, stored_chunks, write_chunk
 from condkd_ray.core.method import InputError
 from condkd_ray.core.samples import Codec
 from condkd_ray.core.storage import (
@@ -35,15 +36,7 @@ from condkd_ray.core.storage import (
     take,
     writing,
 )
-from condkd_ray.methods.memory.store import (
-    LocalStore,
-    chunk_path,
-    chunk_range,
-    read_chunk,
-    stored_chunks,
-    to_arrays,
-    write_chunk,
-)
+from condkd_ray.methods.memory.store import LocalStore, to_arrays
 
 
 @dataclass
@@ -272,7 +265,7 @@ from pathlib import Path
 import numpy as np, torch
 from condkd_ray.core import checkpoint as state
 from condkd_ray.core.storage import no_room
-from condkd_ray.methods.memory.store import write_chunk
+from condkd_ray.core.chunk_files import write_chunk
 from condkd_ray.trial.outcome import Product
 from condkd_ray.core.storage import atomic_write
 

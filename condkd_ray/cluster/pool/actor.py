@@ -10,6 +10,7 @@ those of one trial, or those that several trials share.
 
 import json
 import logging
+import os
 import secrets
 import time
 from collections import Counter, defaultdict
@@ -71,6 +72,8 @@ class SyntheticPool:
     """
 
     def __init__(self, folder: Location, limit: int) -> None:
+        # The store that asks for a lost copy handles its loss. Ray would also print one that nobody asks for.
+        os.environ["RAY_IGNORE_UNHANDLED_ERRORS"] = "1"
         self._chunks = ChunkCache(folder, limit)
         self._logs: dict[str, RoundLog] = {}
         self._makers: dict[str, tuple[str, float]] = {}

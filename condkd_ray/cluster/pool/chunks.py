@@ -13,22 +13,23 @@ from fnmatch import fnmatch
 from typing import Any, NamedTuple
 
 import ray
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from condkd_ray.cluster.lost import in_words, is_lost
+from condkd_ray.cluster.lost import in_words
 from condkd_ray.cluster.pool.loader import JOIN, ChunkLoader, num_bytes
-from condkd_ray.core.errors import first_line
-from condkd_ray.core.storage import Location, files, move, remove
-from condkd_ray.methods.memory.chunk_table import COMPACT, joinable
-from condkd_ray.methods.memory.store import (
+from condkd_ray.core.chunk_files import (
+    COMPACT,
     Arrays,
     chunk_path,
     duplicate,
+    joinable,
     read_chunk,
     read_stored,
     stored_chunks,
     write_chunk,
 )
+from condkd_ray.core.storage import Location, files, move, remove
 
 log = logging.getLogger(__name__)
 
@@ -354,11 +355,12 @@ class ChunkCache:
         found.joined_to = max(found.joined_to, join.start + join.size * (join.size > COMPACT // 2))
         try:
             size: Any = ray.get(join.bytes_ref)
-        except Exception as error:
+        except RayError as error:
+            size = in_words(error)
+        if isinstance(size, str):
             # The parts stay as they are, and are not tried again.
             found.joined_to = join.start + join.size
-            reason = in_words(error) if is_lost(error) else first_line(error)
-            log.info(f"chunks of {key} have not been joined: {reason}")
+            log.info(f"chunks of {key} have not been joined: {size}")
             return
         if {start: found.chunks[start].size for start in join.parts if start in found.chunks} != join.parts:
             self._path(key, join.start, join.size).unlink(missing_ok=True)

@@ -16,12 +16,13 @@ from condkd_ray.cluster.pool.actor import Taken
 from condkd_ray.cluster.pool.chunks import Caller, write_unnamed
 from condkd_ray.cluster.pool.stores import FilledStore, SharedStore, SweepStore, own_node
 from condkd_ray.core import checkpoint as states
+from condkd_ray.core.chunk_files import Arrays
 from condkd_ray.core.environment import set_up_process
 from condkd_ray.core.method import Metrics
 from condkd_ray.core.samples import Samples
 from condkd_ray.core.storage import Location
 from condkd_ray.methods.memory import Store
-from condkd_ray.methods.memory.store import Arrays, to_arrays
+from condkd_ray.methods.memory.store import to_arrays
 from condkd_ray.trial.allowance import Allowance
 from condkd_ray.trial.config import Prepared, TrialConfig
 from condkd_ray.trial.loop import TrialState

@@ -13,10 +13,11 @@ from condkd_ray.cluster.actors import RetryError, call_actor, retry_until_restar
 from condkd_ray.cluster.lost import is_lost
 from condkd_ray.cluster.pool.actor import Taken
 from condkd_ray.cluster.pool.chunks import Caller, Placed, Table, write, write_unnamed
+from condkd_ray.core.chunk_files import Arrays, read_chunk
 from condkd_ray.core.method import Metrics
 from condkd_ray.core.samples import Codec, Encoded, Samples
 from condkd_ray.core.storage import Location
-from condkd_ray.methods.memory.store import Arrays, Store, from_arrays, read_chunk, to_arrays
+from condkd_ray.methods.memory.store import Store, from_arrays, to_arrays
 
 
 def own_node() -> str:
@@ -127,15 +128,12 @@ class PooledStore(Store):
         made of it; the pool has then been told to put the object again.
         """
         refs = {start: one.source for start, one in chunks.items() if not isinstance(one.source, Location)}
-        try:
-            copies = dict(zip(refs, ray.get(list(refs.values())), strict=True))
-        except (RayError, FileNotFoundError) as error:
-            if not (is_lost(error) or isinstance(error, FileNotFoundError)):
-                raise
-            lost = {start: ref for start, ref in refs.items() if _is_lost(ref)}
+        copies = dict(zip(refs, _copies(list(refs.values())), strict=True))
+        lost = {start: refs[start] for start, copy in copies.items() if copy is None}
+        if lost:
             call_actor(self._pool.reload, self._key, lost, Caller(self._node, self.shared))
-            raise RetryError from error
-        return [copies[start] if start in copies else read_chunk(one.source) for start, one in chunks.items()]
+            raise RetryError(f"copies of {len(lost)} chunks of {self._key} are lost")
+        return [read_chunk(one.source) if start not in refs else copies[start] for start, one in chunks.items()]
 
 
 class PoolStore(PooledStore):
@@ -283,11 +281,19 @@ class SweepStore(SharedStore):
         return self._send("contribute", round, samples).sizes
 
 
-def _is_lost(ref: Any) -> bool:
-    """Return whether an object cannot be got. Blocks until it is there or lost."""
+def _copies(refs: list[Any]) -> list[Any]:
+    """Return the arrays of copies in object stores; None for each copy that is lost."""
     try:
-        ray.wait([ref])
-        ray.get(ref)
-    except (RayError, FileNotFoundError):
-        return True
-    return False
+        return ray.get(refs)
+    except RayError as error:
+        if not is_lost(error):
+            raise
+    found = list[Any]()
+    for ref in refs:
+        try:
+            found.append(ray.get(ref))
+        except RayError as error:
+            if not is_lost(error):
+                raise
+            found.append(None)
+    return found

@@ -12,14 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from condkd_ray.core.chunk_files import joinable
 from condkd_ray.core.device import sent
 from condkd_ray.core.samples import Encoded
-
-COMPACT = 4096
-"""Largest number of samples of a joined chunk (our choice: 12 MiB of 32x32 colour images)."""
-JOIN_FROM = 16
-"""Least number of adjacent small chunks that are joined, unless fewer fill a chunk; samples of typical rounds are then
-copied once or twice (our choice)."""
 
 
 def columns(encoded: Encoded) -> tuple[Tensor, Tensor, Tensor]:
@@ -35,26 +30,6 @@ def moved(encoded: Encoded, device: torch.device | str) -> Encoded:
 def join(chunks: list[Encoded]) -> Encoded:
     """Return several chunks as one, copied."""
     return Encoded(*map(torch.cat, zip(*map(columns, chunks), strict=True)))
-
-
-def joinable(spans: Sequence[tuple[int, int]]) -> list[list[int]]:
-    """Return runs of adjacent small chunks that are worth joining, each as the first ids of its chunks.
-
-    A chunk of more than half of `COMPACT` is left alone: joining it would copy many samples for little gain.
-
-    `spans`: (first id, number of samples) of the chunks, in order.
-    """
-    runs: list[list[tuple[int, int]]] = [[]]
-    full: list[list[tuple[int, int]]] = []
-    for start, count in spans:
-        run = runs[-1]
-        fits = sum(n for _, n in run) + count <= COMPACT
-        if run and (start != sum(run[-1]) or not fits or count > COMPACT // 2):
-            full += [run] * (not fits)
-            runs.append(run := [])
-        if count <= COMPACT // 2:
-            run.append((start, count))
-    return [[start for start, _ in run] for run in runs if len(run) >= JOIN_FROM or (len(run) > 1 and run in full)]
 
 
 class ChunkTable:

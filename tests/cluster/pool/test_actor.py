@@ -18,12 +18,12 @@ from condkd_ray.cluster.pool.actor import SILENCE_SECONDS, SyntheticPool, make_p
 from condkd_ray.cluster.pool.chunks import HERE, Caller, ChunkCache, write
 from condkd_ray.cluster.pool.limits import check_limit, chunk_bytes, default_limit
 from condkd_ray.cluster.pool.stores import FilledStore, PoolStore
+from condkd_ray.core.chunk_files import JOIN_FROM, Arrays, stored_chunks
 from condkd_ray.core.method import InputError
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Codec, Samples
 from condkd_ray.methods.memory import Growing
-from condkd_ray.methods.memory.chunk_table import JOIN_FROM
-from condkd_ray.methods.memory.store import Arrays, stored_chunks, to_arrays
+from condkd_ray.methods.memory.store import to_arrays
 from condkd_ray.trial.loop import run_round, start
 from condkd_ray.trial.synthesis import codec
 

@@ -13,10 +13,11 @@ from cluster.pool.test_sources import FREE, assert_as_alone
 from cluster.test_sweep import Observer, everything
 from condkd_ray.cluster.pool.actor import SyntheticPool, make_pool
 from condkd_ray.cluster.pool.stores import PoolStore
+from condkd_ray.core.chunk_files import chunk_path, stored_chunks, write_chunk
 from condkd_ray.core.samples import Codec
 from condkd_ray.core.storage import Remote, files, locate
 from condkd_ray.methods.memory import Latest
-from condkd_ray.methods.memory.store import chunk_path, stored_chunks, to_arrays, write_chunk
+from condkd_ray.methods.memory.store import to_arrays
 from condkd_ray.trial.plan import PlannedTrial
 
 CODEC = Codec("unit", toy.MEAN, toy.STD)

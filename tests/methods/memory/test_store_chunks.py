@@ -5,17 +5,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from condkd_ray.core.samples import Encoded
-from condkd_ray.methods.memory.chunk_table import COMPACT, JOIN_FROM, joinable
-from condkd_ray.methods.memory.store import (
+from condkd_ray.core.chunk_files import (
+    COMPACT,
+    JOIN_FROM,
     chunk_path,
     chunk_range,
-    from_arrays,
+    joinable,
     read_chunk,
     stored_chunks,
-    to_arrays,
     write_chunk,
 )
+from condkd_ray.core.samples import Encoded
+from condkd_ray.methods.memory.store import from_arrays, to_arrays
 from methods.memory.chunks import encoded, equal
 
 
