@@ -182,19 +182,23 @@ class _Shortage(NamedTuple):
         sizes = {one.num_bytes for one in self.held}
         each = f"{'' if len(sizes) == 1 else 'up to '}{byte_size(max(sizes, default=0))}"
         kinds: dict[Scope, str] = {
-            "trial": "{} trials at once on this node",
-            "inversion": "{} shared inversions at once on all nodes",
-            "sweep": "{} trials at once on all nodes, whose images every trial receives",
+            "trial": "trial{} at once on this node",
+            "inversion": "shared inversion{} at once on all nodes",
+            "sweep": "trial{} at once on all nodes, whose images every trial receives",
         }
-        counts = {scope: sum(one.scope == scope for one in self.held) for scope in kinds}
-        whose = " and ".join(text.format(counts[scope]) for scope, text in kinds.items() if counts[scope])
+        counts: dict[Scope, int] = {scope: sum(one.scope == scope for one in self.held) for scope in kinds}
+        whose = " and ".join(
+            f"{'each of ' if count > 1 else ''}{count} {kinds[scope].format('s' if count > 1 else '')}"
+            for scope, count in counts.items()
+            if count
+        )
         helps = [
             *([f"--pool-limit {_flag_size(self.needed)}"] if self.needed < self.load.store else []),
             "a larger object store (`ray start --object-store-memory`)",
             *(["fewer trials at once (--max-concurrent)"] if len(self.held) > 1 else []),
             "fewer images a round (batch or images_per_round of the inversion)",
         ]
-        needed = f"at least {self.text(self.needed)}, a round of {each} for each of {whose}"
+        needed = f"at least {self.text(self.needed)}, a round of {each} for {whose}"
         return f"{needed}. What helps: {', or '.join(helps)}"
 
     def text(self, count: int) -> str:
