@@ -77,7 +77,7 @@ def run(
         check_resources(spec.cpus_per_trial, spec.gpus_per_trial, spec.resources)
         hardware, cluster = trial_hardware(spec.gpus_per_trial), spec.of_cluster(deadline)
 
-        check_pool = _pool_check(cluster, spec, workshop)
+        check_pool = pool_check(cluster, spec, workshop)
         check_pool(default(tree))
         _check_points(tree, spec, known.points, check_pool)
         if spec.fresh:
@@ -92,7 +92,7 @@ def run(
         if spec.population:
             sizes = {"size": spec.population, "rounds": spec.generation_rounds, "total": default(tree).total_rounds}
             population = Population(study, tree, **sizes, seed=spec.sampler_seed)
-        recorder = SearchRecorder(question, study, tree, workshop, spec, view, hardware=hardware, check=check_pool)
+        recorder = SearchRecorder(question, study, tree, workshop, spec, view, hardware=hardware, fits=check_pool)
         # This follows the recorder, which restores lost trials: points that were tried are not tried again.
         study.suggest_first(known.points)
         driver = PopulationDriver(recorder, population) if population else SearchDriver(recorder)
@@ -107,7 +107,7 @@ def run(
     return RunResult(spec.out, complete, recorder.records.failed, tuple(name for name, over in budgets.items() if over))
 
 
-def _pool_check(cluster: ClusterOptions, spec: SearchSpec, workshop: Workshop) -> Callable[[TrialConfig], None]:
+def pool_check(cluster: ClusterOptions, spec: SearchSpec, workshop: Workshop) -> Callable[[TrialConfig], None]:
     """Return a function that raises `InputError` for a config if the pool cannot hold the images of trials like it.
 
     It assumes as many equal trials as run at once: whether a proposal is accepted does not depend on which others run.

@@ -33,7 +33,7 @@ class SearchRecorder:
     """Makes trials from a study's proposals, and writes their results: study, records, event files and manifest.
 
     It continues the work of earlier drivers, which may have died at any moment. `left`: proposals that they have
-    started and not completed. `begun`: number of trials so far, including `left`. `check`: raises `InputError` for a
+    started and not completed. `begun`: number of trials so far, including `left`. `fits`: raises `InputError` for a
     config that the cluster cannot run. Raises `InputError` if a record cannot be read.
     """
 
@@ -47,13 +47,13 @@ class SearchRecorder:
         view: View = SILENT,
         *,
         hardware: Hardware = CPU,
-        check: Callable[[TrialConfig], None] = lambda config: None,
+        fits: Callable[[TrialConfig], None] = lambda config: None,
     ) -> None:
         self.study, self.workshop, self.spec = study, workshop, spec
         self.hardware = hardware
         """The hardware that the trials compute on."""
+        self.fits = fits
         self._question, self._tree = question, tree
-        self._check = check
         self._kinds: dict[Any, PlannedTrial] = {}
         self._newest: dict[str, PlannedTrial] = {}
         self.numbers: dict[str, int] = {}
@@ -83,7 +83,7 @@ class SearchRecorder:
         """Raise `InputError` for a proposal that is invalid, or that hardware or cluster do not support."""
         self.workshop.check(config)
         settled(config, self.hardware)
-        self._check(config)
+        self.fits(config)
 
     def plan(self, number: int, config: TrialConfig) -> PlannedTrial[Prepared]:
         """Return trial `number` with its artifacts; its key is the trial's hash.
