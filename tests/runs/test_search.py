@@ -336,7 +336,7 @@ def fetched(address: str):
             "--sampler is 'random with --constraint'; accepted",
         ),
         (("--constraint", "memory/bytes<=9"), "study 'search' was made for other constraints, []; accepted"),
-        (("--pool-limit", "1kB"), "pool limit of node 127.0.0.1 is '1 kB of its object store of "),
+        (("--pool-limit", "1kB"), "pool limit of node 127.0.0.1 is '1.0 kB of its object store of "),
         (("--gpu-hours", "4"), "--gpus-per-trial with --gpu-hours is 0.0; accepted: a number > 0"),
         (("--pruner", "asha", "--objective", "proxy/kl", "memory/bytes"), "--pruner is 'asha for the objectives"),
     ],
@@ -385,11 +385,11 @@ def test_proposals_whose_images_do_not_fit_into_the_pool_are_passed_over(cluster
     assert study.propose(own) is None
     reasons = {trial.user_attrs[IMPOSSIBLE] for trial in study.trials if IMPOSSIBLE in trial.user_attrs}
     (reason,) = reasons
-    assert "10 kB of its object store" in reason
-    assert "at least 18 kB, a round of 9 kB for each of 2 trials at once" in reason
+    assert "10.0 kB of its object store" in reason
+    assert "at least 18.5 kB, a round of 9 kB for each of 2 trials at once" in reason
     # One at a time, with logits of 4 classes: 80 x 128 = 10240 bytes.
     sweeping(dataclasses.replace(proposals[0].config, inversion=dataclasses.replace(INVERSION, batch=100)))
-    with pytest.raises(InputError, match="at least 10240 bytes, a round of 10 kB for 1 trial at once on all nodes"):
+    with pytest.raises(InputError, match=r"at least 10\.3 kB, a round of 10 kB for 1 trial at once on all nodes"):
         sweeping(dataclasses.replace(proposals[0].config, inversion=dataclasses.replace(INVERSION, batch=128)))
 
 

@@ -21,8 +21,8 @@ from condkd_ray.cluster.files import chunks_folder
 from condkd_ray.cluster.options import ClusterOptions, NodeLoad
 from condkd_ray.cluster.pool.actor import make_pool
 from condkd_ray.core.config import content_hash
-from condkd_ray.core.method import require
-from condkd_ray.core.units import UNIT_BYTES, byte_size
+from condkd_ray.core.method import InputError
+from condkd_ray.core.units import UNIT_BYTES, byte_size, parse_size
 from condkd_ray.data.datasets import Dataset
 from condkd_ray.models.teacher import Teacher
 from condkd_ray.trial.config import Prepared, TrialConfig
@@ -144,10 +144,12 @@ def check_limit(options: ClusterOptions, configs: Sequence[TrialConfig], rounds:
     held = {here: held_at_once(rounds, here, at_once) for here in {load.trials for load in loads}}
     shortages = [_Shortage(load, min(limit, load.store), held[load.trials]) for load in loads]
     worst = max(shortages, key=lambda shortage: shortage.missing)
+    if worst.missing <= 0:
+        return
     origin = "60 % of the smallest one" if options.pool_limit is None else "--pool-limit"
-    part = f"{worst.text(worst.room)} of its object store of {byte_size(worst.load.store)}"
+    part = f"{_rounded_down(worst.room)} of its object store of {byte_size(worst.load.store)}"
     value = f"{part}, {origin if limit <= worst.load.store else 'which is smaller than --pool-limit'}"
-    require(worst.missing <= 0, f"pool limit of node {worst.load.address}", value, worst.accepted)
+    raise InputError(f"pool limit of node {worst.load.address} is {value!r}; accepted: {worst.accepted}")
 
 
 def held_at_once(rounds: Sequence[Round], here: int, at_once: int) -> list[Round]:
@@ -180,7 +182,7 @@ class _Shortage(NamedTuple):
     def accepted(self) -> str:
         """What would be accepted, with the arithmetic, and what helps."""
         sizes = {one.num_bytes for one in self.held}
-        each = f"{'' if len(sizes) == 1 else 'up to '}{byte_size(max(sizes, default=0))}"
+        each = f"{'' if len(sizes) == 1 else 'up to '}{byte_size(max(sizes))}"
         kinds: dict[Scope, str] = {
             "trial": "trial{} at once on this node",
             "inversion": "shared inversion{} at once on all nodes",
@@ -192,22 +194,29 @@ class _Shortage(NamedTuple):
             for scope, count in counts.items()
             if count
         )
+        needed = _rounded_up(self.needed)
         helps = [
-            *([f"--pool-limit {_flag_size(self.needed)}"] if self.needed < self.load.store else []),
+            *([f"--pool-limit {needed.replace(' ', '')}"] if self.needed < self.load.store else []),
             "a larger object store (`ray start --object-store-memory`)",
             *(["fewer trials at once (--max-concurrent)"] if len(self.held) > 1 else []),
             "fewer images a round (batch or images_per_round of the inversion)",
         ]
-        needed = f"at least {self.text(self.needed)}, a round of {each} for {whose}"
-        return f"{needed}. What helps: {', or '.join(helps)}"
-
-    def text(self, count: int) -> str:
-        """Return a number of bytes as text; exactly, if room and need would have the same text otherwise."""
-        return byte_size(count) if byte_size(self.room) != byte_size(self.needed) else f"{count} bytes"
+        return f"at least {needed}, a round of {each} for {whose}. What helps: {', or '.join(helps)}"
 
 
-def _flag_size(count: int) -> str:
-    """Return the smallest size with one decimal that the flags accept and that is at least `count` bytes."""
-    unit = next((unit for unit in ("GB", "MB", "kB") if count >= UNIT_BYTES[unit]), "B")
-    # One byte more, as the parsing of the text may round down.
-    return f"{math.ceil(10 * (count + 1) / UNIT_BYTES[unit]) / 10:g}{unit}"
+def _rounded_down(count: int) -> str:
+    """Return a number of bytes with one decimal, at most `count`."""
+    return f"{10 * count // UNIT_BYTES[_unit(count)] / 10} {_unit(count)}"
+
+
+def _rounded_up(count: int) -> str:
+    """Return a number of bytes with one decimal that `parse_size` reads, without the space, as `count` or more."""
+    unit = _unit(count)
+    tenths = math.ceil(10 * count / UNIT_BYTES[unit])
+    # Parsing may round down.
+    tenths += parse_size(f"{tenths / 10}{unit}", "size") < count
+    return f"{tenths / 10} {unit}"
+
+
+def _unit(count: int) -> str:
+    return next((unit for unit in ("GB", "MB", "kB") if count >= UNIT_BYTES[unit]), "B")

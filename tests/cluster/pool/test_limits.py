@@ -59,7 +59,7 @@ def check(options: ClusterOptions, *sizes: float, scope: Scope = "trial", keys: 
     pipeline = Pipeline(producers=producers, staleness=producers) if producers else None
     config: TrialConfig = SimpleNamespace(pipeline=pipeline)  # type: ignore[assignment]
     names = keys or [str(number) for number in range(len(sizes))]
-    rounds = [Round(int(size * MB), scope, key) for size, key in zip(sizes, names, strict=True)]
+    rounds = [Round(round(size * MB), scope, key) for size, key in zip(sizes, names, strict=True)]
     check_limit(options, [config] * len(sizes), rounds)
 
 
@@ -94,10 +94,10 @@ def test_each_trial_at_once_on_a_node_needs_room_for_its_round_there(nodes, tmp_
     assert refused(options(tmp_path), *[100.0] * 100) == (
         "pool limit of node 10.0.0.2 is '600.0 MB of its object store of 1.0 GB, 60 % of the smallest one'; accepted: "
         "at least 800.0 MB, a round of 100.0 MB for each of 8 trials at once on this node. What helps: "
-        "--pool-limit 800.1MB, or a larger object store (`ray start --object-store-memory`), or fewer trials at once "
+        "--pool-limit 800.0MB, or a larger object store (`ray start --object-store-memory`), or fewer trials at once "
         "(--max-concurrent), or fewer images a round (batch or images_per_round of the inversion)"
     )
-    check(options(tmp_path, pool_limit=parse_size("800.1MB", "")), *[100.0] * 100)
+    check(options(tmp_path, pool_limit=parse_size("800.0MB", "")), *[100.0] * 100)
     check(options(tmp_path, max_concurrent=6), *[100.0] * 100)
     check(options(tmp_path), *[100.0] * 6)
 
@@ -121,8 +121,8 @@ def test_a_single_round_above_the_limit_is_refused(nodes, tmp_path):
     nodes((8, 100))
     check(options(tmp_path, pool_limit=10 * MB), 10)
     message = refused(options(tmp_path, pool_limit=10 * MB), 10.000001)
-    assert "is '10000000 bytes of its object store of 100.0 MB, --pool-limit'" in message
-    assert "at least 10000001 bytes, a round of 10.0 MB for 1 trial at once on this node" in message
+    assert "is '10.0 MB of its object store of 100.0 MB, --pool-limit'" in message
+    assert "at least 10.1 MB, a round of 10.0 MB for 1 trial at once on this node" in message
     assert "--max-concurrent" not in message
 
 
@@ -200,3 +200,12 @@ def test_a_sweep_over_the_limit_is_refused_before_anything_starts(cluster, tmp_p
     with pytest.raises(InputError, match=re.escape(f"a round of {least / 1e3:.0f} kB for 1 trial at once")):
         sweep([trial], options(tmp_path, pool_limit=least - 1), observer=None)  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("least", [1001, 23_552, 64_100_000, 64_100_001, 999_999_999, 1_100_000_001, 77_070_336_000])
+def test_the_limit_in_the_message_is_accepted_and_no_more_than_a_tenth_above_the_need(nodes, tmp_path, least):
+    nodes((1, 10**6))
+    message = refused(options(tmp_path, pool_limit=least - 1), least / MB)
+    (proposed,) = re.findall(r"--pool-limit (\S+),", message)
+    check(options(tmp_path, pool_limit=parse_size(proposed, "")), least / MB)
+    assert least <= parse_size(proposed, "") < 1.1 * least
