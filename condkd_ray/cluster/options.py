@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from condkd_ray.cluster.files import ATTEMPTS
 from condkd_ray.core.method import require
@@ -18,6 +19,15 @@ from condkd_ray.trial.run import CHECKPOINT_SECONDS
 
 UNITS = 10_000
 """Ray's units per CPU, GPU or other resource. Ray counts whole units and drops the rest of an amount."""
+
+
+class NodeLoad(NamedTuple):
+    """Trials at once on a node of the cluster."""
+
+    address: str
+    store: int
+    """Bytes of its object store."""
+    trials: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +89,21 @@ class ClusterOptions:
         fitting = self._num_fitting(max(map(num_producers, configs)))
         return min(fitting, self.max_concurrent or fitting)
 
+    def loads(self, configs: Sequence[TrialConfig]) -> list[NodeLoad]:
+        """Return for each node how many of these trials may run there at once, at most `max_concurrent`."""
+        import ray
+
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        placed = _placed(self.bundle, math.inf, self.per_producer.bundle, max(map(num_producers, configs)))
+        return [
+            NodeLoad(
+                node["NodeManagerAddress"],
+                int(node["Resources"].get("object_store_memory", 0)),
+                min(count, self.max_concurrent or count),
+            )
+            for node, count in zip(nodes, placed, strict=True)
+        ]
+
     @property
     def bundle(self) -> dict[str, float]:
         """The resources of the trial's own process in the form of a Ray placement bundle."""
@@ -108,7 +133,8 @@ class _Node:
         if beside is not None:
             if not self.room(beside):
                 return -1
-            node = copy.deepcopy(self)
+            node = copy.copy(self)
+            node._free, node._gpus = dict(self._free), list(self._gpus)
             node.take(beside)
             return node.room(bundle)
         wanted, part, count = _wanted(bundle)
@@ -154,26 +180,42 @@ def _fitting(
     trial: Mapping[str, float], most: float = math.inf, producer: Mapping[str, float] | None = None, producers: int = 0
 ) -> int:
     """Return how many trials fit on the nodes, each with its `producers`, at most `most`."""
+    return int(min(most, sum(_placed(trial, most, producer, producers))))
+
+
+def _placed(trial: Mapping[str, float], most: float, producer: Mapping[str, float] | None, producers: int) -> list[int]:
+    """Return how many trials fit on each node, each with its `producers`; no more are placed once there are `most`."""
     nodes = [_Node(resources) for resources in _nodes()]
     if producer is None or not producers:
-        return int(min(most, sum(node.room(trial) for node in nodes)))
-    rooms, left, placed = [node.room(producer) for node in nodes], [node.room(producer, trial) for node in nodes], 0
-    while placed < most:
+        return [node.room(trial) for node in nodes]
+    rooms, left = [node.room(producer) for node in nodes], [node.room(producer, trial) for node in nodes]
+    # The change of the room for producers, in all, by a trial on each node.
+    gains = [_gain(*both) for both in zip(rooms, left, strict=True)]
+    counts = [0] * len(nodes)
+    while nodes and sum(counts) < most:
         # The trial goes to the node on which it leaves room for the most producers in all.
-        best = max(range(len(nodes)), key=lambda n: left[n] - rooms[n] if left[n] >= 0 else -math.inf, default=None)
-        if best is None or left[best] < 0 or sum(rooms) - rooms[best] + left[best] < producers:
+        best = gains.index(max(gains))
+        if sum(rooms) + gains[best] < producers:
             break
         nodes[best].take(trial)
+        counts[best] += 1
         rooms[best], changed, open_places = left[best], {best}, producers
         for n, room in enumerate(rooms):
-            here = min(room, open_places)
-            nodes[n].take(producer, here)
-            open_places -= here
-            changed |= {n} if here else set()
+            if here := min(room, open_places):
+                nodes[n].take(producer, here)
+                open_places -= here
+                changed.add(n)
+            elif not open_places:
+                break
         for n in changed:
             rooms[n], left[n] = nodes[n].room(producer), nodes[n].room(producer, trial)
-        placed += 1
-    return placed
+            gains[n] = _gain(rooms[n], left[n])
+    return counts
+
+
+def _gain(room: int, left: int) -> float:
+    """Return the change of a node's room for producers by a trial, after which `left` is free; -inf without room."""
+    return left - room if left >= 0 else -math.inf
 
 
 def _wanted(bundle: Mapping[str, float]) -> tuple[dict[str, int], int, int]:

@@ -10,6 +10,7 @@ from condkd_ray.cluster.gpu_memory import check_packing
 from condkd_ray.cluster.jobs import Job, Packer, SearchJobs
 from condkd_ray.cluster.options import ClusterOptions, num_producers
 from condkd_ray.cluster.pool.limits import pool_of
+from condkd_ray.cluster.storage_check import marked
 from condkd_ray.cluster.sweep import Monitor, TrialObserver, run_in_tune
 from condkd_ray.cluster.trainable import PAUSED, UNTESTED, WorkerContext
 from condkd_ray.core.records import Outcome
@@ -95,16 +96,16 @@ def search(driver: Proposer, options: ClusterOptions, gpu_budget: GpuBudget | No
 
     Every trial is blind: it reads test images only after the driver has received all its other results. Once
     `gpu_budget` is spent no trial starts, and each running one stops after its round, as at the deadline. Returns False
-    after Ctrl-C, or if the deadline came first or the budget was spent. Raises `InputError`, `StorageFullError`, and
-    the exception that `driver` has raised, as `condkd_ray.cluster.sweep.sweep` does.
+    after Ctrl-C, or if the deadline came first or the budget was spent. Raises `InputError`, `StorageFullError`,
+    `ClusterError` and the exception that `driver` has raised, as `condkd_ray.cluster.sweep.sweep` does; but the driver
+    has to propose trials whose images fit into the pool, see `condkd_ray.cluster.pool.limits.check_limit`.
     """
     jobs, budget = SearchJobs(), gpu_budget or GpuBudget(math.inf)
     halt_path(options.storage_root).unlink(missing_ok=True)
     try:
-        # The size of a chunk is unknown until a trial is proposed.
-        with pool_of(options, [0]) as pool:
-            budgeted = gpu_budget is not None
-            context = WorkerContext(options.storage_root, pool, jobs, options, blind=True, budgeted=budgeted)
+        with marked(options.storage_root) as marker, pool_of(options) as pool:
+            place, budgeted = (options.storage_root, pool, jobs, options), gpu_budget is not None
+            context = WorkerContext(*place, blind=True, budgeted=budgeted, marker=marker)
             monitor = SearchMonitor(driver, context, jobs, budget)
             run_in_tune(monitor, context)
             return monitor.complete

@@ -27,9 +27,10 @@ from condkd_ray.cluster.jobs import Packer, SweepJobs
 from condkd_ray.cluster.lost import SHORT, treat_as_lost
 from condkd_ray.cluster.memory_shortage import MAX_SHORTAGES, MemoryShortage
 from condkd_ray.cluster.options import ClusterOptions, num_producers
-from condkd_ray.cluster.pool.limits import chunk_bytes, pool_of
-from condkd_ray.cluster.trainable import FULL, MEMORY, OUT_OF_TIME, WorkerContext, run
-from condkd_ray.core.method import Metrics
+from condkd_ray.cluster.pool.limits import check_limit, pool_of, round_of
+from condkd_ray.cluster.storage_check import marked
+from condkd_ray.cluster.trainable import FULL, MEMORY, OUT_OF_TIME, UNUSABLE, WorkerContext, run
+from condkd_ray.core.method import ClusterError, Metrics
 from condkd_ray.core.records import Outcome, Status
 from condkd_ray.core.storage import StorageFullError, remove
 from condkd_ray.trial.config import Prepared
@@ -107,9 +108,12 @@ class Monitor:
     def reported(self, key: str, result: dict[str, Any]) -> None:
         """Handle a report of a trial. A restarted trial reports its first rounds again; these repeats are ignored.
 
-        Raises `StorageFullError` if the trial reports that there is no room for its files.
+        Raises `StorageFullError` if the trial reports that there is no room for its files, and `ClusterError` if it
+        reports that its node cannot use the storage.
         """
         self.memory.record(result.get(MEMORY, 0) / 1e9)
+        if UNUSABLE in result:
+            raise ClusterError(result[UNUSABLE])
         if FULL in result:
             raise StorageFullError(result[FULL])
         if OUT_OF_TIME in result:
@@ -462,22 +466,25 @@ def sweep(trials: Sequence[PlannedTrial[Prepared]], options: ClusterOptions, obs
 
     Raises:
         InputError: No node has the required resources, a trial needs more of a GPU's memory than its share, the pool's
-            limit is smaller than a round of images, or a teacher module cannot be pickled.
+            limit is smaller than the rounds of images of the trials at once, or a teacher module cannot be pickled.
+        ClusterError: A node that has joined later cannot use the storage; the sweep was stopped.
         StorageFullError: There was no room for the files of a trial; the sweep was stopped.
         Exception: What `observer` raised, after the sweep was stopped.
     """
     if not trials:
         return True
     assert len({trial.key for trial in trials}) == len(trials), "keys of trials must differ"
-    options.check([trial.config for trial in trials])
+    configs = [trial.config for trial in trials]
+    options.check(configs)
+    check_limit(options, configs, list(map(round_of, trials)))
     trials, packer = interleaved(trials), Packer()
     try:
-        with pool_of(options, [chunk_bytes(trial.config, trial.prepared, trial.scope) for trial in trials]) as pool:
+        with marked(options.storage_root) as marker, pool_of(options) as pool:
             jobs = SweepJobs(map(packer.job, trials))
             for key in jobs:
                 clear_attempts(trial_folder(options.storage_root, key))
             check_packing(jobs.values(), options.gpus_per_trial, options.per_producer.gpus, options.device_pool_limit)
-            context = WorkerContext(options.storage_root, pool, jobs, options)
+            context = WorkerContext(options.storage_root, pool, jobs, options, marker=marker)
             monitor = Monitor(context, observer)
             for trial in trials:
                 monitor.add(trial)

@@ -16,6 +16,7 @@ from condkd_ray.cluster.options import ClusterOptions
 from condkd_ray.cluster.pool.chunks import Caller
 from condkd_ray.cluster.pool.sources import Producers, SharedSource, sweep_source
 from condkd_ray.cluster.pool.stores import FilledStore, PoolStore, SharedStore, SweepStore, own_node
+from condkd_ray.cluster.storage_check import why_unusable
 from condkd_ray.core.checkpoint import DamagedError
 from condkd_ray.core.environment import clean_process, is_out_of_memory, keep_imports, private_bytes
 from condkd_ray.core.method import ClusterError, InputError
@@ -30,6 +31,8 @@ from condkd_ray.trial.synthesis import codec
 
 FULL = "storage_full"
 """Key of the report of a trial for whose files there is no room; its value is the reason."""
+UNUSABLE = "storage_unusable"
+"""Key of the report of a trial whose node cannot use the storage; its value is the reason."""
 UNTESTED = "untested"
 """Key of the report of a blind trial whose outcome is complete except for its test."""
 OUT_OF_TIME = "out_of_time"
@@ -40,6 +43,8 @@ MEMORY = "private_memory"
 """Key, in each report, of the bytes of memory private to the trial's process."""
 UNWIND_SECONDS = 600
 """Seconds that a trial stopped by Tune has to save its state before its process starts the next trial (our choice)."""
+_recognised = set[str]()
+"""Markers of the storages that this process can use."""
 Report = Callable[[Mapping[str, Any]], None]
 """Reports the metrics of a round, or one of the keys above, to the driver."""
 
@@ -58,6 +63,8 @@ class WorkerContext:
     """True if a trial may read test images only after the driver has received all its other results."""
     budgeted: bool = False
     """True if the driver may write the file `halt_path`, which stops all trials after their round."""
+    marker: str = ""
+    """Name of a file in `folder` by which a node recognises the storage; empty for no check."""
 
     @property
     def halted(self) -> bool:
@@ -71,7 +78,8 @@ def run(setup: dict[str, Any], *, context: WorkerContext) -> None:
     A trial that cannot succeed has a failed outcome. That includes one whose share of a GPU has too little memory:
     other trials on it hold the rest, so a second try would find no more. After any other exception Tune tries again, up
     to `ClusterOptions.attempts` exceptions; a trial given up then has no outcome. Full storage is reported to the
-    driver, because it concerns all trials.
+    driver, because it concerns all trials; so is a node that cannot use the storage, because a trial that is tried
+    again would get to this free node once more.
     """
     # Tune (2.60) reads this here. After its default of 2 s it drops the next trial on a busy machine without a message.
     os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = str(UNWIND_SECONDS)
@@ -82,6 +90,10 @@ def run(setup: dict[str, Any], *, context: WorkerContext) -> None:
         with WATCH.running():
             tune.report({**metrics, "key": job.key, MEMORY: private_bytes()})
 
+    if context.marker not in _recognised:
+        if context.marker and (wrong := why_unusable(context.folder, context.marker)):
+            return report({UNUSABLE: wrong})
+        _recognised.add(context.marker)
     if (outcome := left_outcome(path)) is not None and outcome.status == "finished":
         # An earlier driver died before it wrote the trial's record.
         for metrics in outcome.history:

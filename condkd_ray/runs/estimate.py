@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -44,6 +44,9 @@ from condkd_ray.trial.outcome import product_path
 from condkd_ray.trial.plan import NUMBERS, Plan, can_share
 from condkd_ray.trial.run import local_store, run_trial
 from condkd_ray.trial.synthesis import stored_logits
+
+if TYPE_CHECKING:
+    from condkd_ray.cluster.options import ClusterOptions
 
 ROUNDS = 3
 """Number of rounds of a probe. The first, with one-time work, counts once; the others stand for all later rounds."""
@@ -338,6 +341,7 @@ def estimate(
     with connect(options.address, view=view):
         cluster, configs = options.of_cluster(math.inf), [plan.config for plan in work.missing]
         cluster.check(configs)
+        _check_pool(cluster, options, work if whole is None else whole)
         at_once = cluster.at_once(configs)
     connected = time.perf_counter() - begin
     before = Span(connected, 2 * connected) + probe(work, options, device, view)
@@ -348,6 +352,16 @@ def estimate(
         whole.costs["trial"] = replace(found, wall=found.wall * stopped, cpu=found.cpu * stopped)
     whole.based_on = work.based_on
     return total(whole, before, at_once)
+
+
+def _check_pool(cluster: ClusterOptions, options: Options, work: Workload) -> None:
+    """Raise `InputError` if the pool cannot hold the images of the trials at once; of a search, of its default."""
+    # This module imports Ray, which takes a second.
+    from condkd_ray.cluster.pool.limits import check_limit, planned_round
+
+    workshop = Workshop(options.cache)
+    plans = [replace(plan, scope=options.share) if plan.scope == "trial" else plan for plan in work.missing]
+    check_limit(cluster, [p.config for p in plans], [planned_round(p, workshop.data(p.config)) for p in plans])
 
 
 def probe(work: Workload, options: Options, device: str, view: View = SILENT) -> Span:

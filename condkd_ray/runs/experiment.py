@@ -16,14 +16,14 @@ from condkd_ray.cluster.options import check_resources
 from condkd_ray.core import compilation
 from condkd_ray.core.checkpoint import DamagedError
 from condkd_ray.core.environment import CpuClock, default_device
-from condkd_ray.core.method import require
+from condkd_ray.core.method import InputError, require
 from condkd_ray.core.records import Outcome, Record, find_record, finished, read_manifest, write_manifest
 from condkd_ray.core.storage import check_writable
 from condkd_ray.core.units import parse_size
 from condkd_ray.core.view import SILENT, View
 from condkd_ray.methods.memory.store import MissingSamplesError
 from condkd_ray.report.statistics import Baseline
-from condkd_ray.runs.estimate import explain
+from condkd_ray.runs.estimate import explain, finished_before
 from condkd_ray.runs.options import Options, RunResult
 from condkd_ray.runs.output_folder import open_folder
 from condkd_ray.runs.products import ALONE
@@ -127,6 +127,7 @@ def run(
         # These modules import Ray, which takes a second.
         from condkd_ray.cluster.hardware import trial_hardware
         from condkd_ray.cluster.module_check import check_modules, check_plugins
+        from condkd_ray.cluster.pool.limits import check_limit, planned_round
         from condkd_ray.cluster.storage_check import check_reach
         from condkd_ray.cluster.sweep import sweep
 
@@ -137,6 +138,19 @@ def run(
         check_plugins([plan.config for plan in planned])
         hardware = trial_hardware(options.gpus_per_trial)
         planned = settled_plans(planned, hardware)
+
+        def check_pool(some: Sequence[Plan]) -> None:
+            rounds = [planned_round(plan, workshop.data(plan.config)) for plan in some]
+            check_limit(cluster, [plan.config for plan in some], rounds)
+
+        chosen = _narrowed(planned, only, options)
+        try:
+            # Before teachers are trained.
+            check_pool(chosen)
+        except InputError:
+            # Trials that have finished need no room; to tell them takes milliseconds for each.
+            done = finished_before(chosen, options.out)
+            check_pool([plan for plan in chosen if plan not in done])
         if options.fresh:
             empty(options.storage_root)
         prepared = workshop.prepare_all([plan.config for plan in planned])

@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -13,7 +13,7 @@ from optuna.trial import FixedTrial
 
 from condkd_ray.cluster.connection import connect
 from condkd_ray.cluster.files import delete_trials, empty
-from condkd_ray.cluster.options import check_resources
+from condkd_ray.cluster.options import ClusterOptions, check_resources
 from condkd_ray.core.environment import default_device
 from condkd_ray.core.method import InputError, require
 from condkd_ray.core.records import read_records
@@ -75,7 +75,11 @@ def run(
         check_modules(experiment.own_modules(_modules(tree), workshop))
         check_plugins(plugin_classes(tree))
         check_resources(spec.cpus_per_trial, spec.gpus_per_trial, spec.resources)
-        hardware = trial_hardware(spec.gpus_per_trial)
+        hardware, cluster = trial_hardware(spec.gpus_per_trial), spec.of_cluster(deadline)
+
+        check_pool = pool_check(cluster, spec, workshop)
+        check_pool(default(tree))
+        _check_points(tree, spec, known.points, check_pool)
         if spec.fresh:
             empty(spec.storage_root)
         if "precision" not in leaves(tree):
@@ -88,12 +92,12 @@ def run(
         if spec.population:
             sizes = {"size": spec.population, "rounds": spec.generation_rounds, "total": default(tree).total_rounds}
             population = Population(study, tree, **sizes, seed=spec.sampler_seed)
-        recorder = SearchRecorder(question, study, tree, workshop, spec, view, hardware=hardware)
+        recorder = SearchRecorder(question, study, tree, workshop, spec, view, hardware=hardware, fits=check_pool)
         # This follows the recorder, which restores lost trials: points that were tried are not tried again.
         study.suggest_first(known.points)
         driver = PopulationDriver(recorder, population) if population else SearchDriver(recorder)
         try:
-            complete = ray_search.search(driver, spec.of_cluster(deadline), budget)
+            complete = ray_search.search(driver, cluster, budget)
         finally:
             recorder.records.close()
         recorder.describe(over=True)
@@ -101,6 +105,20 @@ def run(
             delete_trials(spec.storage_root, driver.leftovers())
     budgets = {"time": time.time() >= deadline, "GPU": budget is not None and budget.spent}
     return RunResult(spec.out, complete, recorder.records.failed, tuple(name for name, over in budgets.items() if over))
+
+
+def pool_check(cluster: ClusterOptions, spec: SearchSpec, workshop: Workshop) -> Callable[[TrialConfig], None]:
+    """Return a function that raises `InputError` for a config if the pool cannot hold the images of trials like it.
+
+    It assumes as many equal trials as run at once: whether a proposal is accepted does not depend on which others run.
+    """
+    from condkd_ray.cluster.pool.limits import check_limit, planned_round
+
+    def check_pool(config: TrialConfig) -> None:
+        plan = Plan("", config.ipc, config.seed, config, spec.share)
+        check_limit(cluster, [config], [planned_round(plan, workshop.data(config))] * spec.wanted)
+
+    return check_pool
 
 
 def explained(tree: dict[str, Any], spec: SearchSpec, *, view: View = SILENT) -> str:
@@ -263,14 +281,24 @@ def _points(tree: dict[str, Any], spec: SearchSpec) -> list[Point]:
 
 def _check_configs(tree: dict[str, Any], spec: SearchSpec, points: Sequence[Point], workshop: Workshop) -> None:
     """Raise `InputError` if the config of a point that leaves no leaf open cannot be run."""
+
+    def check_config(config: TrialConfig) -> None:
+        workshop.check(config)
+        if not spec.gpus_per_trial:
+            settled(config, CPU)
+
+    _check_points(tree, spec, points, check_config)
+
+
+def _check_points(
+    tree: dict[str, Any], spec: SearchSpec, points: Sequence[Point], check_config: Callable[[TrialConfig], None]
+) -> None:
+    """Call `check_config` for each point that leaves no leaf open. Raises its `InputError` with the point's number."""
     for number, point in enumerate(points, 1):
         if left_open(tree, point):
             continue
         try:
-            config = close(tree, FixedTrial(point))
-            workshop.check(config)
-            if not spec.gpus_per_trial:
-                settled(config, CPU)
+            check_config(close(tree, FixedTrial(point)))
         except InputError as error:
             raise InputError(f"point {number} of {spec.points}: {error}") from None
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from optuna.trial import TrialState
@@ -33,8 +33,8 @@ class SearchRecorder:
     """Makes trials from a study's proposals, and writes their results: study, records, event files and manifest.
 
     It continues the work of earlier drivers, which may have died at any moment. `left`: proposals that they have
-    started and not completed. `begun`: number of trials so far, including `left`. Raises `InputError` if a record
-    cannot be read.
+    started and not completed. `begun`: number of trials so far, including `left`. `fits`: raises `InputError` for a
+    config that the cluster cannot run. Raises `InputError` if a record cannot be read.
     """
 
     def __init__(
@@ -47,10 +47,12 @@ class SearchRecorder:
         view: View = SILENT,
         *,
         hardware: Hardware = CPU,
+        fits: Callable[[TrialConfig], None] = lambda config: None,
     ) -> None:
         self.study, self.workshop, self.spec = study, workshop, spec
         self.hardware = hardware
         """The hardware that the trials compute on."""
+        self.fits = fits
         self._question, self._tree = question, tree
         self._kinds: dict[Any, PlannedTrial] = {}
         self._newest: dict[str, PlannedTrial] = {}
@@ -78,9 +80,10 @@ class SearchRecorder:
         )
 
     def check(self, config: TrialConfig) -> None:
-        """Raise `InputError` for a proposal that is invalid, or that the hardware does not support."""
+        """Raise `InputError` for a proposal that is invalid, or that hardware or cluster do not support."""
         self.workshop.check(config)
         settled(config, self.hardware)
+        self.fits(config)
 
     def plan(self, number: int, config: TrialConfig) -> PlannedTrial[Prepared]:
         """Return trial `number` with its artifacts; its key is the trial's hash.

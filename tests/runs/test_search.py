@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import shutil
 import signal
@@ -30,14 +31,14 @@ from condkd_ray.report.tables.search import search_table
 from condkd_ray.runs import experiment
 from condkd_ray.runs import search_driver as module
 from condkd_ray.runs.options import RunResult
-from condkd_ray.runs.search import SearchDriver, SearchRecorder
+from condkd_ray.runs.search import SearchDriver, SearchRecorder, pool_check
 from condkd_ray.runs.search import confirm as run_again
 from condkd_ray.runs.search_records import begun_numbers
 from condkd_ray.runs.search_spec import SearchSpec
 from condkd_ray.study.objective import Objective, parse_constraints
 from condkd_ray.study.space import Open, read
 from condkd_ray.study.storage import open_storage
-from condkd_ray.study.study import Study
+from condkd_ray.study.study import IMPOSSIBLE, Study
 from condkd_ray.trial.hardware import CPU, Hardware
 from runs.small_search import SPACE, command, environment, journal_text, search, stored
 
@@ -335,6 +336,7 @@ def fetched(address: str):
             "--sampler is 'random with --constraint'; accepted",
         ),
         (("--constraint", "memory/bytes<=9"), "study 'search' was made for other constraints, []; accepted"),
+        (("--pool-limit", "1kB"), "pool limit of node 127.0.0.1 is '1.0 kB of its object store of "),
         (("--gpu-hours", "4"), "--gpus-per-trial with --gpu-hours is 0.0; accepted: a number > 0"),
         (("--pruner", "asha", "--objective", "proxy/kl", "memory/bytes"), "--pruner is 'asha for the objectives"),
     ],
@@ -360,7 +362,7 @@ def test_settings_that_a_cpu_cannot_run_are_refused_before_earlier_results_are_m
 def test_a_proposal_that_the_hardware_cannot_run_is_refused_by_the_recorder():
     """A GPU could run it, so the space is accepted, and the driver skips the proposal on a CPU."""
     recorder = SearchRecorder.__new__(SearchRecorder)
-    recorder.workshop, recorder.hardware = Workshop(), CPU
+    recorder.workshop, recorder.hardware, recorder.fits = Workshop(), CPU, lambda config: None
     recorder.check(toy_config())
     with pytest.raises(InputError, match="graphs on a CPU is True"):
         recorder.check(toy_config(graphs=True))
@@ -368,6 +370,30 @@ def test_a_proposal_that_the_hardware_cannot_run_is_refused_by_the_recorder():
     recorder.check(toy_config(graphs=True))
 
 
+def test_proposals_whose_images_do_not_fit_into_the_pool_are_passed_over(cluster, tmp_path):
+    tree = to_tree(toy_config())
+    tree["inversion"] = tree["inversion"] | {"batch": Open("choice", (16, 32, 64, 128))}
+    spec = SearchSpec(out=tmp_path, trials=4, pool_limit="10kB")
+    own, sweeping = (
+        pool_check(one.of_cluster(math.inf), one, Workshop())
+        for one in (spec, dataclasses.replace(spec, share="sweep", max_concurrent=1))
+    )
+    study = Study(open_storage(None, tmp_path), "search", tree, Objective(("proxy/agreement",)), sampler="random")
+    proposals = [study.propose(own) for _ in range(3)]
+    # Two trials at once, of 64 pixels and 8 bytes for the label an image: 2 x 72 x 64 = 9216 bytes.
+    assert sorted(one.config.inversion.batch for one in proposals if one) == [16, 32, 64]
+    assert study.propose(own) is None
+    reasons = {trial.user_attrs[IMPOSSIBLE] for trial in study.trials if IMPOSSIBLE in trial.user_attrs}
+    (reason,) = reasons
+    assert "10.0 kB of its object store" in reason
+    assert "at least 18.5 kB, a round of 9 kB for each of 2 trials at once" in reason
+    # One at a time, with logits of 4 classes: 80 x 128 = 10240 bytes.
+    sweeping(dataclasses.replace(proposals[0].config, inversion=dataclasses.replace(INVERSION, batch=100)))
+    with pytest.raises(InputError, match=r"at least 10\.3 kB, a round of 10 kB for 1 trial at once on all nodes"):
+        sweeping(dataclasses.replace(proposals[0].config, inversion=dataclasses.replace(INVERSION, batch=128)))
+
+
+INVERSION = toy_config().inversion
 PREPARED = make_prepared()
 TREE = to_tree(toy_config()) | {"rounds": Open("int", (2, 60))}
 HISTORY = [

@@ -3,7 +3,6 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,10 +15,8 @@ from cluster.pool.chunk_files import append, fill
 from condkd_ray.cluster.pool import actor as module
 from condkd_ray.cluster.pool.actor import SILENCE_SECONDS, SyntheticPool, make_pool
 from condkd_ray.cluster.pool.chunks import HERE, Caller, ChunkCache, write
-from condkd_ray.cluster.pool.limits import check_limit, chunk_bytes, default_limit
 from condkd_ray.cluster.pool.stores import FilledStore, PoolStore
 from condkd_ray.core.chunk_files import JOIN_FROM, Arrays, stored_chunks
-from condkd_ray.core.method import InputError
 from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Codec, Samples
 from condkd_ray.methods.memory import Growing
@@ -340,23 +337,6 @@ def test_the_pool_writes_its_contents_to_a_status_file(cluster, tmp_path):
     assert [key["key"] for key in status["keys"]] == ["key"]
     described = pool.describe()[0]
     assert (described["samples"], described["readers"], described["bytes"]) == (10, 1, 10 * ROW)
-
-
-def test_a_limit_below_the_images_of_one_round_is_refused(cluster):
-    config, prepared = toy.toy_config(), toy.make_prepared()
-    size = chunk_bytes(config, prepared)
-    assert size == config.inversion.images_per_round * (ROW - 2 * toy.NUM_CLASSES)
-    reads = replace(config, distiller=replace(config.distiller, augment=False))
-    whole = {
-        chunk_bytes(reads, prepared),
-        chunk_bytes(config, prepared, "inversion"),
-        chunk_bytes(config, prepared, "sweep"),
-    }
-    assert whole == {config.inversion.images_per_round * ROW}
-    check_limit(size, [size])
-    with pytest.raises(InputError, match=f"pool limit is '{size - 1} bytes'"):
-        check_limit(size - 1, [size // 2, size])
-    assert default_limit() > 10 * size
 
 
 def test_one_claimant_holds_a_key_until_it_is_released(tmp_path):
