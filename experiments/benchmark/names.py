@@ -2,5 +2,19 @@
 
 from typing import Literal
 
-ClusterFigure = Literal["draw", "blocked", "reader", "startup", "waiting", "sharing", "raylets", "driver", "sweep"]
+ClusterFigure = Literal[
+    "draw",
+    "blocked",
+    "reader",
+    "startup",
+    "waiting",
+    "sharing",
+    "raylets",
+    "driver",
+    "sweep",
+    "clients",
+    "contribute",
+    "sleepers",
+    "broadcast",
+]
 PeerFigure = Literal["fast_resnet", "fast_wrn", "cmi", "nayer"]

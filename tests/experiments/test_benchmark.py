@@ -5,7 +5,8 @@ from typing import get_args
 import pytest
 import toy
 from benchmark import figures
-from benchmark.figures import FIGURES, idle, scratch
+from benchmark.cluster import FIGURES
+from benchmark.figures import idle, scratch
 from benchmark.names import ClusterFigure
 from benchmark.rows import Measured, read, row, store, table
 from places import DOCS, EXPERIMENTS
