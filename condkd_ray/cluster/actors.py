@@ -59,6 +59,10 @@ PATIENCE_SECONDS = 120.0
 """Time for which a trial repeats calls to a pool that is being restarted, in seconds."""
 
 
+class RetryError(Exception):
+    """Raised by a call that is to be repeated, from the error that it has dealt with."""
+
+
 def retry_until_restarted(call: Callable[[], T]) -> T:
     """Return the result of `call`, which calls the pool; repeat the call while the pool restarts.
 
@@ -69,11 +73,14 @@ def retry_until_restarted(call: Callable[[], T]) -> T:
         try:
             with WATCH.running():
                 return call()
+        except RetryError as error:
+            if time.monotonic() > deadline:
+                raise (error.__cause__ or error) from None
         except (RayError, FileNotFoundError) as error:
             # The pool may just have replaced the file by another one.
             if time.monotonic() > deadline or not (is_transient(error) or isinstance(error, FileNotFoundError)):
                 raise
-            time.sleep(0.1)
+        time.sleep(0.1)
 
 
 def call_actor(method: Any, *args: Any) -> Any:

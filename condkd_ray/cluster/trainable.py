@@ -13,8 +13,9 @@ from condkd_ray.cluster.files import chunks_folder, halt_path, note, trial_file,
 from condkd_ray.cluster.jobs import Job, SearchJobs, SweepJobs, own_device, unpack
 from condkd_ray.cluster.lost import full, in_words, is_lost
 from condkd_ray.cluster.options import ClusterOptions
+from condkd_ray.cluster.pool.chunks import Caller
 from condkd_ray.cluster.pool.sources import Producers, SharedSource, sweep_source
-from condkd_ray.cluster.pool.stores import FilledStore, PoolStore, SharedStore, SweepStore
+from condkd_ray.cluster.pool.stores import FilledStore, PoolStore, SharedStore, SweepStore, own_node
 from condkd_ray.core.checkpoint import DamagedError
 from condkd_ray.core.environment import clean_process, is_out_of_memory, keep_imports, private_bytes
 from condkd_ray.core.method import ClusterError, InputError
@@ -136,7 +137,7 @@ def _attempt(job: Job, context: WorkerContext, report: Report) -> Outcome:
     prepared = unpack(job.config, job.prepared, own_device())
     if (parent := job.lineage.parent) and not checkpoint.is_file():
         # Copy the samples first: a trial whose checkpoint exists is assumed to have all of its samples.
-        call_actor(context.pool.inherit, job.pool_key, parent)
+        call_actor(context.pool.inherit, job.pool_key, parent, Caller(own_node()))
         inherit(job.config, prepared, trial_file(context.folder, parent, "state"), checkpoint)
 
     def show(outcome: Outcome) -> None:

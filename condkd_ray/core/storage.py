@@ -285,6 +285,15 @@ def take(source: Location, target: Path) -> None:
     source.unlink()
 
 
+def move(source: Location, target: Location) -> None:
+    """Rename a file within its folder or store. Raises `FileNotFoundError` if it does not exist."""
+    if isinstance(source, Path):
+        source.replace(str(target))
+    else:
+        assert isinstance(target, Remote)
+        source.filesystem.move(source.path, target.path)
+
+
 def _put(source: Path, target: Remote) -> None:
     from pyarrow import memory_map
 

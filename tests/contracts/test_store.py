@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import toy
+from cluster.pool.chunk_files import fill
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from methods.memory.rounds import assert_alike, draws_without_waiting, waiting_is_an_error
@@ -21,7 +22,7 @@ from condkd_ray.methods.memory import LocalStore, Store
 from condkd_ray.methods.memory import store as module
 from condkd_ray.methods.memory.chunk_table import ChunkTable
 from condkd_ray.methods.memory.device_rows import DeviceRows
-from condkd_ray.methods.memory.store import MissingSamplesError, to_arrays
+from condkd_ray.methods.memory.store import MissingSamplesError
 
 Make = Callable[..., Store]
 ROOM = {"device": 2**30, "little room": 500}
@@ -325,7 +326,6 @@ def test_device_rows_and_chunks_give_equal_results_for_any_sequence_of_calls(ope
 
 @pytest.mark.ray
 def test_a_trial_reads_its_producers_rounds_from_each_place(pool, rows):
-    import ray
 
     from condkd_ray.cluster.pool.stores import FilledStore
 
@@ -333,7 +333,7 @@ def test_a_trial_reads_its_producers_rounds_from_each_place(pool, rows):
     parts = [toy.samples(4, seed=seed) for seed in range(4)]
     store = FilledStore(code(), toy.NUM_CLASSES, pool, key)
     for number, part in enumerate(parts):
-        ray.get(pool.fill.remote(key, 4 * number, to_arrays(code().encode(part))))
+        fill(pool, code(), key, 4 * number, part)
     store.refresh()
     for number, part in enumerate(parts[:3]):
         seen = store.peek(4)
@@ -375,8 +375,8 @@ def test_trials_of_a_sweep_draw_from_each_other_in_each_place(pool, rows):
     key, parts = f"sweep {rows}", {name: toy.samples(4, seed=seed) for seed, name in enumerate("ab")}
     stores = {name: SweepStore(code(), toy.NUM_CLASSES, pool, key, reader=name) for name in "ab"}
     for name, store in stores.items():
-        for _ in range(store.contribute(0, parts[name])):
-            store.append(store.peek())
+        for size in store.contribute(0, parts[name]):
+            store.append(store.peek(size))
     assert stores["a"].num_ids == 4
     assert equal(stores["b"], torch.arange(4), parts["a"])
     assert equal(stores["b"], torch.arange(4, 8), parts["b"])
@@ -410,7 +410,6 @@ def test_a_trials_own_round_is_not_copied_to_the_device_again(pool, monkeypatch)
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("limit", [None, 4000], ids=["all on the device", "most on the host"])
 def test_on_a_gpu_no_draw_from_the_pool_waits_and_results_equal_those_of_the_cpu(pool, limit):
-    import ray
 
     from condkd_ray.cluster.pool.stores import FilledStore, PoolStore
 
@@ -422,7 +421,7 @@ def test_on_a_gpu_no_draw_from_the_pool_waits_and_results_equal_those_of_the_cpu
     assert torch.equal(device.class_counts, host.class_counts)
     # Samples of other trials come from the host's memory.
     made, key = toy.samples(40), f"made {limit}"
-    ray.get(pool.fill.remote(key, 0, to_arrays(code().encode(made))))
+    fill(pool, code(), key, 0, made)
     host, device = (FilledStore(code(), toy.NUM_CLASSES, pool, key, where) for where in ("cpu", "cuda"))
     with waiting_is_an_error():
         seen = device.peek(40)

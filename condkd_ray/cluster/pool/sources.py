@@ -9,18 +9,19 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from condkd_ray.cluster.actors import call_actor
+from condkd_ray.cluster.actors import call_actor, retry_until_restarted
 from condkd_ray.cluster.jobs import own_device, unpack
 from condkd_ray.cluster.lost import is_lost
 from condkd_ray.cluster.pool.actor import Taken
-from condkd_ray.cluster.pool.stores import FilledStore, SharedStore, SweepStore
+from condkd_ray.cluster.pool.chunks import Caller, write_unnamed
+from condkd_ray.cluster.pool.stores import FilledStore, SharedStore, SweepStore, own_node
 from condkd_ray.core import checkpoint as states
 from condkd_ray.core.environment import set_up_process
 from condkd_ray.core.method import Metrics
 from condkd_ray.core.samples import Samples
 from condkd_ray.core.storage import Location
 from condkd_ray.methods.memory import Store
-from condkd_ray.methods.memory.store import to_arrays
+from condkd_ray.methods.memory.store import Arrays, to_arrays
 from condkd_ray.trial.allowance import Allowance
 from condkd_ray.trial.config import Prepared, TrialConfig
 from condkd_ray.trial.loop import TrialState
@@ -58,11 +59,20 @@ class ProducerProcess:
             self._codec = codec(self._config, prepared.teacher)
             self._producer = Producer(self._config, prepared, number, to_tensor(state))
         samples, terms = self._producer.make(to_tensor(snapshot))
-        arrays, start = to_arrays(self._codec.encode(samples)), round * len(samples)
-        call_actor(self._pool.fill, self._key, start, arrays)
+        self._store(round * len(samples), to_arrays(self._codec.encode(samples)))
         terms["time/production_seconds"] = time.perf_counter() - wall
         terms["time/production_cpu_seconds"] = time.process_time() - cpu
         return terms, to_plain(self._producer.state())
+
+    def _store(self, start: int, arrays: Arrays) -> None:
+        """Put a round whose first id is `start` into the pool."""
+        folder, caller = call_actor(self._pool.folder) / self._key, Caller(own_node())
+
+        def fill() -> None:
+            described = write_unnamed(folder, arrays)
+            ray.get(self._pool.fill.remote(self._key, start, **described, caller=caller))
+
+        retry_until_restarted(fill)
 
 
 class Producers(AbstractContextManager):
@@ -231,9 +241,7 @@ def sweep_source(config: TrialConfig, prepared: Prepared, state: TrialState, sto
     assert isinstance(state.production, Production), "trials with a pipeline share nothing"
     parts = (config, prepared, state.production, state.distiller.student, store.class_counts)
     own, terms = produce(*parts, with_logits=config.shares_logits)
-    taken = 0
-    for _ in range(store.contribute(state.round, own) - 1):
-        samples = store.peek()
-        config.memory.add(state.memory, store, samples, teacher=prepared.teacher, rng=state.streams)
-        taken += len(samples)
-    return store.peek(), terms | {"pool/taken": float(taken)}
+    *others, last = store.contribute(state.round, own)
+    for size in others:
+        config.memory.add(state.memory, store, store.peek(size), teacher=prepared.teacher, rng=state.streams)
+    return store.peek(last), terms | {"pool/taken": float(sum(others))}

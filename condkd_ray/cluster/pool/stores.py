@@ -2,19 +2,26 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
-from operator import attrgetter, itemgetter
-from typing import Any
+from operator import attrgetter
+from typing import Any, ClassVar
 
 import ray
 import torch
+from ray.exceptions import RayError
 
-from condkd_ray.cluster.actors import call_actor, retry_until_restarted
-from condkd_ray.cluster.pool.actor import Placed, Table, Taken
+from condkd_ray.cluster.actors import RetryError, call_actor, retry_until_restarted
+from condkd_ray.cluster.lost import is_lost
+from condkd_ray.cluster.pool.actor import Taken
+from condkd_ray.cluster.pool.chunks import Caller, Placed, Table, write, write_unnamed
 from condkd_ray.core.method import Metrics
 from condkd_ray.core.samples import Codec, Encoded, Samples
 from condkd_ray.core.storage import Location
-from condkd_ray.methods.memory.chunk_table import moved
-from condkd_ray.methods.memory.store import MissingSamplesError, Store, from_arrays, read_chunk, to_arrays
+from condkd_ray.methods.memory.store import Arrays, Store, from_arrays, read_chunk, to_arrays
+
+
+def own_node() -> str:
+    """Return the id of the node on which this process runs."""
+    return ray.get_runtime_context().get_node_id()
 
 
 class PooledStore(Store):
@@ -23,6 +30,9 @@ class PooledStore(Store):
     `pool`: handle of the actor. `reader`: key of the trial that reads the chunks, if it differs from their `key`.
     `device_limit`: bytes of samples held on a GPU; None: the default.
     """
+
+    shared: ClassVar[bool] = False
+    """Whether several trials read the key."""
 
     def __init__(
         self,
@@ -37,6 +47,8 @@ class PooledStore(Store):
     ) -> None:
         super().__init__(codec, num_classes, device, device_limit=device_limit)
         self._pool, self._key, self._reader = pool, key, reader or key
+        self._folder: Location = call_actor(pool.folder) / key
+        self._node = own_node()
         self._placed: dict[int, Placed] = {}
         self._version = ""
         self._drop: list[int] = []
@@ -52,24 +64,32 @@ class PooledStore(Store):
         """Handle the removal of the chunk whose first id in the pool is `start`."""
 
     def _call(
-        self, method: str, *args: Any, table: Callable[[Any], Table] = lambda answer: answer, **options: Any
+        self,
+        method: str,
+        *args: Any,
+        file: Callable[[], dict[str, Any]] = dict,
+        table: Callable[[Any], Table] = lambda answer: answer,
+        **options: Any,
     ) -> Any:
         """Call a method of the pool on the key, map the changes of the key's chunks, and return the reply.
 
+        `file`: writes the file that the call is about, before each attempt, and returns the arguments that describe it.
         `table`: function that returns the chunk table in a reply. If the pool was restarted in the meantime, it has put
         the files into new objects; the call is then repeated.
         """
 
-        def call() -> Any:
-            have, self._version = self._version, ""
-            answer = ray.get(getattr(self._pool, method).remote(self._key, *args, have=have, **options))
-            version, chunks = table(answer)
-            if chunks is not None:
-                self._map(chunks)
-            self._version = version
+        def attempt() -> Any:
+            described = file()
+            caller = Caller(self._node, self.shared, self._version)
+            self._version = ""
+            call = getattr(self._pool, method)
+            answer = ray.get(call.remote(self._key, *args, **described, caller=caller, **options))
+            changes = table(answer)
+            self._map(changes)
+            self._version = changes.version
             return answer
 
-        return retry_until_restarted(call)
+        return retry_until_restarted(attempt)
 
     def _mark_dropped(self, starts: Iterable[int], sealed: int) -> None:
         """Unmap chunks by first id, and record that samples with ids below `sealed` are covered by a checkpoint.
@@ -81,26 +101,41 @@ class PooledStore(Store):
             self._drop.append(start)
         self._sealed = sealed
 
-    def _call_and_drop(self, method: str, *args: Any) -> None:
+    def _call_and_drop(self, method: str, *args: Any, **options: Any) -> None:
         """Call the pool as `_call` does, and pass the chunks and the id recorded by `_mark_dropped`."""
-        self._call(method, *args, drop=self._drop, sealed=self._sealed)
+        self._call(method, *args, drop=self._drop, sealed=self._sealed, **options)
         self._drop = []
 
     def _unmap(self, start: int) -> None:
         del self._placed[start]
         self._unmapped(start)
 
-    def _map(self, chunks: dict[int, Placed]) -> None:
-        changed = {start: placed for start, placed in chunks.items() if self._placed.get(start) != placed}
-        copies = iter(ray.get([one.source for one in changed.values() if not isinstance(one.source, Location)]))
-        arrays = [
-            read_chunk(one.source) if isinstance(one.source, Location) else next(copies) for one in changed.values()
-        ]
-        for start in set(self._placed) - set(chunks):
+    def _map(self, table: Table) -> None:
+        changed = {start: placed for start, placed in table.changed.items() if self._placed.get(start) != placed}
+        gone = set(self._placed) - set(table.changed) if table.whole else set(self._placed).intersection(table.removed)
+        arrays = self._fetched(changed)
+        for start in gone:
             self._unmap(start)
         for (start, placed), found in zip(changed.items(), arrays, strict=True):
             self._placed[start] = placed
             self._mapped(start, self._returned(from_arrays(found)))
+
+    def _fetched(self, chunks: dict[int, Placed]) -> list[Arrays]:
+        """Return the arrays of chunks, mapped from the object store or from their files.
+
+        Raises `RetryError` if an object is lost, as with its node, or if the file was replaced before an object was
+        made of it; the pool has then been told to put the object again.
+        """
+        refs = {start: one.source for start, one in chunks.items() if not isinstance(one.source, Location)}
+        try:
+            copies = dict(zip(refs, ray.get(list(refs.values())), strict=True))
+        except (RayError, FileNotFoundError) as error:
+            if not (is_lost(error) or isinstance(error, FileNotFoundError)):
+                raise
+            lost = {start: ref for start, ref in refs.items() if _is_lost(ref)}
+            call_actor(self._pool.reload, self._key, lost, Caller(self._node, self.shared))
+            raise RetryError from error
+        return [copies[start] if start in copies else read_chunk(one.source) for start, one in chunks.items()]
 
 
 class PoolStore(PooledStore):
@@ -110,7 +145,7 @@ class PoolStore(PooledStore):
     """
 
     def __init__(self, *place: Any, **options: Any) -> None:
-        # The round that is being sent to the pool, by first id: on a GPU it need not be copied back from the pool.
+        # The round that is being stored, by first id: on a GPU it need not be copied back from the pool.
         self._own: dict[int, Encoded] = {}
         super().__init__(*place, **options)
 
@@ -121,8 +156,9 @@ class PoolStore(PooledStore):
     def _append(self, start: int, samples: Samples) -> None:
         encoded = self.codec.encode(samples)
         self._own = {start: self._returned(encoded)}
+        arrays = to_arrays(encoded)
         try:
-            self._call_and_drop("append", start, to_arrays(encoded))
+            self._call_and_drop("append", start, file=lambda: {"written": write(self._folder, start, arrays)})
         finally:
             self._own = {}
 
@@ -204,15 +240,22 @@ class SharedStore(AdoptingStore):
     numbers are those of a trial that shares nothing.
     """
 
+    shared = True
+
     def take(self, round: int) -> Taken:
         """Request a round (from 0) and return the pool's reply. If the round exists, its chunk is then mapped."""
         return self._call("take", round, self._reader, table=attrgetter("table"))
 
     def deliver(self, round: int, samples: Samples, metrics: Metrics) -> Taken:
         """Add a round, with logits, to the shared ones; return the pool's reply as `take` does."""
+        return self._send("deliver", round, samples, metrics=metrics)
+
+    def _send(self, method: str, round: int, samples: Samples, **more: Any) -> Any:
+        """Write a round to a file and call a method of the pool that adds it to the shared ones."""
         assert samples.has_logits or samples.dense, "shared samples come with logits"
         arrays = to_arrays(self.codec.encode(samples))
-        return self._call("deliver", round, self._reader, arrays, metrics, table=attrgetter("table"))
+        parts = {"file": lambda: write_unnamed(self._folder, arrays), "table": attrgetter("table")}
+        return self._call(method, round, self._reader, **parts, **more)
 
     def commit(self) -> None:
         """Unmap chunks without live samples."""
@@ -224,59 +267,27 @@ class SharedStore(AdoptingStore):
         self._adopt(num_ids)
 
 
-class SweepStore(PooledStore):
-    """A trial's view of the samples that all trials of a sweep make.
+class SweepStore(SharedStore):
+    """A trial's view of the samples that all trials of a sweep make; see `SharedStore`.
 
-    Ids are those of the trial, in the order in which it received the chunks. Logits are handled as in `SharedStore`.
+    A trial takes over all rounds in the order of their ids. After a restart it may therefore have taken over only some
+    of the samples that were there when it last called the pool.
     """
 
-    def __init__(self, *place: Any, **options: Any) -> None:
-        self._chunks: dict[int, Encoded] = {}
-        self._places: dict[int, int] = {}
-        self._queue: list[int] = []
-        super().__init__(*place, **options)
+    def contribute(self, round: int, samples: Samples) -> list[int]:
+        """Add a round, with logits, for all trials.
 
-    def contribute(self, round: int, samples: Samples) -> int:
-        """Add a round, with logits, for all trials; return the number of chunks to take over now, the own one last."""
-        assert samples.has_logits or samples.dense, "shared samples come with logits"
-        arrays = to_arrays(self.codec.encode(samples))
-        self._queue = list(self._call("contribute", self._reader, round, arrays, table=itemgetter(0))[1])
-        return len(self._queue)
-
-    def peek(self) -> Samples:
-        """Return the samples of the next chunk to take over. The next `append` takes it over and sends nothing."""
-        return self.codec.decode(moved(self._chunks[self._queue[0]], self.device))
-
-    def commit(self) -> None:
-        """Unmap chunks without live samples."""
-        for start, _ in self._dead():
-            self.table.remove(start)
-
-    def _append(self, start: int, samples: Samples) -> None:
-        self._enter(self._queue.pop(0))
-
-    def _truncate(self, num_ids: int) -> None:
-        """Take over the chunks that the trial had received by a checkpoint after `num_ids` samples.
-
-        Later chunks stay in the pool. Raises `MissingSamplesError` if the pool has lost one of these chunks.
+        Returns the numbers of samples of the rounds to take over now, one after the other: those of other trials since
+        the last call, then the own one.
         """
-        for start in call_actor(self._pool.received, self._key, self._reader, 2**31) if num_ids else []:
-            if self.num_ids >= num_ids:
-                break
-            if start not in self._chunks:
-                raise MissingSamplesError(f"a checkpoint after {num_ids} samples needs a chunk that is gone")
-            self._enter(start)
+        return self._send("contribute", round, samples).sizes
 
-    def _enter(self, pool_start: int) -> None:
-        start, chunk = self.num_ids, self._chunks[pool_start]
-        self._places[pool_start] = start
-        self.table.put(start, chunk)
-        self._ids.cover(start, chunk.classes)
 
-    def _mapped(self, start: int, chunk: Encoded) -> None:
-        self._chunks[start] = chunk
-        if start in self._places and self._ids.any_live(self._places[start], len(chunk)):
-            self.table.put(self._places[start], chunk)
-
-    def _unmapped(self, start: int) -> None:
-        del self._chunks[start]
+def _is_lost(ref: Any) -> bool:
+    """Return whether an object cannot be got. Blocks until it is there or lost."""
+    try:
+        ray.wait([ref])
+        ray.get(ref)
+    except (RayError, FileNotFoundError):
+        return True
+    return False

@@ -1,7 +1,8 @@
 import json
 import os
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,13 +12,10 @@ import torch
 import toy
 
 from cluster import processes
+from cluster.pool.chunk_files import append, fill
 from condkd_ray.cluster.pool import actor as module
-from condkd_ray.cluster.pool.actor import (
-    SILENCE_SECONDS,
-    ChunkCache,
-    SyntheticPool,
-    make_pool,
-)
+from condkd_ray.cluster.pool.actor import SILENCE_SECONDS, SyntheticPool, make_pool
+from condkd_ray.cluster.pool.chunks import HERE, Caller, ChunkCache, write
 from condkd_ray.cluster.pool.limits import check_limit, chunk_bytes, default_limit
 from condkd_ray.cluster.pool.stores import FilledStore, PoolStore
 from condkd_ray.core.method import InputError
@@ -25,7 +23,7 @@ from condkd_ray.core.rng import Streams
 from condkd_ray.core.samples import Codec, Samples
 from condkd_ray.methods.memory import Growing
 from condkd_ray.methods.memory.chunk_table import JOIN_FROM
-from condkd_ray.methods.memory.store import stored_chunks, to_arrays
+from condkd_ray.methods.memory.store import Arrays, stored_chunks, to_arrays
 from condkd_ray.trial.loop import run_round, start
 from condkd_ray.trial.synthesis import codec
 
@@ -51,12 +49,19 @@ def open_store(pool, key: str) -> PoolStore:
     return PoolStore(CODEC, toy.NUM_CLASSES, pool, key)
 
 
+def eventually(holds: Callable[[], bool]) -> None:
+    """Wait until a condition holds."""
+    deadline = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 def files(folder: Path, key: str) -> list[str]:
     return [path.stem for path in stored_chunks(folder / key)]
 
 
 def test_a_chunk_overwritten_in_the_pool_changes_the_loss_of_the_next_round(pool):
-    import ray
 
     def second_loss(key: str, overwrite: bool) -> float:
         prepared = toy.make_prepared()
@@ -66,7 +71,7 @@ def test_a_chunk_overwritten_in_the_pool_changes_the_loss_of_the_next_round(pool
         run_round(config, prepared, state, store)
         if overwrite:
             black = Samples(torch.full((16, 1, 8, 8), -1.0), torch.zeros(16, dtype=torch.int64), torch.zeros(16, 4))
-            ray.get(pool.append.remote(key, 0, to_arrays(CODEC.encode(black))))
+            append(pool, CODEC, key, 0, black)
         return run_round(config, prepared, state, store)["kd/loss"]
 
     plain = second_loss("plain", overwrite=False)
@@ -75,12 +80,11 @@ def test_a_chunk_overwritten_in_the_pool_changes_the_loss_of_the_next_round(pool
 
 
 def test_an_overwritten_chunk_is_counted_by_its_new_classes(pool):
-    import ray
 
     store = open_store(pool, "classes")
     store.append(toy.sure(0, 0, 1))
     store.drop(torch.tensor([0]))
-    ray.get(pool.append.remote("classes", 0, to_arrays(CODEC.encode(toy.sure(2, 2, 2)))))
+    append(pool, CODEC, "classes", 0, toy.sure(2, 2, 2))
     store.append(toy.sure(3))
     assert store.class_counts.tolist() == [0, 0, 2, 1]
 
@@ -122,9 +126,11 @@ def test_small_sealed_chunks_are_joined_in_one_file(pool, folder):
     store.commit()
     assert len(files(folder, "small")) == 16
     store.append(toy.samples(2, seed=16))
-    assert files(folder, "small") == ["0000000000-0000000032", "0000000032-0000000034"]
-    labels = torch.cat([toy.samples(2, seed=seed).labels for seed in range(17)])
-    assert torch.equal(store.gather(torch.arange(34)).labels, labels)
+    eventually(lambda: (folder / "small" / "0000000000-0000000032.arrow").is_file())
+    store.append(toy.samples(2, seed=17))
+    assert files(folder, "small") == [f"{start:010d}-{stop:010d}" for start, stop in ((0, 32), (32, 34), (34, 36))]
+    labels = torch.cat([toy.samples(2, seed=seed).labels for seed in range(18)])
+    assert torch.equal(store.gather(torch.arange(36)).labels, labels)
 
 
 def test_chunks_that_no_checkpoint_covers_are_not_joined(pool, folder):
@@ -182,16 +188,18 @@ def test_incomplete_files_of_a_crash_are_deleted(cluster, tmp_path):
 
     first = SyntheticPool(tmp_path, LIMIT)
     arrays = to_arrays(CODEC.encode(toy.samples(6)))
-    first.append("key", 0, tuple(array[:3] for array in arrays))
-    first.append("key", 3, tuple(array[3:] for array in arrays))
-    SyntheticPool(tmp_path, LIMIT).append("other", 0, arrays)
+    for first_id in (0, 3):
+        part = tuple(array[first_id : first_id + 3] for array in arrays)
+        first.append("key", first_id, write(tmp_path / "key", first_id, part))
+    SyntheticPool(tmp_path, LIMIT).append("other", 0, write(tmp_path / "other", 0, arrays))
     os.link(tmp_path / "other" / "0000000000-0000000006.arrow", tmp_path / "key" / "0000000000-0000000006.arrow")
     (tmp_path / "key" / ".x.arrow.7.partial").touch()
-    version, chunks = SyntheticPool(tmp_path, LIMIT).table("key")
+    table = SyntheticPool(tmp_path, LIMIT).table("key")
+    version, chunks = table.version, table.changed
     assert list(chunks) == [0]
     assert torch.equal(torch.from_numpy(ray.get(chunks[0].source)[1].copy()), toy.samples(6).labels)
     assert [path.name for path in (tmp_path / "key").iterdir()] == ["0000000000-0000000006.arrow"]
-    assert SyntheticPool(tmp_path, LIMIT).table("key", version)[1] is not None
+    assert SyntheticPool(tmp_path, LIMIT).table("key", Caller(have=version)).whole
 
 
 @pytest.mark.parametrize("way", ["ray.kill", "SIGKILL"])
@@ -215,9 +223,7 @@ def test_a_store_continues_after_its_pool_was_killed(pool, way):
 
 
 def put_round(pool, key: str, number: int, seed: int) -> None:
-    import ray
-
-    ray.get(pool.fill.remote(key, 4 * number, to_arrays(CODEC.encode(toy.samples(4, seed=seed)))))
+    fill(pool, CODEC, key, 4 * number, toy.samples(4, seed=seed))
 
 
 def test_rounds_of_producers_count_once_the_trial_appends_them(pool, folder):
@@ -265,18 +271,22 @@ def arrays(count: int, seed: int = 0):
     return to_arrays(CODEC.encode(toy.samples(count, seed=seed)))
 
 
+def place(cache: ChunkCache, key: str, start: int, content: Arrays, caller: Caller = HERE) -> None:
+    cache.place(key, start, write(cache.folder / key, start, content), caller)
+
+
 def on_disk(cache: ChunkCache, key: str) -> list[bool]:
-    return [isinstance(placed.source, Path) for placed in cache.open(key).values()]
+    return [isinstance(placed.source, Path) for placed in cache.open(key, HERE).values()]
 
 
 def test_beyond_the_limit_the_oldest_chunks_leave_memory_and_stay_on_disk(cluster, tmp_path):
     cache = ChunkCache(tmp_path, limit=25 * ROW)
     for number in range(4):
-        cache.place("a", 10 * number, arrays(10, seed=number))
+        place(cache, "a", 10 * number, arrays(10, seed=number))
     assert on_disk(cache, "a") == [True, True, False, False]
     assert cache.sizes("a") == {"chunks": 4, "samples": 40, "bytes": 40 * ROW, "spilled_bytes": 20 * ROW}
     assert cache.shed == 20 * ROW
-    cache.place("b", 0, arrays(10))
+    place(cache, "b", 0, arrays(10))
     assert on_disk(cache, "a") == [True, True, True, False]
     again = ChunkCache(tmp_path, limit=25 * ROW)
     assert on_disk(again, "a") == [True, True, False, False]
@@ -298,14 +308,23 @@ def test_a_store_reads_chunks_that_are_only_on_disk(cluster, tmp_path):
     ray.kill(pool)
 
 
+def join(cache: ChunkCache, key: str, sealed: int) -> None:
+    """Have the chunks joined, and wait until they are."""
+    cache.join(key, sealed, HERE)
+    cache.truncate(key, 10**6, HERE)
+
+
 def test_neighbouring_chunks_are_joined_without_logits_if_one_has_none(cluster, tmp_path):
+    import ray
+
     cache = ChunkCache(tmp_path, 10**6)
     for number in range(JOIN_FROM):
         whole = CODEC.encode(toy.samples(2, seed=number))
-        cache.place("a", 2 * number, to_arrays(whole if number < 3 else whole.without_logits()))
-    cache.join("a", 2 * JOIN_FROM)
-    assert list(cache.open("a")) == [0]
-    images, labels, logits = cache.read("a", 0)
+        place(cache, "a", 2 * number, to_arrays(whole if number < 3 else whole.without_logits()))
+    join(cache, "a", 2 * JOIN_FROM)
+    ((start, placed),) = cache.open("a", HERE).items()
+    assert start == 0
+    images, labels, logits = ray.get(placed.source)
     assert (len(images), logits.shape) == (2 * JOIN_FROM, (2 * JOIN_FROM, 0))
     assert labels.tolist() == [label for n in range(JOIN_FROM) for label in toy.samples(2, seed=n).labels.tolist()]
     assert cache.sizes("a")["bytes"] == 2 * JOIN_FROM * (64 + 8)
@@ -313,7 +332,8 @@ def test_neighbouring_chunks_are_joined_without_logits_if_one_has_none(cluster, 
 
 def test_the_pool_writes_its_contents_to_a_status_file(cluster, tmp_path):
     pool = SyntheticPool(tmp_path, 10**6)
-    pool.append("key", 0, arrays(10))
+    pool.append("key", 0, write(tmp_path / "key", 0, arrays(10)))
+    eventually(lambda: (tmp_path / "pool.json").is_file())
     status = json.loads((tmp_path / "pool.json").read_text())
     assert status["limit"] == 10**6
     # The file is first written when a key is opened; changes within the next second are not written.

@@ -9,7 +9,7 @@ import torch
 import toy
 
 from cluster import processes
-from cluster.test_sources import FREE, assert_as_alone
+from cluster.pool.test_sources import FREE, assert_as_alone
 from cluster.test_sweep import Observer, everything
 from condkd_ray.cluster.pool.actor import SyntheticPool, make_pool
 from condkd_ray.cluster.pool.stores import PoolStore
@@ -54,7 +54,7 @@ def test_incomplete_files_of_a_crash_are_deleted(cluster, folder):
     arrays = to_arrays(CODEC.encode(toy.samples(6)))
     for start, stop in [(0, 3), (3, 6), (0, 6)]:
         write_chunk(chunk_path(folder / "key", start, stop), tuple(array[start:stop] for array in arrays))
-    _, chunks = SyntheticPool(folder, 2**30).table("key")
+    chunks = SyntheticPool(folder, 2**30).table("key").changed
     assert list(chunks) == [0]
     assert files(folder / "key") == stored_chunks(folder / "key")
 
