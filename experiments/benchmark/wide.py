@@ -25,6 +25,7 @@ from chaos.processes import TITLES, titles
 from torch import Tensor
 
 from benchmark.figures import CODE, CPUS, digits, of_seeds, own_pool, random_samples, scratch
+from benchmark.names import DRIVER_CPU, POOL_CPU, UNPACED, UNPACED_POOL_CPU, UNPACED_REST_CPU
 from benchmark.plain import prepare
 from benchmark.rows import Measured
 from condkd_ray.cluster.connection import connect
@@ -64,13 +65,6 @@ SLEEP_SECONDS, SLEEPERS, SLEEPING_ROUNDS, WINDOWS = 0.5, 32, 104, 4
 RAYLETS = 4
 TEACHER = {"name": "resnet", "depth": 8, "width": 290}
 """A network of 100 MB."""
-
-POOL_CPU = "CPU time of the pool's process a round, 64 clients that pause"
-UNPACED_POOL_CPU = "CPU time of the pool's process a round, 16 clients without pauses"
-UNPACED_REST_CPU = "CPU time of all other processes a round (client, raylet, GCS, loader), 16 clients without pauses"
-UNPACED_P50 = "append of 256 images 3x32x32 and commit, 16 clients without pauses on 2 cores, p50"
-DRIVER_CPU = "CPU time of the driver a reported round, sleeping trials"
-"""Rows that `benchmark.simulation` reads."""
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
@@ -232,9 +226,8 @@ def clients() -> Iterator[Measured]:
             for count, (pause, rounds) in PACED.items()
         }
     one = f"append of {ROUND} images 3x32x32 and commit"
-    many = UNPACED_P50.removesuffix(", p50")
     yield from _percentiles(f"{one}, 1 client", alone)
-    yield from _percentiles(many, crowd)
+    yield from _percentiles(UNPACED, crowd)
     yield Measured(f"rounds a second, 1 client without pauses on {CPUS} cores", [run.rate for run in alone], "")
     yield Measured(f"rounds a second, {PROCESSES} clients without pauses", [run.rate for run in crowd], "")
     ratios = [percentile(run.seconds, 95) / percentile(run.seconds, 50) for run in crowd]
