@@ -41,6 +41,7 @@ from condkd_ray.core import checkpoint as states
 from condkd_ray.core.config import to_tree
 from condkd_ray.core.records import Outcome
 from condkd_ray.core.samples import Codec, Encoded
+from condkd_ray.methods.memory.chunk_table import joinable
 from condkd_ray.methods.memory.memory import gathered
 from condkd_ray.trial.config import Prepared, TrialConfig, from_tree
 from condkd_ray.trial.loop import run_round, start
@@ -148,13 +149,25 @@ def own_pool() -> Iterator[Any]:
 
 
 def _filled(pool: Any, key: str, held: int, round: int, *, seal: bool) -> PoolStore:
-    """Return a store with `held` random samples, `round` per round; with `seal`, each round is compacted."""
+    """Return a store with `held` random samples, `round` per round; with `seal`, all rounds are compacted."""
+    import ray
+
     store = PoolStore(CODE, 10, pool, key)
     for first in range(0, held, round):
         store.append(CODE.decode(random_samples(min(round, held - first))))
         if seal:
             store.commit()
-    return store
+    if not seal:
+        return store
+
+    # The pool joins chunks while trials go on.
+    def spans() -> list[tuple[int, int]]:
+        table: Any = ray.get(pool.tend.remote(key, sealed=held))
+        return [(start, placed.size) for start, placed in table.changed.items()]
+
+    while joinable(spans()):
+        time.sleep(0.05)
+    return PoolStore(CODE, 10, pool, key)
 
 
 def random_samples(count: int) -> Encoded:
