@@ -2,7 +2,7 @@
 
 A closed system: a trial computes a round, calls its pool, reports to its driver, and begins the next round. A pool and
 a driver serve one call after another. Our choices: rounds last from 0.8 to 1.2 times their mean, uniformly; times of
-service are exponential, so that they vary more than measured ones; and all CPU time of a process counts as one thread's,
+service are exponential, so they vary more than measured ones; and all CPU time of a process counts as one thread's,
 although Ray's own threads work beside Python's. Both make waits longer. Networks and the processes of Ray cost nothing.
 """
 
