@@ -1,7 +1,7 @@
 """How much does the cluster cost: a draw, a round, a reader, a sweep, a finished trial?
 
 Each figure is measured several times, together with its reference, and its rows replace the earlier ones in --rows.
-Takes about 25 minutes on an idle machine with 2 cores; --figures selects figures.
+Takes about 40 minutes on an idle machine with 2 cores; --figures selects figures.
 
     python experiments/benchmark_cluster.py --figures draw blocked
     python experiments/benchmark_cluster.py --table
@@ -30,7 +30,7 @@ class Args:
 def main(args: Args) -> int:
     """Measure, store and print."""
     # Imported here, so that help and wrong flags do not wait for PyTorch.
-    from benchmark.figures import FIGURES
+    from benchmark.cluster import FIGURES
     from benchmark.rows import read, row, store, table
 
     for figure in () if args.table else args.figures:

@@ -41,6 +41,7 @@ from condkd_ray.core import checkpoint as states
 from condkd_ray.core.config import to_tree
 from condkd_ray.core.records import Outcome
 from condkd_ray.core.samples import Codec, Encoded
+from condkd_ray.methods.memory.chunk_table import joinable
 from condkd_ray.methods.memory.memory import gathered
 from condkd_ray.trial.config import Prepared, TrialConfig, from_tree
 from condkd_ray.trial.loop import run_round, start
@@ -71,12 +72,12 @@ WARM, TIMED = 40, 200
 
 def draw() -> Iterator[Measured]:
     """Draws from the pool against draws from private tensors, in turns, in seconds of this thread."""
-    ids, places, private = torch.arange(HELD), torch.Generator().manual_seed(0), _random(HELD)
+    ids, places, private = torch.arange(HELD), torch.Generator().manual_seed(0), random_samples(HELD)
 
     def rows() -> torch.Tensor:
         return torch.randint(HELD, (BATCH,), generator=places)
 
-    with _pool() as pool:
+    with own_pool() as pool:
         stores = {name: _filled(pool, name, HELD, ROUND, seal=name == "after") for name in ("before", "after")}
         draws: dict[str, Callable[[], Any]] = {
             name: lambda store=store: gathered(store, ids[rows()]) for name, store in stores.items()
@@ -102,7 +103,7 @@ def blocked() -> Iterator[Measured]:
     config = digits(rounds=56, evaluate_every=56)
     config = replace(config, distiller=replace(config.distiller, steps=1))
     prepared, shares = prepare(config), []
-    with _pool() as pool:
+    with own_pool() as pool:
         store = PoolStore(codec(config, prepared.teacher), prepared.teacher.num_classes, pool, "blocked")
         state = start(config, prepared)
         for _ in range(56):
@@ -122,7 +123,7 @@ def reader() -> Iterator[Measured]:
     """Memory of processes that each map a whole pool and draw from it."""
     import ray
 
-    with _pool() as pool:
+    with own_pool() as pool:
         held = int(READ_BYTES / 3072)
         _filled(pool, "read", held, 2560, seal=True)
         grown = [ray.get(ray.remote(num_cpus=0)(_read).remote(pool, "read", held)) / 1e6 for _ in range(5)]
@@ -135,7 +136,8 @@ def reader() -> Iterator[Measured]:
 
 
 @contextmanager
-def _pool() -> Iterator[Any]:
+def own_pool() -> Iterator[Any]:
+    """Yield the pool of a private cluster of `CPUS` CPUs."""
     import ray
 
     with scratch() as folder, connect(cpus=CPUS):
@@ -147,16 +149,29 @@ def _pool() -> Iterator[Any]:
 
 
 def _filled(pool: Any, key: str, held: int, round: int, *, seal: bool) -> PoolStore:
-    """Return a store with `held` random samples, `round` per round; with `seal`, each round is compacted."""
+    """Return a store with `held` random samples, `round` per round; with `seal`, all rounds are compacted."""
+    import ray
+
     store = PoolStore(CODE, 10, pool, key)
     for first in range(0, held, round):
-        store.append(CODE.decode(_random(min(round, held - first))))
+        store.append(CODE.decode(random_samples(min(round, held - first))))
         if seal:
             store.commit()
-    return store
+    if not seal:
+        return store
+
+    # The pool joins chunks while trials go on.
+    def spans() -> list[tuple[int, int]]:
+        table: Any = ray.get(pool.tend.remote(key, sealed=held))
+        return [(start, placed.size) for start, placed in table.changed.items()]
+
+    while joinable(spans()):
+        time.sleep(0.05)
+    return PoolStore(CODE, 10, pool, key)
 
 
-def _random(count: int) -> Encoded:
+def random_samples(count: int) -> Encoded:
+    """Return `count` random images 3x32x32 of ten classes, with logits."""
     images = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8)
     return Encoded(images, torch.randint(10, (count,)), torch.randn(count, 10).half())
 

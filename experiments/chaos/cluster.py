@@ -9,12 +9,12 @@ from condkd_ray.cluster.connection import private
 
 
 class Machine:
-    """A cluster on this machine: a head node, which is never lost, and nodes with one CPU each, which can be lost."""
+    """A cluster on this machine: a head node, which is never lost, and nodes, which can be lost."""
 
-    def __init__(self, cluster: Any, nodes: int) -> None:
-        self.cluster = cluster
+    def __init__(self, cluster: Any, nodes: int, node_cpus: int) -> None:
+        self.cluster, self._node_cpus = cluster, node_cpus
         self.address = str(cluster.address)
-        self.nodes = [cluster.add_node(num_cpus=1) for _ in range(nodes)]
+        self.nodes = [cluster.add_node(num_cpus=node_cpus) for _ in range(nodes)]
 
     def lose(self, which: int) -> None:
         """Kill all processes of a node at once."""
@@ -25,8 +25,8 @@ class Machine:
         self.cluster.remove_node(node, allow_graceful=False)
 
     def grow(self) -> None:
-        """Add a node with one CPU."""
-        self.nodes.append(self.cluster.add_node(num_cpus=1))
+        """Add a node."""
+        self.nodes.append(self.cluster.add_node(num_cpus=self._node_cpus))
 
 
 def process_id(node: Any, name: str) -> int:
@@ -36,13 +36,16 @@ def process_id(node: Any, name: str) -> int:
 
 
 @contextmanager
-def machine(nodes: int = 2, *, head_cpus: int = 0) -> Iterator[Machine]:
-    """Yield a private `Machine`; processes started inside the `with` block may connect to it."""
+def machine(nodes: int = 2, *, head_cpus: int = 0, node_cpus: int = 1) -> Iterator[Machine]:
+    """Yield a private `Machine`; processes started inside the `with` block may connect to it.
+
+    `nodes`: number of nodes besides the head. `head_cpus`, `node_cpus`: logical CPUs of the head and of each node.
+    """
     with private():
         from ray.cluster_utils import Cluster
 
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": head_cpus, "include_dashboard": False})
         try:
-            yield Machine(cluster, nodes)
+            yield Machine(cluster, nodes, node_cpus)
         finally:
             cluster.shutdown()

@@ -1,12 +1,16 @@
+import ast
 import math
+import subprocess
+import sys
 from types import SimpleNamespace
 from typing import get_args
 
 import pytest
 import toy
-from benchmark import figures
-from benchmark.figures import FIGURES, idle, scratch
-from benchmark.names import ClusterFigure
+from benchmark import figures, wide
+from benchmark.cluster import FIGURES
+from benchmark.figures import idle, scratch
+from benchmark.names import DRIVER_CPU, POOL_CPU, UNPACED, UNPACED_POOL_CPU, UNPACED_REST_CPU, ClusterFigure
 from benchmark.rows import Measured, read, row, store, table
 from places import DOCS, EXPERIMENTS
 
@@ -53,6 +57,78 @@ def test_trials_with_no_rounds_left_are_reported_and_their_folders_deleted(clust
     assert sweep(trials, ClusterOptions(folder=tmp_path), recorder)
     assert sorted(ended) == [(f"seed{seed}", [{"round": 1, "kd/loss": 0.0}]) for seed in range(3)]
     assert not list((tmp_path / "trials").iterdir())
+
+
+NARROW = {
+    **{"PROCESSES": 2, "WIDE": 4, "REPEATS": 1, "PACED_REPEATS": 1, "ALONE_ROUNDS": 4, "UNPACED_ROUNDS": 4},
+    **{"PACED": {2: (0.02, 3), 4: (0.02, 3)}, "SHARED_ROUNDS": 8, "SLICES": 2, "SLICE": 2},
+    **{"SLEEPERS": 2, "RAYLETS": 2, "SLEEPING_ROUNDS": 16, "SLEEP_SECONDS": 0.01},
+    "TEACHER": {"name": "resnet", "depth": 8, "width": 64},
+}
+ON_RAYLETS = """
+import sys
+from benchmark import wide
+
+for name, value in {narrow}.items():
+    setattr(wide, name, value)
+if __name__ == "__main__":
+    print([(one.what, list(map(float, one.values)), one.unit) for one in wide.{figure}()])
+"""
+
+
+@pytest.fixture
+def narrow(monkeypatch):
+    for name, value in NARROW.items():
+        monkeypatch.setattr(wide, name, value)
+
+
+def on_raylets(figure):
+    """Return the rows of a figure that starts its own raylets: in a process that has not connected to any cluster."""
+    code = ON_RAYLETS.format(narrow=NARROW, figure=figure)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return [Measured(*fields) for fields in ast.literal_eval(done.stdout.splitlines()[-1])]
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_calls_of_several_clients_are_measured(cluster, narrow):
+    rows = list(wide.clients())
+    bounded = [one for one in rows if one.sense]
+    assert [(one.unit, one.bound) for one in bounded] == [("x", 3.0)]
+    assert {UNPACED_POOL_CPU, UNPACED_REST_CPU, POOL_CPU, f"{UNPACED}, p50"} < {one.what for one in rows}
+    assert len(rows) == len({one.what for one in rows}) == 14
+    assert min(value for one in rows for value in one.values if "CPU time" not in one.what) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_calls_on_a_shared_key_are_measured_and_tell_of_all_rounds(cluster, narrow):
+    cpu, *latencies, reply = wide.contribute()
+    assert (cpu.bound, cpu.unit, len(cpu.values)) == (3.0, "ms", 2)
+    assert "4 trials of `--share sweep`, rounds 5 to 8 of 16 images 3x8x8" in cpu.what
+    assert [len(one.values) for one in latencies] == [2, 2]
+    assert len(reply.values) == 4
+    assert 0.1 < min(reply.values) < 100
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_teacher_is_sent_to_the_raylets_that_do_not_have_it():
+    one, few_bytes, two, all_bytes = on_raylets("broadcast")
+    assert "a teacher of 5 MB, 2 trials on 1 raylet," in one.what
+    assert "2 trials on 2 raylets," in two.what
+    assert few_bytes.values[0] < 4.0 < all_bytes.values[0] < 8.0
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_sleeping_trials_meet_and_report_how_long_they_waited():
+    median, late, driver, pool = on_raylets("sleepers")
+    assert "2 sleeping trials on 2 raylets" in median.what
+    assert driver.what == DRIVER_CPU
+    assert all(len(one.values) == wide.WINDOWS for one in (median, late, driver, pool))
+    assert 0 < min(median.values) <= max(late.values) < 60_000
 
 
 def test_the_scratch_folder_is_deleted_afterwards():
