@@ -18,12 +18,12 @@ from condkd_ray.cluster.pool.sources import Producers, SharedSource, sweep_sourc
 from condkd_ray.cluster.pool.stores import FilledStore, PoolStore, SharedStore, SweepStore, own_node
 from condkd_ray.cluster.storage_check import why_unusable
 from condkd_ray.core.checkpoint import DamagedError
+from condkd_ray.core.chunk_files import MissingSamplesError
 from condkd_ray.core.environment import clean_process, is_out_of_memory, keep_imports, private_bytes
 from condkd_ray.core.method import ClusterError, InputError
 from condkd_ray.core.records import Outcome
 from condkd_ray.core.storage import Location, no_room
 from condkd_ray.methods.memory.device_rows import default_limit
-from condkd_ray.methods.memory.store import MissingSamplesError
 from condkd_ray.trial.config import Prepared
 from condkd_ray.trial.outcome import broken, left_outcome, product_path, save_outcome
 from condkd_ray.trial.run import OutOfTimeError, PausedError, inherit, passed, run_trial

@@ -32,6 +32,10 @@ Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Images, labels and logits of an `Encoded` as numpy arrays, for transfer between processes."""
 
 
+class MissingSamplesError(ValueError):
+    """Chunks that a checkpoint refers to are missing: the trial can only start again."""
+
+
 def chunk_path(folder: Location, start: int, stop: int) -> Location:
     """Return the file of the chunk with ids start..stop-1."""
     return folder / f"{start:010d}-{stop:010d}.arrow"
@@ -43,8 +47,11 @@ def chunk_range(path: Location) -> tuple[int, int]:
     return int(start), int(stop)
 
 
-def write_chunk(path: Location, arrays: Arrays) -> None:
-    """Write one Arrow IPC file with one record batch, atomically. Logits (N, 0) have no column."""
+def write_chunk(path: Location, arrays: Arrays, *, durable: bool = False) -> None:
+    """Write one Arrow IPC file with one record batch, atomically. Logits (N, 0) have no column.
+
+    `durable`: see `storage.writing`.
+    """
     wide = {"images": arrays[0], "logits": arrays[2]}
     columns, shapes = {}, {}
     if arrays[1].ndim > 1:
@@ -58,7 +65,7 @@ def write_chunk(path: Location, arrays: Arrays) -> None:
             columns[name] = pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(array), [None, buffer])
     batch = pa.record_batch(columns).replace_schema_metadata({"shapes": json.dumps(shapes)})
     with (
-        writing(path) as partial,
+        writing(path, durable=durable) as partial,
         pa.OSFile(str(partial), "wb") as sink,
         pa.ipc.new_file(sink, batch.schema) as writer,
     ):

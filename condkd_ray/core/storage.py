@@ -291,7 +291,12 @@ def move(source: Location, target: Location) -> None:
         source.replace(str(target))
     else:
         assert isinstance(target, Remote)
-        source.filesystem.move(source.path, target.path)
+        try:
+            source.filesystem.move(source.path, target.path)
+        except OSError as error:
+            if source.is_file():
+                raise
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(source)) from error
 
 
 def _put(source: Path, target: Remote) -> None:

@@ -15,13 +15,13 @@ from condkd_ray.cluster.files import clear, empty
 from condkd_ray.cluster.options import check_resources
 from condkd_ray.core import compilation
 from condkd_ray.core.checkpoint import DamagedError
+from condkd_ray.core.chunk_files import MissingSamplesError
 from condkd_ray.core.environment import CpuClock, default_device
 from condkd_ray.core.method import InputError, require
 from condkd_ray.core.records import Outcome, Record, find_record, finished, read_manifest, write_manifest
 from condkd_ray.core.storage import check_writable
 from condkd_ray.core.units import parse_size
 from condkd_ray.core.view import SILENT, View
-from condkd_ray.methods.memory.store import MissingSamplesError
 from condkd_ray.report.statistics import Baseline
 from condkd_ray.runs.estimate import explain, finished_before
 from condkd_ray.runs.options import Options, RunResult

@@ -17,12 +17,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from methods.memory.rounds import assert_alike, draws_without_waiting, waiting_is_an_error
 
+from condkd_ray.core.chunk_files import MissingSamplesError
 from condkd_ray.core.samples import Codec, PixelSpace, unseen
 from condkd_ray.methods.memory import LocalStore, Store
 from condkd_ray.methods.memory import store as module
 from condkd_ray.methods.memory.chunk_table import ChunkTable
 from condkd_ray.methods.memory.device_rows import DeviceRows
-from condkd_ray.methods.memory.store import MissingSamplesError
 
 Make = Callable[..., Store]
 ROOM = {"device": 2**30, "little room": 500}

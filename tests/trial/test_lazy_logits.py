@@ -10,6 +10,7 @@ from contracts.toy_methods import INVERTERS, small
 from methods.student_steps import begin_fresh, gradients, ones
 from toy import NUM_CLASSES, make_prepared, make_teacher, samples, toy_config
 
+from condkd_ray.core.chunk_files import MissingSamplesError
 from condkd_ray.core.method import Metrics
 from condkd_ray.core.records import Outcome
 from condkd_ray.core.rng import Streams
@@ -18,7 +19,6 @@ from condkd_ray.methods.distiller import Distiller
 from condkd_ray.methods.inversion import DeepInversion, Fast, PreDfkd
 from condkd_ray.methods.losses.kd import Attention, LogitL1
 from condkd_ray.methods.memory import Bank, Generative, Growing, Latest, LocalStore, Prioritized
-from condkd_ray.methods.memory.store import MissingSamplesError
 from condkd_ray.methods.weighing import Equal, Modulating
 from condkd_ray.trial.config import Prepared, TrialConfig
 from condkd_ray.trial.diagnosis import histograms

@@ -11,17 +11,19 @@ those of one trial, or those that several trials share.
 import json
 import logging
 import os
-import secrets
 import time
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from condkd_ray.cluster.actors import lasting_actor
 from condkd_ray.cluster.files import STATUS
 from condkd_ray.cluster.pool.chunks import HERE, Caller, ChunkCache, Table, Written
 from condkd_ray.cluster.pool.round_log import RoundLog
+from condkd_ray.core.chunk_files import MissingSamplesError
 from condkd_ray.core.dispensable import dispensable
 from condkd_ray.core.method import Metrics
 from condkd_ray.core.storage import Location, writing
@@ -34,6 +36,19 @@ SILENCE_SECONDS = 15.0
 
 Heartbeats come every 2 s.
 """
+STATS_JOIN_SECONDS = 5.0
+"""Longest wait of `stats` for joins of chunks that have been deleted, in seconds."""
+
+NOTHING: Mapping[int, int] = MappingProxyType({})
+
+
+def _check_rounds(key: str, round: int, count: int) -> None:
+    """Raise `MissingSamplesError` if a trial asks for a later round than the one after the `count` rounds of the log.
+
+    A power loss can take the last lines of a log. The trials that have used these rounds must start again.
+    """
+    if round > count:
+        raise MissingSamplesError(f"round {round} of {key} follows a missing one: its log has {count}")
 
 
 class Taken(NamedTuple):
@@ -78,8 +93,6 @@ class SyntheticPool:
         self._logs: dict[str, RoundLog] = {}
         self._makers: dict[str, tuple[str, float]] = {}
         self._readers: dict[str, Counter[str]] = defaultdict(Counter)
-        # A restarted pool counts from 0 and puts each object anew; the epoch makes its versions differ from older ones.
-        self._epoch = secrets.token_hex(8)
         self._last_status = 0.0
         # The status is written in a thread: no trial waits for a slow storage.
         self._writer = ThreadPoolExecutor(1)
@@ -96,13 +109,13 @@ class SyntheticPool:
         written: Written,
         caller: Caller = HERE,
         *,
-        drop: Sequence[int] = (),
+        drop: Mapping[int, int] = NOTHING,
         sealed: int = 0,
     ) -> Table:
         """Enter the chunk whose first id is `start`; it replaces an existing chunk with the same first id.
 
-        `drop`: first ids of chunks to remove. `sealed`: the samples with smaller ids are covered by a checkpoint. Only
-        chunks of such samples are joined, as a resumed trial removes the others.
+        `drop`: chunks to remove, their sizes by first id. `sealed`: the samples with smaller ids are covered by a
+        checkpoint. Only chunks of such samples are joined, as a resumed trial removes the others.
         """
         self._chunks.place(key, start, written, caller)
         return self.tend(key, caller, drop=drop, sealed=sealed)
@@ -117,7 +130,7 @@ class SyntheticPool:
         else:
             self._chunks.take_file(key, start, file, written, caller)
 
-    def tend(self, key: str, caller: Caller = HERE, *, drop: Sequence[int] = (), sealed: int = 0) -> Table:
+    def tend(self, key: str, caller: Caller = HERE, *, drop: Mapping[int, int] = NOTHING, sealed: int = 0) -> Table:
         """Drop and join chunks as `append` does, without adding one."""
         self._chunks.drop(key, drop, caller)
         self._chunks.join(key, sealed, caller)
@@ -125,7 +138,7 @@ class SyntheticPool:
 
     def table(self, key: str, caller: Caller = HERE, trial: str = "") -> Table:
         """Return the changes of the chunks of `key` since the version that the caller has."""
-        found = self._chunks.table(key, caller, self._epoch)
+        found = self._chunks.table(key, caller)
         if trial:
             self._readers[key][trial] += 0
         self._write_status()
@@ -136,13 +149,17 @@ class SyntheticPool:
         self._chunks.truncate(key, num_ids, caller)
         return self.table(key, caller)
 
-    def reload(self, key: str, lost: dict[int, Any], caller: Caller = HERE) -> None:
+    def reload(self, key: str, lost: Mapping[int, Any], caller: Caller = HERE) -> None:
         """Put copies again that a caller could not get. `lost`: their references by the first ids of the chunks."""
         self._chunks.reload(key, lost, caller)
 
     def take(self, key: str, round: int, trial: str, caller: Caller = HERE) -> Taken:
-        """Return round `round` (from 0) of the shared `key`; without metrics if the round does not exist yet."""
+        """Return round `round` (from 0) of the shared `key`; without metrics if the round does not exist yet.
+
+        Raises `MissingSamplesError` if an earlier round does not exist either.
+        """
         rounds = self._log(key, caller).rounds
+        _check_rounds(key, round, len(rounds))
         if round < len(rounds):
             self._readers[key][trial] += rounds[round].trial != trial
             return Taken(self.table(key, caller, trial), rounds[round].metrics, False)
@@ -162,6 +179,7 @@ class SyntheticPool:
 
         A round that is there is kept: the calling trial's lease has expired, and another trial has delivered the round.
         """
+        _check_rounds(key, round, len(self._log(key, caller).rounds))
         if round == len(self._log(key, caller).rounds):
             self._add(key, trial, file, written, caller, metrics)
         else:
@@ -177,10 +195,11 @@ class SyntheticPool:
         round returns the same rounds and adds nothing.
 
         `file`: name of the chunk's file, see `chunks.write_unnamed`; the ids depend on the order in which rounds
-        arrive. Raises `FileNotFoundError` if it does not exist: a restarted pool has removed it as incomplete, and the
-        caller writes it again.
+        arrive. Raises `FileNotFoundError` if it does not exist: a call that was cut off has renamed it, and the caller
+        writes it again. Raises `MissingSamplesError` if an earlier round of the trial is missing.
         """
         found = self._log(key, caller)
+        _check_rounds(key, round, len(found.of_trial[trial]))
         if new := round == len(found.of_trial[trial]):
             self._add(key, trial, file, written, caller)
         else:
@@ -192,9 +211,14 @@ class SyntheticPool:
     def _add(
         self, key: str, trial: str, file: str, written: Written, caller: Caller, metrics: Metrics | None = None
     ) -> None:
-        """Add a round to a shared key, after all others."""
-        found = self._log(key, caller)
-        self._chunks.take_file(key, found.num_ids, file, written, caller)
+        """Add a round to a shared key, after all others. `metrics`: None if all trials add rounds of their own.
+
+        Each trial then gets the rounds of all others in one reply. References of their copies would take most of the
+        pool's time, so the trials map the files of rounds that have not been joined yet. In an object store files
+        cannot be mapped.
+        """
+        found, alone = self._log(key, caller), metrics is None and isinstance(self._chunks.folder, Path)
+        self._chunks.take_file(key, found.num_ids, file, written, caller, copy=not alone)
         found.append(trial, written.size, metrics)
         self._chunks.join(key, found.num_ids, caller)
 
@@ -235,6 +259,7 @@ class SyntheticPool:
         `bytes`: of all chunks. `spilled_bytes`: of the chunks that are only on disk. `shed`: of all copies freed so far
         because of the limit.
         """
+        self._chunks.wait_for_joins(STATS_JOIN_SECONDS)
         found = [self._chunks.sizes(key) for key in self._chunks.keys]
         names = ("chunks", "samples", "bytes", "spilled_bytes")
         sums = {name: sum(sizes[name] for sizes in found) for name in names}

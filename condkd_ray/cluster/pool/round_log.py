@@ -5,6 +5,7 @@ of a few lines, of which only the last one is replaced.
 """
 
 import json
+import os
 from collections import defaultdict
 from itertools import pairwise
 from pathlib import Path
@@ -57,15 +58,14 @@ class RoundLog:
         return self.rounds[-1].stop if self.rounds else 0
 
     def append(self, trial: str, size: int, metrics: Metrics | None = None) -> None:
-        """Add a round of `size` samples. It is in the file when the call returns."""
-        self._enter(LoggedRound(trial, self.num_ids + size, metrics))
-        number = len(self.rounds) - 1
+        """Add a round of `size` samples. It is in the file when the call returns; if it raises, nothing is added."""
+        made, number = LoggedRound(trial, self.num_ids + size, metrics), len(self.rounds)
         if isinstance(self._folder, Path):
-            path = self._folder / NAME
-            with naming(path), open(path, "a", encoding="utf-8") as file:
-                file.write(_line(self.rounds[number]))
+            _append(self._folder / NAME, _line(made))
         else:
-            put_text(self._part(number // LINES), self._text(number // LINES * LINES, number + 1))
+            first = number // LINES * LINES
+            put_text(self._part(number // LINES), self._text(first, number) + _line(made))
+        self._enter(made)
 
     def received(self, trial: str, round: int) -> list[int]:
         """Return the sizes of the rounds that a trial takes over after it has made its round `round` (from 0).
@@ -106,6 +106,18 @@ class RoundLog:
 
     def _text(self, start: int, stop: int) -> str:
         return "".join(map(_line, self.rounds[start:stop]))
+
+
+def _append(path: Path, line: str) -> None:
+    """Append a line. If that fails, such as on a full disk, remove what was written of it."""
+    with naming(path), open(path, "a", encoding="utf-8") as file:
+        size = file.tell()
+        try:
+            file.write(line)
+            file.flush()
+        except OSError:
+            os.truncate(path, size)
+            raise
 
 
 def _line(made: LoggedRound) -> str:

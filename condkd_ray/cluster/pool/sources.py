@@ -58,6 +58,7 @@ class ProducerProcess:
         if self._producer is None:
             prepared = unpack(self._config, self._refs, own_device())
             self._codec = codec(self._config, prepared.teacher)
+            self._folder = call_actor(self._pool.folder) / self._key
             self._producer = Producer(self._config, prepared, number, to_tensor(state))
         samples, terms = self._producer.make(to_tensor(snapshot))
         self._store(round * len(samples), to_arrays(self._codec.encode(samples)))
@@ -67,10 +68,9 @@ class ProducerProcess:
 
     def _store(self, start: int, arrays: Arrays) -> None:
         """Put a round whose first id is `start` into the pool."""
-        folder, caller = call_actor(self._pool.folder) / self._key, Caller(own_node())
 
         def fill() -> None:
-            described = write_unnamed(folder, arrays)
+            described, caller = write_unnamed(self._folder, arrays), Caller(own_node())
             ray.get(self._pool.fill.remote(self._key, start, **described, caller=caller))
 
         retry_until_restarted(fill)

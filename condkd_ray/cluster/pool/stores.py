@@ -52,9 +52,13 @@ class PooledStore(Store):
         self._node = own_node()
         self._placed: dict[int, Placed] = {}
         self._version = ""
-        self._drop: list[int] = []
+        self._drop: dict[int, int] = {}
         self._sealed = 0
         self._call("table", trial=self._reader)
+
+    def _wanted(self, start: int, size: int) -> bool:
+        """Return whether the trial needs a chunk of so many samples, whose first id in the pool is `start`."""
+        return True
 
     @abstractmethod
     def _mapped(self, start: int, chunk: Encoded) -> None:
@@ -74,9 +78,9 @@ class PooledStore(Store):
     ) -> Any:
         """Call a method of the pool on the key, map the changes of the key's chunks, and return the reply.
 
-        `file`: writes the file that the call is about, before each attempt, and returns the arguments that describe it.
-        `table`: function that returns the chunk table in a reply. If the pool was restarted in the meantime, it has put
-        the files into new objects; the call is then repeated.
+        The call is repeated while the pool is being restarted, and after copies of chunks were lost. `file`: writes the
+        file that the call is about, before each attempt, and returns the arguments that describe it. `table`: function
+        that returns the chunk table in a reply.
         """
 
         def attempt() -> Any:
@@ -92,27 +96,32 @@ class PooledStore(Store):
 
         return retry_until_restarted(attempt)
 
-    def _mark_dropped(self, starts: Iterable[int], sealed: int) -> None:
-        """Unmap chunks by first id, and record that samples with ids below `sealed` are covered by a checkpoint.
+    def _mark_dropped(self, spans: Iterable[tuple[int, int]], sealed: int) -> None:
+        """Unmap chunks, and record that samples with ids below `sealed` are covered by a checkpoint.
 
-        For a key that belongs to this trial alone. `_call_and_drop` passes both to the pool, which removes the chunks.
+        `spans`: (first id, number of samples). For a key that belongs to this trial alone. `_call_and_drop` passes both
+        to the pool, which removes the chunks.
         """
-        for start in starts:
+        for start, size in spans:
             self._unmap(start)
-            self._drop.append(start)
+            self._drop[start] = size
         self._sealed = sealed
 
     def _call_and_drop(self, method: str, *args: Any, **options: Any) -> None:
         """Call the pool as `_call` does, and pass the chunks and the id recorded by `_mark_dropped`."""
         self._call(method, *args, drop=self._drop, sealed=self._sealed, **options)
-        self._drop = []
+        self._drop = {}
 
     def _unmap(self, start: int) -> None:
         del self._placed[start]
         self._unmapped(start)
 
     def _map(self, table: Table) -> None:
-        changed = {start: placed for start, placed in table.changed.items() if self._placed.get(start) != placed}
+        changed = {
+            start: placed
+            for start, placed in table.changed.items()
+            if self._placed.get(start) != placed and self._wanted(start, placed.size)
+        }
         gone = set(self._placed) - set(table.changed) if table.whole else set(self._placed).intersection(table.removed)
         arrays = self._fetched(changed)
         for start in gone:
@@ -125,14 +134,17 @@ class PooledStore(Store):
         """Return the arrays of chunks, mapped from the object store or from their files.
 
         Raises `RetryError` if an object is lost, as with its node, or if the file was replaced before an object was
-        made of it; the pool has then been told to put the object again.
+        made of it; the pool has then been told to put the object again. Raises `OSError` if a file cannot be read.
         """
         refs = {start: one.source for start, one in chunks.items() if not isinstance(one.source, Location)}
         copies = dict(zip(refs, _copies(list(refs.values())), strict=True))
         lost = {start: refs[start] for start, copy in copies.items() if copy is None}
         if lost:
-            call_actor(self._pool.reload, self._key, lost, Caller(self._node, self.shared))
+            ray.get(self._pool.reload.remote(self._key, lost, Caller(self._node, self.shared)))
             raise RetryError(f"copies of {len(lost)} chunks of {self._key} are lost")
+        for copy in copies.values():
+            if isinstance(copy, str):
+                raise OSError(copy)
         return [read_chunk(one.source) if start not in refs else copies[start] for start, one in chunks.items()]
 
 
@@ -149,7 +161,7 @@ class PoolStore(PooledStore):
 
     def commit(self) -> None:
         """Unmap chunks without live samples. The pool removes them with the next call of a round."""
-        self._mark_dropped([start for start, _ in self._dead()], self.num_ids)
+        self._mark_dropped(self._dead(), self.num_ids)
 
     def _append(self, start: int, samples: Samples) -> None:
         encoded = self.codec.encode(samples)
@@ -161,9 +173,13 @@ class PoolStore(PooledStore):
             self._own = {}
 
     def _truncate(self, num_ids: int) -> None:
-        if any(start + count > num_ids for start, count in self.table.spans()):
-            self._call("truncate", num_ids)
+        # Also if no later chunk is known here: a process that was killed may have left a file.
+        self._call("truncate", num_ids)
         self._sealed = num_ids
+
+    def _wanted(self, start: int, size: int) -> bool:
+        # A process that should not run any more may have added a chunk after the round that is being stored.
+        return not self._own or start <= next(iter(self._own))
 
     def _mapped(self, start: int, chunk: Encoded) -> None:
         self.table.put(start, chunk, self._own.get(start))
@@ -196,17 +212,18 @@ class AdoptingStore(PooledStore):
                 ids = torch.arange(start, min(start + count, num_ids))
                 self._ids.cover(start, self.table.gather(ids).classes)
 
-    def _dead_starts(self) -> list[int]:
-        """Return the first ids of chunks without live samples that are wholly below `num_ids`."""
-        return [start for start, count in self._dead() if start + count <= self.num_ids]
+    def _dead_spans(self) -> list[tuple[int, int]]:
+        """Return (first id, size) of chunks without live samples that are wholly below `num_ids`."""
+        return [(start, count) for start, count in self._dead() if start + count <= self.num_ids]
+
+    def _wanted(self, start: int, size: int) -> bool:
+        return start + size > self.num_ids or self._ids.any_live(start, size)
 
     def _mapped(self, start: int, chunk: Encoded) -> None:
-        if start + len(chunk) > self.num_ids or self._ids.any_live(start, len(chunk)):
-            self.table.put(start, chunk)
+        self.table.put(start, chunk)
 
     def _unmapped(self, start: int) -> None:
-        if start in dict(self.table.spans()):
-            self.table.remove(start)
+        self.table.remove(start)
 
 
 class FilledStore(AdoptingStore):
@@ -222,7 +239,7 @@ class FilledStore(AdoptingStore):
 
     def commit(self) -> None:
         """Unmap chunks without live samples, as `PoolStore.commit` does."""
-        self._mark_dropped(self._dead_starts(), self.num_ids)
+        self._mark_dropped(self._dead_spans(), self.num_ids)
 
     def _truncate(self, num_ids: int) -> None:
         self._adopt(num_ids)
@@ -257,8 +274,8 @@ class SharedStore(AdoptingStore):
 
     def commit(self) -> None:
         """Unmap chunks without live samples."""
-        for start in self._dead_starts():
-            self.table.remove(start)
+        for start, _ in self._dead_spans():
+            self._unmap(start)
 
     def _truncate(self, num_ids: int) -> None:
         """Take over the ids below `num_ids`; the pool keeps later rounds, because they are shared."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from condkd_ray.core.chunk_files import Arrays, chunk_path, read_stored, write_chunk
+from condkd_ray.core.chunk_files import Arrays, MissingSamplesError, chunk_path, read_stored, write_chunk
 from condkd_ray.core.samples import Codec, Encoded, Samples, pixel_counts
 from condkd_ray.methods.memory.chunk_table import columns
 from condkd_ray.methods.memory.device_rows import rows_on
@@ -27,10 +27,6 @@ def from_arrays(arrays: Arrays) -> Encoded:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return Encoded(*map(torch.from_numpy, arrays))
-
-
-class MissingSamplesError(ValueError):
-    """Chunks that a checkpoint refers to are missing: the trial can only start again."""
 
 
 class LiveIds:
