@@ -198,6 +198,8 @@ class Monitor:
     def _end(self, key: str, outcome: Outcome) -> None:
         self._observer.ended(self.trials[key], outcome)
         self.open.discard(key)
+        # The outcome has it, and a sweep may have thousands of trials.
+        self._history[key] = []
 
 
 class Listener(Protocol):

@@ -1,31 +1,33 @@
 """Costs of the driver with all its records: an ablation of many trials in which nothing is left to compute.
 
-The trials run through `condkd_ray.runs.experiment.run`, as those of any experiment. Their outcomes and products are stored
-before, as if an earlier driver had died before it wrote the records, so a worker only reports the rounds again.
+The trials run through `condkd_ray.runs.experiment.run`, as those of any experiment. Their outcomes and products are
+stored before, as if an earlier driver had died before it wrote the records: a worker only reports the rounds again.
 """
 
 import gc
 import os
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import product as combinations
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
 
-from benchmark.figures import Measured, digits, scratch
-from condkd_ray.cluster.files import trial_file, trial_folder
+from benchmark.figures import digits, scratch
+from benchmark.rows import Measured
+from condkd_ray.cluster.files import trial_file
 from condkd_ray.core.method import Metrics
 from condkd_ray.core.records import Outcome
-from condkd_ray.core.view import AGREEMENT, NONE, Best, Goal, Silent, TrialsView
+from condkd_ray.core.view import AGREEMENT, Best, Goal, Silent, TrialsView
 from condkd_ray.report.build import build
+from condkd_ray.report.page import PAGE
 from condkd_ray.runs.experiment import checked, run
 from condkd_ray.runs.options import Options
 from condkd_ray.trial.artifacts import Workshop
-from condkd_ray.trial.config import TrialConfig
-from condkd_ray.trial.outcome import product_path, save_outcome
+from condkd_ray.trial.outcome import save_outcome
 from condkd_ray.trial.plan import Plan, trial_hash
 from condkd_ray.trial.run import local_store, run_trial
 
@@ -41,7 +43,7 @@ CHANGED = 0.05
 
 @dataclass(frozen=True)
 class Mark:
-    """The driver when a trial has ended."""
+    """The driver at one moment."""
 
     seconds: float
     """Wall time."""
@@ -50,6 +52,10 @@ class Mark:
     bytes: int
     """Memory of the driver's process alone (USS)."""
 
+    def until(self, later: "Mark") -> float:
+        """Return the CPU seconds from this moment to a later one."""
+        return later.cpu_seconds - self.cpu_seconds
+
 
 def mark() -> Mark:
     """Return the mark of this moment, after a garbage collection."""
@@ -57,68 +63,66 @@ def mark() -> Mark:
     return Mark(time.monotonic(), time.process_time(), psutil.Process().memory_full_info().uss)
 
 
-@dataclass
-class Marks(Silent):
-    """A view that takes marks after given numbers of ended trials."""
+class _Marks(Silent):
+    """A view that takes marks: `taken`, at the start of the trials (0), and after the given numbers of ended trials."""
 
-    at: tuple[int, ...]
-    ended: int = 0
-    taken: dict[int, Mark] = field(default_factory=dict)
+    def __init__(self, at: Sequence[int]) -> None:
+        self.at, self.taken, self._ended = tuple(at), dict[int, Mark](), 0
 
     def trials(self, total: int, goal: Goal = AGREEMENT, best: Best | None = None) -> TrialsView:
-        """Return itself: it counts the trials."""
+        self.taken[0] = mark()
         return self
 
-    def finished(
-        self,
-        key: str,
-        label: str,
-        status: str,
-        score: float | None,
-        *,
-        group: str = "",
-        leaves: Mapping[str, object] = NONE,
-    ) -> None:
-        """Count a trial, and take a mark."""
-        self.ended += 1
-        if self.ended in self.at:
-            self.taken[self.ended] = mark()
+    def finished(self, *trial: Any, **rest: Any) -> None:
+        self._ended += 1
+        if self._ended in self.at:
+            self.taken[self._ended] = mark()
 
 
 def bookkeeping(trials: int = TRIALS, marks: tuple[int, int, int] = (WARM, EARLY, LATE)) -> Iterator[Measured]:
-    """An ablation of 1000 settings with ten seeds each, on the digits, and its report."""
+    """An ablation of 1000 settings with ten seeds each, on the digits, and then its report.
+
+    `trials`: the number of trials, all settings or the first ones. `marks`: numbers of ended trials, `WARM`, `EARLY`
+    and `LATE`. Raises `KeyboardInterrupt` if the run was stopped, because its numbers would be meaningless.
+    """
     with scratch() as folder:
-        out, view = folder / "out", Marks((*marks, trials))
-        options, workshop = Options(out=out), Workshop(None, device="cpu")
-        plans = ablation(trials)
+        out, view, workshop = folder / "out", _Marks((*marks, trials)), Workshop(None, device="cpu")
+        options, plans = Options(out=out), ablation(trials)
         leave_outcomes(plans, options, workshop, folder)
-        result = run("benchmark", "What does a driver write, and what does it cost?", plans, options,
-                     baseline=plans[0].arm, workshop=workshop, view=view)  # fmt: skip
-        if not result.complete:
+        begin = mark()
+        question = "What does a driver write, and what does it cost?"
+        if not run("benchmark", question, plans, options, workshop=workshop, view=view).complete:
             raise KeyboardInterrupt
-        files = [entry.stat() for entry in _files(out)]
-        before = mark()
+        sizes = [path.stat().st_size for path in out.rglob("*") if path.is_file()]
+        written = mark()
         build(out)
-        after, page = mark(), (out / "report.html").stat().st_size
+        built, page = mark(), (out / PAGE).stat().st_size
     warm, early, late, end = (view.taken[number] for number in view.at)
-    first, _, later, last = view.at
-    count = last - first
-    what = f"a trial of an ablation with records, grids, event files and study, from {first} to {last} trials"
-    yield Measured(f"driver's memory (USS) for {what}", [(end.bytes - warm.bytes) / count / 1e3], "kB", "<=", 60.0,
-                   "Tune keeps 38 kB of each trial.")  # fmt: skip
-    yield Measured(f"driver's CPU time for {what}", [1e3 * (end.cpu_seconds - warm.cpu_seconds) / count], "ms", "<=",
-                   30.0, "Each round is a line of the journal, each trial a dozen files.")  # fmt: skip
-    yield Measured("wall time of one of these", [1e3 * (end.seconds - warm.seconds) / count], "ms")
-    rates = [(b.cpu_seconds - a.cpu_seconds) / n for a, b, n in ((warm, early, view.at[1] - first), (late, end, last - later))]
-    yield Measured(f"CPU time of one of trials {later} to {last} / one of {first} to {view.at[1]}", [rates[1] / rates[0]], "x", "<=", 1.5)
-    yield Measured("files of one of these", [len(files) / trials], "")
-    yield Measured("bytes of these files", [sum(one.st_size for one in files) / trials / 1e3], "kB")
-    yield Measured(f"report of {trials} trials, CPU time", [after.cpu_seconds - before.cpu_seconds], "s")
-    yield Measured("page of these", [page / 1e6], "MB")
+    first, second, third, _ = view.at
+    each = f"trial of an ablation with records, image grids, event files and study, {ROUNDS} rounds"
+    why = "Tune keeps 38 kB of each trial, the study its values."
+    yield Measured(
+        f"memory (USS) of the driver at the end of {trials} trials / {trials}: {each}",
+        [(end.bytes - begin.bytes) / trials / 1e3], "kB", "<=", 60.0, why,
+    )  # fmt: skip
+    grown = (end.bytes - warm.bytes) / (trials - first) / 1e3
+    yield Measured(f"its growth for one such trial, from {first} to {trials}", [grown], "kB")
+    spent = 1e3 * (end.cpu_seconds - warm.cpu_seconds) / (trials - first)
+    what = f"CPU time of the driver for one such trial, from {first} to {trials}"
+    yield Measured(what, [spent], "ms", "<=", 30.0, "A trial is 13 lines of the study's journal and six files.")
+    yield Measured("wall time of one", [1e3 * (end.seconds - warm.seconds) / (trials - first)], "ms")
+    late_each, early_each = (late.until(end) / (trials - third), warm.until(early) / (second - first))
+    what = f"CPU time of one of the trials {third} to {trials} / one of {first} to {second}"
+    yield Measured(what, [late_each / early_each], "x", "<=", 1.3, "Tune looks through all its trials now and then.")
+    yield Measured(f"CPU time of the driver before the trials, of {trials}", [begin.until(view.taken[0])], "s")
+    yield Measured("files that one leaves", [len(sizes) / trials], "")
+    yield Measured("bytes of them", [sum(sizes) / trials / 1e3], "kB")
+    yield Measured(f"CPU time of the report of {trials} such trials", [written.until(built)], "s")
+    yield Measured("page of this report", [page / 1e6], "MB")
 
 
 def ablation(trials: int) -> list[Plan]:
-    """Return the plans of as many trials: each setting with all its seeds, then the next."""
+    """Return the plans of the first `trials` trials of the ablation, sorted by setting."""
     settings = [
         digits(
             rounds=ROUNDS,
@@ -129,9 +133,10 @@ def ablation(trials: int) -> list[Plan]:
         )
         for rate, steps, width in combinations(RATES, STEPS, WIDTHS)
     ]
+    names = [f"lr{rate:.2f} steps{steps} width{width}" for rate, steps, width in combinations(RATES, STEPS, WIDTHS)]
     plans = [
-        Plan(f"lr{config.distiller.lr:.2f} steps{config.distiller.steps} width{config.inversion.width}", 5, seed, replace(config, seed=seed))
-        for config in settings[: -(-trials // SEEDS)]
+        Plan(name, config.ipc, seed, replace(config, seed=seed))
+        for name, config in zip(names, settings, strict=True)
         for seed in range(SEEDS)
     ]
     return plans[:trials]
@@ -146,7 +151,7 @@ def leave_outcomes(plans: list[Plan], options: Options, workshop: Workshop, fold
     for number, (plan, made) in enumerate(zip(planned, prepared, strict=True)):
         key = trial_hash(plan.config, made, plan.scope)
         save_outcome(varied(measured, number), trial_file(options.storage_root, key, "outcome"))
-        os.link(kept, product_path(trial_folder(options.out, key)))
+        os.link(kept, options.out / "trials" / key / kept.name)
 
 
 def varied(outcome: Outcome, number: int) -> Outcome:
@@ -163,7 +168,3 @@ def varied(outcome: Outcome, number: int) -> Outcome:
     predictions = predictions.where(~changed, torch.randint(10, predictions.shape, generator=draw))
     history = [other(row) for row in outcome.history]
     return replace(outcome, metrics=other(outcome.metrics), history=history, predictions=predictions.tolist())
-
-
-def _files(out: Path) -> Iterator[Path]:
-    return (path for path in out.rglob("*") if path.is_file() and path.parts[-2] != "tune")
