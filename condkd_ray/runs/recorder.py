@@ -434,11 +434,11 @@ class StudyRecorder:
 
     def __init__(self, experiment: str, out: Path, trials: Iterable[PlannedTrial[Prepared]]) -> None:
         recorded = [record for record in read_records(out) if record.numbers == NUMBERS]
-        self._experiment, self._trials = experiment, {trial.key: trial for trial in trials}
-        others = (record for record in recorded if record.config_hash not in self._trials)
+        self._trials = {trial.key: trial for trial in trials}
+        others = (_leaves_of(record) for record in recorded if record.config_hash not in self._trials)
         objective, storage = Objective(), open_storage(None, out)
         with quiet():
-            values = _differences(itertools.chain(others, map(self._record, self._trials)))
+            values = _differences(itertools.chain(others, (_leaves(t.plan) for t in self._trials.values())))
             study = _opened(storage, experiment, objective, values, out)
         self._values: dict[str, Values] = study.user_attrs[PARAMETERS]
         self._log = TrialLog(storage, experiment, objective)
@@ -470,26 +470,25 @@ class StudyRecorder:
         if record.status == "failed":
             del self._numbers[key]
 
-    def _record(self, key: str) -> Record:
-        trial = self._trials[key]
-        return make_record(self._experiment, trial.plan, key, trial.prepared, None)
-
     def _number(self, key: str, record: Record | None = None) -> int:
         """Return the trial's number in the study; the first call adds the trial.
 
         `record`: a trial that need not be planned.
         """
         if key not in self._numbers:
-            if record is None or key in self._trials:
-                record = self._record(key)
-            found = {name: value for name, value in _leaves(record).items() if name in self._values}
+            if (trial := self._trials.get(key)) is not None:
+                leaves, teacher = _leaves(trial.plan), trial.prepared.hashes["teacher"]
+            else:
+                assert record is not None, key
+                leaves, teacher = _leaves_of(record), record.teacher_hash
+            found = {name: value for name, value in leaves.items() if name in self._values}
             space = {name: kind for name in found if (kind := _distribution(self._values[name])) is not None}
             beside = {name: value for name, value in found.items() if name not in space}
             begun = optuna.trial.create_trial(
                 state=TrialState.RUNNING,
                 params={name: found[name] for name in space},
                 distributions=space,
-                user_attrs={KEY: key, "teacher_hash": record.teacher_hash} | beside,
+                user_attrs={KEY: key, "teacher_hash": teacher} | beside,
             )
             self._numbers[key] = self._log.begin(begun)
         return self._numbers[key]
@@ -524,11 +523,11 @@ def _opened(
     return study
 
 
-def _differences(records: Iterable[Record]) -> dict[str, Values]:
+def _differences(trials: Iterable[Mapping[str, Leaf]]) -> dict[str, Values]:
     """Return the values of each leaf in which trials that have it differ; arm, IPC and seed are always included."""
     found: dict[str, dict[Leaf, None]] = {}
-    for record in records:
-        for name, value in _leaves(record).items():
+    for leaves in trials:
+        for name, value in leaves.items():
             found.setdefault(name, {})[value] = None
     return {
         name: _as_values(list(values))
@@ -573,8 +572,16 @@ def _distribution(values: Values) -> BaseDistribution | None:
     )
 
 
-def _leaves(record: Record) -> dict[str, Leaf]:
+def _leaves(plan: Plan) -> dict[str, Leaf]:
+    return _named(plan.arm, plan.ipc, plan.seed, to_tree(plan.config))
+
+
+def _leaves_of(record: Record) -> dict[str, Leaf]:
+    return _named(record.arm, record.ipc, record.seed, record.config)
+
+
+def _named(arm: str, ipc: int, seed: int, config: Tree) -> dict[str, Leaf]:
     """Return arm, IPC and seed of a trial, and the leaves of its config by their paths."""
-    found = {name: leaf for name, leaf in flattened(record.config).items() if name not in RENAMED}
+    found = {name: leaf for name, leaf in flattened(config).items() if name not in RENAMED}
     plain = {name: json.dumps(leaf) if isinstance(leaf, list | tuple) else leaf for name, leaf in found.items()}
-    return {"arm": record.arm, "ipc": record.ipc, "seed": record.seed, **plain}
+    return {"arm": arm, "ipc": ipc, "seed": seed, **plain}
