@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import cycle
 from itertools import product as combinations
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ WARM, EARLY, LATE, TRIALS = 2000, 4000, 8000, 10_000
 """Numbers of ended trials between which is measured; the last is the number of all trials."""
 RATES, STEPS, WIDTHS = [0.02 * n for n in range(1, 11)], list(range(20, 30)), list(range(60, 70))
 """Values of the learning rate, the student's steps in a round and the generator's width: together 1000 settings."""
+DIFFERENT = 97
+"""Number of different outcomes; a prime, so that no two settings have the outcomes of equal seeds in common."""
 CHANGED = 0.05
 """Share of a trial's predictions that differ from those of the trial that was run."""
 
@@ -143,15 +146,20 @@ def ablation(trials: int) -> list[Plan]:
 
 
 def leave_outcomes(plans: list[Plan], options: Options, workshop: Workshop, folder: Path) -> None:
-    """Run one trial of the plans, and store its product, and its outcome with other numbers, for each of them."""
+    """Run one trial of the plans, and leave its product, and its outcome with other numbers, for each of them."""
     planned = checked(plans, options, workshop)
     prepared = workshop.prepare_all([plan.config for plan in planned])
     first, kept = planned[0], folder / "product.safetensors"
     measured = run_trial(first.config, prepared[0], local_store(first.config, prepared[0], None), product=kept)
-    for number, (plan, made) in enumerate(zip(planned, prepared, strict=True)):
-        key = trial_hash(plan.config, made, plan.scope)
-        save_outcome(varied(measured, number), trial_file(options.storage_root, key, "outcome"))
-        os.link(kept, options.out / "trials" / key / kept.name)
+    outcomes = [folder / f"outcome {number}.safetensors" for number in range(min(DIFFERENT, len(plans)))]
+    for number, path in enumerate(outcomes):
+        save_outcome(varied(measured, number), path)
+    for plan, made, outcome in zip(planned, prepared, cycle(outcomes), strict=False):
+        place = options.out / "trials" / trial_hash(plan.config, made, plan.scope)
+        place.mkdir(parents=True)
+        # Links, as ten thousand files that are synchronised with the disk one by one take minutes.
+        os.link(outcome, str(trial_file(options.out, place.name, "outcome")))
+        os.link(kept, place / kept.name)
 
 
 def varied(outcome: Outcome, number: int) -> Outcome:

@@ -308,6 +308,14 @@ def driver() -> Iterator[Measured]:
     yield Measured("time of one such trial, of these", [1e3 * taken / MANY], "ms")
 
 
+def bookkeeping() -> Iterator[Measured]:
+    """A driver with all records, grids, event files and the study of an ablation."""
+    # That module imports this one.
+    from benchmark.bookkeeping import bookkeeping
+
+    return bookkeeping()
+
+
 def raylets() -> Iterator[Measured]:
     """The same finished trials on two kinds of cluster, in turns."""
     prepared, ratios = prepare(digits(rounds=1)), []
@@ -418,6 +426,7 @@ def seconds(call: Callable[[], object], clock: Callable[[], float] = time.monoto
 
 
 FIGURES: dict[str, Callable[[], Iterator[Measured]]] = {
-    figure.__name__: figure for figure in (draw, blocked, reader, startup, waiting, sharing, raylets, driver, sweep)
+    figure.__name__: figure
+    for figure in (draw, blocked, reader, startup, waiting, sharing, raylets, driver, bookkeeping, sweep)
 }
 """Figures in the order in which they are measured."""

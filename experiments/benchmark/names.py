@@ -2,5 +2,7 @@
 
 from typing import Literal
 
-ClusterFigure = Literal["draw", "blocked", "reader", "startup", "waiting", "sharing", "raylets", "driver", "sweep"]
+ClusterFigure = Literal[
+    "draw", "blocked", "reader", "startup", "waiting", "sharing", "raylets", "driver", "bookkeeping", "sweep"
+]
 PeerFigure = Literal["fast_resnet", "fast_wrn", "cmi", "nayer"]
