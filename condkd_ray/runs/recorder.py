@@ -436,7 +436,8 @@ class StudyRecorder:
         recorded = [record for record in read_records(out) if record.numbers == NUMBERS]
         self._trials = {trial.key: trial for trial in trials}
         others = (_leaves_of(record) for record in recorded if record.config_hash not in self._trials)
-        objective, storage = Objective(), open_storage(None, out)
+        # Lines that are lost with the machine are written again from the records.
+        objective, storage = Objective(), open_storage(None, out, durable=False)
         with quiet():
             values = _differences(itertools.chain(others, (_leaves(t.plan) for t in self._trials.values())))
             study = _opened(storage, experiment, objective, values, out)
