@@ -4,6 +4,7 @@ The trials run through `condkd_ray.runs.experiment.run`, as those of any experim
 stored before, as if an earlier driver had died before it wrote the records: a worker only reports the rounds again.
 """
 
+import ctypes
 import gc
 import os
 import time
@@ -14,12 +15,12 @@ from itertools import product as combinations
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 from benchmark.figures import digits, scratch
 from benchmark.rows import Measured
 from condkd_ray.cluster.files import trial_file
+from condkd_ray.core.environment import private_bytes
 from condkd_ray.core.method import Metrics
 from condkd_ray.core.records import Outcome
 from condkd_ray.core.view import AGREEMENT, Best, Goal, Silent, TrialsView
@@ -53,7 +54,7 @@ class Mark:
     cpu_seconds: float
     """CPU time of the driver's process."""
     bytes: int
-    """Memory of the driver's process alone (USS)."""
+    """Private memory of the driver's process without mapped files, which count as private until a worker maps them."""
 
     def until(self, later: "Mark") -> float:
         """Return the CPU seconds from this moment to a later one."""
@@ -61,9 +62,11 @@ class Mark:
 
 
 def mark() -> Mark:
-    """Return the mark of this moment, after a garbage collection."""
+    """Return the mark of this moment, after freed memory has been returned to the system."""
     gc.collect()
-    return Mark(time.monotonic(), time.process_time(), psutil.Process().memory_full_info().uss)
+    # Only the GNU C library has `malloc_trim`.
+    getattr(ctypes.CDLL(None), "malloc_trim", int)(0)
+    return Mark(time.monotonic(), time.process_time(), private_bytes())
 
 
 class _Marks(Silent):
@@ -105,7 +108,7 @@ def bookkeeping(trials: int = TRIALS, marks: tuple[int, int, int] = (WARM, EARLY
     each = f"trial of an ablation with records, image grids, event files and study, {ROUNDS} rounds"
     why = "Tune keeps 38 kB of each trial, the study its values."
     yield Measured(
-        f"memory (USS) of the driver at the end of {trials} trials / {trials}: {each}",
+        f"private memory of the driver at the end of {trials} trials / {trials}: {each}",
         [(end.bytes - begin.bytes) / trials / 1e3], "kB", "<=", 60.0, why,
     )  # fmt: skip
     grown = (end.bytes - warm.bytes) / (trials - first) / 1e3
