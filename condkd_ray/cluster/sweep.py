@@ -29,7 +29,7 @@ from condkd_ray.cluster.memory_shortage import MAX_SHORTAGES, MemoryShortage
 from condkd_ray.cluster.options import ClusterOptions, num_producers
 from condkd_ray.cluster.pool.limits import check_limit, pool_of, round_of
 from condkd_ray.cluster.storage_check import marked
-from condkd_ray.cluster.trainable import FULL, MEMORY, OUT_OF_TIME, UNUSABLE, WorkerContext, run
+from condkd_ray.cluster.trainable import FULL, MEMORY, METRICS, OUT_OF_TIME, UNUSABLE, WorkerContext, run
 from condkd_ray.core.method import ClusterError, Metrics
 from condkd_ray.core.records import Outcome, Status
 from condkd_ray.core.storage import StorageFullError, remove
@@ -202,6 +202,8 @@ class Monitor:
     def _end(self, key: str, outcome: Outcome) -> None:
         self._observer.ended(self.trials[key], outcome)
         self.open.discard(key)
+        # The outcome has it, and a sweep may have thousands of trials.
+        self._history[key] = []
 
 
 class Listener(Protocol):
@@ -311,7 +313,7 @@ class Events(_Hook, Callback):
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any):
         """Report a round. A restarted trial first reports all rounds of its checkpoint again."""
-        key, number = trial.config["key"], result.get("round", 0)
+        key, number, result = trial.config["key"], result.get("round", 0), unpacked(result)
         if number > self._rounds[key]:
             self._rounds[key], self._stalled[key], self._shortages[key] = number, 0, 0
             trial.max_failures = UNLIMITED
@@ -418,9 +420,15 @@ class _Pruning(_Hook, _InOrder):
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Report the round and decide; Tune calls this before the callbacks, so the round is reported here first."""
         # Only here the result also contains the trial's setup, as "config/" entries.
-        self.call("reported", trial.config["key"], {k: v for k, v in result.items() if not k.startswith("config/")})
+        own = {k: v for k, v in result.items() if not k.startswith("config/")}
+        self.call("reported", trial.config["key"], unpacked(own))
         on = self.call("continues", trial.config["key"])
         return TrialScheduler.STOP if on is False else TrialScheduler.CONTINUE
+
+
+def unpacked(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a result of Tune with the metrics of the trial's report as entries of their own."""
+    return {**result, **dict(result.get(METRICS, ()))}
 
 
 def _reason(trial: Any) -> str:

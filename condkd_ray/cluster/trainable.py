@@ -41,6 +41,9 @@ PAUSED = "rests"
 """Key of the report of a trial that pauses after its round `lineage.pause_after`."""
 MEMORY = "private_memory"
 """Key, in each report, of the bytes of memory private to the trial's process."""
+METRICS = "metrics"
+"""Key of the metrics of a report, as pairs of name and value. Of each number in a report Tune keeps statistics, 2 kB a
+trial, and a few hundred operations; it does not look into a tuple."""
 UNWIND_SECONDS = 600
 """Seconds that a trial stopped by Tune has to save its state before its process starts the next trial (our choice)."""
 _recognised = set[str]()
@@ -88,7 +91,8 @@ def run(setup: dict[str, Any], *, context: WorkerContext) -> None:
 
     def report(metrics: Mapping[str, Any]) -> None:
         with WATCH.running():
-            tune.report({**metrics, "key": job.key, MEMORY: private_bytes()})
+            rest = {"round": metrics["round"]} if "round" in metrics else {}
+            tune.report(rest | {METRICS: tuple(metrics.items()), "key": job.key, MEMORY: private_bytes()})
 
     if context.marker not in _recognised:
         if context.marker and (wrong := why_unusable(context.folder, context.marker)):

@@ -224,7 +224,8 @@ def comparisons(
     the test score.
     """
     metric = metric or score_of(records).test
-    arms = sorted({record.arm for record in records}, key=arm_rank)
+    by_arm = of_arms(records)
+    arms = sorted(by_arm, key=arm_rank)
     own = {arm: baseline if isinstance(baseline, str) else baseline.get(arm, "none") for arm in arms}
     wanted = [*own.items(), *((arm, "none") for arm in arms), *controlled(arms, own), *PAIRS]
     pairs: dict[frozenset[str], tuple[str, str]] = {}
@@ -232,11 +233,19 @@ def comparisons(
         if left != right:
             pairs.setdefault(frozenset((left, right)), (left, right))
     found = [
-        difference(records, left, right, ipc, labels, metric)
+        difference([*by_arm[left], *by_arm[right]], left, right, ipc, labels, metric)
         for left, right in pairs.values()
-        for ipc in _common_ipcs(_ipcs(records, left, metric), _ipcs(records, right, metric))
+        for ipc in _common_ipcs(_ipcs(by_arm[left], left, metric), _ipcs(by_arm[right], right, metric))
     ]
     return [one for one in found if one is not None]
+
+
+def of_arms(records: Iterable[Record]) -> defaultdict[str, list[Record]]:
+    """Return the records by arm; an arm without records has an empty list."""
+    found: defaultdict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        found[record.arm].append(record)
+    return found
 
 
 def controlled(arms: Sequence[str], own: Mapping[str, str]) -> list[tuple[str, str]]:
@@ -249,7 +258,8 @@ def controlled(arms: Sequence[str], own: Mapping[str, str]) -> list[tuple[str, s
     found = [(f"{left}{tail}", f"{right}{tail}") for tail in tails for left, right in CONTROLS]
     found += [(arm.removesuffix(UNGUIDED), arm) for arm in arms if arm.endswith(UNGUIDED)]
     found += [(arm, f"{MIXED}{one.removeprefix(PRIOR)}") for arm, one in own.items() if one.startswith(PRIOR)]
-    return [(left, right) for left, right in found if {left, right} <= set(arms)]
+    there = set(arms)
+    return [(left, right) for left, right in found if {left, right} <= there]
 
 
 def turned(one: Difference) -> Difference:

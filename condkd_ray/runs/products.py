@@ -8,6 +8,7 @@ OUT/points/<hash>.safetensors      feature points of the same trials. Only the r
 """
 
 import logging
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -110,7 +111,10 @@ def _rows(labels: Tensor) -> Tensor:
     return order[places.round().long()]
 
 
-def _group(record: Record) -> tuple[str, int, int]:
+_Group = tuple[str, int, int]
+
+
+def _group(record: Record) -> _Group:
     """Return the key of the group in which only the best trial's product is kept.
 
     A group is an arm and IPC, or a whole search, for one version of the numbers. A trial that was run alone is a group
@@ -134,7 +138,11 @@ class BestProducts:
     def __init__(self, out: Path, storage: Location | None = None) -> None:
         self._out, self._storage = Path(out), storage or Path(out)
         stored = read_all_records(out)
-        self._kept = {r.config_hash: r for r in stored if kept_path(out, r.config_hash).is_file()}
+        self._kept: dict[_Group, dict[str, float]] = defaultdict(dict)
+        """Merit of the trials of each group whose products are kept, by hash."""
+        for record in stored:
+            if kept_path(out, record.config_hash).is_file():
+                self._kept[_group(record)][record.config_hash] = merit(record)[1]
         present = planned(stored, read_manifest(out)) if (self._out / MANIFEST).is_file() else stored
         self._planned = {record.config_hash for record in present}
 
@@ -150,8 +158,8 @@ class BestProducts:
         if record.status != "finished" or not (fresh.is_file() or kept.is_file()):
             return
         self._planned.add(record.config_hash)
-        group = [one for one in self._kept.values() if _group(one) == _group(record)]
-        if any(merit(one)[1] >= merit(record)[1] for one in group if one.config_hash in self._planned):
+        group, own = self._kept[_group(record)], merit(record)[1]
+        if any(other >= own for one, other in group.items() if one in self._planned):
             fresh.unlink(missing_ok=True)
             return
         if fresh.is_file():
@@ -164,13 +172,8 @@ class BestProducts:
             return kept.unlink(missing_ok=True)
         if prepared is not None and (found := feature_points(prepared, product)):
             write_points(points_path(self._out, record.config_hash), found)
-        self._kept[record.config_hash] = record
-        self._drop(
-            [one for one in group if one.config_hash != record.config_hash and merit(one)[1] <= merit(record)[1]]
-        )
-
-    def _drop(self, records: Sequence[Record]) -> None:
-        for record in records:
-            del self._kept[record.config_hash]
+        for worse in [one for one, other in group.items() if one != record.config_hash and other <= own]:
+            del group[worse]
             for path in (kept_path, points_path):
-                path(self._out, record.config_hash).unlink(missing_ok=True)
+                path(self._out, worse).unlink(missing_ok=True)
+        group[record.config_hash] = own

@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import itertools
 import json
 import logging
 import math
@@ -15,7 +16,7 @@ from typing import Any
 import optuna
 import yaml
 from optuna.artifacts import FileSystemArtifactStore
-from optuna.distributions import CategoricalDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
@@ -63,13 +64,24 @@ ARTIFACTS = "artifacts"
 PARAMETERS, KEY = "parameters", "config_hash"
 """User attributes.
 
-`PARAMETERS`, of a study: the values of each parameter. `KEY`, of a trial: the hash of its config.
+`PARAMETERS`, of a study: the `Values` of each leaf in which trials differ. `KEY`, of a trial: the hash of its config.
+"""
+MOST_CHOICES = 50
+"""Largest number of values of a leaf that is a choice in the study (our choice).
+
+Optuna stores all choices with every trial, so the seeds of a thousand trials would take a thousand times the space of
+one.
 """
 STDIN = "<stdin>"
 """`__file__` of a script that Python reads from stdin."""
 RENAMED = ("seed", "condensation/ipc")
 """Leaves of a config that every planned trial has as parameters of other names."""
 Leaf = str | int | float | bool | None
+Values = list[Leaf] | dict[str, float] | None
+"""Values of a leaf in a study: the list of choices, or, of more than `MOST_CHOICES` numbers, bounds `low` and `high`.
+
+None for more than `MOST_CHOICES` other values: such a leaf is no parameter, but a user attribute of each trial.
+"""
 
 
 def describe_experiment(
@@ -229,19 +241,18 @@ class Recorder:
         self._study = None if study is None else Dispensable(f"the study {out / JOURNAL}", study)
         self.clock = CpuClock()
         """CPU time of this process and its descendants; read whenever a trial ends, as its processes may end then."""
-        running = [self._record(trial, None) for trial in trials]
         choices = {name: choices[name] for name in beyond_base(choices)}
         ranges = {name: ranges[name] for name in beyond_base(ranges)}
-        self._names = [*varying([record.config for record in running]), *choices, *ranges]
+        self._names = [*varying(to_tree(trial.config) for trial in trials), *choices, *ranges]
         examples = [{name: value} for name, found in choices.items() for value in found]
         self._known: dict[str, tuple[str, dict[str, Scalar], Mapping[str, Any]]] = {}
         """Name of a trial's run in TensorBoard, its hyper-parameters there, and its values of open leaves, by key."""
-        planned = [*(hparams(record, self._names) for record in running), *examples]
+        for trial in trials:
+            self.add(trial)
+        planned = [*(own for _, own, _ in self._known.values()), *examples]
         self._events = Dispensable(f"TensorBoard files in {out}", lambda: EventFiles(out, planned, ranges, score))
         self._products = BestProducts(out, storage)
         self.failed = 0
-        for trial in trials:
-            self.add(trial)
         self._live = view.trials(len(trials) if total is None else total, goal, best)
 
     def add(self, trial: PlannedTrial[Prepared], leaves: Mapping[str, Any] = NONE) -> None:
@@ -268,11 +279,12 @@ class Recorder:
         because its files were needed once more, and did not finish, this is logged and the old record stays. Raises
         `InputError` if an existing record or product cannot be read.
         """
-        if self._study is not None:
-            self._study.do(lambda study: study.ended(trial.key, outcome))
         record, label = self._record(trial, outcome), self._label(trial)
-        # A trial with a record is not run again, so its product must be kept before the record is written.
         write_grids(self._out, record, outcome, trial.prepared)
+        if self._study is not None:
+            # The outcome of the record has no images, so the study attaches the grid that has just been written.
+            self._study.do(lambda study: study.ended(trial.key, record.outcome))
+        # A trial with a record is not run again, so its product must be kept before the record is written.
         if candidate:
             self._products.update(record, trial.prepared)
         stored = write_end(self._out, record)
@@ -397,7 +409,9 @@ class StudyWriter:
             self._log.attach(number, grid, self._store)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"{key}.yaml"
-            path.write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
+            # The dumper in C takes a twentieth of the time.
+            dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+            path.write_text(yaml.dump(tree, Dumper=dumper, sort_keys=False), encoding="utf-8")
             self._log.attach(number, path, self._store)
 
 
@@ -412,19 +426,22 @@ class StudyRecorder:
     """Writes the study of planned trials, a journal in `out`, in which a dashboard displays an ablation.
 
     This is the study's only writer; the records remain the source of truth. Each leaf of the configs in which the
-    trials differ is a parameter: a choice among the values that occur. Optuna fixes a parameter's choices, so a plan
-    with further values starts a new study, into which the trials with records are written again. A trial that failed
-    and is tried again is a new trial of the study. Raises `InputError` if a record or the journal cannot be read.
+    trials differ is a parameter: a choice among the values that occur, or a range of numbers; see `Values`. Optuna
+    fixes a parameter's choices, so a plan with further values starts a new study, into which the trials with records
+    are written again. A trial that failed and is tried again is a new trial of the study. Raises `InputError` if a
+    record or the journal cannot be read.
     """
 
     def __init__(self, experiment: str, out: Path, trials: Iterable[PlannedTrial[Prepared]]) -> None:
         recorded = [record for record in read_records(out) if record.numbers == NUMBERS]
-        self._records = {record.config_hash: record for record in recorded}
-        self._records |= {t.key: make_record(experiment, t.plan, t.key, t.prepared, None) for t in trials}
-        objective, storage = Objective(), open_storage(None, out)
+        self._trials = {trial.key: trial for trial in trials}
+        others = (_leaves_of(record) for record in recorded if record.config_hash not in self._trials)
+        # Lines that are lost with the machine are written again from the records.
+        objective, storage = Objective(), open_storage(None, out, durable=False)
         with quiet():
-            study = _opened(storage, experiment, objective, _differences(self._records.values()), out)
-        self._choices = study.user_attrs[PARAMETERS]
+            values = _differences(itertools.chain(others, (_leaves(t.plan) for t in self._trials.values())))
+            study = _opened(storage, experiment, objective, values, out)
+        self._values: dict[str, Values] = study.user_attrs[PARAMETERS]
         self._log = TrialLog(storage, experiment, objective)
         self._writer = StudyWriter(self._log, objective, out)
         kept = [trial for trial in self._log.trials if trial.state != TrialState.FAIL]
@@ -443,26 +460,36 @@ class StudyRecorder:
 
         Call this before its record is written: then the trial is never run again.
         """
-        self._writer.ended(self._number(key), key, self._records[key].config, outcome)
+        self._writer.ended(self._number(key), key, to_tree(self._trials[key].config), outcome)
         if outcome.status == "failed":
             del self._numbers[key]
 
     def _restore(self, record: Record) -> None:
         """Write a trial that the study lacks because it is newer than the record, or because the driver was killed."""
         key = record.config_hash
-        self._writer.restore(self._number(key), record)
+        self._writer.restore(self._number(key, record), record)
         if record.status == "failed":
             del self._numbers[key]
 
-    def _number(self, key: str) -> int:
-        """Return the trial's number in the study; the first call adds the trial."""
+    def _number(self, key: str, record: Record | None = None) -> int:
+        """Return the trial's number in the study; the first call adds the trial.
+
+        `record`: a trial that need not be planned.
+        """
         if key not in self._numbers:
-            params = {name: value for name, value in _leaves(self._records[key]).items() if name in self._choices}
+            if (trial := self._trials.get(key)) is not None:
+                leaves, teacher = _leaves(trial.plan), trial.prepared.hashes["teacher"]
+            else:
+                assert record is not None, key
+                leaves, teacher = _leaves_of(record), record.teacher_hash
+            found = {name: value for name, value in leaves.items() if name in self._values}
+            space = {name: kind for name in found if (kind := _distribution(self._values[name])) is not None}
+            beside = {name: value for name, value in found.items() if name not in space}
             begun = optuna.trial.create_trial(
                 state=TrialState.RUNNING,
-                params=params,
-                distributions={name: CategoricalDistribution(self._choices[name]) for name in params},
-                user_attrs={KEY: key, "teacher_hash": self._records[key].teacher_hash},
+                params={name: found[name] for name in space},
+                distributions=space,
+                user_attrs={KEY: key, "teacher_hash": teacher} | beside,
             )
             self._numbers[key] = self._log.begin(begun)
         return self._numbers[key]
@@ -475,40 +502,87 @@ def clear_study(out: Path) -> None:
 
 
 def _opened(
-    storage: BaseStorage, name: str, objective: Objective, choices: Mapping[str, list[Leaf]], out: Path
+    storage: BaseStorage, name: str, objective: Objective, values: Mapping[str, Values], out: Path
 ) -> optuna.Study:
-    """Return the study `name`; its parameters have all values in `choices` and all values that they had before.
+    """Return the study `name`; its parameters have all of `values` and all values that they had before.
 
     A study of another version of the numbers is replaced by a new one.
     """
     if name in optuna.get_all_study_names(storage):
         study = optuna.load_study(study_name=name, storage=storage)
-        before: dict[str, list[Leaf]] = study.user_attrs.get(PARAMETERS, {})
+        before: dict[str, Values] = study.user_attrs.get(PARAMETERS, {})
         current = study.user_attrs.get(VERSION, 1) == NUMBERS
-        if current and all(value in before.get(key, []) for key, values in choices.items() for value in values):
+        values = {key: _joined(before.get(key, []), values.get(key, [])) for key in {**before, **values}}
+        if current and values == before:
             return study
-        both = {key: [*before.get(key, []), *choices.get(key, [])] for key in {**before, **choices}}
-        choices = {key: list(dict.fromkeys(values)) for key, values in both.items()}
         optuna.delete_study(study_name=name, storage=storage)
         remove(out / ARTIFACTS)
     study = optuna.create_study(study_name=name, storage=storage, directions=objective.directions)
     study.set_metric_names(list(objective.names))
-    study.set_user_attr(PARAMETERS, choices)
+    study.set_user_attr(PARAMETERS, values)
     study.set_user_attr(VERSION, NUMBERS)
     return study
 
 
-def _differences(records: Iterable[Record]) -> dict[str, list[Leaf]]:
+def _differences(trials: Iterable[Mapping[str, Leaf]]) -> dict[str, Values]:
     """Return the values of each leaf in which trials that have it differ; arm, IPC and seed are always included."""
     found: dict[str, dict[Leaf, None]] = {}
-    for record in records:
-        for name, value in _leaves(record).items():
+    for leaves in trials:
+        for name, value in leaves.items():
             found.setdefault(name, {})[value] = None
-    return {name: list(values) for name, values in found.items() if len(values) > 1 or name in ("arm", "ipc", "seed")}
+    return {
+        name: _as_values(list(values))
+        for name, values in found.items()
+        if len(values) > 1 or name in ("arm", "ipc", "seed")
+    }
 
 
-def _leaves(record: Record) -> dict[str, Leaf]:
+def _as_values(found: list[Leaf]) -> Values:
+    return found if len(found) <= MOST_CHOICES else _bounds(found)
+
+
+def _bounds(found: Sequence[Leaf]) -> dict[str, float] | None:
+    """Return the bounds of finite numbers, integers only if all numbers are; None if a value is no such number."""
+    plain = [value for value in found if isinstance(value, int | float) and not isinstance(value, bool)]
+    numbers = [value for value in plain if math.isfinite(value)]
+    if len(numbers) < len(found):
+        return None
+    kind = int if all(isinstance(value, int) for value in numbers) else float
+    return {"low": kind(min(numbers)), "high": kind(max(numbers))}
+
+
+def _joined(first: Values, second: Values) -> Values:
+    """Return the values that are in one of the two or in both."""
+    if first is None or second is None:
+        return None
+    found = [*(first.values() if isinstance(first, dict) else first)]
+    found += second.values() if isinstance(second, dict) else second
+    chosen = isinstance(first, list) and isinstance(second, list)
+    return _as_values(list(dict.fromkeys(found))) if chosen else _bounds(found)
+
+
+def _distribution(values: Values) -> BaseDistribution | None:
+    """Return the distribution of a parameter with these values; None if the leaf is no parameter."""
+    if values is None:
+        return None
+    if isinstance(values, list):
+        return CategoricalDistribution(values)
+    low, high = values["low"], values["high"]
+    return (
+        IntDistribution(low, high) if isinstance(low, int) and isinstance(high, int) else FloatDistribution(low, high)
+    )
+
+
+def _leaves(plan: Plan) -> dict[str, Leaf]:
+    return _named(plan.arm, plan.ipc, plan.seed, to_tree(plan.config))
+
+
+def _leaves_of(record: Record) -> dict[str, Leaf]:
+    return _named(record.arm, record.ipc, record.seed, record.config)
+
+
+def _named(arm: str, ipc: int, seed: int, config: Tree) -> dict[str, Leaf]:
     """Return arm, IPC and seed of a trial, and the leaves of its config by their paths."""
-    found = {name: leaf for name, leaf in flattened(record.config).items() if name not in RENAMED}
+    found = {name: leaf for name, leaf in flattened(config).items() if name not in RENAMED}
     plain = {name: json.dumps(leaf) if isinstance(leaf, list | tuple) else leaf for name, leaf in found.items()}
-    return {"arm": record.arm, "ipc": record.ipc, "seed": record.seed, **plain}
+    return {"arm": arm, "ipc": ipc, "seed": seed, **plain}

@@ -136,11 +136,12 @@ class Journal(BaseJournalBackend):
     """The journal at `path`, created if missing, which tolerates an incomplete last line.
 
     Such a line is cut off when the journal is opened and before each append. No result relies on this line, because its
-    append never returned. Raises `InputError` if a line in the middle is damaged.
+    append never returned. `durable`: each append is synced to disk; without it, lines may be lost if the machine fails,
+    not if only the process is killed. Raises `InputError` if a line in the middle is damaged.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path, self._lock = path, Lock(path)
+    def __init__(self, path: Path, *, durable: bool = True) -> None:
+        self._path, self._lock, self._durable = path, Lock(path), durable
         self._file = JournalFileBackend(str(path), lock_obj=self._lock)
         self._begun = _Begun()
         if self._lock.exists() or _is_torn(path):
@@ -169,7 +170,7 @@ class Journal(BaseJournalBackend):
         return _refusal(self._path, self._begun.lines, self._path.read_bytes().split(b"\n")[self._begun.lines - 1], why)
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Append one line for each entry and flush the lines to disk.
+        """Append one line for each entry.
 
         Raises `OSError` if this is not possible, and `InputError` if the journal is damaged; nothing is appended then.
         """
@@ -182,7 +183,8 @@ class Journal(BaseJournalBackend):
                 with open(self._path, "ab") as file:
                     file.write(lines)
                     file.flush()
-                    os.fsync(file.fileno())
+                    if self._durable:
+                        os.fsync(file.fileno())
             except OSError:
                 # Remove the bytes that were written before the disk was full.
                 with suppress(OSError):
@@ -211,12 +213,12 @@ class Journal(BaseJournalBackend):
         )
 
 
-def stored(path: Path) -> JournalStorage:
-    """Open the storage with the journal at `path`.
+def stored(path: Path, *, durable: bool = True) -> JournalStorage:
+    """Open the storage with the journal at `path`; `durable`: as in `Journal`.
 
     Raises `InputError` if a line is damaged, and `OSError` if the file cannot be read or created.
     """
-    journal = Journal(path)
+    journal = Journal(path, durable=durable)
     try:
         return JournalStorage(journal)
     except (InputError, OSError):

@@ -19,8 +19,8 @@ JOURNAL = "study.journal"
 ACCEPTED = "a file for a journal, sqlite:///FILE, or postgresql://USER@HOST/NAME"
 
 
-def open_storage(place: str | None, out: Path) -> BaseStorage:
-    """Open the storage at `place`, or a journal in `out` if None.
+def open_storage(place: str | None, out: Path, *, durable: bool = True) -> BaseStorage:
+    """Open the storage at `place`, or a journal in `out` if None; `durable`: as in `condkd_ray.study.journal.Journal`.
 
     A journal is append-only and therefore safe on network file systems; SQLite, which needs file locks, is not. Several
     drivers on one study require PostgreSQL. Raises `InputError` if the storage cannot be reached or written.
@@ -31,7 +31,7 @@ def open_storage(place: str | None, out: Path) -> BaseStorage:
             return RDBStorage(text)
         path = Path(text)
         path.parent.mkdir(parents=True, exist_ok=True)
-        return journal.stored(path)
+        return journal.stored(path, durable=durable)
     except (OSError, ImportError, StorageInternalError, *_database_errors()) as error:
         fault = f"--study-storage is {text!r}, which cannot be used ({first_line(error)}); accepted: {ACCEPTED}"
         raise InputError(fault) from None

@@ -3,6 +3,11 @@
 from collections.abc import Callable, Iterator
 
 from benchmark import figures, wide
+from benchmark.bookkeeping import bookkeeping
 from benchmark.rows import Measured
 
-FIGURES: dict[str, Callable[[], Iterator[Measured]]] = figures.FIGURES | wide.FIGURES
+FIGURES: dict[str, Callable[[], Iterator[Measured]]] = {
+    **figures.FIGURES,
+    "bookkeeping": bookkeeping,
+    **wide.FIGURES,
+}

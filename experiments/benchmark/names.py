@@ -12,6 +12,7 @@ ClusterFigure = Literal[
     "raylets",
     "driver",
     "sweep",
+    "bookkeeping",
     "clients",
     "contribute",
     "sleepers",

@@ -12,6 +12,7 @@ import optuna
 import pytest
 import torch
 from killing import killed_after
+from optuna.distributions import IntDistribution
 from optuna.trial import TrialState
 from toy import make_prepared, toy_config
 
@@ -35,6 +36,7 @@ from condkd_ray.methods.supervised import Supervised, TeacherConfig
 from condkd_ray.models import ResNet
 from condkd_ray.report.build import build
 from condkd_ray.report.tensorboard.writer import EventFiles
+from condkd_ray.runs import recorder as recorder_module
 from condkd_ray.runs.arms import spread
 from condkd_ray.runs.recorder import (
     Recorder,
@@ -512,3 +514,39 @@ def test_a_trial_without_a_finite_quality_fails_once_in_the_study(tmp_path):
         opened(tmp_path)
         (trial,) = stored(tmp_path).trials
         assert (trial.state, trial.user_attrs["reason"]) == (TrialState.FAIL, "no finite proxy/agreement")
+
+
+def test_leaves_of_many_values_are_ranges_or_attributes_so_that_each_trial_takes_as_much_space(tmp_path, monkeypatch):
+    monkeypatch.setattr(recorder_module, "MOST_CHOICES", 2)
+    plans = {str(seed): plan(f"arm {seed}", seed, steps=1 + seed % 2) for seed in range(4)}
+    study = opened(tmp_path, plans)
+    study.round("3", HISTORY[0])
+    (trial,) = stored(tmp_path).trials
+    assert trial.params == {"ipc": 2, "seed": 3, "inversion/steps": 2}
+    assert trial.distributions["seed"] == IntDistribution(0, 3)
+    assert trial.distributions["inversion/steps"].choices == (1, 2)
+    assert trial.user_attrs["arm"] == "arm 3"
+    before = (tmp_path / "study.journal").read_bytes()
+    opened(tmp_path, {key: plans[key] for key in ("1", "2")})
+    assert (tmp_path / "study.journal").read_bytes() == before
+    # Seed 4 is beyond the range: a new study begins, whose range has both.
+    opened(tmp_path, {"4": plan("arm 4", 4, steps=1), "0": plans["0"]}).round("4", HISTORY[0])
+    (trial,) = stored(tmp_path).trials
+    assert trial.distributions["seed"] == IntDistribution(0, 4)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        ([1, 2], [2, 3], [1, 2, 3]),
+        ([1, 2], {"low": 0, "high": 1}, {"low": 0, "high": 2}),
+        ({"low": 0, "high": 9}, [3, 4.5], {"low": 0.0, "high": 9.0}),
+        ({"low": 0, "high": 9}, ["a"], None),
+        ({"low": 0, "high": 9}, [True], None),
+        (None, [1], None),
+        ([math.inf], {"low": 0, "high": 9}, None),
+    ],
+)
+def test_the_values_of_two_plans_are_joined(first, second, expected):
+    assert recorder_module._joined(first, second) == expected
+    assert recorder_module._joined(second, first) in (expected, expected and [2, 3, 1])

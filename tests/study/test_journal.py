@@ -362,3 +362,14 @@ def test_invalid_parameters_and_values_are_named():
         PATH.write_bytes(whole.replace(old, new, 1))
         with pytest.raises(InputError, match=message):
             search()
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_only_a_durable_journal_is_synced_to_disk_and_both_have_all_lines(tmp_path, monkeypatch, durable):
+    synced = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    storage = module.stored(tmp_path / "study.journal", durable=durable)
+    study = optuna.create_study(study_name="s", storage=storage)
+    study.add_trial(optuna.trial.create_trial(value=1.0))
+    assert bool(synced) == durable
+    assert len(optuna.load_study(study_name="s", storage=module.stored(tmp_path / "study.journal")).trials) == 1

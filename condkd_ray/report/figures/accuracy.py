@@ -12,12 +12,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from condkd_ray.core.records import Manifest, Record
+from condkd_ray.core.records import Manifest, Record, arm_rank
 from condkd_ray.core.task import is_dense
 from condkd_ray.report.figures import style
 from condkd_ray.report.figures.memory import held_figure
 from condkd_ray.report.figures.rounds import curves_figure, diagnosis_figure
-from condkd_ray.report.statistics import groups, score_of, tested
+from condkd_ray.report.statistics import Baseline, groups, score_of, tested
 from condkd_ray.report.tables import teachers
 
 _DODGE = 0.02
@@ -63,19 +63,42 @@ def save(out: Path, drawn: Mapping[str, Figure | None]) -> None:
         style.save(Path(out) / f"{stem}.png", figure)
 
 
+MOST_ARMS = 50
+"""Largest number of arms in the figures (our choice): a row of each of some hundred arms makes a picture too high to be
+written."""
+
+
 @style.styled
 def draw(records: Sequence[Record], manifest: Manifest) -> dict[str, Figure | None]:
-    """Return the figures by the names of their files; None for a figure without data."""
+    """Return the figures by the names of their files; None for a figure without data.
+
+    They show the first `MOST_ARMS` arms with finished trials, baselines before the others, and state how many are left
+    out.
+    """
     finished = [record for record in records if record.status == "finished"]
+    shown, left_out = _first_arms(finished, manifest.baseline)
+    finished = [record for record in finished if record.arm in shown]
     styles = arm_styles(records, manifest)
     ipcs = {trial["ipc"] for trial in manifest.planned} | {record.ipc for record in records}
     accuracy = _accuracy_figure if len(ipcs - {0}) > 1 else dots_figure
-    return {
+    found = {
         "figure": accuracy(finished, manifest, styles),
         "curves": curves_figure(finished, styles),
         "diagnosis": diagnosis_figure(finished, styles),
         "histograms": held_figure(finished, styles),
     }
+    if left_out:
+        for figure in filter(None, found.values()):
+            words = f"{left_out} more arms are in the tables"
+            figure.text(0.99, 1 - 0.02 / figure.get_figheight(), words, ha="right", va="top", fontsize=6.5)
+    return found
+
+
+def _first_arms(finished: Sequence[Record], baseline: Baseline) -> tuple[set[str], int]:
+    """Return the arms that figures show, and the number of those that they leave out."""
+    baselines = {baseline} if isinstance(baseline, str) else set(baseline.values())
+    arms = sorted({record.arm for record in finished}, key=lambda arm: (arm not in baselines, arm_rank(arm)))
+    return set(arms[:MOST_ARMS]), max(0, len(arms) - MOST_ARMS)
 
 
 def arm_styles(records: Sequence[Record], manifest: Manifest) -> style.ArmStyles:

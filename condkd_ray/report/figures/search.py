@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from condkd_ray.core.records import Record
 from condkd_ray.report.figures import style
-from condkd_ray.report.statistics import score_of
+from condkd_ray.report.statistics import of_arms, score_of
 from condkd_ray.study.importance import Importance
 
 _BLUE, _ORANGE = "#0072B2", "#D55E00"
@@ -28,10 +28,10 @@ def proxy_plot(records: Sequence[Record], proxy: str, styles: style.ArmStyles | 
     if len(shown) < 2:
         return None
     figure, (axes,) = style.canvas(3.4)
-    arms = sorted({one.arm for one in shown}, key=list(styles).index) if styles else [""]
+    by_arm = of_arms(shown)
+    parts = {arm: by_arm[arm] for arm in styles if arm in by_arm} if styles else {"": shown}
     labels = []
-    for arm in arms:
-        members = [one for one in shown if not styles or one.arm == arm]
+    for arm, members in parts.items():
         color, marker = styles[arm] if styles else (_BLUE, "o")
         x, y = (np.array([one.metrics[key] for one in members]) for key in both)
         # A star needs a larger size, because its points are thin.

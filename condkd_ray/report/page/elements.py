@@ -11,6 +11,8 @@ from condkd_ray.report.tables.table import Table, p_text
 
 LONG = 30
 """Largest number of visible rows of a table; further rows are folded."""
+MOST_ROWS = 2000
+"""Largest number of rows of a table in a page, so that a browser opens it at once (our choice)."""
 SIGNIFICANCE = 0.05
 """Significance level: a difference with a smaller corrected p is marked as better or worse."""
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#A08A00", "#999999")
@@ -33,10 +35,20 @@ class Code:
 
 @dataclass(frozen=True)
 class Rows:
-    """A table with its legend below it; all but the first `most` rows are folded."""
+    """A table with its legend below it; all but the first `most` rows are folded, and only `MOST_ROWS` are kept."""
 
     table: Table
     most: int = LONG
+
+    @property
+    def folded(self) -> Sequence[Sequence[str]]:
+        """The folded rows."""
+        return self.table.rows[self.most : MOST_ROWS]
+
+    @property
+    def left_out(self) -> int:
+        """Number of rows that are not in the page."""
+        return max(0, len(self.table.rows) - MOST_ROWS)
 
 
 @dataclass(frozen=True)

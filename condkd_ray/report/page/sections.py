@@ -17,6 +17,9 @@ from condkd_ray.report.statistics import tested
 from condkd_ray.report.tables import failures, teachers
 from condkd_ray.report.tables.table import CPU, WALL, Table, mean_of, mean_text
 
+MOST_BARS = 50
+"""Largest number of bars of the section on cost; the table below them has all."""
+
 
 def proxy(results: Results, styles: ArmStyles | None) -> Section:
     """Return the section on how well the objective, a proxy, ranks the trials by test score.
@@ -63,7 +66,8 @@ def cost(groups: Mapping[str, Sequence[Record]]) -> Section:
     ]
     waiting = " Cluster: waiting for Ray." if "cluster" in phases else ""
     legend = f"Means over the trials, all rounds together; wall-clock time of each phase.{waiting}"
-    return Section("Cost by phase", [Bars(phases, bars), Rows(Table("Cost", header, rows, legend))])
+    more = [Text(f"{len(bars) - MOST_BARS} more in the table.", small=True)] if len(bars) > MOST_BARS else []
+    return Section("Cost by phase", [Bars(phases, bars[:MOST_BARS]), *more, Rows(Table("Cost", header, rows, legend))])
 
 
 def failed_trials(results: Results) -> Section:

@@ -3,6 +3,7 @@
 A search has only the command that repeats one trial, because it does not run a failed trial again.
 """
 
+import itertools
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -66,15 +67,16 @@ def _commands(failed: Sequence[Record], names: dict[str, str], manifest: Manifes
 
 def _short(hashes: Sequence[str]) -> dict[str, str]:
     """Return for each hash the shortest prefix, of `SHORTEST` digits or more, that no other hash has."""
-    known = set(hashes)
-    return {
-        whole: next(
-            whole[:length]
-            for length in range(SHORTEST, max(len(whole), SHORTEST) + 1)
-            if length >= len(whole) or sum(other.startswith(whole[:length]) for other in known) == 1
-        )
-        for whole in known
-    }
+    known = sorted(set(hashes))
+    # In this order, the hash that has the most digits in common with another one is a neighbour of it.
+    common = [0, *(_common_digits(*pair) for pair in itertools.pairwise(known)), 0]
+    longest = map(max, itertools.pairwise(common))
+    return {whole: whole[: max(SHORTEST, digits + 1)] for whole, digits in zip(known, longest, strict=False)}
+
+
+def _common_digits(first: str, second: str) -> int:
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((place for place, (one, other) in pairs if one != other), min(len(first), len(second)))
 
 
 def _group(reason: str, members: Sequence[Record], names: dict[str, str], out: Path) -> list[str]:

@@ -13,7 +13,7 @@ import numpy as np
 from condkd_ray.core.records import Manifest, Record
 from condkd_ray.core.task import Score
 from condkd_ray.report.results import Results
-from condkd_ray.report.statistics import difference, groups, interval, score_of, teacher_names, tested
+from condkd_ray.report.statistics import difference, groups, interval, of_arms, score_of, teacher_names, tested
 from condkd_ray.report.tables.table import Table, arm_cells, comparison_cells, interval_text, mean_of, mean_text, signed
 
 _LISTED = 12
@@ -68,9 +68,11 @@ def accuracy_table(results: Results) -> Table:
 
 def difference_table(results: Results) -> Table:
     """Return a table with a row per comparison and IPC and a column per teacher; no rows with one teacher per arm."""
-    rows = []
-    for one in results.differences if results.by_teacher else ():
-        found = [difference(members, one.left, one.right, one.ipc) for members in results.by_teacher.values()]
+    rows, metric = [], results.score.test
+    by_arm = [of_arms(members) for members in results.by_teacher.values()]
+    for one in results.differences if by_arm else ():
+        pairs = [[*arms[one.left], *arms[one.right]] for arms in by_arm]
+        found = [difference(pair, one.left, one.right, one.ipc, metric=metric) for pair in pairs]
         over_teachers, _ = interval(np.array([part.mean for part in found if part is not None]))
         cells = [f"{signed(part)} (n = {part.n})" if part else signed(part) for part in found]
         rows.append([*comparison_cells(one), *cells, interval_text(over_teachers)])

@@ -29,6 +29,8 @@ _CONFIG: Any = projector_config_pb2
 KINDS = ("real", "condensed", "synthetic")
 COLUMNS = ("what", "kind", "class", "arm", "ipc", "seed")
 """Metadata of each point. `what` combines all but class and seed, for colours."""
+MOST_TOGETHER = 50
+"""Largest number of trials in one embedding (our choice): a browser shows 200 synthetic images of each at once."""
 TENSORS, METADATA, BOOKMARKS = "tensors.tsv", "metadata.tsv", "bookmarks.json"
 COLOURS = {"by what it is": "what", "by class": "class"}
 """Bookmarks, each with the column by which it colours the points. Without one, all points have one colour."""
@@ -83,15 +85,15 @@ def write_own(folder: Path, out: Path, record: Record) -> None:
 def write_together(folder: Path, out: Path, records: Sequence[Record]) -> None:
     """Write one embedding of all trials that share the teacher and the data of the first one.
 
-    Images that several trials share appear once. Nothing is written for fewer than two trials. Raises `InputError` if a
-    file of points is damaged.
+    Images that several trials share appear once. Of more than `MOST_TOGETHER` trials only the first are written, and
+    nothing for fewer than two. Raises `InputError` if a file of points is damaged.
     """
     kept = [record for record in records if points_path(out, record.config_hash).is_file()]
     alike = [one for one in kept if (one.teacher_hash, one.data_hash) == (kept[0].teacher_hash, kept[0].data_hash)]
     if len(alike) < 2:
         return
     together: dict[tuple[str, ...], Cloud] = {}
-    for record in alike:
+    for record in alike[:MOST_TOGETHER]:
         for key, cloud in _clouds(out, record).items():
             together.setdefault(key, cloud)
     if together:  # a file can hold no points
@@ -117,7 +119,8 @@ def _clouds(out: Path, record: Record) -> dict[tuple[str, ...], Cloud]:
 
 def _write(folder: Path, name: str, clouds: Sequence[Cloud]) -> None:
     features = np.concatenate([points.features.numpy() for points, _ in clouds])
-    rows = ["\t".join(f"{value:.3g}" for value in row) for row in features.tolist()]
+    form = "\t".join(["%.3g"] * features.shape[1])
+    rows = [form % tuple(row) for row in features.tolist()]
     table = [{**about, "class": str(label)} for points, about in clouds for label in points.classes.tolist()]
     lines = ["\t".join(COLUMNS), *("\t".join(row.get(column, "-") for column in COLUMNS) for row in table)]
     atomic_write(folder / TENSORS, "".join(f"{row}\n" for row in rows).encode())

@@ -17,6 +17,7 @@ from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2, summ
 from torch.utils.tensorboard import summary
 
 from condkd_ray.core.records import Status
+from condkd_ray.report.figures.image_grids import PNG
 
 # Protobuf creates the classes of these modules at import, so type checkers do not find them.
 _API: Any = api_pb2
@@ -89,7 +90,7 @@ def histogram(tag: str, counts: Sequence[int], edges: Sequence[float]) -> Any:
 def image(tag: str, picture: Image.Image) -> Any:
     """Return a summary with the picture. A grey picture stays grey; torch's function would convert it to RGB."""
     content = io.BytesIO()
-    picture.save(content, format="PNG")
+    picture.save(content, **PNG)
     shown = _SUMMARY.Summary.Image(
         height=picture.height,
         width=picture.width,

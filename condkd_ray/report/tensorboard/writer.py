@@ -57,15 +57,17 @@ def arm_name(record: Record) -> str:
     return f"ipc{record.ipc}/{arm}" if record.ipc else arm
 
 
-def varying(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+def varying(configs: Iterable[Mapping[str, Any]]) -> list[str]:
     """Return the dotted names of the config fields whose values differ among the configs that have them.
 
     A field that only some configs have, with one value, is left out: it follows from the name of its method, which has
     a column.
     """
-    flat = [_flatten(config) for config in configs]
-    names = sorted({name for leaves in flat for name in leaves})
-    return [name for name in beyond_base(names) if len({leaves[name] for leaves in flat if name in leaves}) > 1]
+    first: dict[str, Scalar] = {}
+    found = {
+        name for config in configs for name, value in _flatten(config).items() if first.setdefault(name, value) != value
+    }
+    return beyond_base(sorted(found))
 
 
 def beyond_base(names: Iterable[str]) -> list[str]:
@@ -170,7 +172,7 @@ class EventFiles:
         run, now = run_name(record), time.time() if when is None else when
         self.trial_started(run, hparams(record, self._columns), record.history, when)
         writer = self._writers.pop(run)
-        step, written = self._latest.get(run, (record.outcome.rounds, {}))
+        step, written = self._latest.pop(run, (record.outcome.rounds, {}))
         # The final metric differs from that of the last round if the round used a subset of the test images.
         final = {name: value for name, value in record.metrics.items() if written.get(name) != value}
         writer.add_summary(events.scalars(final), step, now)

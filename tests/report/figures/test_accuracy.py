@@ -196,3 +196,15 @@ def test_no_text_is_cut(count, word):
             for box in boxes(figure):
                 assert -1 <= box.x0 < box.x1 <= width + 1
                 assert -1 <= box.y0 < box.y1 <= height + 1
+
+
+def test_of_many_arms_the_first_are_drawn_and_the_baseline_with_them(monkeypatch):
+    monkeypatch.setattr(accuracy, "MOST_ARMS", 3)
+    records = [make_record(f"arm {number}", 5, seed) for number in range(5) for seed in (0, 1)]
+    whole = make_manifest(records, baseline="arm 4")
+    figure = accuracy.draw(records, whole)["figure"]
+    texts = {text.get_text() for text in figure.findobj(Text)}
+    assert {"arm 0", "arm 1", "arm 4", "2 more arms are in the tables"} <= texts
+    assert not {"arm 2", "arm 3"} & texts
+    few = accuracy.draw(records[:6], whole)["figure"]
+    assert not any("more arms" in text.get_text() for text in few.findobj(Text))

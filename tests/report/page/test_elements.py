@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from condkd_ray.report.page import elements
 from condkd_ray.report.page.elements import (
     SIGNIFICANCE,
     Code,
@@ -79,3 +80,15 @@ def test_fractions_are_shown_as_signed_percentage_points():
 def test_a_value_is_placed_by_its_share_of_the_scale():
     scale = Forest(rows=(), low=-0.1, high=0.3, ipcs=False, p=False, legend="")
     assert [scale.place(value) for value in (-0.1, 0.0, 0.3)] == ["0.00", "25.00", "100.00"]
+
+
+def test_rows_beyond_the_largest_number_are_left_out_and_counted(monkeypatch):
+    monkeypatch.setattr(elements, "MOST_ROWS", 4)
+    rows = [[f"row {number}"] for number in range(7)]
+    element = elements.Rows(Table("T", ["name"], rows, ""), most=2)
+    page = elements.Page("n", "q", [], [], [], [elements.Section("S", [element])])
+    html = elements.rendered(page).decode()
+    assert "2 more rows" in html
+    assert "row 3" in html
+    assert "row 4" not in html
+    assert "leaves out 3 rows" in html

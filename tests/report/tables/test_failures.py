@@ -1,6 +1,9 @@
 from pathlib import Path
 
+import pytest
+
 from condkd_ray.core.records import Record
+from condkd_ray.report.tables import failures
 from condkd_ray.report.tables.failures import screen
 from report.report_factory import make_manifest, make_record, results
 
@@ -87,3 +90,16 @@ def test_hashes_are_as_long_as_needed_to_be_unique():
     assert "(0001beef0)" in screen(results(records, out=OUT))
     twins = [failed(1, "NaN", config_hash="0001beef"), make_record(config_hash="0001beef11")]
     assert "(0001beef)" in screen(results(twins, make_manifest(twins), OUT))
+
+
+@pytest.mark.parametrize(
+    ("hashes", "expected"),
+    [
+        (["abcdef0123", "abcdef9123"], ["abcdef0", "abcdef9"]),
+        (["abcdefgh00", "abcdefgh01", "0bcdefgh00"], ["abcdefgh00", "abcdefgh01", "0bcdef"]),
+        (["abcd", "abcdefgh"], ["abcd", "abcdef"]),
+        ([], []),
+    ],
+)
+def test_names_are_the_shortest_beginnings_that_no_other_hash_has(hashes, expected):
+    assert [failures._short(hashes)[whole] for whole in hashes] == expected
