@@ -1,8 +1,9 @@
 """Does a sweep survive faults? Many seeded faults strike, and all results must equal those of an undisturbed run.
 
 An ablation and a search alternate on a cluster of two nodes on this machine until all faults have struck: killed
-trials, pools, nodes and drivers, after which the same command runs again; memory taken by another program until Ray's
-monitor kills processes; `condkd report` at the same time; a full disk for TensorBoard; a torn journal.
+trials, pools, loaders of chunks, nodes and drivers, after which the same command runs again; memory taken by another
+program until Ray's monitor kills processes; `condkd report` at the same time; a full disk for TensorBoard; a torn
+journal.
 
     python experiments/soak.py --faults 100 --seed 0
 

@@ -6,8 +6,8 @@ from contextlib import suppress
 
 import psutil
 
-TITLES = {"trial": "ray::ImplicitFunc", "pool": "ray::SyntheticPool"}
-"""Ray's titles of the processes that run trials, and of the pool's process."""
+TITLES = {"trial": "ray::ImplicitFunc", "pool": "ray::SyntheticPool", "loader": "ray::ChunkLoader"}
+"""Ray's titles of the processes that run trials, of the pool's process, and of the loaders of its chunks."""
 
 
 def titles(ancestor: int) -> dict[int, str]:

@@ -90,6 +90,7 @@ class Chaos:
         self._strikes: Mapping[Kind, Callable[[Sweep], bool]] = {
             "trial": self._kill_one("trial"),
             "pool": self._kill_one("pool"),
+            "loader": self._kill_one("loader"),
             "driver": self._kill_driver,
             "node": self._lose_node,
             "memory": self._crowd_memory,
