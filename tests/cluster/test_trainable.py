@@ -12,7 +12,8 @@ from cluster.drivers import assert_equal_numbers, direct
 from condkd_ray.cluster import trainable
 from condkd_ray.cluster.files import halt_path, last_reason, trial_file, trial_folder
 from condkd_ray.cluster.options import ClusterOptions
-from condkd_ray.cluster.trainable import FULL, MEMORY, OUT_OF_TIME, PAUSED, UNTESTED, WorkerContext
+from condkd_ray.cluster.sweep import unpacked
+from condkd_ray.cluster.trainable import FULL, MEMORY, METRICS, OUT_OF_TIME, PAUSED, UNTESTED, WorkerContext
 from condkd_ray.core.checkpoint import DamagedError
 from condkd_ray.core.method import ClusterError, InputError
 from condkd_ray.core.records import Outcome
@@ -50,7 +51,7 @@ class Worker:
     @property
     def last(self) -> dict[str, Any]:
         """The last report, without the entries that all reports have."""
-        return {name: value for name, value in self.reports[-1].items() if name not in ("key", MEMORY)}
+        return {name: value for name, value in self.reports[-1].items() if name not in ("key", MEMORY, METRICS)}
 
 
 @pytest.fixture
@@ -62,7 +63,7 @@ def worker(tmp_path, monkeypatch) -> Worker:
 
     found = Worker(tmp_path)
     monkeypatch.setenv("TUNE_FUNCTION_THREAD_TIMEOUT_S", "2")
-    monkeypatch.setattr(trainable.tune, "report", found.reports.append)
+    monkeypatch.setattr(trainable.tune, "report", lambda report: found.reports.append(unpacked(report)))
     monkeypatch.setattr(trainable, "keep_imports", lambda: None)
     monkeypatch.setattr(trainable, "own_device", lambda: "cpu")
     monkeypatch.setattr(trainable, "unpack", lambda config, refs, device: toy.make_prepared())
@@ -126,8 +127,8 @@ def test_a_blind_trial_reports_its_outcome_before_the_test(worker, monkeypatch):
     seen: list[Outcome] = []
 
     def report(metrics):
-        worker.reports.append(metrics)
-        if UNTESTED in metrics:
+        worker.reports.append(unpacked(metrics))
+        if UNTESTED in unpacked(metrics):
             seen.append(left_outcome(trial_file(worker.folder, "a", "untested")))
 
     monkeypatch.setattr(trainable.tune, "report", report)

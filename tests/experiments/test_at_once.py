@@ -52,7 +52,7 @@ if __name__ == "__main__":
 '''
 OWN_SCRIPTS = {"own ablation": OWN_ABLATION, "own search": OWN_SEARCH}
 SCRIPTS = sorted(path.stem for path in EXPERIMENTS.glob("*.py") if "command_line(" in path.read_text())
-OWN_FLAGS = ("benchmark_cluster", "benchmark_peers", "soak")
+OWN_FLAGS = ("benchmark_cluster", "benchmark_peers", "simulate_cluster", "soak")
 """Scripts without the flags of an experiment."""
 ALL = [*SCRIPTS, *OWN_SCRIPTS]
 TYPICAL = ("ablate_ipc", "search_guidance", "soak", *OWN_SCRIPTS)
