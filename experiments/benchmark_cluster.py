@@ -1,7 +1,7 @@
 """How much does the cluster cost: a draw, a round, a reader, a sweep, a finished trial?
 
 Each figure is measured several times, together with its reference, and its rows replace the earlier ones in --rows.
-Takes about 40 minutes on an idle machine with 2 cores; --figures selects figures.
+Takes about an hour on an idle machine with 2 cores; --figures selects figures.
 
     python experiments/benchmark_cluster.py --figures draw blocked
     python experiments/benchmark_cluster.py --table
