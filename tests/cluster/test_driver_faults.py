@@ -1,14 +1,12 @@
 """Drivers that are interrupted, killed, or lose nodes or disk space: no process is left, the same command continues."""
 
+import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,12 +14,11 @@ from chaos.cluster import Machine, machine, process_id
 from chaos.processes import TITLES, kill, titles
 from chaos.small_disk import fill, small_disk
 from chaos.small_machine import NotAllowed
-from places import CHECKOUT, permitted
+from places import CHECKOUT, TESTS, permitted
 
 from cluster import processes
 from cluster.drivers import Driver, assert_gone, assert_undisturbed, driving, finish, outcomes
-from condkd_ray.cluster.connection import LOOPBACK
-from condkd_ray.cluster.storage_check import MARKER
+from cluster.node_without_storage import NOT_ALLOWED
 
 SECOND = {"round b 2", "round c 2", "done a"}
 """Beginnings of lines that the driver prints once one trial is done and two are running."""
@@ -150,41 +147,26 @@ def test_a_node_that_joins_runs_trials(tmp_path):
         assert not any(line.startswith("done b") for line in driver.lines)
 
 
-@contextmanager
-def node_without(folder: Path, address: str) -> Iterator[None]:
-    """Add a node with one CPU on which `folder` is another, empty folder; end it after the block.
-
-    Raises `NotAllowed` without permission.
-    """
-    apart = ["unshare", "--mount", "--propagation", "private"]
-    if shutil.which("unshare") is None or subprocess.run([*apart, "true"]).returncode:
-        raise NotAllowed("no permission to run a process with file systems of its own")
-    ray = Path(sys.executable).with_name("ray")
-    start = f"mount -t tmpfs tmpfs '{folder}' && exec '{ray}' start --address {address} --num-cpus 1 --block"
-    environment = os.environ | {LOOPBACK: "1"}  # otherwise the command starts no node of a private cluster
-    options = {"env": environment, "stdout": subprocess.DEVNULL, "start_new_session": True}
-    with subprocess.Popen([*apart, "sh", "-c", start], **options) as process:
-        try:
-            yield
-        finally:
-            os.killpg(process.pid, signal.SIGKILL)
-
-
 @pytest.mark.fault
 def test_a_node_that_joins_without_the_storage_ends_the_sweep_with_its_name(tmp_path):
     folder = tmp_path / "shared"
     folder.mkdir()
-    with permitted(), machine(nodes=1) as made, driving(folder, made.address, times=20) as driver:
-        driver.until("done a", "round b 2")
-        assert [path.name.startswith(MARKER) for path in folder.iterdir() if path.is_file()] == [True]
-        with node_without(folder, made.address):
-            assert driver.end() == 1, driver.lines
-    (message,) = [line for line in driver.lines if line.startswith("failed: ")]
-    node = re.escape(made.address.rpartition(":")[0])
+    # In a process of its own: after a cluster of one node, the nodes of another one are reached on loopback alone.
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, str(TESTS / "cluster" / "node_without_storage.py"), str(folder)]
+    with permitted():
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
+        if done.returncode == NOT_ALLOWED:
+            raise NotAllowed(done.stderr)
+    assert done.returncode == 0, done.stderr
+    ended = json.loads(done.stdout.splitlines()[-1])
+    assert (ended["code"], ended["markers"]) == (1, 1), ended["lines"]
+    (message,) = [line for line in ended["lines"] if line.startswith("failed: ")]
+    node = re.escape(ended["address"].rpartition(":")[0])
     storage = f"{re.escape(repr(str(folder)))} \\(it does not find a file that was written here\\); accepted: a folder"
     assert re.match(f"failed: node {node} cannot use the storage {storage} that all nodes share", message), message
     assert message.endswith("; the same command tries again")
-    assert not any(line.startswith(("round c", "done b", "done c")) for line in driver.lines)
+    assert not any(line.startswith(("round c", "done b", "done c")) for line in ended["lines"])
     assert checkpoints(folder) == {"b"}
     assert [path for path in folder.iterdir() if path.is_file()] == []
 
