@@ -250,7 +250,9 @@ class SyntheticPool:
     def delete(self, key: str) -> None:
         """Free all objects of `key` and delete its files."""
         self._chunks.delete(key)
-        self._logs.pop(key, None)
+        # A sweep may have thousands of keys, one after another.
+        for table in (self._logs, self._makers, self._readers):
+            table.pop(key, None)
         self._write_status()
 
     def stats(self) -> dict[str, int]:

@@ -5,7 +5,6 @@ of a few lines, of which only the last one is replaced.
 """
 
 import json
-import os
 from collections import defaultdict
 from itertools import pairwise
 from pathlib import Path
@@ -110,13 +109,14 @@ class RoundLog:
 
 def _append(path: Path, line: str) -> None:
     """Append a line. If that fails, such as on a full disk, remove what was written of it."""
-    with naming(path), open(path, "a", encoding="utf-8") as file:
-        size = file.tell()
+    # Without a buffer, which would write its rest once more when the file is closed.
+    with naming(path), open(path, "ab", buffering=0) as file:
+        size, left = file.tell(), line.encode()
         try:
-            file.write(line)
-            file.flush()
+            while left:
+                left = left[file.write(left) :]
         except OSError:
-            os.truncate(path, size)
+            file.truncate(size)
             raise
 
 

@@ -1,5 +1,5 @@
-import os
-from pathlib import Path
+import resource
+import signal
 
 import pytest
 
@@ -82,13 +82,17 @@ def test_a_round_in_a_bucket_replaces_one_small_file(bucket):
     assert {path.name for path in files(place)} - names == {f"{NAME}.000001"}
 
 
-def test_a_full_disk_names_the_file(tmp_path, monkeypatch):
-    log = filled(tmp_path, 1)
-    full = os.open("/dev/full", os.O_WRONLY) if Path("/dev/full").exists() else None
-    if full is None:
-        pytest.skip("needs /dev/full")
-    os.close(full)
-    (tmp_path / NAME).unlink()
-    (tmp_path / NAME).symlink_to("/dev/full")
-    with pytest.raises(OSError, match=NAME):
-        log.append("trial", 4)
+def test_a_round_that_cannot_be_written_is_not_added(tmp_path):
+    log = filled(tmp_path, 3)
+    path, limits = tmp_path / NAME, resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 5, limits[1]))
+    try:
+        with pytest.raises(OSError, match=NAME):
+            log.append("trial", 4)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert len(log.rounds) == 3
+    log.append("later", 4)
+    assert [made.trial for made in RoundLog(tmp_path, 10**6).rounds] == ["trial 0", "trial 1", "trial 2", "later"]
