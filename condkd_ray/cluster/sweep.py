@@ -406,16 +406,27 @@ class _NoReports(ProgressReporter):
     def report(self, trials: list[Any], done: bool, *sys_info: str) -> None: ...
 
 
-class _InOrder(FIFOScheduler):
+class InOrder(FIFOScheduler):
     """Runs trials in their order, and retries a trial after any loss of its process."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._open = list[Any]()
+        """Trials that have not ended, in their order."""
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         """Patch Tune's actor manager before the trial gets a process."""
         treat_as_lost(tune_controller._tune_controller._actor_manager)
+        self._open.append(trial)
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Any:
+        """Return the first waiting trial. Tune's method looks through all trials, also those that have ended."""
+        self._open = [trial for trial in self._open if not trial.is_finished()]
+        return next((trial for trial in self._open if trial.status == trial.PENDING), None)
 
 
-class _Pruning(_Hook, _InOrder):
-    """An `_InOrder` that stops a trial after a round if the listener decides so."""
+class _Pruning(_Hook, InOrder):
+    """An `InOrder` that stops a trial after a round if the listener decides so."""
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Report the round and decide; Tune calls this before the callbacks, so the round is reported here first."""
@@ -535,7 +546,7 @@ def run_in_tune(listener: Listener, context: WorkerContext, producers_of: Mappin
 
     def run_tune(keys: Sequence[str]) -> bool:
         """Run the trials `keys`, or, in a search, the proposed ones; return whether Ctrl-C ended the run."""
-        space, search = {"key": tune.grid_search(list(keys))}, dict[str, Any](scheduler=_InOrder())
+        space, search = {"key": tune.grid_search(list(keys))}, dict[str, Any](scheduler=InOrder())
         if producers_of is None:
             space, search = {}, {"search_alg": _Proposing(token), "scheduler": _Pruning(token), "num_samples": -1}
         # Trials that were set aside run alone.

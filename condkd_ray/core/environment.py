@@ -3,12 +3,14 @@
 import atexit
 import ctypes
 import gc
+import math
 import os
 import platform
 import re
 import resource
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from functools import cache
@@ -308,15 +310,25 @@ def git_state() -> str:
 class CpuClock:
     """Sums the CPU time of this process and of all its descendants on this machine, including Ray's processes.
 
-    The times of a process that Ray ends are lost with it. Therefore a sweep must call `measure` regularly; only the
-    time between the last call and the end of a process is missed.
+    The times of a process that Ray ends are lost with it. Therefore a sweep must call `tick` regularly; only the time
+    between the last measurement and the end of a process is missed.
     """
+
+    TICK = 0.5
+    """Smallest number of seconds between two measurements by `tick` (our choice): one takes milliseconds."""
 
     def __init__(self) -> None:
         self._spent: dict[psutil.Process, float] = {}
+        self._measured = -math.inf
+
+    def tick(self) -> None:
+        """Measure all processes, unless that was done less than `TICK` seconds ago."""
+        if time.monotonic() - self._measured >= self.TICK:
+            self.measure()
 
     def measure(self) -> float:
         """Measure all processes, and return the total CPU seconds so far."""
+        self._measured = time.monotonic()
         own = psutil.Process()
         for process in [own, *own.children(recursive=True)]:
             with suppress(psutil.Error):  # the process has just ended

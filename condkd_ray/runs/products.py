@@ -45,7 +45,8 @@ MOST_POINTS = 200
 """Largest number of points of each kind of images; they are spread evenly over the classes."""
 PER_STORED_BYTE = 8
 """Bytes on disk for each byte of a points file, which is also written as text in two embeddings."""
-_BATCH = 50
+_BATCH_PIXELS = 50 * 224 * 224
+"""Largest number of pixels of the images that the teacher observes at once, for a small peak of memory (our choice)."""
 MASKED = ("condensed images", "their masks")
 """Captions of the rows of a condensed set's grid in segmentation."""
 
@@ -88,7 +89,8 @@ def feature_points(prepared: Prepared, product: Product) -> dict[str, Points]:
         chosen = samples[_rows(samples.labels)]
         teacher = prepared.teacher
         images = Codec(product.space, product.mean, product.std).decode(chosen).images.to(teacher.device)
-        seen = torch.cat([teacher.observe(part, bn=False).features for part in images.split(_BATCH)])
+        batch = max(1, _BATCH_PIXELS // images[0, 0].numel())
+        seen = torch.cat([teacher.observe(part, bn=False).features for part in images.split(batch)])
         found["synthetic"] = Points(seen / marks.scale, chosen.labels)
     return found
 

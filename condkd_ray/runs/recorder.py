@@ -8,7 +8,6 @@ import logging
 import math
 import shlex
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -240,7 +239,7 @@ class Recorder:
         self._experiment, self._out, self._goal, self._of_study = experiment, out, goal, of_study
         self._study = None if study is None else Dispensable(f"the study {out / JOURNAL}", study)
         self.clock = CpuClock()
-        """CPU time of this process and its descendants; read whenever a trial ends, as its processes may end then."""
+        """CPU time of this process and its descendants; ticks whenever a trial ends, with its processes perhaps."""
         choices = {name: choices[name] for name in beyond_base(choices)}
         ranges = {name: ranges[name] for name in beyond_base(ranges)}
         self._names = [*varying(to_tree(trial.config) for trial in trials), *choices, *ranges]
@@ -296,12 +295,11 @@ class Recorder:
         if record.status == "failed":
             self.failed += 1
             log.info(f"{label} failed: {outcome.reason}{'' if stored else '; its finished record is kept'}")
-        self.clock.measure()
+        self.clock.tick()
 
     def close(self) -> None:
-        """Close event files, study and view; no report may follow."""
+        """Close study and view; no report may follow."""
         self._live.close()
-        self._events.do(EventFiles.close)
         if self._study is not None:
             self._study.renew(lambda: clear_study(self._out))
 
@@ -407,12 +405,13 @@ class StudyWriter:
             write_grid(grid, outcome.images, outcome.images_per_class, outcome.grid_rows)
         if grid.is_file():
             self._log.attach(number, grid, self._store)
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / f"{key}.yaml"
-            # The dumper in C takes a twentieth of the time.
-            dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
-            path.write_text(yaml.dump(tree, Dumper=dumper, sort_keys=False), encoding="utf-8")
-            self._log.attach(number, path, self._store)
+        # The store copies a file under a new name.
+        config = self._out / ARTIFACTS / f"{key}.yaml"
+        # The dumper in C takes a twentieth of the time.
+        dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+        config.write_text(yaml.dump(tree, Dumper=dumper, sort_keys=False), encoding="utf-8")
+        self._log.attach(number, config, self._store)
+        config.unlink()
 
 
 def attributes(outcome: Outcome, also: Sequence[str] = ()) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import pytest
 import torch
 import toy
 from pyarrow.fs import FileSelector
+from ray.tune.experiment import Trial
 
 from cluster import processes
 from cluster.drivers import assert_equal_numbers, direct
@@ -17,7 +18,7 @@ from condkd_ray.cluster.files import clear, empty, trial_file, trial_folder
 from condkd_ray.cluster.options import ClusterOptions
 from condkd_ray.cluster.pool.actor import make_pool
 from condkd_ray.cluster.pool.stores import PoolStore
-from condkd_ray.cluster.sweep import LISTENERS, MAX_STALLED, Events, Monitor, reason_in, sweep
+from condkd_ray.cluster.sweep import LISTENERS, MAX_STALLED, Events, InOrder, Monitor, reason_in, sweep
 from condkd_ray.commands.console.exit_codes import log_to_stderr
 from condkd_ray.core.method import InputError, Metrics
 from condkd_ray.core.records import Outcome
@@ -242,6 +243,24 @@ def test_a_trial_that_tune_gives_up_too_early_is_retried_a_limited_number_of_tim
         events.on_trial_error(step, [], trial)
     assert calls[:-1] == ["dropped"] * (MAX_STALLED - 1)
     assert calls[-1] == "10 attempts in a row without one more round; the last: its process died (no reason known)"
+
+
+def test_the_first_waiting_trial_is_next_also_one_that_was_put_back(monkeypatch):
+    monkeypatch.setattr("condkd_ray.cluster.sweep.treat_as_lost", lambda manager: None)
+    scheduler, trials = InOrder(), [Trial("unknown", stub=True) for _ in range(3)]
+    controller = SimpleNamespace(_tune_controller=SimpleNamespace(_actor_manager=None))
+    for trial in trials:
+        scheduler.on_trial_add(controller, trial)
+    assert scheduler.choose_trial_to_run(controller) is trials[0]
+    for trial in trials[:2]:
+        trial.set_status(Trial.RUNNING)
+    assert scheduler.choose_trial_to_run(controller) is trials[2]
+    trials[1].set_status(Trial.PENDING)  # its process died
+    trials[0].set_status(Trial.TERMINATED)
+    assert scheduler.choose_trial_to_run(controller) is trials[1]
+    for trial in trials[1:]:
+        trial.set_status(Trial.ERROR)
+    assert scheduler.choose_trial_to_run(controller) is None
 
 
 def test_a_process_that_never_starts_is_given_up_after_the_same_number_of_attempts(monkeypatch):

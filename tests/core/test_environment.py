@@ -273,6 +273,18 @@ def test_cpu_seconds_increase_with_work():
         sum(range(1000))
 
 
+def test_the_clock_of_cpu_seconds_ticks_only_now_and_then(monkeypatch):
+    clock, measured = CpuClock(), list[bool]()
+    measure = clock.measure
+    monkeypatch.setattr(clock, "measure", lambda: measured.append(True) or measure())
+    for _ in range(3):
+        clock.tick()
+    assert len(measured) == 1
+    monkeypatch.setattr(clock, "TICK", 0.0)
+    clock.tick()
+    assert len(measured) == 2
+
+
 def test_cpu_seconds_include_those_of_killed_processes():
     burn = "import time\nwhile time.process_time() < 0.3: pass\nprint(flush=True)\ntime.sleep(60)"
     clock = CpuClock()

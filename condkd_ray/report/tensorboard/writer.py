@@ -5,14 +5,10 @@ import re
 import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
-from unittest.mock import patch
 
-from tensorboard.summary.writer import event_file_writer
-from torch.utils.tensorboard import FileWriter
 from torch.utils.tensorboard.summary import custom_scalars, text
 
 from condkd_ray.core.config import flattened
@@ -21,10 +17,17 @@ from condkd_ray.core.task import CLASSIFICATION, Score
 from condkd_ray.report.figures import image_grids
 from condkd_ray.report.tables.table import Table
 from condkd_ray.report.tensorboard import charts, embeddings, events
+from condkd_ray.report.tensorboard.event_file import EventFile
 from condkd_ray.report.tensorboard.events import Scalar
 
 FOLDER = "tensorboard"
 GRID = "samples/grid"
+PAUSE = 1.0
+"""Smallest number of seconds between two ended trials of a running experiment whose grid and embedding are written.
+
+Our choice: when trials end faster, these would take a third of the driver's time, and nobody can look at them all.
+`rebuild` writes them for all trials at the end.
+"""
 BASE = ("arm", "ipc", "seed", "condensation", "inversion", "guidance", "memory")
 
 
@@ -92,7 +95,8 @@ class EventFiles:
 
     The columns of the HParams tab and their types are fixed at the start, so that running trials have entries too.
     `planned`: the hyper-parameters of all planned trials, from `hparams`. `ranges`: bounds of the hyper-parameters
-    whose values are not known at the start. `score`: score of the data's task. Times are seconds since 1970; None: now.
+    whose values are not known at the start. `score`: score of the data's task. `pause`: see `PAUSE`. Times are seconds
+    since 1970; None: now. TensorBoard shows the status of a run as unknown until the trial has finished.
     """
 
     def __init__(
@@ -101,18 +105,20 @@ class EventFiles:
         planned: Sequence[Mapping[str, Scalar]] = (),
         ranges: Mapping[str, tuple[float, float]] = MappingProxyType({}),
         score: Score = CLASSIFICATION,
+        *,
+        pause: float = PAUSE,
     ) -> None:
+        self._pause, self._pictured = pause, -math.inf
         self._out, self._folder = Path(out), Path(out) / FOLDER
         self._columns = events.columns([_flatten(trial) for trial in planned], BASE) | events.intervals(ranges)
-        self._writers: dict[str, FileWriter] = {}
+        self._writers: dict[str, EventFile] = {}
         self._latest: dict[str, tuple[int, Mapping[str, float]]] = {}
         # TensorBoard keeps only the first experiment in a tree, and new trials make the runs of arms outdated.
         for stale in self._folder.rglob("events.out.tfevents.*"):
             if not stale.parent.name.startswith("seed"):
                 stale.unlink()
-        self._root = _opened(self._folder)
-        self._root.add_summary(events.experiment(self._columns, measured(score)))
-        self._root.flush()
+        self._root = EventFile(self._folder)
+        self._root.add(events.experiment(self._columns, measured(score)))
         self._charts: set[str] = set()
         self._spread: set[str] = set()
 
@@ -128,9 +134,9 @@ class EventFiles:
             return
         shutil.rmtree(self._folder / run, ignore_errors=True)
         self._latest.pop(run, None)
-        self._writers[run] = _opened(self._folder / run)
+        self._writers[run] = EventFile(self._folder / run)
         now = time.time() if when is None else when
-        self._writers[run].add_summary(events.session_start(run, hparams, self._columns, now), walltime=now)
+        self._writers[run].add(events.session_start(run, hparams, self._columns, now), when=now)
         for row in history:
             seconds = row.get("time/wall_seconds", 0.0)
             now += seconds if math.isfinite(seconds) else 0.0
@@ -140,7 +146,7 @@ class EventFiles:
         """Add a round's metrics. A round that was already written, for example before a resume, is skipped."""
         if run not in self._writers or step <= self._latest.get(run, (-1, {}))[0]:
             return
-        self._writers[run].add_summary(events.scalars(metrics), step, when)
+        self._writers[run].add(events.scalars(metrics), step, when)
         self.chart(metrics)
         self._latest[run] = (step, dict(metrics))
 
@@ -150,22 +156,23 @@ class EventFiles:
         if fresh:
             self._charts |= fresh
             # TensorBoard uses the last layout.
-            self._root.add_summary(custom_scalars(charts.layout(self._charts, self._spread)), len(self._charts))
+            self._root.add(custom_scalars(charts.layout(self._charts, self._spread)), len(self._charts))
 
     def arm(self, run: str, rows: Sequence[Mapping[str, float]], when: float | None = None) -> None:
         """Write a run of statistics over an arm's seeds. To get charts, call this before adding trials' scalars."""
-        writer = _opened(self._folder / run)
+        writer = EventFile(self._folder / run)
         for row in rows:
-            writer.add_summary(events.scalars(row), int(row["round"]), when)
+            writer.add(events.scalars(row), int(row["round"]), when)
             self._spread |= {name.partition("/")[2] for name in row if name != "round"}
-        _close(writer)
 
     def table(self, table: Table) -> None:
         """Add a table to the Text tab of the whole experiment."""
-        self._root.add_summary(text(table.title, table.markdown()))
+        self._root.add(text(table.title, table.markdown()))
 
     def trial_finished(self, record: Record, when: float | None = None) -> None:
-        """Add final metrics, histograms of the memory, image grid, embedding and status, and close the run.
+        """Add final metrics, histograms of the memory and status, and close the run.
+
+        Also adds image grid and embedding, unless those of another trial were added less than `pause` seconds ago.
 
         Raises `InputError` if the trial's file of points is damaged.
         """
@@ -175,21 +182,16 @@ class EventFiles:
         step, written = self._latest.pop(run, (record.outcome.rounds, {}))
         # The final metric differs from that of the last round if the round used a subset of the test images.
         final = {name: value for name, value in record.metrics.items() if written.get(name) != value}
-        writer.add_summary(events.scalars(final), step, now)
+        writer.add(events.scalars(final), step, now)
         self.chart(final)
         for name, counts in record.outcome.held.items():
-            writer.add_summary(events.histogram(f"memory/{name}", counts, bin_edges(name, len(counts))), step, now)
-        if shown := image_grids.captioned(self._out, record):
-            writer.add_summary(events.image(GRID, image_grids.beside(shown)), step, now)
-        embeddings.write_own(self._folder / run, self._out, record)
-        writer.add_summary(events.session_end(record.status, now), walltime=now)
-        _close(writer)
-
-    def close(self) -> None:
-        """Close all runs. Open ones stay without an end, and TensorBoard shows their status as unknown."""
-        for writer in [self._root, *self._writers.values()]:
-            _close(writer)
-        self._writers.clear()
+            writer.add(events.histogram(f"memory/{name}", counts, bin_edges(name, len(counts))), step, now)
+        if time.monotonic() - self._pictured >= self._pause:
+            self._pictured = time.monotonic()
+            if shown := image_grids.captioned(self._out, record):
+                writer.add(events.image(GRID, image_grids.beside(shown)), step, now)
+            embeddings.write_own(self._folder / run, self._out, record)
+        writer.add(events.session_end(record.status, now), when=now)
 
 
 def rebuild(out: Path, records: Sequence[Record], score: Score = CLASSIFICATION, tables: Sequence[Table] = ()) -> None:
@@ -200,7 +202,7 @@ def rebuild(out: Path, records: Sequence[Record], score: Score = CLASSIFICATION,
     """
     shutil.rmtree(Path(out) / FOLDER, ignore_errors=True)
     names = varying([record.config for record in records])
-    files = EventFiles(out, [hparams(record, names) for record in records], score=score)
+    files = EventFiles(out, [hparams(record, names) for record in records], score=score, pause=0.0)
     for table in tables:
         if table.rows:
             files.table(table)
@@ -215,27 +217,7 @@ def rebuild(out: Path, records: Sequence[Record], score: Score = CLASSIFICATION,
         files.trial_started(run_name(record), hparams(record, names), record.history, started)
         if record.status != "running":
             files.trial_finished(record, ended)
-    files.close()
     embeddings.write_together(Path(out) / FOLDER, out, records)
-
-
-def _opened(folder: Path) -> FileWriter:
-    with patch.object(event_file_writer, "_AsyncWriterThread", _Silent):
-        return FileWriter(folder, flush_secs=2)
-
-
-class _Silent(event_file_writer._AsyncWriterThread):
-    """Writer thread that does not print errors, because the next call of its writer raises them."""
-
-    def run(self) -> None:
-        with suppress(Exception):
-            super().run()
-
-
-def _close(writer: FileWriter) -> None:
-    """Close the writer; unlike TensorBoard's method, also raise an error of its thread since the last call."""
-    writer.close()
-    writer.event_writer._async_writer._check_worker_status()
 
 
 def _flatten(tree: Mapping[str, Any]) -> dict[str, Scalar]:

@@ -73,7 +73,6 @@ def test_of_the_layouts_written_while_trials_run_the_last_is_used(tmp_path):
     for arm, row in (("mixed", {"kd/loss": 1.0, "inversion/bn": math.nan}), ("guided", LOSSES)):
         files.trial_started(run := f"ipc10/{arm}", hparams(record))
         files.round(run, 1, row)
-        files.close() if arm == "guided" else None
     assert set(charts_by_title(tmp_path / "tensorboard")) == set(LOSSES)
 
 
@@ -146,7 +145,7 @@ def test_rounds_that_a_seed_lacks_and_failed_trials_are_ignored():
 def test_a_continuing_writer_removes_curves_over_seeds(tmp_path):
     records = [make_record("mixed", 10, seed) for seed in (0, 1)]
     rebuild(tmp_path, records)
-    EventFiles(tmp_path).close()
+    EventFiles(tmp_path)
     root = tmp_path / "tensorboard"
     assert not list((root / "ipc10" / "mixed").glob("events*"))
     assert len(list((root / "ipc10" / "mixed").rglob("events*"))) == 2

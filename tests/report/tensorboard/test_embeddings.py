@@ -146,4 +146,14 @@ def test_a_live_board_has_the_embedding_as_soon_as_the_trial_has_ended(tmp_path)
     files = EventFiles(tmp_path)
     files.trial_finished(record)
     assert Reader(tmp_path / "tensorboard").runs == {run_name(record)}
-    files.close()
+
+
+def test_of_trials_that_end_at_once_a_live_board_has_the_first_embedding_and_the_rebuilt_board_has_all(tmp_path):
+    first, _ = kept_trial(tmp_path, "mixed", 10)
+    second, _ = kept_trial(tmp_path, "guided", 10)
+    files = EventFiles(tmp_path, pause=60.0)
+    for record in (first, second):
+        files.trial_finished(record)
+    assert Reader(tmp_path / "tensorboard").runs == {run_name(first)}
+    rebuild(tmp_path, [first, second])
+    assert Reader(tmp_path / "tensorboard").runs >= {run_name(first), run_name(second)}

@@ -197,7 +197,6 @@ def test_a_live_board_equals_the_rebuilt_one(folder):
     files.trial_started(run_name(record), hparams(record, names))
     for row in record.history[:2]:
         files.round(run_name(record), int(row["round"]), row)
-    files.close()
     # As if the driver were killed here: the trial has no end in TensorBoard. Another driver continues it.
     assert start(run).hparams["arm"].string_value == "guided"
     assert end(run) is None
@@ -207,7 +206,6 @@ def test_a_live_board_equals_the_rebuilt_one(folder):
     for row in record.history[1:]:
         files.round(run_name(record), int(row["round"]), row)
     files.trial_finished(record)
-    files.close()
     live = {tag: points(run, tag) for tag in read(run).Tags()["scalars"]}
     images = len(read(run).Images(GRID))
     rebuild(out, [record])
@@ -243,7 +241,6 @@ def test_a_search_has_its_open_leaves_as_columns_before_any_trial_has_ended(tmp_
     files = EventFiles(tmp_path, examples, {"inversion.bn_weight": (0.1, 100.0)})
     record = make_record("trial 0", 2, 0, config={"loss": {"name": "l1"}, "inversion": {"bn_weight": 3.0}})
     files.trial_started(run_name(record), hparams(record, ["loss.name", "inversion.bn_weight"]))
-    files.close()
     root = tmp_path / "tensorboard"
     infos = {
         info.name: info
@@ -275,7 +272,6 @@ def test_columns_never_mix_types(tmp_path):
     files = EventFiles(tmp_path, planned)
     files.trial_started("run", mixed)
     files.trial_started("other", {"size": 3, "unplanned": 2})
-    files.close()
     root = tmp_path / "tensorboard"
     experiment = metadata.parse_experiment_plugin_data(content(root, metadata.EXPERIMENT_TAG))
     infos = {info.name: info for info in experiment.hparam_infos}
