@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 from condkd_ray.cluster.files import clear_attempts, halt_path, last_reason, trial_file, trial_folder
 from condkd_ray.cluster.gpu_memory import check_packing
 from condkd_ray.cluster.jobs import Job, Packer, SearchJobs
-from condkd_ray.cluster.options import ClusterOptions, num_producers
+from condkd_ray.cluster.options import ClusterOptions
 from condkd_ray.cluster.pool.limits import pool_of
 from condkd_ray.cluster.storage_check import marked
 from condkd_ray.cluster.sweep import Monitor, TrialObserver, run_in_tune
@@ -183,7 +183,7 @@ class SearchMonitor:
         """Send a trial's job and return the setup for Tune."""
         self._jobs.put(job)
         self._assigned.add(job.key)
-        return {"key": job.key, "producers": num_producers(job.config)}
+        return {"key": job.key}
 
     def _left(self, key: str) -> None:
         """Record that Tune no longer has the trial: it holds no GPU, and others may run."""
@@ -205,13 +205,16 @@ class SearchMonitor:
             put_text(halt_path(self._context.folder), "the GPU budget is spent")
         return self._monitor.over or (self._halting and not self._monitor.running)
 
+    def producers(self, key: str) -> int:
+        """Return the number of producers of a trial."""
+        return self._monitor.producers(key)
+
     def started(self, key: str) -> None:
         """Count the GPUs that the trial and its producers hold from now on."""
         self._assigned.discard(key)
         self._monitor.started(key)
         options = self._context.options
-        producers = num_producers(self._sent[key].config)
-        self._budget.hold(key, options.gpus_per_trial + producers * options.per_producer.gpus)
+        self._budget.hold(key, options.gpus_per_trial + self.producers(key) * options.per_producer.gpus)
 
     def reported(self, key: str, result: dict[str, Any]) -> None:
         """Handle a report: a round, a pause, or the outcome before the test."""

@@ -101,6 +101,10 @@ class Monitor:
         """True once the deadline has passed and every running trial has stopped."""
         return passed(self._context.options.deadline) and not self.running
 
+    def producers(self, key: str) -> int:
+        """Return the number of producers of a trial."""
+        return num_producers(self.trials[key].config)
+
     def started(self, key: str) -> None:
         """Record that the trial has a process: at the deadline the sweep waits for it."""
         self.running.add(key)
@@ -216,6 +220,10 @@ class Listener(Protocol):
     @property
     def over(self) -> bool:
         """True when no further trial is to start and none runs."""
+        ...
+
+    def producers(self, key: str) -> int:
+        """Return the number of producers of a trial."""
         ...
 
     def started(self, key: str) -> None:
@@ -359,6 +367,21 @@ class Events(_Hook, Callback):
             self.call("ended_for_memory", key, reason)
         else:
             self.call("drop", key, reason if new else "")
+
+
+class _Resources(_Hook):
+    """Returns the resources of a trial: a bundle for the trial itself, followed by one for each of its producers.
+
+    Tune unpickles this for every trial, so it holds nothing of all trials.
+    """
+
+    def __init__(self, token: str, options: ClusterOptions) -> None:
+        super().__init__(token)
+        self._own, self._each = options.bundle, options.per_producer.bundle
+
+    def __call__(self, setup: dict[str, Any]) -> tune.PlacementGroupFactory:
+        producers = LISTENERS[self.token].producers(setup["key"])
+        return tune.PlacementGroupFactory([self._own, *[self._each] * producers])
 
 
 class _StopOnError(_Hook, Stopper):
@@ -507,7 +530,7 @@ def sweep(trials: Sequence[PlannedTrial[Prepared]], options: ClusterOptions, obs
             monitor = Monitor(context, observer)
             for trial in trials:
                 monitor.add(trial)
-            run_in_tune(monitor, context, producers_of={trial.key: num_producers(trial.config) for trial in trials})
+            run_in_tune(monitor, context, [trial.key for trial in trials])
             return not monitor.open
     except KeyboardInterrupt:
         return False
@@ -526,19 +549,13 @@ def interleaved(trials: Sequence[PlannedTrial]) -> list[PlannedTrial]:
     return sorted(trials, key=lambda trial: turns[trial.key])
 
 
-def run_in_tune(listener: Listener, context: WorkerContext, producers_of: Mapping[str, int] | None = None) -> None:
-    """Run trials with Tune: those in `producers_of`, or, if that is None, those that `listener` proposes.
+def run_in_tune(listener: Listener, context: WorkerContext, given: Sequence[str] | None = None) -> None:
+    """Run trials with Tune: those with the keys `given`, or, if that is None, those that `listener` proposes.
 
-    `producers_of`: number of producers of each trial, by key. If it is None, `listener` must be a `SearchListener`.
-    Raises the exception that a method of `listener` has raised.
+    If `given` is None, `listener` must be a `SearchListener`. Raises the exception that a method of `listener` has
+    raised.
     """
     options = context.options
-
-    def resources(setup: dict[str, Any]) -> tune.PlacementGroupFactory:
-        """Return the bundle of the trial itself, followed by one for each of its producers."""
-        producers = setup["producers"] if producers_of is None else producers_of[setup["key"]]
-        return tune.PlacementGroupFactory([options.bundle, *[options.per_producer.bundle] * producers])
-
     # No report carries a checkpoint, so workers never read this folder: other nodes need not see it.
     scratch = options.folder.resolve() / "tune"
     token = secrets.token_hex(8)
@@ -547,13 +564,13 @@ def run_in_tune(listener: Listener, context: WorkerContext, producers_of: Mappin
     def run_tune(keys: Sequence[str]) -> bool:
         """Run the trials `keys`, or, in a search, the proposed ones; return whether Ctrl-C ended the run."""
         space, search = {"key": tune.grid_search(list(keys))}, dict[str, Any](scheduler=InOrder())
-        if producers_of is None:
+        if given is None:
             space, search = {}, {"search_alg": _Proposing(token), "scheduler": _Pruning(token), "num_samples": -1}
         # Trials that were set aside run alone.
-        at_once = 1 if producers_of is not None and listener.memory.release(keys) else options.max_concurrent
+        at_once = 1 if given is not None and listener.memory.release(keys) else options.max_concurrent
         remove(scratch)
         tuner = tune.Tuner(
-            tune.with_resources(tune.with_parameters(run, context=context), resources),
+            tune.with_resources(tune.with_parameters(run, context=context), _Resources(token, options)),
             param_space=space,
             tune_config=tune.TuneConfig(reuse_actors=True, max_concurrent_trials=at_once, **search),
             run_config=tune.RunConfig(
@@ -574,7 +591,7 @@ def run_in_tune(listener: Listener, context: WorkerContext, producers_of: Mappin
             return in_main and signal.getsignal(signal.SIGINT) == before
 
     try:
-        interrupted = run_tune(list(producers_of or ()))
+        interrupted = run_tune(given or ())
         while not interrupted and listener.error is None and (dropped := listener.take_dropped()):
             interrupted = run_tune(dropped)
     finally:

@@ -5,20 +5,23 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 import toy
 from pyarrow.fs import FileSelector
+from ray import cloudpickle
 from ray.tune.experiment import Trial
 
 from cluster import processes
 from cluster.drivers import assert_equal_numbers, direct
 from condkd_ray.cluster.files import clear, empty, trial_file, trial_folder
+from condkd_ray.cluster.memory_shortage import MemoryShortage
 from condkd_ray.cluster.options import ClusterOptions
 from condkd_ray.cluster.pool.actor import make_pool
 from condkd_ray.cluster.pool.stores import PoolStore
-from condkd_ray.cluster.sweep import LISTENERS, MAX_STALLED, Events, InOrder, Monitor, reason_in, sweep
+from condkd_ray.cluster.sweep import LISTENERS, MAX_STALLED, Events, InOrder, Monitor, reason_in, run_in_tune, sweep
 from condkd_ray.commands.console.exit_codes import log_to_stderr
 from condkd_ray.core.method import InputError, Metrics
 from condkd_ray.core.records import Outcome
@@ -261,6 +264,24 @@ def test_the_first_waiting_trial_is_next_also_one_that_was_put_back(monkeypatch)
     for trial in trials[1:]:
         trial.set_status(Trial.ERROR)
     assert scheduler.choose_trial_to_run(controller) is None
+
+
+def test_what_tune_unpickles_for_each_trial_does_not_grow_with_the_number_of_trials(cluster, tmp_path, monkeypatch):
+    sizes = list[int]()
+
+    class Measuring:
+        def __init__(self, trainable: object, **kwargs: object) -> None:
+            sizes.append(len(cloudpickle.dumps(trainable)))
+
+        def fit(self) -> None: ...
+
+    monkeypatch.setattr("ray.tune.Tuner", Measuring)
+    context: Any = SimpleNamespace(options=ClusterOptions(folder=tmp_path))
+    for many in (2, 2000):
+        keys = [f"{number:064x}" for number in range(many)]
+        listener: Any = SimpleNamespace(error=None, memory=MemoryShortage(), take_dropped=list)
+        run_in_tune(listener, context, keys)
+    assert sizes[1] <= sizes[0] + 100
 
 
 def test_a_process_that_never_starts_is_given_up_after_the_same_number_of_attempts(monkeypatch):
