@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import cycle
+from itertools import cycle, pairwise
 from itertools import product as combinations
 from pathlib import Path
 from typing import Any
@@ -35,8 +35,8 @@ from condkd_ray.trial.run import local_store, run_trial
 
 ROUNDS, SEEDS = 4, 10
 """Rounds of a trial, and seeds of each setting."""
-WARM, EARLY, LATE, TRIALS = 2000, 4000, 8000, 10_000
-"""Numbers of ended trials between which is measured; the last is the number of all trials."""
+TRIALS, MARKS = 10_000, tuple(range(2000, 10_000, 1000))
+"""Number of all trials, and the numbers of ended ones between which, and until the last, is measured."""
 RATES, STEPS, WIDTHS = [0.02 * n for n in range(1, 11)], list(range(20, 30)), list(range(60, 70))
 """Values of the learning rate, the student's steps in a round and the generator's width: together 1000 settings."""
 DIFFERENT = 97
@@ -55,18 +55,26 @@ class Mark:
     """CPU time of the driver's process."""
     bytes: int
     """Private memory of the driver's process without mapped files, which count as private until a worker maps them."""
+    taking: tuple[float, float]
+    """Wall time and CPU time of taking the mark itself, in seconds."""
 
     def until(self, later: "Mark") -> float:
         """Return the CPU seconds from this moment to a later one."""
-        return later.cpu_seconds - self.cpu_seconds
+        return later.cpu_seconds - self.cpu_seconds - self.taking[1]
+
+    def wall_until(self, later: "Mark") -> float:
+        """Return the seconds from this moment to a later one."""
+        return later.seconds - self.seconds - self.taking[0]
 
 
 def mark() -> Mark:
-    """Return the mark of this moment, after freed memory has been returned to the system."""
+    """Return the mark of this moment, with the memory after freed memory has been returned to the system."""
+    now = time.monotonic(), time.process_time()
     gc.collect()
     # Only the GNU C library has `malloc_trim`.
     getattr(ctypes.CDLL(None), "malloc_trim", int)(0)
-    return Mark(time.monotonic(), time.process_time(), private_bytes())
+    held = private_bytes()
+    return Mark(*now, held, (time.monotonic() - now[0], time.process_time() - now[1]))
 
 
 class _Marks(Silent):
@@ -85,11 +93,11 @@ class _Marks(Silent):
             self.taken[self._ended] = mark()
 
 
-def bookkeeping(trials: int = TRIALS, marks: tuple[int, int, int] = (WARM, EARLY, LATE)) -> Iterator[Measured]:
+def bookkeeping(trials: int = TRIALS, marks: Sequence[int] = MARKS) -> Iterator[Measured]:
     """An ablation of 1000 settings with ten seeds each, on the digits, and then its report.
 
-    `trials`: the number of trials, all settings or the first ones. `marks`: numbers of ended trials, `WARM`, `EARLY`
-    and `LATE`. Raises `KeyboardInterrupt` if the run was stopped, because its numbers would be meaningless.
+    `trials`: the number of trials, all settings or the first ones. `marks`: as `MARKS`, for this number of trials.
+    Raises `KeyboardInterrupt` if the run was stopped, because its numbers would be meaningless.
     """
     with scratch() as folder:
         out, view, workshop = folder / "out", _Marks((*marks, trials)), Workshop(None, device="cpu")
@@ -103,23 +111,25 @@ def bookkeeping(trials: int = TRIALS, marks: tuple[int, int, int] = (WARM, EARLY
         written = mark()
         build(out)
         built, page = mark(), (out / PAGE).stat().st_size
-    warm, early, late, end = (view.taken[number] for number in view.at)
-    first, second, third, _ = view.at
+    warm, end = view.taken[marks[0]], view.taken[trials]
+    pairs = [(view.taken[first], view.taken[last], last - first) for first, last in pairwise(view.at)]
+    spent = [1e3 * first.until(last) / count for first, last, count in pairs]
+    passed = [1e3 * first.wall_until(last) / count for first, last, count in pairs]
     each = f"trial of an ablation with records, image grids, event files and study, {ROUNDS} rounds"
     why = "Tune keeps 38 kB of each trial, the study its values."
     yield Measured(
         f"private memory of the driver at the end of {trials} trials / {trials}: {each}",
         [(end.bytes - begin.bytes) / trials / 1e3], "kB", "<=", 60.0, why,
     )  # fmt: skip
-    grown = (end.bytes - warm.bytes) / (trials - first) / 1e3
-    yield Measured(f"its growth for one such trial, from {first} to {trials}", [grown], "kB")
-    spent = 1e3 * (end.cpu_seconds - warm.cpu_seconds) / (trials - first)
-    what = f"CPU time of the driver for one such trial, from {first} to {trials}"
-    yield Measured(what, [spent], "ms", "<=", 30.0, "A trial is 13 lines of the study's journal and six files.")
-    yield Measured("wall time of one", [1e3 * (end.seconds - warm.seconds) / (trials - first)], "ms")
-    late_each, early_each = (late.until(end) / (trials - third), warm.until(early) / (second - first))
-    what = f"CPU time of one of the trials {third} to {trials} / one of {first} to {second}"
-    yield Measured(what, [late_each / early_each], "x", "<=", 1.3, "Tune looks through all its trials now and then.")
+    grown = (end.bytes - warm.bytes) / (trials - marks[0]) / 1e3
+    yield Measured(f"its growth for one such trial, from {marks[0]} to {trials}", [grown], "kB")
+    what = f"CPU time of the driver for one such trial, in {len(pairs)} parts of one run, from {marks[0]} to {trials}"
+    yield Measured(what, spent, "ms", "<=", 30.0, "A trial is 13 lines of the study's journal and five files.")
+    yield Measured("wall time of one, in the same parts", passed, "ms")
+    part = max(1, len(pairs) // 4)
+    what = f"CPU time of one of the trials {view.at[-1 - part]} to {trials} / one of {marks[0]} to {view.at[part]}"
+    why = "Tune looks through all its trials now and then."
+    yield Measured(what, [sum(spent[-part:]) / sum(spent[:part])], "x", "<=", 1.3, why)
     yield Measured(f"CPU time of the driver before the trials, of {trials}", [begin.until(view.taken[0])], "s")
     yield Measured("files that one leaves", [len(sizes) / trials], "")
     yield Measured("bytes of them", [sum(sizes) / trials / 1e3], "kB")

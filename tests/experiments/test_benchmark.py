@@ -131,6 +131,19 @@ def test_sleeping_trials_meet_and_report_how_long_they_waited():
     assert 0 < min(median.values) <= max(late.values) < 60_000
 
 
+@pytest.mark.slow
+@pytest.mark.ray
+def test_the_driver_with_its_records_is_measured_in_parts_of_one_run():
+    code = "from benchmark.bookkeeping import bookkeeping; rows = list(bookkeeping(16, (4, 8, 12))); print(rows)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    rows = {one.what: one for one in eval(done.stdout.splitlines()[-1], {"Measured": Measured, "nan": math.nan})}
+    bounded = [one for one in rows.values() if one.sense]
+    assert [(one.unit, len(one.values)) for one in bounded] == [("kB", 1), ("ms", 3), ("x", 1)]
+    assert 0 < min(bounded[1].values) < 1000
+    assert rows["files that one leaves"].values[0] > 4
+
+
 def test_the_scratch_folder_is_deleted_afterwards():
     with scratch() as folder:
         (folder / "file").touch()
