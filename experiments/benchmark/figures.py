@@ -115,7 +115,9 @@ def blocked() -> Iterator[Measured]:
         "time per round that a trial waits in the pool (append and refresh, one call) / time of that round's "
         f"inversion, `fast`, digits, {config.inversion.images_per_round} images"
     )
-    why = "A round trip to the pool, the file of the chunk and its copy take a few milliseconds whatever the round."
+    why = (
+        "A round trip to the pool, the file of the chunk and its copy take a few milliseconds, however short the round."
+    )
     yield Measured(what, shares[6:], "%", "<=", 3.0, why)
 
 
@@ -253,7 +255,7 @@ def waiting() -> Iterator[Measured]:
         "time a trial waits for Ray (report, checkpoint, append, refresh, next trial) / trial time, "
         f"{config.rounds} rounds of {median(rounds):.1f} s"
     )
-    why = "A process waits for its next trial while Tune tidies up after the last."
+    why = "A process waits for its next trial while Tune tidies up after the last, however short the rounds are."
     yield Measured(what, shares, "%", "<=", 3.0, why)
 
 
